@@ -1,0 +1,122 @@
+# Everything a person types here. `make help` lists it.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+LETTA_VENV := .letta-venv
+APP_SERVER_VENV := .app-server-venv
+KILLS ?= 200
+ONLY ?=
+# Slow to import; nothing of ours needs to phone home.
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench chaos lock clean vapi-demo
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+$(BIN)/uv: requirements/uv.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found. Install one, or say PYTHON=/path/to/python3." >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/.run: $(BIN)/uv requirements/run.txt
+	@echo "installing from requirements/run.txt"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/run.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/build.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	@echo "installing from requirements/dev.txt"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(LETTA_VENV)/.installed: $(BIN)/uv requirements/letta-server.txt
+	@echo "installing a real Letta server for the tests into $(LETTA_VENV) (about 1 GB)"
+	@$(PYTHON) -m venv --clear $(LETTA_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(LETTA_VENV)/bin/python --require-hashes requirements/letta-server.txt
+	@touch $@
+
+$(APP_SERVER_VENV)/.installed: $(BIN)/uv requirements/app-server.txt
+	@echo "installing the Letta App Server into $(APP_SERVER_VENV) (about 300 MB)"
+	@$(PYTHON) -m venv --clear $(APP_SERVER_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(APP_SERVER_VENV)/bin/python --require-hashes requirements/app-server.txt
+	@touch $@
+
+setup: $(VENV)/.run ## Install what `make run` needs, from the lock file
+
+setup-dev: $(VENV)/.dev ## Install what the tests and checks need
+
+letta-server: $(LETTA_VENV)/.installed ## Install the real Letta server that the tests start
+
+app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server (Letta's current generation)
+
+debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git)
+	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
+	command -v git >/dev/null || missing="$$missing git"; \
+	if [ -n "$$missing" ]; then \
+	  as=""; [ "$$(id -u)" = 0 ] || as=sudo; \
+	  echo "installing$$missing"; \
+	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+$(VENV)/.speech: $(VENV)/.run requirements/speech.txt
+	@echo "installing offline speech from requirements/speech.txt"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/speech.txt
+	@touch $@
+
+speech: $(VENV)/.speech ## Install speech that runs offline, for voice_worker.py without VOICE_STT and VOICE_TTS
+
+run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
+	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
+	@$(BIN)/sidecar run
+
+test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
+	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q
+
+check: lint types test-fast ## What to run before each commit
+
+lint: $(VENV)/.dev ## Style, formatting and which room may import which
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
+
+types: $(VENV)/.dev ## Pyright, strict
+	@$(BIN)/pyright
+
+fmt: $(VENV)/.dev ## Format, and mend what can be mended
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle)
+	@$(BIN)/python -m benchmarks $(ONLY)
+
+chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS)
+
+lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
+	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header"; \
+	$$compile requirements/uv.in -o requirements/uv.txt && \
+	$$compile requirements/build.in -o requirements/build.txt && \
+	$$compile requirements/app-server.in -o requirements/app-server.txt && \
+	$$compile pyproject.toml -o requirements/run.txt && \
+	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
+	$$compile pyproject.toml --extra speech --extra dev -o requirements/dev.txt
+
+vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: no key needed
+	@$(BIN)/python examples/vapi/demo.py
+
+clean: ## Remove what was installed and built; the data directory stays
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) .run dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
