@@ -1,0 +1,73 @@
+"""A circuit breaker and a backoff, pure: the clock and the dice are arguments."""
+
+from dataclasses import dataclass
+
+
+def backoff_s(attempt: int, *, base_s: float, cap_s: float, dice: float) -> float:
+    """Return the wait before try `attempt` (1 is the first retry): full jitter, capped.
+
+    Args:
+        attempt: How many tries have failed.
+        base_s: Ceiling of the first wait; it doubles with each attempt.
+        cap_s: No ceiling is higher.
+        dice: In [0, 1).
+    """
+    ceiling = min(cap_s, base_s * 2 ** min(max(attempt - 1, 0), 30))
+    return ceiling * (0.5 + dice / 2)
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Closed until `failure_limit` failures in a row; then one probe per cool-down.
+
+    Attributes:
+        failure_limit: Failures in a row that open it.
+        cool_s: First cool-down in seconds; doubles with each failed probe.
+        cool_cap_s: No cool-down is longer.
+    """
+
+    failure_limit: int = 5
+    cool_s: float = 1.0
+    cool_cap_s: float = 30.0
+    _failures: int = 0
+    _open_until_s: float = 0.0
+    _probing: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are being refused, but for the probes."""
+        return self._failures >= self.failure_limit
+
+    def admits(self, *, now_s: float) -> bool:
+        """Return whether a call may be made now; True while open makes it the probe."""
+        if not self.is_open:
+            return True
+        if self._probing or now_s < self._open_until_s:
+            return False
+        self._probing = True
+        return True
+
+    def retry_in_s(self, *, now_s: float) -> float:
+        """Return the seconds until the next probe is admitted; 0 while closed."""
+        return max(0.0, self._open_until_s - now_s) if self.is_open else 0.0
+
+    def succeeded(self) -> bool:
+        """Close; returns whether it was open."""
+        was_open = self.is_open
+        self._failures = 0
+        self._probing = False
+        return was_open
+
+    def failed(self, *, now_s: float) -> bool:
+        """Count a failure; returns whether this one opened it."""
+        self._failures += 1
+        self._probing = False
+        if not self.is_open:
+            return False
+        over = self._failures - self.failure_limit
+        self._open_until_s = now_s + min(self.cool_cap_s, self.cool_s * 2 ** min(over, 30))
+        return over == 0
+
+    def abandoned(self) -> None:
+        """The admitted call ended without a verdict (cancelled): free the probe."""
+        self._probing = False

@@ -1,0 +1,190 @@
+"""Every error the sidecar raises on purpose, in one tree.
+
+::
+
+    SidecarError(message, hint)
+    ├── ConfigError                 a setting is missing or wrong; names the field; exit code 2
+    ├── LettaError
+    │   ├── LettaUnavailable        a read failed; the last good copy serves; read again later
+    │   ├── LettaDenied             401, 403: the key is wrong; nobody's retry helps
+    │   ├── AgentNotFound           the agent is gone or never was
+    │   ├── ConversationGone        the call's conversation was deleted: open another, post again
+    │   └── PostError               the outcome of a post, and who must act
+    │       ├── NotAccepted         Letta certainly did not take it: send again, after `retry_after_s`
+    │       ├── OutcomeUnknown      Letta may have taken it: look it up before sending again
+    │       └── Rejected            Letta will never take it: dead letter
+    ├── JournalError
+    │   ├── JournalFull             no room to make a turn durable; nothing was stored
+    │   ├── JournalLocked           another process owns the file
+    │   ├── JournalCorrupt          the file is no journal or is damaged
+    │   ├── CallerBusy              a caller to be forgotten is on the line, or on the way to Letta
+    │   └── CallError               the call is unknown or another's, or a turn cannot be stored
+    ├── LinkError                   a frame that breaks the link protocol; names the field
+    └── LlmError                    the language model failed before or while it spoke
+
+Two things are always said: whether the same step may be repeated (`retryable`), and what an
+operator can do (`hint`). Errors of libraries become one of these where they are caught, with
+``raise … from``. No message carries a caller's words, a number or a key.
+"""
+
+from typing import ClassVar
+
+from typing_extensions import override
+
+
+class SidecarError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: What happened, without a caller's words, number or key.
+        hint: What the operator can do about it, as one sentence; empty when nothing.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(SidecarError):
+    """One or more settings are wrong. `fields` pairs each field with its remedy."""
+
+    def __init__(self, message: str, *, fields: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class LettaError(SidecarError):
+    """Letta did not do what was asked."""
+
+
+class LettaUnavailable(LettaError):
+    """A read failed or was too slow. Reading again later may succeed."""
+
+    retryable = True
+
+
+class LettaDenied(LettaError):
+    """Letta refused the key (401 or 403)."""
+
+
+class AgentNotFound(LettaError):
+    """No agent has this id on this Letta."""
+
+
+class ConversationGone(LettaError):
+    """The conversation of a post is no more, or takes nothing more; it was certainly not taken."""
+
+    retryable = True
+
+
+class PostError(LettaError):
+    """A post did not end in a settled turn."""
+
+
+class NotAccepted(PostError):
+    """Letta certainly did not take the post: refused connection, 409 busy, 429, 503.
+
+    Args:
+        message: As for `SidecarError`.
+        retry_after_s: Seconds Letta asked to wait, or None when it named none.
+        busy: The agent is at work on another post (409); no fault of the endpoint.
+        hint: As for `SidecarError`.
+    """
+
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        busy: bool = False,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+        self.busy = busy
+
+
+class OutcomeUnknown(PostError):
+    """The post was sent and its outcome is not known: time-out, cut connection, 5xx.
+
+    Args:
+        message: As for `SidecarError`.
+        over: Letta has answered, so it is no longer at work on this try; a look-up that finds
+            nothing is then final at once. False: the try may still land until its horizon.
+        hint: As for `SidecarError`.
+    """
+
+    def __init__(self, message: str, *, over: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.over = over
+
+
+class Rejected(PostError):
+    """Letta answered that it will not take this post (4xx), now or later."""
+
+
+class JournalError(SidecarError):
+    """The journal could not do its part."""
+
+
+class JournalFull(JournalError):
+    """The disk has no room. Nothing of the failed append was stored."""
+
+    retryable = True
+
+
+class JournalLocked(JournalError):
+    """Another process holds the journal file."""
+
+
+class JournalCorrupt(JournalError):
+    """The journal file is damaged or is not a journal."""
+
+
+class CallerBusy(JournalError):
+    """A caller can't be forgotten just now: a call of theirs is live, or a batch is on its way."""
+
+    retryable = True
+
+
+class CallError(JournalError):
+    """A turn or a claim names a call that is unknown or another's, or cannot be stored.
+
+    Args:
+        code: `unknown_call`, `call_claimed` or `bad_value`, as it goes over the link.
+        message: As for `SidecarError`.
+        hint: As for `SidecarError`.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class LinkError(SidecarError):
+    """A frame broke the link protocol (docs/link-protocol.md).
+
+    Args:
+        code: The stable word that goes into the `error` frame.
+        message: As for `SidecarError`.
+        field: The field at fault, as a dotted path; empty when it is the whole frame.
+        hint: The remedy.
+    """
+
+    def __init__(self, code: str, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.field = field
+
+
+class LlmError(SidecarError):
+    """The language model refused, failed or fell silent."""

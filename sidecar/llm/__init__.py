@@ -1,0 +1,1 @@
+"""Language models: any OpenAI-compatible one, and a rule-based one for demonstrations."""

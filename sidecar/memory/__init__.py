@@ -1,0 +1,1 @@
+"""Before the prompt: what the agent knows, at hand when it is needed."""

@@ -1,0 +1,36 @@
+"""How fresh a snapshot is, in the words of HTTP caching. Pure.
+
+Theory of operation: a *fresh* snapshot is as good as a read. A *stale* one is served at once
+while a read goes on behind it (stale-while-revalidate), also when that read fails
+(stale-if-error). An *expired* one is so old that a call's first prompt waits for a read, within
+the cold-start budget, before it is served all the same: old memory is better than none.
+*Absent*: there is nothing to serve.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Freshness: TypeAlias = Literal["fresh", "stale", "expired", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class FreshnessPolicy:
+    """Ages in seconds at which a snapshot turns stale, and expires."""
+
+    fresh_s: float = 5.0
+    expired_s: float = 7 * 86_400.0
+
+
+def age_s(read_at_s: float, *, now_s: float) -> float:
+    """Return the age of a read in seconds; 0 when the clock was set back behind it."""
+    return max(0.0, now_s - read_at_s)
+
+
+def judge(read_at_s: float | None, *, now_s: float, policy: FreshnessPolicy) -> Freshness:
+    """Return how fresh a snapshot read at `read_at_s` is; None stands for no snapshot."""
+    if read_at_s is None:
+        return "absent"
+    age = age_s(read_at_s, now_s=now_s)
+    if age <= policy.fresh_s:
+        return "fresh"
+    return "stale" if age <= policy.expired_s else "expired"

@@ -1,0 +1,321 @@
+"""The cache of snapshots: what the prompt path reads, and the reads behind it.
+
+Theory of operation: the prompt path looks at `held` and never at Letta. Events start a read
+(`refresh`): a call opens, the caller begins to speak, a batch settled, the poll of live calls.
+One read per agent is in flight; a read asked for after Letta changed something must not be
+answered by one that started before, so such a read runs again (`changed_since`). A breaker over
+all agents refuses reads while Letta is down: what is held serves at once, and one probe at a
+time goes out.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from sidecar import telemetry
+from sidecar.breaker import Breaker
+from sidecar.errors import AgentNotFound, LettaError, LettaUnavailable, SidecarError
+from sidecar.memory.store import SnapshotStore
+from sidecar.model import Block, Snapshot
+from sidecar.telemetry import Emit
+
+SUSPECT_READS = 3
+SUSPECT_S = 600.0
+MISSING_READS = 3
+"""An agent not found so often in a row is gone, and what it knew is no longer served."""
+
+
+class BlockSource(Protocol):
+    """Where blocks are read from: `sidecar.letta.port.Letta` is one."""
+
+    async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
+        """Return all blocks of an agent, or raise a `LettaError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A snapshot at hand. `from_disk`: no read of this process has confirmed it yet."""
+
+    snapshot: Snapshot
+    from_disk: bool
+
+
+class Refresh:
+    """A read under way, or one that ended. `done` is set when it has ended, either way."""
+
+    def __init__(self, started_s: float) -> None:
+        self.started_s = started_s
+        self.done = anyio.Event()
+        self.succeeded = False
+
+
+@dataclass(slots=True)
+class _Entry:
+    held: Held | None = None
+    refresh: Refresh | None = None
+    again: Refresh | None = None
+    watchers: int = 0
+    empty_reads: int = 0
+    empty_since_s: float = 0.0
+    missing_reads: int = 0
+    saved_at_s: float = -math.inf
+    saved_version: str = ""
+    load_lock: anyio.Lock = field(default_factory=anyio.Lock)
+    loaded: bool = False
+
+
+class Snapshots:
+    """Snapshots of all agents in use.
+
+    Args:
+        source: Where blocks are read.
+        store: The last good copies.
+        emit: Where events go.
+        clock: Unix time in seconds.
+        read_timeout_s: No read takes longer.
+        poll_s: How often agents of live calls are read again.
+        keep: Agents held in memory when no call is live for them; the least used go first.
+        breaker: Refuses reads while Letta is down.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        store: SnapshotStore,
+        *,
+        emit: Emit,
+        clock: Callable[[], float],
+        read_timeout_s: float = 5.0,
+        poll_s: float = 10.0,
+        keep: int = 10_000,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._emit = emit
+        self._clock = clock
+        self._read_timeout_s = read_timeout_s
+        self._poll_s = poll_s
+        self._keep = keep
+        self._breaker = breaker or Breaker()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._tasks: TaskGroup | None = None
+        self.on_read: Callable[[str], Awaitable[None]] | None = None
+        """Called with the agent id after each read that succeeded, changed or not."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve reads until cancelled. `refresh` works from the moment this has started."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            task_status.started()
+            while True:
+                await anyio.sleep(self._poll_s)
+                for agent_id, entry in list(self._entries.items()):
+                    if entry.watchers:
+                        self.refresh(agent_id)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether Letta is taken to be down: what is held serves, and probes go out."""
+        return self._breaker.is_open
+
+    def held(self, agent_id: str) -> Held | None:
+        """Return what is at hand; never waits."""
+        entry = self._entries.get(agent_id)
+        return entry.held if entry else None
+
+    def watch(self, agent_id: str) -> None:
+        """A call of this agent is live: keep its snapshot and poll it."""
+        self._entry(agent_id).watchers += 1
+
+    def unwatch(self, agent_id: str) -> None:
+        """Ends one `watch`."""
+        entry = self._entry(agent_id)
+        entry.watchers = max(0, entry.watchers - 1)
+
+    async def load(self, agent_id: str) -> Held | None:
+        """Return what is at hand, or else the last good copy on disk, read at most once."""
+        entry = self._entry(agent_id)
+        async with entry.load_lock:
+            if entry.held is None and not entry.loaded:
+                entry.loaded = True
+                copy = await self._store.load(agent_id)
+                if copy is not None and entry.held is None:
+                    entry.held = Held(copy, from_disk=True)
+        return entry.held
+
+    def refresh(self, agent_id: str, *, changed_since: bool = False) -> Refresh:
+        """Start a read of the agent and return it; joins one already under way.
+
+        Args:
+            agent_id: The agent.
+            changed_since: Letta may have changed since a read under way began: join it no more,
+                but run another one after it.
+        """
+        entry = self._entry(agent_id)
+        if entry.refresh is not None:
+            if not changed_since:
+                return entry.refresh
+            if entry.again is None:
+                entry.again = Refresh(self._clock())
+            return entry.again
+        refresh = Refresh(self._clock())
+        if self._tasks is None or not self._breaker.admits(now_s=self._clock()):
+            refresh.done.set()
+            return refresh
+        entry.refresh = refresh
+        self._tasks.start_soon(self._read_until_current, agent_id, entry, refresh)
+        return refresh
+
+    async def forget(self, agent_id: str) -> None:
+        """Erase what is held and kept of an agent."""
+        entry = self._entries.get(agent_id)
+        if entry is not None:
+            entry.held = None
+            entry.saved_version = ""
+        await self._store.forget(agent_id)
+
+    async def _read_until_current(self, agent_id: str, entry: _Entry, refresh: Refresh) -> None:
+        while True:
+            try:
+                refresh.succeeded = await self._read(agent_id, entry)
+            finally:
+                refresh.done.set()
+                entry.refresh, entry.again = entry.again, None
+            if entry.refresh is None:
+                return
+            refresh = entry.refresh
+            refresh.started_s = self._clock()
+            if not self._breaker.admits(now_s=refresh.started_s):
+                refresh.done.set()
+                entry.refresh = None
+                return
+
+    async def _read(self, agent_id: str, entry: _Entry) -> bool:
+        read_at_s = self._clock()
+        verdict = False
+        try:
+            blocks = await self._read_in_time(agent_id)
+            verdict = True
+        except LettaError as error:
+            verdict = True
+            self._failed(agent_id, error, took_s=self._clock() - read_at_s)
+            await self._forget_when_gone(agent_id, entry, error)
+            return False
+        finally:
+            if not verdict:
+                self._breaker.abandoned()
+        if self._breaker.succeeded():
+            self._emit(telemetry.memory_breaker_closed)
+        entry.missing_reads = 0
+        before = entry.held
+        if not self._believable(agent_id, entry, blocks):
+            return False
+        snapshot = Snapshot.of(agent_id, blocks, read_at_s=read_at_s)
+        entry.held = Held(snapshot, from_disk=False)
+        self._emit(
+            telemetry.memory_read,
+            agent=agent_id,
+            version=snapshot.version,
+            blocks=len(blocks),
+            took_s=self._clock() - read_at_s,
+        )
+        if before is None or before.snapshot.version != snapshot.version:
+            self._emit(
+                telemetry.memory_changed,
+                agent=agent_id,
+                version=snapshot.version,
+                blocks=len(blocks),
+            )
+        if self.on_read is not None:
+            await self.on_read(agent_id)
+        await self._save(entry, snapshot)
+        return True
+
+    async def _forget_when_gone(self, agent_id: str, entry: _Entry, error: LettaError) -> None:
+        if not isinstance(error, AgentNotFound):
+            return
+        entry.missing_reads += 1
+        if entry.missing_reads >= MISSING_READS and entry.held is not None:
+            await self.forget(agent_id)
+
+    async def _read_in_time(self, agent_id: str) -> tuple[Block, ...]:
+        try:
+            with anyio.fail_after(self._read_timeout_s):
+                return await self._source.read_blocks(agent_id)
+        except TimeoutError:
+            raise LettaUnavailable(
+                f"no answer within {self._read_timeout_s:g} s",
+                hint="look at Letta's load, or raise SIDECAR_READ_TIMEOUT_S",
+            ) from None
+
+    def _failed(self, agent_id: str, error: SidecarError, *, took_s: float) -> None:
+        now_s = self._clock()
+        self._emit(
+            telemetry.memory_read_failed,
+            agent=agent_id,
+            error=f"{type(error).__name__}: {error.message}",
+            hint=error.hint,
+            took_s=took_s,
+        )
+        if isinstance(error, AgentNotFound):
+            self._breaker.succeeded()  # the endpoint is well; this one agent is not there
+        elif self._breaker.failed(now_s=now_s):
+            self._emit(
+                telemetry.memory_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
+            )
+
+    def _believable(self, agent_id: str, entry: _Entry, blocks: tuple[Block, ...]) -> bool:
+        """An agent that had memory and suddenly has none is asked again before it is believed."""
+        had = len(entry.held.snapshot.blocks) if entry.held else 0
+        if blocks or not had:
+            entry.empty_reads = 0
+            return True
+        now_s = self._clock()
+        if entry.empty_reads == 0:
+            entry.empty_since_s = now_s
+        entry.empty_reads += 1
+        self._emit(telemetry.memory_suspect, agent=agent_id, blocks_before=had)
+        return entry.empty_reads >= SUSPECT_READS and now_s - entry.empty_since_s >= SUSPECT_S
+
+    async def _save(self, entry: _Entry, snapshot: Snapshot) -> None:
+        """Keep the copy when it changed, and its age now and then."""
+        unchanged = entry.saved_version == snapshot.version
+        if unchanged and snapshot.read_at_s - entry.saved_at_s < 60:  # noqa: PLR2004
+            return
+        try:
+            await self._store.save(snapshot)
+        except OSError as error:
+            self._emit(
+                telemetry.part_failed,
+                part="snapshot store",
+                error=type(error).__name__,
+                hint="look at space and permissions of SIDECAR_DATA_DIR",
+            )
+            return
+        entry.saved_version = snapshot.version
+        entry.saved_at_s = snapshot.read_at_s
+
+    def _entry(self, agent_id: str) -> _Entry:
+        entry = self._entries.get(agent_id)
+        if entry is None:
+            entry = self._entries[agent_id] = _Entry()
+            self._evict()
+        else:
+            self._entries.move_to_end(agent_id)
+        return entry
+
+    def _evict(self) -> None:
+        if len(self._entries) <= self._keep:
+            return
+        for agent_id, entry in list(self._entries.items())[:64]:
+            if not entry.watchers and entry.refresh is None:
+                del self._entries[agent_id]
+                if len(self._entries) <= self._keep:
+                    return

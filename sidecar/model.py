@@ -1,0 +1,259 @@
+"""The nouns: frozen values and ids, nothing that needs I/O.
+
+A *call* is one LiveKit job, one VAPI call or one console chat. A *turn* is one settled utterance
+of one speaker in it, as it was heard. A *snapshot* is all memory blocks of one agent at one
+moment. An *agent reference* says whose memory a call belongs to, before Letta was asked.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+Speaker: TypeAlias = Literal["caller", "agent"]
+Channel: TypeAlias = Literal["livekit", "vapi", "console"]
+Consent: TypeAlias = Literal["", "yes", "no"]
+Served: TypeAlias = Literal["fresh", "stale", "disk", "none"]
+SERVED: Final[tuple[Served, ...]] = ("fresh", "stale", "disk", "none")
+
+NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One memory block of an agent.
+
+    Attributes:
+        label: Letta's label, unique within the agent.
+        value: The text.
+        description: What the block is for, in the agent's words.
+        limit_chars: Letta's limit of the value, or None where it has none.
+        read_only: The agent's own tools may not change it.
+    """
+
+    label: str
+    value: str
+    description: str = ""
+    limit_chars: int | None = None
+    read_only: bool = False
+
+
+def version_of(blocks: Sequence[Block]) -> str:
+    """Return the version of a set of blocks: 16 hex digits over label, value and description.
+
+    Letta has no ETag and no block time (letta-client 1.12.1), so the content is the version.
+    The order of `blocks` does not matter.
+    """
+    digest = hashlib.sha256()
+    for block in sorted(blocks, key=lambda b: b.label):
+        for part in (block.label, block.value, block.description):
+            raw = part.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "big"))
+            digest.update(raw)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All blocks of one agent at one moment.
+
+    Attributes:
+        agent_id: Letta's id of the agent.
+        blocks: Sorted by label.
+        version: `version_of(blocks)`.
+        read_at_s: Unix time at which the read *started*: what Letta changed before it is in here.
+    """
+
+    agent_id: str
+    blocks: tuple[Block, ...]
+    version: str
+    read_at_s: float
+
+    @classmethod
+    def of(cls, agent_id: str, blocks: Sequence[Block], *, read_at_s: float) -> "Snapshot":
+        """Build a snapshot: sorts the blocks and computes the version."""
+        ordered = tuple(sorted(blocks, key=lambda b: b.label))
+        return cls(agent_id, ordered, version_of(ordered), read_at_s)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRef:
+    """Whose memory a call belongs to, known before Letta is asked.
+
+    Exactly one of the two ids is set: the agent itself (fixed agent, map file), or the caller
+    who has an agent of their own, found by tag or created. Neither: nobody's memory.
+
+    Attributes:
+        tenant: From the credential only, never from what a call says.
+        agent_id: Letta's id, where the configuration names the agent.
+        caller_key: `caller_key(...)` of the caller, where the agent is the caller's own.
+    """
+
+    tenant: str
+    agent_id: str | None = None
+    caller_key: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the call has anybody's memory at all."""
+        return self.agent_id is not None or self.caller_key is not None
+
+    @property
+    def lane(self) -> str:
+        """The queue of this agent in the journal: one post at a time goes out of it."""
+        if self.agent_id is not None:
+            return f"{self.tenant}/agent/{self.agent_id}"
+        if self.caller_key is not None:
+            return f"{self.tenant}/caller/{self.caller_key}"
+        return f"{self.tenant}/{NOBODY}"
+
+    @classmethod
+    def of_lane(cls, lane: str) -> "AgentRef":
+        """Return the reference a lane was named after."""
+        tenant, _, rest = lane.partition("/")
+        kind, _, name = rest.partition("/")
+        if kind == "agent":
+            return cls(tenant, agent_id=name)
+        if kind == "caller":
+            return cls(tenant, caller_key=name)
+        return cls(tenant)
+
+
+def caller_key(tenant: str, caller: str) -> str:
+    """Return the key of a caller within a tenant: 32 hex digits.
+
+    It stands in tags, lanes, file names and logs in place of the number or identity itself.
+    It is not secret: who knows a number can compute its key.
+    """
+    return hashlib.sha256(f"{tenant}\0{caller}".encode()).hexdigest()[:32]
+
+
+def call_key(tenant: str, call_id: str) -> str:
+    """Return the id of a call among all tenants. `call_id` is the channel's own."""
+    return f"{tenant}/{call_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallerHints:
+    """What a channel knows about who is on the line; identity rules turn it into an `AgentRef`.
+
+    Attributes:
+        caller: An id the owner's own backend vouches for (job metadata, signed metadata).
+        phone: A number as the carrier reported it: a claim, not proof.
+        identity: The participant identity of a signed LiveKit token, or the console's chat name.
+        agent_id: An agent the owner's own backend named for this call.
+        consent: Whether the caller agrees that the call is kept; empty: nobody asked.
+    """
+
+    caller: str = ""
+    phone: str = ""
+    identity: str = ""
+    agent_id: str = ""
+    consent: Consent = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as the journal keeps it.
+
+    Attributes:
+        key: `call_key(tenant, call_id)`.
+        ref: Whose memory it belongs to.
+        channel: Where it comes from.
+        caller_key: Key of the caller, or empty when anonymous. Set also where the agent is
+            fixed: turns of one caller are never shown to another of the same agent.
+        opened_at_s: Unix time.
+        closed_at_s: Unix time, None while the call is live.
+        conversation_id: Letta's conversation for this call, once one was opened.
+    """
+
+    key: str
+    ref: AgentRef
+    channel: str
+    caller_key: str
+    opened_at_s: float
+    closed_at_s: float | None = None
+    conversation_id: str | None = None
+
+    @property
+    def call_id(self) -> str:
+        """The channel's own id of the call."""
+        return self.key.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One settled utterance, as it was heard.
+
+    Attributes:
+        call: Key of the call.
+        item_id: The channel's id of the utterance; (call, item_id) identifies the turn.
+        seq: Place in the call as the worker counted it, from 1; 0 when it does not count.
+        speaker: `caller` or `agent`.
+        text: What was said, never empty.
+        at_s: Unix time at which it was said.
+        interrupted: The other side cut it off; `text` holds what was heard.
+        metrics: Seconds by name, as LiveKit measured them for this turn.
+    """
+
+    call: str
+    item_id: str
+    seq: int
+    speaker: Speaker
+    text: str
+    at_s: float
+    interrupted: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def prompt_metrics(served: Served, *, age_s: float | None, wait_s: float) -> dict[str, float]:
+    """Return how a prompt's memory was had, for the `metrics` of the turn that answers it.
+
+    Args:
+        served: How it was had.
+        age_s: Of the read it stands on, None when there is none.
+        wait_s: What the prompt waited for it.
+    """
+    metrics = {f"memory_served_{served}": 1.0, "memory_wait_s": wait_s}
+    if age_s is not None:
+        metrics["memory_age_s"] = age_s
+    return metrics
+
+
+def prompt_of(metrics: Mapping[str, float]) -> tuple[Served, float | None, float] | None:
+    """Return what `prompt_metrics` was given, or None for a turn that does not say."""
+    for served in SERVED:
+        if f"memory_served_{served}" in metrics:
+            return served, metrics.get("memory_age_s"), metrics.get("memory_wait_s", 0.0)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Turns of one call, sealed for one post.
+
+    Attributes:
+        batch_id: A UUID; Letta's `otid` of the post. Its turns never change.
+        lane: The queue it came out of.
+        call: The call, with its conversation id where one is known.
+        agent_id: Letta's id where the journal knows it, else None (the lane's ref says whose).
+        part: 1 for the first batch of the call.
+        turns: In order, never empty.
+        attempt: How often it was sent before; 0 before the first try.
+        in_doubt: An earlier try may have landed: look it up before sending.
+        horizon_s: Unix time until which an earlier try may still land.
+        sealed_at_s: Unix time of sealing.
+        last_part: The call is closed and nothing of it comes after this batch.
+    """
+
+    batch_id: str
+    lane: str
+    call: Call
+    agent_id: str | None
+    part: int
+    turns: tuple[Turn, ...]
+    attempt: int
+    in_doubt: bool
+    horizon_s: float
+    sealed_at_s: float
+    last_part: bool

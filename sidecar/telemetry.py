@@ -1,0 +1,196 @@
+"""The catalogue of events: what the sidecar says about itself, and nothing else it says.
+
+An event is a past-tense name with named fields. `Telemetry.emit` logs it (structlog) and counts
+it. The fields of each event are listed here; a field that is not listed raises in tests and is
+dropped in production. No field carries a caller's words, number or key: an operator who sets
+`SIDECAR_LOG_TEXT=1` gets turn texts in `pii_text` fields, and only there.
+"""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, cast
+
+import structlog
+
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that can happen.
+
+    Attributes:
+        name: Past tense, stable; dashboards and alerts refer to it.
+        level: How loud it is logged.
+        fields: The names it may carry.
+    """
+
+    name: str
+    level: Level
+    fields: frozenset[str]
+
+
+def _event(name: str, level: Level, *fields: str) -> Event:
+    return Event(name, level, frozenset(fields))
+
+
+# Process
+draining = _event("draining", "info", "live_calls", "budget_s", "reason")
+drained = _event("drained", "info", "undelivered", "live_calls", "took_s")
+part_failed = _event("part_failed", "error", "part", "error", "hint")
+# Calls
+call_opened = _event("call_opened", "info", "call", "channel", "lane", "resumed")
+call_closed = _event("call_closed", "info", "call", "reason", "turns")
+caller_unresolved = _event("caller_unresolved", "warning", "call", "channel", "why")
+agent_created = _event("agent_created", "info", "lane", "agent")
+agent_found = _event("agent_found", "info", "lane", "agent")
+agent_unresolved = _event("agent_unresolved", "warning", "lane", "error", "hint")
+turn_recorded = _event("turn_recorded", "debug", "call", "speaker", "chars", "pii_text")
+turn_refused = _event("turn_refused", "error", "call", "code", "error")
+turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got")
+turns_not_kept = _event("turns_not_kept", "debug", "call", "turns")
+# Memory
+memory_read = _event("memory_read", "debug", "agent", "version", "blocks", "took_s")
+memory_changed = _event("memory_changed", "info", "agent", "version", "blocks")
+memory_read_failed = _event("memory_read_failed", "warning", "agent", "error", "hint", "took_s")
+memory_suspect = _event("memory_suspect", "warning", "agent", "blocks_before")
+memory_breaker_opened = _event("memory_breaker_opened", "warning", "retry_in_s")
+memory_breaker_closed = _event("memory_breaker_closed", "info")
+prompt_served = _event("prompt_served", "debug", "call", "version", "age_s", "served", "wait_s")
+prompt_cut = _event("prompt_cut", "warning", "agent", "cut_chars")
+# Transcript
+batch_settled = _event("batch_settled", "info", "lane", "batch", "turns", "attempt", "age_s", "how")
+post_ended = _event("post_ended", "debug", "lane", "batch", "outcome", "took_s")
+batch_retried = _event("batch_retried", "warning", "lane", "batch", "attempt", "error", "due_in_s")
+batch_in_doubt = _event("batch_in_doubt", "warning", "lane", "batch", "attempt", "error")
+batch_looked_up = _event("batch_looked_up", "info", "lane", "batch", "finding")
+batch_dead = _event("batch_dead", "error", "lane", "batch", "turns", "error", "hint")
+relay_breaker_opened = _event("relay_breaker_opened", "warning", "retry_in_s")
+relay_breaker_closed = _event("relay_breaker_closed", "info")
+journal_failed = _event("journal_failed", "error", "error", "hint")
+spool_taken = _event("spool_taken", "info", "call", "turns")
+spool_refused = _event("spool_refused", "error", "file", "error")
+turns_erased = _event("turns_erased", "info", "turns")
+caller_forgotten = _event("caller_forgotten", "info", "turns", "agents", "conversations")
+# Link
+link_opened = _event("link_opened", "info", "worker", "tenant")
+link_closed = _event("link_closed", "info", "worker", "code")
+link_refused = _event("link_refused", "warning", "why")
+frame_refused = _event("frame_refused", "warning", "worker", "code", "field")
+# The worker's end
+link_lost = _event("link_lost", "warning", "error", "retry_in_s", "unacked")
+link_restored = _event("link_restored", "info", "unacked", "down_s")
+turns_spooled = _event("turns_spooled", "warning", "call", "turns")
+turns_dropped = _event("turns_dropped", "error", "call", "turns", "why")
+# VAPI
+vapi_refused = _event("vapi_refused", "warning", "route", "status", "why")
+vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant")
+vapi_caller_changed = _event("vapi_caller_changed", "error", "call")
+vapi_stream_ended = _event(
+    "vapi_stream_ended", "debug", "call", "how", "first_token_s", "took_s", "bytes", "tokens"
+)
+vapi_reported = _event("vapi_reported", "info", "call", "turns", "reason")
+turns_mended = _event("turns_mended", "info", "call", "turns", "kept")
+control_failed = _event("control_failed", "warning", "call", "command", "error")
+# Language model
+reply_failed = _event("reply_failed", "warning", "call", "error", "hint")
+
+
+def catalogue() -> tuple[Event, ...]:
+    """Return every event there is."""
+    return tuple(value for value in globals().values() if isinstance(value, Event))
+
+
+class Emit(Protocol):
+    """What the parts get: say that an event happened."""
+
+    def __call__(self, event: Event, /, **fields: object) -> None:
+        """Say that `event` happened."""
+        ...
+
+
+class Telemetry:
+    """Logs and counts events.
+
+    Args:
+        strict: Raise on a field the catalogue does not list (tests do).
+        log_text: Let `pii_` fields through.
+        logger: A structlog logger, or anything with `debug`, `info`, `warning`, `error`.
+        redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
+        observe: Told of each event with the fields its entry lists; returns at once, never raises.
+    """
+
+    def __init__(
+        self,
+        *,
+        strict: bool = False,
+        log_text: bool = False,
+        logger: object | None = None,
+        redact: Callable[[str], str] | None = None,
+        observe: Callable[[Event, Mapping[str, object]], None] | None = None,
+    ) -> None:
+        self._strict = strict
+        self._log_text = log_text
+        self._logger = logger if logger is not None else structlog.get_logger()
+        self._redact = redact
+        self.observe = observe
+        self.counts: Counter[str] = Counter()
+
+    def emit(self, event: Event, /, **fields: object) -> None:
+        """Log and count one event."""
+        unknown = fields.keys() - event.fields
+        if unknown and self._strict:
+            msg = (
+                f"{event.name} carries fields its catalogue entry does not list: {sorted(unknown)}"
+            )
+            raise TypeError(msg)
+        self.counts[event.name] += 1
+        if self.observe is not None:
+            self.observe(event, fields)
+        shown = {
+            name: self._safe(name, value)
+            for name, value in fields.items()
+            if name in event.fields and (self._log_text or not name.startswith("pii_"))
+        }
+        cast("Callable[..., None]", getattr(self._logger, event.level))(event.name, **shown)
+
+    def _safe(self, name: str, value: object) -> object:
+        if self._redact is not None and name.startswith("pii_") and isinstance(value, str):
+            return self._redact(value)
+        return value
+
+
+def configure_logging(*, level: str, json: bool) -> None:
+    """Send structlog to standard error, as JSON lines or for a console.
+
+    Tracebacks are rendered without the values of local variables: those hold callers' words.
+    """
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        if json
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_level_number(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _level_number(level: str) -> int:
+    numbers: Mapping[str, int] = logging.getLevelNamesMapping()
+    return numbers[level.upper()]
