@@ -1,0 +1,252 @@
+"""What the journal writes of batches: cut, taken, sent again, given back, ended.
+
+The invariants are those of `writes.py`. A batch is under way while its state is `sending`; an
+operation on one that is not changes nothing, so each may be repeated until it is known to be
+stored.
+"""
+
+import uuid
+
+from sidecar.model import Batch
+from sidecar.transcript.delivery import Event, State, after
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite.reads import SELECT_CALL, SELECT_TURN, call_of_row, turn_of_row
+from sidecar.transcript.sqlite.threads import Transaction
+from sidecar.transcript.sqlite.writes import reschedule_call
+
+_ERROR_CHARS = 500
+
+
+def claim(
+    tx: Transaction, limit: int, *, now_s: float, post_timeout_s: float, policy: PostPolicy
+) -> list[Batch]:
+    """Take due lanes, cut a batch where none is open, and mark each as being sent."""
+    batches: list[Batch] = []
+    for lane, open_batch in tx.rows(
+        "SELECT id, open_batch FROM lanes WHERE due_s <= ? ORDER BY due_s LIMIT ?", now_s, limit
+    ):
+        batch = open_batch if open_batch is not None else _next_batch(tx, lane, now_s, policy)
+        if batch is None:
+            free_lane(tx, lane, now_s=now_s, hold_until_s=0.0)
+        else:
+            batches.append(_take(tx, lane, batch, now_s=now_s, post_timeout_s=post_timeout_s))
+    return batches
+
+
+def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
+    """Return a replayed batch of the lane, or one newly cut, or None when nothing is due."""
+    replayed = tx.row(
+        "SELECT id FROM batches WHERE lane = ?"
+        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY id LIMIT 1",
+        lane,
+    )
+    if replayed is not None:
+        return replayed[0]
+    due = tx.row(
+        "SELECT id, closed_at_s, head, sealed, parts FROM calls"
+        " WHERE lane = ? AND due_s <= ? ORDER BY due_s LIMIT 1",
+        lane,
+        now_s,
+    )
+    if due is None:
+        return None
+    call_id, closed_at_s, head, sealed, parts = due
+    lengths = tx.rows(
+        "SELECT chars FROM turns WHERE call = ? AND n > ? ORDER BY n LIMIT ?",
+        call_id,
+        sealed,
+        policy.batch_turns,
+    )
+    hi = sealed + policy.cut([chars for (chars,) in lengths])
+    tx.run(
+        "INSERT INTO batches(batch_id, lane, call, part, lo, hi, last_part, state, sealed_at_s)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        str(uuid.uuid4()),
+        lane,
+        call_id,
+        parts + 1,
+        sealed + 1,
+        hi,
+        closed_at_s is not None and hi == head,
+        after(State.PENDING, Event.CUT),
+        now_s,
+    )
+    (batch,) = tx.rows("SELECT last_insert_rowid()")[0]
+    tx.run("UPDATE lanes SET open_batch = ? WHERE id = ?", batch, lane)
+    tx.run("UPDATE calls SET sealed = ?, parts = parts + 1 WHERE id = ?", hi, call_id)
+    reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+    return batch
+
+
+def _take(tx: Transaction, lane: int, batch: int, *, now_s: float, post_timeout_s: float) -> Batch:
+    """Mark a batch as being sent. A try is counted, unless an earlier one is still in doubt."""
+    ((state, attempt),) = tx.rows("SELECT state, attempt FROM batches WHERE id = ?", batch)
+    in_doubt = state == State.UNKNOWN
+    if in_doubt:
+        tx.run("UPDATE batches SET state = ? WHERE id = ?", State.SENDING, batch)
+    else:
+        tx.run(
+            "UPDATE batches SET state = ?, attempt = attempt + 1, horizon_s = ? WHERE id = ?",
+            after(State(state), Event.SENT),
+            now_s + post_timeout_s,
+            batch,
+        )
+    tx.run("UPDATE lanes SET open_batch = ?, due_s = NULL WHERE id = ?", batch, lane)
+    return _load(tx, batch, attempt=attempt, in_doubt=in_doubt)
+
+
+def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch:
+    ((batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, last_part),) = (
+        tx.rows(
+            "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
+            " b.sealed_at_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
+            " WHERE b.id = ?",
+            batch,
+        )
+    )
+    (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", call_id)
+    call = call_of_row(row)
+    turns = tx.rows(
+        f"{SELECT_TURN} WHERE c.id = ? AND t.n BETWEEN ? AND ? ORDER BY t.n", call_id, lo, hi
+    )
+    return Batch(
+        batch_id=batch_id,
+        lane=lane,
+        call=call,
+        agent_id=call.ref.agent_id or agent_id,
+        part=part,
+        turns=tuple(turn_of_row(row) for row in turns),
+        attempt=attempt,
+        in_doubt=in_doubt,
+        horizon_s=horizon_s,
+        sealed_at_s=sealed_at_s,
+        last_part=bool(last_part),
+    )
+
+
+def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: float) -> Batch:
+    """Record another try of a batch under way."""
+    ((batch, attempt),) = tx.rows("SELECT id, attempt FROM batches WHERE batch_id = ?", batch_id)
+    tx.run(
+        "UPDATE batches SET attempt = attempt + 1, horizon_s = ? WHERE id = ? AND state = ?",
+        now_s + post_timeout_s,
+        batch,
+        State.SENDING,
+    )
+    return _load(tx, batch, attempt=attempt, in_doubt=False)
+
+
+def settle(tx: Transaction, batch_id: str, *, now_s: float, hold_until_s: float) -> None:
+    """End a batch well; its call's cursor moves over it."""
+    _end(tx, batch_id, Event.DIGESTED, error="", now_s=now_s, hold_until_s=hold_until_s)
+
+
+def retire(tx: Transaction, batch_id: str, *, error: str, now_s: float) -> None:
+    """Make a batch a dead letter; its call's cursor moves over it."""
+    _end(tx, batch_id, Event.REJECTED_FOR_GOOD, error=error, now_s=now_s, hold_until_s=0.0)
+
+
+def _end(
+    tx: Transaction, batch_id: str, event: Event, *, error: str, now_s: float, hold_until_s: float
+) -> None:
+    state = after(State.SENDING, event)
+    if not tx.run(
+        "UPDATE batches SET state = ?, ended_s = ?, error = ? WHERE batch_id = ? AND state = ?",
+        state,
+        now_s,
+        error[:_ERROR_CHARS],
+        batch_id,
+        State.SENDING,
+    ):
+        return
+    ((lane, call_id, hi),) = tx.rows(
+        "SELECT lane, call, hi FROM batches WHERE batch_id = ?", batch_id
+    )
+    tx.run(
+        "UPDATE calls SET acked = max(acked, ?), settled_s = iif(?, ?, settled_s) WHERE id = ?",
+        hi,
+        state is State.SETTLED,
+        now_s,
+        call_id,
+    )
+    free_lane(tx, lane, now_s=now_s, hold_until_s=hold_until_s)
+
+
+def free_lane(tx: Transaction, lane: int, *, now_s: float, hold_until_s: float) -> None:
+    """Close a lane's open batch; the next is due behind the lanes that wait already."""
+    tx.run(
+        "UPDATE lanes SET open_batch = NULL, hold_s = ?2,"
+        " due_s = max(?1, ?2, iif("
+        "  EXISTS (SELECT 1 FROM batches WHERE lane = ?3"
+        "   AND state IN ('sealed', 'sending', 'unknown', 'retry')), ?1,"
+        "  (SELECT min(due_s) FROM calls WHERE lane = ?3 AND due_s IS NOT NULL)))"
+        " WHERE id = ?3",
+        now_s,
+        hold_until_s,
+        lane,
+    )
+    tx.wakes = True
+
+
+def release(
+    tx: Transaction,
+    batch_id: str,
+    *,
+    due_s: float,
+    unknown: bool,
+    over: bool,
+    error: str,
+    now_s: float,
+) -> None:
+    """Give a batch back until `due_s`."""
+    if tx.run(
+        "UPDATE batches SET state = ?, horizon_s = iif(?, min(horizon_s, ?), horizon_s), error = ?"
+        " WHERE batch_id = ? AND state = ?",
+        State.UNKNOWN if unknown else State.RETRY,
+        over,
+        now_s,
+        error[:_ERROR_CHARS],
+        batch_id,
+        State.SENDING,
+    ):
+        tx.run(
+            "UPDATE lanes SET due_s = ? WHERE open_batch ="
+            " (SELECT id FROM batches WHERE batch_id = ?)",
+            due_s,
+            batch_id,
+        )
+        tx.wakes = True
+
+
+def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
+    """Put a dead letter back into its lane; what became of its last try is looked up first."""
+    if not tx.run(
+        "UPDATE batches SET state = ?, horizon_s = 0, sealed_at_s = ?, ended_s = NULL"
+        " WHERE batch_id = ? AND state = ?",
+        after(State.DEAD, Event.REPLAYED),
+        now_s,
+        batch_id,
+        State.DEAD,
+    ):
+        return False
+    tx.run(
+        "UPDATE lanes SET due_s = max(?1, hold_s) WHERE open_batch IS NULL"
+        " AND id = (SELECT lane FROM batches WHERE batch_id = ?2)",
+        now_s,
+        batch_id,
+    )
+    tx.wakes = True
+    return True
+
+
+def drop(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
+    """Give a dead letter up for good."""
+    return bool(
+        tx.run(
+            "UPDATE batches SET state = ?, ended_s = ? WHERE batch_id = ? AND state = ?",
+            after(State.DEAD, Event.DROPPED),
+            now_s,
+            batch_id,
+            State.DEAD,
+        )
+    )

@@ -1,0 +1,173 @@
+"""What the journal reads, each function on the state of one commit."""
+
+from typing import Any
+
+import msgspec
+
+from sidecar.model import AgentRef, Call, Turn
+from sidecar.transcript.journal import DeadLetter, JournalCounts, LaneStatus
+from sidecar.transcript.sqlite.threads import Transaction
+
+_METRICS = msgspec.json.Decoder(dict[str, float])
+
+SELECT_CALL = (
+    "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
+    " c.conversation_id FROM calls c JOIN lanes l ON l.id = c.lane"
+)
+SELECT_TURN = (
+    "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics"
+    " FROM calls c JOIN turns t ON t.call = c.id"
+)
+_RECENT = (
+    SELECT_TURN  # noqa: S608 - constants only
+    + " LEFT JOIN batches b ON b.call = c.id AND t.n BETWEEN b.lo AND b.hi"
+    " WHERE c.lane = (SELECT id FROM lanes WHERE name = ?) AND c.caller_key = ? AND c.key <> ?"
+    " AND (c.head > c.acked OR c.settled_s >= ?"
+    "  OR EXISTS (SELECT 1 FROM batches d WHERE d.call = c.id AND d.state = 'dead'))"
+    " AND (b.id IS NULL OR b.state NOT IN ('settled', 'dropped')"
+    "  OR (b.state = 'settled' AND b.ended_s >= ?))"
+    " ORDER BY t.at_s DESC, c.id DESC, t.n DESC LIMIT ?"
+)
+
+
+def call_of_row(row: tuple[Any, ...]) -> Call:
+    """Return the call of a `SELECT_CALL` row."""
+    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation_id = row
+    return Call(
+        key,
+        AgentRef.of_lane(lane),
+        channel,
+        caller_key,
+        opened_at_s,
+        closed_at_s,
+        conversation_id,
+    )
+
+
+def turn_of_row(row: tuple[Any, ...]) -> Turn:
+    """Return the turn of a `SELECT_TURN` row."""
+    key, item_id, seq, speaker, text, at_s, interrupted, metrics = row
+    return Turn(
+        key,
+        item_id,
+        seq,
+        speaker,
+        text,
+        at_s,
+        interrupted=bool(interrupted),
+        metrics=_METRICS.decode(metrics) if metrics else {},
+    )
+
+
+def recent(
+    tx: Transaction,
+    ref: AgentRef,
+    *,
+    caller_key: str,
+    except_call: str,
+    since_s: float,
+    limit: int,
+) -> tuple[Turn, ...]:
+    """Return a caller's newest turns in other calls which Letta had not digested at `since_s`."""
+    rows = tx.rows(
+        _RECENT,
+        ref.lane,
+        caller_key,
+        except_call,
+        since_s,
+        since_s,
+        limit,
+    )
+    return tuple(turn_of_row(row) for row in reversed(rows))
+
+
+def agent_of(tx: Transaction, ref: AgentRef) -> str | None:
+    """Return the agent id learnt for a lane, or None."""
+    row = tx.row("SELECT agent_id FROM lanes WHERE name = ?", ref.lane)
+    return row[0] if row else None
+
+
+def next_due_s(tx: Transaction) -> float | None:
+    """Return the earliest due time of any lane, or None."""
+    return tx.rows("SELECT min(due_s) FROM lanes WHERE due_s IS NOT NULL")[0][0]
+
+
+def lanes(tx: Transaction) -> list[LaneStatus]:
+    """Return every lane that holds something undelivered, the oldest first."""
+    rows = tx.rows(
+        "SELECT l.name, l.agent_id, coalesce(sum(c.head - c.sealed), 0), b.state, b.attempt,"
+        " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1)) AS"
+        "  oldest_s, b.error, b.sealed_at_s"
+        " FROM lanes l LEFT JOIN calls c ON c.lane = l.id AND c.head > c.acked"
+        " LEFT JOIN batches b ON b.id = l.open_batch"
+        " WHERE c.id IS NOT NULL OR l.open_batch IS NOT NULL"
+        " GROUP BY l.id ORDER BY oldest_s"
+    )
+    return [
+        LaneStatus(
+            lane,
+            AgentRef.of_lane(lane).agent_id or agent_id,
+            pending,
+            state or "idle",
+            attempt or 0,
+            oldest_s if oldest_s is not None else sealed_at_s,
+            error or "",
+        )
+        for lane, agent_id, pending, state, attempt, oldest_s, error, sealed_at_s in rows
+    ]
+
+
+def counts(tx: Transaction) -> JournalCounts:
+    """Return totals."""
+    calls, live, turns = tx.rows(
+        "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0) FROM calls"
+    )[0]
+    pending, oldest_s = tx.rows(
+        "SELECT coalesce(sum(head - acked), 0),"
+        " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1))"
+        " FROM calls c WHERE head > acked"
+    )[0]
+    # A replayed dead letter lies behind its call's cursor and is yet to be delivered.
+    replayed = tx.rows(
+        "SELECT coalesce(sum(b.hi - b.lo + 1), 0) FROM batches b JOIN calls c ON c.id = b.call"
+        " WHERE b.state IN ('sealed', 'sending', 'unknown', 'retry') AND b.hi <= c.acked"
+    )[0][0]
+    dead = tx.rows("SELECT count(*) FROM batches WHERE state = 'dead'")[0][0]
+    return JournalCounts(calls, live, turns, pending + replayed, dead, oldest_s)
+
+
+def dead_letters(tx: Transaction) -> list[DeadLetter]:
+    """Return the batches that were given up, oldest first."""
+    rows = tx.rows(
+        "SELECT b.batch_id, l.name, c.key, b.hi - b.lo + 1, b.ended_s, b.error FROM batches b"
+        " JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
+        " WHERE b.state = 'dead' ORDER BY b.id"
+    )
+    return [DeadLetter(*row) for row in rows]
+
+
+def calls(tx: Transaction, *, limit: int) -> list[Call]:
+    """Return the newest calls, newest first."""
+    rows = tx.rows(f"{SELECT_CALL} ORDER BY c.id DESC LIMIT ?", limit)
+    return [call_of_row(row) for row in rows]
+
+
+def live_calls(tx: Transaction) -> list[Call]:
+    """Return the calls that are not closed, oldest first."""
+    rows = tx.rows(f"{SELECT_CALL} WHERE c.closed_at_s IS NULL ORDER BY c.id")
+    return [call_of_row(row) for row in rows]
+
+
+def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
+    """Return all turns of a call, in order."""
+    rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", call)
+    return tuple(turn_of_row(row) for row in rows)
+
+
+def checkpoint(tx: Transaction) -> bool:
+    """Move the write-ahead log into the file and empty it: erased text stays in neither.
+
+    Returns:
+        False when another reader or writer was in the way; repeat it.
+    """
+    return tx.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0

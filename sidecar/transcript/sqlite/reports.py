@@ -1,0 +1,163 @@
+"""The journal's file as a person looks at it, also while a sidecar owns and writes it.
+
+Opened for reading only: a look holds no writer up, and takes no lock that a start would meet.
+Blocking: for the command line, not for a loop.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from sidecar.errors import JournalError
+from sidecar.model import Call, Turn
+from sidecar.transcript.journal import JournalCounts, LaneStatus
+from sidecar.transcript.sqlite import reads
+from sidecar.transcript.sqlite.file import journal_error
+from sidecar.transcript.sqlite.threads import Transaction
+
+_BUSY_MS = 5_000
+OPEN_STATES = ("sealed", "sending", "unknown", "retry")
+
+
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    """A call with how much of it there is. `undelivered`: neither settled nor given up."""
+
+    call: Call
+    turns: int
+    undelivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch; times are Unix seconds, `ended_s` is None while it is open."""
+
+    batch_id: str
+    lane: str
+    call: str
+    part: int
+    turns: int
+    state: str
+    attempt: int
+    sealed_at_s: float
+    ended_s: float | None
+    error: str
+
+
+class JournalFile:
+    """What a journal's file holds, each answer on the state of one commit."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._tx = Transaction(connection)
+
+    def counts(self) -> JournalCounts:
+        """Return totals."""
+        return reads.counts(self._tx)
+
+    def lanes(self) -> list[LaneStatus]:
+        """Return the lanes that hold something undelivered."""
+        return reads.lanes(self._tx)
+
+    def calls(self, *, limit: int, live: bool = False, caller_key: str = "") -> list[CallRow]:
+        """Return the newest calls, newest first.
+
+        Args:
+            limit: At most this many; negative: all.
+            live: Only those that are not closed.
+            caller_key: Only this caller's; empty: everybody's.
+        """
+        rows = self._tx.rows(
+            f"{_SELECT_CALL_ROW} WHERE (NOT ?1 OR c.closed_at_s IS NULL)"
+            " AND (?2 = '' OR c.caller_key = ?2) ORDER BY c.id DESC LIMIT ?3",
+            live,
+            caller_key,
+            limit,
+        )
+        return [_call_row(row) for row in rows]
+
+    def call(self, name: str) -> CallRow | None:
+        """Return a call by its key, or by its id where one tenant alone has it."""
+        rows = self._tx.rows(
+            f"{_SELECT_CALL_ROW} WHERE c.key = ?1 OR substr(c.key, instr(c.key, '/') + 1) = ?1",
+            name,
+        )
+        return _call_row(rows[0]) if len(rows) == 1 else None
+
+    def turns(self, key: str) -> tuple[Turn, ...]:
+        """Return all turns of a call, in order."""
+        return reads.turns(self._tx, key)
+
+    def turns_since(self, appended_s: float) -> list[tuple[float, Turn]]:
+        """Return the turns stored at or after a Unix time, each with when it was stored."""
+        rows = self._tx.rows(
+            f"{reads.SELECT_TURN} WHERE t.appended_s >= ? ORDER BY t.appended_s, c.id, t.n".replace(
+                "SELECT c.key", "SELECT t.appended_s, c.key"
+            ),
+            appended_s,
+        )
+        return [(row[0], reads.turn_of_row(row[1:])) for row in rows]
+
+    def batches(self, *, states: tuple[str, ...], limit: int) -> list[BatchRow]:
+        """Return the batches in one of these states, oldest first."""
+        marks = ",".join("?" * len(states))
+        rows = self._tx.rows(
+            f"{_SELECT_BATCH} WHERE b.state IN ({marks}) ORDER BY b.id LIMIT ?", *states, limit
+        )
+        return [BatchRow(*row) for row in rows]
+
+    def batch(self, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
+        """Return a batch by its id, or by the first characters of it, with its turns."""
+        rows = self._tx.rows(
+            f"{_SELECT_BATCH} WHERE substr(b.batch_id, 1, length(?1)) = ?1 LIMIT 2", name
+        )
+        if len(rows) != 1:
+            return None
+        batch = BatchRow(*rows[0])
+        turns = self._tx.rows(
+            f"{reads.SELECT_TURN} JOIN batches b ON b.call = c.id AND t.n BETWEEN b.lo AND b.hi"
+            " WHERE b.batch_id = ? ORDER BY t.n",
+            batch.batch_id,
+        )
+        return batch, tuple(reads.turn_of_row(row) for row in turns)
+
+
+_SELECT_CALL_ROW = reads.SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
+_SELECT_BATCH = (
+    "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
+    " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
+)
+
+
+def _call_row(row: tuple[object, ...]) -> CallRow:
+    *call, turns, undelivered = row
+    assert isinstance(turns, int)
+    assert isinstance(undelivered, int)
+    return CallRow(reads.call_of_row(tuple(call)), turns, undelivered)
+
+
+@contextmanager
+def journal_file(path: Path) -> Generator[JournalFile]:
+    """Open a journal's file for reading.
+
+    Raises:
+        JournalError: there is none, or it can't be read.
+    """
+    if not path.is_file():
+        raise JournalError(
+            f"there is no journal at {path}",
+            hint="start the sidecar once, or check SIDECAR_DATA_DIR",
+        )
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(_BUSY_MS)
+    except apsw.Error as error:
+        raise journal_error(error, path) from error
+    try:
+        yield JournalFile(connection)
+    except apsw.Error as error:
+        raise journal_error(error, path) from error
+    finally:
+        connection.close()
