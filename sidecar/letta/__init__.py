@@ -1,0 +1,1 @@
+"""The only rooms that know how a Letta is spoken to."""

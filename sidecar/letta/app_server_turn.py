@@ -1,0 +1,356 @@
+"""One turn of an agent on the App Server: a batch goes in, the agent's edits are made, it ends.
+
+Theory of operation. The turn runs on the server while a socket is subscribed to it: when the last
+one closes, the server cancels the turn and its conversation takes nothing more, ever. So two
+sockets are subscribed. Tool calls come over the first; when that breaks, the turn goes on by the
+second, its tool calls fail, and the history tells that the batch has to be digested once more.
+
+A batch that is stored and undigested is asked to be digested again in place, if its turn is known
+to have ended. If it was cut off (both sockets, or the server killed), its conversation is left
+alone: subscribed to, the server would store the message again and run it without our tools.
+
+`input_accepted` says only that the server has heard. A turn that shows no sign of life was dropped
+as a repetition; it goes out once more under a new id. What counts is `turn_finished` with
+`end_turn`, of a run that names our id; when no run named it, the history decides.
+
+A turn whose model fails is begun anew by the server three times, and each time the message is
+stored again. So it is aborted at the first failure the server reports of a whole run (it has by
+then tried the model four times).
+"""
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import anyio
+
+from sidecar.errors import (
+    ConversationGone,
+    LettaError,
+    LettaUnavailable,
+    NotAccepted,
+    OutcomeUnknown,
+)
+from sidecar.letta.app_server_conversation import (
+    ALLOWED,
+    is_idle,
+    look,
+    show_memory,
+    status_of,
+    subscribe,
+)
+from sidecar.letta.app_server_history import Trace
+from sidecar.letta.app_server_socket import (
+    SOCKET_ERRORS,
+    AppServerSocket,
+    Frame,
+    Sockets,
+)
+from sidecar.letta.port import Post
+from sidecar.llm.port import ToolCall
+
+Ended: TypeAlias = Literal["idle", "cut"]
+"""How a turn of ours is known to have ended undigested: its conversation is fit, or is not."""
+
+Edit: TypeAlias = Callable[[str, str, ToolCall], Awaitable[tuple[str, bool]]]
+"""(agent id, batch id, call) -> the tool's answer, and whether it is an error."""
+
+DIGEST_AGAIN: Final = (
+    "The last part of the transcript above has not been digested yet. Digest it now: bring your "
+    "memory up to date with your tools."
+)
+"""What is said in place of a batch whose message is stored already: its words stay there once."""
+
+_WEDGED: Final = "already has an active run"
+_SIGN_OF_LIFE_S: Final = 5.0
+_QUEUE_SHOWN_S: Final = 2.0
+_ABORT_S: Final = 3.0
+
+
+class Turn:
+    """Lets an agent digest one batch; used once.
+
+    Args:
+        sockets: To the server.
+        post: The batch.
+        edit: Makes an edit of the agent's memory.
+        timeout_s: Deadline of each step before the input is sent.
+        before: How an earlier turn of the same batch ended, as far as is known.
+        is_young: Whether a message stored at a Unix time may still be at work for another process.
+
+    Attributes:
+        ended: How this turn ended, if it was begun and the batch is not digested.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        post: Post,
+        edit: Edit,
+        *,
+        timeout_s: float,
+        before: Ended | None,
+        is_young: Callable[[float], bool],
+    ) -> None:
+        self.ended: Ended | None = None
+        self._before: Ended | None = before
+        self._is_young = is_young
+        self._sockets = sockets
+        self._post = post
+        self._edit = edit
+        self._timeout_s = timeout_s
+        self._runtime = {"agent_id": post.agent_id, "conversation_id": post.conversation_id}
+        self._sent = False
+        self._heard_of: set[str] = set()
+
+    async def digest(self) -> None:
+        """Return when the batch is digested; a turn that is given up is aborted.
+
+        Raises:
+            LettaError: as `Letta.post`.
+        """
+        first = await self._opened()
+        try:
+            second = await self._opened()
+            try:
+                await self._digest_over(first, second)
+            finally:
+                second.close()
+        finally:
+            first.close()
+
+    async def _opened(self) -> AppServerSocket:
+        try:
+            return await self._sockets.open()
+        except LettaUnavailable as error:
+            raise NotAccepted(error.message, hint=error.hint) from error
+
+    async def _digest_over(self, first: AppServerSocket, second: AppServerSocket) -> None:
+        trace = await self._prepared(first, second)
+        if trace is None:
+            return
+        text = DIGEST_AGAIN if trace.stored else self._post.text
+        message_id = str(uuid.uuid4()) if trace.stored else self._post.batch_id
+        try:
+            for _ in range(2):
+                if await self._send(first, text, message_id):
+                    await self._follow(first, message_id)
+                    return
+                message_id = str(uuid.uuid4())
+            raise OutcomeUnknown("the App Server accepted the post and did not run it", over=True)
+        except SOCKET_ERRORS as error:
+            await self._follow_by(second)
+            if not await self._is_digested():
+                raise OutcomeUnknown("the socket broke during the post", over=True) from error
+        finally:
+            if self._sent and self.ended is None:
+                await self._abort(first, second)
+
+    async def _prepared(self, first: AppServerSocket, second: AppServerSocket) -> Trace | None:
+        """Subscribe both sockets; return what is there of the batch, None when it is digested."""
+        try:
+            with anyio.fail_after(4 * self._timeout_s):
+                return await self._prepare(first, second)
+        except TimeoutError as error:
+            raise NotAccepted("the App Server was too slow to take the post") from error
+        except SOCKET_ERRORS as error:
+            raise NotAccepted("the socket broke before the post") from error
+        except LettaUnavailable as error:
+            raise NotAccepted(error.message, hint=error.hint) from error
+
+    async def _prepare(self, first: AppServerSocket, second: AppServerSocket) -> Trace | None:
+        trace = await look(first, self._post)
+        if trace is None:
+            raise ConversationGone("the conversation does not exist")
+        if trace.digested:
+            return None
+        if trace.stored and self._before != "idle":
+            if self._before is None and self._is_young(trace.stored_at_s):
+                raise NotAccepted("the batch may be at work for another process", busy=True)
+            raise ConversationGone("a turn was cut off in the conversation")
+        if trace.stored and not trace.last:
+            raise ConversationGone("a later batch stands after this one")
+        status = await subscribe(first, self._post)
+        await subscribe(second, self._post)
+        if not is_idle(status):
+            raise NotAccepted("the conversation is at work", busy=True)
+        await show_memory(first, self._post)
+        return trace
+
+    async def _send(self, socket: AppServerSocket, text: str, message_id: str) -> bool:
+        """Send the input; return whether its turn has begun.
+
+        Raises:
+            NotAccepted: the server has not taken it.
+            OSError, WebSocketException: the socket broke.
+        """
+        socket.unread.clear()
+        self._sent = True
+        answer = await socket.ask(
+            "input",
+            runtime=self._runtime,
+            payload={
+                "kind": "create_message",
+                "messages": [{"role": "user", "content": text, "client_message_id": message_id}],
+                "client_tool_allowlist": ALLOWED,
+                "exclude_interactive_tools": True,
+            },
+        )
+        if not answer.get("accepted"):
+            self._sent = False
+            raise NotAccepted("the App Server did not accept the post")
+        if answer.get("disposition") == "queued":
+            await self._take_back(socket, message_id)
+        return await self._shows_life(socket)
+
+    async def _take_back(self, socket: AppServerSocket, message_id: str) -> None:
+        """Take an input back that another turn is before: queued inputs are made into one.
+
+        One whose turn has begun meanwhile stays, and is followed like any other.
+        """
+        kept: list[Frame] = []
+        item_id: object = None
+        with anyio.move_on_after(_QUEUE_SHOWN_S):
+            while item_id is None:
+                frame = await socket.next_event()
+                kept.append(frame)
+                item_id = _queued(frame, message_id)
+        socket.unread[:0] = kept
+        if item_id is None:
+            return
+        removed = await socket.ask("remove_queue_item", runtime=self._runtime, item_id=item_id)
+        if removed.get("success"):
+            self._sent = False
+            raise NotAccepted("the conversation is at work", busy=True)
+
+    async def _shows_life(self, socket: AppServerSocket) -> bool:
+        kept: list[Frame] = []
+        with anyio.move_on_after(_SIGN_OF_LIFE_S):
+            while True:
+                frame = await socket.next_event()
+                kept.append(frame)
+                if frame.get("type") == "turn_finished" or not is_idle(status_of(frame)):
+                    socket.unread[:0] = kept
+                    return True
+        return False
+
+    async def _follow(self, socket: AppServerSocket, message_id: str) -> None:
+        """Serve the turn's tool calls until it has ended well.
+
+        Raises:
+            ConversationGone: the conversation takes nothing more.
+            OutcomeUnknown: it ended otherwise.
+            OSError, WebSocketException: the socket broke.
+        """
+        while True:
+            frame = await socket.next_event()
+            kind = frame.get("type")
+            if kind == "external_tool_call_request":
+                await self._serve(socket, frame)
+            elif kind == "update_loop_status":
+                self._note_runs(frame)
+            elif kind == "stream_delta" and _is_failed_run(frame):
+                await self._abort(socket)
+            elif kind == "turn_finished" and self._is_ours(frame):
+                break
+        self.ended = "idle"
+        _require_end(frame)
+        if message_id not in self._heard_of and not await self._is_digested():
+            raise OutcomeUnknown("the turn that ended was another's", over=True)
+
+    async def _follow_by(self, socket: AppServerSocket) -> None:
+        """Wait on the second socket until the conversation is idle; tools can't be served."""
+        try:
+            status = await subscribe(socket, self._post)
+            while not is_idle(status):
+                frame = await socket.next_event()
+                if frame.get("type") == "turn_finished" and self._is_ours(frame):
+                    break
+            self.ended = "idle"
+        except SOCKET_ERRORS as error:
+            raise OutcomeUnknown("both sockets broke during the post") from error
+        except LettaUnavailable as error:
+            raise OutcomeUnknown(error.message) from error
+
+    async def _serve(self, socket: AppServerSocket, frame: Frame) -> None:
+        """Make one edit and answer it."""
+        if not self._is_ours(frame):
+            return
+        call = ToolCall(
+            str(frame.get("tool_call_id", "")),
+            str(frame.get("tool_name", "")),
+            _as_json(frame.get("input")),
+        )
+        try:
+            answer, failed = await self._edit(self._post.agent_id, self._post.batch_id, call)
+        except LettaError as error:
+            answer, failed = f"Error: {error.message}", True
+        await socket.tell(
+            "external_tool_call_response",
+            request_id=frame.get("request_id"),
+            result={"content": [{"type": "text", "text": answer}], "is_error": failed},
+        )
+
+    async def _is_digested(self) -> bool:
+        """Ask the history, over a socket of its own."""
+        try:
+            with anyio.fail_after(2 * self._timeout_s):
+                async with self._sockets.lend() as socket:
+                    trace = await look(socket, self._post)
+        except (TimeoutError, LettaUnavailable, *SOCKET_ERRORS) as error:
+            raise OutcomeUnknown("the turn's end could not be looked up") from error
+        return trace is not None and trace.digested
+
+    async def _abort(self, *sockets: AppServerSocket) -> None:
+        """End the turn, by the first socket that works; it is cut off when none does."""
+        aborted: Ended = "cut"
+        with anyio.move_on_after(_ABORT_S, shield=True):
+            for socket in sockets:
+                try:
+                    answer = await socket.ask("abort_message", runtime=self._runtime)
+                except SOCKET_ERRORS:
+                    continue
+                aborted = "idle" if answer.get("success") else "cut"
+                break
+        self.ended = aborted
+
+    def _note_runs(self, frame: Frame) -> None:
+        state = cast("Mapping[str, Any]", frame.get("loop_status") or {})
+        runs = cast("Mapping[str, list[str]]", state.get("client_message_ids_by_run_id") or {})
+        for message_ids in runs.values():
+            self._heard_of.update(message_ids)
+
+    def _is_ours(self, frame: Frame) -> bool:
+        runtime = cast("Mapping[str, Any]", frame.get("runtime") or {})
+        return runtime.get("conversation_id") == self._post.conversation_id
+
+
+def _queued(frame: Frame, message_id: str) -> object:
+    """Return the id of our item in a queue that a frame shows."""
+    items = cast("list[Mapping[str, Any]]", frame.get("queue") or [])
+    return next((i.get("id") for i in items if i.get("client_message_id") == message_id), None)
+
+
+def _is_failed_run(frame: Frame) -> bool:
+    """Return whether the server is about to begin the turn anew."""
+    delta = cast("Mapping[str, Any]", frame.get("delta") or {})
+    return delta.get("message_type") in {"retry", "loop_error"} and not delta.get("is_terminal")
+
+
+def _require_end(frame: Frame) -> None:
+    reason = frame.get("stop_reason")
+    if reason == "end_turn":
+        return
+    if _WEDGED in str(frame.get("error") or ""):
+        raise ConversationGone("the conversation lost its sockets mid-turn and takes nothing more")
+    shown = reason if isinstance(reason, str) and reason.replace("_", "").isalpha() else "unnamed"
+    raise OutcomeUnknown(
+        f"the agent's turn stopped: {shown}",
+        over=True,
+        hint="look at the App Server's log, and at the agent's model",
+    )
+
+
+def _as_json(given: object) -> str:
+    return json.dumps(given if isinstance(given, dict) else {})

@@ -1,0 +1,71 @@
+"""Connections to a Letta server by letta-client, and what every request over them has in common."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+
+import anyio
+import httpx
+from letta_client import APIStatusError, AsyncLetta, DefaultAioHttpClient
+
+from sidecar.errors import AgentNotFound, LettaUnavailable
+from sidecar.letta.rest_wire import WIRE_ERRORS, is_missing, read_error
+
+CLOUD_URL: Final = "https://api.letta.com"
+
+# Below the 5 s after which uvicorn drops an idle connection: a post on a connection the server
+# is just closing has an unknown outcome for no reason.
+KEEPALIVE_S: Final = 3.0
+_CONNECT_S: Final = 5.0
+
+
+def open_client(base_url: str, api_key: str | None, *, timeout_s: float, limit: int) -> AsyncLetta:
+    """Return a client with a pool of `limit` connections of its own, and without retries.
+
+    The SDK's retries repeat a POST after a time-out, which stores a message twice.
+    """
+    timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
+    limits = httpx.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S)
+    client = AsyncLetta(
+        base_url=base_url,
+        api_key=api_key,
+        timeout=timeout,
+        max_retries=0,
+        http_client=DefaultAioHttpClient(timeout=timeout, limits=limits),
+    )
+    client.api_key = api_key or None  # the SDK has looked into the environment for one
+    return client
+
+
+@asynccontextmanager
+async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
+    """Bound what is asked within, and turn what goes wrong into `LettaUnavailable`.
+
+    Args:
+        what: What is asked for, for the message; no ids.
+        budget_s: Deadline of all of it.
+    """
+    try:
+        with anyio.fail_after(budget_s):
+            yield
+    except TimeoutError as error:
+        raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
+    except WIRE_ERRORS as error:
+        raise read_error(error, what) from error
+
+
+@asynccontextmanager
+async def of_agent() -> AsyncGenerator[None]:
+    """Raise AgentNotFound when a request within is answered that its agent does not exist."""
+    try:
+        yield
+    except APIStatusError as error:
+        if is_missing(error, parameter="agent_id"):
+            raise AgentNotFound("the agent does not exist on this Letta") from error
+        raise
+
+
+def unix_s(moment: datetime | None) -> float | None:
+    """Return Unix time of a moment the server named."""
+    return None if moment is None else moment.timestamp()

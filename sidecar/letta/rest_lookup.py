@@ -1,0 +1,190 @@
+"""What became of a post over REST.
+
+Theory of operation. The steps come in an order that leaves no gap: the stream of each otid the
+batch went out under; then active runs; then the stored messages. A run stores its message before
+it ends, so what no active run holds and no message shows is not there. A run that is active for
+longer than a cut-off belongs to a server that died with it: a restarted server leaves it so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, TypeAlias
+
+import anyio
+from letta_client import APIStatusError, AsyncLetta, Omit, omit
+from letta_client.types.agents import UserMessage
+from letta_client.types.agents.letta_streaming_response import LettaStopReason
+
+from sidecar.errors import LettaUnavailable
+from sidecar.letta import rest_wire as wire
+from sidecar.letta.port import Finding, Post
+from sidecar.letta.rest_client import asking, of_agent, unix_s
+
+# A stream that goes on for longer belongs to a run at work, or to a server that died.
+_PEEK_S: Final = 1.0
+# stream(otid=) of 0.16.8 asks Redis three times over 1.75 s before it answers 404.
+_OTID_LOOKUP_S: Final = 3.0
+# Between this machine's clock and the server's.
+_SKEW_S: Final = 120.0
+_PAGE: Final = 100
+_PAGES: Final = 50
+_OTIDS_TRIED: Final = 100
+
+_Fate: TypeAlias = Literal["unheard", "running", "done", "over"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """What became of one otid: `unheard`, `running`, `done` (stored) or `over` (perhaps not)."""
+
+    fate: _Fate
+    run_id: str = ""
+
+
+class LookUp:
+    """Looks posts up; one for all of them.
+
+    Args:
+        client: Over which it asks.
+        timeout_s: Deadline of each step; the look-up of an otid gets 3 s more, since the server
+            spends 1.75 s on one it does not know.
+        cutoff_s: A run that is active for longer is taken for dead.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self, client: AsyncLetta, *, timeout_s: float, cutoff_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._cutoff_s = cutoff_s
+        self._clock = clock
+
+    async def find(self, post: Post, *, number: int, by_otid: bool) -> tuple[Finding, int]:
+        """Look a post up.
+
+        Args:
+            post: Of unknown outcome.
+            number: Of the otid it went out under last, as far as is known (`wire.wire_otid`).
+            by_otid: The server keeps the streams of its runs (it has Redis).
+
+        Returns:
+            What `Letta.find` returns, and the number of the otid to send it under next: one
+            whose run has ended without a trace is passed over, since a post of it would be
+            answered from that run.
+
+        Raises:
+            LettaError: as `Letta.find`.
+        """
+        ended: set[str] = set()
+        while by_otid and number < _OTIDS_TRIED:
+            trace = await self._trace(post, wire.wire_otid(post.batch_id, number))
+            if trace.fate == "done":
+                return "found", number
+            if trace.fate == "running":
+                return "running", number
+            if trace.fate == "unheard":
+                break
+            ended.add(trace.run_id)
+            number += 1
+        if await self._is_at_work(post, ended):
+            return "running", number
+        if await self._is_stored(post):
+            return "found", number
+        await self.check_agent(post.agent_id)
+        return "absent", number
+
+    async def _trace(self, post: Post, otid: str) -> _Trace:
+        """Return what Redis knows of the run that took this otid."""
+        run_id, reason = "", None
+        async with asking("a post's run", _OTID_LOOKUP_S + self._timeout_s):
+            try:
+                stream = await self._client.conversations.messages.stream(
+                    post.conversation_id,
+                    otid=otid,
+                    include_pings=False,
+                    timeout=_OTID_LOOKUP_S + self._timeout_s,
+                )
+            except APIStatusError as error:
+                if error.status_code in wire.NO_STREAM or wire.wants_no_background(error):
+                    return _Trace("unheard")
+                raise
+            with anyio.move_on_after(_PEEK_S):
+                async with stream:
+                    try:
+                        async for event in stream:
+                            run_id = run_id or getattr(event, "run_id", None) or ""
+                            if isinstance(event, LettaStopReason):
+                                reason = event.stop_reason
+                    except APIStatusError:
+                        reason = reason or "error"
+        if reason is not None:
+            return _Trace("done" if reason in wire.DONE else "over", run_id)
+        return await self._trace_of_run(run_id) if run_id else _Trace("over")
+
+    async def _trace_of_run(self, run_id: str) -> _Trace:
+        """Return what the database knows of a run whose stream has not ended."""
+        async with asking("a run", self._timeout_s):
+            run = await self._client.runs.retrieve(run_id, timeout=self._timeout_s)
+        if run.stop_reason is not None:
+            return _Trace("done" if run.stop_reason in wire.DONE else "over", run_id)
+        alive = run.status in wire.ACTIVE and self._is_young(run.created_at)
+        return _Trace("running" if alive else "over", run_id)
+
+    async def _is_at_work(self, post: Post, ended: set[str]) -> bool:
+        """Return whether a run that may be this post's is active in its conversation."""
+        async with asking("active runs", self._timeout_s):
+            try:
+                page = await self._client.runs.list(
+                    conversation_id=post.conversation_id,
+                    active=True,
+                    limit=_PAGE,
+                    timeout=self._timeout_s,
+                )
+            except APIStatusError as error:
+                if not wire.is_missing(error, parameter="conversation_id"):
+                    raise
+                return False
+        return any(run.id not in ended and self._is_young(run.created_at) for run in page.items)
+
+    async def _is_stored(self, post: Post) -> bool:
+        """Return whether the conversation holds the post's message, by otid or by batch id."""
+        since_s = post.first_sent_at_s - _SKEW_S
+        otids = {wire.wire_otid(post.batch_id, number) for number in range(_OTIDS_TRIED)}
+        async with asking("stored messages", 2 * self._timeout_s):
+            before: str | Omit = omit
+            for _ in range(_PAGES):
+                # The SDK's next page asks by `after`, which this list takes for "newer than" in
+                # either order: it would be this page again. A page is not `limit` long either,
+                # since one stored message shows as several.
+                try:
+                    page = await self._client.conversations.messages.list(
+                        post.conversation_id,
+                        limit=_PAGE,
+                        order="desc",
+                        before=before,
+                        timeout=self._timeout_s,
+                    )
+                except APIStatusError as error:
+                    if wire.is_missing(error, parameter="conversation_id"):
+                        return False
+                    raise
+                for message in page.items:
+                    if isinstance(message, UserMessage) and (
+                        message.otid in otids or post.batch_id in str(message.content)
+                    ):
+                        return True
+                if not page.items or page.items[-1].date.timestamp() < since_s:
+                    return False
+                before = page.items[-1].id
+        raise LettaUnavailable("stored messages: too many since the post to look through")
+
+    async def check_agent(self, agent_id: str) -> None:
+        """Raise AgentNotFound when the agent is gone."""
+        async with asking("the agent", self._timeout_s), of_agent():
+            await self._client.agents.retrieve(agent_id, timeout=self._timeout_s)
+
+    def _is_young(self, created_at: datetime | None) -> bool:
+        created_s = unix_s(created_at)
+        return created_s is None or self._clock() - created_s < self._cutoff_s
