@@ -1,0 +1,311 @@
+"""The live calls: memory comes in here before each prompt, words go out here after each reply.
+
+Every channel (link, console, VAPI) opens a `LiveCall`, reads its `memory`, records turns and
+closes it. Nothing here waits for Letta on behalf of a caller: opening a call answers with what is
+at hand, and newer memory is told to the call's listener as it comes.
+
+Theory of operation: a call is *live* while a channel holds it. When its holder is lost (a worker
+died, the sidecar was restarted) it is an *orphan*: the same worker may take it up again; after
+`orphan_s` it is closed, so that its last words are posted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskStatus
+
+from sidecar import telemetry
+from sidecar.calls.feed import MemoryFeed
+from sidecar.calls.live import Listener, LiveCall
+from sidecar.errors import CallError, JournalError
+from sidecar.letta.identity import Identity, IdentityRules, resolve
+from sidecar.memory.freshness import FreshnessPolicy
+from sidecar.memory.prompt import PromptLimits
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import AgentRef, Batch, Call, CallerHints, Channel, Turn, call_key, prompt_of
+from sidecar.telemetry import Emit
+from sidecar.transcript.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class CallPolicy:
+    """What the calls need of the settings; see `sidecar.config.Settings`."""
+
+    limits: PromptLimits = field(default_factory=PromptLimits)
+    freshness: FreshnessPolicy = field(default_factory=FreshnessPolicy)
+    orphan_s: float = 120.0
+    consent_required: bool = False
+
+    def keeps(self, hints: CallerHints) -> bool:
+        """Whether a call with these hints may be kept."""
+        return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
+
+
+class Calls:
+    """All live calls.
+
+    Args:
+        journal: Where turns go.
+        snapshots: Where memory comes from.
+        identity: Finds or creates a caller's agent.
+        rules: Whose memory a call belongs to.
+        policy: Limits and times.
+        secret: This installation's own, for the nonce of the fence.
+        emit: Where events go.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        snapshots: Snapshots,
+        identity: Identity,
+        *,
+        rules: IdentityRules,
+        policy: CallPolicy,
+        secret: bytes,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._rules = rules
+        self._policy = policy
+        self._emit = emit
+        self._clock = clock
+        self._feed = MemoryFeed(
+            journal,
+            snapshots,
+            identity,
+            limits=policy.limits,
+            freshness=policy.freshness,
+            secret=secret,
+            emit=emit,
+            clock=clock,
+            journal_failed=self._journal_failed,
+        )
+        self._live: dict[str, LiveCall] = {}
+        self._orphans: dict[str, float] = {}
+        self._fewer = anyio.Event()
+        self.draining = False
+        self.journal_error: str = ""
+        """Why turns can't be stored just now; empty while they can."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve calls until cancelled; adopts the calls an earlier process left open."""
+        async with anyio.create_task_group() as tasks:
+            self._feed.tasks = tasks
+            now_s = self._clock()
+            for call in await self._journal.live_calls():
+                self._orphans[call.key] = now_s
+            task_status.started()
+            while True:
+                await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
+                await self._close_orphans()
+
+    @property
+    def live(self) -> Sequence[LiveCall]:
+        """The live calls, oldest first."""
+        return tuple(self._live.values())
+
+    async def wait_for_fewer(self) -> None:
+        """Return when a live call has ended."""
+        await self._fewer.wait()
+
+    async def open(
+        self,
+        tenant: str,
+        call_id: str,
+        *,
+        channel: Channel,
+        hints: CallerHints,
+        opened_at_s: float,
+        owner: str,
+        listener: Listener,
+    ) -> LiveCall:
+        """Take a call up, or take it up again, and start to bring its memory.
+
+        Promises: returns without asking Letta. The first `on_memory` with `settled=True` says
+        that the memory at hand is all there is for now.
+
+        Args:
+            tenant: From the credential.
+            call_id: The channel's own id.
+            channel: Where it comes from.
+            hints: Who is on the line.
+            opened_at_s: Unix time.
+            owner: Who holds the call; the same owner may open it again.
+            listener: Told of newer memory.
+
+        Raises:
+            CallError: another live owner holds it (`call_claimed`), or the sidecar is draining
+                and the call is new (`draining`).
+        """
+        key = call_key(tenant, call_id)
+        live = self._live.get(key)
+        if live is not None:
+            if live.owner != owner:
+                raise CallError(
+                    "call_claimed",
+                    "another worker holds this call",
+                    hint="give each call an id of its own",
+                )
+            live.listener = listener
+            live.kept = live.kept and self._policy.keeps(hints)
+            self._feed.begin(live)
+            return live
+        resumed = self._orphans.pop(key, None) is not None
+        if self.draining and not resumed:
+            raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
+        resolution = resolve(tenant, hints, self._rules)
+        if not resolution.ref.known:
+            self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
+        call = Call(key, resolution.ref, channel, resolution.caller_key, opened_at_s)
+        live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
+        live.kept = self._policy.keeps(hints)
+        self._live[key] = live
+        try:
+            await self._store_call(live)
+        except CallError:
+            del self._live[key]
+            raise
+        except JournalError as error:
+            self._journal_failed(error)  # the call goes on; `record` stores it first
+        self._emit(
+            telemetry.call_opened,
+            call=key,
+            channel=channel,
+            lane=call.ref.lane,
+            resumed=resumed,
+        )
+        self._feed.begin(live)
+        return live
+
+    async def restore(
+        self,
+        tenant: str,
+        call_id: str,
+        *,
+        channel: Channel,
+        hints: CallerHints,
+        opened_at_s: float,
+        turns: Sequence[Turn],
+    ) -> bool:
+        """Store a call that its dead worker left in a spool, and close it.
+
+        Returns:
+            False when a worker holds the call just now: try again when it does not.
+
+        Raises:
+            CallError: the call is stored as another's.
+            JournalError: nothing of it was stored; try again.
+        """
+        key = call_key(tenant, call_id)
+        if key in self._live:
+            return False
+        if not self._policy.keeps(hints):
+            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
+            return True
+        resolution = resolve(tenant, hints, self._rules)
+        call = Call(key, resolution.ref, channel, resolution.caller_key, opened_at_s)
+        await self._journal.open_call(call)
+        await self._journal.append(turns)
+        await self._journal.close_call(key, at_s=self._clock())
+        self._orphans.pop(key, None)
+        return True
+
+    def orphan(self, owner: str) -> None:
+        """The holder of these calls is lost; it may come back within `orphan_s`."""
+        for live in [one for one in self._live.values() if one.owner == owner]:
+            self._forget(live)
+            if live.stored:
+                self._orphans[live.key] = self._clock()
+
+    async def digested(self, ref: AgentRef, batch: Batch) -> None:
+        """Letta has digested a batch: read that agent again, for the calls that are live."""
+        await self._feed.digested(ref, batch)
+
+    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+        """Make turns of a live call durable; drop them where the caller did not agree."""
+        if not live.kept:
+            self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+            return
+        for turn in turns:
+            if turn.seq:
+                if live.last_seq and turn.seq > live.last_seq + 1:
+                    self._emit(
+                        telemetry.turn_seq_gap,
+                        call=live.key,
+                        expected=live.last_seq + 1,
+                        got=turn.seq,
+                    )
+                live.last_seq = max(live.last_seq, turn.seq)
+        try:
+            await self._store_call(live)
+            await self._journal.append(turns)
+        except CallError:
+            raise  # this turn's fault, not the journal's
+        except JournalError as error:
+            self._journal_failed(error)
+            raise
+        self.journal_error = ""
+        live.turns += len(turns)
+        for turn in turns:
+            self._emit(
+                telemetry.turn_recorded,
+                call=live.key,
+                speaker=turn.speaker,
+                chars=len(turn.text),
+                pii_text=turn.text,
+            )
+            if prompt := prompt_of(turn.metrics):
+                served, age_s, wait_s = prompt
+                self._emit(
+                    telemetry.prompt_served,
+                    call=live.key,
+                    version="",
+                    served=served,
+                    age_s=age_s,
+                    wait_s=wait_s,
+                )
+
+    async def close(self, live: LiveCall, reason: str) -> None:
+        """End a live call."""
+        if not live.closed:
+            await self._store_call(live)
+            if live.stored:
+                await self._journal.close_call(live.key, at_s=self._clock())
+            self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
+        self._forget(live)
+
+    # ---------------------------------------------------------------------------------------
+
+    async def _store_call(self, live: LiveCall) -> None:
+        if live.kept and not live.stored:
+            live.call = await self._journal.open_call(live.call)
+            live.stored = True
+
+    def _journal_failed(self, error: JournalError) -> None:
+        self.journal_error = f"{type(error).__name__}: {error.message}"
+        self._emit(telemetry.journal_failed, error=self.journal_error, hint=error.hint)
+
+    def _forget(self, live: LiveCall) -> None:
+        live.closed = True
+        if self._live.get(live.key) is live:
+            del self._live[live.key]
+            self._fewer.set()
+            self._fewer = anyio.Event()
+        self._feed.end(live)
+
+    async def _close_orphans(self) -> None:
+        now_s = self._clock()
+        for key, since_s in list(self._orphans.items()):
+            if now_s - since_s < self._policy.orphan_s:
+                continue
+            try:
+                await self._journal.close_call(key, at_s=now_s)
+            except JournalError as error:
+                self._journal_failed(error)
+                continue
+            self._orphans.pop(key, None)
+            self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)

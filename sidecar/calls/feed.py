@@ -1,0 +1,200 @@
+"""Brings live calls their memory: what is at hand at once, and what is newer as it comes."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sidecar import telemetry
+from sidecar.breaker import backoff_s
+from sidecar.calls.live import LiveCall, MemoryView
+from sidecar.errors import JournalError, LettaError
+from sidecar.letta.identity import Identity
+from sidecar.memory.freshness import FreshnessPolicy, judge
+from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
+from sidecar.memory.snapshots import Held, Snapshots
+from sidecar.model import AgentRef, Batch, Served, Turn
+from sidecar.telemetry import Emit
+from sidecar.transcript.journal import Journal
+
+RECENT_TURNS = 60
+
+
+class MemoryFeed:
+    """The memory of all live calls.
+
+    Args:
+        journal: Asked for what was said recently.
+        snapshots: Where memory comes from.
+        identity: Finds or creates a caller's agent.
+        limits: Bounds of what goes into a prompt.
+        freshness: Ages.
+        secret: This installation's own, for the nonce of the fence.
+        emit: Where events go.
+        clock: Unix time in seconds.
+        journal_failed: Told when the journal could not be asked.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        snapshots: Snapshots,
+        identity: Identity,
+        *,
+        limits: PromptLimits,
+        freshness: FreshnessPolicy,
+        secret: bytes,
+        emit: Emit,
+        clock: Callable[[], float],
+        journal_failed: Callable[[JournalError], None],
+    ) -> None:
+        self._journal = journal
+        self._snapshots = snapshots
+        self._identity = identity
+        self._limits = limits
+        self._freshness = freshness
+        self._secret = secret
+        self._emit = emit
+        self._clock = clock
+        self._journal_failed = journal_failed
+        self._of_agent: dict[str, set[LiveCall]] = {}
+        self.tasks: TaskGroup | None = None
+        """Where reads run; set by whoever runs this."""
+        snapshots.on_read = self._on_read
+
+    def begin(self, live: LiveCall) -> None:
+        """A call is live, or live again: bring its memory."""
+        self._spawn(self._bring_memory, live)
+
+    def end(self, live: LiveCall) -> None:
+        """A call is live no more."""
+        if live.agent_id is None:
+            return
+        of_agent = self._of_agent.get(live.agent_id, set())
+        if live in of_agent:
+            of_agent.discard(live)
+            self._snapshots.unwatch(live.agent_id)
+        if not of_agent:
+            self._of_agent.pop(live.agent_id, None)
+
+    async def digested(self, ref: AgentRef, batch: Batch) -> None:
+        """Letta has digested a batch: read that agent again, for the calls that are live."""
+        agent_id = batch.agent_id or await self._identity.known_agent(ref)
+        if agent_id is not None:
+            refresh = self._snapshots.refresh(agent_id, changed_since=True)
+            await refresh.done.wait()
+
+    def held(self, live: LiveCall) -> Held | None:
+        """Return the snapshot at hand for a call."""
+        return self._snapshots.held(live.agent_id) if live.agent_id else None
+
+    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+        """Say how a rendered memory was had."""
+        if held is None:
+            return MemoryView(rendered.text, rendered.version, 0.0, "none")
+        read_at_s = held.snapshot.read_at_s
+        served: Served = "disk"
+        if not held.from_disk:
+            freshness = judge(read_at_s, now_s=self._clock(), policy=self._freshness)
+            served = "fresh" if freshness == "fresh" else "stale"
+        return MemoryView(rendered.text, rendered.version, read_at_s, served)
+
+    def render(self, live: LiveCall, held: Held | None) -> RenderedMemory:
+        """Render what is at hand for a call."""
+        rendered = render(
+            held.snapshot if held else None,
+            live.recent,
+            nonce=nonce_of(self._secret, live.key),
+            limits=self._limits,
+        )
+        if rendered.cut_chars:
+            self._emit(
+                telemetry.prompt_cut, agent=live.agent_id or "", cut_chars=rendered.cut_chars
+            )
+        return rendered
+
+    def refresh(self, live: LiveCall) -> None:
+        """Start a read for a call and tell its listener when it has ended."""
+        if live.agent_id is None:
+            self._tell(live, settled=True)
+            return
+        self._spawn(self._tell_when_read, live, live.agent_id)
+
+    async def _bring_memory(self, live: LiveCall) -> None:
+        """Load what is at hand, tell it, and read what is newest."""
+        if not live.call.ref.known:
+            self._tell(live, settled=True)
+            return
+        try:
+            live.recent = await self._recent(live, since_s=0.0)
+        except JournalError as error:
+            self._journal_failed(error)
+        agent_id = await self._find_agent(live)
+        if agent_id is None or live.closed:
+            return
+        if live.agent_id is None:
+            live.agent_id = agent_id
+            self._of_agent.setdefault(agent_id, set()).add(live)
+            self._snapshots.watch(agent_id)
+        held = await self._snapshots.load(agent_id)
+        if held is not None:
+            await self._renew_recent(live, held)
+            self._tell(live, settled=False)
+        await self._tell_when_read(live, agent_id)
+
+    async def _find_agent(self, live: LiveCall) -> str | None:
+        """Return the agent of a call, trying while the call is live and Letta is away."""
+        attempt = 0
+        while not live.closed:
+            try:
+                return await self._identity.agent_of(live.call.ref)
+            except (LettaError, JournalError) as failure:
+                error, hint = f"{type(failure).__name__}: {failure.message}", failure.hint
+            attempt += 1
+            self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)
+            self._tell(live, settled=True)
+            await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
+        return None
+
+    async def _tell_when_read(self, live: LiveCall, agent_id: str) -> None:
+        refresh = self._snapshots.refresh(agent_id)
+        await refresh.done.wait()
+        if not live.closed:
+            self._tell(live, settled=True)
+
+    async def _on_read(self, agent_id: str) -> None:
+        """A read has succeeded: tell the calls for which the text changed."""
+        for live in tuple(self._of_agent.get(agent_id, ())):
+            held = self.held(live)
+            if held is None:
+                continue
+            await self._renew_recent(live, held)
+            if live.memory.version != live.told_version:
+                self._tell(live, settled=False)
+
+    def _tell(self, live: LiveCall, *, settled: bool) -> None:
+        view = live.memory
+        live.told_version = view.version
+        live.listener.on_memory(view, settled=settled)
+
+    async def _renew_recent(self, live: LiveCall, held: Held) -> None:
+        """Leave out of `recent` what the snapshot holds by now."""
+        if live.recent:
+            try:
+                live.recent = await self._recent(live, since_s=held.snapshot.read_at_s)
+            except JournalError as error:
+                self._journal_failed(error)
+
+    async def _recent(self, live: LiveCall, *, since_s: float) -> tuple[Turn, ...]:
+        return await self._journal.recent(
+            live.call.ref,
+            caller_key=live.call.caller_key,
+            except_call=live.key,
+            since_s=since_s,
+            limit=RECENT_TURNS,
+        )
+
+    def _spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        assert self.tasks is not None, "Calls.run has not started"
+        self.tasks.start_soon(job, *args)

@@ -1,0 +1,136 @@
+"""One live call, as a channel holds it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.memory.prompt import NOTHING, RenderedMemory
+from sidecar.memory.snapshots import Held
+from sidecar.model import Call, Served, Snapshot, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryView:
+    """What goes into the next prompt of a call, and how it was had.
+
+    Attributes:
+        text: The fenced text; empty when there is nothing to put in.
+        version: Changes when `text` changes.
+        read_at_s: Unix time of the read it stands on, 0 when there is none.
+        served: `fresh`, `stale`, `disk` (no read of this process has confirmed it) or `none`.
+    """
+
+    text: str
+    version: str
+    read_at_s: float
+    served: Served
+
+
+class Listener(Protocol):
+    """The channel's ear on one call. Its methods return at once and never raise."""
+
+    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+        """Newer memory. `settled`: no newer one is on its way just now."""
+        ...
+
+    def on_guidance(self, text: str) -> None:
+        """Something for the voice agent to heed in this call."""
+        ...
+
+
+class Keeper(Protocol):
+    """Keeps what is said in a call."""
+
+    async def record(self, live: "LiveCall", turns: Sequence[Turn]) -> None:
+        """Make turns durable."""
+        ...
+
+    async def close(self, live: "LiveCall", reason: str) -> None:
+        """End the call."""
+        ...
+
+
+class Feed(Protocol):
+    """Brings a call its memory. Nothing here waits."""
+
+    def held(self, live: "LiveCall") -> Held | None:
+        """Return the snapshot at hand."""
+        ...
+
+    def render(self, live: "LiveCall", held: Held | None) -> RenderedMemory:
+        """Render what is at hand."""
+        ...
+
+    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+        """Say how a rendered memory was had."""
+        ...
+
+    def refresh(self, live: "LiveCall") -> None:
+        """Start a read; the listener is told when it has ended."""
+        ...
+
+
+class LiveCall:
+    """One call while a channel holds it. Made by `sidecar.calls.Calls.open`."""
+
+    def __init__(
+        self, keeper: Keeper, feed: Feed, call: Call, *, owner: str, listener: Listener
+    ) -> None:
+        self._keeper = keeper
+        self._feed = feed
+        self.call = call
+        self.owner = owner
+        self.listener = listener
+        self.agent_id: str | None = None
+        self.recent: tuple[Turn, ...] = ()
+        self.stored = False
+        self.kept = True
+        """False: the caller did not agree; nothing of the call reaches the journal."""
+        self.closed = False
+        self.last_seq = 0
+        self.turns = 0
+        self.told_version: str | None = None
+        self._rendered: RenderedMemory = NOTHING
+        self._rendered_from: tuple[str, tuple[Turn, ...]] = ("", ())
+
+    @property
+    def key(self) -> str:
+        """Key of the call."""
+        return self.call.key
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The agent's blocks as they are at hand; for people to look at."""
+        held = self._feed.held(self)
+        return held.snapshot if held else None
+
+    @property
+    def memory(self) -> MemoryView:
+        """What goes into the next prompt, from what is at hand; never waits."""
+        held = self._feed.held(self)
+        source = (held.snapshot.version if held else "", self.recent)
+        if source != self._rendered_from:
+            self._rendered = self._feed.render(self, held)
+            self._rendered_from = source
+        return self._feed.view(held, self._rendered)
+
+    def speech_started(self) -> None:
+        """The caller began to speak: read the memory now, so that it is here at the prompt."""
+        self._feed.refresh(self)
+
+    async def record(self, turns: Sequence[Turn]) -> None:
+        """Make turns of this call durable; on return they survive any crash.
+
+        Raises:
+            JournalFull: nothing of `turns` was stored; they may be recorded again.
+            JournalError: the journal failed otherwise.
+        """
+        await self._keeper.record(self, turns)
+
+    async def close(self, reason: str) -> None:
+        """The call has ended: what is pending of it goes to Letta. Repeating it is no error."""
+        await self._keeper.close(self, reason)
+
+    def guide(self, text: str) -> None:
+        """Send guidance to the voice agent of this call."""
+        self.listener.on_guidance(text)

@@ -1,0 +1,1 @@
+"""The local page: a person types or speaks through the browser."""

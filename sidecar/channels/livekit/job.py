@@ -1,0 +1,189 @@
+"""A LiveKit job and its link: begun before the session, ended after it."""
+
+import asyncio
+import logging
+import os
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import anyio
+from livekit.agents import AgentSession, JobContext
+
+from sidecar import telemetry
+from sidecar.channels.frames import Hints
+from sidecar.channels.link import Link
+from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.livekit.caller import Identification
+from sidecar.channels.livekit.recorder import CallRecorder
+from sidecar.channels.spool import default_spool_dir
+from sidecar.telemetry import Emit, Telemetry
+
+DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"
+FLUSH_S: Final = 5.0  # at the end of a call; a worker that is told to stop has ten seconds
+RESTART_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Where the sidecar is, as the environment of the worker says.
+
+    Attributes:
+        url: `SIDECAR_LINK_URL`.
+        token: `SIDECAR_LINK_TOKEN`, or None.
+        spool_dir: `SIDECAR_SPOOL_DIR`, or `spool` in `SIDECAR_DATA_DIR`: the directory in which
+            the sidecar looks, too.
+        log_text: `SIDECAR_LOG_TEXT=1` lets callers' words into the log.
+    """
+
+    url: str
+    token: str | None
+    spool_dir: Path
+    log_text: bool = False
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
+        """Read them; what is unset or blank has its default."""
+        data_dir = environ.get("SIDECAR_DATA_DIR", "").strip()
+        spool_dir = environ.get("SIDECAR_SPOOL_DIR", "").strip() or (
+            data_dir and f"{data_dir}/spool"
+        )
+        return cls(
+            url=environ.get("SIDECAR_LINK_URL", "").strip() or DEFAULT_LINK_URL,
+            token=environ.get("SIDECAR_LINK_TOKEN", "").strip() or None,
+            spool_dir=Path(spool_dir).expanduser() if spool_dir else default_spool_dir(),
+            log_text=environ.get("SIDECAR_LOG_TEXT", "").strip() == "1",
+        )
+
+
+class _JobLog:
+    """Sends events to the log of the LiveKit job, fields beside the name."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("sidecar")
+
+    def debug(self, event: str, **fields: object) -> None:
+        self._logger.debug(event, extra=_beside(fields))
+
+    def info(self, event: str, **fields: object) -> None:
+        self._logger.info(event, extra=_beside(fields))
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._logger.warning(event, extra=_beside(fields))
+
+    def error(self, event: str, **fields: object) -> None:
+        self._logger.error(event, extra=_beside(fields))
+
+
+def _beside(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return log fields under names that no attribute of a log record has."""
+    return {f"sidecar.{name}": value for name, value in fields.items()}
+
+
+class _LinkedJob:
+    """The link of one job, and the task that holds it.
+
+    LiveKit calls us back from its own loop and offers no task group, so this is the one task of
+    ours that is not in one: it owns the link's group, and `close` awaits its end.
+    """
+
+    def __init__(self, link: Link, emit: Emit) -> None:
+        self.link = link
+        self.recorder: CallRecorder | None = None
+        self._emit = emit
+        self._scope = anyio.CancelScope()
+        self._task = asyncio.create_task(self._hold(), name="sidecar-link")
+
+    async def close(self) -> None:
+        """End the link; what is unacked is in the spool when this returns."""
+        self._scope.cancel()
+        await self._task
+
+    async def _hold(self) -> None:
+        with self._scope:
+            while True:
+                try:
+                    await self.link.run()
+                except Exception as error:  # noqa: BLE001 - turns wait for the next start
+                    self._emit(
+                        telemetry.part_failed,
+                        part="link",
+                        error=type(error).__name__,
+                        hint="the link is started again; please report it",
+                    )
+                await anyio.sleep(RESTART_S)
+
+
+_jobs: WeakKeyDictionary[JobContext, _LinkedJob] = WeakKeyDictionary()
+
+
+async def remember(
+    ctx: JobContext,
+    session: AgentSession[Any],
+    *,
+    participant_identity: str | None = None,
+    settings: LinkSettings | None = None,
+    emit: Emit | None = None,
+) -> LinkedCall:
+    """Remember this call: link it to the sidecar and record the session. Before `session.start`.
+
+    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once.
+    Otherwise the room is connected (`session.start` would do it anyway) and whoever is in it is
+    the caller, or whoever joins it first: memory is then on its way before the greeting is.
+
+    Args:
+        ctx: The job; its id is the id of the call.
+        session: Not started yet. When it closes, the job is shut down.
+        participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        settings: Where the sidecar is; by default what the environment says.
+        emit: Events; by default they go to the job's log.
+    """
+    settings = settings or LinkSettings.of(os.environ)
+    emit = emit or Telemetry(log_text=settings.log_text, logger=_JobLog()).emit
+    link = Link(
+        settings.url,
+        settings.token,
+        worker=uuid.uuid4().hex,
+        spool_dir=settings.spool_dir,
+        emit=emit,
+        clock=time.time,
+        dice=random.random,  # noqa: S311 - jitter
+    )
+    job = _LinkedJob(link, emit)
+    _jobs[ctx] = job
+    who = Identification(ctx, participant_identity, emit)
+    hints = who.from_job()
+    call = link.open_call(ctx.job.id, "livekit", hints, opened_at_s=time.time())
+    recorder = CallRecorder(call, emit=emit, clock=time.time, ended=ctx.shutdown)
+    recorder.listen(session)
+    job.recorder = recorder
+    if hints is None:
+        await ctx.connect()
+        if hints := who.from_room():
+            call.identify(hints)
+        else:
+            who.when_joined(call.identify)
+    return call
+
+
+async def finish(ctx: JobContext) -> None:
+    """Hand over the last words of a call: give this as `on_session_end`.
+
+    Waits for their ack for at most `FLUSH_S` seconds; what has none then is left in the spool,
+    where the sidecar finds it.
+    """
+    job = _jobs.pop(ctx, None)
+    if job is None or job.recorder is None:
+        return
+    job.recorder.end("job ended")
+    call = job.recorder.call
+    if not call.identified and call.outbox.unacked:
+        call.identify(Hints())
+    if call.identified:
+        await call.flushed(FLUSH_S)
+    await job.close()

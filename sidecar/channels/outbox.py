@@ -1,0 +1,394 @@
+"""What the worker's end of the link still owes the sidecar, for one call. Pure.
+
+Turns wait here from the moment they are recorded until their ack, in the order of `seq`. Memory
+is bounded by what the owner lets in: turns that find no room wait in `overflow` until they are on
+disk, leave memory, and are read back when the older ones were acked. Order holds throughout:
+what is in memory is older than what is on disk alone, and that is older than the overflow.
+"""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sidecar.channels.frames import (
+    MAX_FRAME_BYTES,
+    CallClose,
+    CallOpen,
+    FromWorker,
+    Hints,
+    SpeechStarted,
+    TurnFrame,
+)
+from sidecar.model import Channel, Speaker
+
+SpoolFrame: TypeAlias = CallOpen | TurnFrame | CallClose
+
+MAX_ID_CHARS = 256
+MAX_HINT_CHARS = 1024
+# A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
+MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A turn that was not acked.
+
+    Attributes:
+        frame: As it goes over the link.
+        since_s: Monotonic time at which it was recorded.
+        on_disk: It stands in the spool file.
+    """
+
+    frame: TurnFrame
+    since_s: float
+    on_disk: bool = False
+
+
+class Outbox:
+    """The unacked part of one call.
+
+    Args:
+        call: Id of the call.
+        channel: Where it comes from.
+        opened_at_s: Unix time.
+        hints: Who is on the line, or None while that is not known: nothing is sent until then.
+    """
+
+    def __init__(
+        self, call: str, channel: Channel, *, opened_at_s: float, hints: Hints | None
+    ) -> None:
+        self.call = call_id(call)
+        self._channel: Channel = channel
+        self._opened_at_s = max(0.0, opened_at_s)
+        self._hints = hints
+        self._close: CallClose | None = None
+        self._close_since_s = 0.0
+        self._close_on_disk = False
+        self._close_acked = False
+        self._seq = 0
+        self._items: set[str] = set()
+        self._kept: dict[str, _Kept] = {}
+        self._overflow: list[_Kept] = []
+        self._disk_only = 0
+        self._last_kept_seq = 0
+        self._chars = 0
+        # What this connection has yet to be told.
+        self._open_due = True
+        self._close_due = True
+        self._speech_due = False
+        self._unsent: deque[str] = deque()
+        self._held_until_s = 0.0
+
+    # What happens in the call
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is known who is on the line."""
+        return self._hints is not None
+
+    def identify(self, hints: Hints) -> None:
+        """Say who is on the line; the first answer stands, for a call belongs to one caller."""
+        if self._hints is None:
+            self._hints = hints
+
+    def record(
+        self,
+        item: str,
+        speaker: Speaker,
+        text: str,
+        *,
+        at_s: float,
+        now_s: float,
+        room: bool,
+        interrupted: bool = False,
+        metrics: Mapping[str, float] | None = None,
+    ) -> list[TurnFrame]:
+        """Take one turn; returns the frames it became, none when it is empty or known already.
+
+        None either where the caller did not agree that the call is kept: then no word of it
+        leaves this process.
+
+        Args:
+            item: The channel's id of the utterance.
+            speaker: Who spoke.
+            text: What was heard. Too long for one frame: it becomes several turns.
+            at_s: Unix time.
+            now_s: Monotonic time.
+            room: False: it shall go to disk and not stay in memory.
+            interrupted: The other side cut it off.
+            metrics: Seconds by name; what is not finite is left out.
+        """
+        item = _bounded(item, MAX_ID_CHARS - 8)
+        clean = text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
+        refused = self._hints is not None and self._hints.consent == "no"
+        if refused or not clean.strip() or item in self._items:
+            return []
+        self._items.add(item)
+        frames: list[TurnFrame] = []
+        for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
+            self._seq += 1
+            frame = TurnFrame(
+                call=self.call,
+                item=item if part == 1 else f"{item}#{part}",
+                seq=self._seq,
+                speaker=speaker,
+                text=clean[start : start + MAX_TURN_CHARS],
+                at_s=max(0.0, at_s),
+                interrupted=interrupted,
+                metrics={k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)},
+            )
+            frames.append(frame)
+            kept = _Kept(frame, now_s)
+            self._chars += len(frame.text)
+            if room and not self._disk_only and not self._overflow:
+                self._keep(kept)
+            else:
+                self._overflow.append(kept)
+        return frames
+
+    def drop_overflow(self) -> int:
+        """Give up on the turns that fit neither memory nor disk; returns how many there were."""
+        dropped = len(self._overflow)
+        self._chars -= sum(len(kept.frame.text) for kept in self._overflow)
+        self._overflow.clear()
+        return dropped
+
+    def speech_started(self) -> None:
+        """The caller began to speak; told once per connection, and not after a reconnect."""
+        self._speech_due = True
+
+    def close(self, *, at_s: float, reason: str, now_s: float) -> None:
+        """The call has ended. The first close stands."""
+        if self._close is None:
+            self._close = CallClose(
+                call=self.call, at_s=max(0.0, at_s), reason=reason[:MAX_HINT_CHARS]
+            )
+            self._close_since_s = now_s
+            self._close_due = True
+
+    # What stands open
+
+    @property
+    def closed(self) -> bool:
+        """Whether the call has ended."""
+        return self._close is not None
+
+    @property
+    def unacked(self) -> int:
+        """Turns without an ack, wherever they are."""
+        return len(self._kept) + self._disk_only + len(self._overflow)
+
+    @property
+    def in_memory(self) -> int:
+        """Turns without an ack that are held in memory."""
+        return len(self._kept) + len(self._overflow)
+
+    @property
+    def overflowing(self) -> int:
+        """Turns in memory that shall leave it as soon as they are on disk."""
+        return len(self._overflow)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every turn, and the end of the call if it came, is acked."""
+        return not self.unacked and (self._close is None or self._close_acked)
+
+    @property
+    def chars_in_memory(self) -> int:
+        """Characters of text held in memory."""
+        return self._chars
+
+    # The connection
+
+    def rewind(self) -> None:
+        """A new connection knows nothing: everything unacked is due again."""
+        self._open_due = True
+        self._close_due = True
+        self._speech_due = False
+        self._unsent = deque(self._kept)
+        self._held_until_s = 0.0
+
+    def next_frame(self, *, now_s: float) -> FromWorker | None:
+        """Return the frame to send next, and count it as sent; None when nothing is due now."""
+        if self._hints is None or now_s < self._held_until_s:
+            return None
+        if self._open_due:
+            self._open_due = False
+            return self._open(self._hints)
+        if self._speech_due:
+            self._speech_due = False
+            return SpeechStarted(call=self.call)
+        while self._unsent:
+            if kept := self._kept.get(self._unsent.popleft()):
+                return kept.frame
+        if (
+            self._close is not None
+            and self._close_due
+            and not self._close_acked
+            and not self._disk_only
+            and not self._overflow
+        ):
+            self._close_due = False
+            return self._close
+        return None
+
+    def held_for_s(self, *, now_s: float) -> float:
+        """Return the seconds until a frame that was refused for now is due again."""
+        return max(0.0, self._held_until_s - now_s)
+
+    def acked(self, items: Iterable[str], *, closed: bool) -> int:
+        """Forget what is on the sidecar's disk; returns how many turns that were."""
+        done = sum(self._forget(item) for item in items)
+        self._close_acked = self._close_acked or (closed and self._close is not None)
+        return done
+
+    def refused_for_now(self, item: str, *, until_s: float, reopen: bool) -> None:
+        """The sidecar could not take a frame: from `item` on, all is due again after a while.
+
+        Args:
+            item: The turn that was refused; empty for another frame of the call.
+            until_s: Monotonic time before which nothing of this call is sent.
+            reopen: `call.open` is sent again first.
+        """
+        self._held_until_s = until_s
+        self._open_due = self._open_due or reopen
+        self._close_due = True
+        items = list(self._kept)
+        if item in self._kept:
+            self._unsent = deque(items[items.index(item) :])
+        elif reopen:
+            self._unsent = deque(items)
+
+    def refused_for_good(self, item: str) -> bool:
+        """The sidecar will never take this turn: forget it; returns whether it was kept."""
+        return self._forget(item)
+
+    # The spool file
+
+    def due_on_disk_s(self, *, after_s: float) -> float | None:
+        """Return the monotonic time at which something is to be on disk; None when nothing is.
+
+        Args:
+            after_s: A frame waits this many seconds for its ack first.
+        """
+        if self._hints is None:
+            return None
+        if self._overflow:
+            return 0.0
+        oldest = next((k for k in self._kept.values() if not k.on_disk), None)
+        since = [oldest.since_s] if oldest else []
+        if self._close is not None and not self._close_acked and not self._close_on_disk:
+            since.append(self._close_since_s)
+        return min(since) + after_s if since else None
+
+    def unspooled(self) -> list[SpoolFrame]:
+        """Return the frames that are nowhere but in memory, in order; empty when there are none.
+
+        `call.open` is not among them: see `opening`.
+        """
+        frames: list[SpoolFrame] = [
+            k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
+        ]
+        if self._close is not None and not self._close_acked and not self._close_on_disk:
+            frames.append(self._close)
+        return frames
+
+    def opening(self) -> CallOpen:
+        """Return the call's first frame, for the head of its file; nobody's when unidentified."""
+        return self._open(self._hints or Hints())
+
+    def spooled(self, frames: Sequence[SpoolFrame]) -> None:
+        """These frames are on disk; the overflow among them leaves memory."""
+        written = {frame.item for frame in frames if isinstance(frame, TurnFrame)}
+        for item in written:
+            if kept := self._kept.get(item):
+                kept.on_disk = True
+        leaving = [k for k in self._overflow if k.frame.item in written]
+        self._overflow = [k for k in self._overflow if k.frame.item not in written]
+        self._disk_only += len(leaving)
+        self._chars -= sum(len(k.frame.text) for k in leaving)
+        self._close_on_disk = self._close_on_disk or any(isinstance(f, CallClose) for f in frames)
+
+    def unspool(self) -> None:
+        """The spool file is gone: what is in memory is nowhere else."""
+        for kept in self._kept.values():
+            kept.on_disk = False
+        self._close_on_disk = False
+
+    @property
+    def disk_only(self) -> int:
+        """Turns that are on disk and not in memory."""
+        return self._disk_only
+
+    def lose_disk_only(self) -> int:
+        """The file no longer holds what left memory; returns how many turns that were."""
+        lost, self._disk_only = self._disk_only, 0
+        return lost
+
+    @property
+    def read_back_after_seq(self) -> int:
+        """The turns on disk alone are those with a higher `seq` than this."""
+        return self._last_kept_seq
+
+    def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
+        """Take turns back from disk, in order; they are sent next."""
+        for frame in frames:
+            self._chars += len(frame.text)
+            self._keep(_Kept(frame, now_s, on_disk=True))
+        self._disk_only = max(0, self._disk_only - len(frames))
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept[kept.frame.item] = kept
+        self._unsent.append(kept.frame.item)
+        self._last_kept_seq = kept.frame.seq
+
+    def _forget(self, item: str) -> bool:
+        kept = self._kept.pop(item, None)
+        if kept is None:
+            return False
+        self._chars -= len(kept.frame.text)
+        return True
+
+    def _open(self, hints: Hints) -> CallOpen:
+        return CallOpen(
+            call=self.call, channel=self._channel, hints=hints, opened_at_s=self._opened_at_s
+        )
+
+
+def bounded_hints(hints: Hints) -> Hints:
+    """Leave out a hint too long for the link: cut short it might name somebody else."""
+
+    def fitting(value: str) -> str:
+        return "" if len(value) > MAX_HINT_CHARS or _has_surrogates(value) else value
+
+    return Hints(
+        caller=fitting(hints.caller),
+        phone=fitting(hints.phone),
+        identity=fitting(hints.identity),
+        agent_id=fitting(hints.agent_id),
+        consent=hints.consent,
+    )
+
+
+def call_id(raw: str) -> str:
+    """Return the id under which a call goes over the link; a long one by its hash."""
+    return _bounded(raw, MAX_ID_CHARS)
+
+
+def _bounded(raw: str, limit_chars: int) -> str:
+    """Keep an id that fits; another is replaced by its hash, never cut (it would collide)."""
+    if 0 < len(raw) <= limit_chars and not _has_surrogates(raw):
+        return raw
+    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether a text can't be UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,159 @@
+"""Keeps a spool file for each call whose turns wait too long for their ack."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.outbox import Outbox
+from sidecar.channels.spool import SpoolFile
+from sidecar.telemetry import Emit
+
+SPOOL_AFTER_S: Final = 0.5
+DISK_PAUSE_S: Final = 1.0  # before a disk that refused is tried again
+LEAVE_S: Final = 5.0  # in which the last files are begun; one write may take longer
+
+
+class Spooler:
+    """The files of a link's calls. One task does all of its disk work, off the loop.
+
+    Args:
+        calls: The link's live calls, by id.
+        directory: Where the files go; made when first needed.
+        emit: Events.
+        max_in_memory: Turns of a call that may be in memory.
+        max_chars_in_memory: Characters of their text that may be.
+        moved: Called when turns went to disk or came back.
+        reclaimed: Called when a call's file is gone because all of it was acked.
+    """
+
+    def __init__(
+        self,
+        calls: Mapping[str, LinkedCall],
+        directory: Path,
+        *,
+        emit: Emit,
+        max_in_memory: int,
+        max_chars_in_memory: int,
+        moved: Callable[[], None],
+        reclaimed: Callable[[LinkedCall], None],
+    ) -> None:
+        self._calls = calls
+        self._directory = directory
+        self._emit = emit
+        self._max_in_memory = max_in_memory
+        self._max_chars_in_memory = max_chars_in_memory
+        self._moved = moved
+        self._reclaimed = reclaimed
+        self._wake = anyio.Event()
+
+    def wake(self) -> None:
+        """Look again at what is to be done."""
+        self._wake.set()
+
+    async def leave(self) -> None:
+        """Put everything unacked on disk and let go of the files, though cancelled."""
+        with anyio.move_on_after(LEAVE_S, shield=True):
+            for call in list(self._calls.values()):
+                if call.identified:
+                    await self._put_on_disk(call)
+                file, call.spool = call.spool, None
+                if file:
+                    await anyio.to_thread.run_sync(file.close)
+
+    async def run(self) -> None:
+        """Keep the files until cancelled."""
+        while True:
+            self._wake = anyio.Event()
+            wait_s = await self._spool_due()
+            with anyio.move_on_after(wait_s):
+                await self._wake.wait()
+
+    async def _spool_due(self) -> float | None:
+        """Do what the files need; returns the seconds until they need more, None for a wake."""
+        waits: list[float] = []
+        for call in list(self._calls.values()):
+            box = call.outbox
+            if call.spool and box.settled:
+                await self._reclaim(call)
+                continue
+            if box.disk_only and not box.overflowing and self._has_room(box):
+                await self._read_back(call)
+            due_s = box.due_on_disk_s(after_s=SPOOL_AFTER_S)
+            if due_s is not None and due_s <= anyio.current_time():
+                written = await self._put_on_disk(call)
+                due_s = None if written else anyio.current_time() + DISK_PAUSE_S
+            if due_s is not None:
+                waits.append(max(0.0, due_s - anyio.current_time()))
+        return min(waits, default=None)
+
+    def _has_room(self, box: Outbox) -> bool:
+        return (
+            box.in_memory <= self._max_in_memory // 2
+            and box.chars_in_memory <= self._max_chars_in_memory // 2
+        )
+
+    async def _put_on_disk(self, call: LinkedCall) -> bool:
+        """Append what is in memory alone to the call's file; False when the disk would not."""
+        frames = call.outbox.unspooled()
+        if not frames:
+            return True
+
+        def write() -> SpoolFile:
+            if call.spool:
+                call.spool.append(frames)
+                return call.spool
+            file = SpoolFile.create(self._directory, call.call_id)
+            try:
+                file.append([call.outbox.opening(), *frames])
+            except OSError:
+                file.close()
+                raise
+            return file
+
+        try:
+            call.spool = await anyio.to_thread.run_sync(write)
+        except OSError as error:
+            self._emit(
+                telemetry.part_failed,
+                part="spool",
+                error=type(error).__name__,
+                hint=f"make {self._directory} writable and give it room",
+            )
+            return False
+        call.outbox.spooled(frames)
+        self._emit(telemetry.turns_spooled, call=call.call_id, turns=len(frames))
+        call.changed()
+        self._moved()
+        return True
+
+    async def _read_back(self, call: LinkedCall) -> None:
+        """Bring turns that are on disk alone back into memory, as many as there is room for."""
+        file, after_seq = call.spool, call.outbox.read_back_after_seq
+        if file is None:
+            return
+        spooled = await anyio.to_thread.run_sync(file.read_own)
+        room = max(1, self._max_in_memory - call.outbox.in_memory)
+        turns = [turn for turn in spooled.turns if turn.seq > after_seq][:room]
+        if not turns:
+            self._emit(
+                telemetry.turns_dropped,
+                call=call.call_id,
+                turns=call.outbox.lose_disk_only(),
+                why="the spool file lost them",
+            )
+        call.outbox.read_back(turns, now_s=anyio.current_time())
+        self._moved()
+
+    async def _reclaim(self, call: LinkedCall) -> None:
+        """Everything in the file is acked: delete it, unless an earlier process wrote in it."""
+        file, call.spool = call.spool, None
+        if file is not None:
+            await anyio.to_thread.run_sync(file.close if file.inherited else file.remove)
+        call.outbox.unspool()
+        self._reclaimed(call)
+        self._moved()

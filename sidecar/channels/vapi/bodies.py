@@ -1,0 +1,143 @@
+"""What VAPI's bodies say about a call. Pure; every shape is read, none is required."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from sidecar.model import CallerHints, Consent
+
+Object: TypeAlias = Mapping[str, Any]
+
+_CALL_ID_CHARS = 200
+_HINT_CHARS = 200
+NONE: Object = {}
+# What goes on to the model's server; everything else in a request is VAPI's own.
+_PASSED = (
+    "messages",
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "presence_penalty",
+    "frequency_penalty",
+    "reasoning_effort",
+    "stream",
+    "stream_options",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Which call a body belongs to, and who is on the line.
+
+    Attributes:
+        call_id: VAPI's id; empty where the body names none (`metadataSendMode: off`).
+        hints: For identity.
+        control_url: As the body names it, unchecked; a secret.
+        stamp_ms: VAPI's time of the body, 0 where it names none.
+    """
+
+    call_id: str
+    hints: CallerHints
+    control_url: str
+    stamp_ms: float
+
+
+def about(body: Object, *, trust_web: bool) -> About:
+    """Read a request to the model or the `message` of a webhook.
+
+    A browser that starts a web call may write the call's overrides itself, so what they say of
+    the caller and the agent counts on phone calls alone, unless the owner says otherwise.
+
+    Args:
+        body: Parsed.
+        trust_web: The owner's own backend starts all web calls.
+    """
+    call = child(body, "call")
+    overrides = child(call, "assistantOverrides")
+    phone = child(body, "customer").get("number") or child(call, "customer").get("number")
+    metadata = {
+        **child(child(body, "assistant"), "metadata"),
+        **child(overrides, "metadata"),
+        **child(body, "metadata"),
+    }
+    variables = child(overrides, "variableValues")
+    said = metadata.get("lettaConsent"), variables.get("letta_consent"), body.get("lettaConsent")
+    consent: Consent = "no" if "no" in said else "yes" if "yes" in said else ""
+    hints = CallerHints(phone=_short(phone), consent=consent)
+    if trust_web or call.get("type") != "webCall":
+        hints = CallerHints(
+            phone=hints.phone,
+            consent=consent,
+            caller=_first(
+                metadata.get("lettaCaller"), variables.get("letta_caller"), body.get("lettaCaller")
+            ),
+            agent_id=_first(
+                metadata.get("lettaAgentId"),
+                variables.get("letta_agent_id"),
+                body.get("lettaAgentId"),
+            ),
+        )
+    stamp = body.get("timestamp")
+    return About(
+        call_id=_short(call.get("id"), _CALL_ID_CHARS),
+        hints=hints,
+        control_url=_short(child(call, "monitor").get("controlUrl"), 1_000),
+        stamp_ms=float(stamp)
+        if isinstance(stamp, int | float) and not isinstance(stamp, bool)
+        else 0.0,
+    )
+
+
+def passed_on(
+    asked: Mapping[str, Any], memory: str, *, model: str, max_tokens: int
+) -> dict[str, Any]:
+    """Return what goes to the model: the request without VAPI's own fields, memory put in.
+
+    Args:
+        asked: As it came.
+        memory: The fenced text; empty puts nothing in.
+        model: Which is asked.
+        max_tokens: The request's own limit counts where it is lower.
+    """
+    body: dict[str, Any] = {"model": model}
+    body |= {name: asked[name] for name in _PASSED if asked.get(name) is not None}
+    limits = [asked.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    named = [n for n in limits if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+    wanted = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
+    body[wanted] = min([*named, max_tokens])
+    if memory:
+        messages = list(asked["messages"])
+        systems = [i for i, message in enumerate(messages) if message.get("role") == "system"]
+        place = systems[0] + 1 if systems else 0
+        messages.insert(place, {"role": "system", "content": memory})
+        body["messages"] = messages
+    return body
+
+
+def child(parent: Object, name: str) -> Object:
+    """Return an object inside an object; an empty one where there is none."""
+    value = parent.get(name)
+    return cast("Object", value) if isinstance(value, dict) else NONE
+
+
+def items(parent: Object, name: str) -> Sequence[Any]:
+    """Return a list inside an object; an empty one where there is none."""
+    value = parent.get(name)
+    return cast("Sequence[Any]", value) if isinstance(value, list) else ()
+
+
+def _first(*values: object) -> str:
+    return next((short for value in values if (short := _short(value))), "")
+
+
+def _short(value: object, limit: int = _HINT_CHARS) -> str:
+    """Return a text within its limit; a longer one is none, for a cut id is another's."""
+    if not isinstance(value, str) or len(value) > limit:
+        return ""
+    text = value.strip()
+    return text if text.isprintable() else ""

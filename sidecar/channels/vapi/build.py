@@ -1,0 +1,123 @@
+"""The VAPI channel from the settings."""
+
+import json
+from collections.abc import Callable
+from typing import cast
+
+from sidecar.calls import Calls
+from sidecar.channels.vapi.auth import Credential, Door
+from sidecar.channels.vapi.bodies import Object
+from sidecar.channels.vapi.call import Waits
+from sidecar.channels.vapi.calls import Ends, VapiCalls
+from sidecar.channels.vapi.completions import FALLBACK_TEXT, Completions, Policy
+from sidecar.channels.vapi.control import Control
+from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.routes import Vapi
+from sidecar.channels.vapi.upstream import HttpUpstream, LlmUpstream, Upstream
+from sidecar.channels.vapi.webhook import Assistant, Webhook
+from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, values_of
+from sidecar.errors import ConfigError
+from sidecar.llm.port import Llm
+from sidecar.privacy import Redact
+from sidecar.telemetry import Emit
+from sidecar.transcript.journal import Journal
+
+BURST_S = 3.0
+
+
+def build_vapi(
+    settings: Settings,
+    calls: Calls,
+    journal: Journal,
+    llm: Llm,
+    *,
+    redact: Redact | None,
+    emit: Emit,
+    clock: Callable[[], float],
+) -> Vapi | None:
+    """Return the channel; None beyond this machine without a key: then there is no such route.
+
+    Raises:
+        ConfigError: `SIDECAR_VAPI_ASSISTANT` holds no JSON object.
+    """
+    credentials = [
+        Credential(
+            tenant,
+            tuple(value.encode() for value in values_of(one.key)),
+            tuple(value.encode() for value in values_of(one.secret)),
+        )
+        for tenant, one in settings.vapi_credentials.items()
+    ]
+    if not credentials and not settings.loopback:
+        return None
+    door = Door(credentials, open_tenant=DEFAULT_TENANT, clock=clock)
+    vapi_calls = VapiCalls(
+        calls,
+        journal,
+        Control(emit=emit),
+        waits=Waits(settings.memory_wait_s, settings.cold_start_s),
+        ends=Ends(settings.vapi_report_s, settings.vapi_idle_s),
+        redact=redact,
+        emit=emit,
+        clock=clock,
+    )
+    upstream = _upstream(settings, llm)
+    completions = Completions(
+        vapi_calls,
+        upstream,
+        door,
+        policy=_policy(settings),
+        rate=_rate(settings),
+        budget=Budget(settings.vapi_day_tokens),
+        emit=emit,
+        clock=clock,
+    )
+    webhook = Webhook(
+        vapi_calls,
+        door,
+        assistant=Assistant(
+            settings.vapi_assistant_id or "", _transient(settings), settings.vapi_trust_web
+        ),
+        rate=_rate(settings),
+        emit=emit,
+        clock=clock,
+    )
+    return Vapi(vapi_calls, completions, webhook, upstream)
+
+
+def _upstream(settings: Settings, llm: Llm) -> Upstream:
+    if not settings.llm_is_real:
+        return LlmUpstream(llm)
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+    return HttpUpstream(settings.llm_base_url or OPENAI_URL, key)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        model=settings.llm_model,
+        models=frozenset(name.strip() for name in settings.vapi_models.split(",") if name.strip()),
+        max_tokens=settings.vapi_max_tokens,
+        fallback_s=settings.vapi_fallback_s,
+        fallback_text=settings.vapi_fallback_text or FALLBACK_TEXT,
+        call_tokens=settings.vapi_call_tokens,
+        trust_web=settings.vapi_trust_web,
+    )
+
+
+def _rate(settings: Settings) -> RateCap:
+    return RateCap(settings.vapi_rate_per_s, BURST_S * settings.vapi_rate_per_s)
+
+
+def _transient(settings: Settings) -> Object | None:
+    if settings.vapi_assistant is None:
+        return None
+    try:
+        parsed: object = json.loads(settings.vapi_assistant.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ConfigError(
+            "SIDECAR_VAPI_ASSISTANT can't be read",
+            fields=(("SIDECAR_VAPI_ASSISTANT", "name a JSON file of an assistant"),),
+        )
+    return cast("Object", parsed)

@@ -1,0 +1,327 @@
+"""One VAPI call: its memory before each prompt, its transcript from each history, its budget.
+
+Nothing that is streamed is stored. `take` stores what a history has settled, `report` the whole
+call, `give_up` the last history when no report came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import anyio
+
+from sidecar import telemetry
+from sidecar.calls import LiveCall, MemoryView
+from sidecar.channels.vapi.projection import (
+    UNCONFIRMED_NOTE,
+    Block,
+    Reach,
+    annotate,
+    open_from,
+    plan,
+    slot_of,
+    transcript_of,
+    with_words,
+)
+from sidecar.model import Turn
+from sidecar.telemetry import Emit
+from sidecar.transcript.journal import Journal
+
+_SLOTS_KEPT = 400
+_HEARD_KEPT = 50
+_PLANS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a prompt may wait for memory, in seconds."""
+
+    memory_s: float = 0.15
+    cold_start_s: float = 0.8
+
+
+@dataclass(slots=True)
+class _Stream:
+    slot: int
+    asked: str
+    scope: anyio.CancelScope
+
+
+class VapiCall:
+    """Made by `VapiCalls.of`; the listener of its `LiveCall`.
+
+    Args:
+        journal: Where the turns are.
+        waits: For memory.
+        guide: Sends guidance into the call; returns at once.
+        redact: What the journal does to words, so that what is stored can be told from it.
+        emit: Where events go.
+        clock: Unix time in seconds.
+
+    Attributes:
+        live: The call as every channel has it.
+        phone: Who is on the line, as the first body that named anyone said.
+        control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
+            secret.
+        tokens: Model tokens used so far.
+        last_s: Unix time of the last body.
+        ended_s: Unix time at which VAPI said that the call ended, or None.
+        finished: The transcript has its last word.
+    """
+
+    live: LiveCall
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        waits: Waits,
+        guide: Callable[["VapiCall", str], None],
+        redact: Callable[[str], str] | None,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self.phone = ""
+        self.control_url = ""
+        self.tokens = 0
+        self.last_s = clock()
+        self.ended_s: float | None = None
+        self.finished = False
+        self._journal = journal
+        self._waits = waits
+        self._guide = guide
+        self._redact = redact
+        self._emit = emit
+        self._clock = clock
+        self._told = anyio.Event()
+        self._settled = anyio.Event()
+        self._lock = anyio.Lock()
+        self._stored: list[Turn] | None = None
+        self._sealed = 0
+        self._stamp_ms = 0.0
+        self._last: tuple[Block, ...] = ()
+        self._heard: list[tuple[float, Block]] = []
+        self._generated: dict[int, str] = {}
+        self._cut_slots: set[int] = set()
+        self._fallbacks: list[str] = []
+        self._streams: list[_Stream] = []
+
+    # What the listener of a call hears ---------------------------------------------------------
+
+    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._told.set()
+        if settled:
+            self._settled.set()
+
+    def on_guidance(self, text: str) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._guide(self, text)
+
+    # Before the prompt -------------------------------------------------------------------------
+
+    def speech_started(self) -> None:
+        """The caller began to speak: read the memory now."""
+        self._settled = anyio.Event()
+        self.live.speech_started()
+
+    async def memory(self) -> MemoryView:
+        """Return what goes into the next prompt.
+
+        Waits at most `cold_start_s` for any memory at all, then at most `memory_s` for a read
+        under way.
+        """
+        began_s = self._clock()
+        if not self._settled.is_set():
+            if self.live.memory.served == "none":
+                with anyio.move_on_after(self._waits.cold_start_s):
+                    await self._told.wait()
+            with anyio.move_on_after(self._waits.memory_s):
+                await self._settled.wait()
+        view = self.live.memory
+        now_s = self._clock()
+        self._emit(
+            telemetry.prompt_served,
+            call=self.live.key,
+            version=view.version,
+            age_s=now_s - view.read_at_s if view.read_at_s else None,
+            served=view.served,
+            wait_s=now_s - began_s,
+        )
+        return view
+
+    # While a reply is written ------------------------------------------------------------------
+
+    def begin(self, slot: int, asked: str, scope: anyio.CancelScope) -> object:
+        """A reply is being asked for; cancels those that it supersedes.
+
+        Args:
+            slot: Which turn the history asks about.
+            asked: The words it asks about. The same words again are a repeat: both go on, as
+                VAPI may listen to either.
+            scope: Cancelled when a newer history makes the reply pointless.
+
+        Returns:
+            What to give to `wrote`.
+        """
+        for older in self._streams:
+            if older.slot < slot or (older.slot == slot and older.asked != asked):
+                older.scope.cancel()
+        stream = _Stream(slot, asked, scope)
+        self._streams.append(stream)
+        return stream
+
+    def wrote(self, stream: object, text: str, *, tokens: int, follow_up: bool) -> None:
+        """A reply has ended, or was cut off, with this text.
+
+        Args:
+            stream: Of `begin`.
+            text: What was written, heard or not.
+            tokens: What it cost.
+            follow_up: It goes on after a tool: the text before it belongs to the same turn.
+        """
+        self.tokens += tokens
+        if not isinstance(stream, _Stream):
+            return
+        self._streams.remove(stream)
+        before = self._generated.get(stream.slot, "") if follow_up else ""
+        if text or not follow_up:
+            self._generated[stream.slot] = f"{before} {text}".strip()
+        while len(self._generated) > _SLOTS_KEPT:
+            del self._generated[min(self._generated)]
+
+    def fell_back(self, text: str) -> None:
+        """The caller was told `text` in place of a reply."""
+        if text not in self._fallbacks:
+            self._fallbacks.append(text)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a reply is being written."""
+        return bool(self._streams)
+
+    # After the reply ---------------------------------------------------------------------------
+
+    def interrupted(self) -> None:
+        """VAPI reports that the caller cut the reply to the newest words off."""
+        self._cut_slots.add(slot_of(self._last))
+
+    async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
+        """Store what a history has settled. One older than a history taken before is no news.
+
+        Args:
+            blocks: The whole history as read.
+            stamp_ms: VAPI's time of it, 0 where unknown.
+
+        Raises:
+            JournalError: not stored; the next history brings it again.
+        """
+        async with self._lock:
+            if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
+                return
+            annotated = self._annotated(blocks)
+            self._stamp_ms = max(self._stamp_ms, stamp_ms)
+            self._last = blocks
+            await self._store(annotated[: open_from(blocks)], reach="part")
+
+    def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
+        """Words were transcribed; they count at the end, where no history has them."""
+        self._heard += [(stamp_ms, block) for block in blocks]
+        del self._heard[:-_HEARD_KEPT]
+
+    async def report(self, blocks: tuple[Block, ...]) -> None:
+        """Store the whole call as VAPI's report has it. A report without words takes nothing back.
+
+        Raises:
+            JournalError: not stored; the report may be taken again.
+        """
+        async with self._lock:
+            if blocks:
+                await self._store(self._annotated(blocks), reach="all")
+            elif not self.finished:
+                await self._store(self._unreported(), reach="end")
+            self.finished = True
+
+    async def give_up(self) -> None:
+        """No report came: store the end of the call as far as it was seen.
+
+        A reply that was written and never seen in a history is stored as unconfirmed.
+
+        Raises:
+            JournalError: not stored; may be repeated.
+        """
+        async with self._lock:
+            if not self.finished:
+                await self._store(self._unreported(), reach="end")
+                self.finished = True
+
+    async def transcript(self) -> tuple[Block, ...]:
+        """Return what was said so far, the newest history's open end included."""
+        async with self._lock:
+            stored = transcript_of(await self._turns())
+            return (*stored, *self._last[open_from(self._last) :])
+
+    def _unreported(self) -> tuple[Block, ...]:
+        last = self._last
+        for stamp_ms, block in self._heard:
+            if stamp_ms > self._stamp_ms:
+                last = with_words(last, block)
+        blocks = last
+        written = self._generated.get(slot_of(blocks), "").strip()
+        if blocks and blocks[-1].speaker == "caller" and written:
+            text = " ".join(written.split())
+            blocks = (*blocks, Block("agent", text, note=UNCONFIRMED_NOTE))
+        return self._annotated(blocks)
+
+    def _annotated(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        """Return blocks as they are to be stored."""
+        redact = self._redact
+        annotated = annotate(
+            blocks,
+            generated=self._generated,
+            cut_slots=self._cut_slots,
+            fallbacks=self._fallbacks,
+        )
+        if redact is None:
+            return annotated
+        return tuple(
+            replace(block, text=" ".join(redact(block.text).split()) or "[redacted]")
+            for block in annotated
+        )
+
+    async def _turns(self) -> list[Turn]:
+        if self._stored is None:
+            self._stored = list(await self._journal.turns(self.live.key))
+        return self._stored
+
+    async def _store(self, blocks: Sequence[Block], *, reach: Reach) -> None:
+        if not self.live.kept:
+            return
+        stored = await self._turns()
+        for _ in range(_PLANS):
+            planned = plan(
+                stored,
+                blocks,
+                call=self.live.key,
+                sealed=self._sealed,
+                reach=reach,
+                now_s=self._clock(),
+            )
+            if planned is None:
+                return
+            if planned.keep == len(stored):
+                await self.live.record(planned.turns)
+            else:
+                sealed = await self._journal.rewrite(
+                    self.live.key, planned.turns, keep=planned.keep
+                )
+                if sealed > planned.keep:
+                    self._sealed = sealed
+                    continue
+                self._emit(
+                    telemetry.turns_mended,
+                    call=self.live.key,
+                    turns=len(planned.turns),
+                    kept=planned.keep,
+                )
+            stored[planned.keep :] = planned.turns
+            return

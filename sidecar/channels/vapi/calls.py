@@ -1,0 +1,211 @@
+"""The VAPI calls of this process: found by (tenant, call id), ended by a report or by silence."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from sidecar import telemetry
+from sidecar.calls import Calls
+from sidecar.channels.vapi.bodies import About
+from sidecar.channels.vapi.call import VapiCall, Waits
+from sidecar.channels.vapi.control import Control, checked_url
+from sidecar.errors import CallError, JournalError
+from sidecar.model import call_key
+from sidecar.telemetry import Emit
+from sidecar.transcript.journal import Journal
+
+OWNER = "vapi"
+_ENDED_KEPT = 1_000
+_LOOK_EVERY_S = 2.0
+
+Stage: TypeAlias = Literal["live", "over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """When a call is over without a word from VAPI.
+
+    Attributes:
+        report_s: Seconds to wait for the report after VAPI said that the call ended.
+        idle_s: Seconds without any request or message.
+    """
+
+    report_s: float = 30.0
+    idle_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    calls: OrderedDict[str, VapiCall] = field(default_factory=OrderedDict[str, VapiCall])
+
+    def keep(self, key: str, call: VapiCall) -> None:
+        self.calls[key] = call
+        while len(self.calls) > _ENDED_KEPT:
+            self.calls.popitem(last=False)
+
+
+class VapiCalls:
+    """Every VAPI call, live and lately ended.
+
+    Args:
+        calls: Where the calls of every channel live.
+        journal: Where turns are.
+        control: Commands into calls.
+        waits: What a prompt may wait for memory.
+        ends: When a call is over.
+        redact: See `VapiCall`.
+        emit: Where events go.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        journal: Journal,
+        control: Control,
+        *,
+        waits: Waits,
+        ends: Ends,
+        redact: Callable[[str], str] | None,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._calls = calls
+        self._journal = journal
+        self.control = control
+        self._waits = waits
+        self._ends = ends
+        self._redact = redact
+        self._emit = emit
+        self._clock = clock
+        self._live: dict[str, VapiCall] = {}
+        self._opening: dict[str, anyio.Event] = {}
+        self._ended = _Ended()
+        self._unnamed: set[str] = set()
+        self._tasks: TaskGroup | None = None
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            task_status.started()
+            while True:
+                await anyio.sleep(_LOOK_EVERY_S)
+                await self._end_silent()
+
+    def spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        """Start a job that outlives the request which asked for it."""
+        assert self._tasks is not None, "VapiCalls.run has not started"
+        self._tasks.start_soon(job, *args)
+
+    async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> VapiCall | None:
+        """Return the call a body belongs to, taking it up where it is new.
+
+        Args:
+            tenant: From the credential.
+            about: What the body says.
+            stage: `over`: the body is about a call that may have ended; it wakes none that did.
+
+        Returns:
+            None for a body without a call id, and for one that names another caller than the
+            call has: it gets nobody's memory, and nothing of it is stored.
+
+        Raises:
+            CallError: a new call while the sidecar goes away (`draining`).
+        """
+        if not about.call_id:
+            if tenant not in self._unnamed:
+                self._unnamed.add(tenant)
+                self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
+            return None
+        key = call_key(tenant, about.call_id)
+        while (opening := self._opening.get(key)) is not None:
+            await opening.wait()
+        call = self._live.get(key) or (self._ended.calls.get(key) if stage == "over" else None)
+        if call is None:
+            call = await self._open(tenant, key, about)
+        if call is None:
+            return None
+        phone = about.hints.phone
+        if phone and call.phone and phone != call.phone:
+            self._emit(telemetry.vapi_caller_changed, call=key)
+            return None
+        call.phone = call.phone or phone
+        if about.hints.consent == "no":
+            call.live.kept = False
+        call.control_url = checked_url(about.control_url) or call.control_url
+        call.last_s = self._clock()
+        return call
+
+    async def _open(self, tenant: str, key: str, about: About) -> VapiCall | None:
+        opened = self._opening[key] = anyio.Event()
+        try:
+            call = VapiCall(
+                self._journal,
+                waits=self._waits,
+                guide=self._guide,
+                redact=self._redact,
+                emit=self._emit,
+                clock=self._clock,
+            )
+            call.live = await self._calls.open(
+                tenant,
+                about.call_id,
+                channel="vapi",
+                hints=about.hints,
+                opened_at_s=self._clock(),
+                owner=OWNER,
+                listener=call,
+            )
+        except CallError as error:
+            if error.code == "draining":
+                raise
+            self._emit(telemetry.turn_refused, call=key, code=error.code, error=error.message)
+            return None
+        else:
+            self._ended.calls.pop(key, None)
+            self._live[key] = call
+            return call
+        finally:
+            del self._opening[key]
+            opened.set()
+
+    async def end(self, call: VapiCall, reason: str) -> None:
+        """Close a call whose transcript has its last word.
+
+        Raises:
+            JournalError: it is not closed; may be repeated.
+        """
+        await call.live.close(reason)
+        if self._live.get(call.live.key) is call:
+            del self._live[call.live.key]
+        self._ended.keep(call.live.key, call)
+
+    async def _end_silent(self) -> None:
+        now_s = self._clock()
+        for call in tuple(self._live.values()):
+            ended_s = call.ended_s
+            reported_late = ended_s is not None and now_s - ended_s >= self._ends.report_s
+            idle = now_s - call.last_s >= self._ends.idle_s and not call.speaking
+            if not reported_late and not idle:
+                continue
+            try:
+                await call.give_up()
+                await self.end(call, "no report came" if reported_late else "silence")
+            except JournalError as error:
+                self._emit(
+                    telemetry.turn_refused,
+                    call=call.live.key,
+                    code="journal",
+                    error=error.message,
+                )
+
+    def _guide(self, call: VapiCall, text: str) -> None:
+        self.spawn(self._send_guidance, call, text)
+
+    async def _send_guidance(self, call: VapiCall, text: str) -> None:
+        await self.control.guide(call.live.key, call.control_url, text)

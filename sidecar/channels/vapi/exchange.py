@@ -1,0 +1,112 @@
+"""One HTTP exchange on raw ASGI: a body read within its bounds, an answer, a client that goes.
+
+Raw, because a stream's every chunk passes here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import anyio
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from sidecar.errors import SidecarError
+
+MAX_BODY_BYTES = 1 << 20
+BODY_S = 10.0
+
+Headers = Sequence[tuple[bytes, bytes]]
+JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
+
+
+class Refused(SidecarError):
+    """A request that gets no more than a status.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong with it, for the one who set it up.
+        retry_after_s: Seconds after which it may be sent again, or None.
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Gone(Exception):
+    """The client has gone before its request was whole."""
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return the headers by lower-case name; of a name given twice the last."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def client_of(scope: Scope) -> str:
+    """Return the peer's address; empty where unknown."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """Read the body.
+
+    Raises:
+        Refused: it is larger than `limit_bytes` (413) or took longer than `BODY_S` (408).
+        Gone: the client went.
+    """
+    too_large = Refused(413, f"a body holds at most {limit_bytes} bytes")
+    length = headers_of(scope).get("content-length", "0")
+    if not length.isdigit() or int(length) > limit_bytes:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                part: bytes = message.get("body", b"")
+                size += len(part)
+                if size > limit_bytes:
+                    raise too_large
+                parts.append(part)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {BODY_S:g} s") from None
+
+
+def object_of(body: bytes) -> Mapping[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        Refused: it is none (400).
+    """
+    try:
+        parsed: object = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise Refused(400, "the body is no JSON") from None
+    if not isinstance(parsed, dict):
+        raise Refused(400, "the body is no JSON object")
+    return cast("dict[str, Any]", parsed)
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:
+    """Send a whole answer."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, refused: Refused) -> None:
+    """Answer a refused request in OpenAI's shape of an error, which says what is wrong."""
+    headers = list(JSON_HEADERS)
+    if refused.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, round(refused.retry_after_s))).encode()))
+    if refused.status in {408, 413}:
+        headers.append((b"connection", b"close"))
+    body = msgspec.json.encode({"error": {"message": refused.message, "type": "invalid_request"}})
+    await answer(send, refused.status, body, headers)

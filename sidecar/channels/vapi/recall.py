@@ -1,0 +1,141 @@
+"""`recall`: what is known of the caller that fits a question. Pure.
+
+It searches what the sidecar holds: the agent's memory blocks, what was said in earlier calls and
+is not in memory yet, and this call. Passages are ranked by the share of the question's words they
+hold, rare words counting more; the order of equals is theirs in memory.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.channels.vapi.projection import Block as Said
+from sidecar.model import Block, Turn
+
+_PASSAGE_CHARS = 600
+_STOP = frozenset(
+    [
+        "a",
+        "about",
+        "an",
+        "and",
+        "are",
+        "at",
+        "be",
+        "call",
+        "did",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "know",
+        "me",
+        "my",
+        "of",
+        "on",
+        "or",
+        "our",
+        "remember",
+        "said",
+        "say",
+        "she",
+        "so",
+        "tell",
+        "that",
+        "the",
+        "their",
+        "them",
+        "they",
+        "this",
+        "to",
+        "us",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "why",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
+)
+NAME = "recall"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Something known.
+
+    Attributes:
+        source: Where it is from, as in `memory:human`.
+        text: What it says.
+        score: 0 to 1.
+    """
+
+    source: str
+    text: str
+    score: float = 0.0
+
+
+def passages_of(
+    blocks: Sequence[Block], recent: Sequence[Turn], said: Sequence[Said]
+) -> list[Passage]:
+    """Return everything that can be found, one passage per line of a block and per turn."""
+    found = [
+        Passage(f"memory:{block.label}", line[:_PASSAGE_CHARS])
+        for block in blocks
+        for raw in block.value.splitlines()
+        if (line := raw.strip())
+    ]
+    found += [Passage(f"earlier call, {t.speaker}", t.text[:_PASSAGE_CHARS]) for t in recent]
+    found += [Passage(f"this call, {b.speaker}", b.text[:_PASSAGE_CHARS]) for b in said]
+    return found
+
+
+def search(query: str, passages: Sequence[Passage], *, limit: int) -> list[Passage]:
+    """Return the passages that fit best, best first; a question without words gets memory as it is."""
+    wanted = _words(query)
+    if not wanted:
+        return [p for p in passages if p.source.startswith("memory:")][:limit]
+    in_passages = [_words(passage.text) for passage in passages]
+    holders = Counter(word for words in in_passages for word in words)
+    weight = {word: math.log(1 + len(passages) / (1 + holders[word])) for word in wanted}
+    total = sum(weight.values()) or 1.0
+    scored = [
+        Passage(p.source, p.text, round(sum(weight[w] for w in wanted & words) / total, 3))
+        for p, words in zip(passages, in_passages, strict=True)
+    ]
+    return sorted((p for p in scored if p.score > 0), key=lambda p: -p.score)[:limit]
+
+
+def as_text(found: Sequence[Passage]) -> str:
+    """Return what a tool answers, on one line: VAPI takes no line breaks in results."""
+    if not found:
+        return "Nothing about this is remembered."
+    return " | ".join(f"({p.source}) {' '.join(p.text.split())}" for p in found)
+
+
+def _words(text: str) -> frozenset[str]:
+    folded = "".join(char if char.isalnum() else " " for char in text.casefold())
+    return frozenset(_stem(word) for word in folded.split() if word not in _STOP)
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") else word  # noqa: PLR2004

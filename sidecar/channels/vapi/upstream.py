@@ -1,0 +1,189 @@
+"""The model behind the model endpoint: any OpenAI-compatible server, bytes in and bytes out.
+
+Nothing is repeated here and nothing is re-serialised: a retry in the middle of a reply would say
+it twice. Connections are kept longer than the pause between two turns of a call, because a new
+TLS handshake costs more than the request (httpx and openai's client drop them after 5 s).
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import aiohttp
+import anyio
+import msgspec
+
+from sidecar.channels.vapi import sse
+from sidecar.errors import LlmError
+from sidecar.llm.port import Llm
+
+KEEP_ALIVE_S = 90.0
+_CONNECT_S = 5.0
+_HTTP_OK = 200
+
+
+class Reply(Protocol):
+    """An answer under way. It is read once, to its end or until `close`."""
+
+    content_type: str
+
+    async def next(self) -> bytes:
+        """Return what has come since, at least one byte; empty at the end.
+
+        Raises:
+            LlmError: the server broke off.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop: at once the server is told nobody listens, unless the reply was read to its end."""
+        ...
+
+
+class Upstream(Protocol):
+    """Who writes the replies."""
+
+    async def ask(self, body: bytes) -> Reply:
+        """Send a request and return once its headers say that it succeeded.
+
+        Has no deadline of its own: the caller's scope is.
+
+        Raises:
+            LlmError: it cannot be reached or refused; no words of either side are in it.
+        """
+        ...
+
+    async def warm(self) -> None:
+        """Open a connection ahead of the first request. Never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections. Safe to call twice."""
+        ...
+
+
+class HttpUpstream:
+    """A server that speaks OpenAI's chat completions.
+
+    Args:
+        base_url: Up to and without ``/chat/completions``.
+        api_key: Sent as a bearer token; empty sends none.
+    """
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, body: bytes) -> Reply:
+        """See `Upstream.ask`."""
+        try:
+            response = await self._connected().post(
+                f"{self._base_url}/chat/completions",
+                data=body,
+                headers=self._headers,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise LlmError(
+                f"the language model cannot be reached: {type(error).__name__}",
+                hint="is LLM_BASE_URL reachable?",
+            ) from error
+        if response.status != _HTTP_OK:
+            response.close()
+            raise LlmError(f"the language model answered {response.status}")
+        return _HttpReply(response)
+
+    async def warm(self) -> None:
+        """See `Upstream.warm`."""
+        with contextlib.suppress(aiohttp.ClientError, OSError), anyio.move_on_after(_CONNECT_S):
+            async with self._connected().get(
+                f"{self._base_url}/models", headers=self._headers, allow_redirects=False
+            ) as response:
+                await response.read()
+
+    async def aclose(self) -> None:
+        """See `Upstream.aclose`."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+            )
+        return self._session
+
+
+class _HttpReply:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._content = response.content
+        self.content_type = response.content_type
+
+    async def next(self) -> bytes:
+        try:
+            return await self._content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise LlmError("the language model broke off in the middle of a reply") from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class LlmUpstream:
+    """A model of this process as an upstream: the demo model, where no other is configured.
+
+    Tools are not passed to it, and a request that does not stream gets frames as well.
+    """
+
+    def __init__(self, llm: Llm) -> None:
+        self._llm = llm
+
+    async def ask(self, body: bytes) -> Reply:
+        """See `Upstream.ask`."""
+        asked = msgspec.json.decode(body, type=dict[str, Any])
+        return _LlmReply(self._llm, asked)
+
+    async def warm(self) -> None:
+        """See `Upstream.warm`."""
+
+    async def aclose(self) -> None:
+        """See `Upstream.aclose`. The model is its owner's to close."""
+
+
+class _LlmReply:
+    content_type = "text/event-stream"
+
+    def __init__(self, llm: Llm, asked: dict[str, Any]) -> None:
+        self._frames = self._spoken(llm, asked)
+        if not asked.get("stream"):
+            self.content_type = "application/json"
+
+    async def next(self) -> bytes:
+        return await anext(self._frames, b"")
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    async def _spoken(llm: Llm, asked: dict[str, Any]) -> AsyncIterator[bytes]:
+        about: Any = {
+            "model": str(asked.get("model", "")),
+            "created_s": time.time(),
+            "answer_id": f"chatcmpl-{uuid.uuid4().hex}",
+        }
+        if not asked.get("stream"):
+            reply = await llm.complete(asked["messages"])
+            yield sse.answer(reply.text, **about)
+            return
+        async for piece in llm.stream(asked["messages"]):
+            yield sse.delta({"content": piece}, None, **about)
+        yield sse.delta({}, "stop", **about) + sse.DONE

@@ -1,0 +1,325 @@
+"""VAPI's server URL: `POST …/vapi/webhook`, every message type.
+
+Theory of operation: a message is judged on its bytes, acknowledged whatever its type, and
+answered only after what it brings is in the journal, so that VAPI's own repeat (`backoffPlan`)
+covers a sidecar that was away. Messages may come twice, late and in any order: histories carry
+their time and an older one is no news, tools run once per id, the report may come again.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import anyio
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from sidecar import telemetry
+from sidecar.channels.vapi import recall
+from sidecar.channels.vapi.auth import Door
+from sidecar.channels.vapi.bodies import Object, about, child, items
+from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.calls import VapiCalls
+from sidecar.channels.vapi.exchange import (
+    Gone,
+    Refused,
+    answer,
+    body_of,
+    client_of,
+    headers_of,
+    object_of,
+    refuse,
+)
+from sidecar.channels.vapi.limits import RateCap
+from sidecar.channels.vapi.projection import Block, blocks_of
+from sidecar.errors import CallError, JournalError
+from sidecar.telemetry import Emit
+
+TOOL_S: Final = 5.0
+ASK_AGAIN_S: Final = 5.0
+MEMORY_S: Final = 0.5
+"""What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
+_RESULTS_KEPT: Final = 5_000
+_FOUND_LIMIT: Final = 6
+# Types about a call that may have ended: they wake none that did.
+_OVER: Final = frozenset(
+    {"end-of-call-report", "conversation-update", "transcript", "hang", "status-update"}
+)
+_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request"})
+
+Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """Who answers a phone number that has no assistant of its own.
+
+    Attributes:
+        assistant_id: VAPI's id, or empty.
+        transient: A whole assistant in VAPI's shape, or None.
+        trust_web: See `bodies.about`.
+    """
+
+    assistant_id: str = ""
+    transient: Object | None = None
+    trust_web: bool = False
+
+
+@dataclass(slots=True)
+class _ToolRun:
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Webhook:
+    """The route, as a raw ASGI application.
+
+    Args:
+        calls: The VAPI calls.
+        door: Who may deliver.
+        assistant: What an assistant-request is answered with.
+        rate: Cap per tenant.
+        emit: Where events go.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        calls: VapiCalls,
+        door: Door,
+        *,
+        assistant: Assistant,
+        rate: RateCap,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._calls = calls
+        self._door = door
+        self._assistant = assistant
+        self._rate = rate
+        self._emit = emit
+        self._clock = clock
+        self._runs: OrderedDict[tuple[str, str], _ToolRun] = OrderedDict()
+        self._answers: Mapping[str, Callable[[VapiCall | None, Object], Awaitable[Answer]]] = {
+            "assistant-request": self._assistant_request,
+            "status-update": self._status_update,
+            "speech-update": self._speech_update,
+            "conversation-update": self._conversation_update,
+            "user-interrupted": self._user_interrupted,
+            "transcript": self._transcript,
+            "tool-calls": self._tool_calls,
+            "knowledge-base-request": self._knowledge,
+            "end-of-call-report": self._report,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one delivery."""
+        try:
+            answered = await self._served(scope, receive)
+        except Refused as refused:
+            self._emit(
+                telemetry.vapi_refused,
+                route="webhook",
+                status=refused.status,
+                why=refused.message,
+            )
+            await refuse(send, refused)
+        except Gone:
+            return
+        else:
+            await answer(send, 200, msgspec.json.encode(answered))
+
+    async def _served(self, scope: Scope, receive: Receive) -> Answer:
+        # The signature is over the body, so the body is read before it is known whose it is.
+        body = await body_of(scope, receive)
+        admitted = self._door.admit_webhook(headers_of(scope), client_of(scope), body)
+        if admitted is None:
+            raise Refused(401, "wrong, missing or outdated secret or signature")
+        wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
+        if wait_s:
+            raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
+        message = child(object_of(body), "message")
+        kind = str(message.get("type", ""))
+        if admitted.again and kind in _HOLDS_MEMORY:
+            raise Refused(401, "this delivery was here before")
+        act = self._answers.get(kind)
+        if act is None:
+            return {}
+        said = about(message, trust_web=self._assistant.trust_web)
+        try:
+            stage = "over" if kind in _OVER else "live"
+            call = await self._calls.of(admitted.tenant, said, stage=stage)
+            return await act(call, message)
+        except CallError as error:
+            if error.code != "draining":
+                raise Refused(400, error.message) from error
+            raise Refused(503, error.message, retry_after_s=ASK_AGAIN_S) from error
+        except JournalError as error:
+            raise Refused(
+                503, "the journal is not taking words", retry_after_s=ASK_AGAIN_S
+            ) from error
+
+    # Before the prompt -------------------------------------------------------------------------
+
+    async def _assistant_request(self, call: VapiCall | None, message: Object) -> Answer:
+        memory = ""
+        if call is not None:
+            with anyio.move_on_after(MEMORY_S):
+                await call.memory()
+            memory = call.live.memory.text
+        variables = {"letta_memory": memory}
+        if self._assistant.assistant_id:
+            overrides = {"variableValues": variables}
+            return {
+                "assistantId": self._assistant.assistant_id,
+                "assistantOverrides": overrides,
+            }
+        if self._assistant.transient is not None:
+            return {
+                "assistant": self._assistant.transient,
+                "assistantOverrides": {"variableValues": variables},
+            }
+        return {"error": "This number is not set up yet. Please call again later."}
+
+    async def _status_update(self, call: VapiCall | None, message: Object) -> Answer:
+        if call is not None:
+            if message.get("status") == "ended":
+                call.ended_s = call.ended_s or self._clock()
+            elif not call.finished:
+                call.speech_started()
+        return {}
+
+    async def _speech_update(self, call: VapiCall | None, message: Object) -> Answer:
+        if (
+            call is not None
+            and message.get("role") == "user"
+            and message.get("status") == "started"
+        ):
+            call.speech_started()
+        return {}
+
+    # The transcript ----------------------------------------------------------------------------
+
+    async def _conversation_update(self, call: VapiCall | None, message: Object) -> Answer:
+        if call is not None:
+            stamp = about(message, trust_web=False).stamp_ms
+            await call.take(history_of(message), stamp_ms=stamp)
+        return {}
+
+    async def _user_interrupted(self, call: VapiCall | None, message: Object) -> Answer:
+        if call is not None:
+            call.interrupted()
+        return {}
+
+    async def _transcript(self, call: VapiCall | None, message: Object) -> Answer:
+        if call is not None and message.get("transcriptType") == "final":
+            text, speaker = message.get("transcript"), message.get("role")
+            stamp = about(message, trust_web=False).stamp_ms
+            call.heard(blocks_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
+        return {}
+
+    async def _report(self, call: VapiCall | None, message: Object) -> Answer:
+        if call is not None:
+            blocks = history_of(message)
+            await call.report(blocks)
+            await self._calls.end(call, str(message.get("endedReason", "ended")))
+            self._emit(
+                telemetry.vapi_reported,
+                call=call.live.key,
+                turns=len(blocks),
+                reason=str(message.get("endedReason", ""))[:100],
+            )
+        return {}
+
+    # Tools -------------------------------------------------------------------------------------
+
+    async def _tool_calls(self, call: VapiCall | None, message: Object) -> Answer:
+        asked = items(message, "toolCallList") or items(message, "toolCalls")
+        if not asked:
+            asked = [child(one, "toolCall") for one in items(message, "toolWithToolCallList")]
+        results = [
+            await self._run_once(call, cast("Object", one))
+            for one in asked
+            if isinstance(one, dict)
+        ]
+        return {"results": results}
+
+    async def _run_once(self, call: VapiCall | None, asked: Object) -> Answer:
+        """Run a tool, or wait for the run under way with the same id, within `TOOL_S`."""
+        name, arguments = tool_of(asked)
+        tool_call_id = str(asked.get("id", ""))
+        shown = {"name": name, "toolCallId": tool_call_id}
+        key = (call.live.key if call else "", tool_call_id)
+        run = self._runs.get(key)
+        if run is None or not tool_call_id:
+            run = self._runs[key] = _ToolRun()
+            while len(self._runs) > _RESULTS_KEPT:
+                self._runs.popitem(last=False)
+            try:
+                with anyio.move_on_after(TOOL_S) as budget:
+                    run.result = await self._run(call, name, arguments)
+                if budget.cancelled_caught:
+                    run.result = {"error": "the tool took too long"}
+            finally:
+                run.result = run.result or {"error": "the tool failed"}
+                run.done.set()
+        with anyio.move_on_after(TOOL_S):
+            await run.done.wait()
+        return shown | (run.result or {"error": "the tool took too long"})
+
+    async def _run(self, call: VapiCall | None, name: str, arguments: Object) -> dict[str, Any]:
+        if name != recall.NAME:
+            return {"error": f"the sidecar has no tool of this name; it has {recall.NAME}"}
+        found = await self._found(call, str(arguments.get("query", "")))
+        return {"result": recall.as_text(found)}
+
+    async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
+        asked = [block for block in history_of(message) if block.speaker == "caller"]
+        found = await self._found(call, asked[-1].text if asked else "", this_call=False)
+        return {
+            "documents": [
+                {"content": p.text, "similarity": p.score, "uuid": f"{p.source}:{number}"}
+                for number, p in enumerate(found)
+            ]
+        }
+
+    async def _found(
+        self, call: VapiCall | None, query: str, *, this_call: bool = True
+    ) -> list[recall.Passage]:
+        if call is None:
+            return []
+        snapshot = call.live.snapshot
+        said: tuple[Block, ...] = await call.transcript() if this_call else ()
+        passages = recall.passages_of(snapshot.blocks if snapshot else (), call.live.recent, said)
+        return recall.search(query, passages, limit=_FOUND_LIMIT)
+
+
+def history_of(message: Object) -> tuple[Block, ...]:
+    """Return the history a message carries: in its artifact, or beside it on real calls.
+
+    VAPI's own shape is preferred, for it has times.
+    """
+    artifact = child(message, "artifact")
+    for holder in (artifact, message):
+        for name in ("messages", "messagesOpenAIFormatted"):
+            blocks = blocks_of(items(holder, name))
+            if blocks:
+                return blocks
+    return ()
+
+
+def tool_of(asked: Object) -> tuple[str, Object]:
+    """Return a tool call's name and arguments, from each of the shapes VAPI sends.
+
+    `{function: {name, arguments}}` with arguments as text or as an object, and the flat
+    `{name, parameters}` or `{name, arguments}`.
+    """
+    function = child(asked, "function") or asked
+    given: object = function.get("arguments", function.get("parameters"))
+    if isinstance(given, str):
+        try:
+            given = msgspec.json.decode(given)
+        except msgspec.DecodeError:
+            given = None
+    return str(function.get("name", "")), child({"given": given}, "given")

@@ -1,0 +1,93 @@
+"""Takes up what workers could not hand over: spool files whose writer is gone.
+
+A file is deleted after the journal holds all of it, so a crash in between repeats the intake,
+and the journal drops what it knows. A file that can't be read is set aside, never deleted.
+"""
+
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.calls import Calls
+from sidecar.channels.frames import CallOpen, hints_of, turn_of
+from sidecar.channels.spool import Spooled, SpoolFile, spool_files
+from sidecar.errors import CallError, JournalError
+from sidecar.model import call_key
+from sidecar.telemetry import Emit
+
+LOOK_EVERY_S = 2.0
+
+
+class SpoolIntake:
+    """Looks through the spool directory, at the start and then every two seconds.
+
+    Args:
+        calls: Where what is found is stored.
+        directory: The spool; it need not exist.
+        tenant: Whose workers write there. A file carries no credential, so one tenant owns it.
+        emit: Where events go.
+    """
+
+    def __init__(self, calls: Calls, directory: Path, *, tenant: str, emit: Emit) -> None:
+        self._calls = calls
+        self._directory = directory
+        self._tenant = tenant
+        self._emit = emit
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            await anyio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Take up every file whose writer is gone."""
+        for path in await anyio.to_thread.run_sync(spool_files, self._directory):
+            try:
+                file = await anyio.to_thread.run_sync(SpoolFile.take, path)
+            except OSError as error:
+                self._emit(telemetry.spool_refused, file=path.name, error=type(error).__name__)
+                continue
+            if file is not None:
+                await self._take_up(file)
+
+    async def _take_up(self, file: SpoolFile) -> None:
+        spooled = await anyio.to_thread.run_sync(file.read)
+        if spooled.damaged or (spooled.opened is None and (spooled.turns or spooled.closed)):
+            self._emit(telemetry.spool_refused, file=file.path.name, error="damaged: set aside")
+            if spooled.opened is None:
+                await anyio.to_thread.run_sync(file.set_aside)
+                return
+        try:
+            stored = spooled.opened is None or await self._store(spooled.opened, spooled)
+        except CallError as error:
+            self._emit(telemetry.spool_refused, file=file.path.name, error=error.message)
+            await anyio.to_thread.run_sync(file.set_aside)
+            return
+        except JournalError:
+            stored = False
+        if not stored:
+            file.close()
+        elif spooled.damaged:
+            await anyio.to_thread.run_sync(file.set_aside)
+        else:
+            await anyio.to_thread.run_sync(file.remove)
+
+    async def _store(self, opened: CallOpen, spooled: Spooled) -> bool:
+        stored = await self._calls.restore(
+            self._tenant,
+            opened.call,
+            channel=opened.channel,
+            hints=hints_of(opened),
+            opened_at_s=opened.opened_at_s,
+            turns=[turn_of(self._tenant, frame) for frame in spooled.turns],
+        )
+        if stored:
+            self._emit(
+                telemetry.spool_taken,
+                call=call_key(self._tenant, opened.call),
+                turns=len(spooled.turns),
+            )
+        return stored

@@ -1,0 +1,1 @@
+"""HTTP and WebSocket: routes, the sidecar's end of the link, health."""

@@ -1,0 +1,146 @@
+"""What the command line asks of a running sidecar: the journal's file has one owner, and it is it.
+
+A request comes from this machine and carries the token of `control.json` in the data directory,
+a file that only this user can read and that is new with each start. A browser is refused.
+"""
+
+import contextlib
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import anyio
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from sidecar.errors import SidecarError
+from sidecar.transcript.journal import Journal
+
+CONTROL_FILE = "control.json"
+BUDGET_S = 300.0
+_TEXT_LIMIT_CHARS = 1_024
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """Asks to forget a caller; without `really` it only tells what is held."""
+
+    tenant: str
+    caller_key: str
+    really: bool = False
+
+
+class Admin:
+    """The routes below `/admin`.
+
+    Args:
+        journal: The one this process owns.
+        forget: Tells what is held of a caller, or erases it; the result is plain JSON.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        forget: Callable[[Forget], Awaitable[object]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._forget = forget
+        self._clock = clock
+        self._token = secrets.token_urlsafe(32)
+
+    def announce(self, directory: Path, url: str) -> None:
+        """Write where this sidecar is reached, and its token, for this user alone (0600)."""
+        content = {"url": url, "token": self._token, "pid": os.getpid()}
+        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:  # 0600
+            json.dump(content, file)
+        Path(file.name).replace(directory / CONTROL_FILE)
+
+    def withdraw(self, directory: Path) -> None:
+        """Take `announce` back, unless a later sidecar has announced itself."""
+        path = directory / CONTROL_FILE
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if cast("dict[str, object]", json.loads(path.read_text()))["pid"] == os.getpid():
+                path.unlink()
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        return [
+            Route("/admin/status", self._guarded(self._status)),
+            Route("/admin/outbox/{batch}/replay", self._guarded(self._replay), methods=["POST"]),
+            Route("/admin/outbox/{batch}/drop", self._guarded(self._drop), methods=["POST"]),
+            Route("/admin/forget", self._guarded(self._forget_caller), methods=["POST"]),
+        ]
+
+    def _guarded(
+        self, serve: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            if not _from_here(request) or not self._admits(request):
+                return JSONResponse({"error": "not for you"}, 403)
+            try:
+                with anyio.fail_after(BUDGET_S):
+                    return await serve(request)
+            except SidecarError as error:
+                return JSONResponse(
+                    {
+                        "error": error.message,
+                        "hint": error.hint,
+                        "kind": type(error).__name__,
+                        "retryable": error.retryable,
+                    },
+                    409,
+                )
+            except TimeoutError:
+                return JSONResponse({"error": f"not done in {BUDGET_S:g} s", "hint": ""}, 504)
+
+        return guarded
+
+    def _admits(self, request: Request) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode(), self._token.encode()
+        )
+
+    async def _status(self, _: Request) -> Response:
+        return JSONResponse({"pid": os.getpid()})
+
+    async def _replay(self, request: Request) -> Response:
+        batch = str(request.path_params["batch"])[:_TEXT_LIMIT_CHARS]
+        return _outcome(await self._journal.replay(batch, now_s=self._clock()))
+
+    async def _drop(self, request: Request) -> Response:
+        batch = str(request.path_params["batch"])[:_TEXT_LIMIT_CHARS]
+        return _outcome(await self._journal.drop(batch, now_s=self._clock()))
+
+    async def _forget_caller(self, request: Request) -> Response:
+        try:
+            asked = msgspec.json.decode(await request.body(), type=Forget)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return JSONResponse({"error": "malformed", "hint": ""}, 400)
+        report = await self._forget(asked)
+        return Response(msgspec.json.encode(report), media_type="application/json")
+
+
+def _outcome(done: bool) -> Response:
+    return JSONResponse({"done": done})
+
+
+def _from_here(request: Request) -> bool:
+    if request.headers.get("origin") is not None or request.client is None:
+        return False
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -1,0 +1,120 @@
+"""The routes, and the server that carries them.
+
+uvicorn closes every WebSocket the moment it sees a signal; workers drain for minutes. So the
+process's signals are ours (`sidecar/app.py`), and uvicorn is told to go when everything else has.
+"""
+
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from typing_extensions import override
+
+from sidecar.channels.frames import MAX_FRAME_BYTES
+from sidecar.errors import ConfigError
+from sidecar.server.deadline import DeadlineProtocol
+from sidecar.server.link import LinkServer
+
+Readiness = Callable[[], Awaitable[Mapping[str, object]]]
+
+
+def routes(link: LinkServer, readiness: Readiness, extra: Sequence[BaseRoute]) -> Starlette:
+    """Build the application.
+
+    Args:
+        link: Serves `/link`.
+        readiness: Returns what `/readyz` shows; its `ready` decides 200 or 503.
+        extra: Routes of other channels.
+    """
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        state = await readiness()
+        return JSONResponse(dict(state), status_code=200 if state["ready"] else 503)
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            WebSocketRoute("/link", link.endpoint),
+            *extra,
+        ]
+    )
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = anyio.Event()
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is taken or is none.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without
+        # it small answers wait for the peer's delayed ACK, up to 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {error.strerror or type(error).__name__}",
+            fields=(("SIDECAR_PORT", "another program has it: stop that, or choose another port"),),
+        ) from None
+    return bound
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Starlette, bound: socket.socket) -> AsyncGenerator[None]:
+    """Serve `app` on a bound socket while the context is open."""
+    config = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        ws="websockets-sansio",
+        # Larger than a frame may be: the link answers with an error that names the limit.
+        ws_max_size=4 * MAX_FRAME_BYTES,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=75,
+    )
+    server = _Server(config)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_serve_on, server, bound)
+        await server.listening.wait()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+
+
+async def _serve_on(server: uvicorn.Server, bound: socket.socket) -> None:
+    await server.serve(sockets=[bound])
