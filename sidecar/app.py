@@ -1,0 +1,450 @@
+"""The composition root: the one place that builds the parts and wires them.
+
+Theory of operation: `Sidecar.run` starts the parts in one task group, serves until a signal, and
+then drains: no new calls, live calls finish, what is pending goes to Letta, links are closed with
+a hint when to come back. A second signal skips the rest. A part that fails is started again with
+a backoff and says so; the journal is closed last.
+"""
+
+import os
+import random
+import secrets
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.breaker import backoff_s
+from sidecar.calls import CallPolicy, Calls
+from sidecar.channels.console.routes import Console
+from sidecar.channels.vapi.build import build_vapi
+from sidecar.clock import SteadyClock
+from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, read_agent_map
+from sidecar.errors import ConfigError
+from sidecar.forget import Forgetting
+from sidecar.intake import SpoolIntake
+from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.letta.port import Letta
+from sidecar.llm.port import Llm
+from sidecar.memory.freshness import FreshnessPolicy
+from sidecar.memory.prompt import PromptLimits
+from sidecar.memory.snapshots import Snapshots
+from sidecar.memory.store import DirectoryStore
+from sidecar.privacy import redaction
+from sidecar.server.admin import Admin, Forget
+from sidecar.server.http import listen, routes, serving
+from sidecar.server.link import LinkServer
+from sidecar.server.metrics import Metrics, State
+from sidecar.telemetry import Telemetry
+from sidecar.transcript.delivery import DeliveryPolicy
+from sidecar.transcript.journal import Journal, PostPolicy
+from sidecar.transcript.relay import Relay
+from sidecar.transcript.sqlite import SqliteJournal
+
+RETENTION_EVERY_S = 3_600.0
+DAY_S = 86_400.0
+
+
+def prepare_data_dir(settings: Settings) -> Path:
+    """Make the data directory, 0700, and return it.
+
+    Raises:
+        ConfigError: it can't be made or written.
+    """
+    directory = settings.data_dir.expanduser()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.spool.expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the data directory can't be made: {error.strerror}",
+            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(
+            "the data directory can't be written",
+            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
+        )
+    return directory
+
+
+def installation_secret(directory: Path) -> bytes:
+    """Return this installation's own secret, made on the first start; 32 bytes, file 0600."""
+    path = directory / "secret"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        kept = path.read_bytes()
+        if len(kept) >= 16:  # noqa: PLR2004
+            return kept
+        path.unlink()
+        return installation_secret(directory)
+    made = secrets.token_bytes(32)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(made)
+    return made
+
+
+def build_llm(settings: Settings) -> Llm:
+    """Return the language model the settings ask for: a real one, or the demo model."""
+    if not settings.llm_is_real:
+        from sidecar.llm.demo import DemoModel  # noqa: PLC0415
+
+        return DemoModel()
+    from sidecar.llm.openai import OpenAiLlm  # noqa: PLC0415
+
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+    base_url = settings.llm_base_url or OPENAI_URL
+    return OpenAiLlm(base_url, key, settings.llm_model)
+
+
+async def build_letta(settings: Settings, directory: Path, *, llm: Llm) -> Letta:
+    """Return the Letta the settings ask for: an App Server, one over REST, or the embedded one."""
+    if settings.letta_app_server_url:
+        from sidecar.letta.app_server import AppServerLetta  # noqa: PLC0415
+
+        token = settings.letta_app_server_token
+        return AppServerLetta(
+            settings.letta_app_server_url,
+            token.get_secret_value() if token else None,
+            read_timeout_s=settings.read_timeout_s,
+            post_timeout_s=settings.post_timeout_s,
+        )
+    if settings.letta_generation == "rest":
+        from sidecar.letta.rest import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
+
+        key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else None
+        return RestLetta(
+            settings.letta_base_url,
+            key,
+            read_timeout_s=settings.read_timeout_s,
+            post_timeout_s=settings.post_timeout_s,
+        )
+    from sidecar.letta.embedded import EmbeddedLetta  # noqa: PLC0415
+
+    return await EmbeddedLetta.open(directory / "letta.db", llm=llm)
+
+
+def identity_rules(settings: Settings) -> IdentityRules:
+    """Return how callers become agents."""
+    return IdentityRules(
+        agent_id=settings.agent_id,
+        agent_map=read_agent_map(settings.agent_map) if settings.agent_map else {},
+        create_agents=settings.create_agents,
+        default_region=settings.default_region,
+        trust_agent_hints=len(settings.tenant_names) == 1,
+        model=settings.letta_agent_model,
+        embedding=settings.letta_agent_embedding,
+    )
+
+
+def spool_tenant(settings: Settings) -> str | None:
+    """Return whose workers write to the spool; None where several tenants could."""
+    tenants = set(settings.tokens.values()) or {DEFAULT_TENANT}
+    return tenants.pop() if len(tenants) == 1 else None
+
+
+class Sidecar:
+    """The parts, built and wired; use `opened` to have one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        journal: Journal,
+        letta: Letta,
+        llm: Llm,
+        secret: bytes,
+        directory: Path,
+        emit: telemetry.Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.letta = letta
+        self.llm = llm
+        self._emit = emit
+        self._clock = clock
+        rules = identity_rules(settings)
+        self.identity = Identity(letta, journal, rules=rules, emit=emit)
+        self.snapshots = Snapshots(
+            letta,
+            DirectoryStore(directory / "snapshots"),
+            emit=emit,
+            clock=clock,
+            read_timeout_s=settings.read_timeout_s,
+            poll_s=settings.poll_s,
+        )
+        self.calls = Calls(
+            journal,
+            self.snapshots,
+            self.identity,
+            rules=rules,
+            policy=CallPolicy(
+                limits=PromptLimits(
+                    settings.block_chars, settings.memory_chars, settings.recent_chars
+                ),
+                freshness=FreshnessPolicy(fresh_s=settings.fresh_s),
+                orphan_s=settings.orphan_s,
+                consent_required=settings.consent == "required",
+            ),
+            secret=secret,
+            emit=emit,
+            clock=clock,
+        )
+        self.relay = Relay(
+            journal,
+            letta,
+            self.identity.agent_of,
+            policy=DeliveryPolicy(
+                post_timeout_s=settings.post_timeout_s, give_up_s=settings.give_up_s
+            ),
+            concurrency=settings.post_concurrency,
+            clock=clock,
+            dice=random.random,  # noqa: S311 - jitter
+            emit=emit,
+            on_settled=self.calls.digested,
+        )
+        self.link = LinkServer(
+            self.calls,
+            tokens=settings.tokens,
+            default_tenant=DEFAULT_TENANT,
+            memory_wait_s=settings.memory_wait_s,
+            cold_start_s=settings.cold_start_s,
+            emit=emit,
+        )
+        self.console = (
+            Console(
+                self.calls,
+                journal,
+                llm,
+                tenant=spool_tenant(settings) or DEFAULT_TENANT,
+                summary={"letta": letta.name, "llm": llm.name},
+                clock=clock,
+            )
+            if settings.console and settings.loopback
+            else None
+        )
+        self.vapi = build_vapi(
+            settings,
+            self.calls,
+            journal,
+            llm,
+            redact=redaction(settings.redact),
+            emit=emit,
+            clock=clock,
+        )
+        tenant = spool_tenant(settings)
+        self._directory = directory
+        self._forgetting = Forgetting(
+            journal,
+            letta,
+            self.snapshots,
+            rules=rules,
+            directory=directory,
+            spool=settings.spool.expanduser(),
+            spool_tenant=tenant,
+            emit=emit,
+            clock=clock,
+        )
+        self._admin = Admin(journal, forget=self._forget, clock=clock)
+        self.metrics = Metrics(self._metrics_state)
+        self._intake = (
+            SpoolIntake(self.calls, settings.spool.expanduser(), tenant=tenant, emit=emit)
+            if tenant
+            else None
+        )
+
+    async def run(
+        self,
+        *,
+        on_started: Callable[[str], None],
+        extra: Callable[[anyio.Event], Awaitable[None]] | None = None,
+    ) -> None:
+        """Serve until a signal, then drain.
+
+        Args:
+            on_started: Called with the base URL once everything is up.
+            extra: Runs beside, until the end (the voice worker of `sidecar run`); its event is
+                set when the drain begins.
+
+        Raises:
+            ConfigError: the address can't be bound.
+        """
+        settings = self.settings
+        bound = listen(settings.host, settings.port)
+        host, port = bound.getsockname()[:2]
+        here = _url_of_this_machine(host, port)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        console = self.console.routes(host, port) if self.console else []
+        operators = [*self.metrics.routes(), *self._admin.routes()]
+        vapi = self.vapi.routes() if self.vapi else []
+        app = routes(self.link, self.readiness, [*operators, *console, *vapi])
+        stopped = anyio.Event()
+        async with anyio.create_task_group() as parts:
+            await parts.start(self.snapshots.run)
+            await parts.start(self.calls.run)
+            if self.vapi is not None:
+                await parts.start(self.vapi.run)
+            parts.start_soon(self._keep, "relay", self.relay.run)
+            parts.start_soon(self._keep, "retention", self._retain)
+            if self._intake is not None:
+                parts.start_soon(self._keep, "spool", self._intake.run)
+            async with serving(app, bound):
+                parts.start_soon(_heed_signals, stopped, parts.cancel_scope)
+                if extra is not None:
+                    parts.start_soon(self._keep, "voice worker", partial(extra, stopped))
+                await anyio.to_thread.run_sync(self._admin.announce, self._directory, here)
+                on_started(url)
+                await stopped.wait()
+                await self._drain()
+                await anyio.to_thread.run_sync(self._admin.withdraw, self._directory)
+            parts.cancel_scope.cancel()
+        if self.vapi is not None:
+            await self.vapi.aclose()
+
+    async def _forget(self, asked: Forget) -> object:
+        forgetting = self._forgetting
+        step = forgetting.forget if asked.really else forgetting.plan
+        return await step(asked.tenant, asked.caller_key)
+
+    async def _metrics_state(self) -> State:
+        return State(
+            counts=await self.journal.counts(),
+            journal_ok=not self.calls.journal_error,
+            live_calls=Counter(live.call.channel for live in self.calls.live),
+            connections=self.link.connections,
+            breaker_open={"memory": self.snapshots.degraded, "relay": self.relay.degraded},
+            draining=self.calls.draining,
+            now_s=self._clock(),
+        )
+
+    async def readiness(self) -> Mapping[str, object]:
+        """Return what `/readyz` shows. Letta away is degraded, and still ready."""
+        try:
+            with anyio.fail_after(2.0):
+                counts = await self.journal.counts()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the journal does not work
+            return {"ready": False, "journal": type(error).__name__}
+        ready = not self.calls.draining and not self.calls.journal_error
+        return {
+            "ready": ready,
+            "draining": self.calls.draining,
+            "journal": self.calls.journal_error or "ok",
+            "live_calls": len(self.calls.live),
+            "undelivered_turns": counts.undelivered,
+            "dead_batches": counts.dead_batches,
+            "letta": "degraded" if self.relay.degraded or self.snapshots.degraded else "ok",
+        }
+
+    async def _drain(self) -> None:
+        settings = self.settings
+        began_s = self._clock()
+        self.calls.draining = True
+        self._emit(
+            telemetry.draining,
+            live_calls=len(self.calls.live),
+            budget_s=settings.drain_calls_s + settings.drain_flush_s,
+            reason="signal",
+        )
+        self.link.announce_drain()
+        if self.console is not None:
+            await self.console.close_all()
+        with anyio.move_on_after(settings.drain_calls_s):
+            while self.calls.live:
+                await self.calls.wait_for_fewer()
+        await self.relay.flush(settings.drain_flush_s)
+        await self.link.close_all()
+        with anyio.move_on_after(2.0):
+            counts = await self.journal.counts()
+            self._emit(
+                telemetry.drained,
+                undelivered=counts.undelivered,
+                live_calls=len(self.calls.live),
+                took_s=self._clock() - began_s,
+            )
+
+    async def _retain(self) -> None:
+        while True:
+            before_s = self._clock() - self.settings.retention_days * DAY_S
+            erased = await self.journal.erase_settled(before_s=before_s)
+            if erased:
+                self._emit(telemetry.turns_erased, turns=erased)
+            await anyio.sleep(RETENTION_EVERY_S)
+
+    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a part for as long as the sidecar lives: a fault in one must not end the calls."""
+        attempt = 0
+        while True:
+            began_s = self._clock()
+            try:
+                await run()
+                error, hint = "ended", ""
+            except Exception as failure:  # noqa: BLE001 - counted, logged and started again
+                error, hint = f"{type(failure).__name__}", getattr(failure, "hint", "")
+            if self._clock() - began_s > 60:  # noqa: PLR2004
+                attempt = 0
+            attempt += 1
+            self._emit(telemetry.part_failed, part=name, error=error, hint=hint)
+            await anyio.sleep(backoff_s(attempt, base_s=0.5, cap_s=30.0, dice=random.random()))  # noqa: S311
+
+
+def _url_of_this_machine(host: str, port: int) -> str:
+    """Return where a program on this machine reaches a server bound to `host`."""
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def _heed_signals(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if stopped.is_set():
+                scope.cancel()
+                return
+            stopped.set()
+            if sys.stderr.isatty():
+                sys.stderr.write("\nfinishing calls; once more to quit now\n")
+
+
+@asynccontextmanager
+async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sidecar]:
+    """Build a sidecar from the settings; closes everything it opened, in reverse.
+
+    Raises:
+        ConfigError: a directory or the map file can't be used.
+        JournalError: the journal can't be opened.
+    """
+    directory = prepare_data_dir(settings)
+    clock = SteadyClock()
+    async with AsyncExitStack() as stack:
+        journal = await SqliteJournal.open(
+            directory / "journal.db",
+            policy=PostPolicy(max_turns=settings.post_max_turns, max_age_s=settings.post_max_age_s),
+            clock=clock,
+            redact=redaction(settings.redact),
+        )
+        stack.push_async_callback(journal.aclose)
+        llm = build_llm(settings)
+        stack.push_async_callback(llm.aclose)
+        letta = await build_letta(settings, directory, llm=llm)
+        stack.push_async_callback(letta.aclose)
+        sidecar = Sidecar(
+            settings,
+            journal=journal,
+            letta=letta,
+            llm=llm,
+            secret=installation_secret(directory),
+            directory=directory,
+            emit=events.emit,
+            clock=clock,
+        )
+        events.observe = sidecar.metrics.observe
+        yield sidecar

@@ -1,0 +1,103 @@
+"""The command line. Imports are lazy: help is instant.
+
+Looking (`calls`, `outbox list`, `export`) reads the journal's file beside a running sidecar;
+changing (`outbox replay`, `forget`) is asked of the running sidecar, or done here when none runs.
+
+Exit codes: 0 done; 1 it failed, or what was asked for is not there; 2 the configuration or the
+command line is wrong, each field named.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.cli import agents, callers, calls, outbox, show
+from sidecar.errors import ConfigError, SidecarError
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
+
+app = typer.Typer(
+    name="sidecar",
+    help="A voice agent that remembers its callers, without waiting for its memory.",
+    epilog="Exit codes: 0 done; 1 failed or not there; 2 wrong configuration or command line.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich draws tables; loading it for help costs a tenth of a second
+)
+app.add_typer(calls.app, name="calls")
+app.add_typer(outbox.app, name="outbox")
+app.add_typer(agents.app, name="agents")
+app.command()(callers.forget)
+app.command()(callers.export)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except ConfigError as error:
+        sys.stderr.write(f"sidecar: {error.message}\n")
+        sys.exit(2)
+    except SidecarError as error:
+        sys.stderr.write(f"sidecar: {error}\n")
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    *,
+    worker: Annotated[
+        Path | None,
+        typer.Option(
+            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py"
+        ),
+    ] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain; a second signal quits at once."""
+    import anyio  # noqa: PLC0415
+
+    from sidecar.config import load  # noqa: PLC0415
+    from sidecar.serve import serve  # noqa: PLC0415
+
+    settings = load()
+    if worker is None and Path("voice_worker.py").is_file():
+        worker = Path("voice_worker.py")
+    anyio.run(serve, settings, worker)
+
+
+@app.command()
+def check(*, as_json: Json = False) -> None:
+    """Read the configuration, say what it means, and exit 2 naming every wrong field."""
+    from sidecar.config import load  # noqa: PLC0415
+
+    settings = load().redacted()
+    if as_json:
+        show.as_json(settings)
+        return
+    for name, value in settings.items():
+        show.say(f"{name}={value}")
+
+
+@app.command()
+def doctor(*, as_json: Json = False) -> None:
+    """Look at this machine and at what the sidecar needs, with a one-line fix for each finding.
+
+    Exit code 1: something is bad. Warnings alone are 0.
+    """
+    from sidecar.cli import checks  # noqa: PLC0415
+    from sidecar.config import load  # noqa: PLC0415
+
+    findings = list(checks.run(load()))
+    if as_json:
+        show.as_json(findings)
+    else:
+        for finding in findings:
+            show.say(f"{_MARKS[finding.verdict]:4}  {finding.what}: {finding.found}")
+            if finding.fix:
+                show.say(f"      fix: {finding.fix}")
+    if any(finding.verdict == "bad" for finding in findings):
+        raise typer.Exit(1)

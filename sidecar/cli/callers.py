@@ -1,0 +1,175 @@
+"""`sidecar forget` and `sidecar export`: what is held of one caller, or of all."""
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from sidecar.cli import reach, show
+
+if TYPE_CHECKING:
+    from sidecar.forget import Forgotten
+    from sidecar.transcript.journal import Journal
+    from sidecar.transcript.sqlite.reports import JournalFile
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Caller = Annotated[
+    str,
+    typer.Option(
+        help="tel:+15550100, id:NAME (a token's identity or the console's name), caller:ID (your"
+        " backend's), or the key that `calls show` prints; - reads it from standard input."
+    ),
+]
+Tenant = Annotated[str, typer.Option(help="Whose caller.")]
+_KEY_CHARS = 32
+
+
+def caller_key_of(said: str, tenant: str, region: str | None) -> str:
+    """Return the key of the caller that was named.
+
+    Raises:
+        BadParameter: it is none of the forms that are taken.
+    """
+    from sidecar.letta.identity import normal_phone  # noqa: PLC0415
+    from sidecar.model import caller_key  # noqa: PLC0415
+
+    if said == "-":
+        said = sys.stdin.readline()
+    said = said.strip()
+    kind, colon, name = said.partition(":")
+    if not colon and len(said) == _KEY_CHARS and all(c in "0123456789abcdef" for c in said):
+        return said
+    if kind == "tel" or (not colon and said.startswith("+")):
+        phone = normal_phone(name or said, region=region)
+        if phone is None:
+            raise typer.BadParameter("this is no phone number with its country code")
+        return caller_key(tenant, f"tel:{phone}")
+    if kind in {"id", "caller"} and name:
+        return caller_key(tenant, f"{kind}:{name}")
+    raise typer.BadParameter("write tel:NUMBER, id:NAME, caller:ID or the caller's key")
+
+
+def forget(
+    *,
+    caller: Caller,
+    tenant: Tenant = "default",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really erase; without it nothing is touched.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a caller everywhere: journal, dead letters, spool, copies, Letta. Looks first.
+
+    Without --yes it only tells what would be erased. With it, it erases, then searches the bytes
+    of every file of the sidecar for what the caller said. Exit code 1: something is left.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from sidecar.forget import Forgotten  # noqa: PLC0415
+    from sidecar.serve import forget_caller  # noqa: PLC0415
+
+    key = caller_key_of(caller, tenant, reach.settings().default_region)
+
+    async def own(journal: "Journal") -> Forgotten:
+        return await forget_caller(journal, tenant, key, really=yes)
+
+    def read(answer: dict[str, Any]) -> Forgotten:
+        return msgspec.convert(answer, Forgotten)
+
+    body = {"tenant": tenant, "caller_key": key, "really": yes}
+    report = reach.changing("/admin/forget", own, read=read, body=body)
+    if as_json:
+        show.as_json(asdict(report))
+    else:
+        _print(report)
+    if report.traces or len(report.left) > 1:
+        raise typer.Exit(1)
+
+
+def _print(report: "Forgotten") -> None:
+    show.say(f"caller {report.caller_key}")
+    show.say("erased:" if report.done else "would be erased (say --yes to do it):")
+    for count, what in (
+        (report.calls, "calls"),
+        (report.turns, "turns"),
+        (report.undelivered, "of them undelivered: Letta never gets them"),
+        (report.dead_letters, "dead letters"),
+        (report.spool_files, "spool files"),
+        (len(report.agents), "Letta agents of this caller alone, with blocks and messages"),
+        (report.conversations, "conversations of Letta agents that others use as well"),
+    ):
+        show.say(f"  {count:6}  {what}")
+    if not report.done:
+        return
+    show.say(f"searched {report.files} files for {report.searched} pieces of what was said:")
+    show.say("  none found" if not report.traces else "  FOUND in:")
+    for path in report.traces:
+        show.say(f"  {path}")
+    show.say("out of reach:")
+    for text in report.left:
+        show.say(f"  {text}")
+
+
+def export(
+    *,
+    caller: Annotated[str, typer.Option(help="Only this caller's; as for `forget`.")] = "",
+    call: Annotated[str, typer.Option(help="Only this call.")] = "",
+    tenant: Tenant = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="A new file (0600), not standard output.")
+    ] = None,
+) -> None:
+    """Write calls with their transcripts as JSON, one call a line, oldest first."""
+    key = ""
+    if caller:
+        key = caller_key_of(caller, tenant, reach.settings().default_region)
+    with reach.looking() as journal:
+        if out is None:
+            _export(journal, sys.stdout, caller_key=key, call=call, progress=False)
+            return
+        try:
+            descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise typer.BadParameter(f"{out} can't be made: {error.strerror}") from None
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            count = _export(journal, file, caller_key=key, call=call, progress=True)
+        show.say(f"{count} calls in {out}")
+
+
+def _export(
+    journal: "JournalFile", file: TextIO, *, caller_key: str, call: str, progress: bool
+) -> int:
+    """Write the calls and return how many; a bar shows on a terminal.
+
+    Raises:
+        Exit: 1 when the one call asked for does not exist.
+    """
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import track  # noqa: PLC0415
+
+    if call:
+        one = journal.call(call)
+        if one is None:
+            show.say(f"no call is named {call}, or several are: name its tenant as well")
+            raise typer.Exit(1)
+        rows = [one]
+    else:
+        rows = journal.calls(limit=-1, caller_key=caller_key)[::-1]
+    hidden = not (progress and sys.stderr.isatty())
+    for row in track(rows, "exporting", console=Console(stderr=True), disable=hidden):
+        held = row.call
+        line = {
+            "call": held.key,
+            "channel": held.channel,
+            "caller_key": held.caller_key,
+            "opened_at_s": held.opened_at_s,
+            "closed_at_s": held.closed_at_s,
+            "exported_at_s": round(time.time(), 3),
+            "turns": journal.turns(held.key),
+        }
+        file.write(show.json_line(line) + "\n")
+    return len(rows)

@@ -1,0 +1,121 @@
+"""`sidecar calls`: what was said, call by call, as the journal holds it."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.cli import reach, show
+
+if TYPE_CHECKING:
+    from sidecar.model import Turn
+    from sidecar.transcript.sqlite.reports import CallRow
+
+app = typer.Typer(help="Past and live calls with their transcripts.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_LOOK_EVERY_S = 0.5
+
+
+@app.command("list")
+def list_calls(
+    *,
+    limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1)] = 20,
+    live: Annotated[bool, typer.Option("--live", help="Only calls that are live.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the newest calls. Callers show as the key that the journal keeps, not as a number."""
+    with reach.looking() as journal:
+        rows = journal.calls(limit=limit, live=live)
+    if as_json:
+        show.as_json([_call(row) for row in rows])
+        return
+    show.table(
+        ["call", "channel", "opened (UTC)", "lasted", ">turns", ">unsent", "caller"],
+        [
+            [
+                row.call.key,
+                row.call.channel,
+                show.moment(row.call.opened_at_s),
+                _lasted(row),
+                str(row.turns),
+                str(row.undelivered),
+                row.call.caller_key[:8] or "-",
+            ]
+            for row in rows
+        ],
+        empty="no calls",
+    )
+
+
+@app.command("show")
+def show_call(
+    call: Annotated[str, typer.Argument(help="As `calls list` shows it, with or without tenant.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Print one call with its transcript."""
+    with reach.looking() as journal:
+        row = journal.call(call)
+        turns = journal.turns(row.call.key) if row else ()
+    if row is None:
+        show.say(f"no call is named {call}, or several are: name its tenant as well")
+        raise typer.Exit(1)
+    if as_json:
+        show.as_json({**_call(row), "turns": turns})
+        return
+    show.say(f"{row.call.key}  {row.call.channel}  {show.moment(row.call.opened_at_s)} UTC")
+    show.say(f"caller {row.call.caller_key or 'unknown'}  lane {row.call.ref.lane}")
+    show.say(f"{row.turns} turns, {row.undelivered} not yet delivered, {_lasted(row)}\n")
+    for turn in turns:
+        show.say(_line(turn))
+
+
+@app.command("tail")
+def tail(
+    *,
+    since_s: Annotated[float, typer.Option(help="Begin with turns this old, in seconds.")] = 0.0,
+    once: Annotated[bool, typer.Option("--once", help="Do not wait for more.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Follow what is being said in all calls, until Ctrl-C."""
+    from_s = time.time() - since_s
+    seen: set[tuple[str, str]] = set()
+    with reach.looking() as journal:
+        while True:
+            for appended_s, turn in journal.turns_since(from_s):
+                if (turn.call, turn.item_id) in seen:
+                    continue
+                if appended_s > from_s:
+                    from_s = appended_s
+                    seen.clear()
+                seen.add((turn.call, turn.item_id))
+                show.say(show.json_line(turn) if as_json else f"{turn.call}  {_line(turn)}")
+            if once:
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _call(row: "CallRow") -> dict[str, object]:
+    call = row.call
+    return {
+        "call": call.key,
+        "channel": call.channel,
+        "caller_key": call.caller_key,
+        "lane": call.ref.lane,
+        "opened_at_s": call.opened_at_s,
+        "closed_at_s": call.closed_at_s,
+        "turn_count": row.turns,
+        "undelivered": row.undelivered,
+    }
+
+
+def _lasted(row: "CallRow") -> str:
+    if row.call.closed_at_s is None:
+        return "live"
+    return show.span(row.call.closed_at_s - row.call.opened_at_s)
+
+
+def _line(turn: "Turn") -> str:
+    cut = " [cut off]" if turn.interrupted else ""
+    return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {turn.text}{cut}"

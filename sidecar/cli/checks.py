@@ -1,0 +1,344 @@
+"""What `sidecar doctor` looks at: each finding says what is, and, where it is wrong, the remedy."""
+
+import json
+import os
+import shutil
+import socket
+import stat
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+
+from sidecar.config import Settings
+from sidecar.errors import AgentNotFound, LettaError, SidecarError
+
+Verdict: TypeAlias = Literal["ok", "warning", "bad"]
+
+_SQLITE_MIN = (3, 51, 3)
+"""First version without the WAL-reset bug of 3.7.0 to 3.51.2 (sqlite.org/wal.html, 11)."""
+_FSYNC_SLOW_S = 0.05
+_FSYNC_BAD_S = 0.5
+_FSYNC_TRIES = 9
+_DISK_LOW_BYTES = 1 << 30
+_DISK_BAD_BYTES = 100 << 20
+_CLOCK_WRONG_S = 5.0
+_CONNECT_S = 3.0
+_ANSWER_S = 15.0
+_BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock before it was never set
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: Short and stable: programs may look for it.
+        verdict: `bad` stops the sidecar or loses words; `warning` is worth a look.
+        found: What is.
+        fix: One line, empty when nothing is to be done.
+    """
+
+    what: str
+    verdict: Verdict
+    found: str
+    fix: str = ""
+
+
+def run(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, quick things first. Blocking; no check takes over 20 s."""
+    directory = settings.data_dir.expanduser()
+    yield sqlite_version()
+    yield permissions(directory)
+    yield from on_disk(directory)
+    yield clock()
+    yield binding(settings)
+    yield from anyio.run(outward, settings)
+    yield running(directory)
+
+
+def sqlite_version() -> Finding:
+    """Look at the SQLite that the journal uses."""
+    import apsw  # noqa: PLC0415
+
+    version = apsw.sqlite_lib_version()
+    if tuple(int(part) for part in version.split(".")) < _SQLITE_MIN:
+        return Finding(
+            "sqlite", "bad", f"{version} may lose a write-ahead log", "install apsw 3.54 or later"
+        )
+    return Finding("sqlite", "ok", version)
+
+
+def permissions(directory: Path) -> Finding:
+    """Look at who may read the data directory."""
+    if not directory.exists():
+        parent = next((p for p in directory.parents if p.exists()), Path("/"))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return Finding(
+                "permissions",
+                "bad",
+                f"{directory} can't be made",
+                "set SIDECAR_DATA_DIR to a directory that this user may write",
+            )
+        return Finding("permissions", "ok", f"{directory} is made at the first start")
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        return Finding(
+            "permissions",
+            "bad",
+            f"{directory} can't be written",
+            f"run as its owner, or: chown -R $(id -un) {directory}",
+        )
+    open_to_others = [
+        path
+        for path in (directory, *sorted(directory.rglob("*")))
+        if not path.is_symlink() and stat.S_IMODE(path.lstat().st_mode) & 0o077
+    ]
+    # A file in a closed directory is closed, whatever its own mode says.
+    if open_to_others and directory in open_to_others:
+        return Finding(
+            "permissions",
+            "warning",
+            f"{directory} is open to other users of this machine",
+            f"chmod -R go-rwx {directory}",
+        )
+    return Finding("permissions", "ok", f"{directory} is this user's alone")
+
+
+def on_disk(directory: Path) -> Iterator[Finding]:
+    """Look at the space and at how long an fsync takes."""
+    there = next((p for p in (directory, *directory.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(there).free
+    verdict: Verdict = (
+        "bad" if free < _DISK_BAD_BYTES else "warning" if free < _DISK_LOW_BYTES else "ok"
+    )
+    yield Finding(
+        "disk",
+        verdict,
+        f"{free / (1 << 30):.1f} GiB free",
+        "" if verdict == "ok" else f"free space on the disk that holds {directory}",
+    )
+    if there != directory:
+        return
+    try:
+        median_s = _fsync_s(directory)
+    except OSError as error:
+        yield Finding(
+            "fsync", "bad", f"a file can't be written: {error.strerror}", "see disk, permissions"
+        )
+        return
+    slow: Verdict = (
+        "bad" if median_s > _FSYNC_BAD_S else "warning" if median_s > _FSYNC_SLOW_S else "ok"
+    )
+    yield Finding(
+        "fsync",
+        slow,
+        f"{median_s * 1e3:.1f} ms (median of {_FSYNC_TRIES})",
+        "" if slow == "ok" else "put SIDECAR_DATA_DIR on a local SSD: each stored turn waits so",
+    )
+
+
+def _fsync_s(directory: Path) -> float:
+    taken: list[float] = []
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".doctor-") as file:
+        for _ in range(_FSYNC_TRIES):
+            file.write(b"x" * 4096)
+            file.flush()
+            began_s = time.perf_counter()
+            os.fsync(file.fileno())
+            taken.append(time.perf_counter() - began_s)
+    return statistics.median(taken)
+
+
+def clock() -> Finding:
+    """Look whether this machine's clock was ever set; `outward` compares it with Letta's."""
+    if time.time() < _BUILT_S:
+        return Finding("clock", "bad", "it stands before 2025", "set it: timedatectl set-ntp true")
+    return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+
+
+def binding(settings: Settings) -> Finding:
+    """Look at who can reach the sidecar. One bound publicly without a secret does not start."""
+    where = f"{settings.host}:{settings.port}"
+    if settings.loopback:
+        token = "with a token" if settings.tokens else "no token needed"
+        return Finding("bind", "ok", f"{where}, this machine alone, {token}")
+    shortest = min((len(token) for token in settings.tokens), default=0)
+    if shortest < 16:  # noqa: PLR2004
+        return Finding(
+            "bind",
+            "bad",
+            f"{where} is open to the network behind a token of {shortest} characters",
+            "set SIDECAR_LINK_TOKEN=$(openssl rand -base64 32), or SIDECAR_HOST=127.0.0.1",
+        )
+    return Finding("bind", "ok", f"{where}, open to the network, with a token")
+
+
+async def outward(settings: Settings) -> list[Finding]:
+    """Look at what lies beyond this process: Letta, the language model, LiveKit."""
+    found: list[Finding] = []
+    found += await _letta(settings)
+    found.append(await _llm(settings))
+    found.append(await _livekit(settings))
+    return found
+
+
+async def _letta(settings: Settings) -> list[Finding]:
+    from sidecar.app import build_letta, build_llm  # noqa: PLC0415
+
+    if settings.letta_generation == "embedded":
+        return [
+            Finding(
+                "letta",
+                "warning",
+                "none: the embedded demo Letta remembers",
+                "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)",
+            )
+        ]
+    llm = build_llm(settings)
+    letta = await build_letta(settings, settings.data_dir.expanduser(), llm=llm)
+    began_s = time.perf_counter()
+    try:
+        with anyio.fail_after(_ANSWER_S):
+            if settings.agent_id:
+                await letta.read_blocks(settings.agent_id)
+            else:
+                await letta.find_agents(("voice-sidecar",))
+    except AgentNotFound:
+        return [
+            Finding(
+                "letta",
+                "bad",
+                f"{letta.name} has no agent {settings.agent_id}",
+                "set SIDECAR_AGENT_ID to one of `sidecar agents list`, or unset it",
+            )
+        ]
+    except (LettaError, TimeoutError) as error:
+        said = error.message if isinstance(error, LettaError) else "no answer in time"
+        hint = error.hint if isinstance(error, LettaError) else ""
+        app_server = settings.letta_generation == "app-server"
+        named = "LETTA_APP_SERVER_URL" if app_server else "LETTA_BASE_URL and LETTA_API_KEY"
+        fix = hint or f"check {named}"
+        return [Finding("letta", "bad", f"{letta.name}: {said}", fix)]
+    finally:
+        await letta.aclose()
+        await llm.aclose()
+    took_s = time.perf_counter() - began_s
+    if settings.letta_generation == "app-server":
+        return [Finding("letta", "ok", f"{letta.name} (App Server), {took_s * 1e3:.0f} ms")]
+    url = settings.letta_base_url or "https://api.letta.com"
+    version, skew_s = await anyio.to_thread.run_sync(_version_and_skew, url)
+    generation = f"classic server {version}" if version else "REST"
+    found = [Finding("letta", "ok", f"{letta.name} ({generation}), {took_s * 1e3:.0f} ms")]
+    if skew_s is not None and abs(skew_s) > _CLOCK_WRONG_S:
+        found.append(
+            Finding(
+                "clock skew",
+                "warning",
+                f"this clock is {skew_s:+.0f} s against Letta's",
+                "set both clocks by NTP: ages and look-ups compare them",
+            )
+        )
+    return found
+
+
+def _version_and_skew(url: str) -> tuple[str, float | None]:
+    """Return the version a classic server tells at its health route, and how far our clock is."""
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    try:
+        with urllib.request.urlopen(f"{url}/v1/health/", timeout=_CONNECT_S) as answer:  # noqa: S310
+            date = answer.headers.get("date")
+            version = str(json.loads(answer.read(4096)).get("version", ""))[:32]
+    except urllib.error.HTTPError as error:
+        with error:
+            date, version = error.headers.get("date"), ""
+    except (OSError, ValueError, AttributeError):
+        return "", None
+    if not date:
+        return version, None
+    return version, time.time() - parsedate_to_datetime(date).timestamp()
+
+
+async def _llm(settings: Settings) -> Finding:
+    if not settings.llm_is_real:
+        return Finding(
+            "language model",
+            "warning",
+            "none: the demo model answers",
+            "set OPENAI_API_KEY, or LLM_BASE_URL and LLM_MODEL",
+        )
+    from sidecar.app import build_llm  # noqa: PLC0415
+
+    llm = build_llm(settings)
+    began_s = time.perf_counter()
+    try:
+        with anyio.fail_after(_ANSWER_S):
+            async for _ in llm.stream([{"role": "user", "content": "Say: ok"}]):
+                break
+    except (SidecarError, TimeoutError) as error:
+        said = error.message if isinstance(error, SidecarError) else "no answer in time"
+        hint = error.hint if isinstance(error, SidecarError) else ""
+        fix = hint or "check LLM_BASE_URL, LLM_API_KEY and LLM_MODEL"
+        return Finding("language model", "bad", f"{llm.name}: {said}", fix)
+    finally:
+        await llm.aclose()
+    return Finding(
+        "language model", "ok", f"{llm.name}, first word in {time.perf_counter() - began_s:.2f} s"
+    )
+
+
+async def _livekit(settings: Settings) -> Finding:
+    if settings.livekit_url is None:
+        return Finding(
+            "livekit",
+            "warning",
+            "not set: no phone line",
+            "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+        )
+    parts = urlsplit(settings.livekit_url)
+    port = parts.port or (443 if parts.scheme in {"wss", "https"} else 80)
+    where = f"{parts.hostname}:{port}"
+    reached = await anyio.to_thread.run_sync(_connects, parts.hostname or "", port)
+    if not reached:
+        return Finding("livekit", "bad", f"{where} does not answer", "check LIVEKIT_URL")
+    return Finding("livekit", "ok", f"{where} answers (the key is not tried)")
+
+
+def _connects(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_S):
+            return True
+    except OSError:
+        return False
+
+
+def running(directory: Path) -> Finding:
+    """Look whether a sidecar runs on this data directory, and how it stands."""
+    from sidecar.cli.reach import Refused, ask_readiness  # noqa: PLC0415
+
+    try:
+        state = ask_readiness(directory)
+    except Refused:
+        return Finding("sidecar", "ok", "none runs on this data directory")
+    if not state.get("ready"):
+        return Finding(
+            "sidecar", "bad", f"runs, not ready: journal {state.get('journal')}", "see its log"
+        )
+    if state.get("dead_batches"):
+        return Finding(
+            "sidecar",
+            "warning",
+            f"runs, {state['dead_batches']} batches dead",
+            "sidecar outbox list, then sidecar outbox replay --all",
+        )
+    waiting = f"{state.get('undelivered_turns')} turns undelivered"
+    return Finding("sidecar", "ok", f"runs, {state.get('live_calls')} live calls, {waiting}")

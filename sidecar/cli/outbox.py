@@ -1,0 +1,156 @@
+"""`sidecar outbox`: what is on its way to Letta, and what was given up."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sidecar.cli import reach, show
+
+if TYPE_CHECKING:
+    from sidecar.transcript.journal import Journal
+
+app = typer.Typer(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_OPEN = ("sealed", "sending", "unknown", "retry")
+
+
+@app.command("list")
+def list_outbox(
+    *,
+    limit: Annotated[int, typer.Option(help="Batches at most.", min=1)] = 100,
+    as_json: Json = False,
+) -> None:
+    """List the lanes that hold something undelivered, and the dead letters."""
+    now_s = time.time()
+    with reach.looking() as journal:
+        counts, lanes = journal.counts(), journal.lanes()
+        dead = journal.batches(states=("dead",), limit=limit)
+        under_way = journal.batches(states=_OPEN, limit=limit)
+    if as_json:
+        show.as_json({"counts": counts, "lanes": lanes, "open": under_way, "dead": dead})
+        return
+    show.say(f"{counts.undelivered} turns undelivered, {counts.dead_batches} batches dead")
+    show.table(
+        ["lane", "state", ">pending", ">try", "oldest", "last error"],
+        [
+            [
+                lane.lane,
+                lane.state,
+                str(lane.pending),
+                str(lane.attempt),
+                show.span(None if lane.oldest_s is None else now_s - lane.oldest_s),
+                lane.error,
+            ]
+            for lane in lanes
+        ],
+        empty="nothing waits",
+    )
+    show.table(
+        ["batch", "call", ">turns", "dead for", "why"],
+        [
+            [
+                batch.batch_id,
+                batch.call,
+                str(batch.turns),
+                show.span(None if batch.ended_s is None else now_s - batch.ended_s),
+                batch.error,
+            ]
+            for batch in dead
+        ],
+        empty="no dead letters",
+    )
+
+
+@app.command("show")
+def show_batch(
+    batch: Annotated[str, typer.Argument(help="A batch's id, or its first characters.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Print one batch with its turns."""
+    with reach.looking() as journal:
+        found = journal.batch(batch)
+    if found is None:
+        show.say(f"no batch begins with {batch}, or several do")
+        raise typer.Exit(1)
+    row, turns = found
+    if as_json:
+        show.as_json({"batch": row, "turns": turns})
+        return
+    show.say(f"{row.batch_id}  part {row.part} of {row.call}  {row.state}, {row.attempt} tries")
+    show.say(f"sealed {show.moment(row.sealed_at_s)} UTC  lane {row.lane}  {row.error}\n")
+    for turn in turns:
+        show.say(f"{turn.speaker:6}  {turn.text}")
+
+
+@app.command("replay")
+def replay(
+    batches: Annotated[list[str] | None, typer.Argument(help="Dead batches, by id.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put dead letters back into their lanes. Letta is asked first whether it has them."""
+    _change("replay", batches, every=every, as_json=as_json)
+
+
+@app.command("drop")
+def drop(
+    batches: Annotated[list[str] | None, typer.Argument(help="Dead batches, by id.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give dead letters up for good: Letta never gets them; the transcript stays for retention."""
+    _change("drop", batches, every=every, as_json=as_json)
+
+
+def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -> None:
+    """Carry one of the two changes out.
+
+    Raises:
+        Exit: 1 when one of them was no dead letter.
+        BadParameter: neither batches nor `--all` were named.
+    """
+    if bool(names) == every:
+        raise typer.BadParameter("name batches, or say --all")
+    with reach.looking() as journal:
+        dead = [row.batch_id for row in journal.batches(states=("dead",), limit=1 << 30)]
+    wanted = dead if every else [_full(name, dead) for name in names or ()]
+    done = {batch: batch in dead and _change_one(verb, batch) for batch in wanted}
+    if as_json:
+        show.as_json(
+            {
+                "done": [b for b, d in done.items() if d],
+                "not": [b for b, d in done.items() if not d],
+            }
+        )
+    else:
+        for batch, changed in done.items():
+            show.say(f"{batch}  {_PAST[verb] if changed else 'is no dead letter'}")
+        if not done:
+            show.say("no dead letters")
+    if not all(done.values()):
+        raise typer.Exit(1)
+
+
+_PAST = {"replay": "replayed", "drop": "dropped"}
+
+
+def _full(name: str, dead: list[str]) -> str:
+    """Return the one dead batch that begins so, or the name as it is."""
+    found = [batch for batch in dead if batch.startswith(name)]
+    return found[0] if len(found) == 1 else name
+
+
+def _change_one(verb: str, batch: str) -> bool:
+    async def own(journal: "Journal") -> bool:
+        step = journal.replay if verb == "replay" else journal.drop
+        return await step(batch, now_s=time.time())
+
+    def read(answer: dict[str, Any]) -> bool:
+        return bool(answer["done"])
+
+    return reach.changing(f"/admin/outbox/{batch}/{verb}", own, read=read)

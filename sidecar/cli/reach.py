@@ -1,0 +1,153 @@
+"""How a command reaches the journal: by its file to look, through its owner to change it.
+
+The file has one owner. While a sidecar runs, changes are asked of it (`sidecar/server/admin.py`);
+when none does, the command opens the journal itself.
+"""
+
+import json
+import time
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from sidecar.errors import JournalError, JournalLocked, SidecarError
+
+if TYPE_CHECKING:
+    from sidecar.config import Settings
+    from sidecar.transcript.journal import Journal
+    from sidecar.transcript.sqlite.reports import JournalFile
+
+T = TypeVar("T")
+
+_REQUEST_S: Final = 310.0
+_LOOK_S: Final = 5.0
+
+
+class Refused(SidecarError):
+    """The running sidecar did not do what was asked; nothing was changed unless it says so."""
+
+
+def data_dir() -> Path:
+    """Return the data directory the settings name."""
+    return settings().data_dir.expanduser()
+
+
+def settings() -> "Settings":
+    """Return the settings.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    from sidecar.config import load  # noqa: PLC0415
+
+    return load()
+
+
+@contextmanager
+def looking() -> "Generator[JournalFile]":
+    """Open the journal to look into it; a sidecar may be running.
+
+    Raises:
+        JournalError: there is none, or it can't be read.
+    """
+    from sidecar.transcript.sqlite.reports import journal_file  # noqa: PLC0415
+
+    with journal_file(data_dir() / "journal.db") as file:
+        yield file
+
+
+def changing(
+    path: str,
+    own: "Callable[[Journal], Coroutine[Any, Any, T]]",
+    *,
+    read: Callable[[dict[str, Any]], T],
+    body: object = None,
+) -> T:
+    """Change the journal: here where no sidecar runs, else by the one that does.
+
+    Args:
+        path: Of the running sidecar's route.
+        own: What to do with a journal of our own.
+        read: Turns the route's answer into what `own` returns.
+        body: JSON for the route.
+
+    Raises:
+        JournalError: there is no journal, or it failed.
+        Refused: the running sidecar said no, or does not answer.
+    """
+    import anyio  # noqa: PLC0415
+
+    directory = data_dir()
+    if not (directory / "journal.db").is_file():
+        raise JournalError(
+            f"there is no journal in {directory}",
+            hint="start the sidecar once, or check SIDECAR_DATA_DIR",
+        )
+    try:
+        return anyio.run(_with_journal, directory / "journal.db", own)
+    except JournalLocked:
+        return read(ask(directory, path, body))
+
+
+async def _with_journal(path: Path, own: "Callable[[Journal], Coroutine[Any, Any, T]]") -> T:
+    from sidecar.transcript.journal import PostPolicy  # noqa: PLC0415
+    from sidecar.transcript.sqlite import SqliteJournal  # noqa: PLC0415
+
+    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=time.time)
+    try:
+        return await own(journal)
+    finally:
+        await journal.aclose()
+
+
+def ask(directory: Path, path: str, body: object = None) -> dict[str, Any]:
+    """POST to the running sidecar and return its answer.
+
+    Raises:
+        Refused: it said no, or does not answer.
+    """
+    status, answer = _request(directory, path, json.dumps(body or {}).encode())
+    if status != HTTPStatus.OK:
+        said = str(answer.get("error", f"the running sidecar answered {status}"))
+        raise Refused(said, hint=str(answer.get("hint", "")))
+    return answer
+
+
+def ask_readiness(directory: Path) -> dict[str, Any]:
+    """Return what `/readyz` of the sidecar on this data directory says.
+
+    Raises:
+        Refused: none runs, or it does not answer.
+    """
+    return _request(directory, "/readyz", None, budget_s=_LOOK_S)[1]
+
+
+def _request(
+    directory: Path, path: str, body: bytes | None, *, budget_s: float = _REQUEST_S
+) -> tuple[int, dict[str, Any]]:
+    """Ask the running sidecar; returns the status and the JSON of its answer.
+
+    Raises:
+        Refused: none runs, or it does not answer.
+    """
+    import http.client  # noqa: PLC0415 - slow to load
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    try:
+        control = cast("dict[str, str]", json.loads((directory / "control.json").read_text()))
+        where = urlsplit(control["url"])
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=budget_s)
+        headers = {"Authorization": f"Bearer {control['token']}"}
+        try:
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, cast("dict[str, Any]", json.loads(answer.read()))
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        raise Refused(
+            f"a sidecar holds the journal and does not answer: {type(error).__name__}",
+            hint="wait for it to start or stop, or run this as the user it runs as",
+        ) from None

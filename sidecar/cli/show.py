@@ -1,0 +1,90 @@
+"""How results are shown: tables that fit 80 columns, or JSON for programs."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+
+from typing_extensions import override
+
+# What a caller said may hold terminal commands; none is shown.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
+WIDTH = 80
+
+
+def say(text: str) -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(f"{safe(text)}\n")
+
+
+def safe(text: str) -> str:
+    """Return text without characters that would command a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def as_json(value: object) -> None:
+    """Write a value as JSON, indented; dataclasses become objects."""
+    sys.stdout.write(json.dumps(value, cls=_Encoder, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON."""
+    return json.dumps(value, cls=_Encoder, ensure_ascii=False)
+
+
+class _Encoder(json.JSONEncoder):
+    @override
+    def default(self, o: object) -> object:
+        if is_dataclass(o) and not isinstance(o, type):
+            return asdict(o)
+        return super().default(o)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """Write a table no wider than the terminal, 80 columns where there is none.
+
+    Args:
+        columns: Headings; one that starts with `>` is aligned to the right.
+        rows: Cells as text.
+        empty: Said in place of a table without rows.
+    """
+    if not rows:
+        say(empty)
+        return
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - only where a table is drawn
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        justify = "right" if name.startswith(">") else "left"
+        drawn.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(safe(cell)) for cell in row))
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(drawn)
+
+
+def moment(at_s: float | None) -> str:
+    """Return a Unix time in UTC to the second, or a dash."""
+    if at_s is None:
+        return "-"
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span(seconds: float | None) -> str:
+    """Return a length of time in its two largest units, or a dash."""
+    if seconds is None:
+        return "-"
+    whole = max(0, int(seconds))
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"

@@ -1,0 +1,207 @@
+"""What the commands do: serve with a banner, start the voice worker, look after agents."""
+
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from sidecar.app import (
+    build_letta,
+    build_llm,
+    identity_rules,
+    opened,
+    prepare_data_dir,
+    spool_tenant,
+)
+from sidecar.config import Settings, load
+from sidecar.forget import Forgetting, Forgotten
+from sidecar.letta.digest_agent import spec_named, tags_of_tenant
+from sidecar.letta.port import FoundAgent
+from sidecar.memory.store import DirectoryStore
+from sidecar.model import Block
+from sidecar.privacy import redaction
+from sidecar.telemetry import Telemetry, configure_logging
+from sidecar.transcript.journal import Journal
+
+WORKER_STOP_S = 15.0
+
+
+async def serve(settings: Settings, worker: Path | None) -> None:
+    """Serve until a signal (`sidecar run`).
+
+    Args:
+        settings: As loaded.
+        worker: The voice worker to start where LiveKit is configured; None: there is none.
+    """
+    configure_logging(level=settings.log_level, json=settings.log_json)
+    events = Telemetry(log_text=settings.log_text, redact=redaction(settings.redact))
+    async with opened(settings, events) as sidecar:
+        starting = worker if settings.livekit_url is not None else None
+
+        def banner(url: str) -> None:
+            token = sidecar.console.token if sidecar.console else ""
+            sys.stdout.write(
+                _banner(
+                    settings,
+                    url,
+                    token=token,
+                    letta=sidecar.letta.name,
+                    llm=sidecar.llm.name,
+                    worker=starting,
+                )
+            )
+            sys.stdout.flush()
+
+        await sidecar.run(
+            on_started=banner, extra=_worker_part(starting, settings) if starting else None
+        )
+
+
+def _banner(
+    settings: Settings, url: str, *, token: str, letta: str, llm: str, worker: Path | None
+) -> str:
+    demo_letta = settings.letta_generation == "embedded"
+    access = "with its token" if settings.tokens else "from this machine alone, no token set"
+    lines = [
+        "",
+        "  The voice sidecar for Letta is up.",
+        "",
+        f"  page      {url}/#{token}" if token else "  page      off",
+        f"  link      {url.replace('http', 'ws', 1)}/link   voice workers connect here, {access}",
+        f"  memory    {'DEMO' if demo_letta else 'real'}: {letta}",
+        f"  replies   {'real' if settings.llm_is_real else 'DEMO'}: {llm}",
+        f"  LiveKit   {f'real: {worker}' if worker else 'not started'}",
+        f"  data      {settings.data_dir.expanduser()}",
+        "",
+    ]
+    wishes = [
+        (demo_letta, "a Letta of yours:      set LETTA_API_KEY or LETTA_BASE_URL"),
+        (not settings.llm_is_real, "a real language model: set OPENAI_API_KEY, or LLM_BASE_URL"),
+        (
+            worker is None,
+            "a real phone line:     set LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET",
+        ),
+    ]
+    lines += [f"  for {text}" for wished, text in wishes if wished]
+    return "\n".join([*lines, "", ""])
+
+
+def _worker_part(worker: Path, settings: Settings) -> Callable[[anyio.Event], Awaitable[None]]:
+    """Return a part that keeps the voice worker running as a process beside us.
+
+    When the drain begins, the worker is told to finish its calls and take no new ones.
+    """
+
+    async def run(stopping: anyio.Event) -> None:
+        env = dict(os.environ)
+        env.setdefault("SIDECAR_LINK_URL", f"ws://127.0.0.1:{settings.port}/link")
+        # `start` refuses calls above 0.7 of the CPU, which a small machine reaches by loading models.
+        command = [sys.executable, str(worker), "dev", "--no-reload", "--log-level", "info"]
+        async with await anyio.open_process(command, env=env, stdout=None, stderr=None) as process:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_terminate_when, stopping, process)
+                    await process.wait()
+                    tasks.cancel_scope.cancel()
+                if stopping.is_set():
+                    await anyio.sleep_forever()  # it has left as told: not to be started again
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _stop(process)
+
+    return run
+
+
+async def _terminate_when(stopping: anyio.Event, process: anyio.abc.Process) -> None:
+    await stopping.wait()
+    process.terminate()
+
+
+async def _stop(process: anyio.abc.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        with anyio.move_on_after(WORKER_STOP_S):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+
+
+async def create_agent(name: str, tenant: str) -> str:
+    """Make an agent that digests transcripts; returns its id (`sidecar agents create`)."""
+    settings = load()
+    llm = build_llm(settings)
+    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
+    try:
+        return await letta.create_agent(
+            spec_named(
+                name,
+                tenant,
+                model=settings.letta_agent_model,
+                embedding=settings.letta_agent_embedding,
+            )
+        )
+    finally:
+        await letta.aclose()
+        await llm.aclose()
+
+
+class _Silent:
+    """A log for commands, which say themselves what they did."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+
+async def list_agents(tenant: str) -> list[FoundAgent]:
+    """Return the agents this product made, of one tenant or of all (`sidecar agents list`)."""
+    settings = load()
+    llm = build_llm(settings)
+    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
+    try:
+        return list(await letta.find_agents(tags_of_tenant(tenant)))
+    finally:
+        await letta.aclose()
+        await llm.aclose()
+
+
+async def forget_caller(
+    journal: Journal, tenant: str, caller_key: str, *, really: bool
+) -> Forgotten:
+    """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
+    settings = load()
+    directory = prepare_data_dir(settings)
+    llm = build_llm(settings)
+    letta = await build_letta(settings, directory, llm=llm)
+    forgetting = Forgetting(
+        journal,
+        letta,
+        DirectoryStore(directory / "snapshots"),
+        rules=identity_rules(settings),
+        directory=directory,
+        spool=settings.spool.expanduser(),
+        spool_tenant=spool_tenant(settings),
+        emit=Telemetry(logger=_Silent()).emit,
+        clock=time.time,
+    )
+    try:
+        step = forgetting.forget if really else forgetting.plan
+        return await step(tenant, caller_key)
+    finally:
+        await letta.aclose()
+        await llm.aclose()
+
+
+async def show_agent(agent_id: str) -> tuple[Block, ...]:
+    """Return the blocks of an agent (`sidecar agents show`)."""
+    settings = load()
+    llm = build_llm(settings)
+    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
+    try:
+        return await letta.read_blocks(agent_id)
+    finally:
+        await letta.aclose()
+        await llm.aclose()

@@ -1,0 +1,254 @@
+"""An OpenAI-compatible server around the demo model, with faults to switch on.
+
+Run it as ``python -m sidecar.testing.openai_server --port N``. Routes:
+
+* ``GET /v1/models``, ``POST /v1/embeddings``, ``POST /v1/chat/completions`` (streamed or not,
+  with tool calls), as OpenAI's clients and a classic Letta server speak them.
+* ``GET /_log?tail=N``: the newest requests, oldest first, at most `LOG_LIMIT` are kept.
+* ``POST /_ctl``: any fields of `Faults`, and ``"clear": true`` to forget the log; answers with
+  the faults in force.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import struct
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import anyio
+import msgspec
+from aiohttp import web
+
+from sidecar.llm.demo import DemoModel
+from sidecar.llm.port import Llm, Reply, ToolCall
+
+LOG_LIMIT = 1_000
+_MAX_BODY_BYTES = 64 << 20
+_MODELS = ("demo", "gpt-4o-mini", "gpt-4.1-mini", "text-embedding-3-small")
+_LARGE_DIMENSIONS = 3072
+_SMALL_DIMENSIONS = 1536
+
+
+class Faults(msgspec.Struct, forbid_unknown_fields=True):
+    """What goes wrong with chat completions.
+
+    Attributes:
+        delay_s: Wait before anything is answered.
+        first_token_delay_s: A stream's wait between its headers and its first piece.
+        token_delay_s: A stream's wait before each further piece.
+        fail: This many of the next requests are answered with 500; counts down.
+        fail_mid_stream: This many of the next streams break off after one piece; counts down.
+        hang: Requests get no answer while this holds.
+    """
+
+    delay_s: float = 0.0
+    first_token_delay_s: float = 0.0
+    token_delay_s: float = 0.0
+    fail: int = 0
+    fail_mid_stream: int = 0
+    hang: bool = False
+
+
+class _Control(Faults, forbid_unknown_fields=True):
+    clear: bool = False
+
+
+class OpenAiServer:
+    """The routes and their state.
+
+    Args:
+        llm: Who answers; the demo model unless said otherwise.
+    """
+
+    def __init__(self, llm: Llm | None = None) -> None:
+        self.llm: Llm = llm if llm is not None else DemoModel()
+        self.faults = Faults()
+        self._unhung = anyio.Event()
+        self.log: deque[dict[str, Any]] = deque(maxlen=LOG_LIMIT)
+
+    def app(self) -> web.Application:
+        """Return the application, to be run or mounted once."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get("/v1/models", self._models),
+                web.post("/v1/embeddings", self._embeddings),
+                web.post("/v1/chat/completions", self._chat),
+                web.get("/_log", self._read_log),
+                web.post("/_ctl", self._control),
+            ]
+        )
+        return app
+
+    async def _models(self, request: web.Request) -> web.Response:
+        listed = [{"id": m, "object": "model", "created": 0, "owned_by": "demo"} for m in _MODELS]
+        return web.json_response({"object": "list", "data": listed})
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        body = await _json_object(request)
+        self._note("embeddings", body)
+        model = str(body.get("model", ""))
+        wanted: object = body.get("input", "")
+        texts = cast("list[object]", wanted) if isinstance(wanted, list) else [wanted]
+        size = int(body.get("dimensions") or 0)
+        size = size or (_LARGE_DIMENSIONS if "large" in model else _SMALL_DIMENSIONS)
+        as_text = body.get("encoding_format") == "base64"
+        data = [
+            {"object": "embedding", "index": i, "embedding": _vector(str(t), size, as_text=as_text)}
+            for i, t in enumerate(texts)
+        ]
+        return web.json_response(
+            {"object": "list", "data": data, "model": model, "usage": _usage()}
+        )
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await _json_object(request)
+        self._note("chat", body)
+        faults = self.faults
+        if faults.hang:
+            await self._unhung.wait()
+        await anyio.sleep(faults.delay_s)
+        if faults.fail > 0:
+            faults.fail -= 1
+            broken = {"message": "a fault was asked for", "type": "server_error"}
+            return web.json_response({"error": broken}, status=500)
+        messages = cast("Sequence[Mapping[str, Any]]", body.get("messages") or ())
+        tools = cast("Sequence[Mapping[str, Any]]", body.get("tools") or ())
+        reply = await self.llm.complete(messages, tools=tools)
+        answer = _Answer(str(body.get("model", "demo")), body, reply)
+        if not body.get("stream"):
+            return web.json_response(answer.whole())
+        return await self._stream(request, answer)
+
+    async def _stream(self, request: web.Request, answer: "_Answer") -> web.StreamResponse:
+        faults = self.faults
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await anyio.sleep(faults.first_token_delay_s)
+        for number, chunk in enumerate(answer.chunks()):
+            if number > 1:
+                await anyio.sleep(faults.token_delay_s)
+                if faults.fail_mid_stream > 0:
+                    faults.fail_mid_stream -= 1
+                    if request.transport is not None:
+                        request.transport.abort()
+                    return response
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _read_log(self, request: web.Request) -> web.Response:
+        tail = int(request.query.get("tail", LOG_LIMIT))
+        return web.json_response(list(self.log)[-tail:] if tail > 0 else [])
+
+    async def _control(self, request: web.Request) -> web.Response:
+        asked = await _json_object(request)
+        try:
+            merged = msgspec.convert(msgspec.to_builtins(self.faults) | asked, _Control)
+        except msgspec.ValidationError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        if merged.clear:
+            self.log.clear()
+        fields = msgspec.structs.asdict(merged)
+        fields.pop("clear")
+        self.faults = Faults(**fields)
+        if not self.faults.hang:
+            self._unhung.set()
+            self._unhung = anyio.Event()
+        return web.json_response(msgspec.to_builtins(self.faults))
+
+    def _note(self, path: str, body: Mapping[str, Any]) -> None:
+        self.log.append({"at_s": time.time(), "path": path, "body": body})
+
+
+class _Answer:
+    """One reply in OpenAI's shapes."""
+
+    def __init__(self, model: str, body: Mapping[str, Any], reply: Reply) -> None:
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        self._id = f"chatcmpl-{digest[:24]}"
+        self._model = model
+        self._reply = reply
+        options = cast("Mapping[str, Any]", body.get("stream_options") or {})
+        self._with_usage = bool(options.get("include_usage", True))
+        self._finish = "tool_calls" if reply.tool_calls else "stop"
+
+    def whole(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self._reply.text or None}
+        if self._reply.tool_calls:
+            message["tool_calls"] = [_call_shape(call) for call in self._reply.tool_calls]
+        choice = {"index": 0, "message": message, "finish_reason": self._finish}
+        return self._frame("chat.completion", [choice]) | {"usage": _usage()}
+
+    def chunks(self) -> list[dict[str, Any]]:
+        """Return the stream's chunks: the role, the pieces, the finish, the usage."""
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        words = self._reply.text.split(" ")
+        deltas += [{"content": w if i == 0 else f" {w}"} for i, w in enumerate(words) if w]
+        deltas += [
+            {"tool_calls": [{"index": i} | _call_shape(call)]}
+            for i, call in enumerate(self._reply.tool_calls)
+        ]
+        chunks = [self._chunk(delta, None) for delta in deltas]
+        chunks.append(self._chunk({}, self._finish))
+        if self._with_usage:
+            chunks.append(self._frame("chat.completion.chunk", []) | {"usage": _usage()})
+        return chunks
+
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return self._frame("chat.completion.chunk", [choice])
+
+    def _frame(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._model,
+            "choices": choices,
+        }
+
+
+def _call_shape(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _usage() -> dict[str, int]:
+    return {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+
+def _vector(text: str, size: int, *, as_text: bool) -> list[float] | str:
+    """Return a vector that depends on the text alone, its parts in [-0.5, 0.5]."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    parts = [(digest[i % len(digest)] ^ (i & 0xFF)) / 255 - 0.5 for i in range(size)]
+    if as_text:
+        return base64.b64encode(struct.pack(f"<{size}f", *parts)).decode()
+    return parts
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    try:
+        body: object = await request.json()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text="the body is no JSON") from error
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="the body is no JSON object")
+    return cast("dict[str, Any]", body)
+
+
+def main() -> None:
+    """Serve until a signal ends the process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    asked = parser.parse_args()
+    web.run_app(OpenAiServer().app(), host=asked.host, port=asked.port, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()
