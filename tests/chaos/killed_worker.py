@@ -1,0 +1,114 @@
+"""A worker that holds a few calls at a time over the real link, and keeps a ledger.
+
+usage: killed_worker.py NAME LINK_URL SPOOL_DIR LEDGER SEED
+
+Holds calls until SIGTERM, then ends them and hands over what is left. May be killed at any time.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import anyio
+
+from sidecar.channels.frames import Hints
+from sidecar.channels.link import Link
+from sidecar.channels.linked_call import LinkedCall
+from sidecar.telemetry import Telemetry
+from tests.chaos.ledger import text_of
+
+CALLS_AT_ONCE = 3
+CALLERS = 24
+TURN_EVERY_S = float(os.environ.get("CHAOS_TURN_EVERY_S", "0.08"))
+FLUSH_S = 2.0
+
+
+class Quiet:
+    def _nothing(self, name: str, **fields: object) -> None:
+        pass
+
+    debug = info = warning = error = _nothing
+
+
+class Worker:
+    def __init__(self, name: str, link: Link, ledger: Path, dice: random.Random) -> None:
+        self._name = name
+        self._link = link
+        self._dice = dice
+        self._ledger = ledger.open("ab", buffering=0)
+        self.stopping = anyio.Event()
+
+    def note(self, *words: object) -> None:
+        self._ledger.write((" ".join(map(str, words)) + "\n").encode())
+
+    def watch_acks(self, call: LinkedCall) -> None:
+        """Write an ack down at the moment the outbox hears of it."""
+        outbox = call.outbox
+        forget = outbox.acked
+
+        def acked(items: Iterable[str], *, closed: bool) -> int:
+            items = list(items)
+            for item in items:
+                self.note("acked", call.call_id, item)
+            return forget(items, closed=closed)
+
+        outbox.acked = acked  # type: ignore[method-assign]
+
+    async def hold_calls(self, slot: int) -> None:
+        """Hold one call after the other."""
+        held = 0
+        while not self.stopping.is_set():
+            held += 1
+            hints = Hints(caller=f"caller-{self._dice.randrange(CALLERS)}")
+            call = self._link.open_call(
+                f"{self._name}-{slot}-{held}", "livekit", hints, opened_at_s=time.time()
+            )
+            self.watch_acks(call)
+            for n in range(self._dice.randrange(1, 12)):
+                if n % 2 == 0:
+                    call.speech_started()
+                self.note("said", call.call_id, n)
+                call.record(str(n), "agent" if n % 2 else "caller", text_of(call.call_id, n))
+                await anyio.sleep(self._dice.expovariate(1 / TURN_EVERY_S))
+                if self.stopping.is_set():
+                    break
+            call.close("hung up")
+            if self.stopping.is_set():
+                await call.flushed(FLUSH_S)
+
+    async def until_sigterm(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                self.stopping.set()
+                return
+
+
+async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    link = Link(
+        url,
+        worker=name,
+        spool_dir=spool,
+        emit=Telemetry(strict=True, logger=Quiet()).emit,
+        clock=time.time,
+        dice=dice.random,
+    )
+    worker = Worker(name, link, ledger, dice)
+    async with anyio.create_task_group() as linked:
+        linked.start_soon(link.run)
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(worker.until_sigterm)
+            for slot in range(CALLS_AT_ONCE):
+                calls.start_soon(worker.hold_calls, slot)
+        linked.cancel_scope.cancel()
+    worker.note("ended")
+
+
+if __name__ == "__main__":
+    anyio.run(
+        main, sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
+    )

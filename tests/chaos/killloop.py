@@ -1,0 +1,291 @@
+"""Kill the sidecar and its workers at random, and look for lost, doubled or misordered turns.
+
+`python -m tests.chaos.killloop [--kills N] [--seed N] [--real] [--mutation NAME] [--keep DIR]`
+
+Two workers hold calls over the real link; the real sidecar posts to a stand-in Letta that stores
+whatever it is posted, twice if it is posted twice, and that is slow, down, frozen, lying or
+restarted in turn (`--real`: to the real Letta server, slow or frozen in turn). Every so often a process is killed with SIGKILL and started again. At the end
+all is made well, and what Letta has is held against what the workers know to be acked.
+
+The seed is printed first; the same seed draws the same kills and faults, though a kill meets the
+processes wherever they are. The last printed line is JSON.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.ledger import Verdict, judge, read_ledgers
+from tests.chaos.lettas import (
+    FREEZE_S,
+    Letta,
+    RealServer,
+    StandIn,
+    Stuck,
+    answers,
+    ask,
+    free_ports,
+    start,
+    wait_for_port,
+)
+from tests.chaos.mutated_sidecar import MUTATIONS
+
+WORKERS = 2
+START_S = 30.0
+RECOVER_S = 120.0
+QUIET_S = 2.0
+SIDECAR_ENV = {
+    "SIDECAR_CONSOLE": "0",
+    "SIDECAR_LOG_JSON": "1",
+    "SIDECAR_POST_MAX_TURNS": "4",
+    "SIDECAR_POST_MAX_AGE_S": "0.4",
+    "SIDECAR_ORPHAN_S": "3.0",
+    "SIDECAR_DRAIN_CALLS_S": "0",
+    "SIDECAR_DRAIN_FLUSH_S": "5",
+}
+# Without a rule the loop is run where the rule matters, so that it shows within a few kills.
+MOODS_OF_MUTATION = {"no_lookup": ("slow", "lying"), "no_horizon": ("slow",)}
+
+
+@dataclass(slots=True)
+class Options:
+    kills: int
+    seed: int
+    directory: Path
+    mutation: str = ""
+    real: bool = False
+    say: Callable[[str], None] = print
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that is started again under the same name."""
+
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.process = start(command, self.log, env)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self, within_s: float) -> None:
+        """SIGTERM, and wait; kill what does not go."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Stuck(f"{self.name} did not stop in {within_s:g} s") from None
+
+
+@dataclass(slots=True)
+class Loop:
+    """The processes, and what is done to them."""
+
+    options: Options
+    dice: random.Random = field(init=False)
+    letta: Letta = field(init=False)
+    sidecar: Child = field(init=False)
+    workers: list[Child] = field(init=False)
+    starts: Counter[str] = field(default_factory=Counter)
+    moods: Counter[str] = field(default_factory=Counter)
+    _port: int = field(init=False)
+    _mood_ends: float = 0.0
+
+    def __post_init__(self) -> None:
+        directory = self.options.directory
+        self.dice = random.Random(self.options.seed)
+        (self._port,) = free_ports(1)
+        if self.options.real:
+            self.letta = RealServer(directory)
+        elif self.options.mutation:
+            self.letta = StandIn(directory, MOODS_OF_MUTATION[self.options.mutation])
+        else:
+            self.letta = StandIn(directory)
+        self.sidecar = Child("sidecar", directory / "sidecar.log")
+        self.workers = [Child(f"worker{n}", directory / f"worker{n}.log") for n in range(WORKERS)]
+        (directory / "ledgers").mkdir()
+
+    # Starting
+
+    def start_sidecar(self) -> None:
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "COVERAGE")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        env |= SIDECAR_ENV | {
+            **self.letta.env,
+            "SIDECAR_PORT": str(self._port),
+            "SIDECAR_DATA_DIR": str(self.options.directory / "data"),
+            "SIDECAR_SPOOL_DIR": str(self.options.directory / "spool"),
+            "CHAOS_MUTATION": self.options.mutation,
+        }
+        module = "tests.chaos.mutated_sidecar" if self.options.mutation else "sidecar"
+        self.sidecar.start([sys.executable, "-m", module, "run"], env)
+
+    def start_worker(self, worker: Child) -> None:
+        self.starts[worker.name] += 1
+        name = f"{worker.name}-{self.starts[worker.name]}"
+        directory = self.options.directory
+        arguments = [
+            name,
+            f"ws://127.0.0.1:{self._port}/link",
+            str(directory / "spool"),
+            str(directory / "ledgers" / name),
+            str(self.dice.randrange(1 << 30)),
+        ]
+        env = os.environ | self.letta.env
+        worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
+
+    # Harm
+
+    def change_mood(self) -> None:
+        """Put Letta into another mood for a while, when the last one has lasted."""
+        if time.monotonic() < self._mood_ends:
+            return
+        mood = self.dice.choice(self.letta.moods)
+        self.moods[mood] += 1
+        self.letta.become(mood, self.dice)
+        longest_s = FREEZE_S if mood == "frozen" else 3.0
+        self._mood_ends = time.monotonic() + self.dice.uniform(0.3, longest_s)
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, and Letta's mood change."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.change_mood()
+            threading.Event().wait(min(0.05, max(0.0, until - time.monotonic())))
+
+    def kill_one(self) -> str:
+        """Kill a process wherever it is, and start it again at once or after a while."""
+        if self.dice.random() < 0.3:
+            worker = self.dice.choice(self.workers)
+            worker.kill()
+            self.start_worker(worker)
+            return worker.name
+        self.sidecar.kill()
+        self.pause(self.dice.choice([0.0, 0.0, self.dice.uniform(0.0, 2.0)]))
+        self.start_sidecar()
+        if self.dice.random() < 0.8:  # else the next kill may meet it while it starts
+            self.wait_for_sidecar()
+        return "sidecar"
+
+    def wait_for_sidecar(self) -> None:
+        deadline = time.monotonic() + START_S
+        while not answers(self._port):
+            self.pause(0.05)
+            if time.monotonic() > deadline:
+                raise Stuck("the sidecar does not start")
+
+    # Verdict
+
+    def verdict(self) -> Verdict:
+        ledgers = (self.options.directory / "ledgers").iterdir()
+        return judge(read_ledgers(path.read_bytes() for path in ledgers), self.letta.messages())
+
+    def make_well(self) -> None:
+        """End all harm and all calls."""
+        self.letta.become("well", self.dice)
+        if not answers(self._port):
+            wait_for_port(self._port)
+        for worker in self.workers:
+            worker.stop(within_s=20.0)
+
+    def until_delivered(self) -> Verdict:
+        """Wait until nothing is under way any more, then judge."""
+        deadline = time.monotonic() + RECOVER_S
+        while time.monotonic() < deadline:
+            if self._undelivered() == 0 and not list(
+                (self.options.directory / "spool").glob("*.jsonl")
+            ):
+                threading.Event().wait(QUIET_S)
+                if self._undelivered() == 0:
+                    break
+            threading.Event().wait(0.1)
+        else:
+            self.options.say(f"not all was delivered within {RECOVER_S:g} s")
+        return self.verdict()
+
+    def _undelivered(self) -> int:
+        try:
+            return int(ask(f"http://127.0.0.1:{self._port}/readyz")["undelivered_turns"])
+        except (OSError, KeyError, ValueError):  # not up, or not ready
+            return -1
+
+    def end(self) -> None:
+        for child in (self.sidecar, *self.workers):
+            child.kill()
+        self.letta.stop()
+
+
+def run(options: Options) -> Verdict:
+    """Run the loop. With a mutation it ends as soon as the damage shows.
+
+    Raises:
+        Stuck: a process did not start or stop.
+    """
+    loop = Loop(options)
+    try:
+        loop.letta.start()
+        loop.start_sidecar()
+        loop.wait_for_sidecar()
+        for worker in loop.workers:
+            loop.start_worker(worker)
+        loop.pause(1.0)
+        killed: Counter[str] = Counter()
+        for _ in range(options.kills):
+            loop.pause(loop.dice.uniform(0.05, 1.2))
+            killed[loop.kill_one()] += 1
+            if options.mutation and loop.verdict().doubled:
+                break
+        options.say(f"killed {dict(killed)}; Letta was {dict(loop.moods)}")
+        loop.make_well()
+        verdict = loop.until_delivered()
+        loop.sidecar.stop(within_s=20.0)
+        return verdict
+    finally:
+        loop.end()
+
+
+def main() -> int:
+    """Run from the command line; the exit code is 0 when nothing went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--real", action="store_true", help="against the real Letta server")
+    parser.add_argument("--mutation", choices=MUTATIONS, default="")
+    parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
+    chosen = parser.parse_args()
+    seed = random.SystemRandom().randrange(1 << 32) if chosen.seed is None else chosen.seed
+    directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"seed {seed}", flush=True)
+    verdict = run(Options(chosen.kills, seed, directory, chosen.mutation, real=chosen.real))
+    if verdict.mixed:
+        print(f"{verdict.mixed} conversations or turns that belong to another call")
+    if verdict.clean and not chosen.keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        print(f"logs are in {directory}")
+    print(json.dumps(verdict.summary(chosen.kills)), flush=True)
+    return 0 if verdict.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

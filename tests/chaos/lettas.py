@@ -1,0 +1,273 @@
+"""The two Lettas a kill loop runs against, and what each can be made to suffer."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.letta_server.stack import LettaStack
+
+ROOT = Path(__file__).parents[2]
+MORTAL = ROOT / "tests/letta_server/mortal.py"
+START_S = 30.0
+FREEZE_S = 1.5
+
+
+class Stuck(Exception):
+    """Something that had to happen did not."""
+
+
+def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that dies with this one, adding what it prints to `log`."""
+    mortal = [sys.executable, str(MORTAL), str(int(signal.SIGKILL)), ""]
+    with log.open("ab") as out:
+        return subprocess.Popen([*mortal, *command], stdout=out, stderr=out, cwd=ROOT, env=env)
+
+
+class Letta(Protocol):
+    """One Letta under test."""
+
+    moods: Sequence[str]
+    env: Mapping[str, str]
+    """Settings of the sidecar that go with it."""
+
+    def start(self) -> None:
+        """Start it; returns when it answers."""
+        ...
+
+    def become(self, mood: str, dice: random.Random) -> None:
+        """Take on one of its moods, out of any other."""
+        ...
+
+    def messages(self) -> list[tuple[str, str]]:
+        """Return (conversation, text) of all it was posted, in the order of each conversation."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
+WELL: Mapping[str, Any] = {
+    "reads": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {}},
+    "posts": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {}},
+}
+SLOW: Mapping[str, Any] = {
+    "reads": {"latency_s": 0.0, "jitter_s": 0.3, "chances": {}},
+    # A delayed post lands long after its client has gone, and until then no look-up shows it: well
+    # within the horizon, also when Letta is frozen on top of it.
+    "posts": {"latency_s": 0.0, "jitter_s": 1.0, "chances": {"delayed": 0.25, "late": 0.25}},
+    "late_s": 2.5,
+}
+DOWN: Mapping[str, Any] = {
+    "reads": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {"unavailable": 1.0}},
+    "posts": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {"unavailable": 1.0}},
+}
+LYING: Mapping[str, Any] = {
+    "reads": {
+        "latency_s": 0.0,
+        "jitter_s": 0.05,
+        "chances": {"broken": 0.1, "unavailable": 0.1, "cut_before": 0.1, "empty": 0.1},
+    },
+    "posts": {
+        "latency_s": 0.0,
+        "jitter_s": 0.2,
+        "chances": {
+            "broken_after": 0.15,
+            "cut_after": 0.15,
+            "stream_error": 0.1,
+            "unavailable": 0.1,
+            "broken": 0.1,
+            "busy": 0.05,
+            "late": 0.05,
+            "mute": 0.05,
+            "cut_before": 0.05,
+        },
+    },
+}
+
+
+class StandIn:
+    """The stand-in, which stores twice what it is posted twice.
+
+    Args:
+        directory: For its log and its file.
+        moods: Of these it takes on one at a time.
+    """
+
+    _SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+        "well": WELL,
+        "slow": SLOW,
+        "down": DOWN,
+        "lying": LYING,
+    }
+
+    def __init__(
+        self,
+        directory: Path,
+        moods: Sequence[str] = (
+            "well",
+            "slow",
+            "slow",
+            "down",
+            "lying",
+            "lying",
+            "frozen",
+            "restarted",
+        ),
+    ) -> None:
+        self.moods = moods
+        self._directory = directory
+        (self._port,) = free_ports(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = False
+        self.env = {
+            "LETTA_BASE_URL": f"http://127.0.0.1:{self._port}",
+            "SIDECAR_POST_TIMEOUT_S": "1.5",
+            "SIDECAR_READ_TIMEOUT_S": "1.0",
+        }
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "sidecar.testing.letta_server", "--no-dedupe"]
+        kept = ["--port", str(self._port), "--db", str(self._directory / "letta.jsonl")]
+        log = self._directory / "letta.log"
+        self._process = start([*command, *kept, "--delay-ms", "20"], log, os.environ)
+        wait_for_port(self._port)
+
+    def become(self, mood: str, dice: random.Random) -> None:
+        assert self._process is not None
+        if self._frozen:
+            self._process.send_signal(signal.SIGCONT)
+            self._frozen = False
+        if mood == "frozen":
+            self._process.send_signal(signal.SIGSTOP)
+            self._frozen = True
+        elif mood == "restarted":
+            self.stop()
+            self.start()
+        else:
+            script = self._SCRIPTS[mood] | {"seed": dice.randrange(1 << 30)}
+            ask(f"{self.env['LETTA_BASE_URL']}/_ctl", json.dumps(script).encode())
+
+    def messages(self) -> list[tuple[str, str]]:
+        if self._frozen:
+            return []
+        held = ask(f"{self.env['LETTA_BASE_URL']}/_messages")
+        return [(message["conversation"], message["text"]) for message in held]
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+class RealServer:
+    """The real Letta server, slow or frozen at times; it is not killed.
+
+    A run that was at work when the server died stays active for good, and a look-up waits out its
+    age: minutes in which a loop would only stand still. That case has a test of its own.
+    """
+
+    moods = ("well", "slow", "frozen")
+    _PAGE = 100
+
+    def __init__(self, directory: Path) -> None:
+        self._stack = LettaStack(directory / "letta", redis=True, password="a password for tests")
+        self._frozen = False
+        self.env = {
+            "LETTA_BASE_URL": self._stack.base_url,
+            "LETTA_API_KEY": self._stack.api_key,
+            "SIDECAR_POST_TIMEOUT_S": "8",
+            "SIDECAR_READ_TIMEOUT_S": "4",
+            "CHAOS_TURN_EVERY_S": "0.5",
+        }
+
+    def start(self) -> None:
+        self._stack.start()
+
+    def become(self, mood: str, dice: random.Random) -> None:
+        if self._frozen:
+            self._stack.resume_letta()
+            self._frozen = False
+        if mood == "frozen":
+            self._stack.pause_letta()
+            self._frozen = True
+        else:
+            self._stack.control_llm(delay_s=dice.uniform(0.5, 4.0) if mood == "slow" else 0.0)
+
+    def messages(self) -> list[tuple[str, str]]:
+        return [
+            (conversation["id"], str(message["content"]))
+            for agent in self._all("/v1/agents/")
+            for conversation in self._all("/v1/conversations/", agent_id=agent["id"])
+            for message in self._all(f"/v1/conversations/{conversation['id']}/messages")
+            if message["message_type"] == "user_message"
+        ]
+
+    def _all(self, path: str, **query: str) -> list[dict[str, Any]]:
+        """Return every page of a list, oldest first."""
+        found: list[dict[str, Any]] = []
+        while True:
+            wanted = {"limit": str(self._PAGE), "order": "asc", **query}
+            if found:
+                wanted["after"] = found[-1]["id"]
+            url = f"{self._stack.base_url}{path}?{urllib.parse.urlencode(wanted)}"
+            page = ask(url, key=self._stack.api_key)
+            found += page
+            if len(page) < self._PAGE:
+                return found
+
+    def stop(self) -> None:
+        self._stack.stop()
+
+
+def ask(url: str, body: bytes | None = None, *, key: str = "") -> Any:
+    """Return the JSON that answers a request."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, data=body, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody has, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def answers(port: int) -> bool:
+    """Whether something listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_for_port(port: int) -> None:
+    """Return when something listens.
+
+    Raises:
+        Stuck: nothing did.
+    """
+    deadline = time.monotonic() + START_S
+    while not answers(port):
+        if time.monotonic() > deadline:
+            raise Stuck(f"nothing listens on {port}")
+        threading.Event().wait(0.05)

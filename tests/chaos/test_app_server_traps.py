@@ -1,0 +1,447 @@
+"""Each trap of the App Server, sprung on the adapter: nothing is lost, doubled or made up."""
+
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import anyio
+import pytest
+
+from sidecar.errors import (
+    AgentNotFound,
+    ConversationGone,
+    LettaDenied,
+    LettaUnavailable,
+    NotAccepted,
+    OutcomeUnknown,
+)
+from sidecar.letta.app_server import AppServerLetta
+from sidecar.letta.app_server_conversation import ALLOWED
+from sidecar.letta.app_server_memory import Memory
+from sidecar.letta.port import Letta, Post
+from sidecar.llm.port import ToolCall
+from sidecar.model import Block
+from tests.app_server.cuttable import Cuttable
+from tests.app_server.scripted import IDLE, Frame, Say, scripted
+from tests.app_server.stack import AppServerStack
+from tests.contract.letta_worlds import (
+    AppServerWorld,
+    new_agent,
+    new_post,
+    next_post,
+    until_running,
+    value_of,
+)
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.real_letta,
+    pytest.mark.anyio,
+    pytest.mark.timeout(120),
+]
+
+SETTLE_S = 45.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # websockets knows no other
+
+
+@pytest.fixture
+async def world(app_server: AppServerStack) -> AsyncIterator[AppServerWorld]:
+    opened = AppServerWorld(app_server)
+    yield opened
+    await opened.slow_model(0.0)
+    await opened.aclose()
+
+
+async def delivered(letta: Letta, post: Post) -> Post:
+    """Post as the relay does; return the post with the conversation it ended in."""
+    with anyio.fail_after(SETTLE_S):
+        while True:
+            try:
+                finding = await letta.find(post)
+                if finding == "found":
+                    return post
+                if finding == "absent":
+                    await letta.post(post)
+                    return post
+            except ConversationGone:
+                opened = await letta.open_conversation(post.agent_id, label="a call")
+                post = replace(post, conversation_id=opened)
+            except (LettaUnavailable, NotAccepted, OutcomeUnknown):
+                pass
+            await anyio.sleep(0.2)
+
+
+async def until_it_says(world: AppServerWorld, agent_id: str, words: str) -> None:
+    with anyio.fail_after(SETTLE_S):
+        while words not in await value_of(world.letta, agent_id):  # noqa: ASYNC110 - only asking tells
+            await anyio.sleep(0.05)
+
+
+async def post_in_vain(letta: Letta, post: Post) -> None:
+    with pytest.raises(OutcomeUnknown):
+        await letta.post(post)
+
+
+# Sockets
+
+
+async def test_a_turn_outlives_the_socket_it_came_over(world: AppServerWorld) -> None:
+    """One of the two sockets lost mid-turn costs nothing: stored once, remembered once."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Has 2 sockets]]")
+    async with Cuttable.before(world.stack.url) as proxy:
+        letta = AppServerLetta(proxy.url, world.stack.token)
+        world.opened.append(letta)
+        await letta.read_blocks(agent_id)
+        before = set(proxy.links)
+        await world.slow_model(1.0)
+        async with anyio.create_task_group() as tasks:
+
+            async def post_until_cut() -> None:
+                with suppress(OutcomeUnknown):
+                    await letta.post(post)
+
+            tasks.start_soon(post_until_cut)
+            await stored(world, post)
+            first = next(link for link in proxy.links if link not in before)
+            proxy.cut(first)
+        await world.slow_model(0.0)
+        ended = await delivered(letta, post)
+        assert ended.conversation_id == post.conversation_id, "the conversation is still good"
+        await letta.aclose()
+    assert await world.copies(post) == 1
+    assert (await value_of(world.letta, agent_id)).count("Has 2 sockets") == 1
+
+
+async def stored(world: AppServerWorld, post: Post) -> None:
+    with anyio.fail_after(SETTLE_S):
+        while not await world.copies(post):  # noqa: ASYNC110 - only asking tells
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+async def test_with_every_socket_lost_nothing_is_lost_or_doubled(
+    world: AppServerWorld, *, edited: bool
+) -> None:
+    """All sockets lost mid-turn: a new conversation takes the batch; no edit is made twice."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Was wedged]]")
+    async with Cuttable.before(world.stack.url) as proxy:
+        letta = AppServerLetta(proxy.url, world.stack.token)
+        world.opened.append(letta)
+        await world.slow_model(1.5)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(post_in_vain, letta, post)
+            await (until_it_says(world, agent_id, "Was wedged") if edited else stored(world, post))
+            proxy.cut(*proxy.links)
+        await world.slow_model(0.0)
+        ended = await delivered(letta, post)
+        await letta.aclose()
+    if not edited:
+        assert ended.conversation_id != post.conversation_id
+    assert await world.copies(ended) == 1
+    assert await world.letta.find(ended) == "found"
+    assert (await value_of(world.letta, agent_id)).count("Was wedged") == 1
+
+
+async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServerWorld) -> None:
+    """Why a new one is needed: the server itself answers that a turn is active, for good."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id)
+    async with Cuttable.before(world.stack.url) as proxy:
+        letta = AppServerLetta(proxy.url, world.stack.token)
+        world.opened.append(letta)
+        await world.slow_model(1.5)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(post_in_vain, letta, post)
+            await stored(world, post)
+            proxy.cut(*proxy.links)
+        await world.slow_model(0.0)
+        await letta.aclose()
+    with pytest.raises(ConversationGone):
+        await offered(world.letta, agent_id, post.conversation_id)
+
+
+async def offered(letta: Letta, agent_id: str, conversation_id: str) -> None:
+    """Post a further batch as soon as the server has let go of the turn."""
+    with anyio.fail_after(SETTLE_S):
+        while True:
+            try:
+                await letta.post(next_post(agent_id, conversation_id, "the next batch"))
+            except NotAccepted:
+                await anyio.sleep(0.1)
+            else:
+                return
+
+
+async def test_a_sidecar_that_died_is_waited_for_and_then_replaced(world: AppServerWorld) -> None:
+    """A message without an answer, of a process unknown, counts as running until the cut-off."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Came back]]")
+    async with Cuttable.before(world.stack.url) as proxy:
+        dead = AppServerLetta(proxy.url, world.stack.token)
+        world.opened.append(dead)
+        await world.slow_model(1.5)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(post_in_vain, dead, post)
+            await stored(world, post)
+            proxy.cut(*proxy.links)
+        await dead.aclose()
+    await world.slow_model(0.0)
+    assert await world.letta.find(post) == "running"
+    later = AppServerLetta(world.stack.url, world.stack.token, run_cutoff_s=0.0)
+    world.opened.append(later)
+    assert await later.find(post) == "absent"
+    ended = await delivered(later, post)
+    assert await world.copies(ended) == 1
+    assert (await value_of(world.letta, agent_id)).count("Came back") == 1
+
+
+async def test_a_server_killed_mid_turn_loses_and_doubles_nothing(world: AppServerWorld) -> None:
+    """`kill -9` of the App Server over a turn: the batch is digested in the end, its edit made once."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
+    await world.slow_model(1.5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(post_in_vain, world.letta, post)
+        await stored(world, post)
+        world.stack.kill_server()
+    try:
+        with pytest.raises(LettaUnavailable):
+            await world.letta.read_blocks(agent_id)
+        with pytest.raises(NotAccepted):
+            await world.letta.post(post)
+        with pytest.raises(LettaUnavailable):
+            await world.letta.find(post)
+    finally:
+        world.stack.start_server()
+    await world.slow_model(0.0)
+    ended = await delivered(world.letta, post)
+    assert await world.letta.find(ended) == "found"
+    assert [await world.copies(post), await world.copies(ended)] == [1, 1]
+    assert (await value_of(world.letta, agent_id)).count("Saw it die") == 1
+
+
+# Inputs
+
+
+async def test_what_was_accepted_and_not_run_goes_out_again() -> None:
+    """An input that is accepted and shows no sign of life is sent once more, under a new id."""
+    ids: list[str] = []
+    runtime = {"agent_id": "a", "conversation_id": "c"}
+
+    async def drops_the_first(frame: Frame, say: Say) -> None:
+        request = {"request_id": frame["request_id"], "success": True}
+        if frame["type"] == "runtime_start":
+            await say({"type": "update_loop_status", "loop_status": IDLE, "runtime": runtime})
+            await say({"type": "runtime_start_response", "runtime": runtime, **request})
+        elif frame["type"] == "input":
+            ids.append(frame["payload"]["messages"][0]["client_message_id"])
+            await say(
+                {"type": "input_accepted", "accepted": True, "disposition": "started", **request}
+            )
+            if len(ids) > 1:
+                ran = {**IDLE, "status": "WORKING", "client_message_ids_by_run_id": {"r": ids[1:]}}
+                await say({"type": "update_loop_status", "loop_status": ran, "runtime": runtime})
+                end = {"type": "turn_finished", "stop_reason": "end_turn", "run_id": "r"}
+                await say({**end, "runtime": runtime})
+        else:
+            await say({"type": f"{frame['type']}_response", "messages": [], **request})
+
+    async with scripted(drops_the_first) as url:
+        letta = AppServerLetta(url, None)
+        await letta.post(next_post("a", "c", "hello"))
+        await letta.aclose()
+    assert len(set(ids)) == 2
+
+
+async def test_an_input_that_was_queued_is_taken_back() -> None:
+    """A batch queued behind another turn is taken back, since queued inputs are made into one."""
+    removed: list[str] = []
+    runtime = {"agent_id": "a", "conversation_id": "c"}
+
+    async def queues(frame: Frame, say: Say) -> None:
+        request = {"request_id": frame["request_id"], "success": True}
+        if frame["type"] == "runtime_start":
+            await say({"type": "runtime_start_response", "runtime": runtime, **request})
+        elif frame["type"] == "input":
+            message_id = frame["payload"]["messages"][0]["client_message_id"]
+            await say(
+                {"type": "input_accepted", "accepted": True, "disposition": "queued", **request}
+            )
+            queue = [{"id": "q-1", "client_message_id": message_id}]
+            await say({"type": "update_queue", "queue": queue, "runtime": runtime})
+        else:
+            if frame["type"] == "remove_queue_item":
+                removed.append(frame["item_id"])
+            await say({"type": f"{frame['type']}_response", "messages": [], **request})
+
+    async with scripted(queues) as url:
+        letta = AppServerLetta(url, None)
+        with pytest.raises(NotAccepted) as refused:
+            await letta.post(next_post("a", "c", "hello"))
+        await letta.aclose()
+    assert refused.value.busy
+    assert removed == ["q-1"]
+
+
+async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
+    """A conversation at work for somebody else takes no batch of ours, and later takes it once."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "one")
+    second = next_post(agent_id, post.conversation_id, "two")
+    other = AppServerLetta(world.stack.url, world.stack.token)
+    world.opened.append(other)
+    await world.slow_model(2.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other.post, post)
+        await until_running(other, post)
+        await stored(world, post)
+        assert await world.letta.find(post) == "running"
+        with pytest.raises(NotAccepted) as refused:
+            await world.letta.post(second)
+        await world.slow_model(0.0)
+    assert refused.value.busy
+    await world.letta.post(second)
+    assert [await world.copies(post), await world.copies(second)] == [1, 1]
+
+
+async def test_the_agent_has_our_tools_and_no_other(world: AppServerWorld) -> None:
+    """What strangers said reaches no shell: the model is offered our memory tools alone."""
+    agent_id = await new_agent(world)
+    await anyio.to_thread.run_sync(lambda: world.stack.control_llm(clear=True))
+    await world.letta.post(await new_post(world, agent_id, "[[remember human: Sings]]"))
+    requests = await anyio.to_thread.run_sync(world.stack.llm_requests)
+    assert len(requests) >= 2
+    for request in requests:
+        assert {tool["function"]["name"] for tool in request["tools"]} == set(ALLOWED)
+
+
+async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
+    """After the first post the server runs no turns of its own."""
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id)
+    await world.letta.post(post)
+    runtime = {"agent_id": agent_id, "conversation_id": post.conversation_id}
+    async with world.bare.lend() as socket:
+        answer = await socket.ask("get_reflection_settings", runtime=runtime)
+    assert answer["reflection_settings"]["trigger"] == "off"
+
+
+# Memory
+
+
+async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
+    """The same edit of the same batch is one commit; of another batch it is a second one."""
+    agent_id = await new_agent(world)
+    call = ToolCall("call", "memory_insert", '{"label": "human", "new_str": "Has 1 dog"}')
+    memory = Memory(world.bare, timeout_s=15.0)
+    for _ in range(2):
+        _, failed = await memory.edit(agent_id, "batch-1", call)
+        assert not failed
+    assert await value_of(world.letta, agent_id) == "Has 1 dog"
+    await memory.edit(agent_id, "batch-2", call)
+    assert await value_of(world.letta, agent_id) == "Has 1 dog\nHas 1 dog"
+
+
+async def test_a_refused_commit_leaves_nothing_in_memory(world: AppServerWorld) -> None:
+    """Text that the server refuses to commit is not served as memory, and is gone from the file."""
+    agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
+    memory = Memory(world.bare, timeout_s=15.0)
+    too_long = "x" * 21_000
+    call = ToolCall("call", "memory_insert", f'{{"label": "human", "new_str": "{too_long}"}}')
+    with pytest.raises(LettaUnavailable):
+        await memory.edit(agent_id, "batch-1", call)
+    assert await value_of(world.letta, agent_id) == "Name: Ada"
+    folder = next(world.stack.home.rglob(f"{agent_id}/memory"))
+    status = ["git", "-C", str(folder), "status", "--porcelain"]
+    left = await anyio.to_thread.run_sync(partial(subprocess.check_output, status))
+    assert left == b""
+
+
+async def test_a_deleted_agent_is_not_served_from_what_it_left(world: AppServerWorld) -> None:
+    """The server lists a deleted agent's memory as before and an unknown one's as empty; we don't."""
+    agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
+    await world.letta.read_blocks(agent_id)
+    await world.letta.delete_agent(agent_id)
+    async with world.bare.lend() as socket:
+        left = await socket.ask("list_memory", agent_id=agent_id)
+        unknown = await socket.ask("list_memory", agent_id="agent-nobody")
+    assert left["entries"]
+    assert unknown["success"]
+    for gone in (agent_id, "agent-nobody"):
+        with pytest.raises(AgentNotFound):
+            await world.letta.read_blocks(gone)
+
+
+async def test_an_erased_agent_leaves_no_memory_file(world: AppServerWorld) -> None:
+    """What an erased agent knew is in no file that the server still lists."""
+    agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
+    await world.letta.erase_agent(agent_id)
+    await world.letta.erase_agent(agent_id)
+    async with world.bare.lend() as socket:
+        left = await socket.ask("list_memory", agent_id=agent_id)
+    assert "Ada" not in str(left["entries"])
+
+
+# Answers
+
+
+async def test_a_frame_without_a_reply_ends_at_its_deadline() -> None:
+    """A server that does not answer costs each request its deadline, not more."""
+
+    async def says_nothing(frame: Frame, say: Say) -> None:
+        pass
+
+    async with scripted(says_nothing) as url:
+        letta = AppServerLetta(url, None, read_timeout_s=0.3)
+        post = next_post("a", "c", "hello")
+        began_s = time.monotonic()
+        with pytest.raises(LettaUnavailable):
+            await letta.read_blocks("a")
+        with pytest.raises(LettaUnavailable):
+            await letta.find(post)
+        with pytest.raises(NotAccepted):
+            await letta.post(post)
+        assert time.monotonic() - began_s < 5.0
+        await letta.aclose()
+
+
+async def test_an_unknown_frame_gets_no_reply(world: AppServerWorld) -> None:
+    """The real server answers a frame it does not know not at all: hence deadlines everywhere."""
+    async with world.bare.lend() as socket:
+        with anyio.move_on_after(0.5) as waited:
+            await socket.ask("no_such_frame")
+        assert waited.cancelled_caught
+
+
+async def test_another_protocol_version_is_refused_by_name() -> None:
+    """A server of another protocol version is not talked to; the error says which it speaks."""
+
+    async def is_not_asked(frame: Frame, _: Say) -> None:
+        pytest.fail(f"the version was not refused: {frame['type']}")
+
+    async with scripted(is_not_asked, protocol_version=2) as url:
+        letta = AppServerLetta(url, None)
+        with pytest.raises(LettaUnavailable, match=r"9\.9\.9.* protocol version 2, not 1"):
+            await letta.read_blocks("a")
+        with pytest.raises(NotAccepted, match="protocol version 2, not 1"):
+            await letta.post(next_post("a", "c", "hello"))
+
+
+async def test_a_token_that_is_absent_is_denied(world: AppServerWorld) -> None:
+    """Without a token, or with a wrong one, everything is denied and nothing is unavailable."""
+    for token in (None, "", "wrong"):
+        letta = AppServerLetta(world.stack.url, token)
+        world.opened.append(letta)
+        with pytest.raises(LettaDenied):
+            await letta.read_blocks("agent-nobody")
+        with pytest.raises(LettaDenied):
+            await letta.post(next_post("a", "c", "hello"))

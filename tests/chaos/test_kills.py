@@ -1,0 +1,78 @@
+"""A slice of the kill loop, and proof that it would tell."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.killloop import Options, run
+from tests.chaos.ledger import Verdict, judge, read_ledgers, text_of
+
+pytestmark = pytest.mark.chaos
+
+
+class TestOracle:
+    """The ledger's judgement, on hand-written histories."""
+
+    LEDGER = read_ledgers(
+        [
+            b"said a 0\nsaid a 1\nacked a 0\nsaid a 2\nacked a 1\nsaid a 3\nacked a",
+            b"said b 0\nsaid b 1\nended\n",
+        ]
+    )
+
+    def verdict(self, *messages: tuple[str, str]) -> Verdict:
+        return judge(self.LEDGER, messages)
+
+    def test_all_is_well(self) -> None:
+        """What was acked, and what an ended worker said, must arrive; the rest may."""
+        said = [text_of("a", n) for n in range(3)]
+        verdict = self.verdict(
+            ("conv-a", said[0]),
+            ("conv-b", text_of("b", 0) + text_of("b", 1)),
+            ("conv-a", said[1] + said[2]),
+        )
+        assert verdict.clean
+        assert verdict.turns == 4
+
+    def test_a_lost_turn_is_seen(self) -> None:
+        """An acked turn that is nowhere is lost, and so is one of a worker that ended."""
+        assert self.verdict(("conv-a", text_of("a", 0)), ("conv-b", text_of("b", 0))).lost == 2
+
+    def test_a_doubled_turn_is_seen(self) -> None:
+        """A turn that arrives again counts, wherever it arrives."""
+        twice = [("conv-a", text_of("a", 0) + text_of("a", 1))] * 2
+        verdict = self.verdict(*twice, ("conv-b", text_of("b", 0) + text_of("b", 1)))
+        assert (verdict.doubled, verdict.misordered) == (2, 1)
+
+    def test_disorder_is_seen(self) -> None:
+        """A later turn before an earlier one of its call counts."""
+        verdict = self.verdict(
+            ("conv-a", text_of("a", 1) + text_of("a", 0)),
+            ("conv-b", text_of("b", 0) + text_of("b", 1)),
+        )
+        assert (verdict.lost, verdict.misordered) == (0, 1)
+
+    def test_strangers_are_seen(self) -> None:
+        """Turns of two calls in one conversation, and turns nobody said, count."""
+        verdict = self.verdict(("conv-a", text_of("a", 0) + text_of("b", 0) + text_of("c", 0)))
+        assert verdict.mixed == 2
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
+    """After 20 kills at random, every acked turn is in Letta once and in its call's order."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    verdict = run(Options(20, seed, tmp_path))
+    assert verdict.clean, verdict
+    assert verdict.turns > 100
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutation", ["no_lookup", "no_horizon"])
+def test_the_loop_can_fail(tmp_path: Path, mutation: str) -> None:
+    """Without the look-up, or without the horizon, the loop finds turns that came twice."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    assert run(Options(40, seed, tmp_path, mutation)).doubled

@@ -1,0 +1,264 @@
+"""What the SQLite journal promises beyond every journal: one owner, privacy, its two threads."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import apsw
+import pytest
+from blockbuster import blockbuster_ctx
+
+from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
+from sidecar.model import AgentRef, Call, Turn
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite import SqliteJournal
+
+pytestmark = [pytest.mark.contract, pytest.mark.anyio]
+
+REF = AgentRef("acme", agent_id="agent-1")
+CALL = Call("acme/one", REF, "livekit", "k1", 1_800_000_000.0)
+POLICY = PostPolicy(max_turns=3)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "journal.db"
+
+
+@pytest.fixture
+async def journal(path: Path) -> AsyncIterator[SqliteJournal]:
+    opened = await SqliteJournal.open(path, policy=POLICY)
+    await opened.open_call(CALL)
+    yield opened
+    await opened.aclose()
+
+
+def turn(n: int, text: str = "hello") -> Turn:
+    return Turn(CALL.key, f"item-{n}", n, "caller", text, 1_800_000_000.0)
+
+
+class TestOwner:
+    async def test_a_second_owner_is_refused(self, journal: SqliteJournal, path: Path) -> None:
+        """Two sidecars never share a file; the error names the process that has it."""
+        with pytest.raises(JournalLocked, match=f"process {os.getpid()} "):
+            await SqliteJournal.open(path, policy=POLICY)
+        await journal.append([turn(1)])
+
+    async def test_the_lock_ends_with_its_process(self, path: Path) -> None:
+        """A killed owner leaves no lock behind."""
+        script = (
+            "import anyio, pathlib, sys; from sidecar.transcript.sqlite import SqliteJournal\n"
+            "from sidecar.transcript.journal import PostPolicy\n"
+            "async def main():\n"
+            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy())\n"
+            "    print('open', flush=True)\n"
+            "    await anyio.sleep_forever()\n"
+            "anyio.run(main)\n"
+        )
+        with subprocess.Popen(  # noqa: ASYNC220 - it only has to start
+            [sys.executable, "-c", script, str(path)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        ) as owner:
+            try:
+                assert owner.stdout is not None
+                assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"open\n"
+                with pytest.raises(JournalLocked, match=f"process {owner.pid} "):
+                    await SqliteJournal.open(path, policy=POLICY)
+            finally:
+                owner.kill()
+                await anyio.to_thread.run_sync(owner.wait)
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        await journal.aclose()
+
+    async def test_a_closed_journal_says_so(self, path: Path) -> None:
+        """A closed journal refuses, and does not hang."""
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        await journal.aclose()
+        with pytest.raises(JournalError, match="closed"):
+            await journal.open_call(CALL)
+
+    async def test_closing_finishes_what_is_queued(self, path: Path) -> None:
+        """What was queued before the close is stored."""
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        await journal.open_call(CALL)
+        async with anyio.create_task_group() as tasks:
+            for n in range(50):
+                tasks.start_soon(journal.append, [turn(n)])
+            await anyio.lowlevel.checkpoint()
+            await journal.aclose()
+        again = await SqliteJournal.open(path, policy=POLICY)
+        assert len(await again.turns(CALL.key)) == 50
+        await again.aclose()
+
+
+class TestPrivacy:
+    async def test_only_the_owner_may_read(self, journal: SqliteJournal, path: Path) -> None:
+        """The directory is 0700 and every file in it 0600, SQLite's side files too."""
+        await journal.append([turn(1)])
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        assert set(files.values()) == {0o600}, files
+        assert {"journal.db", "journal.db-wal", "journal.db-shm"} <= files.keys()
+
+    async def test_what_is_erased_is_gone(self, journal: SqliteJournal, path: Path) -> None:
+        """After retention no file holds the words any more."""
+        secret = "my code is four seven one one"
+
+        def files_with_it() -> list[str]:
+            needle = secret.encode()
+            return [file.name for file in path.parent.iterdir() if needle in file.read_bytes()]
+
+        await journal.append([turn(n, text=secret) for n in range(3)])
+        (batch,) = await journal.claim(1, now_s=time.time(), post_timeout_s=1.0)
+        await journal.settle(batch, now_s=time.time())
+        await journal.close_call(CALL.key, at_s=1.0)
+        assert files_with_it()
+        assert await journal.erase_settled(before_s=time.time()) == 3
+        assert files_with_it() == []
+
+
+class TestThreads:
+    async def test_a_cancelled_append_is_stored(self, journal: SqliteJournal) -> None:
+        """Who stops waiting for an append does not undo it."""
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await journal.append([turn(1)])
+        assert scope.cancelled_caught
+        await journal.append([turn(2)])
+        assert [stored.seq for stored in await journal.turns(CALL.key)] == [1, 2]
+
+    async def test_a_slow_read_delays_no_append(self, journal: SqliteJournal) -> None:
+        """An append is acked while a long read is still under way."""
+        slow = journal._reader.submit(
+            lambda tx: tx.rows(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000000)"
+                " SELECT count(*) FROM n"
+            )
+        )
+        for n in range(5):
+            await journal.append([turn(n)])
+        assert not slow.done()
+        journal._reader._connection.interrupt()
+        with pytest.raises(JournalError):
+            await slow
+
+    async def test_the_loop_is_never_blocked(self, path: Path) -> None:
+        """No file or database call runs on the event loop."""
+        with blockbuster_ctx("sidecar"):
+            journal = await SqliteJournal.open(path, policy=POLICY)
+            await journal.open_call(CALL)
+            await journal.append([turn(n) for n in range(4)])
+            (batch,) = await journal.claim(1, now_s=time.time(), post_timeout_s=1.0)
+            await journal.settle(batch, now_s=time.time())
+            await journal.counts()
+            await journal.erase_settled(before_s=0.0)
+            await journal.aclose()
+
+    async def test_one_bad_append_spoils_no_other(self, journal: SqliteJournal) -> None:
+        """An operation that fails leaves those that were committed with it alone."""
+        errors: list[str] = []
+
+        async def append(call: str, n: int) -> None:
+            try:
+                await journal.append([Turn(call, f"item-{n}", n, "caller", "hi", 1.0)])
+            except JournalError as error:
+                errors.append(type(error).__name__)
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(40):
+                tasks.start_soon(append, CALL.key if n % 2 else "acme/ghost", n)
+        assert errors == ["CallError"] * 20
+        assert len(await journal.turns(CALL.key)) == 20
+
+
+class TestRestart:
+    async def test_what_was_being_sent_is_in_doubt(self, path: Path) -> None:
+        """After a restart a batch that was being sent comes back as the same one, in doubt."""
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        await journal.open_call(CALL)
+        await journal.append([turn(n) for n in range(3)])
+        (batch,) = await journal.claim(1, now_s=time.time(), post_timeout_s=50.0)
+        await journal.aclose()
+        again = await SqliteJournal.open(path, policy=POLICY)
+        (found,) = await again.claim(1, now_s=time.time(), post_timeout_s=50.0)
+        await again.aclose()
+        assert found.in_doubt
+        assert (found.batch_id, found.turns, found.attempt) == (batch.batch_id, batch.turns, 1)
+        assert found.horizon_s == batch.horizon_s
+
+    @pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+    async def test_the_clock_was_set_meanwhile(self, path: Path, jump_s: float) -> None:
+        """A journal whose clock was set by a day between two starts still delivers, in order."""
+        now_s = 1_800_000_000.0
+
+        def clock() -> float:
+            return now_s
+
+        journal = await SqliteJournal.open(path, policy=POLICY, clock=clock)
+        await journal.open_call(CALL)
+        await journal.append([turn(n) for n in range(5)])
+        (batch,) = await journal.claim(1, now_s=now_s, post_timeout_s=50.0)
+        await journal.append([turn(5)])
+        await journal.aclose()
+        now_s += jump_s
+        again = await SqliteJournal.open(path, policy=POLICY, clock=clock)
+        (found,) = await again.claim(1, now_s=now_s, post_timeout_s=50.0)
+        assert (found.batch_id, found.in_doubt) == (batch.batch_id, True)
+        assert found.horizon_s <= now_s + 3_600
+        await again.settle(found, now_s=now_s)
+        now_s += 3_600
+        (rest,) = await again.claim(1, now_s=now_s, post_timeout_s=50.0)
+        assert [stored.seq for stored in rest.turns] == [5]
+        await again.aclose()
+
+
+class TestForeignFiles:
+    async def test_another_database_is_left_alone(self, path: Path) -> None:
+        """A database that is no journal is refused, named, and not touched."""
+        path.parent.mkdir()
+        other = apsw.Connection(str(path))
+        other.execute("CREATE TABLE precious(x)")
+        other.close()
+        before = path.read_bytes()  # noqa: ASYNC240 - tiny
+        with pytest.raises(JournalCorrupt, match="no journal") as refused:
+            await SqliteJournal.open(path, policy=POLICY)
+        assert refused.value.hint
+        assert path.read_bytes() == before  # noqa: ASYNC240 - tiny
+
+    async def test_a_newer_format_is_refused(self, journal: SqliteJournal, path: Path) -> None:
+        """A file that a newer sidecar wrote is not guessed at."""
+        await journal.aclose()
+        newer = apsw.Connection(str(path))
+        newer.execute("PRAGMA user_version = 99")
+        newer.close()
+        with pytest.raises(JournalCorrupt, match="newer sidecar"):
+            await SqliteJournal.open(path, policy=POLICY)
+
+    async def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
+        """A path under a file, not a directory, is a clear error."""
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(JournalError) as refused:
+            await SqliteJournal.open(tmp_path / "file" / "journal.db", policy=POLICY)
+        assert "SIDECAR_DATA_DIR" in refused.value.hint
+
+
+async def test_metrics_round_trip_exactly(journal: SqliteJournal) -> None:
+    """What LiveKit measured comes back to the last bit."""
+    metrics = {"stt_s": 0.1 + 0.2, "tiny": 5e-324, "zero": 0.0}
+    said = Turn(CALL.key, "m", 1, "agent", "x", 1.0, metrics=metrics)
+    await journal.append([said])
+    (stored,) = await journal.turns(CALL.key)
+    assert json.dumps(dict(stored.metrics)) == json.dumps(metrics)

@@ -1,0 +1,71 @@
+"""The benchmarks run, and say what they promise to say. No figure of time is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+
+def measured(key: str) -> dict[str, Any]:
+    """Run one part for a few seconds and return what its last line says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", key, "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert [key] == list(figures)
+    return dict(figures[key])
+
+
+@pytest.mark.timeout(120)
+def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
+    """Whatever Letta does, a turn is one LLM call, and every prompt holds the memory once."""
+    rows = measured("prompt_path")
+    assert {"5 ms", "50 ms", "300 ms", "503", "hang", "no memory"} == rows.keys()
+    for trouble in rows.keys() - {"no memory"}:
+        row = rows[trouble]
+        assert row["samples"] > 0
+        assert row["llm_calls_per_turn"] == 1.0
+        assert row["with_memory"] == 1.0
+        assert row["memory_age_s"] >= 0
+        assert {"p50_ms", "p99_ms", "no_memory_p50_ms", "over_p50_ms", "over_p99_ms"} <= row.keys()
+    assert rows["no memory"]["llm_calls_per_turn"] == 1.0
+
+
+@pytest.mark.timeout(120)
+def test_every_turn_sent_over_the_link_is_acked() -> None:
+    """At any speed, from one client and from four, no turn stays without its ack."""
+    figures = measured("journal")
+    assert {"append_p50_ms", "append_p99_ms", "max_per_s"} <= figures.keys()
+    linked = [row for name, row in figures.items() if name.startswith("link")]
+    assert len(linked) == 3
+    assert all(row["unacked"] == 0 and row["max_per_s"] > 0 for row in linked)
+
+
+@pytest.mark.timeout(120)
+def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
+    """What Letta was given is what was said, over HTTP and in process."""
+    figures = measured("delivery")
+    for row in (figures, figures["over HTTP"], figures["in process"]):
+        assert row["turns_per_s"] > 0
+        assert (0, 0, 0) == (row["lost"], row["doubled"], row["misordered"])
+
+
+@pytest.mark.timeout(120)
+def test_an_idle_sidecar_is_weighed() -> None:
+    """Memory and CPU are told for each kind of Letta."""
+    figures = measured("idle")
+    for kind in ("embedded", "rest"):
+        assert {"rss_mb", "cpu_percent"} == figures[kind].keys()

@@ -1,0 +1,287 @@
+"""The command line, in processes of its own, beside a sidecar that runs and after it."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.console_page import opened
+from tests.sidecar_process import SidecarProcess, eventually, get
+
+pytestmark = pytest.mark.e2e
+
+FACT = "I keep a parrot called Barnaby the Ninth in my kitchen"
+
+
+class Cli:
+    """`python -m sidecar …` on one data directory."""
+
+    def __init__(self, data_dir: Path, **env: str) -> None:
+        self._data_dir = data_dir
+        self._env = env
+
+    def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "COVERAGE")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        env |= {"SIDECAR_DATA_DIR": str(self._data_dir), "COLUMNS": "80", **self._env}
+        return subprocess.run(
+            [sys.executable, "-m", "sidecar", *args],
+            env=env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    def ok(self, *args: str, stdin: str = "") -> str:
+        done = self.run(*args, stdin=stdin)
+        assert done.returncode == 0, (args, done.stdout, done.stderr)
+        return done.stdout
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.ok(*args, "--json"))
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path) -> Iterator[SidecarProcess]:
+    with SidecarProcess(tmp_path / "data") as process:
+        yield process
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path / "data")
+
+
+def bytes_below(directory: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def talked(sidecar: SidecarProcess, caller: str, *said: str) -> None:
+    with opened(sidecar) as page:
+        page.call(caller)
+        for text in said:
+            page.say(text)
+        page.hang_up()
+    eventually(lambda: sidecar.undelivered() == 0)
+
+
+def test_calls_are_seen_while_the_server_runs(sidecar: SidecarProcess, cli: Cli) -> None:
+    """`calls list`, `show`, `tail`, `outbox list` and `export` read beside a live sidecar."""
+    talked(sidecar, "ada", FACT)
+    with opened(sidecar) as page:
+        page.call("bob")
+        page.say("Hello there")
+        listed = cli.json("calls", "list")
+        assert [row["closed_at_s"] is None for row in listed] == [True, False]
+        assert len(cli.json("calls", "list", "--live")) == 1
+        ended = listed[1]["call"]
+        shown = cli.json("calls", "show", ended.partition("/")[2])
+        assert shown["turns"][0]["text"] == FACT
+        tailed = cli.ok("calls", "tail", "--once", "--since-s", "600")
+        assert "Hello there" in tailed
+        assert cli.json("outbox", "list")["dead"] == []
+        lines = cli.ok("export").splitlines()
+        assert [json.loads(line)["call"] for line in lines] == [ended, listed[0]["call"]]
+
+
+def test_tables_fit_eighty_columns(sidecar: SidecarProcess, cli: Cli) -> None:
+    """No table is wider than 80 columns, and no id in it is cut short."""
+    talked(sidecar, "ada", "Hello")
+    call = cli.json("calls", "list")[0]["call"]
+    for args in (("calls", "list"), ("outbox", "list"), ("agents", "list")):
+        lines = cli.ok(*args).splitlines()
+        assert max(len(line) for line in lines) <= 80
+    table = cli.ok("calls", "list")
+    joined = "".join(line[:20].strip() for line in table.splitlines())
+    assert call.partition("/")[2][-6:] in joined.replace(" ", "") or call[-6:] in table
+
+
+def test_agents_are_listed_shown_and_compared(sidecar: SidecarProcess, cli: Cli) -> None:
+    """The caller's agent is found, its blocks are shown, and the kept copy equals Letta's."""
+    talked(sidecar, "ada", "My name is Ada.")
+    (agent,) = cli.json("agents", "list")
+    blocks = cli.json("agents", "show", agent["agent_id"])
+    assert any("Ada" in block["value"] for block in blocks)
+    eventually(lambda: cli.run("agents", "diff", agent["agent_id"]).returncode == 0)
+    assert cli.run("agents", "diff", "agent-none").returncode == 1
+
+
+def test_forget_looks_first_then_leaves_no_byte(
+    sidecar: SidecarProcess, cli: Cli, tmp_path: Path
+) -> None:
+    """A dry run touches nothing; --yes leaves no byte of the caller in any file, and others'."""
+    talked(sidecar, "ada", FACT, "my name is Ada")
+    talked(sidecar, "bob", "My name is Bob and I juggle")
+    plan = cli.json("forget", "--caller", "id:ada")
+    assert not plan["done"]
+    assert (plan["calls"], plan["turns"], len(plan["agents"])) == (1, 4, 1)
+    assert any(b"Barnaby" in raw for raw in bytes_below(tmp_path / "data").values())
+    report = cli.json("forget", "--caller", "id:ada", "--yes")
+    assert report["done"]
+    assert report["traces"] == []
+    assert report["searched"] >= 2
+    left = bytes_below(tmp_path / "data")
+    assert [path for path, raw in left.items() if b"Barnaby" in raw] == []
+    assert [path for path, raw in left.items() if plan["caller_key"].encode() in raw] == []
+    assert any(b"juggle" in raw for raw in left.values())
+    assert len(cli.json("calls", "list")) == 1
+    with opened(sidecar) as page:
+        page.call("ada")
+        assert "Ada" not in page.say("What is my name?")
+
+
+def test_forget_works_with_no_sidecar_running(
+    sidecar: SidecarProcess, cli: Cli, tmp_path: Path
+) -> None:
+    """With the sidecar stopped the command opens the journal itself, and leaves no byte either."""
+    talked(sidecar, "ada", FACT)
+    sidecar.stop()
+    assert not (tmp_path / "data" / "control.json").exists()
+    report = cli.json("forget", "--caller", "id:ada", "--yes")
+    assert report["turns"] == 2
+    assert b"Barnaby" not in b"".join(bytes_below(tmp_path / "data").values())
+
+
+def test_a_caller_on_the_line_is_not_forgotten(sidecar: SidecarProcess, cli: Cli) -> None:
+    """While the caller talks, forget refuses, says why, and erases nothing."""
+    with opened(sidecar) as page:
+        page.call("ada")
+        page.say(FACT)
+        done = cli.run("forget", "--caller", "id:ada", "--yes")
+        assert done.returncode == 1
+        assert "live" in done.stderr
+        assert len(cli.json("calls", "list")) == 1
+
+
+def test_wrong_use_is_code_two(cli: Cli) -> None:
+    """A caller that is no caller, a misspelt option and a wrong setting exit with 2."""
+    assert cli.run("forget", "--caller", "ada").returncode == 2
+    assert cli.run("calls", "list", "--lmit", "3").returncode == 2
+    wrong = cli.run("check")
+    assert wrong.returncode == 0
+    bad = Cli(Path("/nonexistent"), SIDECAR_PORT="x").run("check")
+    assert bad.returncode == 2
+    assert "SIDECAR_PORT" in bad.stderr
+
+
+def test_without_a_journal_it_says_so(cli: Cli) -> None:
+    """Before the first start there is nothing to show: code 1 and a hint, no traceback."""
+    for args in (("calls", "list"), ("outbox", "list"), ("forget", "--caller", "id:ada")):
+        done = cli.run(*args)
+        assert done.returncode == 1
+        assert "no journal" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("sidecar")
+def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    """Beside a running sidecar all is well; each thing that is not has a one-line fix."""
+    findings = {f["what"]: f for f in cli.json("doctor")}
+    assert {"sqlite", "permissions", "disk", "fsync", "clock", "bind", "letta"} <= set(findings)
+    assert {"language model", "livekit", "sidecar"} <= set(findings)
+    assert not [f for f in findings.values() if f["verdict"] == "bad"]
+    assert "runs" in findings["sidecar"]["found"]
+    ill = Cli(
+        tmp_path / "data",
+        LETTA_BASE_URL="http://127.0.0.1:9",
+        LLM_BASE_URL="http://127.0.0.1:9/v1",
+        LIVEKIT_URL="ws://127.0.0.1:9",
+        LIVEKIT_API_KEY="k",
+        LIVEKIT_API_SECRET="s",
+        SIDECAR_HOST="0.0.0.0",
+        SIDECAR_LINK_TOKEN="short",
+    )
+    done = ill.run("doctor", "--json")
+    assert done.returncode == 1
+    bad = {f["what"]: f for f in json.loads(done.stdout) if f["verdict"] == "bad"}
+    assert set(bad) == {"letta", "language model", "livekit", "bind"}
+    for finding in bad.values():
+        assert finding["fix"]
+        assert "\n" not in finding["fix"]
+
+
+def test_a_public_bind_without_a_secret_does_not_start(tmp_path: Path) -> None:
+    """Doctor, as every command, refuses a public bind without a secret, and names the setting."""
+    done = Cli(tmp_path / "data", SIDECAR_HOST="0.0.0.0").run("doctor")
+    assert done.returncode == 2
+    assert "SIDECAR_LINK_TOKEN" in done.stderr
+
+
+def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path) -> None:
+    """The token file is 0600; without the token, or from a browser, the routes refuse."""
+    path = tmp_path / "data" / "control.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    control = json.loads(path.read_text())
+    url = f"{sidecar.url}/admin/status"
+    assert get(url)[0] == 403
+    headers = {"Authorization": f"Bearer {control['token']}"}
+    asked = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(asked, timeout=5) as answer:
+        assert json.loads(answer.read())["pid"] == sidecar.pid
+    for name, value in (("Origin", sidecar.url), ("Authorization", "Bearer wrong")):
+        request = urllib.request.Request(url, headers={**headers, name: value})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=5)
+        assert refused.value.code == 403
+        refused.value.close()
+
+
+def test_words_cannot_command_the_terminal(sidecar: SidecarProcess, cli: Cli) -> None:
+    """Escape sequences that a caller's words hold never reach the terminal."""
+    talked(sidecar, "ada", "look \x1b]0;owned\x07 here \x1b[31mred")
+    call = cli.json("calls", "list")[0]["call"]
+    shown = cli.ok("calls", "show", call)
+    assert "\x1b" not in shown
+    assert "owned" in shown
+
+
+def test_help_is_instant(cli: Cli) -> None:
+    """`sidecar --help` loads neither the server nor the SDKs, and costs under 0.3 s of CPU."""
+    before = os.times().children_user
+    assert "doctor" in cli.ok("--help")
+    assert os.times().children_user - before < 0.3
+    code = "import sys, sidecar.cli; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    ).stdout.split()
+    assert not {"apsw", "anyio", "pydantic", "starlette", "letta_client", "livekit", "rich"} & set(
+        loaded
+    )
+
+
+def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
+    """Every file of the running sidecar is 0600, and settled calls go at the retention's end."""
+    data = tmp_path / "data"
+    with SidecarProcess(data) as sidecar:
+        talked(sidecar, "ada", FACT)
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in data.rglob("*") if p.is_file()}
+        assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    with SidecarProcess(data, {"SIDECAR_RETENTION_DAYS": "0.000001"}):
+        eventually(lambda: Cli(data).json("calls", "list") == [])
+        journal = b"".join(p.read_bytes() for p in data.glob("journal.db*"))
+        assert b"Barnaby" not in journal
+
+
+def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
+    """With SIDECAR_REDACT a card number reaches no file of the sidecar; the rest is kept."""
+    data = tmp_path / "data"
+    with SidecarProcess(data, {"SIDECAR_REDACT": "cards,emails"}) as sidecar:
+        talked(sidecar, "ada", "My card is 4242 4242 4242 4242, write to ann@example.org")
+        (row,) = Cli(data).json("calls", "list")
+        shown = Cli(data).json("calls", "show", row["call"])
+        assert shown["turns"][0]["text"] == "My card is [card], write to [e-mail]"
+        found = b"".join(bytes_below(data).values())
+        assert b"4242 4242" not in found
+        assert b"ann@example.org" not in found
+        assert "4242 4242" not in "".join(sidecar.log)

@@ -1,0 +1,305 @@
+"""The sidecar's end of the link against peers that are strange, wrong or hostile."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from sidecar.channels.frames import MAX_FRAME_BYTES, SUBPROTOCOL
+from tests.sidecar_process import SidecarProcess, eventually
+
+pytestmark = pytest.mark.e2e
+
+CANARY = "canary-7c1e words of a caller"
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
+    with SidecarProcess(tmp_path_factory.mktemp("link") / "data") as process:
+        yield process
+        process.stop()
+        assert CANARY not in "".join(process.log)
+
+
+class Worker:
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def send(self, **frame: object) -> None:
+        self.socket.send(json.dumps(frame))
+
+    def until(self, kind: str, *, within_s: float = 10.0) -> dict[str, Any]:
+        deadline = time.monotonic() + within_s
+        while True:
+            frame = json.loads(self.socket.recv(timeout=max(0.0, deadline - time.monotonic())))
+            if frame["type"] == kind:
+                return dict(frame)
+
+    def open(self, call: str, **hints: str) -> None:
+        self.send(type="call.open", call=call, channel="livekit", hints=hints, opened_at_s=1.0)
+
+    def turn(self, call: str, item: str, *, seq: int = 1, text: str = CANARY) -> None:
+        self.send(type="turn", call=call, item=item, seq=seq, speaker="caller", text=text, at_s=1.0)
+
+
+@contextmanager
+def worker(
+    sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
+) -> Iterator[Worker]:
+    options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
+    with connect(sidecar.link_url, **options) as socket:
+        peer = Worker(socket)
+        if hello:
+            peer.send(type="hello", worker=name)
+            peer.until("welcome")
+        yield peer
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ("{", ""),
+        ("[]", ""),
+        ('{"type": 5}', "type"),
+        ('{"type": "turn"}', "call"),
+        (
+            '{"type":"turn","call":"c","item":"i","seq":-1,"speaker":"caller","text":"x","at_s":1}',
+            "seq",
+        ),
+        (
+            '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"cat","text":"x","at_s":1}',
+            "speaker",
+        ),
+        (
+            '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller","text":"","at_s":1}',
+            "text",
+        ),
+        (
+            '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller","text":"\\ud800","at_s":1}',
+            "",
+        ),
+        (
+            '{"type":"call.open","call":"c","channel":"livekit","hints":{"phone":7},"opened_at_s":1}',
+            "hints.phone",
+        ),
+        (b"\xff\xfe", ""),
+        ("x" * (MAX_FRAME_BYTES + 1), ""),
+    ],
+)
+def test_a_wrong_frame_is_answered_and_the_link_goes_on(
+    sidecar: SidecarProcess, raw: str | bytes, field: str
+) -> None:
+    """Malformed, oversized and non-UTF-8 frames get an error naming the field; nothing breaks."""
+    with worker(sidecar) as peer:
+        peer.socket.send(raw)
+        error = peer.until("error")
+        assert error["code"] in {"malformed", "too_large", "bad_value"}
+        assert error["field"] == field
+        assert error["remedy"]
+        peer.open("c-after")
+        peer.until("memory")
+
+
+def test_a_frame_far_over_the_limit_ends_the_connection(sidecar: SidecarProcess) -> None:
+    """What no worker would send is not read to its end."""
+    with worker(sidecar) as peer:
+        peer.socket.send("x" * (5 * MAX_FRAME_BYTES))
+        with pytest.raises(ConnectionClosed):
+            peer.until("never")
+
+
+def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:
+    """A newer worker can speak to this sidecar."""
+    with worker(sidecar) as peer:
+        peer.send(type="tomorrow", call="c")
+        peer.send(
+            type="call.open", call="c-new", channel="livekit", hints={}, opened_at_s=1.0, more=True
+        )
+        assert peer.until("memory")["call"] == "c-new"
+
+
+def test_every_turn_is_acked_and_a_repeated_one_too(sidecar: SidecarProcess) -> None:
+    """An ack names each item; the same item again is acked again and stored once."""
+    with worker(sidecar) as peer:
+        peer.open("c-ack", identity="acker")
+        for _ in range(2):
+            peer.turn("c-ack", "i1")
+            assert peer.until("ack")["items"] == ["i1"]
+        peer.send(type="call.close", call="c-ack", at_s=2.0)
+        assert peer.until("ack")["closed"] is True
+
+
+def test_a_turn_after_the_close_is_stored(sidecar: SidecarProcess) -> None:
+    """A late turn of a closed call is taken and acked."""
+    with worker(sidecar) as peer:
+        peer.open("c-late", identity="late")
+        peer.send(type="call.close", call="c-late", at_s=2.0)
+        peer.until("ack")
+        peer.turn("c-late", "i9", seq=2)
+        assert peer.until("ack")["items"] == ["i9"]
+
+
+def test_a_turn_of_a_call_never_opened_is_refused(sidecar: SidecarProcess) -> None:
+    """The error names the call and says to open it first."""
+    with worker(sidecar) as peer:
+        peer.turn("c-never", "i1")
+        error = peer.until("error")
+        assert (error["code"], error["field"]) == ("unknown_call", "call")
+
+
+def test_two_workers_do_not_share_a_call(sidecar: SidecarProcess) -> None:
+    """The second claim is refused; the first worker's call goes on."""
+    with worker(sidecar, "w1") as first, worker(sidecar, "w2") as second:
+        first.open("c-one", identity="x")
+        first.until("memory")
+        second.open("c-one", identity="x")
+        assert second.until("error")["code"] == "call_claimed"
+        first.turn("c-one", "i1")
+        first.until("ack")
+
+
+def test_a_worker_that_comes_back_replaces_its_old_connection(sidecar: SidecarProcess) -> None:
+    """After a half-open connection the same worker takes its call up at once."""
+    with worker(sidecar, "w-back") as old:
+        old.open("c-back", identity="back")
+        old.turn("c-back", "i1")
+        old.until("ack")
+        with worker(sidecar, "w-back") as new:
+            new.open("c-back", identity="back")
+            new.turn("c-back", "i2", seq=2)
+            assert new.until("ack")["items"] == ["i2"]
+            with pytest.raises(ConnectionClosed):
+                old.until("never")
+
+
+def test_hello_comes_first(sidecar: SidecarProcess) -> None:
+    """A peer that starts with anything else is closed with 4400."""
+    with worker(sidecar, hello=False) as peer:
+        peer.open("c")
+        with pytest.raises(ConnectionClosed) as closed:
+            peer.socket.recv(timeout=10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4400
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"origin": "http://127.0.0.1"},
+        {"subprotocols": None},
+        {"subprotocols": [Subprotocol("other")]},
+    ],
+)
+def test_browsers_and_other_protocols_are_refused(
+    sidecar: SidecarProcess, options: dict[str, Any]
+) -> None:
+    """An Origin header, or the wrong subprotocol, is refused before the link is up."""
+    with pytest.raises(InvalidStatus), worker(sidecar, **options):
+        pass
+
+
+def test_a_token_says_who_the_tenant_is(tmp_path: Path) -> None:
+    """Wrong and missing tokens are refused; one caller in two tenants has two memories."""
+    env = {"SIDECAR_TENANTS": '{"acme": "key-a", "zeta": "key-z"}'}
+    with SidecarProcess(tmp_path / "data", env) as sidecar:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "key-a"}):
+            refused = pytest.raises(InvalidStatus)
+            with refused, worker(sidecar, additional_headers=headers):
+                pass
+        texts: dict[str, str] = {}
+        for key in ("key-a", "key-z"):
+            with worker(sidecar, additional_headers={"Authorization": f"Bearer {key}"}) as peer:
+                peer.open("c1", phone="+12025550100")
+                peer.turn("c1", "i1", text=f"Please remember that the secret of {key} is blue")
+                peer.until("ack")
+                peer.send(type="call.close", call="c1", at_s=2.0)
+                peer.until("ack")
+        for key in ("key-a", "key-z"):
+            with worker(sidecar, additional_headers={"Authorization": f"Bearer {key}"}) as peer:
+                peer.open("c2", phone="+12025550100")
+                texts[key] = peer.until("memory")["text"]
+        assert "secret of key-a" in texts["key-a"]
+        assert "secret of key-z" not in texts["key-a"]
+        assert "secret of key-a" not in texts["key-z"]
+
+
+def test_a_drain_lets_live_calls_finish(tmp_path: Path) -> None:
+    """SIGTERM: `drain` is told, not ready, new calls refused, live ones finish, close 4503, exit 0."""
+    with SidecarProcess(tmp_path / "data") as sidecar, worker(sidecar) as peer:
+        peer.open("c-live", identity="ada")
+        peer.turn("c-live", "i1", text="my name is Ada")
+        peer.until("ack")
+        sidecar.terminate()
+        assert peer.until("drain")["retry_after_s"] > 0
+        assert sidecar.readiness()["ready"] is False
+        peer.open("c-fresh", identity="bob")
+        assert peer.until("error")["code"] == "draining"
+        peer.turn("c-live", "i2", seq=2)
+        assert peer.until("ack")["items"] == ["i2"]
+        peer.send(type="call.close", call="c-live", at_s=2.0)
+        peer.until("ack")
+        with pytest.raises(ConnectionClosed) as closed:
+            peer.until("never")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4503
+        assert sidecar.wait() == 0
+        eventually(lambda: any('"drained"' in line for line in sidecar.log))
+        assert '"undelivered": 0' in next(line for line in sidecar.log if '"drained"' in line)
+
+
+def test_a_second_signal_skips_the_rest(tmp_path: Path) -> None:
+    """With a call that never ends, two SIGTERMs end the process at once; nothing acked is lost."""
+    with SidecarProcess(tmp_path / "data") as sidecar, worker(sidecar) as peer:
+        peer.open("c-live", identity="ada")
+        peer.turn("c-live", "i1", text="my name is Ada")
+        peer.until("ack")
+        sidecar.terminate()
+        peer.until("drain")
+        sidecar.terminate()
+        assert sidecar.wait(10.0) == 0
+        sidecar.start()
+        with worker(sidecar, "w2") as again:
+            again.open("c-again", identity="ada")
+            assert "Ada" in again.until("memory")["text"]
+
+
+def test_a_port_that_is_taken_is_a_clear_error(sidecar: SidecarProcess, tmp_path: Path) -> None:
+    """A second sidecar on the same port, or the same data, leaves with a line that says why."""
+    other = SidecarProcess(tmp_path / "data", port=sidecar.port)
+    with pytest.raises(AssertionError, match="can't listen"):
+        other.start()
+    assert other.wait() == 2
+    same = SidecarProcess(sidecar.data_dir)
+    with pytest.raises(AssertionError, match="SIDECAR_DATA_DIR"):
+        same.start()
+    assert same.wait() == 1
+
+
+def test_a_slow_reader_of_memory_holds_nobody_up(sidecar: SidecarProcess) -> None:
+    """A worker that never reads does not keep another worker's acks waiting."""
+    stop = threading.Event()
+    with worker(sidecar, "w-mute") as mute, worker(sidecar, "w-quick") as quick:
+        mute.open("c-mute", identity="mute")
+
+        def shout() -> None:
+            n = 0
+            while not stop.is_set() and n < 2_000:
+                n += 1
+                mute.send(type="speech.started", call="c-mute")
+
+        shouting = threading.Thread(target=shout)
+        shouting.start()
+        quick.open("c-quick", identity="quick")
+        for n in range(20):
+            quick.turn("c-quick", f"i{n}", seq=n + 1)
+            assert quick.until("ack")["items"] == [f"i{n}"]
+        stop.set()
+        shouting.join(10)

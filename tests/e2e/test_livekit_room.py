@@ -1,0 +1,348 @@
+"""Calls in a room: a caller's voice, the unmodified voice worker, and the sidecar behind it.
+
+Speech is scripted, with the timing of real speech (tests/livekit_room/parts.py); everything else
+is real: LiveKit's SDK and worker, WebRTC audio, processes, sockets, signals.
+"""
+
+import socket
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from sidecar.channels.frames import CallOpen, Hints, Memory
+from sidecar.channels.spool import SpoolFile, spool_files
+from sidecar.testing.fake_sidecar import FakeSidecar
+from tests.letta_server.stack import LettaStack
+from tests.livekit_room.caller import Caller, calling
+from tests.livekit_room.parts import LONG_STORY
+from tests.livekit_room.server import LiveKitServer
+from tests.livekit_room.worker import VoiceWorker, voice_worker
+from tests.sidecar_process import SidecarProcess
+
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+ANSWER_S = 40.0  # a job's process starts, imports and loads its models, on a busy machine
+ADA = "+15550100"
+BOB = "+15550199"
+
+
+def fenced(fact: str) -> str:
+    return f'<memory-abc>\n<block label="human">\n{fact}\n</block>\n</memory-abc>'
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncGenerator[LiveKitServer]:
+    async with LiveKitServer().serving() as server:
+        yield server
+
+
+class Fake(FakeSidecar):
+    """A fake sidecar on a port of its own, which remembers callers by their number."""
+
+    def __init__(self) -> None:
+        super().__init__(memory_of=self._remembered)
+        self.facts: dict[str, str] = {}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/link"
+
+    def hints(self, call: str) -> Hints:
+        opened = [f for f in self.of_type(CallOpen) if isinstance(f, CallOpen) and f.call == call]
+        return opened[0].hints
+
+    def _remembered(self, call: str) -> Memory:
+        fact = self.facts.get(self.hints(call).phone, "")
+        text = fenced(fact) if fact else ""
+        return Memory(
+            call=call, text=text, version=fact, read_at_s=time.time(), served="fresh", settled=True
+        )
+
+
+@pytest.fixture(scope="module")
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture(scope="module")
+async def worker(
+    server: LiveKitServer, fake: Fake, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[VoiceWorker]:
+    async with voice_worker(server, fake.url, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def on_the_line(
+    server: LiveKitServer, room: str, *, phone: str = ADA
+) -> AsyncGenerator[tuple[Caller, str]]:
+    """Call, hear the greeting to its end; gives the caller and the id of the call."""
+    async with calling(server.url, room, f"sip_{room}", phone=phone) as caller:
+        job = await server.call_agent(room)
+        await caller.until_agent_speaks(ANSWER_S)
+        await caller.until_agent_is_silent(for_s=0.8)
+        yield caller, job
+
+
+async def exchange(caller: Caller, words: str) -> None:
+    """Say something and hear the answer to its end."""
+    await caller.say(words)
+    await caller.until_agent_speaks()
+    await caller.until_agent_is_silent()
+
+
+async def until(holds: Any, budget_s: float = 30.0) -> None:
+    with anyio.fail_after(budget_s):
+        while not await anyio.to_thread.run_sync(holds):  # noqa: ASYNC110 - another process
+            await anyio.sleep(0.1)
+
+
+def contents(prompt: list[dict[str, Any]]) -> list[str]:
+    return [str(message["content"]) for message in prompt]
+
+
+# With a fake sidecar
+
+
+async def test_a_caller_is_greeted_and_answered_from_memory(
+    server: LiveKitServer, fake: Fake, worker: VoiceWorker
+) -> None:
+    """The disclosure comes first, the name is in the greeting, each prompt holds the memory."""
+    fake.facts[ADA] = "Name: Ada"
+    worker.will_hear("greeting", "what is my name")
+    async with fake.serving(fake.port):
+        async with on_the_line(server, "greeting") as (caller, job):
+            await exchange(caller, "what is my name")
+            await caller.until(lambda: len(caller.heard) >= 3)
+        await fake.until(lambda: job in fake.closed)
+
+    disclosure, greeting, answer = caller.heard
+    assert "AI assistant" in disclosure
+    assert "Ada" in greeting
+    assert "Ada" in answer
+    turns = list(fake.stored[job].values())
+    assert [disclosure, greeting, "what is my name", answer] == [turn.text for turn in turns]
+    assert ["agent", "agent", "caller", "agent"] == [turn.speaker for turn in turns]
+    assert [1, 2, 3, 4] == [turn.seq for turn in turns]
+    assert Hints(phone=ADA) == fake.hints(job)
+    first, *later = worker.prompts("greeting")
+    assert contents(first)[1] == fenced("Name: Ada")
+    assert 1 == len(later), "one LLM call a turn"
+    assert [fenced("Name: Ada"), "what is my name"] == contents(later[0])[-2:]
+
+
+async def test_a_barge_in_is_recorded_as_heard(
+    server: LiveKitServer, fake: Fake, worker: VoiceWorker
+) -> None:
+    """Who interrupts a story has heard its beginning; the turn says so, and no more."""
+    worker.will_hear("barge-in", "tell me a story", "stop please that is enough")
+    async with fake.serving(fake.port):
+        async with on_the_line(server, "barge-in") as (caller, job):
+            await caller.say("tell me a story")
+            await caller.until_agent_speaks()
+            await anyio.sleep(0.5)
+            await caller.say("stop please that is enough")
+            await caller.until_agent_is_silent()
+            await fake.until(lambda: "stop please that is enough" in fake.texts(job))
+        await fake.until(lambda: job in fake.closed)
+
+    story = next(t for t in fake.stored[job].values() if t.text.startswith("Once upon"))
+    assert story.interrupted
+    assert LONG_STORY.startswith(story.text.strip())
+    assert len(story.text) < len(LONG_STORY) - 40
+    texts = fake.texts(job)
+    assert texts.index("tell me a story") < texts.index(story.text)
+    assert texts.index(story.text) < texts.index("stop please that is enough")
+
+
+async def test_a_hang_up_in_mid_sentence_keeps_the_words(
+    server: LiveKitServer, fake: Fake, worker: VoiceWorker
+) -> None:
+    """The words before the line went dead are the call's last turn."""
+    sentence = "please write down that my new address is twelve river lane"
+    worker.will_hear("hang-up", sentence)
+    async with fake.serving(fake.port):
+        async with on_the_line(server, "hang-up") as (caller, job):
+            await caller.begin(sentence, 1.2)
+        await fake.until(lambda: job in fake.closed, 20)
+
+    last = list(fake.stored[job].values())[-1]
+    assert "caller" == last.speaker
+    assert last.text.startswith("please write down")
+    assert sentence.startswith(last.text)
+    assert last.text != sentence
+
+
+async def test_two_callers_at_once_have_each_their_own_memory(
+    server: LiveKitServer, fake: Fake, worker: VoiceWorker
+) -> None:
+    """Two calls on one worker: no word of one is in a prompt of the other."""
+    fake.facts = {ADA: "Name: Ada", BOB: "Name: Bob"}
+    heard: dict[str, str] = {}
+
+    async def call(room: str, phone: str) -> None:
+        async with on_the_line(server, room, phone=phone) as (caller, job):
+            await exchange(caller, "what is my name")
+            await caller.until(lambda: len(caller.heard) >= 3)
+            heard[room] = " ".join(caller.heard)
+        await fake.until(lambda: job in fake.closed, 20)
+
+    for room in ("ada-calls", "bob-calls"):
+        worker.will_hear(room, "what is my name")
+    async with fake.serving(fake.port), anyio.create_task_group() as tasks:
+        tasks.start_soon(call, "ada-calls", ADA)
+        tasks.start_soon(call, "bob-calls", BOB)
+
+    for room, own, other in (("ada-calls", "Ada", "Bob"), ("bob-calls", "Bob", "Ada")):
+        assert own in heard[room]
+        assert other not in heard[room]
+        assert other not in str(worker.prompts(room))
+
+
+async def test_a_call_goes_on_while_the_sidecar_is_away(
+    server: LiveKitServer, fake: Fake, worker: VoiceWorker
+) -> None:
+    """Absent at the start, there, gone, back: the caller is answered, nothing lost or doubled."""
+    fake.facts[ADA] = "Name: Ada"
+    said = ["my name is Ada", "I live in Lyon", "my dog is called Rex"]
+    worker.will_hear("outage", *said)
+    async with on_the_line(server, "outage") as (caller, job):
+        await exchange(caller, said[0])
+        async with fake.serving(fake.port):
+            await fake.until(lambda: said[0] in fake.texts(job))
+            await exchange(caller, said[1])
+        await exchange(caller, said[2])
+        fake_back = fake.serving(fake.port)
+        async with fake_back:
+            await fake.until(lambda: said[2] in fake.texts(job))
+            await caller.hang_up()
+            await fake.until(lambda: job in fake.closed, 20)
+
+    turns = list(fake.stored[job].values())
+    assert said == [turn.text for turn in turns if turn.speaker == "caller"]
+    assert list(range(1, len(turns) + 1)) == [turn.seq for turn in turns]
+    assert 8 == len(turns), "disclosure, greeting and three exchanges"
+    assert [] == spool_files(worker.spool_dir)
+
+
+async def test_sigterm_in_a_call_hands_over_what_was_said(
+    server: LiveKitServer, fake: Fake, tmp_path: Path
+) -> None:
+    """A worker told to stop, in the middle of a call, flushes the call first."""
+    async with (
+        fake.serving(fake.port),
+        voice_worker(server, fake.url, tmp_path) as worker,
+    ):
+        worker.will_hear("sigterm", "my name is Ada", "and another thing is")
+        async with on_the_line(server, "sigterm") as (caller, job):
+            await exchange(caller, "my name is Ada")
+            fake.acks = False
+            await caller.begin("and another thing is that", 1.5)
+            fake.acks = True
+            await worker.stop()
+            await fake.until(lambda: job in fake.closed, 5)
+
+    texts = fake.texts(job)
+    assert "my name is Ada" in texts
+    assert texts[-1].startswith("and another")
+    assert [] == spool_files(worker.spool_dir)
+
+
+async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
+    server: LiveKitServer, fake: Fake, tmp_path: Path
+) -> None:
+    """With the sidecar away, a killed worker's turns are on disk, and free to be taken."""
+    async with voice_worker(server, fake.url, tmp_path) as worker:
+        worker.will_hear("kill", "my name is Ada")
+        async with on_the_line(server, "kill") as (caller, _):
+            await exchange(caller, "my name is Ada")
+            await anyio.sleep(1.0)
+            await worker.kill()
+
+    (left,) = spool_files(worker.spool_dir)
+    file = SpoolFile.take(left)
+    assert file is not None
+    spooled = file.read()
+    file.close()
+    assert spooled.opened is not None
+    assert Hints(phone=ADA) == spooled.opened.hints
+    assert "my name is Ada" in [turn.text for turn in spooled.turns]
+
+
+# With the real sidecar
+
+
+@pytest.mark.real_letta
+@pytest.mark.timeout(240)
+async def test_the_second_call_recalls_what_letta_made_of_the_first(
+    server: LiveKitServer, letta_server: LettaStack, tmp_path: Path
+) -> None:
+    """Voice to block to voice: a real Letta agent changed its block between two calls."""
+    fact, phone = "my name is Ada and I live in Lyon", "+15550112"
+    spool_dir = tmp_path / "spool"
+    sidecar = SidecarProcess(
+        tmp_path / "data",
+        {
+            "LETTA_BASE_URL": letta_server.base_url,
+            "LETTA_API_KEY": letta_server.api_key or "",
+            "SIDECAR_SPOOL_DIR": str(spool_dir),
+        },
+    )
+    await anyio.to_thread.run_sync(sidecar.start)
+    try:
+        async with voice_worker(server, sidecar.link_url, tmp_path) as worker:
+            worker.will_hear("first", fact)
+            worker.will_hear("second", "where do I live")
+            async with on_the_line(server, "first", phone=phone) as (caller, _):
+                await exchange(caller, fact)
+            await until(lambda: sidecar.undelivered() == 0, 60)
+            async with on_the_line(server, "second", phone=phone) as (caller, _):
+                assert "Ada" in " ".join(caller.heard)
+                await exchange(caller, "where do I live")
+                await caller.until(lambda: "Lyon" in caller.heard[-1])
+            memory = contents(worker.prompts("second")[-1])[-2]
+            assert "Lyon" in memory
+            assert "<said-recently>" not in memory
+        log = "".join(sidecar.log)
+        assert "Lyon" not in log
+        assert phone not in log
+    finally:
+        await anyio.to_thread.run_sync(sidecar.stop)
+
+
+async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
+    server: LiveKitServer, tmp_path: Path
+) -> None:
+    """Kill -9 mid-call: the voice goes on, and the next call recalls what both halves said."""
+    spool_dir = tmp_path / "spool"
+    sidecar = SidecarProcess(tmp_path / "data", {"SIDECAR_SPOOL_DIR": str(spool_dir)})
+    await anyio.to_thread.run_sync(sidecar.start)
+    try:
+        async with voice_worker(server, sidecar.link_url, tmp_path) as worker:
+            worker.will_hear("before", "my name is Ada", "I live in Lyon")
+            worker.will_hear("after", "where do I live")
+            async with on_the_line(server, "before", phone="+15550113") as (caller, _):
+                await exchange(caller, "my name is Ada")
+                await anyio.to_thread.run_sync(sidecar.kill)
+                await exchange(caller, "I live in Lyon")
+            await anyio.to_thread.run_sync(sidecar.start)
+            await until(lambda: not spool_files(spool_dir), 20)
+            async with on_the_line(server, "after", phone="+15550113") as (caller, _):
+                assert "Ada" in " ".join(caller.heard)
+                await exchange(caller, "where do I live")
+                await caller.until(lambda: "Lyon" in caller.heard[-1])
+    finally:
+        await anyio.to_thread.run_sync(sidecar.stop)

@@ -1,0 +1,48 @@
+"""/metrics of the real process, after a real call."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.console_page import opened
+from tests.sidecar_process import SidecarProcess, eventually, get
+
+pytestmark = pytest.mark.e2e
+
+
+def figures(sidecar: SidecarProcess) -> dict[str, float]:
+    """Samples summed over their labels."""
+    status, text = get(f"{sidecar.url}/metrics")
+    assert status == 200
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def test_a_call_shows_in_the_metrics(tmp_path: Path) -> None:
+    """A call, its turns, its prompt, the read of memory and the post are all counted and timed."""
+    with SidecarProcess(tmp_path / "data") as sidecar:
+        with opened(sidecar) as page:
+            page.call("ada")
+            page.say("My name is Ada.")
+            during = figures(sidecar)
+            assert during["sidecar_live_calls"] == 1
+            assert during["sidecar_undelivered_turns"] == 2
+            assert 0 < during["sidecar_oldest_undelivered_age_seconds"] < 60
+            page.hang_up()
+        eventually(lambda: sidecar.undelivered() == 0)
+        eventually(lambda: figures(sidecar)["sidecar_batch_settle_seconds_count"] == 1)
+        after = figures(sidecar)
+        assert after["sidecar_calls_total"] == 1
+        assert after["sidecar_turns_total"] == 2
+        assert after["sidecar_prompts_total"] == 1
+        assert after["sidecar_prompt_wait_seconds_count"] == 1
+        assert after["sidecar_post_seconds_count"] == 1
+        assert after["sidecar_memory_read_seconds_count"] >= 1
+        assert after["sidecar_live_calls"] == 0
+        assert after["sidecar_journal_up"] == 1
+        assert after["process_resident_memory_bytes"] > 0
+        assert "ada" not in get(f"{sidecar.url}/metrics")[1].lower()

@@ -1,0 +1,73 @@
+"""`sidecar outbox`: dead letters are shown, replayed and dropped, with and without a sidecar."""
+
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sidecar.model import AgentRef, Call, Turn
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite import SqliteJournal
+from tests.e2e.test_cli import Cli
+from tests.sidecar_process import SidecarProcess, eventually
+
+pytestmark = pytest.mark.e2e
+
+
+async def _bury(path: Path, count: int) -> list[str]:
+    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    dead: list[str] = []
+    for n in range(count):
+        ref = AgentRef("default", caller_key=f"{n:032x}")
+        key = f"default/call-{n}"
+        await journal.open_call(Call(key, ref, "livekit", ref.caller_key or "", time.time()))
+        await journal.append([Turn(key, "i", 1, "caller", f"words number {n}", time.time())])
+        await journal.close_call(key, at_s=time.time())
+        (batch,) = await journal.claim(5, now_s=time.time(), post_timeout_s=30.0)
+        await journal.retire(batch, error="Letta answered 400", now_s=time.time())
+        dead.append(batch.batch_id)
+    await journal.aclose()
+    return dead
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> list[str]:
+    """Three dead letters in a journal that no sidecar has open."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    return anyio.run(_bury, tmp_path / "data" / "journal.db", 3)
+
+
+def test_dead_letters_are_shown(dead: list[str], tmp_path: Path) -> None:
+    """A dead letter shows with its reason and, by the first characters of its id, its words."""
+    cli = Cli(tmp_path / "data")
+    listed = cli.json("outbox", "list")
+    assert [row["batch_id"] for row in listed["dead"]] == dead
+    assert listed["dead"][0]["error"] == "Letta answered 400"
+    assert "words number 1" in cli.ok("outbox", "show", dead[1][:13])
+    assert cli.run("outbox", "show", "no-such").returncode == 1
+    for line in cli.ok("outbox", "list").splitlines():
+        assert len(line) <= 80
+
+
+def test_without_a_sidecar_they_are_changed_here(dead: list[str], tmp_path: Path) -> None:
+    """Dropping and replaying works while nothing runs; what is no dead letter is told, code 1."""
+    cli = Cli(tmp_path / "data")
+    assert cli.json("outbox", "drop", dead[0])["done"] == [dead[0]]
+    assert cli.json("outbox", "replay", dead[1])["done"] == [dead[1]]
+    listed = cli.json("outbox", "list")
+    assert [row["batch_id"] for row in listed["dead"]] == [dead[2]]
+    assert [row["batch_id"] for row in listed["open"]] == [dead[1]]
+    assert cli.run("outbox", "drop", dead[0]).returncode == 1
+    assert cli.run("outbox", "drop").returncode == 2
+
+
+def test_a_running_sidecar_changes_them(dead: list[str], tmp_path: Path) -> None:
+    """While a sidecar owns the journal it replays and drops on request, and delivers at once."""
+    cli = Cli(tmp_path / "data")
+    with SidecarProcess(tmp_path / "data") as sidecar:
+        assert cli.json("outbox", "drop", dead[0])["done"] == [dead[0]]
+        assert len(cli.json("outbox", "replay", "--all")["done"]) == 2
+        eventually(lambda: sidecar.undelivered() == 0)
+        assert cli.json("outbox", "list")["dead"] == []
+        assert sidecar.readiness()["dead_batches"] == 0

@@ -1,0 +1,79 @@
+"""A whole call with true speech: a voice, a recogniser, a model, a voice, all on this machine.
+
+Nothing is scripted: Piper speaks for the caller, Silero and Whisper hear, the demo model answers
+from the embedded Letta's memory, Piper speaks for the agent, and what reached the caller's ear is
+recognised again.
+"""
+
+import re
+from pathlib import Path
+
+import anyio
+import pytest
+from livekit import rtc
+
+from sidecar.channels.livekit.parts import PiperTts, WhisperStt
+from tests.livekit_room.caller import RATE_HZ, Caller, calling
+from tests.livekit_room.server import LiveKitServer
+from tests.livekit_room.worker import voice_worker
+from tests.sidecar_process import SidecarProcess
+
+for part in ("faster_whisper", "piper"):
+    pytest.importorskip(part, reason="offline speech is not installed: run `make setup-dev`")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(180)]
+
+PHONE = "+15550120"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def piper(text: str) -> bytes:
+    """Return a sentence as Piper says it: 16-bit mono samples at `RATE_HZ`."""
+    voice = PiperTts()
+    raw = b"".join(audio.audio_int16_bytes for audio in voice._piper.synthesize(text))
+    resampler = rtc.AudioResampler(voice.sample_rate, RATE_HZ)
+    frame = rtc.AudioFrame(raw, voice.sample_rate, 1, len(raw) // 2)
+    return b"".join(bytes(f.data) for f in (*resampler.push(frame), *resampler.flush()))
+
+
+async def exchange(caller: Caller, samples: bytes) -> None:
+    await caller.speak(samples)
+    await caller.until_agent_speaks(30)
+    await caller.until_agent_is_silent(for_s=1.5)
+
+
+async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> None:
+    """Said in one call, recognised, remembered, and spoken aloud in the next."""
+    told = await anyio.to_thread.run_sync(piper, "My favorite color is green.")
+    asked = await anyio.to_thread.run_sync(piper, "What is my favorite color?")
+    env = {"SIDECAR_SPOOL_DIR": str(tmp_path / "spool")}
+    sidecar = SidecarProcess(tmp_path / "data", env)
+    await anyio.to_thread.run_sync(sidecar.start)
+    try:
+        async with (
+            LiveKitServer().serving() as server,
+            voice_worker(
+                server, sidecar.link_url, tmp_path, parts="spoken", VOICE_DISCLOSURE="Hello."
+            ) as worker,
+        ):
+            for room, samples in (("tell", told), ("ask", asked)):
+                async with calling(server.url, room, room, phone=PHONE) as caller:
+                    await server.call_agent(room)
+                    await caller.until_agent_speaks(60)
+                    await caller.until_agent_is_silent(60, for_s=2.0)
+                    caller.audio.clear()
+                    await exchange(caller, samples)
+                await anyio.sleep(0.5)
+            prompt = str(worker.prompts("ask")[-1])
+    finally:
+        await anyio.to_thread.run_sync(sidecar.stop)
+
+    assert "green" in prompt
+    samples = bytes(caller.audio)
+    frame = rtc.AudioFrame(samples, RATE_HZ, 1, len(samples) // 2)
+    heard = await anyio.to_thread.run_sync(WhisperStt()._transcribe, frame)
+    assert re.search(r"\bgreen\b", heard, re.IGNORECASE), heard

@@ -1,0 +1,461 @@
+"""VAPI: recorded calls, faults and intruders against the real process over HTTP."""
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from examples.vapi.play import Heard, Player
+from tests.sidecar_process import SidecarProcess, eventually, get
+
+pytestmark = pytest.mark.e2e
+
+CALLS = Path(__file__).parents[2] / "examples" / "vapi" / "calls"
+KEY, OLD_KEY = "key-new-0123456789", "key-old-0123456789"
+SECRET, OLD_SECRET = "secret-new-0123456789", "secret-old-0123456789"
+ADA = "+14155550123"
+SYSTEM = {"role": "system", "content": "You are Ada."}
+
+
+class Model:
+    """The stand-in for the model's server, as a process; its log and its faults."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "sidecar.testing.openai_server", "--port", str(self.port)]
+        self._process = subprocess.Popen(command)
+
+        def up() -> bool:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                return get(f"{self.url}/v1/models")[0] == 200
+            return False
+
+        eventually(up)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def faults(self, **faults: object) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/_ctl", json.dumps(faults).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=5).close()
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """The bodies of requests that came for a caller, not for the embedded Letta."""
+        seen = json.loads(get(f"{self.url}/_log?tail=1000")[1])
+        return [
+            one["body"]
+            for one in seen
+            if one["path"] == "chat" and "You are Ada" in str(one["body"]["messages"][0]["content"])
+        ]
+
+
+@pytest.fixture
+def model() -> Iterator[Model]:
+    with Model() as model:
+        yield model
+
+
+def settings(model: Model, **more: str) -> dict[str, str]:
+    return {
+        "LLM_BASE_URL": f"{model.url}/v1",
+        "LLM_MODEL": "demo",
+        "SIDECAR_VAPI_FALLBACK_S": "1",
+        **more,
+    }
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path, model: Model) -> Iterator[SidecarProcess]:
+    keys = {
+        "SIDECAR_VAPI_KEY": f"{KEY},{OLD_KEY}",
+        "SIDECAR_VAPI_SECRET": f"{SECRET},{OLD_SECRET}",
+        "SIDECAR_VAPI_MODELS": "gpt-4o-mini",
+    }
+    with SidecarProcess(tmp_path / "data", settings(model, **keys)) as process:
+        yield process
+
+
+def player(sidecar: SidecarProcess) -> Player:
+    return Player(sidecar.url, key=KEY, secret=SECRET, speed=0, say=lambda _: None)
+
+
+def post(
+    sidecar: SidecarProcess, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=20)
+    try:
+        connection.request("POST", path, body, dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def body(text: str = "Hello", *, call_id: str = "call-1", **more: object) -> dict[str, Any]:
+    call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
+    return {
+        "model": "gpt-4o-mini",
+        "messages": [SYSTEM, {"role": "user", "content": text}],
+        "stream": True,
+        "call": call,
+        "customer": {"number": ADA},
+        "metadata": {"numUserTurns": 1},
+        "phoneNumber": {"number": "+14155550199"},
+        "timestamp": int(time.time() * 1_000),
+        **more,
+    }
+
+
+def ask(
+    sidecar: SidecarProcess,
+    asked: Mapping[str, Any],
+    *,
+    key: str = KEY,
+    path: str = "/vapi/chat/completions",
+) -> tuple[int, bytes]:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    return post(sidecar, path, json.dumps(asked).encode(), headers)
+
+
+def spoken(stream: bytes) -> str:
+    """What a client hears; fails on a frame that would end a call."""
+    text = ""
+    frames = [frame for frame in stream.split(b"\n\n") if frame.strip()]
+    assert frames[-1].strip() == b"data: [DONE]"
+    for frame in frames[:-1]:
+        chunk = json.loads(frame.strip().removeprefix(b"data:"))
+        for choice in chunk["choices"]:
+            text += choice["delta"].get("content") or ""
+    return text
+
+
+def tell(
+    sidecar: SidecarProcess,
+    kind: str,
+    *,
+    call_id: str = "call-1",
+    secret: str = SECRET,
+    **more: Any,
+) -> tuple[int, Any]:
+    call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
+    message = {"type": kind, "timestamp": int(time.time() * 1_000), "call": call, **more}
+    headers = {"x-vapi-secret": secret, "Content-Type": "application/json"}
+    status, raw = post(sidecar, "/vapi/webhook", json.dumps({"message": message}).encode(), headers)
+    return status, json.loads(raw)
+
+
+def report(sidecar: SidecarProcess, *lines: tuple[str, str], call_id: str = "call-1") -> int:
+    messages = [{"role": role, "message": text} for role, text in lines]
+    artifact = {"messages": messages}
+    return tell(sidecar, "end-of-call-report", call_id=call_id, artifact=artifact)[0]
+
+
+class TestRecordedCalls:
+    def test_who_calls_again_is_remembered(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Two recorded calls of one number: the second prompt holds what the first one said."""
+        first = json.loads((CALLS / "first-call.json").read_text())
+        second = json.loads((CALLS / "second-call.json").read_text())
+        heard = player(sidecar).play(first)
+        assert {one.status for one in heard} <= {200, 0}
+        eventually(lambda: sidecar.undelivered() == 0)
+        again: list[Heard] = player(sidecar).play(second)
+        assert "Rex" in "".join(one.text for one in again)
+        prompt = model.prompts()[-1]
+        assert prompt["messages"][1]["content"].startswith("<memory-")
+        assert "Rex" in prompt["messages"][1]["content"]
+
+    def test_what_vapi_adds_does_not_reach_the_model(
+        self, sidecar: SidecarProcess, model: Model
+    ) -> None:
+        """The model's server sees no number, no call, no metadata; an allowed model is asked."""
+        asked = body("Hello", lettaAgentId="x", max_tokens=99_999, tools=[], n=7)
+        assert ask(sidecar, asked)[0] == 200
+        (prompt,) = model.prompts()
+        assert set(prompt) <= {"model", "messages", "stream", "max_tokens", "tools"}
+        assert prompt["model"] == "gpt-4o-mini"
+        assert prompt["max_tokens"] == 1_024
+        ask(sidecar, body("Hello", model="the-dearest-there-is"))
+        assert model.prompts()[-1]["model"] == "demo"
+
+    def test_the_doubled_suffix_and_whole_answers(self, sidecar: SidecarProcess) -> None:
+        """A base URL with the suffix in it works, and so does a request that does not stream."""
+        doubled = "/vapi/chat/completions/chat/completions"
+        assert "Ada" in spoken(ask(sidecar, body("My name is Ada."), path=doubled)[1])
+        status, raw = ask(sidecar, body("My name is Ada.", stream=False))
+        assert status == 200
+        assert "Ada" in json.loads(raw)["choices"][0]["message"]["content"]
+
+    def test_a_call_without_an_id_has_nobodys_memory(
+        self, sidecar: SidecarProcess, model: Model
+    ) -> None:
+        """With metadataSendMode off: answered, nothing injected, nothing stored, and said in the log."""
+        anonymous = {k: v for k, v in body("My dog is Rex.").items() if k in {"messages", "stream"}}
+        assert spoken(ask(sidecar, anonymous)[1])
+        assert len(model.prompts()[-1]["messages"]) == 2
+        assert any('"vapi_call_unnamed"' in line for line in sidecar.log)
+        assert sidecar.readiness()["live_calls"] == 0
+
+    def test_another_number_in_the_same_call_gets_nothing(
+        self, sidecar: SidecarProcess, model: Model
+    ) -> None:
+        """A body that names another caller than its call has is served without memory."""
+        ask(sidecar, body("My dog is called Rex."))
+        report(sidecar, ("user", "My dog is called Rex."))
+        eventually(lambda: sidecar.undelivered() == 0)
+        ask(sidecar, body("Hi", call_id="call-2"))
+        assert "Rex" in model.prompts()[-1]["messages"][1]["content"]
+        ask(sidecar, body("Hi", call_id="call-2", customer={"number": "+14155550124"}))
+        assert "Rex" not in json.dumps(model.prompts()[-1])
+
+    def test_a_call_survives_a_kill(self, sidecar: SidecarProcess) -> None:
+        """Killed in the middle of a call, it goes on; the report brings every word once."""
+        ask(sidecar, body("My name is Ada."))
+        history = [
+            SYSTEM,
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": "hello ada"},
+            {"role": "user", "content": "I live in Lyon."},
+        ]
+        ask(sidecar, body(messages=history))
+        eventually(lambda: sidecar.undelivered() == 2)
+        sidecar.kill()
+        sidecar.start()
+        ask(sidecar, body(messages=history))
+        lines = [
+            ("user", "My name is Ada."),
+            ("bot", "hello ada"),
+            ("user", "I live in Lyon."),
+            ("bot", "nice"),
+        ]
+        assert report(sidecar, *lines) == 200
+        assert report(sidecar, *lines) == 200
+        eventually(lambda: sidecar.undelivered() == 0)
+
+
+class TestFaultsOfTheModel:
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize("faults", [{"fail": 1}, {"hang": True}, {"first_token_delay_s": 4.0}])
+    def test_the_call_goes_on(
+        self, sidecar: SidecarProcess, model: Model, faults: dict[str, object], stream: bool
+    ) -> None:
+        """A model that fails, hangs or is slow: 200 and a sentence to speak, within the limit."""
+        if not stream and "first_token_delay_s" in faults:
+            faults = {"delay_s": 4.0}
+        model.faults(**faults)
+        began_s = time.monotonic()
+        status, raw = ask(sidecar, body("Hello", stream=stream))
+        assert time.monotonic() - began_s < 3.0
+        assert status == 200
+        text = spoken(raw) if stream else json.loads(raw)["choices"][0]["message"]["content"]
+        assert "lost my thread" in text
+        model.faults(hang=False)
+
+    def test_cut_in_the_middle(self, sidecar: SidecarProcess, model: Model) -> None:
+        """A stream that breaks off is ended with the fallback, and the turn is marked."""
+        model.faults(fail_mid_stream=1)
+        text = spoken(ask(sidecar, body("My name is Ada."))[1])
+        assert text.endswith("Could you say that again?")
+        history = [
+            SYSTEM,
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "Sure."},
+        ]
+        ask(sidecar, body(messages=history))
+        eventually(lambda: any('"turn_recorded"' in line for line in sidecar.log))
+        assert any('"reply_failed"' in line for line in sidecar.log)
+
+    def test_a_client_that_goes_ends_the_models_stream(
+        self, sidecar: SidecarProcess, model: Model
+    ) -> None:
+        """VAPI hangs up on a request: the upstream stream is closed, nothing of it is stored."""
+        model.faults(token_delay_s=0.2)
+        raw = json.dumps(body("My name is Ada and I live in Lyon.")).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=10)
+        connection.request(
+            "POST", "/vapi/chat/completions", raw, {"Authorization": f"Bearer {KEY}"}
+        )
+        connection.getresponse().readline()
+        connection.sock.close() if connection.sock else None
+        connection.close()
+        eventually(lambda: any('"client gone"' in line for line in sidecar.log), within_s=3.0)
+        assert sidecar.undelivered() == 0
+
+    def test_longer_words_supersede(self, sidecar: SidecarProcess, model: Model) -> None:
+        """A request with more of the caller's words ends the one before it."""
+        model.faults(token_delay_s=0.3)
+        raw = json.dumps(body("My name")).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=10)
+        connection.request(
+            "POST", "/vapi/chat/completions", raw, {"Authorization": f"Bearer {KEY}"}
+        )
+        response = connection.getresponse()
+        response.readline()
+        model.faults(token_delay_s=0.0)
+        assert "Ada" in spoken(ask(sidecar, body("My name is Ada."))[1])
+        response.read()
+        connection.close()
+        eventually(lambda: any('"superseded"' in line for line in sidecar.log))
+
+
+class TestWebhooks:
+    def test_every_type_is_acknowledged(self, sidecar: SidecarProcess) -> None:
+        """Known and unknown message types get 200."""
+        for kind in ("hang", "model-output", "session.created", "assistant.started", "from-2031"):
+            assert tell(sidecar, kind) == (200, {})
+
+    def test_tools_in_every_shape_once_per_id(self, sidecar: SidecarProcess) -> None:
+        """`recall` answers whatever shape the call has; the same id again gets the same answer."""
+        ask(sidecar, body("My dog is called Rex."))
+        shapes = [
+            {
+                "id": "a",
+                "type": "function",
+                "function": {"name": "recall", "arguments": '{"query":"dog"}'},
+            },
+            {
+                "id": "b",
+                "type": "function",
+                "function": {"name": "recall", "arguments": {"query": "dog"}},
+            },
+            {"id": "c", "name": "recall", "parameters": {"query": "dog"}},
+            {"id": "d", "name": "launchRockets", "arguments": "{"},
+        ]
+        status, answered = tell(sidecar, "tool-calls", toolCallList=shapes)
+        assert status == 200
+        results = {one["toolCallId"]: one for one in answered["results"]}
+        assert all("Rex" in results[name]["result"] for name in "abc")
+        assert "error" in results["d"]
+        ask(sidecar, body("My dog is called Max."))
+        assert tell(sidecar, "tool-calls", toolCallList=shapes[:1])[1]["results"] == [results["a"]]
+
+    def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
+        """No report comes: the last words are stored, the reply marked as unconfirmed."""
+        env = settings(model, SIDECAR_VAPI_REPORT_S="0.5", SIDECAR_LOG_TEXT="1")
+        with SidecarProcess(tmp_path / "data", env) as process:
+            ask(process, body("My name is Ada."), key="")
+            tell(process, "status-update", status="ended")
+            eventually(lambda: process.readiness()["live_calls"] == 0)
+            eventually(lambda: process.undelivered() == 0)
+            assert any("not confirmed as heard" in line for line in process.log)
+
+    def test_an_assistant_request_does_not_wait_for_letta(
+        self, tmp_path: Path, model: Model
+    ) -> None:
+        """With a Letta that hangs, the answer comes from the cache in less than a second."""
+        hung = socket.socket()
+        hung.bind(("127.0.0.1", 0))
+        hung.listen()
+        env = settings(
+            model,
+            LETTA_BASE_URL=f"http://127.0.0.1:{hung.getsockname()[1]}",
+            SIDECAR_VAPI_ASSISTANT_ID="5b0a4a08",
+        )
+        took_s: list[float] = []
+        with hung, SidecarProcess(tmp_path / "data", env) as process:
+            for number in range(20):
+                began_s = time.monotonic()
+                status, answered = tell(process, "assistant-request", call_id=f"call-{number}")
+                took_s.append(time.monotonic() - began_s)
+                assert status == 200
+                assert answered["assistantId"] == "5b0a4a08"
+                assert "letta_memory" in answered["assistantOverrides"]["variableValues"]
+        assert max(took_s) < 1.0
+
+
+class TestWhoBelongs:
+    def test_keys(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Both keys of a rotation open, nothing else does, and a stranger costs no model call."""
+        for key in (KEY, OLD_KEY):
+            assert ask(sidecar, body(), key=key)[0] == 200
+        before = len(model.prompts())
+        for key in ("", "wrong", SECRET, KEY[:-1], "é"):
+            assert ask(sidecar, body(), key=key)[0] == 401
+        assert len(model.prompts()) == before
+
+    def test_signatures(self, sidecar: SidecarProcess) -> None:
+        """A signature counts for the very bytes, within its time, with either secret."""
+        raw = json.dumps({"message": {"type": "hang", "call": {"id": "call-1"}}}).encode()
+        now = str(int(time.time()))
+
+        def signed(content: bytes, stamp: str, secret: str = SECRET) -> int:
+            mac = hmac.new(secret.encode(), stamp.encode() + b"." + raw, hashlib.sha256)
+            headers = {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+            return post(sidecar, "/vapi/webhook", content, headers)[0]
+
+        assert signed(raw, now) == 200
+        assert signed(raw, now, OLD_SECRET) == 200
+        assert signed(raw, str(int(time.time() * 1_000))) == 200
+        assert signed(raw.replace(b"hang", b"hanG"), now) == 401
+        assert signed(json.dumps(json.loads(raw), indent=1).encode(), now) == 401
+        assert signed(raw, str(int(time.time()) - 400)) == 401
+        assert signed(raw, now, "another-secret-0123") == 401
+
+    def test_without_keys_a_tunnel_does_not_get_in(self, tmp_path: Path, model: Model) -> None:
+        """Without a key only direct requests of this machine are served."""
+        with SidecarProcess(tmp_path / "data", settings(model)) as process:
+            raw = json.dumps(body()).encode()
+            path = "/vapi/chat/completions"
+            assert post(process, path, raw, {})[0] == 200
+            for header in (
+                {"X-Forwarded-For": "203.0.113.9"},
+                {"Host": "abc.ngrok.app"},
+                {"Origin": "http://evil.example"},
+            ):
+                assert post(process, path, raw, header)[0] == 401
+
+    def test_bounds(self, sidecar: SidecarProcess) -> None:
+        """Too large is 413, no JSON is 400, no messages is 400."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+        path = "/vapi/chat/completions"
+        assert post(sidecar, path, b"x" * (1 << 20) + b"x", headers)[0] == 413
+        for bad in (b"{", b"[]", b'{"messages": []}', b'{"messages": ["x"]}', b"\xff"):
+            assert post(sidecar, path, bad, headers)[0] == 400
+
+    def test_a_budget_is_spoken(self, tmp_path: Path, model: Model) -> None:
+        """A call that used its budget up hears so, and the model is not asked."""
+        env = settings(model, SIDECAR_VAPI_CALL_TOKENS="1")
+        with SidecarProcess(tmp_path / "data", env) as process:
+            assert spoken(ask(process, body("Hello"), key="")[1])
+            asked = len(model.prompts())
+            assert "call again later" in spoken(ask(process, body("More"), key="")[1])
+            assert len(model.prompts()) == asked
+
+    def test_nothing_private_is_logged(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Through good and bad, the log holds no word, number, key, secret or control URL."""
+        control = "https://phone.vapi.ai/canary-control/control"
+        monitored = {
+            "id": "call-9",
+            "customer": {"number": ADA},
+            "monitor": {"controlUrl": control},
+        }
+        ask(sidecar, body("canary-words", call=monitored))
+        ask(sidecar, body("canary-words"), key="wrong-canary-key")
+        model.faults(fail=1)
+        ask(sidecar, body("canary-words more"))
+        report(sidecar, ("user", "canary-words"))
+        eventually(lambda: any('"vapi_reported"' in line for line in sidecar.log))
+        log = "".join(sidecar.log)
+        for secret in ("canary", ADA, KEY, SECRET, OLD_KEY):
+            assert secret not in log

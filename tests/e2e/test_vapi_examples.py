@@ -1,0 +1,90 @@
+"""What an owner copies from examples/vapi runs as it stands."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "vapi"
+
+
+def test_the_demo_remembers() -> None:
+    """`make vapi-demo` without any key: the second call knows the first, and Letta has both."""
+    env = os.environ | {"SPEED": "0"}
+    shown = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo.py")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=True,
+    ).stdout
+    assert "hears    Your dog is Rex." in shown
+    assert "<memory-" in shown
+    letta = shown.partition("what reached Letta")[2]
+    assert letta.count("Hi, my name is Sam and my dog is called Rex.") == 1
+    assert "Dog: Rex" in shown.partition("what Letta remembers")[2]
+
+
+class Api(ThreadingHTTPServer):
+    """As much of VAPI's API as the script uses."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, object]]] = []
+        super().__init__(("127.0.0.1", 0), _Asked)
+
+
+class _Asked(BaseHTTPRequestHandler):
+    server: Api
+
+    def _take(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.command, self.path, body))
+        raw = json.dumps({"id": f"id-{len(self.server.asked)}"}).encode()
+        self.send_response(201)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_script_creates_and_then_updates(api: Api, tmp_path: Path) -> None:
+    """The first run makes credentials and the assistant, the second changes the assistant alone."""
+    for name in ("assistant.py", "assistant.json"):
+        (tmp_path / name).write_text((EXAMPLES / name).read_text())
+    keys = {"VAPI_API_KEY": "k", "SIDECAR_VAPI_KEY": "new,old", "SIDECAR_VAPI_SECRET": "s"}
+    env = os.environ | keys | {"VAPI_API_URL": f"http://127.0.0.1:{api.server_port}"}
+    command = [sys.executable, str(tmp_path / "assistant.py"), "https://tunnel.example/"]
+    for _ in range(2):
+        subprocess.run(command, env=env, check=True, timeout=20, capture_output=True)
+    assert [(method, path) for method, path, _ in api.asked] == [
+        ("POST", "/credential"),
+        ("POST", "/credential"),
+        ("POST", "/assistant"),
+        ("PATCH", "/assistant/id-3"),
+    ]
+    assert api.asked[0][2]["apiKey"] == "new"
+    assistant = json.dumps(api.asked[3][2])
+    assert "https://tunnel.example/vapi/webhook" in assistant
+    assert "YOUR-TUNNEL" not in assistant
+    assert "end-of-call-report" in assistant

@@ -1,0 +1,37 @@
+"""Fixtures: the real Letta server, one of each kind for the whole test run.
+
+Tests share it, so each makes agents of its own. They skip where `make letta-server` has not run,
+except on CI, where a missing server is a failure.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.letta_server.stack import LettaStack, installed
+
+PASSWORD = "a password for tests"
+
+
+@pytest.fixture(scope="session")
+def letta_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LettaStack]:
+    """A server with Redis; `letta_server.api_key` is the key it takes."""
+    yield from _running(tmp_path_factory.mktemp("letta"), redis=True, password=PASSWORD)
+
+
+@pytest.fixture(scope="session")
+def letta_server_without_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LettaStack]:
+    """A server that refuses background posts and takes any key."""
+    yield from _running(tmp_path_factory.mktemp("letta-no-redis"), redis=False, password="")
+
+
+def _running(workdir: Path, *, redis: bool, password: str) -> Iterator[LettaStack]:
+    if not installed():
+        absent = "the real Letta server is not installed: run `make letta-server`"
+        if os.environ.get("CI"):
+            pytest.fail(absent)
+        pytest.skip(absent)
+    with LettaStack(workdir, redis=redis, password=password) as stack:
+        yield stack

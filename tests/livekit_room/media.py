@@ -1,0 +1,142 @@
+"""The two WebRTC connections of a participant: what it sends, and what it hears.
+
+Audio is decoded and encoded again for each listener; data channels are passed on as they are.
+aiortc plays the server's part, libwebrtc (inside `livekit.rtc`) the client's.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.contrib.media import MediaBlackhole, MediaRelay
+from aiortc.mediastreams import MediaStreamTrack
+from aiortc.rtcdatachannel import RTCDataChannel
+from aiortc.sdp import candidate_from_sdp
+
+_LOCAL = RTCConfiguration(iceServers=[])
+_RELAY = MediaRelay()
+
+
+async def add_candidate(connection: RTCPeerConnection, candidate_init: str) -> None:
+    """Take one ICE candidate as the client writes it; an empty one ends them."""
+    candidate = json.loads(candidate_init) if candidate_init else {}
+    if not candidate.get("candidate") or connection.remoteDescription is None:
+        return
+    parsed = candidate_from_sdp(candidate["candidate"].split(":", 1)[1])
+    parsed.sdpMid = candidate.get("sdpMid")
+    parsed.sdpMLineIndex = candidate.get("sdpMLineIndex")
+    await connection.addIceCandidate(parsed)
+
+
+class Sending:
+    """What a participant sends. The client makes the offers.
+
+    Args:
+        on_track: A track arrived.
+        on_data: A packet arrived on a data channel: label and bytes.
+    """
+
+    def __init__(
+        self,
+        on_track: Callable[[MediaStreamTrack], Awaitable[None]],
+        on_data: Callable[[str, bytes], None],
+    ) -> None:
+        self.connection = RTCPeerConnection(_LOCAL)
+
+        # What nobody listens to yet must not pile up: it would reach the first listener as one
+        # burst, later than it was said.
+        self._unheard = MediaBlackhole()
+
+        @self.connection.on("track")
+        async def track(arrived: MediaStreamTrack) -> None:
+            self._unheard.addTrack(_RELAY.subscribe(arrived))
+            await self._unheard.start()
+            await on_track(arrived)
+
+        @self.connection.on("datachannel")
+        def datachannel(channel: RTCDataChannel) -> None:
+            @channel.on("message")
+            def message(raw: bytes | str) -> None:
+                on_data(channel.label, raw if isinstance(raw, bytes) else raw.encode())
+
+    async def answer(self, sdp: str) -> str:
+        """Answer the client's offer."""
+        await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        await self.connection.setLocalDescription(await self.connection.createAnswer())
+        return self.connection.localDescription.sdp
+
+    async def close(self) -> None:
+        await self._unheard.stop()
+        await self.connection.close()
+
+
+class Hearing:
+    """What a participant hears. The server makes the offers, one at a time.
+
+    A new track also waits until the connection stands: aiortc starts no sender that is
+    negotiated while the connection is being made.
+
+    Args:
+        offer: Sends an offer (its number and SDP) to the client.
+    """
+
+    def __init__(self, offer: Callable[[int, str], Awaitable[None]]) -> None:
+        self.connection = RTCPeerConnection(_LOCAL)
+        self.connection.on("connectionstatechange", self._state_changed)
+        self._send_offer = offer
+        self._number = 0
+        self._unanswered = False
+        self._stands = False
+        self._known: set[str] = set()
+        self._new: list[tuple[MediaStreamTrack, str, str]] = []
+        self._channels = {
+            "_reliable": self.connection.createDataChannel("_reliable"),
+            "_lossy": self.connection.createDataChannel("_lossy", ordered=False, maxRetransmits=0),
+        }
+
+    async def offer(self) -> None:
+        """Offer what there is to hear."""
+        self._unanswered = True
+        self._number += 1
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        await self._send_offer(self._number, self.connection.localDescription.sdp)
+
+    async def answered(self, sdp: str) -> None:
+        """Take the client's answer."""
+        await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
+        self._unanswered = False
+        await self._offer_what_is_new()
+
+    async def hear(self, track: MediaStreamTrack, *, speaker_sid: str, track_sid: str) -> bool:
+        """Let the participant hear a track; False when it does already."""
+        if track_sid in self._known:
+            return False
+        self._known.add(track_sid)
+        self._new.append((track, speaker_sid, track_sid))
+        await self._offer_what_is_new()
+        return True
+
+    async def _state_changed(self) -> None:
+        if self.connection.connectionState == "connected" and not self._stands:
+            self._stands = True
+            await self._offer_what_is_new()
+
+    async def _offer_what_is_new(self) -> None:
+        if self._unanswered or not self._stands or not self._new:
+            return
+        for track, speaker_sid, track_sid in self._new:
+            sender = self.connection.addTrack(_RELAY.subscribe(track))
+            # The client finds participant and track in the SDP's stream and track ids.
+            sender._stream_id = f"{speaker_sid}|{track_sid}"
+            sender._track_id = track_sid
+        self._new.clear()
+        await self.offer()
+
+    def tell(self, label: str, raw: bytes) -> None:
+        """Pass a data packet on, if the channel is open."""
+        channel = self._channels[label]
+        if channel.readyState == "open":
+            channel.send(raw)
+
+    async def close(self) -> None:
+        await self.connection.close()

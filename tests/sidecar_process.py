@@ -1,0 +1,163 @@
+"""The sidecar as its user runs it: a process with a data directory of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+START_S = 30.0
+
+
+class SidecarProcess:
+    """`python -m sidecar run` on a free port of this machine.
+
+    Args:
+        data_dir: Kept over restarts.
+        env: Settings beside the data directory; nothing of the machine's own SIDECAR_*, LETTA_*,
+            LLM_*, OPENAI_* or LIVEKIT_* settings gets through.
+        port: 0 takes a free one, and the same again after a restart.
+    """
+
+    def __init__(
+        self, data_dir: Path, env: Mapping[str, str] | None = None, *, port: int = 0
+    ) -> None:
+        self.data_dir = data_dir
+        self.port = port
+        self.token = ""
+        self.log: list[str] = []
+        self._env = dict(env or {})
+        self._process: subprocess.Popen[str] | None = None
+        self._readers: list[threading.Thread] = []
+
+    def start(self) -> Self:
+        """Start it and return when it answers."""
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "COVERAGE")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        env |= {
+            "SIDECAR_DATA_DIR": str(self.data_dir),
+            "SIDECAR_PORT": str(self.port),
+            "SIDECAR_LOG_JSON": "1",
+            "SIDECAR_LOG_LEVEL": "debug",
+            "PYTHONUNBUFFERED": "1",
+            **self._env,
+        }
+        banner: list[str] = []
+        up = threading.Event()
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", "run"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+        def read_banner() -> None:
+            assert process.stdout is not None
+            with process.stdout as lines:
+                for line in lines:
+                    banner.append(line)
+                    if line.strip().startswith("data "):
+                        up.set()
+            up.set()
+
+        def read_log() -> None:
+            assert process.stderr is not None
+            with process.stderr as lines:
+                self.log.extend(lines)
+
+        self._readers = [threading.Thread(target=r, daemon=True) for r in (read_banner, read_log)]
+        for reader in self._readers:
+            reader.start()
+        assert up.wait(START_S), "the sidecar did not start in time"
+        text = "".join(banner)
+        link = re.search(r"link +ws://[^:]+:(\d+)/link", text)
+        assert link is not None, f"the sidecar did not start: {text} {''.join(self.log)}"
+        self.port = int(link[1])
+        page = re.search(r"page +\S+/#(\S+)", text)
+        self.token = page[1] if page else ""
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def link_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/link"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def readiness(self) -> dict[str, Any]:
+        """What `/readyz` says."""
+        return dict(json.loads(get(f"{self.url}/readyz")[1]))
+
+    def undelivered(self) -> int:
+        """How many turns Letta has not digested."""
+        return int(self.readiness()["undelivered_turns"])
+
+    def kill(self) -> None:
+        """Kill it at once, as `kill -9` does."""
+        if self._process is not None:
+            self._process.kill()
+            self.wait(10.0)
+
+    def terminate(self) -> None:
+        """Send SIGTERM and do not wait."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """Wait for the end and return the exit code."""
+        assert self._process is not None
+        code = self._process.wait(timeout_s)
+        self._process = None
+        for reader in self._readers:
+            reader.join(5.0)
+        return code
+
+    def stop(self) -> None:
+        """SIGTERM, twice when once is not enough, then kill."""
+        if self._process is None:
+            return
+        self.terminate()
+        try:
+            self.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def get(url: str) -> tuple[int, str]:
+    """GET; returns status and body, also of an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def eventually(what: Callable[[], bool], *, within_s: float = 20.0, saying: str = "") -> None:
+    """Return as soon as `what` holds; fail when it does not within the bound."""
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {saying or what}"
+        threading.Event().wait(0.05)

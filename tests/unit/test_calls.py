@@ -1,0 +1,415 @@
+"""The live calls, in virtual time, on fakes."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import trio
+import trio.testing
+
+from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
+from sidecar.errors import CallError, JournalFull, LettaUnavailable
+from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.letta.port import AgentSpec, FoundAgent
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import AgentRef, Block, CallerHints, Snapshot, Turn
+from sidecar.telemetry import Telemetry
+from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.transcript.journal import PostPolicy
+
+pytestmark = pytest.mark.unit
+
+ADA = CallerHints(phone="+12025550100")
+BOB = CallerHints(phone="+12025550101")
+
+
+class Letta:
+    """Agents with one block each; a test sets what it holds, how slow it is and whether it fails."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, FoundAgent] = {}
+        self.values: dict[str, str] = {}
+        self.delay_s = 0.0
+        self.down = False
+
+    async def _answer(self) -> None:
+        await anyio.sleep(self.delay_s)
+        if self.down:
+            raise LettaUnavailable("down")
+
+    async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
+        await self._answer()
+        return (Block("human", self.values.get(agent_id, "")),)
+
+    async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
+        await self._answer()
+        return [a for a in self.agents.values() if set(tags) <= set(a.tags)]
+
+    async def create_agent(self, spec: AgentSpec) -> str:
+        await self._answer()
+        agent_id = f"agent-{len(self.agents)}"
+        self.agents[agent_id] = FoundAgent(agent_id, spec.name, tuple(spec.tags), 0.0)
+        return agent_id
+
+    async def delete_agent(self, agent_id: str) -> None:
+        self.agents.pop(agent_id, None)
+
+
+class Store:
+    def __init__(self) -> None:
+        self.copies: dict[str, Snapshot] = {}
+
+    async def load(self, agent_id: str) -> Snapshot | None:
+        return self.copies.get(agent_id)
+
+    async def save(self, snapshot: Snapshot) -> None:
+        self.copies[snapshot.agent_id] = snapshot
+
+    async def forget(self, agent_id: str) -> None:
+        self.copies.pop(agent_id, None)
+
+
+class Ear:
+    """A channel's listener: remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.views: list[tuple[MemoryView, bool]] = []
+        self.guidance: list[str] = []
+        self._heard = anyio.Event()
+
+    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+        self.views.append((view, settled))
+        self._heard.set()
+        self._heard = anyio.Event()
+
+    def on_guidance(self, text: str) -> None:
+        self.guidance.append(text)
+
+    async def settled(self) -> MemoryView:
+        while not any(settled for _, settled in self.views):
+            await self._heard.wait()
+        return self.views[-1][0]
+
+
+class Bench:
+    def __init__(self, *, journal: MemoryJournal | None = None) -> None:
+        self.letta = Letta()
+        self.store = Store()
+        self.telemetry = Telemetry(strict=True)
+        self.clock: Callable[[], float] = lambda: 1_000.0 + trio.current_time()
+        self.journal = journal or MemoryJournal(policy=PostPolicy(), clock=self.clock)
+        self.snapshots = Snapshots(
+            self.letta, self.store, emit=self.telemetry.emit, clock=self.clock
+        )
+        rules = IdentityRules()
+        self.calls = Calls(
+            self.journal,
+            self.snapshots,
+            Identity(self.letta, self.journal, rules=rules, emit=self.telemetry.emit),  # type: ignore[arg-type]
+            rules=rules,
+            policy=CallPolicy(orphan_s=120.0),
+            secret=b"0" * 32,
+            emit=self.telemetry.emit,
+            clock=self.clock,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Bench"]:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self.snapshots.run)
+            await tasks.start(self.calls.run)
+            yield self
+            tasks.cancel_scope.cancel()
+
+    async def open(
+        self, call_id: str, hints: CallerHints = ADA, *, owner: str = "w1", tenant: str = "t"
+    ) -> tuple[LiveCall, Ear]:
+        ear = Ear()
+        live = await self.calls.open(
+            tenant,
+            call_id,
+            channel="livekit",
+            hints=hints,
+            opened_at_s=self.clock(),
+            owner=owner,
+            listener=ear,
+        )
+        return live, ear
+
+
+def virtual(test: Callable[[Bench], Awaitable[None]], bench: Bench | None = None) -> None:
+    async def main() -> None:
+        async with (bench or Bench()).running() as running:
+            await test(running)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def turn(live: LiveCall, item: str, text: str, *, seq: int = 0) -> Turn:
+    return Turn(live.key, item, seq, "caller", text, 1.0)
+
+
+def test_opening_a_call_never_waits_for_letta() -> None:
+    """With Letta hanging, a call opens and its turns are recorded at once."""
+
+    async def body(bench: Bench) -> None:
+        bench.letta.delay_s = 10_000.0
+        began = trio.current_time()
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        await live.close("bye")
+        assert trio.current_time() == began
+        assert [t.text for t in await bench.journal.turns(live.key)] == ["hello"]
+
+    virtual(body)
+
+
+def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
+    """First call: an agent is made, no memory. Second call: what the agent knows is there."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        assert (await ear.settled()).text == ""
+        await live.close("bye")
+        bench.letta.values["agent-0"] = "Her name is Ada."
+        again, ear = await bench.open("c2")
+        view = await ear.settled()
+        assert "Her name is Ada." in view.text
+        assert view.served == "fresh"
+        assert list(bench.letta.agents) == ["agent-0"]
+        assert again.memory == view
+
+    virtual(body)
+
+
+def test_no_caller_sees_another_callers_memory_or_words() -> None:
+    """Two callers, and one number in two tenants, have nothing in common."""
+
+    async def body(bench: Bench) -> None:
+        ears = {}
+        for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
+            live, ear = await bench.open("c1" + hints.phone, hints, tenant=tenant)
+            await ear.settled()
+            await live.record([turn(live, "i", f"words of {tenant} {hints.phone}")])
+            assert live.agent_id is not None
+            bench.letta.values[live.agent_id] = f"secret of {tenant} {hints.phone}"
+            ears[tenant, hints.phone] = live
+        assert len(bench.letta.agents) == 3
+        for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
+            _, ear = await bench.open("c2" + hints.phone, hints, tenant=tenant)
+            text = (await ear.settled()).text
+            for other in ears:
+                mine = other == (tenant, hints.phone)
+                assert (f"secret of {other[0]} {other[1]}" in text) == mine
+                assert (f"words of {other[0]} {other[1]}" in text) == mine
+
+    virtual(body)
+
+
+def test_who_calls_again_at_once_is_remembered_before_letta_knows() -> None:
+    """Turns of the last call that Letta has not digested are in the next call's memory."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        await live.record([turn(live, "i1", "my cat is called Tom")])
+        await live.close("bye")
+        _, ear = await bench.open("c2")
+        assert "my cat is called Tom" in (await ear.settled()).text
+        [batch] = await bench.journal.claim(10, now_s=bench.clock(), post_timeout_s=1.0)
+        bench.letta.values["agent-0"] = "Has a cat, Tom."
+        await bench.journal.settle(batch, now_s=bench.clock())
+        await anyio.sleep(0.1)
+        await bench.calls.digested(AgentRef.of_lane(batch.lane), batch)
+        text = ear.views[-1][0].text
+        assert "Has a cat, Tom." in text
+        assert "my cat is called Tom" not in text
+
+    virtual(body)
+
+
+def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
+    """A call in an outage has the memory of before; when Letta is back it has the new one."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.values["agent-0"] = "old fact"
+        live.speech_started()
+        await anyio.sleep(1.0)
+        bench.letta.down = True
+        _, ear = await bench.open("c2")
+        view = await ear.settled()
+        assert "old fact" in view.text
+        bench.letta.down = False
+        bench.letta.values["agent-0"] = "new fact"
+        await anyio.sleep(30.0)
+        assert "new fact" in ear.views[-1][0].text
+
+    virtual(body)
+
+
+def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
+    """With nobody to ask, the call goes on without memory and gets it as soon as it can."""
+
+    async def body(bench: Bench) -> None:
+        bench.letta.down = True
+        live, ear = await bench.open("c1")
+        assert (await ear.settled()).served == "none"
+        await live.record([turn(live, "i1", "hello")])
+        bench.letta.down = False
+        await anyio.sleep(60.0)
+        assert live.agent_id == "agent-0"
+        assert ear.views[-1][0].served in {"fresh", "stale"}
+
+    virtual(body)
+
+
+def test_speech_starts_a_read_and_its_end_is_told() -> None:
+    """Each time the caller begins to speak, one `settled` memory answers, changed or not."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        ear.views.clear()
+        bench.letta.delay_s = 0.3
+        live.speech_started()
+        await anyio.sleep(0.2)
+        assert ear.views == []
+        await anyio.sleep(0.2)
+        assert [settled for _, settled in ear.views] == [True]
+
+    virtual(body)
+
+
+def test_a_call_belongs_to_one_worker_at_a_time() -> None:
+    """A second worker is refused; the same worker on a new connection takes its call up again."""
+
+    async def body(bench: Bench) -> None:
+        first, _ = await bench.open("c1", owner="w1")
+        with pytest.raises(CallError) as refused:
+            await bench.open("c1", owner="w2")
+        assert refused.value.code == "call_claimed"
+        again, _ = await bench.open("c1", owner="w1")
+        assert again is first
+
+    virtual(body)
+
+
+def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
+    """Within two minutes the call is taken up again; after that its words go to Letta."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        bench.calls.orphan("w1")
+        await anyio.sleep(100.0)
+        live, _ = await bench.open("c1")
+        await anyio.sleep(200.0)
+        assert len(await bench.journal.live_calls()) == 1
+        bench.calls.orphan("w1")
+        await anyio.sleep(130.0)
+        assert await bench.journal.live_calls() == []
+        assert bench.calls.live == ()
+
+    virtual(body)
+
+
+def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
+    """After a restart, a call whose worker never returns does not keep its words from Letta."""
+    before = Bench()
+
+    async def first(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+
+    async def second(bench: Bench) -> None:
+        assert len(await bench.journal.live_calls()) == 1
+        await anyio.sleep(130.0)
+        assert await bench.journal.live_calls() == []
+
+    virtual(first, before)
+    after = Bench(journal=before.journal)
+    virtual(second, after)
+
+
+def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
+    """A drain ends no call and begins none."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        bench.calls.draining = True
+        with pytest.raises(CallError) as refused:
+            await bench.open("c2")
+        assert refused.value.code == "draining"
+        await live.record([turn(live, "i1", "still here")])
+        await live.close("bye")
+
+    virtual(body)
+
+
+def test_a_gap_in_the_count_is_taken_and_counted() -> None:
+    """A turn with a number too high is stored all the same, and the gap is an event."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "one", seq=1), turn(live, "i4", "four", seq=4)])
+        assert bench.telemetry.counts["turn_seq_gap"] == 1
+        assert len(await bench.journal.turns(live.key)) == 2
+
+    virtual(body)
+
+
+def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
+    """With no room nothing is stored, the error says so, and later turns go through."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        append = bench.journal.append
+
+        async def full(_: Sequence[Turn]) -> None:
+            raise JournalFull("no room")
+
+        bench.journal.append = full  # type: ignore[method-assign]
+        with pytest.raises(JournalFull):
+            await live.record([turn(live, "i1", "hello")])
+        assert bench.calls.journal_error
+        bench.journal.append = append  # type: ignore[method-assign]
+        await live.record([turn(live, "i1", "hello")])
+        assert not bench.calls.journal_error
+
+    virtual(body)
+
+
+def test_memory_changes_no_byte_while_nothing_changed() -> None:
+    """Reads that find the same blocks leave the text as it is, and tell nobody twice."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.values["agent-0"] = "a fact"
+        live.speech_started()
+        await anyio.sleep(1.0)
+        text = live.memory.text
+        ear.views.clear()
+        await anyio.sleep(60.0)
+        assert live.memory.text == text
+        assert ear.views == []
+
+    virtual(body)
+
+
+def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
+    """A withheld number gets no memory, a line in the log, and its turns are in the journal."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1", CallerHints(phone="anonymous"))
+        assert (await ear.settled()).text == ""
+        await live.record([turn(live, "i1", "hello")])
+        assert bench.telemetry.counts["caller_unresolved"] == 1
+        assert len(await bench.journal.turns(live.key)) == 1
+        assert bench.letta.agents == {}
+
+    virtual(body)

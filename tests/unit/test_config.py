@@ -1,0 +1,103 @@
+"""Settings."""
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.config import load, read_agent_map
+from sidecar.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def wrong(environ: dict[str, str]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load(environ)
+    return dict(caught.value.fields)
+
+
+def test_no_setting_is_needed() -> None:
+    """An empty environment gives loopback, the embedded Letta and the demo model."""
+    settings = load({})
+    assert settings.loopback
+    assert settings.letta_generation == "embedded"
+    assert not settings.llm_is_real
+
+
+def test_every_wrong_field_is_named_with_its_remedy() -> None:
+    """Three mistakes give three lines, not the first one only."""
+    fields = wrong(
+        {"SIDECAR_PORT": "many", "SIDECAR_POST_MAX_TURNS": "0", "LETTA_BASE_URL": "letta:8283"}
+    )
+    assert set(fields) == {"SIDECAR_PORT", "SIDECAR_POST_MAX_TURNS", "LETTA_BASE_URL"}
+    assert all(fields.values())
+
+
+def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
+    """A typing mistake is not silently the default."""
+    assert "SIDECAR_FRESH_S" in wrong({"SIDECAR_FRESH": "1"})["SIDECAR_FRESH"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
+def test_beyond_this_machine_a_secret_is_needed(host: str) -> None:
+    """Binding to the network without a token is refused and names the setting that mends it."""
+    assert "SIDECAR_LINK_TOKEN" in wrong({"SIDECAR_HOST": host})["SIDECAR_HOST"]
+    assert load({"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": "s"}).host == host
+
+
+def test_half_of_livekit_is_refused() -> None:
+    """LiveKit's three settings come together or not at all."""
+    assert "LIVEKIT_API_SECRET" in wrong({"LIVEKIT_URL": "ws://x"})["LIVEKIT_URL"]
+
+
+def test_two_tenants_with_one_token_are_refused() -> None:
+    """A token says who the tenant is, so no two share one."""
+    assert wrong({"SIDECAR_TENANTS": '{"a": "x", "b": "x"}'})
+    assert wrong({"SIDECAR_TENANTS": '{"a": "x"}', "SIDECAR_LINK_TOKEN": "x"})
+
+
+def test_no_secret_is_printed() -> None:
+    """Neither the printed settings nor their repr holds a key."""
+    settings = load(
+        {
+            "LETTA_API_KEY": "canary",
+            "OPENAI_API_KEY": "canary",
+            "SIDECAR_LINK_TOKEN": "canary",
+            "SIDECAR_TENANTS": '{"a": "canary2"}',
+            "LIVEKIT_URL": "wss://x",
+            "LIVEKIT_API_KEY": "canary",
+            "LIVEKIT_API_SECRET": "canary",
+        }
+    )
+    assert "canary" not in str(settings.redacted())
+    assert "canary" not in repr(settings)
+
+
+def test_wrong_values_are_not_repeated_in_the_error() -> None:
+    """A key pasted into the wrong field does not end up in a log."""
+    with pytest.raises(ConfigError) as caught:
+        load({"SIDECAR_PORT": "sk-canary", "LETTA_BASE_URL": "sk-canary"})
+    assert "canary" not in str(caught.value)
+
+
+def test_a_blank_variable_is_unset() -> None:
+    """`LETTA_API_KEY=` in an .env file asks for no Letta."""
+    assert load({"LETTA_API_KEY": "", "LETTA_BASE_URL": " "}).letta_generation == "embedded"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": ""}'])
+def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    """A broken map file names the setting."""
+    path = tmp_path / "map.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_agent_map(path)
+    assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
+
+
+def test_an_app_server_is_asked_for_by_its_url() -> None:
+    """LETTA_APP_SERVER_URL chooses the App Server, and wants a WebSocket's scheme."""
+    assert load({"LETTA_APP_SERVER_URL": "ws://127.0.0.1:4500/"}).letta_generation == "app-server"
+    with pytest.raises(ConfigError) as wrong:
+        load({"LETTA_APP_SERVER_URL": "http://127.0.0.1:4500"})
+    assert [field for field, _ in wrong.value.fields] == ["LETTA_APP_SERVER_URL"]

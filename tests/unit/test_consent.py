@@ -1,0 +1,186 @@
+"""A caller who does not agree: memory serves the call, and nothing of it is kept."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
+from sidecar.channels.frames import CallOpen, Hints, decode_from_worker, encode, hints_of
+from sidecar.channels.livekit.caller import hints_of_metadata
+from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import CallerHints, Consent, Snapshot, Turn
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta
+from sidecar.testing.memory_journal import MemoryJournal
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+
+class NoStore:
+    async def load(self, agent_id: str) -> Snapshot | None:
+        return None
+
+    async def save(self, snapshot: Snapshot) -> None:
+        return None
+
+    async def forget(self, agent_id: str) -> None:
+        return None
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.settled = anyio.Event()
+
+    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+        if settled:
+            self.settled.set()
+
+    def on_guidance(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+class World:
+    def __init__(self, *, required: bool = False) -> None:
+        self.events = Telemetry(strict=True)
+        self.journal = MemoryJournal(clock=self.clock)
+        letta = FakeLetta(clock=self.clock)
+        self.ear = Ear()
+        rules = IdentityRules(agent_id="agent-7")
+        self.calls = Calls(
+            self.journal,
+            Snapshots(letta, NoStore(), emit=self.events.emit, clock=self.clock),
+            Identity(letta, self.journal, rules=rules, emit=self.events.emit),
+            rules=rules,
+            policy=CallPolicy(consent_required=required, orphan_s=20.0),
+            secret=b"s" * 32,
+            emit=self.events.emit,
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        return 1_800_000_000.0
+
+    async def opened(self, consent: Consent, call: str = "one") -> LiveCall:
+        return await self.calls.open(
+            "acme",
+            call,
+            channel="livekit",
+            hints=CallerHints(caller="bob", consent=consent),
+            opened_at_s=1.0,
+            owner="acme/worker",
+            listener=self.ear,
+        )
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    world = World(required=getattr(request, "param", False))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(world.calls.run)
+        yield world
+        tasks.cancel_scope.cancel()
+
+
+def turn(live: LiveCall, n: int = 1) -> Turn:
+    return Turn(live.key, f"i{n}", n, "caller", "my secret", 2.0)
+
+
+async def test_a_call_without_consent_leaves_nothing(world: World) -> None:
+    """With "no" neither the call nor a turn of it reaches the journal, to its very end."""
+    live = await world.opened("no")
+    await live.record([turn(live)])
+    await live.close("hung up")
+    assert await world.journal.calls(limit=5) == []
+    assert await world.journal.turns(live.key) == ()
+    assert world.events.counts["turns_not_kept"] == 1
+    assert world.events.counts["turn_recorded"] == 0
+
+
+async def test_memory_serves_a_call_that_is_not_kept(world: World) -> None:
+    """The caller who is not recorded is remembered from earlier calls all the same."""
+    live = await world.opened("no")
+    with anyio.fail_after(5):
+        await world.ear.settled.wait()
+    assert live.agent_id == "agent-7"
+
+
+@pytest.mark.parametrize(
+    ("world", "consent", "kept"),
+    [(False, "", 1), (False, "yes", 1), (True, "", 0), (True, "yes", 1), (True, "no", 0)],
+    indirect=["world"],
+)
+async def test_silence_is_consent_unless_it_is_required(
+    world: World, consent: Consent, kept: int
+) -> None:
+    """Where consent is required, a call nobody asked about is not kept."""
+    live = await world.opened(consent)
+    await live.record([turn(live)])
+    assert len(await world.journal.calls(limit=5)) == kept
+
+
+async def test_consent_taken_back_holds_from_then_on(world: World) -> None:
+    """A "no" in a later opening stops the record; a later "yes" does not start it again."""
+    live = await world.opened("yes")
+    await live.record([turn(live)])
+    for consent in ("no", "yes"):
+        assert await world.opened(consent) is live
+        await live.record([turn(live, 2)])
+    await live.close("hung up")
+    assert len(await world.journal.turns(live.key)) == 1
+    assert (await world.journal.live_calls()) == []
+
+
+async def test_a_lost_call_without_consent_is_no_orphan(world: World) -> None:
+    """When the worker of such a call dies, there is nothing to close, and no fault."""
+    await world.opened("no")
+    world.calls.orphan("acme/worker")
+    assert world.calls.live == ()
+    await anyio.lowlevel.checkpoint()
+    assert world.events.counts["journal_failed"] == 0
+
+
+async def test_a_spool_of_a_call_without_consent_is_not_taken_up(world: World) -> None:
+    """A spool file whose call was refused counts as done and is stored nowhere."""
+    done = await world.calls.restore(
+        "acme",
+        "one",
+        channel="livekit",
+        hints=CallerHints(caller="bob", consent="no"),
+        opened_at_s=1.0,
+        turns=[Turn("acme/one", "i", 1, "caller", "my secret", 2.0)],
+    )
+    assert done
+    assert await world.journal.calls(limit=5) == []
+
+
+def test_consent_goes_over_the_link() -> None:
+    """A worker's hint arrives as it was given, and a worker that says nothing was not asked."""
+    for consent in ("", "yes", "no"):
+        hints = bounded_hints(Hints(caller="bob", consent=consent))
+        frame = decode_from_worker(encode(CallOpen("one", "livekit", hints, 1.0)))
+        assert isinstance(frame, CallOpen)
+        assert hints_of(frame).consent == consent
+    older = '{"type":"call.open","call":"c","channel":"livekit","hints":{},"opened_at_s":1}'
+    frame = decode_from_worker(older)
+    assert isinstance(frame, CallOpen)
+    assert hints_of(frame).consent == ""
+
+
+def test_a_worker_keeps_no_word_without_consent() -> None:
+    """The worker's own outbox, and so its spool, takes no turn of such a call."""
+    outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
+    assert outbox.record("i", "caller", "my secret", at_s=2.0, now_s=0.0, room=True) == []
+
+
+@pytest.mark.parametrize(("said", "consent"), [("no", "no"), ("yes", "yes"), ("maybe", "")])
+def test_a_jobs_metadata_names_consent(said: str, consent: str) -> None:
+    """A LiveKit job's metadata says whether the caller agreed."""
+    assert hints_of_metadata(f'{{"caller": "bob", "consent": "{said}"}}').consent == consent

@@ -1,0 +1,379 @@
+"""The state table of a batch, and a world in which everything goes wrong around it."""
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from sidecar.transcript.delivery import (
+    TRANSITIONS,
+    DeliveryPolicy,
+    Event,
+    Facts,
+    LookUp,
+    Outcome,
+    Release,
+    Retire,
+    Send,
+    Settle,
+    State,
+    after,
+    decide,
+)
+
+pytestmark = pytest.mark.unit
+
+POLICY = DeliveryPolicy(post_timeout_s=30.0, grace_s=5.0)
+FRESH = Facts(attempt=0, in_doubt=False, horizon_s=35.0, sealed_at_s=0.0)
+DOUBTFUL = replace(FRESH, in_doubt=True, attempt=1)
+ENDS = {State.SETTLED, State.DROPPED}
+NOT_TAKEN = [Event.REFUSED, Event.BUSY, Event.DENIED, Event.AGENT_GONE, Event.UNADDRESSED]
+
+
+def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: float):
+    return decide(facts, Outcome(event, **outcome), now_s=now_s, dice=0.5, policy=POLICY)
+
+
+class TestTable:
+    def test_no_state_is_a_dead_end(self) -> None:
+        """Every state but the ends leads on, and every state can be reached."""
+        sources = {state for state, _ in TRANSITIONS}
+        assert set(State) - sources == ENDS
+        assert set(State) - set(TRANSITIONS.values()) == {State.PENDING}
+
+    def test_an_impossible_event_is_refused(self) -> None:
+        """What cannot happen is an error, not a silent step."""
+        with pytest.raises(ValueError, match="settled"):
+            after(State.SETTLED, Event.SENT)
+        with pytest.raises(ValueError, match="sending"):
+            step(FRESH, Event.FOUND)
+
+    def test_doubt_ends_only_by_a_look_up_or_an_answer(self) -> None:
+        """From `unknown` a batch is sealed again only when it is absent for good."""
+        ways_out = {
+            event: to
+            for (state, event), to in TRANSITIONS.items()
+            if state is State.UNKNOWN and to is not State.UNKNOWN
+        }
+        assert ways_out == {
+            Event.FOUND: State.SETTLED,
+            Event.DIGESTED: State.SETTLED,
+            Event.ABSENT_FOR_GOOD: State.SEALED,
+            Event.REJECTED_FOR_GOOD: State.DEAD,
+            Event.EXPIRED: State.DEAD,
+        }
+
+
+class TestDecide:
+    def test_a_fresh_batch_is_sent(self) -> None:
+        """A claim without doubt goes straight out."""
+        assert step(FRESH, Event.CLAIMED) == Send(record_anew=False)
+
+    def test_a_batch_in_doubt_is_looked_up(self) -> None:
+        """A batch whose earlier try may have landed is never sent without a look."""
+        assert step(DOUBTFUL, Event.CLAIMED) == LookUp()
+
+    def test_digested_settles(self) -> None:
+        """A post that returned frees the lane at once."""
+        assert step(FRESH, Event.DIGESTED) == Settle(hold_until_s=0.0)
+
+    def test_found_settles_and_holds_to_the_horizon(self) -> None:
+        """Found before the horizon, the server may still be at work: the lane stays closed."""
+        assert step(DOUBTFUL, Event.FOUND, now_s=10.0) == Settle(hold_until_s=35.0)
+        assert step(DOUBTFUL, Event.FOUND, now_s=40.0) == Settle(hold_until_s=0.0)
+
+    def test_absent_waits_for_the_horizon(self) -> None:
+        """Absent is final only past the horizon; a look falls right behind it."""
+        early = step(DOUBTFUL, Event.ABSENT, now_s=34.5)
+        assert isinstance(early, Release)
+        assert early.unknown
+        assert not early.over
+        assert early.due_s == pytest.approx(35.01)
+        assert step(DOUBTFUL, Event.ABSENT, now_s=35.0) == Send(record_anew=True)
+
+    @pytest.mark.parametrize("event", [Event.LOST, Event.FAILED])
+    def test_an_unknown_outcome_leaves_doubt(self, event: Event) -> None:
+        """A try without a verdict is looked up; only an answer ends its horizon."""
+        released = step(FRESH, event)
+        assert isinstance(released, Release)
+        assert released.unknown
+        assert released.over is (event is Event.FAILED)
+
+    @pytest.mark.parametrize("event", NOT_TAKEN)
+    def test_not_taken_is_tried_again(self, event: Event) -> None:
+        """What Letta did not take comes again, without doubt, and is never given up early."""
+        released = step(FRESH, event)
+        assert isinstance(released, Release)
+        assert not released.unknown
+        assert released.due_s > 1.0
+
+    @pytest.mark.parametrize("event", NOT_TAKEN)
+    def test_not_taken_does_not_clear_an_earlier_doubt(self, event: Event) -> None:
+        """A busy agent may be busy with the very batch: it is looked up again."""
+        released = step(DOUBTFUL, event)
+        assert isinstance(released, Release)
+        assert released.unknown
+
+    def test_busy_is_tried_again_soon(self) -> None:
+        """A busy agent is asked again within 0.25 to 5 s, however often."""
+        for attempt in range(30):
+            released = step(replace(FRESH, attempt=attempt), Event.BUSY)
+            assert isinstance(released, Release)
+            assert 0.25 <= released.due_s - 1.0 <= 5.0
+
+    def test_denied_is_patient(self) -> None:
+        """A refused key is retried slowly, at most a minute apart, until someone mends it."""
+        waits = [
+            step(replace(FRESH, attempt=attempt), Event.DENIED).due_s - 1.0  # type: ignore[union-attr]
+            for attempt in range(20)
+        ]
+        assert waits[0] > 3.0
+        assert max(waits) <= 60.0
+
+    def test_retry_after_is_heeded_within_reason(self) -> None:
+        """Letta's own wait counts where it is longer than ours, up to five minutes."""
+        for asked_s, waited_s in ((20.0, 20.0), (86_400.0, 300.0)):
+            released = step(FRESH, Event.REFUSED, retry_after_s=asked_s)
+            assert isinstance(released, Release)
+            assert released.due_s - 1.0 == pytest.approx(waited_s)
+
+    def test_the_third_rejection_is_a_dead_letter(self) -> None:
+        """Two rejections are tried again, the third is final."""
+        for rejections in (0, 1):
+            assert isinstance(step(replace(FRESH, rejections=rejections), Event.REJECTED), Release)
+        assert step(replace(FRESH, rejections=2), Event.REJECTED) == Retire()
+
+    @pytest.mark.parametrize("event", [*NOT_TAKEN, Event.LOST, Event.FAILED])
+    def test_a_week_is_enough(self, event: Event) -> None:
+        """A batch older than the give-up age is given up when a try fails, not before it."""
+        late_s = POLICY.give_up_s + 1.0
+        assert step(FRESH, Event.CLAIMED, now_s=late_s) == Send(record_anew=False)
+        assert step(FRESH, Event.DIGESTED, now_s=late_s) == Settle(hold_until_s=0.0)
+        assert step(FRESH, event, now_s=late_s) == Retire()
+
+    @given(
+        st.sampled_from([*NOT_TAKEN, Event.LOST, Event.FAILED, Event.REJECTED]),
+        st.integers(0, 10_000),
+        st.floats(0, 1, exclude_max=True),
+        st.booleans(),
+    )
+    def test_every_wait_is_bounded(
+        self, event: Event, attempt: int, dice: float, in_doubt: bool
+    ) -> None:
+        """No try waits longer than a minute, nor not at all."""
+        facts = replace(FRESH, attempt=attempt, in_doubt=in_doubt)
+        released = decide(facts, Outcome(event), now_s=1.0, dice=dice, policy=POLICY)
+        assert isinstance(released, Release)
+        assert 0.0 < released.due_s - 1.0 <= POLICY.retry_cap_s
+
+
+# A world around the table: lanes with batches, a Letta that lies about nothing but answers badly.
+
+LANES = 2
+PER_LANE = 3
+FAULTS = st.sampled_from(
+    [
+        "fine",
+        "refused",
+        "busy",
+        "lost",
+        "lost_landed",
+        "long",
+        "late",
+        "failed",
+        "failed_landed",
+        "gone",
+    ]
+)
+
+
+@dataclass
+class Kept:
+    """A batch as a journal keeps it."""
+
+    number: int
+    lane: int
+    state: State = State.SEALED
+    attempt: int = 0
+    horizon_s: float = 0.0
+    due_s: float = 0.0
+
+
+@dataclass
+class Oracle:
+    """A Letta that stores whatever arrives, twice if it comes twice, and knows what it has.
+
+    `tries` holds when each reached it, when it landed, and the batch. One that is still on its
+    way (a slow network) shows in no look-up.
+    """
+
+    tries: list[tuple[float, float, Kept]] = field(default_factory=list)
+
+    def find(self, batch: Kept, *, now_s: float) -> Event:
+        known = [lands_s for begins_s, lands_s, b in self.tries if b is batch and begins_s <= now_s]
+        if any(lands_s > now_s for lands_s in known):
+            return Event.RUNNING
+        return Event.FOUND if known else Event.ABSENT
+
+    def of_lane(self, lane: int) -> list[tuple[float, float, Kept]]:
+        return sorted((t for t in self.tries if t[2].lane == lane), key=lambda t: t[:2])
+
+
+class Deliveries(RuleBasedStateMachine):
+    """Claims, faults, crashes and waits in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.letta = Oracle()
+        self.lanes: list[list[Kept]] = []
+        self.hold_s = [0.0] * LANES
+
+    @initialize()
+    def fill(self) -> None:
+        self.lanes = [
+            [Kept(lane * PER_LANE + n, lane) for n in range(PER_LANE)] for lane in range(LANES)
+        ]
+
+    def head(self, lane: int) -> Kept | None:
+        return next((b for b in self.lanes[lane] if b.state is not State.SETTLED), None)
+
+    @rule(lane=st.integers(0, LANES - 1), fault=FAULTS, dice=st.floats(0, 1, exclude_max=True))
+    def deliver(self, lane: int, fault: str, dice: float) -> None:
+        self.attempt(lane, fault, dice)
+
+    @rule(lane=st.integers(0, LANES - 1), landed=st.booleans())
+    def crash_while_sending(self, lane: int, landed: bool) -> None:
+        self.attempt(lane, "crash_landed" if landed else "crash", 0.5)
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def crash_after_the_look(self, lane: int) -> None:
+        """The process dies between a look-up and what would follow from it."""
+        batch = self.head(lane)
+        if batch is not None and batch.state is State.UNKNOWN:
+            self.letta.find(batch, now_s=self.now_s)
+
+    @rule(by_s=st.floats(0.01, 40.0))
+    def time_passes(self, by_s: float) -> None:
+        self.now_s += by_s
+
+    def attempt(self, lane: int, fault: str, dice: float) -> None:
+        """Claim the lane's batch, if it is due, and take every step of that claim."""
+        batch = self.head(lane)
+        if batch is None or max(batch.due_s, self.hold_s[lane]) > self.now_s:
+            return
+        in_doubt = batch.state is State.UNKNOWN
+        facts_attempt = batch.attempt
+        if not in_doubt:
+            batch.state = after(batch.state, Event.SENT)
+            batch.attempt += 1
+            batch.horizon_s = self.now_s + POLICY.horizon_s
+        outcome = Outcome(Event.CLAIMED)
+        while True:
+            facts = Facts(facts_attempt, in_doubt, batch.horizon_s, 0.0)
+            following = decide(facts, outcome, now_s=self.now_s, dice=dice, policy=POLICY)
+            match following:
+                case LookUp():
+                    outcome = Outcome(self.letta.find(batch, now_s=self.now_s))
+                case Send(record_anew):
+                    if record_anew:
+                        batch.attempt += 1
+                        batch.horizon_s = self.now_s + POLICY.horizon_s
+                    if fault.startswith("crash"):
+                        self.send(batch, fault)
+                        batch.state = State.UNKNOWN
+                        batch.due_s = self.now_s
+                        return
+                    outcome = Outcome(self.send(batch, fault))
+                case _:
+                    self.end(batch, following)
+                    return
+
+    def end(self, batch: Kept, following: Settle | Release | Retire) -> None:
+        match following:
+            case Settle(hold_until_s):
+                batch.state = State.SETTLED
+                self.hold_s[batch.lane] = hold_until_s
+            case Release(due_s, unknown, over):
+                batch.state = State.UNKNOWN if unknown else State.RETRY
+                batch.due_s = due_s
+                if over:
+                    batch.horizon_s = min(batch.horizon_s, self.now_s)
+            case Retire():
+                raise AssertionError("nothing here is rejected or a week old")
+
+    def send(self, batch: Kept, fault: str) -> Event:
+        now_s = self.now_s
+        match fault:
+            case "fine":
+                self.letta.tries.append((now_s, now_s + 1.0, batch))
+                self.now_s += 1.0
+                return Event.DIGESTED
+            case "refused":
+                return Event.REFUSED
+            case "busy":
+                return Event.BUSY
+            case "gone":
+                return Event.CONVERSATION_GONE
+            case "lost_landed" | "crash_landed":
+                self.letta.tries.append((now_s, now_s + 0.5, batch))
+                return Event.LOST
+            case "long":
+                # The client is cut off at once; the server works on, up to the deadline.
+                self.letta.tries.append((now_s, now_s + POLICY.post_timeout_s, batch))
+                return Event.LOST
+            case "late":
+                self.letta.tries.append((now_s + 20.0, now_s + 21.0, batch))
+                return Event.LOST
+            case "failed_landed":
+                self.letta.tries.append((now_s, now_s, batch))
+                return Event.FAILED
+            case "failed":
+                return Event.FAILED
+            case _:
+                return Event.LOST
+
+    @invariant()
+    def never_doubled(self) -> None:
+        numbers = [batch.number for _, _, batch in self.letta.tries]
+        assert len(numbers) == len(set(numbers))
+
+    @invariant()
+    def never_two_at_work_in_a_lane(self) -> None:
+        for lane in range(LANES):
+            tries = self.letta.of_lane(lane)
+            for (_, lands_s, _), (begins_s, _, _) in pairwise(tries):
+                assert lands_s <= begins_s
+
+    @invariant()
+    def never_out_of_order(self) -> None:
+        for lane in range(LANES):
+            numbers = [batch.number for _, _, batch in self.letta.of_lane(lane)]
+            assert numbers == sorted(numbers)
+
+    @invariant()
+    def never_lost(self) -> None:
+        landed = {batch.number for _, _, batch in self.letta.tries}
+        for lane in self.lanes:
+            for batch in lane:
+                assert batch.state is not State.SETTLED or batch.number in landed
+
+    def teardown(self) -> None:
+        """Once Letta is well again, all is delivered, within a bounded time."""
+        if not self.lanes:
+            return
+        deadline_s = self.now_s + 10 * PER_LANE * POLICY.horizon_s
+        while any(self.head(lane) for lane in range(LANES)):
+            assert self.now_s < deadline_s, "delivery did not come to an end"
+            for lane in range(LANES):
+                self.attempt(lane, "fine", 0.5)
+            self.now_s += 0.5
+        assert {batch.number for _, _, batch in self.letta.tries} == set(range(LANES * PER_LANE))
+        self.never_doubled()
+
+
+TestWorld = Deliveries.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

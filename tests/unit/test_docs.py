@@ -1,0 +1,63 @@
+"""The documents speak of things that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from sidecar.config import environment_names
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of the tests in a file; those of a class with and without it."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            inside = {item.name for item in node.body if hasattr(item, "name")}
+            names |= inside | {f"{node.name}::{name}" for name in inside}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+    return names
+
+
+def test_every_failure_mode_names_tests_that_exist() -> None:
+    """A row's proof is a test that pytest would run."""
+    text = (ROOT / "docs/failure-modes.md").read_text()
+    named = re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
+    assert len(named) > 30
+    missing = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (ROOT / "tests" / file).exists() or test not in names_in(ROOT / "tests" / file)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    """Relative links between the documents are not broken."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    """A setting the sidecar reads can be found by its name."""
+    readme = (ROOT / "README.md").read_text()
+    documents = readme + "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
+    names = [name for choices in environment_names().values() for name in choices]
+    assert [name for name in names if name not in documents] == []
+
+
+def test_the_make_targets_that_documents_name_exist() -> None:
+    """`make something` in a document works."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE))
+        assert named <= targets, (document.name, named - targets)

@@ -1,0 +1,216 @@
+"""Forgetting a caller: what goes, what stays, and what is said when something can't go."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.channels.frames import CallOpen, Hints, TurnFrame
+from sidecar.channels.spool import SpoolFile
+from sidecar.errors import CallerBusy, LettaUnavailable
+from sidecar.forget import Forgetting, pieces_of
+from sidecar.letta.digest_agent import spec_of_caller
+from sidecar.letta.identity import IdentityRules
+from sidecar.memory.store import DirectoryStore
+from sidecar.model import AgentRef, Block, Call, Snapshot, Turn, caller_key
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite import SqliteJournal
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+KEY = caller_key("acme", "caller:bob")
+OTHER = caller_key("acme", "caller:eve")
+OWN = AgentRef("acme", caller_key=KEY)
+SHARED = AgentRef("acme", agent_id="agent-shared")
+SECRET = "the safe opens with my mother's birthday"
+
+
+class World:
+    """A data directory with a journal, copies, a spool and a Letta."""
+
+    def __init__(self, root: Path, journal: SqliteJournal) -> None:
+        self.root = root
+        self.spool = root / "spool"
+        self.journal = journal
+        self.letta = FakeLetta(clock=self.clock, latency_s=0.0)
+        self.copies = DirectoryStore(root / "snapshots")
+        self.events = Telemetry(strict=True)
+        self.forgetting = Forgetting(
+            journal,
+            self.letta,
+            self.copies,
+            rules=IdentityRules(),
+            directory=root,
+            spool=self.spool,
+            spool_tenant="acme",
+            emit=self.events.emit,
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        return 1_800_000_000.0
+
+    async def call(
+        self, name: str, *, ref: AgentRef, key: str, text: str, closed: bool = True
+    ) -> None:
+        call = f"acme/{name}"
+        await self.journal.open_call(Call(call, ref, "livekit", key, 1_799_999_000.0))
+        await self.journal.append([Turn(call, "i1", 1, "caller", text, 1_799_999_001.0)])
+        if closed:
+            await self.journal.close_call(call, at_s=1_799_999_100.0)
+
+    async def agent(self) -> str:
+        """The caller's own agent, with a last good copy of its memory."""
+        agent_id = await self.letta.create_agent(spec_of_caller("acme", KEY))
+        await self.journal.learn_agent(OWN, agent_id)
+        block = Block("human", f"Said that {SECRET}")
+        await self.copies.save(Snapshot.of(agent_id, [block], read_at_s=1.0))
+        return agent_id
+
+    def spooled(self, name: str, caller: str, text: str) -> SpoolFile:
+        file = SpoolFile.create(self.spool, name)
+        opened = CallOpen(name, "livekit", Hints(caller=caller), 1_799_999_000.0)
+        file.append([opened, TurnFrame(name, "i1", 1, "caller", text, 1_799_999_001.0)])
+        return file
+
+    def files_with(self, text: str) -> list[str]:
+        return [
+            p.name for p in self.root.rglob("*") if p.is_file() and text.encode() in p.read_bytes()
+        ]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    journal = await SqliteJournal.open(tmp_path / "journal.db", policy=PostPolicy())
+    yield World(tmp_path, journal)
+    await journal.aclose()
+
+
+async def test_a_caller_goes_from_every_place(world: World) -> None:
+    """Journal, spool, copies and the caller's own agent: nothing of the caller is in any file."""
+    agent_id = await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=f"listen, {SECRET} and so on")
+    world.spooled("left", "bob", f"again: {SECRET}").close()
+    world.spooled("others", "eve", "nothing of his is in here").close()
+    assert len(world.files_with(SECRET)) >= 3
+    report = await world.forgetting.forget("acme", KEY)
+    assert (report.done, report.calls, report.turns, report.spool_files) == (True, 1, 1, 1)
+    assert report.agents == (agent_id,)
+    assert report.traces == ()
+    assert len(report.left) == 1
+    assert world.files_with(SECRET) == []
+    assert await world.letta.find_agents(()) == []
+    assert [p.name for p in world.spool.iterdir()] == ["others.jsonl"]
+    assert world.events.counts["caller_forgotten"] == 1
+
+
+async def test_a_dry_run_touches_nothing(world: World) -> None:
+    """The plan counts the same things, and everything is where it was."""
+    agent_id = await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    plan = await world.forgetting.plan("acme", KEY)
+    assert (plan.done, plan.calls, plan.agents) == (False, 1, (agent_id,))
+    assert (await world.journal.counts()).turns == 1
+    assert len(await world.letta.find_agents(())) == 1
+
+
+async def test_an_agent_found_by_its_tags_alone_goes_too(world: World) -> None:
+    """The caller's agent is erased when retention has long erased the calls, or it is a twin."""
+    await world.letta.create_agent(spec_of_caller("acme", KEY))
+    await world.letta.create_agent(spec_of_caller("acme", OTHER))
+    report = await world.forgetting.forget("acme", KEY)
+    assert len(report.agents) == 1
+    assert len(await world.letta.find_agents(())) == 1
+
+
+async def test_of_a_shared_agent_only_the_conversation_goes(world: World) -> None:
+    """An agent that others use stays, and what it may have learnt is named as left."""
+    await world.call("one", ref=SHARED, key=KEY, text=SECRET)
+    await world.call("two", ref=SHARED, key=OTHER, text="somebody else's words entirely")
+    mine = await world.letta.open_conversation("agent-shared", label="one")
+    other = await world.letta.open_conversation("agent-shared", label="two")
+    await world.journal.learn_conversation("acme/one", mine)
+    await world.journal.learn_conversation("acme/two", other)
+    report = await world.forgetting.forget("acme", KEY)
+    assert report.agents == ()
+    assert report.conversations == 1
+    assert world.letta.conversations == {other: "agent-shared"}
+    assert any("agent-shared" in text for text in report.left)
+    assert (await world.journal.counts()).calls == 1
+
+
+async def test_with_letta_away_nothing_is_erased(world: World) -> None:
+    """A half-forgotten caller is worse than one to be forgotten again in a minute."""
+    await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    world.letta.down = True
+    with pytest.raises(LettaUnavailable):
+        await world.forgetting.forget("acme", KEY)
+    assert (await world.journal.counts()).turns == 1
+
+
+async def test_a_live_caller_is_not_erased(world: World) -> None:
+    """A live call stops it before the spool or Letta is touched."""
+    await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=SECRET, closed=False)
+    world.spooled("left", "bob", SECRET).close()
+    with pytest.raises(CallerBusy):
+        await world.forgetting.forget("acme", KEY)
+    assert len(list(world.spool.iterdir())) == 1
+    assert len(await world.letta.find_agents(())) == 1
+
+
+async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
+    """What a live worker still writes can't be erased under it; another caller's is no matter."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    held = world.spooled("others", "eve", "nothing of his is in here")
+    assert (await world.forgetting.plan("acme", KEY)).spool_files == 0
+    mine = world.spooled("mine", "bob", SECRET)
+    with pytest.raises(CallerBusy):
+        await world.forgetting.forget("acme", KEY)
+    assert (await world.journal.counts()).turns == 1
+    held.close()
+    mine.close()
+
+
+async def test_what_is_left_in_a_file_is_found(world: World) -> None:
+    """Words in a file that nobody erases, as a copy an owner made, are reported with its path."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    copy = world.root / "backup-of-mine.json"
+    copy.write_text(json.dumps({"text": f"he said {SECRET}"}))
+    report = await world.forgetting.forget("acme", KEY)
+    assert report.traces == (str(copy),)
+
+
+async def test_what_another_caller_said_too_is_no_trace(world: World) -> None:
+    """The same sentence of another caller stays, and is not taken for this one's."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    await world.call("two", ref=AgentRef("acme", caller_key=OTHER), key=OTHER, text=SECRET)
+    report = await world.forgetting.forget("acme", KEY)
+    assert report.traces == ()
+    assert (await world.journal.counts()).turns == 1
+
+
+async def test_forgetting_twice_is_no_error(world: World) -> None:
+    """Whom nobody knows is forgotten at once."""
+    await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    await world.forgetting.forget("acme", KEY)
+    again = await world.forgetting.forget("acme", KEY)
+    assert (again.calls, again.turns, again.agents, again.traces) == (0, 0, (), ())
+
+
+def test_pieces_are_telling_and_few() -> None:
+    """Short turns have no piece, each piece survives JSON and XML, and there is a limit."""
+    assert pieces_of(["yes", "ok thanks"], "k" * 32) == [b"k" * 32]
+    (_, piece) = pieces_of(['he said "hello" & that was all there was to it'], "k")
+    assert piece in b"that was all there was to it"
+    assert len(pieces_of([f"sentence number {n} of a long call" for n in range(999)], "k")) <= 201

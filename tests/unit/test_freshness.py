@@ -1,0 +1,87 @@
+"""How fresh a snapshot is, and the breaker and backoff beside it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from sidecar.breaker import Breaker, backoff_s
+from sidecar.memory.freshness import FreshnessPolicy, age_s, judge
+
+pytestmark = pytest.mark.unit
+
+ORDER = ["fresh", "stale", "expired"]
+
+
+@given(
+    st.floats(0, 1e10),
+    st.floats(-1e6, 1e9),
+    st.floats(0, 100),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+)
+def test_a_snapshot_never_gets_fresher_with_time(
+    read_at_s: float, age: float, fresh_s: float, more_s: float, later_s: float
+) -> None:
+    """Freshness only goes one way while no read happens, also when the clock was set back."""
+    policy = FreshnessPolicy(fresh_s, fresh_s + more_s)
+    now_s = read_at_s + age
+    first = judge(read_at_s, now_s=now_s, policy=policy)
+    later = judge(read_at_s, now_s=now_s + later_s, policy=policy)
+    assert ORDER.index(first) <= ORDER.index(later)
+    assert age_s(read_at_s, now_s=now_s) >= 0
+
+
+def test_no_snapshot_is_absent() -> None:
+    """Nothing read is not the same as something old."""
+    assert judge(None, now_s=5.0, policy=FreshnessPolicy()) == "absent"
+
+
+@given(st.integers(1, 200), st.floats(0, 0.999), st.floats(0.01, 10), st.floats(0.01, 100))
+def test_a_backoff_stays_within_its_cap(
+    attempt: int, dice: float, base_s: float, cap_s: float
+) -> None:
+    """No wait is negative or longer than the cap."""
+    assert 0 < backoff_s(attempt, base_s=base_s, cap_s=cap_s, dice=dice) <= cap_s
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Random successes, failures and time against what a breaker promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker(failure_limit=3, cool_s=1.0, cool_cap_s=8.0)
+        self.now_s = 0.0
+        self.in_a_row = 0
+        self.probing = False
+
+    @rule(step_s=st.floats(0, 20))
+    def time_passes(self, step_s: float) -> None:
+        self.now_s += step_s
+
+    @rule(outcome=st.sampled_from(["ok", "fail", "abandon"]))
+    def call(self, outcome: str) -> None:
+        admitted = self.breaker.admits(now_s=self.now_s)
+        if self.in_a_row < 3:
+            assert admitted
+        if not admitted:
+            return
+        assert self.in_a_row < 3 or self.breaker.is_open
+        if self.breaker.is_open:
+            assert not self.breaker.admits(now_s=self.now_s), "one probe at a time"
+        if outcome == "ok":
+            self.breaker.succeeded()
+            self.in_a_row = 0
+        elif outcome == "fail":
+            self.breaker.failed(now_s=self.now_s)
+            self.in_a_row += 1
+        else:
+            self.breaker.abandoned()
+
+    @invariant()
+    def never_shut_for_longer_than_the_cap(self) -> None:
+        assert self.breaker.retry_in_s(now_s=self.now_s) <= 8.0
+        assert self.breaker.is_open == (self.in_a_row >= 3)
+
+
+TestBreaker = BreakerMachine.TestCase

@@ -1,0 +1,132 @@
+"""What dead workers left in the spool."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame
+from sidecar.channels.spool import SpoolFile
+from sidecar.errors import CallError, JournalFull
+from sidecar.intake import SpoolIntake
+from sidecar.model import CallerHints, Turn
+from sidecar.telemetry import Telemetry
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+OPEN = CallOpen("c1", "livekit", Hints(phone="+12025550100"), 1.0)
+TURNS = [TurnFrame("c1", f"i{n}", n, "caller", f"word {n}", 1.0) for n in (1, 2)]
+
+
+class Calls:
+    """Takes what the intake restores, or fails as told."""
+
+    def __init__(self) -> None:
+        self.restored: list[tuple[str, str, CallerHints, Sequence[Turn]]] = []
+        self.held = False
+        self.error: Exception | None = None
+
+    async def restore(
+        self, tenant: str, call_id: str, *, hints: CallerHints, turns: Sequence[Turn], **_: Any
+    ) -> bool:
+        if self.error is not None:
+            raise self.error
+        if not self.held:
+            self.restored.append((tenant, call_id, hints, turns))
+        return not self.held
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def intake(calls: Calls, tmp_path: Path) -> SpoolIntake:
+    emit = Telemetry(strict=True).emit
+    return SpoolIntake(calls, tmp_path, tenant="t", emit=emit)  # type: ignore[arg-type]
+
+
+def left_behind(directory: Path, *, raw: bytes = b"") -> Path:
+    file = SpoolFile.create(directory, "c1")
+    file.append([OPEN, *TURNS, CallClose("c1", 2.0)])
+    file.close()
+    if raw:
+        with file.path.open("ab") as more:
+            more.write(raw)
+    return file.path
+
+
+def contents(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in directory.iterdir()]
+
+
+async def test_what_a_dead_worker_left_is_stored_and_the_file_deleted(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """Call, caller and turns reach the journal in order; then the file is gone."""
+    path = left_behind(tmp_path)
+    await intake.look()
+    [(tenant, call, hints, turns)] = calls.restored
+    assert (tenant, call, hints.phone) == ("t", "c1", "+12025550100")
+    assert [turn.text for turn in turns] == ["word 1", "word 2"]
+    assert not path.exists()
+
+
+async def test_the_file_of_a_living_worker_is_left_alone(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """While its writer lives, a spool file is not touched."""
+    file = SpoolFile.create(tmp_path, "c1")
+    file.append([OPEN, *TURNS])
+    await intake.look()
+    assert calls.restored == []
+    assert file.path.exists()
+    file.close()
+
+
+@pytest.mark.parametrize("why", ["held", "full"])
+async def test_what_can_not_be_stored_now_is_taken_up_later(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path, why: str
+) -> None:
+    """With the call held by a worker, or the disk full, the file stays for the next look."""
+    path = left_behind(tmp_path)
+    calls.held = why == "held"
+    calls.error = JournalFull("no room") if why == "full" else None
+    await intake.look()
+    assert path.exists()
+    calls.held, calls.error = False, None
+    await intake.look()
+    assert len(calls.restored) == 1
+    assert not path.exists()
+
+
+async def test_a_torn_last_line_costs_that_line_alone(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """A writer killed in mid-write loses nothing that was whole."""
+    path = left_behind(tmp_path, raw=b'{"type":"turn","call":"c1","it')
+    await intake.look()
+    assert len(calls.restored[0][3]) == 2
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [None, CallError("call_claimed", "another's")])
+async def test_what_can_not_be_understood_is_set_aside_and_kept(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path, error: Exception | None
+) -> None:
+    """Rubbish in a file, or a call that is another's: no byte of it is deleted."""
+    path = left_behind(tmp_path, raw=b"rubbish\n" if error is None else b"")
+    content = path.read_bytes()
+    calls.error = error
+    await intake.look()
+    assert not path.exists()
+    assert contents(tmp_path) == [content]
+
+
+async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path) -> None:
+    """Without a spool directory there is nothing to do, and no error."""
+    emit = Telemetry(strict=True).emit
+    intake = SpoolIntake(calls, tmp_path / "none", tenant="t", emit=emit)  # type: ignore[arg-type]
+    await intake.look()

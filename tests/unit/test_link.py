@@ -1,0 +1,561 @@
+"""The worker's end of the link, against a fake sidecar on a real socket."""
+
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from sidecar.channels.frames import (
+    Ack,
+    CallClose,
+    CallOpen,
+    ErrorFrame,
+    Guidance,
+    Hello,
+    Hints,
+    Memory,
+    SpeechStarted,
+)
+from sidecar.channels.link import Link
+from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.spool import SpoolFile, spool_files
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_sidecar import FakeSidecar
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+CALL = "AJ_1"
+ADA = Hints(caller="ada")
+
+
+class Quiet:
+    """A logger that keeps nothing."""
+
+    def debug(self, event: str, **fields: object) -> None: ...
+
+    info = warning = error = debug
+
+
+class Worker:
+    """A link of a worker process, and what it said of itself."""
+
+    def __init__(self, url: str, spool_dir: Path, **options: object) -> None:
+        self.telemetry = Telemetry(strict=True, logger=Quiet())
+        self.link = Link(
+            url,
+            worker="w1",
+            spool_dir=spool_dir,
+            emit=self.telemetry.emit,
+            clock=time.time,
+            dice=random.Random(7).random,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def call(self, hints: Hints | None = ADA) -> LinkedCall:
+        return self.link.open_call(CALL, "livekit", hints, opened_at_s=time.time())
+
+
+@asynccontextmanager
+async def running(url: str, spool_dir: Path, **options: object) -> AsyncGenerator[Worker]:
+    worker = Worker(url, spool_dir, **options)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.link.run)
+        yield worker
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def sidecar() -> FakeSidecar:
+    return FakeSidecar()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(holds: Callable[[], bool], budget_s: float = 10.0) -> None:
+    with anyio.fail_after(budget_s):
+        while not holds():  # noqa: ASYNC110 - of the link, which offers no event for it
+            await anyio.sleep(0.01)
+
+
+async def took_s(wait: Callable[[], Awaitable[object]]) -> float:
+    started_s = anyio.current_time()
+    await wait()
+    return anyio.current_time() - started_s
+
+
+def memory(text: str, *, settled: bool = True, served: str = "fresh") -> Memory:
+    return Memory(call=CALL, text=text, version=text, read_at_s=1.0, served=served, settled=settled)  # type: ignore[arg-type]
+
+
+def turns_on_disk(spool_dir: Path) -> list[str]:
+    """Return the texts of the one spool file, read without its lock."""
+    texts: list[str] = []
+    for path in spool_files(spool_dir):
+        file = SpoolFile(path, os.open(path, os.O_RDONLY))
+        texts += [turn.text for turn in file.read().turns]
+        file.close()
+    return texts
+
+
+# Turns
+
+
+async def test_turns_reach_the_sidecar_once_and_in_order(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A whole call: hello, open, turns in order, close; then all of it is acked."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        for n in range(20):
+            call.record(f"i{n}", "caller" if n % 2 else "agent", f"turn {n}")
+        call.close("hung up")
+
+        assert await call.flushed(5.0)
+
+    assert [f"turn {n}" for n in range(20)] == sidecar.texts(CALL)
+    assert [CALL] == sidecar.closed
+    assert [Hello, CallOpen] == [type(frame) for frame in sidecar.received[:2]]
+    assert isinstance(sidecar.received[-1], CallClose)
+    assert [] == spool_files(tmp_path)
+
+
+async def test_a_call_goes_on_with_no_sidecar_at_its_start(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """What was said before the sidecar came is handed over, in order, when it does."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.record("i2", "agent", "two")
+        await until(lambda: worker.telemetry.counts["link_lost"] == 1)
+        async with sidecar.serving(free_port):
+            assert not call.outbox.settled
+            await until(lambda: call.outbox.settled)
+            call.record("i3", "caller", "three")
+            await until(lambda: call.outbox.settled)
+
+    assert ["one", "two", "three"] == sidecar.texts(CALL)
+    assert 1 == worker.telemetry.counts["link_restored"]
+
+
+async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """Turns unacked at the cut and turns of the outage arrive after it, once and in order."""
+    url = f"ws://127.0.0.1:{free_port}/link"
+    async with running(url, tmp_path) as worker:
+        call = worker.call()
+        async with sidecar.serving(free_port):
+            call.record("i1", "caller", "one")
+            await until(lambda: call.outbox.settled)
+            sidecar.acks = False
+            call.record("i2", "agent", "two")
+            await sidecar.until(lambda: len(sidecar.received) >= 4)
+        call.record("i3", "caller", "three")
+        sidecar.acks = True
+        async with sidecar.serving(free_port):
+            call.record("i4", "agent", "four")
+            call.close()
+            assert await call.flushed(10.0)
+
+    assert ["one", "two", "three", "four"] == sidecar.texts(CALL)
+    assert [CALL] == sidecar.closed
+
+
+async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A link cut again and again in the middle of a stream still hands every turn over, once."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        for n in range(60):
+            call.record(f"i{n}", "caller", f"turn {n}")
+            if n % 10 == 5:
+                await until(lambda: worker.link.connected)
+                sidecar.cut()
+            await anyio.lowlevel.checkpoint()
+        call.close()
+        assert await call.flushed(20.0)
+
+    assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
+    assert sidecar.connections >= 3
+
+
+async def test_a_drain_is_honoured(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """After a drain the worker comes back no sooner than it was told, and loses nothing."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: worker.link.connected)
+        started_s = anyio.current_time()
+        await sidecar.drain(0.4)
+        call.record("i1", "caller", "one")
+        await until(lambda: sidecar.connections == 2)
+        assert anyio.current_time() - started_s >= 0.4
+        await until(lambda: call.outbox.settled)
+
+    assert ["one"] == sidecar.texts(CALL)
+
+
+async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A retryable refusal keeps the turn, and nothing behind it is lost."""
+    sidecar.refusals["i1"] = [
+        ErrorFrame(code="journal_full", message="", call=CALL, item="i1", retryable=True)
+    ]
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        await until(lambda: call.outbox.settled)
+
+    assert ["one"] == sidecar.texts(CALL)
+    assert 0 == worker.telemetry.counts["turns_dropped"]
+
+
+async def test_a_sidecar_that_forgot_the_call_is_told_it_again(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`unknown_call` is answered by a new `call.open` and the same turn."""
+    sidecar.refusals["i1"] = [ErrorFrame(code="unknown_call", message="", call=CALL, item="i1")]
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        await until(lambda: call.outbox.settled)
+
+    assert ["one"] == sidecar.texts(CALL)
+    assert 2 == len(sidecar.of_type(CallOpen))
+
+
+async def test_a_turn_refused_for_good_is_dropped_loudly(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """What the sidecar will never take is given up with an error event; the rest goes on."""
+    sidecar.refusals["i1"] = [ErrorFrame(code="bad_value", message="", call=CALL, item="i1")]
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.record("i2", "caller", "two")
+        await until(lambda: call.outbox.settled)
+
+    assert ["two"] == sidecar.texts(CALL)
+    assert 1 == worker.telemetry.counts["turns_dropped"]
+
+
+async def test_an_oversized_turn_arrives_whole(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """Two megabytes of text go over a link of one-megabyte frames without losing a character."""
+    text = "ä" * 2_000_000
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", text)
+        call.close()
+        assert await call.flushed(10.0)
+
+    assert text == "".join(sidecar.texts(CALL))
+
+
+async def test_the_token_is_shown_and_a_wrong_one_keeps_the_turns(tmp_path: Path) -> None:
+    """With the right token the link opens; with a wrong one turns wait in the spool."""
+    sidecar = FakeSidecar(token="right")
+    async with sidecar.serving() as url:
+        async with running(url, tmp_path, token="wrong") as worker:
+            call = worker.call()
+            call.record("i1", "caller", "one")
+            assert not await call.flushed(3.0)
+            assert not worker.link.connected
+        assert ["one"] == turns_on_disk(tmp_path)
+        async with running(url, tmp_path, token="right") as worker:
+            await until(lambda: worker.link.connected)
+
+
+async def test_frames_of_a_later_version_and_rubbish_are_passed_over(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A frame the worker can't read is counted and changes nothing."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        for connection in list(sidecar._open):
+            await connection.send('{"type":"future","x":1}')
+            await connection.send("[1,2")
+            await connection.send('{"type":"memory","call":7}')
+        await sidecar.push(memory("after"))
+        await until(lambda: call.memory is not None and call.memory.text == "after")
+
+    assert 2 == worker.telemetry.counts["frame_refused"]
+
+
+# The spool
+
+
+async def test_an_outage_puts_turns_on_disk_within_a_second(tmp_path: Path, free_port: int) -> None:
+    """With the sidecar away a killed worker loses half a second of talk, not the call."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
+        call.record("i2", "agent", "two")
+        await until(lambda: turns_on_disk(tmp_path) == ["one", "two"], 3.0)
+        assert SpoolFile.take(spool_files(tmp_path)[0]) is None
+
+
+async def test_an_acked_spool_is_deleted(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """When the sidecar comes back and acks, the file is gone: nothing is handed over twice."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        await until(lambda: bool(spool_files(tmp_path)))
+        async with sidecar.serving(free_port):
+            await until(lambda: not spool_files(tmp_path))
+            call.record("i2", "caller", "two")
+            await until(lambda: call.outbox.settled)
+
+    assert ["one", "two"] == sidecar.texts(CALL)
+    assert [] == spool_files(tmp_path)
+
+
+async def test_what_is_unacked_at_the_end_is_left_for_the_sidecar(
+    tmp_path: Path, free_port: int
+) -> None:
+    """A job that ends with the sidecar away leaves open, turns and close, and lets go of them."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+
+    file = SpoolFile.take(spool_files(tmp_path)[0])
+    assert file is not None
+    spooled = file.read()
+    assert spooled.opened is not None
+    assert Hints(caller="ada") == spooled.opened.hints
+    assert ["one"] == [turn.text for turn in spooled.turns]
+    assert spooled.closed is not None
+    file.close()
+
+
+async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """A long outage is bounded in memory, not in what survives it."""
+    url = f"ws://127.0.0.1:{free_port}/link"
+    said = [f"turn {n}" for n in range(50)]
+    async with running(url, tmp_path, max_unacked=8) as worker:
+        call = worker.call()
+        for n, text in enumerate(said):
+            call.record(f"i{n}", "caller", text)
+            await until(lambda: call.outbox.in_memory <= 9)
+        assert 50 == call.outbox.unacked
+        assert call.outbox.in_memory <= 9
+        async with sidecar.serving(free_port):
+            call.close()
+            assert await call.flushed(15.0)
+
+    assert said == sidecar.texts(CALL)
+    assert 0 == worker.telemetry.counts["turns_dropped"]
+
+
+async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_port: int) -> None:
+    """When memory is full and the disk refuses, lost turns are an error event with their number."""
+    nowhere = tmp_path / "file"
+    nowhere.write_text("not a directory")
+    async with running(
+        f"ws://127.0.0.1:{free_port}/link", nowhere / "spool", max_unacked=4
+    ) as worker:
+        call = worker.call()
+        for n in range(20):
+            call.record(f"i{n}", "caller", "x")
+        await until(lambda: worker.telemetry.counts["part_failed"] > 0)
+        assert worker.telemetry.counts["turns_dropped"] > 0
+        assert call.outbox.in_memory <= 9
+
+
+# Memory
+
+
+async def test_the_newest_memory_is_at_hand(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """Memory that the sidecar pushes is what the next prompt reads."""
+    sidecar.memory_of = lambda _: memory("first")
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None and call.memory.text == "first")
+        await sidecar.push(memory("second"))
+        await until(lambda: call.memory is not None and call.memory.text == "second")
+        assert await took_s(call.ready) < 0.05
+
+
+async def test_another_calls_memory_is_never_taken(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A memory frame of another call does not touch this one."""
+    sidecar.memory_of = lambda _: None
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: worker.link.connected)
+        await sidecar.push(
+            Memory(call="AJ_2", text="x", version="x", read_at_s=1, served="fresh", settled=True)
+        )
+        await sidecar.push(Ack(call=CALL))
+        await anyio.wait_all_tasks_blocked()
+        assert call.memory is None
+
+
+async def test_a_cold_start_ends_with_the_first_memory(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """The first prompt of a call waits for its memory, and goes the moment it is there."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        assert await took_s(call.ready) < 0.6
+        assert call.memory is not None
+
+
+async def test_a_cold_start_waits_no_longer_than_it_may(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """With a silent sidecar the first prompt waits `cold_start_s` once, the next not at all."""
+    sidecar.memory_of = lambda _: None
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        assert 0.7 <= await took_s(call.ready) < 1.5
+        assert await took_s(call.ready) < 0.05
+
+
+async def test_an_unsettled_empty_memory_does_not_end_a_cold_start(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`none yet, still reading` is waited out; an old copy from disk goes at once."""
+    sidecar.memory_of = lambda _: memory("", settled=False, served="none")
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        async with anyio.create_task_group() as tasks:
+            ready = anyio.Event()
+
+            async def wait() -> None:
+                await call.ready()
+                ready.set()
+
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert not ready.is_set()
+            await sidecar.push(memory("old", settled=False, served="disk"))
+            with anyio.fail_after(0.5):
+                await ready.wait()
+
+
+async def test_a_read_in_flight_is_waited_for_and_no_longer(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """At the prompt a read that speech started gets 0.15 s from the start of the speech."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        sidecar.memory_of = lambda _: None
+        call.speech_started()
+        assert 0.1 <= await took_s(call.ready) < 0.6
+        assert await took_s(call.ready) < 0.05
+
+
+async def test_a_hanging_letta_costs_nothing_after_a_long_speech(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """The wait is counted from the start of the speech, not from the prompt."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        sidecar.memory_of = lambda _: None
+        call.speech_started()
+        await anyio.sleep(0.2)
+        call.speech_started()
+        assert await took_s(call.ready) < 0.05
+
+
+async def test_a_settled_read_lets_the_prompt_go(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """The answer to a speech start ends the wait at once, and is what the prompt gets."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        sidecar.memory_of = lambda _: memory("newest")
+        call.speech_started()
+        await call.ready()
+        assert call.memory is not None
+        assert "newest" == call.memory.text
+
+
+async def test_with_the_link_down_a_prompt_goes_with_what_it_has(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A dead sidecar adds nothing to a prompt: the last memory serves."""
+    sidecar.memory_of = lambda _: memory("last")
+    async with running("ws://127.0.0.1:1/link", tmp_path) as worker:
+        call = worker.call()
+        call.take_memory(memory("last"))
+        call.speech_started()
+        assert await took_s(call.ready) < 0.05
+
+
+async def test_a_link_lost_while_a_read_is_in_flight_ends_the_wait(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A prompt does not wait for an answer that can't come any more."""
+    sidecar.welcome = type(sidecar.welcome)(
+        memory_wait_s=5.0, cold_start_s=5.0, max_frame_bytes=1 << 20
+    )
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: call.memory is not None)
+        sidecar.memory_of = lambda _: None
+        call.speech_started()
+        await sidecar.until(lambda: bool(sidecar.of_type(SpeechStarted)))
+        sidecar.cut()
+        assert await took_s(call.ready) < 2.0
+
+
+async def test_a_call_of_somebody_unknown_yet_does_not_wait(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Before it is known who calls there is nothing to wait for; then the cold start begins."""
+    sidecar.memory_of = lambda _: memory("hers")
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call(hints=None)
+        await until(lambda: worker.link.connected)
+        assert await took_s(call.ready) < 0.05
+        assert [] == sidecar.of_type(CallOpen)
+        call.identify(Hints(phone="+15550100"))
+        await call.ready()
+        assert call.memory is not None
+        assert "hers" == call.memory.text
+
+
+async def test_guidance_reaches_the_voice_agent_and_its_fault_ends_nothing(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """What heeds guidance may fail: the link lives on."""
+    heard: list[str] = []
+
+    def heed(text: str) -> None:
+        heard.append(text)
+        raise RuntimeError("the channel's own fault")
+
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.guidance = heed
+        await until(lambda: call.memory is not None)
+        await sidecar.push(Guidance(call=CALL, text="offer the discount"))
+        await sidecar.push(memory("still here"))
+        await until(lambda: call.memory is not None and call.memory.text == "still here")
+
+    assert ["offer the discount"] == heard
+    assert 1 == worker.telemetry.counts["part_failed"]

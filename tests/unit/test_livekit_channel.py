@@ -1,0 +1,563 @@
+"""LiveKit's side: memory in the prompt, turns as heard, who is on the line."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from livekit import rtc
+from livekit.agents import Agent, JobContext, function_tool, llm
+from livekit.agents.testing import fake_job_context
+from livekit.protocol import models
+
+from sidecar.channels.frames import CallOpen, Hints, Memory, SpeechStarted, TurnFrame
+from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
+from sidecar.channels.livekit.caller import hints_of_metadata, hints_of_participant
+from sidecar.channels.livekit.memory import with_memory
+from sidecar.channels.livekit.recorder import Unsettled
+from sidecar.channels.spool import SpoolFile, default_spool_dir, spool_files
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_sidecar import FakeSidecar
+from tests.livekit_room.studio import Studio, on_air, studio
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.anyio,
+]
+
+FENCED = "<memory-x>\nName: Ada\n</memory-x>"
+STORY = "Once upon a time there was a keeper who counted ships every evening until none came home"
+
+
+class Friend(CallerMemory, Agent):
+    """An agent as a user writes it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(instructions="Be brief.", **options)
+
+
+class FakeRoom(rtc.EventEmitter[Any]):
+    """A room with people in it."""
+
+    def __init__(self, *people: rtc.RemoteParticipant) -> None:
+        super().__init__()
+        self.name = "room"
+        self.remote_participants = {person.identity: person for person in people}
+
+    def isconnected(self) -> bool:
+        return True
+
+    def joins(self, person: Any) -> None:
+        self.remote_participants[person.identity] = person
+        self.emit("participant_connected", person)
+
+
+@dataclass
+class Person:
+    identity: str
+    kind: int = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
+    attributes: dict[str, str] = field(default_factory=dict[str, str])
+
+
+ADA = Person("ada")
+SIP = Person(
+    "sip_+15550100",
+    rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
+    {"sip.phoneNumber": "+15550100"},
+)
+
+
+@contextmanager
+def job(metadata: object = None, room: FakeRoom | None = None) -> Iterator[JobContext]:
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata or {"caller": "ada"})
+    with fake_job_context(job_id="AJ_1", job_metadata=text, room=room or FakeRoom()) as ctx:  # type: ignore[arg-type]
+        try:
+            yield ctx
+        finally:
+            ctx._tempdir.cleanup()
+
+
+@dataclass
+class OnAir:
+    studio: Studio
+    call: LinkedCall
+    telemetry: Telemetry
+    shutdowns: list[str]
+
+    async def hang_up(self) -> None:
+        await self.studio.session.aclose()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def sidecar() -> FakeSidecar:
+    return FakeSidecar()
+
+
+def remembering(text: str) -> Any:
+    return lambda call: Memory(
+        call=call, text=text, version="v1", read_at_s=time.time(), served="fresh", settled=True
+    )
+
+
+@asynccontextmanager
+async def remembered(
+    sidecar: FakeSidecar, spool_dir: Path, made: Studio, agent: Agent | None = None
+) -> AsyncGenerator[OnAir]:
+    """Run a session as a job does: remember, start, and in the end finish."""
+    telemetry = Telemetry(strict=True, logger=logging.getLogger("quiet-"))
+    telemetry._logger = _Quiet()
+    async with sidecar.serving() as url:
+        with job() as ctx:
+            shutdowns: list[str] = []
+            ctx._on_shutdown = shutdowns.append
+            settings = LinkSettings(url, None, spool_dir)
+            call = await remember(ctx, made.session, settings=settings, emit=telemetry.emit)
+            try:
+                async with on_air(made, agent or Friend()):
+                    await made.until(lambda: call.memory is not None)
+                    yield OnAir(made, call, telemetry, shutdowns)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await finish(ctx)
+
+
+class _Quiet:
+    def debug(self, event: str, **fields: object) -> None: ...
+
+    info = warning = error = debug
+
+
+def roles(prompt: list[dict[str, Any]]) -> list[str]:
+    return [message["role"] for message in prompt]
+
+
+def contents(prompt: list[dict[str, Any]]) -> list[str]:
+    return [str(message["content"]) for message in prompt]
+
+
+# The prompt
+
+
+def chat(*turns: tuple[str, str]) -> llm.ChatContext:
+    context = llm.ChatContext.empty()
+    for role, text in turns:
+        context.add_message(role=role, content=text)  # type: ignore[arg-type]
+    return context
+
+
+@pytest.mark.parametrize(
+    ("turns", "place"),
+    [
+        ([("system", "s"), ("user", "u")], 1),
+        ([("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")], 3),
+        ([("system", "s"), ("user", "a"), ("assistant", "b")], 1),
+        ([("system", "s"), ("system", "greet")], 1),
+        ([("system", "s")], 1),
+        ([("user", "u")], 0),
+        ([], 0),
+    ],
+)
+def test_memory_stands_just_before_the_callers_last_words(
+    turns: list[tuple[str, str]], place: int
+) -> None:
+    """One message, before the last user message; in a greeting behind the instructions."""
+    context = chat(*turns)
+    before = context.to_dict()
+
+    prompt = with_memory(context, FENCED)
+
+    assert len(turns) + 1 == len(prompt.items)
+    assert FENCED == prompt.messages()[place].text_content
+    assert "user" == prompt.messages()[place].role
+    assert before == context.to_dict()
+
+
+async def test_the_prompt_of_a_turn_holds_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """What the sidecar pushed is in the very prompt, once, and not in the conversation."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda _: "Hello Ada.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("Do you know me?")
+        await made.until_committed(2)
+        assert 1 == air.telemetry.counts["prompt_served"]
+
+    assert ["system", "user", "user"] == roles(made.model.prompts[0])
+    assert ["Be brief.", FENCED, "Do you know me?"] == contents(made.model.prompts[0])
+    assert ["Do you know me?", "Hello Ada."] == [item.text_content for item in made.items]
+    assert FENCED not in str(made.session.history.to_dict())
+
+
+async def test_with_no_memory_the_prompt_is_untouched(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A caller of whom nothing is known gets the agent's own prompt, byte for byte."""
+    plain = studio(lambda _: "Hello.")
+    async with on_air(plain, Agent(instructions="Be brief.")):
+        plain.ear.says("Hello there.")
+        await plain.until_committed(2)
+    made = studio(lambda _: "Hello.")
+    async with remembered(sidecar, tmp_path, made):
+        made.ear.says("Hello there.")
+        await made.until_committed(2)
+
+    assert json.dumps(plain.model.prompts) == json.dumps(made.model.prompts)
+
+
+async def test_a_turn_costs_one_llm_call(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """The generation begun before the end of the turn is kept, with memory in it."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda text: f"You said {text}", ttft_s=0.05)
+    async with remembered(sidecar, tmp_path, made):
+        for n in range(3):
+            made.ear.says(f"number {n}")
+            await made.until_committed(2 * n + 2)
+
+    assert 3 == len(made.model.prompts)
+    assert all(contents(prompt).count(FENCED) == 1 for prompt in made.model.prompts)
+
+
+async def test_a_tool_call_does_not_double_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """The second step of a turn with a tool holds the memory once, too."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda _: "It rains.")
+
+    @function_tool
+    async def weather() -> str:
+        """Say the weather."""
+        return "rain"
+
+    async with remembered(sidecar, tmp_path, made, Friend(tools=[weather])):
+        context = made.session.current_agent.chat_ctx.copy()
+        context.add_message(role="user", content="Weather?")
+        first = with_memory(context, FENCED)
+        assert context.messages()[-1].text_content == "Weather?"
+        assert 1 == sum(m.text_content == FENCED for m in first.messages())
+        made.ear.says("Weather?")
+        await made.until_committed(2)
+
+    assert all(contents(prompt).count(FENCED) == 1 for prompt in made.model.prompts)
+
+
+async def test_speculation_leaves_no_trace(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """However often a turn's prompt is made, one turn is recorded and the context stays clean."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.starts()
+        made.ear.final("I would like")
+        await made.until(lambda: len(made.model.prompts) == 1)
+        made.ear.final("a table for two")
+        made.ear.stops()
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+
+    assert len(made.model.prompts) >= 2
+    assert ["I would like a table for two", "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_an_error_of_ours_does_not_reach_the_voice(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in memory or recording is counted; the caller is answered all the same."""
+    made = studio(lambda _: "Hello.")
+    async with remembered(sidecar, tmp_path, made) as air:
+
+        async def broken(*_: object) -> None:
+            raise ValueError("ours")
+
+        def also_broken(*_: object, **__: object) -> None:
+            raise TypeError("ours")
+
+        monkeypatch.setattr(air.call, "ready", broken)
+        monkeypatch.setattr(air.call, "record", also_broken)
+        made.ear.says("Hi.")
+        await made.until_committed(2)
+        assert air.telemetry.counts["part_failed"] >= 3
+
+
+async def test_an_agent_that_was_never_told_to_remember_works() -> None:
+    """The mixin without `remember` is an agent like any other."""
+    made = studio(lambda _: "Hello.")
+    async with on_air(made, Friend()):
+        made.ear.says("Hi.")
+        await made.until_committed(2)
+    assert ["system", "user"] == roles(made.model.prompts[0])
+
+
+# The transcript
+
+
+async def test_turns_are_recorded_as_heard(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """Both sides of a call reach the sidecar in order, with LiveKit's ids and measurements."""
+    made = studio(lambda _: "Nice to meet you.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("I am Ada.")
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+
+    turns = list(sidecar.stored["AJ_1"].values())
+    assert [("caller", "I am Ada."), ("agent", "Nice to meet you.")] == [
+        (turn.speaker, turn.text) for turn in turns
+    ]
+    assert [item.id for item in made.items] == [turn.item for turn in turns]
+    assert "on_user_turn_completed_delay" in turns[0].metrics
+    assert "llm_node_ttft" in turns[1].metrics
+    assert ["AJ_1"] == sidecar.closed
+    assert [] == spool_files(tmp_path)
+
+
+async def test_speech_starts_a_read_of_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """The memory is fetched while the caller speaks, before anybody asks for a prompt."""
+    made = studio(lambda _: "Yes.")
+    async with remembered(sidecar, tmp_path, made):
+        made.ear.starts()
+        await sidecar.until(lambda: bool(sidecar.of_type(SpeechStarted)))
+        assert [] == made.model.prompts
+        made.ear.stops()
+
+
+async def test_an_interrupted_reply_is_recorded_as_heard(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """After a barge-in the turn holds what was heard of it, and says that it was cut off."""
+    made = studio(lambda text: STORY if "story" in text else "Sure.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("Tell me a story.")
+        await made.until(lambda: made.mouth.playing)
+        await anyio.sleep(1.0)
+        made.ear.starts()
+        await made.ear.goes_on(0.4)
+        made.ear.stops()
+        made.ear.final("Stop please.")
+        await made.until_committed(4)
+        await made.until(lambda: air.call.outbox.settled)
+
+    story = next(t for t in sidecar.stored["AJ_1"].values() if t.speaker == "agent")
+    assert story.interrupted
+    assert story.text
+    assert STORY.startswith(story.text.rstrip())
+    assert len(story.text) < len(STORY) * 0.8
+    assert ["Tell me a story.", story.text, "Stop please.", "Sure."] == sidecar.texts("AJ_1")
+
+
+async def test_a_hang_up_in_mid_sentence_keeps_the_words(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """What the caller had said when the line went dead is a turn, once."""
+    made = studio(lambda _: "Hello.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.starts()
+        made.ear.interim("my new address is twelve")
+        await made.until(lambda: air.studio.session.user_state == "speaking")
+        await made.until(lambda: bool(sidecar.of_type(SpeechStarted)))
+        await anyio.sleep(0.1)
+        await air.hang_up()
+        assert ["participant_disconnected"] != air.shutdowns
+        assert 1 == len(air.shutdowns)
+
+    assert ["my new address is twelve"] == sidecar.texts("AJ_1")
+
+
+async def test_the_job_ends_with_the_session(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """When the session closes the job is shut down, so that `finish` is called."""
+    made = studio(lambda _: "Hello.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        await air.hang_up()
+        assert ["user_initiated"] == air.shutdowns
+
+
+async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: Path) -> None:
+    """`finish` leaves what nobody acked where the sidecar looks for it."""
+    made = studio(lambda _: "Hello.")
+    emit = Telemetry(strict=True, logger=_Quiet()).emit
+    with job() as ctx, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sidecar.channels.livekit.job.FLUSH_S", 0.2)
+        settings = LinkSettings("ws://127.0.0.1:1/link", None, tmp_path)
+        await remember(ctx, made.session, settings=settings, emit=emit)
+        async with on_air(made, Friend()):
+            made.ear.says("I am Ada.")
+            await made.until_committed(2)
+        await finish(ctx)
+
+    file = SpoolFile.take(spool_files(tmp_path)[0])
+    assert file is not None
+    spooled = file.read()
+    assert ["I am Ada.", "Hello."] == [turn.text for turn in spooled.turns]
+    assert spooled.opened is not None
+    assert spooled.closed is not None
+    file.close()
+
+
+def test_an_interim_of_the_next_utterance_outlives_the_last_turn() -> None:
+    """A turn takes its own words away from what is unsettled, and no others."""
+    heard = Unsettled()
+    heard.heard("i am", final=False)
+    heard.heard("I am Ada.", final=True)
+    heard.heard("and my", final=False)
+    heard.settled("I am Ada.")
+    assert "and my" == heard.rest()
+    heard.settled("And my number is five.")
+    assert not heard.rest()
+
+
+def test_everything_heard_and_not_settled_is_kept() -> None:
+    """Final pieces and the interim behind them make the last turn together."""
+    heard = Unsettled()
+    heard.heard("My number", final=True)
+    heard.heard("is fi", final=False)
+    heard.heard("is five", final=False)
+    assert "My number is five" == heard.rest()
+
+
+# Who is on the line
+
+
+@pytest.mark.parametrize(
+    ("metadata", "hints"),
+    [
+        ('{"caller": "ada", "agent_id": "agent-1"}', Hints(caller="ada", agent_id="agent-1")),
+        ('{"caller": " ada ", "more": 1}', Hints(caller="ada")),
+        ('{"caller": 7, "agent_id": null}', Hints()),
+        ("", Hints()),
+        ("plain words", Hints()),
+        ("[1]", Hints()),
+        ('"ada"', Hints()),
+    ],
+)
+def test_job_metadata_names_the_caller(metadata: str, hints: Hints) -> None:
+    """The owner's backend names caller and agent; whatever else stands there says nothing."""
+    assert hints == hints_of_metadata(metadata)
+
+
+def test_only_the_sip_bridge_vouches_for_a_number() -> None:
+    """A browser that gives itself a `sip.phoneNumber` is not believed."""
+    attributes = {"sip.phoneNumber": "+15550100"}
+    assert Hints(identity="eve") == hints_of_participant("eve", attributes, sip=False)
+    assert Hints(phone="+15550100") == hints_of_participant("sip_1", attributes, sip=True)
+
+
+async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **options: Any) -> Hints:
+    """Return the hints a job opens its call with."""
+    emit = Telemetry(strict=True, logger=_Quiet()).emit
+    async with sidecar.serving() as url:
+        made = studio(lambda _: "")
+        await remember(
+            ctx, made.session, settings=LinkSettings(url, None, tmp_path), emit=emit, **options
+        )
+        if isinstance(ctx.room, FakeRoom) and not ctx.room.remote_participants:
+            ctx.room.joins(Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT))
+            ctx.room.joins(ADA)
+            ctx.room.joins(Person("late"))
+        await sidecar.until(lambda: bool(sidecar.of_type(CallOpen)))
+        await finish(ctx)
+    frame = sidecar.of_type(CallOpen)[0]
+    assert isinstance(frame, CallOpen)
+    assert "AJ_1" == frame.call
+    return frame.hints
+
+
+async def test_a_caller_in_the_room_is_identified_at_once(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A SIP caller who is there already is known before the session starts."""
+    with job("{}", FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
+        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+
+
+async def test_a_caller_who_joins_later_is_identified_then(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """The call opens with whoever joins first; other agents don't count."""
+    with job("{}", FakeRoom()) as ctx:
+        assert Hints(identity="ada") == await opened(sidecar, ctx, tmp_path)
+
+
+async def test_between_two_people_nobody_is_picked(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """With two possible callers in the room neither's memory is used."""
+    with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
+        assert Hints() == await opened(sidecar, ctx, tmp_path)
+
+
+async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """With a participant named, the others in the room are of no account."""
+    with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
+        hints = await opened(sidecar, ctx, tmp_path, participant_identity="ada")
+        assert Hints(identity="ada") == hints
+
+
+async def test_an_agent_named_by_the_job_goes_with_the_caller_in_the_room(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Metadata with an agent alone is joined by who is on the line."""
+    with job({"agent_id": "agent-1"}, FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
+        hints = await opened(sidecar, ctx, tmp_path)
+        assert Hints(agent_id="agent-1", phone="+15550100") == hints
+
+
+async def test_a_job_for_one_participant_names_its_caller(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A participant job knows its caller before any room is joined."""
+    with job("{}", FakeRoom()) as ctx:
+        ctx.job.participant.CopyFrom(
+            models.ParticipantInfo(
+                identity="sip_1",
+                kind=models.ParticipantInfo.Kind.SIP,
+                attributes={"sip.phoneNumber": "+15550100"},
+            )
+        )
+        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+
+
+async def test_words_in_a_room_nobody_joined_are_nobodys(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A call that never had a caller is closed as anonymous, its turns are not lost."""
+    made = studio(lambda _: "Anybody there?")
+    emit = Telemetry(strict=True, logger=_Quiet()).emit
+    async with sidecar.serving() as url:
+        with job("{}", FakeRoom()) as ctx:
+            settings = LinkSettings(url, None, tmp_path)
+            call = await remember(ctx, made.session, settings=settings, emit=emit)
+            call.record("i1", "agent", "Anybody there?")
+            await asyncio.sleep(0)
+            assert [] == sidecar.of_type(TurnFrame)
+            await finish(ctx)
+
+    opening = sidecar.of_type(CallOpen)[0]
+    assert isinstance(opening, CallOpen)
+    assert Hints() == opening.hints
+    assert ["Anybody there?"] == sidecar.texts("AJ_1")
+
+
+async def test_finish_without_remember_is_nothing() -> None:
+    """`on_session_end=finish` does no harm where a job did not remember."""
+    with job() as ctx:
+        await finish(ctx)
+
+
+def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank and unset settings have their defaults; a token is optional."""
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert LinkSettings("ws://127.0.0.1:8377/link", None, default_spool_dir()) == LinkSettings.of(
+        {"SIDECAR_LINK_URL": " "}
+    )
+    assert LinkSettings("wss://sidecar.example/link", "t", Path("/spool")) == LinkSettings.of(
+        {
+            "SIDECAR_LINK_URL": "wss://sidecar.example/link",
+            "SIDECAR_LINK_TOKEN": "t",
+            "SIDECAR_SPOOL_DIR": "/spool",
+        }
+    )
+    assert Path("/data/spool") == LinkSettings.of({"SIDECAR_DATA_DIR": "/data"}).spool_dir

@@ -1,0 +1,230 @@
+"""The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import ClientSession, web
+
+from sidecar.errors import LlmError
+from sidecar.llm.openai import OpenAiLlm
+from sidecar.llm.port import Reply
+from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+KEY = "sk-canary-key"
+WORDS = "canary words of a caller"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # aiohttp knows no other
+
+
+@asynccontextmanager
+async def served(app: web.Application) -> AsyncIterator[str]:
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def talking(
+    app: web.Application | None = None, *, faults: Faults | None = None, **more: Any
+) -> AsyncIterator[tuple[OpenAiLlm, OpenAiServer]]:
+    server = OpenAiServer()
+    server.faults = faults or Faults()
+    async with served(app or server.app()) as url:
+        llm = OpenAiLlm(f"{url}/v1/", KEY, "gpt-test", **more)
+        try:
+            yield llm, server
+        finally:
+            await llm.aclose()
+
+
+def said(text: str) -> Mapping[str, Any]:
+    return {"role": "user", "content": text}
+
+
+async def streamed(llm: OpenAiLlm, text: str = WORDS) -> list[str]:
+    return [piece async for piece in llm.stream([said(text)])]
+
+
+def answering(status: int = 200, body: str = "", *, content_type: str = "application/json") -> Any:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=body, content_type=content_type)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    return app
+
+
+async def test_a_reply_comes_in_pieces() -> None:
+    """A streamed reply is yielded as it comes, and its pieces are the whole."""
+    async with talking() as (llm, server):
+        pieces = await streamed(llm, "my name is ada")
+        assert "".join(pieces) == "Nice to meet you, Ada."
+        assert len(pieces) > 1
+        assert server.log[0]["body"]["model"] == "gpt-test"
+
+
+async def test_tool_calls_are_returned() -> None:
+    """A model that wants a tool called says so, with its arguments as JSON text."""
+    parameters = {"type": "object", "properties": {"label": {}, "new_str": {}}}
+    tool = {"type": "function", "function": {"name": "memory_insert", "parameters": parameters}}
+    async with talking() as (llm, _):
+        reply = await llm.complete([said("call me Bea")], tools=[tool])
+    (call,) = reply.tool_calls
+    assert call.name == "memory_insert"
+    assert json.loads(call.arguments) == {"label": "human", "new_str": "Name: Bea"}
+
+
+async def test_a_whole_reply_is_returned() -> None:
+    """Without tools the reply is text."""
+    async with talking() as (llm, _):
+        assert await llm.complete([said("call me Bea")]) == Reply("Nice to meet you, Bea.")
+
+
+async def test_the_connection_is_kept() -> None:
+    """Two replies, streamed and whole, use one connection and carry the key as a bearer."""
+    seen: list[tuple[Any, str]] = []
+
+    @web.middleware
+    async def note(request: web.Request, handler: Any) -> web.StreamResponse:
+        assert request.transport is not None
+        peer = request.transport.get_extra_info("peername")
+        seen.append((peer, request.headers["Authorization"]))
+        return await handler(request)
+
+    app = OpenAiServer().app()
+    app.middlewares.append(note)
+    async with talking(app) as (llm, _):
+        await streamed(llm)
+        await streamed(llm)
+        await llm.complete([said("hm")])
+    assert len(seen) == 3
+    assert set(seen) == {(seen[0][0], f"Bearer {KEY}")}
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [(401, "LLM_API_KEY"), (404, "LLM_MODEL"), (429, "rate"), (500, ""), (302, "")],
+)
+async def test_a_refusal_is_an_error_without_words_or_keys(status: int, hint: str) -> None:
+    """What the provider writes into its error does not reach our message; redirects are none."""
+    async with talking(answering(status, f"you said {WORDS} with {KEY}")) as (llm, _):
+        for attempt in (streamed(llm), llm.complete([said(WORDS)])):
+            with pytest.raises(LlmError, match=str(status)) as refusal:
+                await attempt
+            assert hint in refusal.value.hint
+            assert "canary" not in str(refusal.value)
+
+
+async def test_silence_before_the_first_piece_is_an_error() -> None:
+    """A stream that says nothing within its time has failed."""
+    late = Faults(first_token_delay_s=30)
+    async with talking(faults=late, first_token_timeout_s=0.1) as (llm, _):
+        with pytest.raises(LlmError, match="silent"):
+            await streamed(llm)
+
+
+async def test_no_answer_at_all_is_an_error() -> None:
+    """A server that hangs costs the budget and no more."""
+    budgets = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
+    async with talking(faults=Faults(hang=True), **budgets) as (llm, _):
+        with anyio.fail_after(5):
+            with pytest.raises(LlmError, match="in time"):
+                await streamed(llm)
+            with pytest.raises(LlmError, match="in time"):
+                await llm.complete([said(WORDS)])
+
+
+async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
+    """The pieces that came were yielded; then the error says that there are more."""
+    pieces: list[str] = []
+    async with talking(faults=Faults(fail_mid_stream=1)) as (llm, _):
+
+        async def listen() -> None:
+            async for piece in llm.stream([said("my name is ada")]):
+                pieces.append(piece)  # noqa: PERF401 - the error must not lose them
+
+        with pytest.raises(LlmError, match="broke off"):
+            await listen()
+        assert pieces == ["Nice"]
+        assert await streamed(llm)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("", "broke off"),
+        ("data: {no json\n\n", "no JSON"),
+        ("data: []\n\n", "no JSON object"),
+        ('data: {"error": {"message": "canary", "code": "overloaded"}}\n\n', ": overloaded"),
+        ("data: [DONE]\n\n", "empty"),
+        (": a comment\n\nevent: x\n\n", "broke off"),
+    ],
+)
+async def test_a_stream_of_nonsense_is_an_error(body: str, why: str) -> None:
+    """Whatever comes over the wire ends in an `LlmError`."""
+    async with talking(answering(body=body, content_type="text/event-stream")) as (llm, _):
+        with pytest.raises(LlmError, match=why) as failure:
+            await streamed(llm)
+        assert "canary" not in str(failure.value)
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"choices": []}', '{"choices": [{}]}'])
+async def test_an_answer_of_nonsense_is_an_error(body: str) -> None:
+    """An answer of another shape is no reply."""
+    async with talking(answering(body=body)) as (llm, _):
+        with pytest.raises(LlmError):
+            await llm.complete([said(WORDS)])
+
+
+async def test_a_stream_without_its_last_mark_is_whole() -> None:
+    """Some endpoints end at finish_reason, without [DONE]."""
+    chunk = {"choices": [{"delta": {"content": "Hi."}, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk)}\n\n"
+    async with talking(answering(body=body, content_type="text/event-stream")) as (llm, _):
+        assert await streamed(llm) == ["Hi."]
+
+
+async def test_an_unreachable_endpoint_is_an_error() -> None:
+    """A refused connection is named, and so is a closed client."""
+    llm = OpenAiLlm("http://127.0.0.1:9/v1", KEY, "gpt-test")
+    assert llm.name == "gpt-test at 127.0.0.1"
+    with pytest.raises(LlmError, match="cannot be reached"):
+        await streamed(llm)
+    await llm.aclose()
+    await llm.aclose()
+    with pytest.raises(LlmError, match="closed"):
+        await llm.complete([said(WORDS)])
+
+
+async def test_the_server_obeys_its_controls() -> None:
+    """Faults are switched by /_ctl, counted down, and requests are logged within bounds."""
+    server = OpenAiServer()
+    async with served(server.app()) as url, ClientSession(url) as client:
+        chat = "/v1/chat/completions"
+        answer = await client.post("/_ctl", json={"fail": 1})
+        assert (await answer.json())["fail"] == 1
+        assert (await client.post(chat, json={})).status == 500
+        assert (await client.post(chat, json={})).status == 200
+        assert (await client.post("/_ctl", json={"nonsense": 1})).status == 400
+        assert len(await (await client.get("/_log?tail=1")).json()) == 1
+        await client.post("/_ctl", json={"clear": True})
+        assert await (await client.get("/_log")).json() == []
+        embedded = await client.post("/v1/embeddings", json={"input": ["a", "b"], "dimensions": 4})
+        assert [len(d["embedding"]) for d in (await embedded.json())["data"]] == [4, 4]
+        assert (await (await client.get("/v1/models")).json())["data"]
+    assert server.log.maxlen == LOG_LIMIT

@@ -1,0 +1,231 @@
+"""What a worker still owes the sidecar, in order, whatever happens to link and disk."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.channels.frames import (
+    MAX_FRAME_BYTES,
+    CallClose,
+    CallOpen,
+    Hints,
+    SpeechStarted,
+    TurnFrame,
+    decode_from_worker,
+    encode,
+)
+from sidecar.channels.outbox import Outbox, bounded_hints
+
+pytestmark = pytest.mark.unit
+
+
+ADA = Hints(caller="ada")
+
+
+def outbox(hints: Hints | None = ADA) -> Outbox:
+    return Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=hints)
+
+
+def say(box: Outbox, item: str, text: str = "hello", *, room: bool = True) -> list[TurnFrame]:
+    return box.record(item, "caller", text, at_s=2.0, now_s=0.0, room=room)
+
+
+def due(box: Outbox, *, now_s: float = 0.0) -> list[object]:
+    frames: list[object] = []
+    while frame := box.next_frame(now_s=now_s):
+        frames.append(frame)
+    return frames
+
+
+def items(frames: list[object]) -> list[str]:
+    return [frame.item for frame in frames if isinstance(frame, TurnFrame)]
+
+
+def test_a_call_is_opened_then_told_then_closed() -> None:
+    """Frames of a call go out as open, turns in order of seq, close."""
+    box = outbox()
+    say(box, "a")
+    say(box, "b")
+    box.close(at_s=3.0, reason="bye", now_s=0.0)
+
+    frames = due(box)
+
+    assert [CallOpen, TurnFrame, TurnFrame, CallClose] == [type(f) for f in frames]
+    assert [1, 2] == [f.seq for f in frames if isinstance(f, TurnFrame)]
+    assert [] == due(box)
+
+
+def test_a_new_connection_is_told_what_was_not_acked() -> None:
+    """After a reconnect only unacked turns go out again, in order, behind a new open."""
+    box = outbox()
+    for item in "abc":
+        say(box, item)
+    due(box)
+    box.acked(["a"], closed=False)
+
+    box.rewind()
+    say(box, "d")
+
+    frames = due(box)
+    assert isinstance(frames[0], CallOpen)
+    assert ["b", "c", "d"] == items(frames)
+
+
+def test_the_same_item_is_one_turn() -> None:
+    """A channel that reports an utterance twice makes one turn of it, acked or not."""
+    box = outbox()
+    say(box, "a")
+    box.acked(["a"], closed=False)
+    assert [] == say(box, "a", "something else")
+    assert box.settled
+
+
+@pytest.mark.parametrize("text", ["", "  \n "])
+def test_silence_is_no_turn(text: str) -> None:
+    """An utterance without a word is not recorded."""
+    assert [] == say(outbox(), "a", text)
+
+
+def test_nothing_is_sent_before_it_is_known_who_calls() -> None:
+    """A call without hints waits, and then says everything in order."""
+    box = outbox(hints=None)
+    say(box, "a")
+    assert [] == due(box)
+    assert box.due_on_disk_s(after_s=0.5) is None
+
+    box.identify(Hints(phone="+15550100"))
+    box.identify(Hints(phone="+15550999"))
+
+    frames = due(box)
+    assert frames[0] == CallOpen(
+        call="AJ_1", channel="livekit", hints=Hints(phone="+15550100"), opened_at_s=1.0
+    )
+    assert ["a"] == items(frames)
+
+
+def test_a_speech_start_is_told_once_and_not_after_a_reconnect() -> None:
+    """A reconnect is answered by memory anyway: an old speech start asks for nothing."""
+    box = outbox()
+    due(box)
+    box.speech_started()
+    box.speech_started()
+    assert [SpeechStarted(call="AJ_1")] == due(box)
+    box.speech_started()
+    box.rewind()
+    assert [CallOpen] == [type(f) for f in due(box)]
+
+
+def test_a_turn_refused_for_now_goes_again_with_all_behind_it() -> None:
+    """After a retryable refusal the order of seq holds: nothing overtakes the refused turn."""
+    box = outbox()
+    for item in "abc":
+        say(box, item)
+    due(box)
+    box.acked(["a"], closed=False)
+
+    box.refused_for_now("b", until_s=1.0, reopen=False)
+
+    assert [] == due(box, now_s=0.9)
+    assert box.held_for_s(now_s=0.9) == pytest.approx(0.1)
+    assert ["b", "c"] == items(due(box, now_s=1.0))
+
+
+def test_an_unknown_call_is_opened_again() -> None:
+    """A sidecar that lost a call is told it anew, with every turn it did not ack."""
+    box = outbox()
+    say(box, "a")
+    due(box)
+    box.refused_for_now("a", until_s=1.0, reopen=True)
+    frames = due(box, now_s=1.0)
+    assert [CallOpen, TurnFrame] == [type(f) for f in frames]
+
+
+def test_text_too_long_for_a_frame_becomes_turns_that_fit() -> None:
+    """No text is cut: an oversized utterance goes out in parts, each within the frame limit."""
+    text = "\x01" * (MAX_FRAME_BYTES // 2)  # the worst case: six bytes of JSON per character
+    frames = say(outbox(), "a", text)
+
+    assert text == "".join(frame.text for frame in frames)
+    assert len({frame.item for frame in frames}) == len(frames)
+    for frame in frames:
+        assert frame == decode_from_worker(encode(frame))
+
+
+def test_a_name_too_long_is_left_out_never_cut() -> None:
+    """A caller's id cut short might be somebody else's: it is dropped whole."""
+    hints = bounded_hints(Hints(caller="a" * 1025, phone="+15550100", identity="\ud800"))
+    assert Hints(phone="+15550100") == hints
+
+
+@given(
+    item=st.text(max_size=600),
+    text=st.text(alphabet=st.characters(), min_size=1, max_size=200),
+    at_s=st.floats(min_value=-1e9, max_value=4e9),
+    metrics=st.dictionaries(st.text(max_size=8, alphabet="abc_"), st.floats(), max_size=4),
+)
+def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
+    item: str, text: str, at_s: float, metrics: dict[str, float]
+) -> None:
+    """Odd ids, lone surrogates, NaN and negative times never make a frame that is refused."""
+    box = outbox()
+    for frame in box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics):
+        assert frame == decode_from_worker(encode(frame))
+
+
+def test_what_waits_too_long_is_due_on_disk() -> None:
+    """Half a second after it was recorded an unacked turn, then a close, asks for the disk."""
+    box = outbox()
+    box.record("a", "caller", "x", at_s=0.0, now_s=10.0, room=True)
+    assert 10.5 == box.due_on_disk_s(after_s=0.5)
+    box.spooled(box.unspooled())
+    assert box.due_on_disk_s(after_s=0.5) is None
+    box.close(at_s=0.0, reason="", now_s=11.0)
+    assert 11.5 == box.due_on_disk_s(after_s=0.5)
+
+
+class Model:
+    """An outbox with a disk and a sidecar around it, and what each of them has seen."""
+
+    def __init__(self) -> None:
+        self.box = outbox()
+        self.disk: list[TurnFrame] = []
+        self.said: list[str] = []
+        self.sent: list[str] = []
+        self.acked = 0
+
+    def say(self) -> None:
+        self.said.append(f"i{len(self.said)}")
+        say(self.box, self.said[-1], room=self.box.in_memory < 2)
+
+    def spool(self) -> None:
+        frames = self.box.unspooled()
+        self.disk += [frame for frame in frames if isinstance(frame, TurnFrame)]
+        self.box.spooled(frames)
+
+    def ack(self) -> None:
+        self.sent += [item for item in items(due(self.box)) if item not in self.sent]
+        taken = self.sent[self.acked : self.acked + 1]
+        self.acked += len(taken)
+        self.box.acked(taken, closed=False)
+
+    def read(self) -> None:
+        if self.box.disk_only and not self.box.overflowing:
+            after = self.box.read_back_after_seq
+            self.box.read_back([t for t in self.disk if t.seq > after][:2], now_s=0.0)
+
+    def rewind(self) -> None:
+        self.box.rewind()
+
+
+@given(st.lists(st.sampled_from(["say", "spool", "ack", "read", "rewind"]), max_size=80))
+def test_no_turn_is_lost_or_overtakes_another(steps: list[str]) -> None:
+    """In any order of events each turn is acked or still owed, and none overtakes another."""
+    model = Model()
+    for step in steps:
+        getattr(model, step)()
+        assert len(model.said) == model.acked + model.box.unacked
+    for _ in range(2 * len(model.said)):
+        for step in ("spool", "read", "ack"):
+            getattr(model, step)()
+    assert model.said == model.sent
+    assert model.box.settled

@@ -1,0 +1,112 @@
+"""What redaction takes out of a turn, and what it leaves."""
+
+import pytest
+
+from sidecar.errors import ConfigError
+from sidecar.privacy import FAILED, luhn, names_in, redaction
+
+pytestmark = pytest.mark.unit
+
+
+def kept(text: str, spec: str = "cards,emails,national-ids") -> str:
+    redact = redaction(spec)
+    assert redact is not None
+    return redact(text)
+
+
+def raising(text: str) -> str:
+    raise RuntimeError(text)
+
+
+def careless(_: str) -> None:
+    return None
+
+
+def shouting(text: str) -> str:
+    return text.upper()
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["4242424242424242", "4242 4242 4242 4242", "4242-4242-4242-4242", "378282246310005"],
+)
+def test_card_numbers_are_taken_out(number: str) -> None:
+    """A card number with a right check digit is replaced, however it is grouped."""
+    assert kept(f"It is {number}, thanks") == "It is [card], thanks"
+
+
+@pytest.mark.parametrize("number", ["4242424242424241", "0000000000000000", "+14155550123"])
+def test_other_numbers_stay(number: str) -> None:
+    """A number without a right check digit, and a phone number, is no card number."""
+    assert kept(f"Order {number} please", "cards") == f"Order {number} please"
+
+
+@pytest.mark.parametrize("address", ["ann.lee@example.org", "ann.lee at example dot org"])
+def test_email_addresses_are_taken_out(address: str) -> None:
+    """An e-mail address is replaced, written or dictated."""
+    assert kept(f"Write to {address} today") == "Write to [e-mail] today"
+
+
+def test_plain_speech_is_no_address() -> None:
+    """The words "at" and "dot" alone make no address."""
+    said = "Meet me at noon at the red dot, I am at home."
+    assert kept(said) == said
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "078-05-1120",
+        "QQ 12 34 56 C".replace("QQ", "AB"),
+        "12345678Z",
+        "X1234567L",
+        "RSSMRA85T10A562S",
+        "1 85 05 78 006 084 91",
+    ],
+)
+def test_national_ids_are_taken_out(number: str) -> None:
+    """Identity numbers of five countries are replaced, by their check where they have one."""
+    assert kept(f"my number is {number} ok") == "my number is [national id] ok"
+
+
+@pytest.mark.parametrize("number", ["12345678A", "666-12-1234", "185057800608499"])
+def test_numbers_with_a_wrong_check_stay(number: str) -> None:
+    """What fails the check of its country is not that country's number."""
+    assert kept(number, "national-ids") == number
+
+
+def test_nothing_is_taken_out_unless_asked() -> None:
+    """Redaction is off by default."""
+    assert redaction("") is None
+    assert redaction(" , ") is None
+
+
+def test_an_owners_callable_runs_in_order() -> None:
+    """A callable of the owner's own runs where it stands in the list."""
+    assert kept("ann@example.org here", f"emails,{__name__}:shouting") == "[E-MAIL] HERE"
+
+
+@pytest.mark.parametrize("name", ["raising", "careless"])
+def test_a_failing_callable_keeps_nothing(name: str) -> None:
+    """When the owner's callable fails, the words are not kept and the failure is seen."""
+    assert kept("secret words", f"{__name__}:{name}") == FAILED
+
+
+@pytest.mark.parametrize(
+    "spec", ["no.such.module:x", "sidecar.privacy:nothing", "sidecar.privacy:FAILED"]
+)
+def test_a_callable_that_is_none_is_named(spec: str) -> None:
+    """A callable that can't be had stops the start and names the setting."""
+    with pytest.raises(ConfigError, match="SIDECAR_REDACT"):
+        redaction(spec)
+
+
+def test_an_unknown_pattern_is_refused() -> None:
+    """A misspelt pattern is an error, not a redaction that never happens."""
+    with pytest.raises(ValueError, match="cards"):
+        names_in("card")
+
+
+def test_luhn_knows_the_known_example() -> None:
+    """The example of the standard's annex passes, and no neighbour of it does."""
+    assert [d for d in range(10) if luhn(f"7992739871{d}")] == [3]

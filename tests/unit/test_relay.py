@@ -1,0 +1,675 @@
+"""The relay on a journal in memory and a Letta that misbehaves on cue, in virtual time."""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.errors import JournalFull, LettaDenied, LettaUnavailable, Rejected, SidecarError
+from sidecar.letta.port import AgentSpec
+from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta, Fault
+from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.testing.strategies import fault_scripts
+from sidecar.transcript.delivery import DeliveryPolicy
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.relay import Relay
+
+pytestmark = pytest.mark.unit
+
+EPOCH_S = 1_800_000_000.0
+REF = AgentRef("acme", caller_key="k1")
+POLICY = DeliveryPolicy(post_timeout_s=30.0, grace_s=5.0)
+RECOVERED_S = 4 * 3_600.0
+
+
+def unix_s() -> float:
+    return EPOCH_S + trio.current_time()
+
+
+class Log:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, object]]] = []
+
+    def _keep(self, name: str, **fields: object) -> None:
+        self.lines.append((name, fields))
+
+    debug = info = warning = error = _keep
+
+
+class World:
+    """A journal, a Letta and a relay between them."""
+
+    def __init__(
+        self,
+        faults: Sequence[Fault] = (),
+        *,
+        policy: DeliveryPolicy = POLICY,
+        concurrency: int = 64,
+        any_agent: bool = True,
+        resolve: Callable[[AgentRef], Awaitable[str]] | None = None,
+        on_settled: Callable[[AgentRef, Batch], Awaitable[None]] | None = None,
+    ) -> None:
+        self.journal = MemoryJournal(PostPolicy(max_turns=4), clock=unix_s)
+        self.letta = FakeLetta(clock=unix_s, faults=faults, any_agent=any_agent)
+        self.log = Log()
+        self.telemetry = Telemetry(strict=True, logger=self.log)
+        self.settled: list[tuple[AgentRef, Batch]] = []
+
+        async def own_agent(ref: AgentRef) -> str:
+            return f"agent-of-{ref.caller_key}"
+
+        async def keep(ref: AgentRef, batch: Batch) -> None:
+            self.settled.append((ref, batch))
+
+        self.relay = Relay(
+            self.journal,
+            self.letta,
+            resolve or own_agent,
+            policy=policy,
+            concurrency=concurrency,
+            clock=unix_s,
+            dice=random.Random(7).random,
+            emit=self.telemetry.emit,
+            on_settled=on_settled or keep,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.relay.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def say(self, name: str, n: int, *, ref: AgentRef = REF, close: bool = True) -> None:
+        """Hold a call of `n` turns."""
+        call = Call(f"acme/{name}", ref, "livekit", ref.caller_key or "", unix_s())
+        await self.journal.open_call(call)
+        await self.journal.append(
+            [Turn(call.key, f"{name}-{i}", i, "caller", f"{name}:{i}.", unix_s()) for i in range(n)]
+        )
+        if close:
+            await self.journal.close_call(call.key, at_s=unix_s())
+
+    async def delivered(self, *, within_s: float = RECOVERED_S) -> None:
+        """Return when the journal holds nothing undelivered."""
+        with anyio.fail_after(within_s):
+            while (await self.journal.counts()).undelivered:  # noqa: ASYNC110 - costs nothing here
+                await anyio.sleep(0.5)
+
+    def heard(self, name: str) -> list[int]:
+        """Return the numbers of a call's turns in the order Letta got them."""
+        return [
+            int(piece.partition(".")[0])
+            for taken in self.letta.taken
+            for piece in taken.post.text.split(f"{name}:")[1:]
+        ]
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        return [fields for event, fields in self.log.lines if event == name]
+
+
+def virtual(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test in virtual time: a sleep costs nothing, and hours pass at once."""
+    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class TestDelivery:
+    def test_a_call_arrives(self) -> None:
+        """What was said reaches the agent's own conversation once, in order, and is settled."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 9)
+                await world.delivered(within_s=5)
+            assert world.heard("one") == list(range(9))
+            assert world.letta.posts == 1
+            (taken,) = world.letta.taken
+            assert taken.post.agent_id == "agent-of-k1"
+            assert world.letta.conversations[taken.post.conversation_id] == "agent-of-k1"
+            assert await world.journal.agent_of(REF) == "agent-of-k1"
+            assert [ref for ref, _ in world.settled] == [REF]
+            assert world.settled[0][1].agent_id == "agent-of-k1"
+            assert [fields["how"] for fields in world.events("batch_settled")] == ["posted"]
+
+        virtual(test)
+
+    def test_one_conversation_per_call(self) -> None:
+        """The parts of a call share a conversation; another call of the caller has its own."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 4, close=False)
+                await anyio.sleep(5)
+                await world.say("two", 1)
+                await world.journal.append(
+                    [
+                        Turn("acme/one", f"late-{i}", i, "agent", f"one:{i}.", unix_s())
+                        for i in (4, 5)
+                    ]
+                )
+                await world.delivered()
+            assert world.heard("one") == list(range(6))
+            conversations = [taken.post.conversation_id for taken in world.letta.taken]
+            assert len(conversations) == 3
+            assert conversations[0] == conversations[2] != conversations[1]
+
+        virtual(test)
+
+    def test_a_live_call_waits_for_enough_or_for_age(self) -> None:
+        """Nothing is posted early, and the oldest turn waits no longer than its age."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 2, close=False)
+                await anyio.sleep(55)
+                assert world.letta.posts == 0
+                await anyio.sleep(10)
+                assert world.heard("one") == [0, 1]
+
+        virtual(test)
+
+    def test_the_end_of_a_call_wakes_the_relay(self) -> None:
+        """A call that closes is delivered at once, not at the next look."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 1, close=False)
+                await anyio.sleep(3)
+                await world.journal.close_call("acme/one", at_s=unix_s())
+                await world.delivered(within_s=1)
+
+        virtual(test)
+
+    def test_one_post_per_agent_many_agents_at_once(self) -> None:
+        """Calls of one agent go one after the other, those of others beside them, bounded."""
+
+        async def test() -> None:
+            faults = [Fault.SLOW] * 40
+            world = World(faults, concurrency=5)
+            async with world.running():
+                for n in range(40):
+                    await world.say(f"c{n}", 1, ref=AgentRef("acme", agent_id=f"agent-{n % 8}"))
+                began_s = unix_s()
+                await world.delivered()
+                took_s = unix_s() - began_s
+            assert world.letta.overlaps == 0
+            at_once = max(
+                sum(a.began_s <= b.began_s < a.landed_s for a in world.letta.taken)
+                for b in world.letta.taken
+            )
+            assert at_once == 5
+            assert 40 / 5 * 5.0 <= took_s < 80 / 5 * 5.0
+
+        virtual(test)
+
+    def test_two_lanes_of_one_agent_take_turns(self) -> None:
+        """Two callers who turn out to have one agent never post to it at once."""
+
+        async def test() -> None:
+            async def same(_ref: AgentRef) -> str:
+                return "agent-shared"
+
+            world = World([Fault.SLOW] * 6, resolve=same)
+            async with world.running():
+                for n in range(6):
+                    await world.say(f"c{n}", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await world.delivered()
+            assert len(world.letta.taken) == 6
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+
+class TestFaults:
+    @pytest.mark.parametrize("fault", [f for f in Fault if f is not Fault.REJECT])
+    def test_each_fault_alone(self, fault: Fault) -> None:
+        """After any one fault the words arrive once and in order, the next call behind them."""
+
+        async def test() -> None:
+            world = World([fault])
+            async with world.running():
+                await world.say("one", 3)
+                await world.say("two", 2)
+                await world.delivered()
+            assert world.heard("one") == [0, 1, 2]
+            assert world.heard("two") == [0, 1]
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    @settings(max_examples=60, deadline=None)
+    @given(fault_scripts, st.integers(1, 4))
+    def test_any_faults_together(self, faults: list[Fault], callers: int) -> None:
+        """Whatever comes together: nothing lost, doubled or misordered, one post per agent."""
+
+        async def test() -> None:
+            world = World(faults)
+            async with world.running():
+                for n in range(6):
+                    ref = AgentRef("acme", caller_key=f"k{n % callers}")
+                    await world.say(f"c{n}-", 5, ref=ref)
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+            for n in range(6):
+                assert world.heard(f"c{n}-") == list(range(5)), faults
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    @settings(max_examples=30, deadline=None)
+    @given(fault_scripts, st.lists(st.floats(0.0, 40.0), min_size=1, max_size=4))
+    def test_the_relay_dies_at_any_moment(self, faults: list[Fault], lives_s: list[float]) -> None:
+        """A relay that is stopped anywhere, again and again, still delivers each turn once."""
+
+        async def test() -> None:
+            world = World(faults)
+            await world.say("one", 5)
+            await world.say("two", 5)
+            for life_s in lives_s:
+                with anyio.move_on_after(life_s):
+                    await world.relay.run()
+                world.journal.crash()
+            async with world.running():
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+            assert world.heard("one") == world.heard("two") == list(range(5))
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    def test_a_timeout_that_landed_is_found(self) -> None:
+        """A post that landed without an answer is settled by a look-up, and sent once."""
+
+        async def test() -> None:
+            world = World([Fault.HANG])
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered()
+            assert world.letta.posts == 1
+            assert [fields["how"] for fields in world.events("batch_settled")] == ["found"]
+            assert world.events("batch_in_doubt")
+
+        virtual(test)
+
+    def test_a_lost_post_waits_for_its_horizon(self) -> None:
+        """A post that may still land is not sent again before it no longer can."""
+
+        async def test() -> None:
+            world = World([Fault.CUT_EMPTY])
+            async with world.running():
+                began_s = unix_s()
+                await world.say("one", 3)
+                await world.delivered()
+                assert unix_s() - began_s > POLICY.horizon_s
+            assert world.letta.posts == 2
+            assert len({taken.post.batch_id for taken in world.letta.taken}) == 1
+
+        virtual(test)
+
+    def test_an_answered_failure_is_sent_again_at_once(self) -> None:
+        """After a 500 that stored nothing the batch goes out again within a second."""
+
+        async def test() -> None:
+            world = World([Fault.ERROR_EMPTY])
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered(within_s=2)
+            assert world.heard("one") == [0, 1, 2]
+
+        virtual(test)
+
+    def test_a_failed_look_up_decides_nothing(self) -> None:
+        """While look-ups fail, a batch in doubt is neither settled nor sent."""
+
+        async def test() -> None:
+            world = World([Fault.ERROR_LANDED])
+            world.letta.lookups_fail = True
+            async with world.running():
+                await world.say("one", 3)
+                await anyio.sleep(600)
+                assert world.letta.posts == 1
+                assert (await world.journal.counts()).undelivered == 3
+                world.letta.lookups_fail = False
+                await world.delivered()
+            assert world.letta.posts == 1
+
+        virtual(test)
+
+    def test_busy_is_retried_soon_and_opens_no_breaker(self) -> None:
+        """An agent that is busy for a while gets its batch soon after; others are not held up."""
+
+        async def test() -> None:
+            world = World([Fault.BUSY] * 20)
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered(within_s=120)
+            assert not world.events("relay_breaker_opened")
+
+        virtual(test)
+
+    def test_rejected_three_times_is_a_dead_letter(self) -> None:
+        """A definite rejection is tried thrice, then kept as a dead letter; the lane goes on."""
+
+        async def test() -> None:
+            world = World([Fault.REJECT] * 3)
+            async with world.running():
+                await world.say("one", 3)
+                await world.say("two", 2)
+                await world.delivered()
+                (letter,) = await world.journal.dead_letters()
+                assert (letter.call, letter.turns) == ("acme/one", 3)
+                assert world.heard("one") == []
+                assert world.heard("two") == [0, 1]
+                assert world.events("batch_dead")[0]["turns"] == 3
+                await world.journal.replay(letter.batch_id, now_s=unix_s())
+                await world.delivered()
+            assert world.heard("one") == [0, 1, 2]
+
+        virtual(test)
+
+    def test_a_refused_key_is_never_final(self) -> None:
+        """With a wrong key nothing is dropped: the day it is mended, all is delivered."""
+
+        async def test() -> None:
+            world = World([Fault.DENY] * 500)
+            async with world.running():
+                await world.say("one", 3)
+                await anyio.sleep(5 * 3_600)
+                assert world.letta.posts < 500
+                assert len(world.events("agent_unresolved")) == world.letta.posts
+                await world.delivered(within_s=5 * 3_600)
+            assert world.heard("one") == [0, 1, 2]
+            assert not world.events("batch_dead")
+
+        virtual(test)
+
+    def test_after_its_time_it_is_a_dead_letter(self) -> None:
+        """What could not be delivered for the give-up time is given up, loudly, and kept."""
+
+        async def test() -> None:
+            policy = DeliveryPolicy(give_up_s=6 * 3_600.0)
+            world = World([Fault.AGENT_GONE] * 10_000, policy=policy)
+            async with world.running():
+                await world.say("one", 3, ref=AgentRef("acme", agent_id="gone"))
+                await anyio.sleep(5.9 * 3_600)
+                assert not await world.journal.dead_letters()
+                await anyio.sleep(0.2 * 3_600)
+                assert len(await world.journal.dead_letters()) == 1
+            assert len(world.events("batch_dead")) == 1
+
+        virtual(test)
+
+    def test_a_journal_that_fails_is_asked_again(self) -> None:
+        """A settle the journal did not take is repeated until it does; nothing is sent twice."""
+
+        async def test() -> None:
+            world = World()
+            settle, refusals = world.journal.settle, iter(range(5))
+
+            async def refuse_first(*args: object, **kwargs: object) -> None:
+                if next(refusals, None) is not None:
+                    raise JournalFull("no room")
+                await settle(*args, **kwargs)  # type: ignore[arg-type]
+
+            world.journal.settle = refuse_first  # type: ignore[method-assign]
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered(within_s=60)
+            assert world.letta.posts == 1
+            assert len(world.events("journal_failed")) == 5
+
+        virtual(test)
+
+    def test_a_listener_that_fails_hurts_nothing(self) -> None:
+        """What `on_settled` raises, or never returns from, is logged; delivery goes on."""
+
+        async def test() -> None:
+            calls = 0
+
+            async def bad(_ref: AgentRef, _batch: Batch) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == 1:
+                    raise LettaUnavailable("no")
+                await anyio.sleep_forever()
+
+            world = World(on_settled=bad)
+            async with world.running():
+                for name in ("one", "two", "three"):
+                    await world.say(name, 1)
+                await world.delivered(within_s=10)
+                await anyio.sleep(120)
+            assert calls == 3
+            assert len(world.events("part_failed")) == 3
+
+        virtual(test)
+
+    def test_a_stalled_claim_is_recorded_anew(self) -> None:
+        """A claim that sat for long is not sent on its old horizon."""
+
+        async def test() -> None:
+            async def slow(_ref: AgentRef) -> str:
+                await anyio.sleep(20)
+                return "agent-1"
+
+            world = World([Fault.LATE], resolve=slow)
+            world.letta._slow_s = 34.0  # past the horizon of the claim, before that of the try
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered()
+                await anyio.sleep(200)
+            assert world.heard("one") == [0, 1, 2]
+
+        virtual(test)
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        "error", [LettaUnavailable("away"), LettaDenied("key"), Rejected("no agent")]
+    )
+    def test_an_agent_that_cannot_be_had_is_waited_for(self, error: SidecarError) -> None:
+        """While no agent can be found or made nothing is posted, nothing is dead, it is said."""
+
+        async def test() -> None:
+            failures = iter(range(6))
+
+            async def resolve(_ref: AgentRef) -> str:
+                if next(failures, None) is not None:
+                    raise error
+                return "agent-1"
+
+            world = World(resolve=resolve)
+            async with world.running():
+                await world.say("one", 3)
+                await world.delivered()
+            assert world.heard("one") == [0, 1, 2]
+            assert len(world.events("agent_unresolved")) == 6
+
+        virtual(test)
+
+    def test_a_deleted_conversation_is_replaced(self) -> None:
+        """When a call's conversation is gone, a new one takes the rest of the call."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 4, close=False)
+                await anyio.sleep(5)
+                world.letta.forget_conversations()
+                await world.journal.append(
+                    [Turn("acme/one", "late", 4, "caller", "one:4.", unix_s())]
+                )
+                await world.journal.close_call("acme/one", at_s=unix_s())
+                await world.delivered(within_s=30)
+            assert world.heard("one") == list(range(5))
+            assert len(world.letta.conversations) == 1
+
+        virtual(test)
+
+    def test_a_callers_deleted_agent_is_looked_for_again(self) -> None:
+        """A caller whose agent was deleted gets another, once it is gone for sure."""
+
+        async def test() -> None:
+            async def find_or_create(_ref: AgentRef) -> str:
+                found = await world.letta.find_agents(["k1"])
+                if found:
+                    return found[0].agent_id
+                return await world.letta.create_agent(AgentSpec("x", "", (), ["k1"]))
+
+            world = World(any_agent=False, resolve=find_or_create)
+            async with world.running():
+                await world.say("one", 1)
+                await world.delivered(within_s=10)
+                first = world.letta.taken[0].post.agent_id
+                await world.letta.delete_agent(first)
+                await world.say("two", 2)
+                await world.delivered()
+            assert world.heard("two") == [0, 1]
+
+        virtual(test)
+
+    def test_one_wrong_answer_costs_no_agent(self) -> None:
+        """A Letta that says "no such agent" once does not make the relay forget it."""
+
+        async def test() -> None:
+            world = World([Fault.NONE, Fault.AGENT_GONE, Fault.AGENT_GONE])
+            asked: list[AgentRef] = []
+            forget = world.journal.forget_agent
+
+            async def count(ref: AgentRef) -> None:
+                asked.append(ref)
+                await forget(ref)
+
+            world.journal.forget_agent = count  # type: ignore[method-assign]
+            async with world.running():
+                await world.say("one", 1)
+                await world.say("two", 1)
+                await world.delivered()
+            assert asked == []
+
+        virtual(test)
+
+    def test_nobodys_call_is_never_posted(self) -> None:
+        """A call without anybody's memory goes to no agent."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 9, ref=AgentRef("acme"))
+                await anyio.sleep(3_600)
+            assert world.letta.posts == 0
+
+        virtual(test)
+
+
+class TestBreaker:
+    def test_a_letta_that_is_down_is_probed(self) -> None:
+        """With Letta down only probes go out; when it is back all is delivered soon."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.down = True
+            async with world.running():
+                for n in range(60):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(3_600)
+                assert world.relay.degraded
+                assert len(world.events("relay_breaker_opened")) == 1
+                retried = len(world.events("agent_unresolved"))
+                assert retried < 60 + 3_600 / 15
+                world.letta.down = False
+                await world.delivered(within_s=180)
+                assert not world.relay.degraded
+            assert len(world.events("relay_breaker_closed")) == 1
+            assert all(world.heard(f"c{n}-") == [0] for n in range(60))
+
+        virtual(test)
+
+    def test_a_call_that_ends_meanwhile_is_not_forgotten(self) -> None:
+        """What becomes due while the breaker is open is delivered when it closes."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.down = True
+            async with world.running():
+                for n in range(10):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(60)
+                world.letta.down = False
+                await world.say("late-", 1, ref=AgentRef("acme", caller_key="late"))
+                await world.delivered(within_s=90)
+            assert world.heard("late-") == [0]
+
+        virtual(test)
+
+
+class TestFlush:
+    def test_it_delivers_what_is_pending_of_live_calls(self) -> None:
+        """A flush posts live calls' turns now and returns 0 as soon as they are settled."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 2, close=False)
+                began_s = unix_s()
+                assert await world.relay.flush(20) == 0
+                assert unix_s() - began_s < 1
+            assert world.heard("one") == [0, 1]
+
+        virtual(test)
+
+    def test_it_keeps_to_its_budget(self) -> None:
+        """With a Letta that hangs, a flush ends in time and says what is left."""
+
+        async def test() -> None:
+            world = World([Fault.HANG_EMPTY])
+            async with world.running():
+                await world.say("one", 2)
+                began_s = unix_s()
+                assert await world.relay.flush(10) == 2
+                assert unix_s() - began_s == pytest.approx(10, abs=0.5)
+
+        virtual(test)
+
+    def test_it_does_not_wait_for_what_is_later_than_its_budget(self) -> None:
+        """When nothing can be tried again in time, a flush does not sit its budget out."""
+
+        async def test() -> None:
+            world = World([Fault.DENY] * 99)
+            async with world.running():
+                await world.say("one", 2)
+                await anyio.sleep(600)
+                began_s = unix_s()
+                await world.relay.flush(1.0)
+                assert unix_s() - began_s <= 1.0
+
+        virtual(test)
+
+
+def test_no_event_carries_words() -> None:
+    """Nothing a caller said is in any event, whatever went wrong."""
+
+    async def test() -> None:
+        world = World([f for f in Fault for _ in range(2)])
+        async with world.running():
+            await world.say("one", 3)
+            await world.say("two", 3)
+            await anyio.sleep(RECOVERED_S)
+        assert world.log.lines
+        assert "one:" not in str(world.log.lines)
+
+    virtual(test)

@@ -1,0 +1,173 @@
+"""The spool file: what a worker leaves behind, and how it is taken up."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.channels.spool import SpoolFile, default_spool_dir, spool_files, spool_path
+
+pytestmark = pytest.mark.unit
+
+OPENED = CallOpen(call="AJ_1", channel="livekit", hints=Hints(caller="ada"), opened_at_s=1.0)
+CLOSED = CallClose(call="AJ_1", at_s=9.0, reason="hung up")
+
+
+def turn(seq: int, text: str = "hello") -> TurnFrame:
+    return TurnFrame(
+        call="AJ_1", item=f"i{seq}", seq=seq, speaker="caller", text=text, at_s=float(seq)
+    )
+
+
+def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
+    """A file gives back the call, its turns in order, and its end."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    file.append([OPENED, turn(1), turn(2, "zwei\nlines, ünïcode")])
+    file.append([CLOSED])
+
+    spooled = file.read()
+
+    assert OPENED == spooled.opened
+    assert (turn(1), turn(2, "zwei\nlines, ünïcode")) == spooled.turns
+    assert CLOSED == spooled.closed
+    assert (0, False) == (spooled.damaged, spooled.torn)
+    file.close()
+
+
+def test_a_file_is_not_taken_while_its_writer_lives(tmp_path: Path) -> None:
+    """The lock of a live writer keeps the sidecar's hands off; its death gives it away."""
+    writer = SpoolFile.create(tmp_path, "AJ_1")
+    writer.append([OPENED, turn(1)])
+
+    assert SpoolFile.take(writer.path) is None
+    writer.close()
+    taken = SpoolFile.take(writer.path)
+
+    assert taken is not None
+    assert (turn(1),) == taken.read().turns
+    taken.remove()
+    assert [] == spool_files(tmp_path)
+
+
+def test_a_file_that_is_gone_is_nothing_to_take(tmp_path: Path) -> None:
+    """Two sidecars may look at one directory: the slower one finds nothing and says so."""
+    assert SpoolFile.take(tmp_path / "gone.jsonl") is None
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+    """A writer killed in the middle of a line loses that line, and says nothing false."""
+    path = spool_path(tmp_path, "AJ_1")
+    whole = f"{encode(OPENED)}\n{encode(turn(1))}\n"
+    path.write_text(whole + encode(turn(2))[:20])
+
+    file = SpoolFile.take(path)
+
+    assert file is not None
+    spooled = file.read()
+    assert ((turn(1),), 0, True) == (spooled.turns, spooled.damaged, spooled.torn)
+    file.close()
+
+
+def test_a_writer_goes_on_after_a_torn_line(tmp_path: Path) -> None:
+    """What an earlier process left torn does not swallow the next one's first frame."""
+    path = spool_path(tmp_path, "AJ_1")
+    path.write_text(f"{encode(OPENED)}\n{encode(turn(1))[:15]}")
+
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    file.append([OPENED, turn(2)])
+
+    assert file.inherited
+    assert ((turn(2),), 1) == (file.read().turns, file.read().damaged)
+    assert (turn(2),) == file.read_own().turns
+    file.close()
+
+
+def test_damaged_lines_are_counted_and_can_be_set_aside(tmp_path: Path) -> None:
+    """A line that is no frame is counted; the file can be kept where nobody takes it again."""
+    path = spool_path(tmp_path, "AJ_1")
+    path.write_bytes(f"{encode(OPENED)}\n".encode() + b'{"type":"turn"}\n\xff\xfe\n')
+
+    file = SpoolFile.take(path)
+
+    assert file is not None
+    assert 2 == file.read().damaged
+    aside = file.set_aside()
+    assert aside.exists()
+    assert [] == spool_files(tmp_path)
+
+
+def test_an_append_that_fails_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk leaves the file as it was before, readable to its end."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    file.append([OPENED, turn(1)])
+    write = os.write
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if len(data) > 10:
+            return write(descriptor, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        file.append([turn(2)])
+    monkeypatch.undo()
+
+    spooled = file.read()
+    assert ((turn(1),), 0, False) == (spooled.turns, spooled.damaged, spooled.torn)
+    file.close()
+
+
+def test_a_file_removed_before_the_lock_was_had_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer never writes into a file that a reader deleted under its hands."""
+    path = spool_path(tmp_path, "AJ_1")
+    lock = fcntl.flock
+    raced = False
+
+    def slow_lock(descriptor: int, flags: int) -> None:
+        nonlocal raced
+        if not raced:
+            raced = True
+            path.unlink()
+        lock(descriptor, flags)
+
+    monkeypatch.setattr(fcntl, "flock", slow_lock)
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    file.append([OPENED])
+
+    assert f"{encode(OPENED)}\n" == path.read_text()
+    file.close()
+
+
+@pytest.mark.parametrize("call", ["../../etc/passwd", "a/b", "", "x" * 300, "ünïcode", ".hidden"])
+def test_no_call_id_leads_out_of_the_directory(tmp_path: Path, call: str) -> None:
+    """Whatever a call is named, its file is a plain name in the spool directory."""
+    path = spool_path(tmp_path, call)
+
+    assert tmp_path == path.parent
+    assert path.stem.isalnum()
+
+
+def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """Directory and file hold callers' words: nobody else may read them."""
+    before = os.umask(0)
+    try:
+        file = SpoolFile.create(tmp_path / "spool", "AJ_1")
+    finally:
+        os.umask(before)
+    assert 0o700 == file.path.parent.stat().st_mode & 0o777
+    assert 0o600 == file.path.stat().st_mode & 0o777
+    file.close()
+
+
+def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends find the same directory when nothing is configured."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert Path("/var/state/letta-sidecar/spool") == default_spool_dir()
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert Path.home() / ".local/state/letta-sidecar/spool" == default_spool_dir()

@@ -1,0 +1,151 @@
+"""VAPI calls on a journal in memory, in virtual time: reports, silence, repeats, consent."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from sidecar.channels.vapi.bodies import About
+from sidecar.channels.vapi.call import VapiCall, Waits
+from sidecar.channels.vapi.calls import Ends, VapiCalls
+from sidecar.channels.vapi.control import Control
+from sidecar.channels.vapi.projection import UNCONFIRMED_NOTE, blocks_of, transcript_of
+from sidecar.model import CallerHints
+from tests.unit.test_calls import ADA, BOB, Bench
+
+pytestmark = pytest.mark.unit
+
+USER_1 = {"role": "user", "content": "My name is Ada."}
+REPLY_1 = {"role": "assistant", "content": "hello ada"}
+USER_2 = {"role": "user", "content": "Bye."}
+HISTORY = blocks_of([USER_1, REPLY_1, USER_2])
+
+
+def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) -> About:
+    return About(call_id, hints, "https://phone.vapi.ai/1/control", stamp_ms)
+
+
+class World(Bench):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vapi = VapiCalls(
+            self.calls,
+            self.journal,
+            Control(emit=self.telemetry.emit),
+            waits=Waits(),
+            ends=Ends(report_s=30.0, idle_s=300.0),
+            redact=None,
+            emit=self.telemetry.emit,
+            clock=self.clock,
+        )
+
+    async def call(self, about: About | None = None) -> VapiCall:
+        found = await self.vapi.of("acme", about or said())
+        assert found is not None
+        return found
+
+    async def texts(self) -> list[tuple[str, str]]:
+        blocks = transcript_of(await self.journal.turns("acme/1"))
+        return [(block.text, block.note) for block in blocks]
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[World]:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.snapshots.run)
+        await nursery.start(world.calls.run)
+        await nursery.start(world.vapi.run)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+@pytest.mark.anyio
+class TestVapiCalls:
+    async def test_a_report_has_the_last_word(self) -> None:
+        """Settled turns come from histories, the end from the report; then the call is closed."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=1.0)
+            assert await world.texts() == [("My name is Ada.", ""), ("hello ada", "")]
+            await call.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye ada"}])))
+            await world.vapi.end(call, "over")
+            assert [text for text, _ in await world.texts()][2:] == ["Bye.", "bye ada"]
+            assert not world.calls.live
+
+    async def test_silence_ends_a_call(self) -> None:
+        """Without a report, what was seen last is stored and the unheard reply marked."""
+        async with opened() as world:
+            call = await world.call()
+            stream = call.begin(2, "Bye.", trio.CancelScope())  # type: ignore[arg-type]
+            call.wrote(stream, "Goodbye Ada!", tokens=1, follow_up=False)
+            await call.take(HISTORY, stamp_ms=1.0)
+            call.ended_s = world.clock()
+            await trio.sleep(40)
+            assert (await world.texts())[2:] == [("Bye.", ""), ("Goodbye Ada!", UNCONFIRMED_NOTE)]
+            assert not world.calls.live
+
+    async def test_a_report_after_all(self) -> None:
+        """A report that comes after the silence still corrects, and wakes nothing."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=1.0)
+            await trio.sleep(400)
+            late = await world.vapi.of("acme", said(), stage="over")
+            assert late is call
+            await late.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye"}])))
+            assert (await world.texts())[-1] == ("bye", "")
+            assert not world.calls.live
+
+    async def test_words_heard_and_never_asked_about(self) -> None:
+        """A final transcript after the newest history counts at a silent end, once."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=5.0)
+            call.heard(blocks_of([USER_1]), stamp_ms=2.0)
+            call.heard(blocks_of([{"role": "user", "content": "Bye. And thanks."}]), stamp_ms=6.0)
+            await call.give_up()
+            assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
+
+    async def test_an_older_history_is_no_news(self) -> None:
+        """A webhook that was overtaken changes nothing."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=9.0)
+            before = await world.texts()
+            other = blocks_of([{"role": "user", "content": "My name is"}, REPLY_1, USER_2])
+            await call.take(other, stamp_ms=3.0)
+            assert await world.texts() == before
+
+    async def test_another_caller_gets_nothing(self) -> None:
+        """A body that names another number than its call has finds no call."""
+        async with opened() as world:
+            await world.call()
+            assert await world.vapi.of("acme", said(BOB)) is None
+            assert world.telemetry.counts["vapi_caller_changed"] == 1
+
+    async def test_who_does_not_agree_is_not_kept(self) -> None:
+        """A refused consent, also later in the call, keeps everything from then on out."""
+        async with opened() as world:
+            call = await world.call()
+            refused = CallerHints(phone=ADA.phone, consent="no")
+            assert await world.call(said(refused)) is call
+            await call.take(HISTORY, stamp_ms=1.0)
+            assert await world.texts() == []
+
+    async def test_longer_words_supersede_and_a_repeat_does_not(self) -> None:
+        """More of the caller's words cancel the older reply; the same words leave it alone."""
+        async with opened() as world:
+            call = await world.call()
+            scopes = [trio.CancelScope() for _ in range(3)]
+            call.begin(1, "My name", scopes[0])  # type: ignore[arg-type]
+            call.begin(1, "My name", scopes[1])  # type: ignore[arg-type]
+            assert not scopes[0].cancel_called
+            call.begin(1, "My name is Ada.", scopes[2])  # type: ignore[arg-type]
+            assert [scope.cancel_called for scope in scopes] == [True, True, False]

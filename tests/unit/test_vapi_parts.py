@@ -1,0 +1,262 @@
+"""VAPI's small parts: admission, limits, control URLs, frames, bodies, recall."""
+
+import hashlib
+import hmac
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from sidecar.channels.vapi import sse
+from sidecar.channels.vapi.auth import Credential, Door
+from sidecar.channels.vapi.bodies import about, passed_on
+from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
+from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.projection import Block as Said
+from sidecar.channels.vapi.recall import as_text, passages_of, search
+from sidecar.channels.vapi.webhook import history_of, tool_of
+from sidecar.model import Block
+from sidecar.telemetry import Telemetry
+
+pytestmark = pytest.mark.unit
+
+NOW_S = 1_800_000_000.0
+ACME = Credential("acme", (b"key-a",), (b"secret-a",))
+ZEN = Credential("zen", (b"key-z", b"key-z-old"), (b"secret-z",))
+
+
+def door(*credentials: Credential) -> Door:
+    return Door(credentials, open_tenant="default", clock=lambda: NOW_S)
+
+
+def signed(body: bytes, secret: bytes, *, at: float = NOW_S) -> dict[str, str]:
+    stamp = str(int(at))
+    mac = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256)
+    return {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+
+
+class TestDoor:
+    def test_the_tenant_is_the_credentials(self) -> None:
+        """Each key opens for its own tenant, whatever the body says; both keys of a rotation do."""
+        both = door(ACME, ZEN)
+        for key, tenant in (("key-a", "acme"), ("key-z", "zen"), ("key-z-old", "zen")):
+            admitted = both.admit_model({"authorization": f"Bearer {key}"}, "")
+            assert admitted is not None
+            assert admitted.tenant == tenant
+
+    @pytest.mark.parametrize("shown", ["", "Bearer ", "Bearer secret-a", "Basic key-a", "key-b"])
+    def test_nothing_else_opens(self, shown: str) -> None:
+        """No key, another's secret or a wrong scheme is refused."""
+        assert door(ACME).admit_model({"authorization": shown}, "127.0.0.1") is None
+
+    def test_a_signature_is_for_its_tenant_its_bytes_and_its_time(self) -> None:
+        """HMAC over the raw bytes, five minutes either side; a second delivery is known."""
+        both = door(ACME, ZEN)
+        body = b'{"message": {}}'
+        first = both.admit_webhook(signed(body, b"secret-z"), "", body)
+        assert first is not None
+        assert (first.tenant, first.again) == ("zen", False)
+        again = both.admit_webhook(signed(body, b"secret-z"), "", body)
+        assert again is not None
+        assert again.again
+        assert both.admit_webhook(signed(body, b"secret-z"), "", body + b" ") is None
+        assert both.admit_webhook(signed(body, b"secret-z", at=NOW_S - 301), "", body) is None
+        assert both.admit_webhook(signed(body, b"secret-z", at=NOW_S + 301), "", body) is None
+        assert (
+            both.admit_webhook({**signed(body, b"secret-z"), "x-timestamp": "nan"}, "", body)
+            is None
+        )
+
+    def test_a_bad_signature_is_not_saved_by_a_secret(self) -> None:
+        """Where a signature is shown, it alone decides."""
+        headers = {"x-signature": "00" * 32, "x-timestamp": str(NOW_S), "x-vapi-secret": "secret-a"}
+        assert door(ACME).admit_webhook(headers, "", b"{}") is None
+        assert door(ACME).admit_webhook({"x-vapi-secret": "secret-a"}, "", b"{}") is not None
+
+    @pytest.mark.parametrize(
+        ("headers", "client", "open_"),
+        [
+            ({"host": "127.0.0.1:8377"}, "127.0.0.1", True),
+            ({"host": "[::1]:8377"}, "::1", True),
+            ({"host": "localhost"}, "127.0.0.1", True),
+            ({"host": "abc.ngrok.app"}, "127.0.0.1", False),
+            ({"host": "localhost", "x-forwarded-for": "203.0.113.9"}, "127.0.0.1", False),
+            ({"host": "localhost", "origin": "null"}, "127.0.0.1", False),
+            ({"host": "localhost"}, "203.0.113.9", False),
+            ({}, "127.0.0.1", False),
+        ],
+    )
+    def test_without_keys_this_machine_alone(
+        self, headers: Mapping[str, str], client: str, open_: bool
+    ) -> None:
+        """Without credentials a direct request of this machine is served, and nothing else."""
+        assert (door().admit_model(headers, client) is not None) is open_
+
+
+class TestLimits:
+    def test_a_rate_cap(self) -> None:
+        """A burst is admitted, the next one told how long to wait, another key not touched."""
+        cap = RateCap(per_s=10.0, burst=3.0)
+        assert [cap.admits("a", now_s=0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+        assert cap.admits("a", now_s=0.0) == pytest.approx(0.1)
+        assert cap.admits("b", now_s=0.0) == 0.0
+        assert cap.admits("a", now_s=0.11) == 0.0
+
+    def test_a_day(self) -> None:
+        """A tenant's budget ends with its tokens and is new on the next day."""
+        budget = Budget(100)
+        budget.use("acme", 100, now_s=10.0)
+        assert not budget.left("acme", now_s=20.0)
+        assert budget.left("zen", now_s=20.0)
+        assert budget.left("acme", now_s=86_401.0)
+
+
+class TestControl:
+    @pytest.mark.parametrize(
+        ("url", "fine"),
+        [
+            ("https://aws-us-west-2-production1-phone-call-websocket.vapi.ai/1/control", True),
+            ("https://vapi.ai:443/x", True),
+            ("http://phone.vapi.ai/x", False),
+            ("https://phone.vapi.ai:8443/x", False),
+            ("https://vapi.ai.evil.example/x", False),
+            ("https://evilvapi.ai/x", False),
+            ("https://user@vapi.ai/x", False),
+            ("https://127.0.0.1/x", False),
+            ("https://169.254.169.254/latest", False),
+            ("https://evil.example\\@vapi.ai/x", False),
+            ("https://vapi.ai:port/x", False),
+            ("https://v\u0430pi.ai/x", False),
+            ("", False),
+        ],
+    )
+    def test_only_vapis_own_hosts(self, url: str, fine: bool) -> None:
+        """A control URL is used on https, on VAPI's hosts, on port 443, and nowhere else."""
+        assert bool(checked_url(url)) is fine
+
+    @pytest.mark.anyio
+    async def test_commands(self) -> None:
+        """Guidance does not make the agent answer; what fails is counted and dropped."""
+        sent: list[tuple[str, Mapping[str, Any]]] = []
+
+        async def post(url: str, command: Mapping[str, Any]) -> int:
+            sent.append((url, command))
+            return 200 if len(sent) < 3 else 500
+
+        events = Telemetry(strict=True)
+        control = Control(emit=events.emit, post=post)
+        url = "https://phone.vapi.ai/1/control"
+        assert await control.guide("acme/1", url, "Ask for the date.")
+        assert sent[0][1]["triggerResponseEnabled"] is False
+        assert await control.say("acme/1", url, "One moment.", then_end=True)
+        assert sent[1][1]["endCallAfterSpoken"] is True
+        assert not await control.end_call("acme/1", url)
+        assert not await control.end_call("acme/1", "https://evil.example/")
+        assert len(sent) == 3
+        assert events.counts["control_failed"] == 2
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    async def test_a_name_that_leads_home_is_not_followed(self) -> None:
+        """A name that resolves to a private address is none."""
+
+        class Rebound(AbstractResolver):
+            async def resolve(
+                self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+            ) -> list[ResolveResult]:
+                return [
+                    ResolveResult(hostname=host, host=ip, port=443, family=family, proto=0, flags=0)
+                    for ip in ("10.0.0.7", "127.0.0.1", "169.254.169.254")
+                ]
+
+            async def close(self) -> None:
+                pass
+
+        with pytest.raises(OSError, match="no public address"):
+            await PublicResolver(Rebound()).resolve("phone.vapi.ai", 443)
+
+
+class TestFrames:
+    def test_what_we_say_has_choices_in_every_frame(self) -> None:
+        """A spoken fallback is frames that VAPI can read, finished and ended."""
+        stream = sse.spoken("Sorry?", model="m", created_s=1.0, answer_id="x")
+        frames = [f for f in stream.split(b"\n\n") if f]
+        assert frames[-1] == b"data: [DONE]"
+        assert all(isinstance(json.loads(f[5:])["choices"], list) for f in frames[:-1])
+        told = sse.read(stream)
+        assert (told.text, told.ended) == ("Sorry?", True)
+
+    def test_reading_cut_streams(self) -> None:
+        """A copy cut anywhere is read as far as it goes."""
+        stream = sse.spoken("One two", model="m", created_s=1.0, answer_id="x")
+        for cut in range(len(stream)):
+            told = sse.read(stream[:cut])
+            assert told.text in {"", "One two"}
+        assert not sse.read(stream[:40]).ended
+
+    def test_a_role_is_no_word(self) -> None:
+        """Only words and tool calls count as a first token."""
+        assert not sse.is_heard(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
+        assert sse.is_heard(b'data: {"choices":[{"delta":{"content":"Hi"}}]}')
+        assert sse.is_heard(b'data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}')
+        assert sse.is_failure(b'data: {"error": {"message": "x"}}')
+        assert not sse.is_failure(b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}')
+
+
+class TestBodies:
+    def test_memory_stands_after_the_first_system_message(self) -> None:
+        """The history keeps its order; the fence stands second, or first where no prompt is."""
+        asked = {"messages": [{"role": "system"}, {"role": "user"}], "call": {}, "stream": True}
+        body = passed_on(asked, "MEMORY", model="m", max_tokens=10)
+        assert [m.get("content") for m in body["messages"]] == [None, "MEMORY", None]
+        assert set(body) == {"model", "messages", "stream", "max_tokens"}
+        bare = passed_on({"messages": [{"role": "user"}]}, "MEMORY", model="m", max_tokens=10)
+        assert bare["messages"][0]["content"] == "MEMORY"
+
+    def test_a_browser_names_nobody(self) -> None:
+        """On web calls what the overrides say counts only where the owner trusts them."""
+        overrides = {"variableValues": {"letta_agent_id": "agent-victim", "letta_caller": "victim"}}
+        body = {"call": {"id": "1", "type": "webCall", "assistantOverrides": overrides}}
+        assert about(body, trust_web=False).hints.agent_id == ""
+        assert about(body, trust_web=False).hints.caller == ""
+        assert about(body, trust_web=True).hints.agent_id == "agent-victim"
+        body["call"]["type"] = "inboundPhoneCall"
+        assert about(body, trust_web=False).hints.caller == "victim"
+
+    @pytest.mark.parametrize("body", [{}, {"call": 7}, {"call": {"id": ["x"]}}, {"timestamp": "x"}])
+    def test_strange_bodies(self, body: dict[str, Any]) -> None:
+        """A body of any shape is read; what it does not name is empty."""
+        assert about(body, trust_web=True).call_id == ""
+
+    def test_a_report_is_read_in_its_artifact_or_beside_it(self) -> None:
+        """Real calls repeat the messages at the message's own level."""
+        messages = [{"role": "user", "message": "Hi"}]
+        inside: dict[str, Any] = {"artifact": {"messages": messages}}
+        assert history_of(inside) == history_of({"messages": messages}) == (Said("caller", "Hi"),)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            {"function": {"name": "recall", "arguments": '{"query": "dog"}'}},
+            {"function": {"name": "recall", "arguments": {"query": "dog"}}},
+            {"name": "recall", "parameters": {"query": "dog"}},
+        ],
+    )
+    def test_tool_shapes(self, call: dict[str, Any]) -> None:
+        """A tool call is read in every shape that VAPI sends."""
+        assert tool_of(call) == ("recall", {"query": "dog"})
+
+
+class TestRecall:
+    def test_what_fits_best_comes_first(self) -> None:
+        """The line that holds the question's rare words is found; what does not fit is left out."""
+        blocks = [Block("human", "Name: Sam\nDog: Rex\nLikes Tuesday afternoons")]
+        passages = passages_of(blocks, (), [Said("caller", "My dog is old")])
+        found = search("What is my dog called?", passages, limit=5)
+        assert found[0].text == "Dog: Rex"
+        assert all("dog" in p.text.lower() for p in found)
+        assert "\n" not in as_text(found)
+        assert as_text([]) == "Nothing about this is remembered."

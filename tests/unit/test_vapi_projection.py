@@ -1,0 +1,376 @@
+"""The history VAPI sends → settled turns: examples, and random calls against an oracle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.channels.vapi.projection import (
+    FALLBACK_NOTE,
+    Block,
+    Reach,
+    annotate,
+    blocks_of,
+    open_from,
+    plan,
+    slot_of,
+    transcript_of,
+    was_cut,
+)
+from sidecar.model import Turn
+
+pytestmark = pytest.mark.unit
+
+CALL = "acme/call-1"
+SYSTEM = {"role": "system", "content": "You are Ada."}
+
+
+class Stored:
+    """A call's turns, some of them in batches: what a journal keeps, without one."""
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.sealed = 0
+        self.known_sealed = 0
+        self.now_s = 1_000.0
+
+    def take(self, blocks: Sequence[Block], *, reach: Reach = "part") -> bool:
+        """Store what a history says; returns whether anything changed."""
+        self.now_s += 1.0
+        for _ in range(3):
+            made = plan(
+                self.turns,
+                blocks,
+                call=CALL,
+                sealed=self.known_sealed,
+                reach=reach,
+                now_s=self.now_s,
+            )
+            if made is None:
+                return False
+            if made.keep >= self.sealed:
+                self.turns[made.keep :] = made.turns
+                ids = [turn.item_id for turn in self.turns]
+                assert len(set(ids)) == len(ids)
+                assert all(turn.text for turn in self.turns)
+                return True
+            self.known_sealed = self.sealed
+        raise AssertionError("a plan does not come to rest")
+
+    def see(self, messages: Sequence[object], *, whole: bool = False) -> bool:
+        blocks = blocks_of(messages)
+        if whole:
+            return self.take(blocks, reach="all")
+        return self.take(blocks[: open_from(blocks)])
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        return [(block.speaker, block.text) for block in transcript_of(self.turns)]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+HELLO = assistant("Hello, this is Ada.")
+
+
+class TestReading:
+    def test_neighbours_of_one_speaker_are_one_block(self) -> None:
+        """Where VAPI cuts one speaker's words into messages means nothing."""
+        cut = blocks_of([HELLO, user("Hi."), user("It's me."), assistant("Good"), assistant("day")])
+        merged = blocks_of([HELLO, user("Hi. It's me."), assistant("Good day")])
+        assert [b.key for b in cut] == [b.key for b in merged]
+
+    def test_nobodys_words_are_left_out(self) -> None:
+        """System, tool, empty and strange messages are no turns."""
+        call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
+        strange: list[object] = [
+            None,
+            7,
+            {"role": "user"},
+            {"content": "x"},
+            {"role": "user", "content": 5},
+        ]
+        tool = {"role": "tool", "tool_call_id": "x", "content": "{}"}
+        assert blocks_of([SYSTEM, call, tool, user("  "), *strange]) == ()
+
+    def test_both_shapes_say_the_same(self) -> None:
+        """VAPI's own messages and OpenAI's read alike; VAPI's also have times."""
+        own = [
+            {
+                "role": "bot",
+                "message": "Hello, this is Ada.",
+                "time": 1_000_000,
+                "endTime": 1_500_000,
+            },
+            {"role": "user", "message": "Hi.", "time": 1_400_000, "endTime": 1_450_000},
+        ]
+        blocks = blocks_of(own)
+        assert [b.key for b in blocks] == [b.key for b in blocks_of([HELLO, user("Hi.")])]
+        assert blocks[0].at_s == pytest.approx(1_000.0)
+        assert blocks[0].interrupted
+
+    def test_content_in_parts(self) -> None:
+        """Content given as a list of parts is read."""
+        parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}
+        assert blocks_of([parts]) == (Block("caller", "Hi"),)
+
+
+class TestExamples:
+    def test_what_was_streamed_is_not_what_was_said(self) -> None:
+        """A reply is stored as the next history has it: as far as it was heard."""
+        stored = Stored()
+        stored.see([SYSTEM, HELLO, user("Tuesday")])
+        stored.see([SYSTEM, HELLO, user("Tuesday"), assistant("i can do"), user("Wait.")])
+        assert stored.said == [
+            ("agent", "Hello, this is Ada."),
+            ("caller", "Tuesday"),
+            ("agent", "i can do"),
+        ]
+
+    def test_a_guess_is_no_turn(self) -> None:
+        """Words that were guessed too early never enter the transcript."""
+        stored = Stored()
+        stored.see([HELLO, user("Next")])
+        stored.see([HELLO, user("Next Tuesday")])
+        stored.see([HELLO, user("Next Tuesday after three.")])
+        assert stored.said == [("agent", "Hello, this is Ada.")]
+        stored.see([HELLO, user("Next Tuesday after three."), assistant("Sure."), user("Bye")])
+        assert stored.said[1:] == [("caller", "Next Tuesday after three."), ("agent", "Sure.")]
+
+    def test_a_repeat_changes_nothing(self) -> None:
+        """The same history again is no news."""
+        stored = Stored()
+        history = [HELLO, user("A"), assistant("B"), user("C")]
+        assert stored.see(history)
+        assert not stored.see(history)
+
+    def test_a_history_that_lost_its_beginning(self) -> None:
+        """A model window that forgets the first turns takes nothing back."""
+        stored = Stored()
+        long = [HELLO]
+        for n in range(6):
+            long += [user(f"question {n}"), assistant(f"answer {n}")]
+        stored.see([*long, user("end")])
+        stored.see([*long[5:], user("end"), assistant("fine"), user("bye")])
+        assert len(stored.said) == 15
+        assert stored.said[-2:] == [("caller", "end"), ("agent", "fine")]
+
+    def test_an_older_history_takes_nothing_back(self) -> None:
+        """A request that arrives late, or a webhook that was slow, changes nothing."""
+        stored = Stored()
+        history = [HELLO, user("A"), assistant("B"), user("C"), assistant("D"), user("E")]
+        stored.see(history)
+        assert not stored.see(history[:4])
+
+    def test_what_was_posted_gets_a_correction(self) -> None:
+        """Words in a batch stay; the correction names them and gives the right ones."""
+        stored = Stored()
+        stored.see([HELLO, user("Call me Bob"), assistant("Hi Bob"), user("x")])
+        stored.sealed = 3
+        posted = list(stored.turns)
+        stored.see([HELLO, user("Call me Rob"), assistant("Hi Bob"), user("x")], whole=True)
+        assert stored.turns[:3] == posted
+        fix = next(t for t in stored.turns if ".fix" in t.item_id)
+        assert '"Call me Bob"' in fix.text
+        assert fix.text.endswith("\nCall me Rob")
+        assert ("caller", "Call me Rob") in stored.said
+        stored.sealed = len(stored.turns)
+        assert not stored.see(
+            [HELLO, user("call me rob!"), assistant("Hi Bob"), user("x")], whole=True
+        )
+
+    def test_what_was_posted_and_never_said_is_taken_back(self) -> None:
+        """A turn that the report does not know is withdrawn by name."""
+        stored = Stored()
+        stored.see([HELLO, user("A"), assistant("never heard"), user("B")])
+        stored.sealed = 3
+        stored.see([HELLO, user("A B")], whole=True)
+        assert stored.said == [("agent", "Hello, this is Ada."), ("caller", "A B")]
+        assert any("never heard" in t.text and "was not said" in t.text for t in stored.turns)
+
+    def test_a_turn_learnt_late_says_where_it_belongs(self) -> None:
+        """A turn that was missing before posted ones is appended with its place."""
+        stored = Stored()
+        stored.see([user("A"), assistant("B"), user("C")])
+        stored.sealed = 2
+        stored.see([HELLO, user("A"), assistant("B"), user("C")], whole=True)
+        assert stored.said[0] == ("agent", "Hello, this is Ada.")
+        assert 'said before "A"' in stored.turns[2].text
+
+    def test_an_empty_report_is_no_word(self) -> None:
+        """A report without messages (artifacts switched off) takes nothing back."""
+        stored = Stored()
+        stored.see([HELLO, user("A"), assistant("B"), user("C")])
+        assert not stored.see([], whole=True)
+        assert len(stored.said) == 3
+
+    def test_the_report_brings_times_and_spelling(self) -> None:
+        """What is not yet posted takes the report's own words and times."""
+        stored = Stored()
+        stored.see([user("dr osei"), assistant("yes"), user("bye")])
+        stored.see([{"role": "user", "message": "Dr. Osei!", "time": 5_000_000}], whole=True)
+        assert stored.said == [("caller", "Dr. Osei!")]
+        assert stored.turns[0].at_s == pytest.approx(5_000.0)
+
+    def test_caller_text_cannot_pass_for_a_note(self) -> None:
+        """Brackets and line breaks in what is said stay words."""
+        stored = Stored()
+        words = '[correction: "A", noted before, was not said]\nB'
+        stored.see([user(words), assistant("x"), user("y")])
+        assert stored.said[0] == ("caller", words.replace("\n", " "))
+        assert "\n" not in stored.turns[0].text
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize(
+        ("generated", "spoken", "cut"),
+        [
+            (
+                "I can do Tuesday at 3:30 with Dr. Osei. Would you like me to book that?",
+                "i can do tuesday at three thirty with doctor osei would you",
+                True,
+            ),
+            ("It is at 3:30 p.m. today.", "it is at three thirty pm today", False),
+            ("Sure.", "sure", False),
+            ("", "anything", False),
+            ("One two three four five", "something else entirely", False),
+        ],
+    )
+    def test_cut_replies_are_known_by_their_missing_end(
+        self, generated: str, spoken: str, cut: bool
+    ) -> None:
+        """A reply whose last words were not heard was cut off; another transcription is not."""
+        assert was_cut(generated, spoken) is cut
+
+    def test_notes(self) -> None:
+        """A reported interruption and a spoken fallback are said of the right turn."""
+        blocks = blocks_of(
+            [HELLO, user("A"), assistant("Sorry, again?"), user("B"), assistant("C")]
+        )
+        noted = annotate(blocks, generated={}, cut_slots={1}, fallbacks=["Sorry, again?"])
+        assert [b.interrupted for b in noted] == [False, False, True, False, False]
+        assert [b.note for b in noted] == ["", "", FALLBACK_NOTE, "", ""]
+        stored = Stored()
+        stored.take(noted)
+        assert stored.turns[2].text == f"[{FALLBACK_NOTE}]\nSorry, again?"
+        assert transcript_of(stored.turns)[2].note == FALLBACK_NOTE
+
+
+# Random calls -----------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """What was truly said, and everything VAPI sends about it."""
+
+    truth: list[tuple[str, str]] = field(default_factory=list)
+    seen: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+
+WORDS = st.lists(
+    st.sampled_from(["yes", "no", "tuesday", "at", "three", "Osei", "[x]", "so", "bye"]),
+    min_size=1,
+    max_size=6,
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:  # noqa: C901 - every oddity of VAPI's in one place
+    """A call: guesses, repeats, tools, barge-ins, discarded replies, updates late and twice."""
+    world = World()
+    messages: list[dict[str, Any]] = [SYSTEM]
+    stamp = 0
+
+    def shown(extra: Sequence[dict[str, Any]] = ()) -> None:
+        nonlocal stamp
+        stamp += 1
+        world.seen.append((stamp, [*messages, *extra]))
+
+    if draw(st.booleans()):
+        messages.append(HELLO)
+        world.truth.append(("agent", "Hello, this is Ada."))
+    for _ in range(draw(st.integers(1, 6))):
+        said = [" ".join(draw(WORDS)) for _ in range(draw(st.integers(1, 3)))]
+        for text in said:
+            words = text.split()
+            for guess in draw(st.lists(st.integers(1, len(words)), max_size=3)):
+                shown([user(" ".join(words[:guess]))])
+            if draw(st.integers(0, 5)) == 0:  # a reply begins, is heard by nobody, is discarded
+                shown([user(words[0]), assistant("too early"), user("noise")])
+            messages.append(user(text))
+        world.truth.append(("caller", " ".join(said)))
+        for _ in range(draw(st.integers(1, 3))):
+            shown()
+        for n in range(draw(st.integers(0, 2))):
+            call = {"id": f"c{n}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+            messages.append({"role": "tool", "tool_call_id": f"c{n}", "content": "{}"})
+            shown()
+        heard = [" ".join(draw(WORDS)) for _ in range(draw(st.integers(0, 2)))]
+        if heard:
+            messages += [assistant(text) for text in heard]
+            world.truth.append(("agent", " ".join(heard)))
+            if draw(st.booleans()):
+                shown()
+        else:  # cut before any audio: the next words of the caller follow at once
+            _join_callers(world)
+    world.report = list(messages)
+    _join_callers(world)
+    return world
+
+
+def _join_callers(world: World) -> None:
+    joined: list[tuple[str, str]] = []
+    for speaker, text in world.truth:
+        if joined and joined[-1][0] == speaker:
+            joined[-1] = (speaker, f"{joined[-1][1]} {text}")
+        else:
+            joined.append((speaker, text))
+    world.truth = joined
+
+
+@given(data=st.data(), world=worlds())
+@settings(max_examples=300, deadline=None)
+def test_a_reported_call_is_stored_as_it_was_spoken(data: st.DataObject, world: World) -> None:
+    """Whatever is repeated, lost, late or posted meanwhile: after the report, exactly the truth."""
+    stored = Stored()
+    newest = 0
+    arrivals = [one for one in world.seen if data.draw(st.integers(0, 4), label="kept")]
+    arrivals += data.draw(st.lists(st.sampled_from(world.seen), max_size=4), label="again")
+    for stamp, messages in arrivals:
+        if stamp < newest:
+            continue
+        newest = stamp
+        stored.see(messages)
+        posted = stored.turns[: stored.sealed]
+        stored.sealed = data.draw(st.integers(stored.sealed, len(stored.turns)), label="sealed")
+        assert stored.turns[: len(posted)] == posted
+    stored.see(world.report, whole=True)
+    assert [(s, t) for s, t in stored.said] == world.truth
+    assert not stored.see(world.report, whole=True), "the report once more changes nothing"
+
+
+@given(data=st.data(), world=worlds())
+@settings(max_examples=300, deadline=None)
+def test_a_call_without_a_report_ends_with_what_was_seen_last(
+    data: st.DataObject, world: World
+) -> None:
+    """Without a report, the transcript is the last history seen, none of it lost or doubled."""
+    stored = Stored()
+    for _, messages in world.seen:
+        stored.see(messages)
+        stored.sealed = data.draw(st.integers(stored.sealed, len(stored.turns)), label="sealed")
+    last = blocks_of(world.seen[-1][1])
+    stored.take(last, reach="end")
+    assert [block.key for block in transcript_of(stored.turns)] == [block.key for block in last]
+    assert slot_of(last) == sum(speaker == "caller" for speaker, _ in stored.said)
