@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LETTA_VENV := .letta-venv
 APP_SERVER_VENV := .app-server-venv
+VAPI_TYPES_VENV := .vapi-types-venv
+DOCS_VENV := .docs-venv
 KILLS ?= 200
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
@@ -50,6 +52,18 @@ $(APP_SERVER_VENV)/.installed: $(BIN)/uv requirements/app-server.txt
 	@$(BIN)/uv pip sync --quiet --python $(APP_SERVER_VENV)/bin/python --require-hashes requirements/app-server.txt
 	@touch $@
 
+$(VAPI_TYPES_VENV)/.installed: $(BIN)/uv requirements/vapi-types.txt
+	@echo "installing VAPI's own types for the tests into $(VAPI_TYPES_VENV)"
+	@$(PYTHON) -m venv --clear $(VAPI_TYPES_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(VAPI_TYPES_VENV)/bin/python --require-hashes requirements/vapi-types.txt
+	@touch $@
+
+$(DOCS_VENV)/.installed: $(BIN)/uv requirements/docs.txt
+	@echo "installing what builds the documentation into $(DOCS_VENV)"
+	@$(PYTHON) -m venv --clear $(DOCS_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(DOCS_VENV)/bin/python --require-hashes requirements/docs.txt
+	@touch $@
+
 setup: $(VENV)/.run ## Install what `make run` needs, from the lock file
 
 setup-dev: $(VENV)/.dev ## Install what the tests and checks need
@@ -79,7 +93,7 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
 	@$(BIN)/sidecar run
 
-test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
+test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
 	@$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
@@ -109,6 +123,8 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header"; \
 	$$compile requirements/uv.in -o requirements/uv.txt && \
 	$$compile requirements/build.in -o requirements/build.txt && \
+	$$compile requirements/vapi-types.in -o requirements/vapi-types.txt && \
+	$$compile requirements/docs.in -o requirements/docs.txt && \
 	$$compile requirements/app-server.in -o requirements/app-server.txt && \
 	$$compile pyproject.toml -o requirements/run.txt && \
 	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
@@ -118,5 +134,5 @@ vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: 
 	@$(BIN)/python examples/vapi/demo.py
 
 clean: ## Remove what was installed and built; the data directory stays
-	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) .run dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) .run dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
