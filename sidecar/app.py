@@ -38,6 +38,7 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
+from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import listen, routes, serving
 from sidecar.server.link import LinkServer
@@ -225,6 +226,7 @@ class Sidecar:
                 self.calls,
                 journal,
                 llm,
+                waits=Waits(settings.memory_wait_s, settings.cold_start_s),
                 tenant=spool_tenant(settings) or DEFAULT_TENANT,
                 summary={"letta": letta.name, "llm": llm.name},
                 clock=clock,

@@ -65,6 +65,7 @@ class MemoryFeed:
 
     def begin(self, live: LiveCall) -> None:
         """A call is live, or live again: bring its memory."""
+        live.wait.opened()
         self._spawn(self._bring_memory, live)
 
     def end(self, live: LiveCall) -> None:
@@ -117,8 +118,10 @@ class MemoryFeed:
     def refresh(self, live: LiveCall) -> None:
         """Start a read for a call and tell its listener when it has ended."""
         if live.agent_id is None:
-            self._tell(live, settled=True)
+            if live.told_version is not None:  # else the first word about it is on its way
+                self._tell(live, settled=True)
             return
+        live.wait.read_began()
         self._spawn(self._tell_when_read, live, live.agent_id)
 
     async def _bring_memory(self, live: LiveCall) -> None:
@@ -141,6 +144,7 @@ class MemoryFeed:
         if held is not None:
             await self._renew_recent(live, held)
             self._tell(live, settled=False)
+        live.wait.read_began()
         await self._tell_when_read(live, agent_id)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
@@ -176,6 +180,7 @@ class MemoryFeed:
     def _tell(self, live: LiveCall, *, settled: bool) -> None:
         view = live.memory
         live.told_version = view.version
+        live.wait.memory_came(empty=not view.text, settled=settled)
         live.listener.on_memory(view, settled=settled)
 
     async def _renew_recent(self, live: LiveCall, held: Held) -> None:

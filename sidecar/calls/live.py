@@ -7,6 +7,7 @@ from typing import Protocol
 from sidecar.memory.prompt import NOTHING, RenderedMemory
 from sidecar.memory.snapshots import Held
 from sidecar.model import Call, Served, Snapshot, Turn
+from sidecar.prompt_wait import PromptWait, Waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class LiveCall:
         self.last_seq = 0
         self.turns = 0
         self.told_version: str | None = None
+        self.wait = PromptWait()
         self._rendered: RenderedMemory = NOTHING
         self._rendered_from: tuple[str, tuple[Turn, ...]] = ("", ())
 
@@ -113,6 +115,14 @@ class LiveCall:
             self._rendered = self._feed.render(self, held)
             self._rendered_from = source
         return self._feed.view(held, self._rendered)
+
+    async def ready(self, waits: Waits) -> float:
+        """Return when `memory` is as new as a prompt may wait for, and the seconds waited.
+
+        See `sidecar.prompt_wait`. Never longer than `waits`; at once when memory is at hand and no
+        read is under way.
+        """
+        return await self.wait.over(waits)
 
     def speech_started(self) -> None:
         """The caller began to speak: read the memory now, so that it is here at the prompt."""

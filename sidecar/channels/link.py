@@ -33,11 +33,12 @@ from sidecar.channels.frames import (
     decode_from_sidecar,
     encode,
 )
-from sidecar.channels.linked_call import LinkedCall, Waits
+from sidecar.channels.linked_call import LinkedCall
 from sidecar.channels.outbox import Outbox, bounded_hints
 from sidecar.channels.spooler import Spooler
 from sidecar.errors import LinkError
 from sidecar.model import Channel, Speaker
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 
 CONNECT_S: Final = 5.0  # for the handshake and the welcome, each
@@ -132,7 +133,7 @@ class Link:
             opened_at_s=opened_at_s,
             hints=bounded_hints(hints) if hints else None,
         )
-        call = LinkedCall(self, outbox, now_s=anyio.current_time())
+        call = LinkedCall(self, outbox)
         call = self._calls.setdefault(outbox.call, call)
         self.wake()
         return call

@@ -1,7 +1,6 @@
 """One live call on the worker's end of the link: what the voice's own code holds."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -10,14 +9,7 @@ from sidecar.channels.frames import Hints, Memory
 from sidecar.channels.outbox import Outbox, bounded_hints
 from sidecar.channels.spool import SpoolFile
 from sidecar.model import Speaker
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """What a prompt may wait, in seconds, until the sidecar's `welcome` says otherwise."""
-
-    memory_s: float = 0.15
-    cold_start_s: float = 0.8
+from sidecar.prompt_wait import PromptWait, Waits
 
 
 class Line(Protocol):
@@ -58,15 +50,15 @@ class LinkedCall:
         guidance: Called with text for the voice agent to heed; set it, or leave it None.
     """
 
-    def __init__(self, link: Line, outbox: Outbox, *, now_s: float) -> None:
+    def __init__(self, link: Line, outbox: Outbox) -> None:
         self.memory: Memory | None = None
         self.guidance: Callable[[str], None] | None = None
         self.outbox = outbox
         self.spool: SpoolFile | None = None
         self._link = link
-        self._cold_since_s = now_s
-        self._asked_at_s: float | None = None
-        self._changed = anyio.Event()
+        self._wait = PromptWait()
+        if outbox.identified:
+            self._wait.opened()
 
     @property
     def call_id(self) -> str:
@@ -82,14 +74,14 @@ class LinkedCall:
         """Say who is on the line, where `open_call` could not; the first answer stands."""
         if not self.outbox.identified:
             self.outbox.identify(bounded_hints(hints))
-            self._cold_since_s = anyio.current_time()
+            self._wait.opened()
             self._link.wake()
 
     def speech_started(self) -> None:
         """The caller began to speak: the sidecar reads the memory now, ahead of the prompt."""
         self.outbox.speech_started()
-        if self._link.connected and self._asked_at_s is None and self.outbox.identified:
-            self._asked_at_s = anyio.current_time()
+        if self._link.connected and self.outbox.identified:
+            self._wait.read_began()
         self._link.wake()
 
     def record(
@@ -127,18 +119,14 @@ class LinkedCall:
     async def ready(self, budget_s: float | None = None) -> None:
         """Return when the memory at hand is as new as the prompt may wait for.
 
-        At once, when memory is at hand and no read is in flight. While one is: until it ends, at
-        most the wait of `welcome` counted from the *start of the speech*, so a Letta that hangs
-        costs nothing once the caller has spoken for longer. Before the first memory of a call:
-        at most its cold start, counted from the opening of the call, once.
+        See `sidecar.prompt_wait`; a read is taken to begin with the caller's speech, and the waits
+        are those of `welcome`.
 
         Args:
             budget_s: Seconds not to be passed in any case.
         """
         with anyio.move_on_after(budget_s):
-            while (until_s := self._wait_until_s()) > anyio.current_time():
-                with anyio.move_on_at(until_s):
-                    await self._changed.wait()
+            await self._wait.over(self._link.waits)
 
     async def flushed(self, budget_s: float) -> bool:
         """Wait until every turn and the end of the call are acked; False when `budget_s` is over.
@@ -147,7 +135,7 @@ class LinkedCall:
         """
         with anyio.move_on_after(budget_s):
             while not self.outbox.settled:
-                await self._changed.wait()
+                await self._wait.change()
         return self.outbox.settled
 
     # The link's side
@@ -155,27 +143,12 @@ class LinkedCall:
     def take_memory(self, memory: Memory) -> None:
         """A `memory` frame came."""
         self.memory = memory
-        if memory.settled:
-            self._asked_at_s = None
-        self.changed()
+        self._wait.memory_came(empty=not memory.text, settled=memory.settled)
 
     def link_lost(self) -> None:
         """No read is in flight any more."""
-        self._asked_at_s = None
-        self.changed()
+        self._wait.read_lost()
 
     def changed(self) -> None:
         """Let those who wait look again."""
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    def _wait_until_s(self) -> float:
-        """Return the monotonic time until which a prompt waits; in the past: it goes."""
-        waits = self._link.waits
-        until_s = 0.0
-        cold = self.memory is None or not (self.memory.text or self.memory.settled)
-        if cold and self.outbox.identified:
-            until_s = self._cold_since_s + waits.cold_start_s
-        if self._asked_at_s is not None:
-            until_s = max(until_s, self._asked_at_s + waits.memory_s)
-        return until_s
+        self._wait.changed()

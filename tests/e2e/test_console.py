@@ -36,12 +36,12 @@ def test_who_says_a_fact_is_remembered_in_the_next_call(sidecar: SidecarProcess)
 
 
 def test_who_calls_again_at_once_is_remembered(sidecar: SidecarProcess) -> None:
-    """Without a moment for Letta, the second call knows what the first one said."""
+    """Asked in the very moment of its opening, the second call knows what the first one said."""
     with opened(sidecar) as page:
         page.call("ada")
         page.say("My dog is called Rex.")
         page.hang_up()
-        page.call("ada")
+        page.send(type="call.start", caller="ada")
         assert "Rex" in page.say("What is my dog called?")
 
 

@@ -14,6 +14,7 @@ from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, Block, CallerHints, Snapshot, Turn
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.memory_journal import MemoryJournal
 from sidecar.transcript.journal import PostPolicy
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.unit
 
 ADA = CallerHints(phone="+12025550100")
 BOB = CallerHints(phone="+12025550101")
+WAITS = Waits()
 
 
 class Letta:
@@ -225,6 +227,58 @@ def test_who_calls_again_at_once_is_remembered_before_letta_knows() -> None:
         text = ear.views[-1][0].text
         assert "Has a cat, Tom." in text
         assert "my cat is called Tom" not in text
+
+    virtual(body)
+
+
+@pytest.mark.parametrize("speaks_at_once", [False, True])
+def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
+    *, speaks_at_once: bool
+) -> None:
+    """A prompt in the very moment of the opening waits for what the journal holds, not for Letta."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        await live.record([turn(live, "i1", "my dog is called Rex")])
+        await live.close("bye")
+        bench.letta.delay_s = 10_000.0
+        again, _ = await bench.open("c2")
+        if speaks_at_once:
+            again.speech_started()
+        assert await again.ready(WAITS) <= WAITS.memory_s
+        assert "my dog is called Rex" in again.memory.text
+
+    virtual(body)
+
+
+def test_a_prompt_waits_no_longer_than_it_may() -> None:
+    """Letta hangs and nothing is known: the cold start, once, from the opening; later nothing."""
+
+    async def body(bench: Bench) -> None:
+        bench.letta.delay_s = 10_000.0
+        live, _ = await bench.open("c1")
+        await anyio.sleep(0.3)
+        assert await live.ready(WAITS) == pytest.approx(WAITS.cold_start_s - 0.3)
+        assert await live.ready(WAITS) == 0.0
+
+    virtual(body)
+
+
+def test_a_read_under_way_is_waited_for_from_its_start() -> None:
+    """A slow read costs a prompt what is left of `memory_s` since the speech began, no more."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.delay_s = 1.0
+        live.speech_started()
+        await anyio.sleep(0.1)
+        assert await live.ready(WAITS) == pytest.approx(WAITS.memory_s - 0.1)
+        await anyio.sleep(2.0)
+        bench.letta.delay_s = 0.01
+        live.speech_started()
+        assert await live.ready(WAITS) == pytest.approx(0.01)
 
     virtual(body)
 

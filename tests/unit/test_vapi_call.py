@@ -7,11 +7,12 @@ import pytest
 import trio
 
 from sidecar.channels.vapi.bodies import About
-from sidecar.channels.vapi.call import VapiCall, Waits
+from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.projection import UNCONFIRMED_NOTE, blocks_of, transcript_of
 from sidecar.model import CallerHints
+from sidecar.prompt_wait import Waits
 from tests.unit.test_calls import ADA, BOB, Bench
 
 pytestmark = pytest.mark.unit

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket
 from sidecar.calls import Calls
 from sidecar.channels.console.session import ConsoleSession
 from sidecar.llm.port import Llm
+from sidecar.prompt_wait import Waits
 from sidecar.transcript.journal import Journal
 
 _STATIC = Path(__file__).parent / "static"
@@ -46,6 +47,7 @@ class Console:
         calls: Where its calls live.
         journal: Asked how much is undelivered.
         llm: Who replies.
+        waits: What a prompt may wait for memory.
         tenant: Whose callers they are.
         summary: What is real and what is demo, by part, for the page to show.
         clock: Unix time in seconds.
@@ -57,6 +59,7 @@ class Console:
         journal: Journal,
         llm: Llm,
         *,
+        waits: Waits,
         tenant: str,
         summary: Mapping[str, str],
         clock: Callable[[], float],
@@ -65,6 +68,7 @@ class Console:
         self._calls = calls
         self._journal = journal
         self._llm = llm
+        self._waits = waits
         self._tenant = tenant
         self._summary = summary
         self._clock = clock
@@ -96,6 +100,7 @@ class Console:
                 self._calls,
                 self._journal,
                 self._llm,
+                waits=self._waits,
                 tenant=self._tenant,
                 summary=self._summary,
                 admits=self.admits,

@@ -24,6 +24,7 @@ from sidecar.errors import SidecarError
 from sidecar.llm.port import Llm
 from sidecar.memory.freshness import age_s
 from sidecar.model import CallerHints, Consent, Speaker, Turn, prompt_metrics
+from sidecar.prompt_wait import Waits
 from sidecar.transcript.journal import Journal
 
 SYSTEM: Final = (
@@ -44,6 +45,7 @@ class ConsoleSession:
         calls: Where its calls live.
         journal: Asked how much is undelivered.
         llm: Who replies.
+        waits: What a prompt may wait for memory.
         tenant: Whose callers they are.
         summary: What is real and what is demo.
         admits: Whether a token is this start's own.
@@ -57,6 +59,7 @@ class ConsoleSession:
         journal: Journal,
         llm: Llm,
         *,
+        waits: Waits,
         tenant: str,
         summary: Mapping[str, str],
         admits: Callable[[str], bool],
@@ -66,6 +69,7 @@ class ConsoleSession:
         self._calls = calls
         self._journal = journal
         self._llm = llm
+        self._waits = waits
         self._tenant = tenant
         self._summary = summary
         self._admits = admits
@@ -185,7 +189,7 @@ class ConsoleSession:
         try:
             with scope:
                 try:
-                    async for piece in self._llm.stream(self._prompt(live)):
+                    async for piece in self._llm.stream(await self._prompt(live)):
                         spoken.append(piece)
                         await self._send("reply.delta", text=piece)
                 except SidecarError as error:
@@ -204,11 +208,12 @@ class ConsoleSession:
         finally:
             over.set()
 
-    def _prompt(self, live: LiveCall) -> list[dict[str, str]]:
+    async def _prompt(self, live: LiveCall) -> list[dict[str, str]]:
+        wait_s = await live.ready(self._waits)
         messages = [{"role": "system", "content": SYSTEM}, *self._history]
         memory = live.memory
         age = age_s(memory.read_at_s, now_s=self._clock()) if memory.read_at_s else None
-        self._prompted = prompt_metrics(memory.served, age_s=age, wait_s=0.0)
+        self._prompted = prompt_metrics(memory.served, age_s=age, wait_s=wait_s)
         if memory.text:
             # Role user: it stems from callers' words, which get no system message's authority.
             messages.insert(len(messages) - 1, {"role": "user", "content": memory.text})

@@ -7,7 +7,6 @@ from typing import cast
 from sidecar.calls import Calls
 from sidecar.channels.vapi.auth import Credential, Door
 from sidecar.channels.vapi.bodies import Object
-from sidecar.channels.vapi.call import Waits
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.completions import FALLBACK_TEXT, Completions, Policy
 from sidecar.channels.vapi.control import Control
@@ -19,6 +18,7 @@ from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, values_of
 from sidecar.errors import ConfigError
 from sidecar.llm.port import Llm
 from sidecar.privacy import Redact
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
 

@@ -23,20 +23,13 @@ from sidecar.channels.vapi.projection import (
     with_words,
 )
 from sidecar.model import Turn
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
 
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
 _PLANS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """What a prompt may wait for memory, in seconds."""
-
-    memory_s: float = 0.15
-    cold_start_s: float = 0.8
 
 
 @dataclass(slots=True)
@@ -92,8 +85,6 @@ class VapiCall:
         self._redact = redact
         self._emit = emit
         self._clock = clock
-        self._told = anyio.Event()
-        self._settled = anyio.Event()
         self._lock = anyio.Lock()
         self._stored: list[Turn] | None = None
         self._sealed = 0
@@ -108,10 +99,7 @@ class VapiCall:
     # What the listener of a call hears ---------------------------------------------------------
 
     def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        """See `sidecar.calls.Listener`."""
-        self._told.set()
-        if settled:
-            self._settled.set()
+        """See `sidecar.calls.Listener`. Memory is read at the prompt."""
 
     def on_guidance(self, text: str) -> None:
         """See `sidecar.calls.Listener`."""
@@ -121,22 +109,11 @@ class VapiCall:
 
     def speech_started(self) -> None:
         """The caller began to speak: read the memory now."""
-        self._settled = anyio.Event()
         self.live.speech_started()
 
     async def memory(self) -> MemoryView:
-        """Return what goes into the next prompt.
-
-        Waits at most `cold_start_s` for any memory at all, then at most `memory_s` for a read
-        under way.
-        """
-        began_s = self._clock()
-        if not self._settled.is_set():
-            if self.live.memory.served == "none":
-                with anyio.move_on_after(self._waits.cold_start_s):
-                    await self._told.wait()
-            with anyio.move_on_after(self._waits.memory_s):
-                await self._settled.wait()
+        """Return what goes into the next prompt; waits as `sidecar.prompt_wait` says."""
+        wait_s = await self.live.ready(self._waits)
         view = self.live.memory
         now_s = self._clock()
         self._emit(
@@ -145,7 +122,7 @@ class VapiCall:
             version=view.version,
             age_s=now_s - view.read_at_s if view.read_at_s else None,
             served=view.served,
-            wait_s=now_s - began_s,
+            wait_s=wait_s,
         )
         return view
 

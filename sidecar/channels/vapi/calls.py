@@ -11,10 +11,11 @@ from anyio.abc import TaskGroup, TaskStatus
 from sidecar import telemetry
 from sidecar.calls import Calls
 from sidecar.channels.vapi.bodies import About
-from sidecar.channels.vapi.call import VapiCall, Waits
+from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.errors import CallError, JournalError
 from sidecar.model import call_key
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
 

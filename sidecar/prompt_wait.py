@@ -1,0 +1,86 @@
+"""How long a prompt waits for its memory: one rule for the link's workers and for the other channels.
+
+With memory at hand and no read under way a prompt does not wait. While a read is under way it
+waits until that ends, at most until `Waits.memory_s` after the read *began*, so a Letta that hangs
+costs nothing once the caller has spoken for longer (ADR 4). Before a call's first memory it waits
+at most until `Waits.cold_start_s` after the call opened, once.
+"""
+
+from dataclasses import dataclass
+
+import anyio
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a prompt may wait for memory, in seconds.
+
+    Attributes:
+        memory_s: From the start of a read under way (`SIDECAR_MEMORY_WAIT_S`).
+        cold_start_s: From the opening of a call without any memory (`SIDECAR_COLD_START_S`).
+    """
+
+    memory_s: float = 0.15
+    cold_start_s: float = 0.8
+
+
+class PromptWait:
+    """What the prompts of one call wait for. Times are of `anyio.current_time`."""
+
+    def __init__(self) -> None:
+        self._opened_at_s: float | None = None
+        self._read_began_at_s: float | None = None
+        self._told = False
+        self._changed = anyio.Event()
+
+    def opened(self) -> None:
+        """It is known now whose call it is: a first memory is on its way."""
+        self._opened_at_s = anyio.current_time()
+
+    def read_began(self) -> None:
+        """A read of this call's memory is under way; one that was already counts from its start."""
+        if self._read_began_at_s is None:
+            self._read_began_at_s = anyio.current_time()
+
+    def memory_came(self, *, empty: bool, settled: bool) -> None:
+        """Newer memory is at hand.
+
+        Args:
+            empty: There is nothing in it to put into a prompt.
+            settled: No newer one is on its way just now.
+        """
+        self._told = self._told or settled or not empty
+        if settled:
+            self._read_began_at_s = None
+        self.changed()
+
+    def read_lost(self) -> None:
+        """Nobody will tell how the read under way ended."""
+        self._read_began_at_s = None
+        self.changed()
+
+    def changed(self) -> None:
+        """Let those who wait look again."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def change(self) -> None:
+        """Return at the next `changed`."""
+        await self._changed.wait()
+
+    async def over(self, waits: Waits) -> float:
+        """Return when a prompt waits no longer, and the seconds it waited."""
+        began_s = anyio.current_time()
+        while (until_s := self._until_s(waits)) > anyio.current_time():
+            with anyio.move_on_at(until_s):
+                await self.change()
+        return anyio.current_time() - began_s
+
+    def _until_s(self, waits: Waits) -> float:
+        """Return the time until which a prompt waits; in the past: it goes."""
+        until_s = 0.0
+        if not self._told and self._opened_at_s is not None:
+            until_s = self._opened_at_s + waits.cold_start_s
+        if self._read_began_at_s is not None:
+            until_s = max(until_s, self._read_began_at_s + waits.memory_s)
+        return until_s
