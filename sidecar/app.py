@@ -135,12 +135,13 @@ async def build_letta(settings: Settings, directory: Path, *, llm: Llm) -> Letta
 
 def identity_rules(settings: Settings) -> IdentityRules:
     """Return how callers become agents."""
+    tenants = settings.tenant_names
     return IdentityRules(
         agent_id=settings.agent_id,
-        agent_map=read_agent_map(settings.agent_map) if settings.agent_map else {},
+        agent_map=read_agent_map(settings.agent_map, tenants) if settings.agent_map else {},
         create_agents=settings.create_agents,
         default_region=settings.default_region,
-        trust_agent_hints=len(settings.tenant_names) == 1,
+        one_tenant=len(tenants) == 1,
         model=settings.letta_agent_model,
         embedding=settings.letta_agent_embedding,
     )

@@ -7,7 +7,8 @@ import difflib
 import ipaddress
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -32,8 +33,9 @@ from sidecar.privacy import names_in
 DEFAULT_PORT = 8377
 DEFAULT_TENANT = "default"
 OPENAI_URL = "https://api.openai.com/v1"
-# Read by the worker's end (sidecar/channels), not by the sidecar itself.
 _VAPI_SECRET_CHARS = 16
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+# Read by the worker's end (sidecar/channels), not by the sidecar itself.
 _WORKER_NAMES = frozenset({"SIDECAR_LINK_URL"})
 
 
@@ -393,13 +395,18 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
-def read_agent_map(path: Path) -> dict[str, str]:
+def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
     """Read the map file: a JSON object of caller (number, identity or id) to agent id.
 
+    Args:
+        path: The file.
+        tenants: All there are; with several, each caller stands behind `TENANT/`.
+
     Raises:
-        ConfigError: it is no such file.
+        ConfigError: it is no such file, or an entry would never be found.
     """
-    remedy = 'write it as JSON: {"+15550100": "agent-…"}'
+    several = len(tenants) > 1
+    remedy = f'write it as JSON: {{"{"TENANT/" if several else ""}+12025550100": "agent-…"}}'
     try:
         raw: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -416,4 +423,16 @@ def read_agent_map(path: Path) -> dict[str, str]:
         raise ConfigError(
             "SIDECAR_AGENT_MAP: every value is an agent id", fields=(("SIDECAR_AGENT_MAP", remedy),)
         )
+    for entry in entries:
+        tenant, _, caller = entry.partition("/") if several else ("", "", entry)
+        if several and tenant not in tenants:
+            raise ConfigError(
+                "SIDECAR_AGENT_MAP: an entry names no tenant",
+                fields=(("SIDECAR_AGENT_MAP", remedy),),
+            )
+        if caller.startswith("+") and not _E164.fullmatch(caller):
+            raise ConfigError(
+                "SIDECAR_AGENT_MAP: a number is not written in E.164",
+                fields=(("SIDECAR_AGENT_MAP", remedy),),
+            )
     return cast("dict[str, str]", entries)

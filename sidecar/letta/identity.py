@@ -29,11 +29,13 @@ class IdentityRules:
 
     Attributes:
         agent_id: One agent for every call, or None.
-        agent_map: Agent id by number, identity or caller id, as the owner wrote it.
+        agent_map: Agent id by number (E.164), identity or caller id; behind `TENANT/` where there
+            are several tenants. An identity that reads like a number is not in it: many
+            applications let people choose their own.
         create_agents: A caller without an agent gets one.
         default_region: Country of numbers without a country code, as in `US`; None refuses them.
-        trust_agent_hints: An agent id that a worker names is heeded. False where several
-            tenants share one Letta: a tenant could name another's agent.
+        one_tenant: An agent id that a worker names is heeded, and a bare name in the map. False
+            where several tenants share one Letta: one could name another's agent.
         model: Model handle of created agents, empty for Letta's default.
         embedding: Embedding handle of created agents, empty for Letta's default.
     """
@@ -42,7 +44,7 @@ class IdentityRules:
     agent_map: Mapping[str, str] = field(default_factory=dict[str, str])
     create_agents: bool = True
     default_region: str | None = None
-    trust_agent_hints: bool = True
+    one_tenant: bool = True
     model: str = ""
     embedding: str = ""
 
@@ -97,11 +99,14 @@ def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution
         if name
     ]
     key = caller_key(tenant, names[0]) if names else ""
-    if hints.agent_id and rules.trust_agent_hints:
+    if hints.agent_id and rules.one_tenant:
         return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key)
-    for name in (hints.caller, phone or "", hints.identity):
-        if name and name in rules.agent_map:
-            return Resolution(AgentRef(tenant, agent_id=rules.agent_map[name]), key)
+    identity = "" if normal_phone(hints.identity, region=None) else hints.identity
+    within = "" if rules.one_tenant else f"{tenant}/"
+    for name in (hints.caller, phone or "", identity):
+        mapped = rules.agent_map.get(within + name) if name else None
+        if mapped is not None:
+            return Resolution(AgentRef(tenant, agent_id=mapped), key)
     if rules.agent_id is not None:
         return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key)
     if not key:

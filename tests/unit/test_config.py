@@ -1,5 +1,6 @@
 """Settings."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,14 +86,28 @@ def test_a_blank_variable_is_unset() -> None:
     assert load({"LETTA_API_KEY": "", "LETTA_BASE_URL": " "}).letta_generation == "embedded"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": ""}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"a": 1}', '{"a": ""}', '{"+1 (202) 555-0100": "agent-1"}']
+)
 def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     """A broken map file names the setting."""
     path = tmp_path / "map.json"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
-        read_agent_map(path)
+        read_agent_map(path, {"default"})
     assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
+
+
+def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> None:
+    """One tenant's entry can't be meant for another's caller of the same name."""
+    path = tmp_path / "map.json"
+    entries = {"acme/+12025550100": "agent-1", "globex/ada": "agent-2"}
+    path.write_text(json.dumps(entries))
+    assert read_agent_map(path, {"acme", "globex"}) == entries
+    for entry in ("+12025550100", "initech/ada", "acme/+1 202"):
+        path.write_text(json.dumps({entry: "agent-1"}))
+        with pytest.raises(ConfigError, match="SIDECAR_AGENT_MAP"):
+            read_agent_map(path, {"acme", "globex"})
 
 
 def test_an_app_server_is_asked_for_by_its_url() -> None:

@@ -81,9 +81,29 @@ def test_the_owners_word_goes_before_the_rules() -> None:
     assert fixed.caller_key == own.caller_key == own.ref.caller_key
 
 
+def test_an_identity_that_reads_like_a_number_is_not_that_number() -> None:
+    """Who chooses a phone number for a name gets no memory of the number's owner."""
+    rules = IdentityRules(agent_map={"+12025550100": "agent-of-the-number", "ada": "agent-of-ada"})
+    for identity in ("+12025550100", "+1 202 555 0100", "sip:+12025550100@pbx"):
+        found = resolve("t", CallerHints(identity=identity), rules)
+        assert found.ref.agent_id is None
+    assert resolve("t", CallerHints(identity="ada"), rules).ref.agent_id == "agent-of-ada"
+
+
+def test_one_tenants_map_is_not_anothers() -> None:
+    """With several tenants a caller of the same number or name in another has no part in it."""
+    rules = IdentityRules(
+        one_tenant=False, agent_map={"t/+12025550100": "agent-1", "t/ada": "agent-2"}
+    )
+    hints = CallerHints(phone="+12025550100"), CallerHints(caller="ada")
+    assert [resolve("t", one, rules).ref.agent_id for one in hints] == ["agent-1", "agent-2"]
+    assert [resolve("u", one, rules).ref.agent_id for one in hints] == [None, None]
+    assert resolve("u", CallerHints(caller="t/ada"), rules).ref.agent_id is None
+
+
 def test_a_worker_of_many_tenants_names_no_agent() -> None:
     """Where tenants share a Letta, an agent id from a worker is not heeded."""
-    rules = IdentityRules(trust_agent_hints=False)
+    rules = IdentityRules(one_tenant=False)
     found = resolve("t", CallerHints(agent_id="agent-of-another", identity="x"), rules)
     assert found.ref.agent_id is None
 
