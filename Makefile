@@ -12,6 +12,8 @@ APP_SERVER_VENV := .app-server-venv
 VAPI_TYPES_VENV := .vapi-types-venv
 DOCS_VENV := .docs-venv
 KILLS ?= 200
+# Tests at a time: most of the slow ones wait for voices and servers, not for a core.
+JOBS ?= 2
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
@@ -94,7 +96,7 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	@$(BIN)/sidecar run
 
 test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
 	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q
