@@ -132,11 +132,14 @@ class SidecarProcess:
         """SIGTERM, twice when once is not enough, then kill."""
         if self._process is None:
             return
-        self.terminate()
-        try:
-            self.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        for wait_s in (1.0, 5.0):  # a call that nobody ended is not waited for
+            self.terminate()
+            try:
+                self.wait(wait_s)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+        self.kill()
 
     def __enter__(self) -> Self:
         return self.start()
