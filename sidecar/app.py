@@ -217,7 +217,7 @@ class Sidecar:
         self.link = LinkServer(
             self.calls,
             tokens=settings.tokens,
-            default_tenant=DEFAULT_TENANT,
+            default_tenant=DEFAULT_TENANT if settings.link_open else None,
             memory_wait_s=settings.memory_wait_s,
             cold_start_s=settings.cold_start_s,
             emit=emit,

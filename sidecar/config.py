@@ -33,7 +33,8 @@ from sidecar.privacy import names_in
 DEFAULT_PORT = 8377
 DEFAULT_TENANT = "default"
 OPENAI_URL = "https://api.openai.com/v1"
-_VAPI_SECRET_CHARS = 16
+_SECRET_CHARS = 16
+_MAKE_ONE = "make one with: openssl rand -hex 16"
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 # Read by the worker's end (sidecar/channels), not by the sidecar itself.
 _WORKER_NAMES = frozenset({"SIDECAR_LINK_URL"})
@@ -255,12 +256,29 @@ class Settings(BaseSettings):
                 f"{missing}: set SIDECAR_VAPI_KEY (the model endpoint) and SIDECAR_VAPI_SECRET"
                 " (the server URL) together"
             )
+        if self.livekit_url is not None and not self.link_open and not self.tokens:
+            raise ValueError(
+                "SIDECAR_LINK_TOKEN: VAPI reaches this port from outside, so voice workers need a"
+                f" token: {_MAKE_ONE}"
+            )
+        if self.agent_id is not None and len(self.tenant_names) > 1:
+            raise ValueError(
+                "SIDECAR_AGENT_ID: several tenants would share one memory: name agents by"
+                " SIDECAR_AGENT_MAP, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_differ_and_are_long(self) -> Self:
+        for variable, tokens in self._link_values():
+            if any(len(token) < _SECRET_CHARS for token in tokens):
+                raise ValueError(f"{variable}: at least {_SECRET_CHARS} characters; {_MAKE_ONE}")
         for variable, by_tenant in self._vapi_values():
             values = [value for of_tenant in by_tenant for value in of_tenant]
             if any(not 1 <= len(of_tenant) <= 2 for of_tenant in by_tenant):  # noqa: PLR2004
                 raise ValueError(f"{variable}: one value, or two with a comma between them")
-            if any(len(value) < _VAPI_SECRET_CHARS for value in values) and not self.loopback:
-                raise ValueError(f"{variable}: at least {_VAPI_SECRET_CHARS} characters")
+            if any(len(value) < _SECRET_CHARS for value in values):
+                raise ValueError(f"{variable}: at least {_SECRET_CHARS} characters; {_MAKE_ONE}")
             if len(set(values)) != len(values):
                 raise ValueError(f"{variable}: two tenants share one: give each its own")
         if len(set(self.tokens)) != len(self.tenants) + bool(self.link_token):
@@ -278,8 +296,16 @@ class Settings(BaseSettings):
             return False
 
     @property
+    def link_open(self) -> bool:
+        """Whether programs on this machine may connect as workers without a token.
+
+        Not where VAPI's secrets are set: then a tunnel or a proxy brings the outside to this port.
+        """
+        return not self.tokens and self.loopback and not self.vapi_credentials
+
+    @property
     def tokens(self) -> Mapping[str, str]:
-        """Tenant by bearer token. Empty: loopback without a token."""
+        """Tenant by bearer token. Empty: see `link_open`."""
         by_token = {token.get_secret_value(): name for name, token in self.tenants.items()}
         if self.link_token is not None:
             by_token[self.link_token.get_secret_value()] = DEFAULT_TENANT
@@ -292,6 +318,13 @@ class Settings(BaseSettings):
         if self.vapi_key is not None and self.vapi_secret is not None:
             credentials[DEFAULT_TENANT] = VapiCredential(key=self.vapi_key, secret=self.vapi_secret)
         return credentials
+
+    def _link_values(self) -> list[tuple[str, list[str]]]:
+        link = [self.link_token] if self.link_token is not None else []
+        return [
+            ("SIDECAR_LINK_TOKEN", [token.get_secret_value().strip() for token in link]),
+            ("SIDECAR_TENANTS", [one.get_secret_value().strip() for one in self.tenants.values()]),
+        ]
 
     def _vapi_values(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         credentials = self.vapi_credentials.values()
@@ -324,6 +357,12 @@ class Settings(BaseSettings):
         """Whether a language model is configured; otherwise the demo model answers."""
         return bool(self.llm_base_url or self.llm_api_key)
 
+    @override
+    def __repr__(self) -> str:
+        return f"Settings({self.redacted()})"
+
+    __str__ = __repr__
+
     def redacted(self) -> dict[str, str]:
         """Return every setting as text under its variable, secrets as `***`."""
         shown: dict[str, str] = {}
@@ -334,8 +373,13 @@ class Settings(BaseSettings):
             elif name in {"tenants", "vapi_tenants"}:
                 shown[variable[0]] = ", ".join(f"{tenant}=***" for tenant in value)
             elif value is not None:
-                shown[variable[0]] = str(value)
+                shown[variable[0]] = _without_userinfo(str(value))
         return shown
+
+
+def _without_userinfo(text: str) -> str:
+    """Take a user and password out of what is a URL."""
+    return re.sub(r"^([a-z]+://)[^/@\s]*@", r"\1***@", text)
 
 
 def values_of(secret: SecretStr) -> tuple[str, ...]:

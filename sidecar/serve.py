@@ -65,13 +65,17 @@ def _banner(
     settings: Settings, url: str, *, token: str, letta: str, llm: str, worker: Path | None
 ) -> str:
     demo_letta = settings.letta_generation == "embedded"
-    access = "with its token" if settings.tokens else "from this machine alone, no token set"
+    access = "voice workers connect here, from this machine alone, no token set"
+    if settings.tokens:
+        access = "voice workers connect here, with its token"
+    elif not settings.link_open:
+        access = "closed: set SIDECAR_LINK_TOKEN, since VAPI reaches this port from outside"
     lines = [
         "",
         "  The voice sidecar for Letta is up.",
         "",
         f"  page      {url}/#{token}" if token else "  page      off",
-        f"  link      {url.replace('http', 'ws', 1)}/link   voice workers connect here, {access}",
+        f"  link      {url.replace('http', 'ws', 1)}/link   {access}",
         f"  memory    {'DEMO' if demo_letta else 'real'}: {letta}",
         f"  replies   {'real' if settings.llm_is_real else 'DEMO'}: {llm}",
         f"  LiveKit   {f'real: {worker}' if worker else 'not started'}",

@@ -6,7 +6,6 @@ a file that only this user can read and that is new with each start. A browser i
 
 import contextlib
 import hmac
-import ipaddress
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sidecar.channels.peer import from_this_machine
 from sidecar.errors import SidecarError
 from sidecar.transcript.journal import Journal
 
@@ -85,7 +85,7 @@ class Admin:
         self, serve: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            if not _from_here(request) or not self._admits(request):
+            if not _asked_directly(request) or not self._admits(request):
                 return JSONResponse({"error": "not for you"}, 403)
             try:
                 with anyio.fail_after(BUDGET_S):
@@ -135,12 +135,6 @@ def _outcome(done: bool) -> Response:
     return JSONResponse({"done": done})
 
 
-def _from_here(request: Request) -> bool:
-    if request.headers.get("origin") is not None or request.client is None:
-        return False
-    try:
-        address = ipaddress.ip_address(request.client.host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+def _asked_directly(request: Request) -> bool:
+    client = request.client.host if request.client else ""
+    return from_this_machine(request.headers, client)

@@ -39,6 +39,7 @@ from sidecar.channels.frames import (
     hints_of,
     turn_of,
 )
+from sidecar.channels.peer import from_this_machine
 from sidecar.errors import CallError, JournalError, LinkError
 from sidecar.telemetry import Emit
 
@@ -50,16 +51,13 @@ MAX_QUEUED = 20_000
 """Turns of one connection that wait for the disk; beyond it the reader waits."""
 
 
-def tenant_of(authorization: str, tokens: Mapping[str, str], *, default: str) -> str | None:
+def tenant_of(authorization: str, tokens: Mapping[str, str]) -> str | None:
     """Return the tenant of a bearer token, or None when it is refused.
 
     Args:
         authorization: The header's value, empty when there is none.
-        tokens: Tenant by token; empty lets everybody in as `default`.
-        default: The tenant of a sidecar without tokens.
+        tokens: Tenant by token.
     """
-    if not tokens:
-        return default
     scheme, _, given = authorization.partition(" ")
     if scheme.lower() != "bearer":
         return None
@@ -75,8 +73,9 @@ class LinkServer:
 
     Args:
         calls: Where calls live.
-        tokens: Tenant by bearer token; empty: anybody on this machine.
-        default_tenant: The tenant where there are no tokens.
+        tokens: Tenant by bearer token.
+        default_tenant: Without tokens, the tenant of programs on this machine, which alone are
+            let in; None: nobody is.
         memory_wait_s: What a worker may spend at a prompt on a read under way.
         cold_start_s: What a worker may spend at a call's first prompt.
         retry_after_s: Told to workers when the sidecar goes away.
@@ -88,7 +87,7 @@ class LinkServer:
         calls: Calls,
         *,
         tokens: Mapping[str, str],
-        default_tenant: str,
+        default_tenant: str | None,
         memory_wait_s: float,
         cold_start_s: float,
         retry_after_s: float = 1.0,
@@ -106,9 +105,7 @@ class LinkServer:
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
         why = ""
-        tenant = tenant_of(
-            socket.headers.get("authorization", ""), self._tokens, default=self._default_tenant
-        )
+        tenant = self._tenant_of(socket)
         if socket.headers.get("origin") is not None:
             why = "a browser's request"
         elif SUBPROTOCOL not in socket.scope.get("subprotocols", []):
@@ -129,6 +126,12 @@ class LinkServer:
             if self._of_worker.get(connection.owner) is connection:
                 del self._of_worker[connection.owner]
                 self._calls.orphan(connection.owner)
+
+    def _tenant_of(self, socket: WebSocket) -> str | None:
+        if self._tokens:
+            return tenant_of(socket.headers.get("authorization", ""), self._tokens)
+        client = socket.client.host if socket.client else ""
+        return self._default_tenant if from_this_machine(socket.headers, client) else None
 
     @property
     def connections(self) -> int:

@@ -18,10 +18,11 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from sidecar import telemetry
+from sidecar.channels.peer import forwarded, from_this_machine, is_loopback
 from sidecar.errors import JournalError
 from sidecar.telemetry import Event
 from sidecar.transcript.journal import JournalCounts
@@ -191,9 +192,14 @@ class Metrics:
             self._breakers.labels(breaker).set(state.breaker_open.get(breaker, False))
 
     def routes(self) -> list[BaseRoute]:
-        """Return the route of `/metrics`."""
+        """Return the route of `/metrics`; what a tunnel or a proxy brings in is refused."""
 
-        async def metrics(_: Request) -> Response:
+        async def metrics(request: Request) -> Response:
+            client = request.client.host if request.client else ""
+            headers = request.headers
+            inside = from_this_machine(headers, client) if is_loopback(client) else True
+            if forwarded(headers) or not inside:
+                return PlainTextResponse("not for the outside\n", 403)
             return Response(await self.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
         return [Route("/metrics", metrics)]

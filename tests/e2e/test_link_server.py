@@ -1,8 +1,11 @@
 """The sidecar's end of the link against peers that are strange, wrong or hostile."""
 
 import json
+import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.channels.frames import MAX_FRAME_BYTES, SUBPROTOCOL
-from tests.sidecar_process import SidecarProcess, eventually
+from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e
 
@@ -206,29 +209,71 @@ def test_browsers_and_other_protocols_are_refused(
         pass
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"Via": "1.1 tunnel"},
+        {"Host": "abc.trycloudflare.com"},
+        {"Host": "evil.example:8377"},
+    ],
+)
+def test_without_a_token_a_tunnel_is_refused(
+    sidecar: SidecarProcess, headers: dict[str, str]
+) -> None:
+    """What a proxy or a foreign name brings in is not this machine: no memory, no counters."""
+    with socket.create_connection(("127.0.0.1", sidecar.port), 5) as raw:
+        lines = {
+            "Host": f"127.0.0.1:{sidecar.port}",
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Protocol": "letta-sidecar.v1",
+        } | headers
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        raw.sendall(f"GET /link HTTP/1.1\r\n{head}\r\n".encode())
+        assert b" 403 " in raw.recv(100)
+    request = urllib.request.Request(f"{sidecar.url}/metrics", headers=headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=5)
+    with refused.value as error:
+        assert error.code == 403
+
+
+def test_with_vapi_in_front_the_link_is_closed(tmp_path: Path) -> None:
+    """VAPI's secrets mean a tunnel to this port: without a token of its own nobody gets a link."""
+    env = {"SIDECAR_VAPI_KEY": "key-0123456789abc", "SIDECAR_VAPI_SECRET": "sec-0123456789abc"}
+    with SidecarProcess(tmp_path / "data", env) as sidecar:
+        with pytest.raises(InvalidStatus), worker(sidecar):
+            pass
+        assert get(f"{sidecar.url}/metrics")[0] == 200
+
+
 def test_a_token_says_who_the_tenant_is(tmp_path: Path) -> None:
     """Wrong and missing tokens are refused; one caller in two tenants has two memories."""
-    env = {"SIDECAR_TENANTS": '{"acme": "key-a", "zeta": "key-z"}'}
+    key_a, key_z = "key-a-0123456789", "key-z-0123456789"
+    env = {"SIDECAR_TENANTS": json.dumps({"acme": key_a, "zeta": key_z})}
     with SidecarProcess(tmp_path / "data", env) as sidecar:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "key-a"}):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": key_a}):
             refused = pytest.raises(InvalidStatus)
             with refused, worker(sidecar, additional_headers=headers):
                 pass
         texts: dict[str, str] = {}
-        for key in ("key-a", "key-z"):
+        for key in (key_a, key_z):
             with worker(sidecar, additional_headers={"Authorization": f"Bearer {key}"}) as peer:
                 peer.open("c1", phone="+12025550100")
                 peer.turn("c1", "i1", text=f"Please remember that the secret of {key} is blue")
                 peer.until("ack")
                 peer.send(type="call.close", call="c1", at_s=2.0)
                 peer.until("ack")
-        for key in ("key-a", "key-z"):
+        for key in (key_a, key_z):
             with worker(sidecar, additional_headers={"Authorization": f"Bearer {key}"}) as peer:
                 peer.open("c2", phone="+12025550100")
                 texts[key] = peer.until("memory")["text"]
-        assert "secret of key-a" in texts["key-a"]
-        assert "secret of key-z" not in texts["key-a"]
-        assert "secret of key-a" not in texts["key-z"]
+        assert f"secret of {key_a}" in texts[key_a]
+        assert f"secret of {key_z}" not in texts[key_a]
+        assert f"secret of {key_a}" not in texts[key_z]
 
 
 def test_a_drain_lets_live_calls_finish(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from sidecar.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
+SECRET = "a-secret-of-tests"
+
 
 def wrong(environ: dict[str, str]) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
@@ -43,7 +45,7 @@ def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
 def test_beyond_this_machine_a_secret_is_needed(host: str) -> None:
     """Binding to the network without a token is refused and names the setting that mends it."""
     assert "SIDECAR_LINK_TOKEN" in wrong({"SIDECAR_HOST": host})["SIDECAR_HOST"]
-    assert load({"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": "s"}).host == host
+    assert load({"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": SECRET}).host == host
 
 
 def test_half_of_livekit_is_refused() -> None:
@@ -53,8 +55,33 @@ def test_half_of_livekit_is_refused() -> None:
 
 def test_two_tenants_with_one_token_are_refused() -> None:
     """A token says who the tenant is, so no two share one."""
-    assert wrong({"SIDECAR_TENANTS": '{"a": "x", "b": "x"}'})
-    assert wrong({"SIDECAR_TENANTS": '{"a": "x"}', "SIDECAR_LINK_TOKEN": "x"})
+    assert wrong({"SIDECAR_TENANTS": json.dumps({"a": SECRET, "b": SECRET})})
+    assert wrong({"SIDECAR_TENANTS": json.dumps({"a": SECRET}), "SIDECAR_LINK_TOKEN": SECRET})
+
+
+@pytest.mark.parametrize("secret", ["", " ", "short", " " * 20])
+def test_a_secret_is_long_enough_not_to_be_guessed(secret: str) -> None:
+    """An unset variable in a file of tokens opens no door, on this machine neither."""
+    assert "SIDECAR_TENANTS" in wrong({"SIDECAR_TENANTS": json.dumps({"acme": secret})})
+    vapi = {"acme": {"key": secret, "secret": secret}}
+    assert wrong({"SIDECAR_VAPI_TENANTS": json.dumps(vapi)})
+
+
+def test_one_agent_for_several_tenants_is_refused() -> None:
+    """Nothing is shared between tenants, not by a setting either."""
+    tenants = json.dumps({"a": SECRET, "b": SECRET + "b"})
+    assert "SIDECAR_AGENT_ID" in wrong({"SIDECAR_TENANTS": tenants, "SIDECAR_AGENT_ID": "agent-1"})
+
+
+def test_with_vapi_in_front_workers_need_a_token() -> None:
+    """A tunnel for VAPI brings the outside to the link: it is closed until it has a token."""
+    vapi = {"SIDECAR_VAPI_KEY": SECRET, "SIDECAR_VAPI_SECRET": SECRET}
+    assert load({}).link_open
+    assert not load(vapi).link_open
+    livekit = {"LIVEKIT_URL": "ws://127.0.0.1:7880", "LIVEKIT_API_KEY": "k"}
+    livekit["LIVEKIT_API_SECRET"] = "s"
+    assert "SIDECAR_LINK_TOKEN" in wrong(vapi | livekit)
+    assert load(vapi | livekit | {"SIDECAR_LINK_TOKEN": SECRET}).tokens
 
 
 def test_no_secret_is_printed() -> None:
@@ -63,8 +90,9 @@ def test_no_secret_is_printed() -> None:
         {
             "LETTA_API_KEY": "canary",
             "OPENAI_API_KEY": "canary",
-            "SIDECAR_LINK_TOKEN": "canary",
-            "SIDECAR_TENANTS": '{"a": "canary2"}',
+            "SIDECAR_LINK_TOKEN": "canary" + SECRET,
+            "SIDECAR_TENANTS": json.dumps({"a": "canary2" + SECRET}),
+            "LETTA_BASE_URL": "http://me:canary@letta.internal:8283",
             "LIVEKIT_URL": "wss://x",
             "LIVEKIT_API_KEY": "canary",
             "LIVEKIT_API_SECRET": "canary",

@@ -12,15 +12,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sidecar.channels.peer import from_this_machine
+
 REPLAY_WINDOW_S = 300.0
 _SEEN_LIMIT = 20_000
 _MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Door:
             client: The peer's address, empty where unknown.
         """
         if not self._credentials:
-            return self._direct(headers, client)
+            return self._of_this_machine(headers, client)
         shown = _bearer(headers.get("authorization", ""))
         return self._holder(shown, [(c.tenant, c.keys) for c in self._credentials])
 
@@ -93,7 +93,7 @@ class Door:
         of VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
         """
         if not self._credentials:
-            return self._direct(headers, client)
+            return self._of_this_machine(headers, client)
         secrets = [(c.tenant, c.secrets) for c in self._credentials]
         signature = headers.get("x-signature", "")
         if signature:
@@ -147,14 +147,8 @@ class Door:
             self._seen.popitem(last=False)
         return again
 
-    def _direct(self, headers: Mapping[str, str], client: str) -> Admitted | None:
-        """Without a key only this machine itself belongs: no tunnel, no other page, no proxy."""
-        host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
-        if any(name in headers for name in _FORWARDED) or "origin" in headers:
-            return None
-        if not _loopback(host) or (client and not _loopback(client)):
-            return None
-        return Admitted(self._open_tenant)
+    def _of_this_machine(self, headers: Mapping[str, str], client: str) -> Admitted | None:
+        return Admitted(self._open_tenant) if from_this_machine(headers, client) else None
 
 
 def _bearer(authorization: str) -> str:
@@ -176,12 +170,3 @@ def _signature_bytes(signature: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
         return b""
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -35,7 +35,10 @@ def build_vapi(
     emit: Emit,
     clock: Callable[[], float],
 ) -> Vapi | None:
-    """Return the channel; None beyond this machine without a key: then there is no such route.
+    """Return the channel; None where only this machine could be let in, and may not be.
+
+    Without a key only direct requests of this machine belong, so there are no routes beyond
+    loopback, nor where workers need a token: that asks for more than being on this machine.
 
     Raises:
         ConfigError: `SIDECAR_VAPI_ASSISTANT` holds no JSON object.
@@ -48,7 +51,7 @@ def build_vapi(
         )
         for tenant, one in settings.vapi_credentials.items()
     ]
-    if not credentials and not settings.loopback:
+    if not credentials and (settings.tokens or not settings.loopback):
         return None
     door = Door(credentials, open_tenant=DEFAULT_TENANT, clock=clock)
     vapi_calls = VapiCalls(

@@ -1,0 +1,42 @@
+"""Who is at the other end of a connection, as far as the connection shows it. Pure."""
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Final
+
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, or the name `localhost`, is this machine's own."""
+    if address == "localhost":
+        return True
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return bool((mapped or found).is_loopback)
+
+
+def forwarded(headers: Mapping[str, str]) -> bool:
+    """Whether a proxy or tunnel has marked the request as somebody else's."""
+    return any(name in headers for name in _FORWARDED)
+
+
+def from_this_machine(headers: Mapping[str, str], client: str) -> bool:
+    """Whether a program on this machine asks, and asks directly.
+
+    Promises: False for a browser's page (`Origin`), for a host name that is not loopback's (DNS
+    rebinding, tunnels), for a peer elsewhere, and for what is marked as forwarded. Does not
+    promise to see a forwarder that leaves no mark and rewrites `Host`: whoever puts one in front
+    needs secrets.
+
+    Args:
+        headers: By lower-case name.
+        client: The peer's address; empty where it has none.
+    """
+    if forwarded(headers) or "origin" in headers:
+        return False
+    host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
+    return is_loopback(host) and (not client or is_loopback(client))
