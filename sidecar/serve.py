@@ -21,10 +21,11 @@ from sidecar.config import Settings, load
 from sidecar.forget import Forgetting, Forgotten
 from sidecar.letta.digest_agent import spec_named, tags_of_tenant
 from sidecar.letta.port import FoundAgent
+from sidecar.log import configure_logging
 from sidecar.memory.store import DirectoryStore
 from sidecar.model import Block
 from sidecar.privacy import redaction
-from sidecar.telemetry import Telemetry, configure_logging
+from sidecar.telemetry import Telemetry
 from sidecar.transcript.journal import Journal
 
 WORKER_STOP_S = 15.0

@@ -6,8 +6,6 @@ dropped in production. No field carries a caller's words, number or key: an oper
 `SIDECAR_LOG_TEXT=1` gets turn texts in `pii_text` fields, and only there.
 """
 
-import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,7 +118,10 @@ class Telemetry:
         log_text: Let `pii_` fields through.
         logger: A structlog logger, or anything with `debug`, `info`, `warning`, `error`.
         redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
-        observe: Told of each event with the fields its entry lists; returns at once, never raises.
+        observe: Told of each event with the fields its entry lists; returns at once.
+
+    Attributes:
+        counts: Events so far by name; `log_failed` counts those that could not be logged.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Telemetry:
         self.counts: Counter[str] = Counter()
 
     def emit(self, event: Event, /, **fields: object) -> None:
-        """Log and count one event."""
+        """Log and count one event. A log that can't be written is counted and stops nobody."""
         unknown = fields.keys() - event.fields
         if unknown and self._strict:
             msg = (
@@ -148,6 +149,12 @@ class Telemetry:
             )
             raise TypeError(msg)
         self.counts[event.name] += 1
+        try:
+            self._say(event, fields)
+        except Exception:  # noqa: BLE001 - whatever the log's trouble is, the calls go on
+            self.counts["log_failed"] += 1
+
+    def _say(self, event: Event, fields: Mapping[str, object]) -> None:
         if self.observe is not None:
             self.observe(event, fields)
         shown = {
@@ -161,36 +168,3 @@ class Telemetry:
         if self._redact is not None and name.startswith("pii_") and isinstance(value, str):
             return self._redact(value)
         return value
-
-
-def configure_logging(*, level: str, json: bool) -> None:
-    """Send structlog to standard error, as JSON lines or for a console.
-
-    Tracebacks are rendered without the values of local variables: those hold callers' words.
-    """
-    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    renderers: list[structlog.typing.Processor] = (
-        [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
-        if json
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *renderers,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_level_number(level)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _level_number(level: str) -> int:
-    numbers: Mapping[str, int] = logging.getLevelNamesMapping()
-    return numbers[level.upper()]

@@ -1,0 +1,91 @@
+"""Where log lines go: to standard error, from a thread of their own."""
+
+import atexit
+import contextlib
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TextIO, cast
+
+import structlog
+
+
+class LogWriter:
+    """Writes to a stream on a thread of its own: a log that nobody reads must not hold up a call.
+
+    Args:
+        stream: Where lines go.
+        limit_lines: So many wait at most; what comes then is dropped.
+
+    Attributes:
+        dropped: Lines that did not reach the stream, since it is full, closed or too slow.
+    """
+
+    def __init__(self, stream: TextIO, *, limit_lines: int = 10_000) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(limit_lines)
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+        self.dropped = 0
+
+    def write(self, text: str) -> int:
+        """Queue a line; never waits."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self.dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: every line is flushed as it is written."""
+
+    def close(self, budget_s: float = 2.0) -> None:
+        """Write what waits, for at most `budget_s`."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=budget_s / 2)
+            self._thread.join(budget_s / 2)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except (OSError, ValueError):
+                self.dropped += 1
+
+
+def configure_logging(*, level: str, json: bool) -> None:
+    """Send structlog to standard error, as JSON lines or for a console, without ever waiting for it.
+
+    Tracebacks are rendered without the values of local variables: those hold callers' words.
+    """
+    writer = LogWriter(sys.stderr)
+    atexit.register(writer.close)
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        if json
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_level_number(level)),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", writer)),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _level_number(level: str) -> int:
+    numbers: Mapping[str, int] = logging.getLevelNamesMapping()
+    return numbers[level.upper()]
