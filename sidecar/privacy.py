@@ -18,7 +18,8 @@ from sidecar.errors import ConfigError
 Redact: TypeAlias = Callable[[str], str]
 
 FAILED: Final = "[redaction failed]"
-_CARD = re.compile(r"(?<![\w.])(?:\d[ \-.]?){12,18}\d(?!\w)")
+_DIGITS = re.compile(r"(?<![+\w])\d(?:[\s.,\-\u2010-\u2015]{0,3}\d){12,}(?!\w)")
+_CARD_DIGITS = range(19, 12, -1)
 _EMAIL = re.compile(
     r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}(?:@| at )"
     r"(?:[A-Za-z0-9-]{1,63}(?:\.| dot )){1,4}[A-Za-z]{2,24}(?!\w)"
@@ -48,13 +49,47 @@ def luhn(digits: str) -> bool:
 
 
 def without_cards(text: str) -> str:
-    """Replace payment card numbers (13 to 19 digits with a right check digit) by ``[card]``."""
+    """Replace payment card numbers (13 to 19 digits with a right check digit) by ``[card]``.
 
-    def judged(match: re.Match[str]) -> str:
-        digits = re.sub(r"\D", "", match[0])
-        return "[card]" if len(set(digits)) > 1 and luhn(digits) else match[0]
+    A number that is dictated runs into what stands around it (an amount, an expiry date), so every
+    stretch between two gaps of a run of digits is judged, the longest first. Inside of digits
+    written as one, a card is found only where they are more than any card has.
+    """
+    return _DIGITS.sub(_judged, text)
 
-    return _CARD.sub(judged, text)
+
+def _judged(run: re.Match[str]) -> str:
+    text = run[0]
+    places = [place for place, character in enumerate(text) if character.isdigit()]
+    digits = "".join(text[place] for place in places)
+    one_number = max(map(len, re.findall(r"\d+", text))) > _CARD_DIGITS[0]
+    gaps = {
+        n for n in range(len(places) + 1) if one_number or _is_gap(places, n)
+    }  # before the n-th digit
+    kept: list[str] = []
+    start = done = 0
+    while start < len(digits):
+        length = next(
+            (
+                n
+                for n in _CARD_DIGITS
+                if {start, start + n} <= gaps and _is_card(digits[start : start + n])
+            ),
+            0,
+        )
+        if length:
+            kept += [text[done : places[start]], "[card]"]
+            done = places[start + length - 1] + 1
+        start += length or 1
+    return "".join([*kept, text[done:]])
+
+
+def _is_gap(places: Sequence[int], n: int) -> bool:
+    return n in {0, len(places)} or places[n] - places[n - 1] > 1
+
+
+def _is_card(digits: str) -> bool:
+    return len(set(digits)) > 1 and luhn(digits)
 
 
 def without_emails(text: str) -> str:

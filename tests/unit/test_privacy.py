@@ -1,6 +1,10 @@
 """What redaction takes out of a turn, and what it leaves."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.errors import ConfigError
 from sidecar.privacy import FAILED, luhn, names_in, redaction
@@ -33,6 +37,36 @@ def shouting(text: str) -> str:
 def test_card_numbers_are_taken_out(number: str) -> None:
     """A card number with a right check digit is replaced, however it is grouped."""
     assert kept(f"It is {number}, thanks") == "It is [card], thanks"
+
+
+@pytest.mark.parametrize(
+    ("said", "as_kept"),
+    [
+        ("4242 4242 4242 4242 12 25", "[card] 12 25"),
+        ("card 4242 4242 4242 4242 12 25 123 ok", "card [card] 12 25 123 ok"),
+        ("1 4242 4242 4242 4242", "1 [card]"),
+        ("no.4242 4242 4242 4242.", "no.[card]."),
+        ("4242, 4242, 4242,  4242", "[card]"),
+        ("4242\u20134242 4242-4242 and 3782 822463 10005", "[card] and [card]"),
+        ("4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2", "[card]"),
+        ("424242424242424212251234", "[card]12251234"),
+    ],
+)
+def test_a_dictated_card_number_is_found_between_other_digits(said: str, as_kept: str) -> None:
+    """The expiry date behind it, an amount before it and odd gaps do not hide a card number."""
+    assert kept(said, "cards") == as_kept
+
+
+@given(st.text(alphabet="0123456789 .,-", max_size=80))
+def test_no_card_number_is_left_between_gaps(text: str) -> None:
+    """After redaction no 13 to 19 digits between two gaps of at most two characters pass the check."""
+    left = kept(text, "cards").replace("[card]", "#")
+    for run in re.findall(r"\d(?:[ .,-]{0,2}\d){12,}", left):
+        groups = re.findall(r"\d+", run)
+        for first in range(len(groups)):
+            for last in range(first, len(groups)):
+                digits = "".join(groups[first : last + 1])
+                assert not (13 <= len(digits) <= 19 and len(set(digits)) > 1 and luhn(digits))
 
 
 @pytest.mark.parametrize("number", ["4242424242424241", "0000000000000000", "+14155550123"])
