@@ -24,6 +24,7 @@ from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
 from sidecar.channels.console.routes import Console
+from sidecar.channels.spool import erase_damaged
 from sidecar.channels.vapi.build import build_vapi
 from sidecar.clock import SteadyClock
 from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, read_agent_map
@@ -380,6 +381,8 @@ class Sidecar:
             erased = await self.journal.erase_settled(before_s=before_s)
             if erased:
                 self._emit(telemetry.turns_erased, turns=erased)
+            spool = self.settings.spool.expanduser()
+            await anyio.to_thread.run_sync(partial(erase_damaged, spool, before_s=before_s))
             await anyio.sleep(RETENTION_EVERY_S)
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:

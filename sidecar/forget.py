@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from sidecar import telemetry
 from sidecar.channels.frames import CallOpen, decode_from_worker, hints_of
-from sidecar.channels.spool import SpoolFile
+from sidecar.channels.spool import SpoolFile, damaged_files
 from sidecar.errors import AgentNotFound, CallerBusy, LettaError, LinkError
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.identity import IdentityRules, resolve
@@ -167,7 +167,7 @@ class Forgetting:
             searched=len(pieces),
             files=len(files),
             traces=traces,
-            left=(*left, *self._out_of_reach(held, agents)),
+            left=(*left, *self._unread(), *self._out_of_reach(held, agents)),
         )
 
     async def _agents_of(
@@ -226,6 +226,18 @@ class Forgetting:
                 )
         return left
 
+    def _unread(self) -> list[str]:
+        """Return the spool files that may be the caller's and do not say so."""
+        if not self._spool.is_dir():
+            return []
+        if self._spool_tenant is None:
+            files = sorted(path.name for path in self._spool.glob("*.*") if path.is_file())
+            why = "written by a worker of a tenant that it does not name"
+        else:
+            files = [path.name for path in damaged_files(self._spool) if not _names_a_caller(path)]
+            why = "damaged, its caller can't be read"
+        return [f"spool file {name} in {self._spool}, {why}: look into it" for name in files]
+
     def _out_of_reach(self, held: CallerHolding, agents: Sequence[str]) -> list[str]:
         shared = [agent for agent in held.agents if agent not in agents]
         left = [
@@ -233,7 +245,10 @@ class Forgetting:
             " edit what it learnt from this caller"
             for agent in shared
         ]
-        left.append("logs, backups and traces of this host, of Letta and of the model's provider")
+        left.append(
+            "logs, backups and traces of this host, of Letta and of the model's provider, and the"
+            " git history that a Letta App Server keeps of each memory"
+        )
         return left
 
     async def _said_by_nobody_else(self, found: dict[Path, set[bytes]]) -> set[bytes]:
@@ -300,6 +315,13 @@ def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRul
         isinstance(opened, CallOpen)
         and resolve(tenant, hints_of(opened), rules).caller_key == caller_key
     )
+
+
+def _names_a_caller(path: Path) -> bool:
+    try:
+        return any(b'"call.open"' in line for line in path.read_bytes().splitlines())
+    except OSError:
+        return True
 
 
 def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIECES) -> list[bytes]:

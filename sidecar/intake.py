@@ -1,7 +1,8 @@
 """Takes up what workers could not hand over: spool files whose writer is gone.
 
 A file is deleted after the journal holds all of it, so a crash in between repeats the intake,
-and the journal drops what it knows. A file that can't be read is set aside, never deleted.
+and the journal drops what it knows. A file that can't be read is set aside; it is deleted with the
+transcripts of its age, and at once where the caller did not agree that words are kept.
 """
 
 from pathlib import Path
@@ -68,9 +69,10 @@ class SpoolIntake:
             return
         except JournalError:
             stored = False
+        agreed = spooled.opened is None or self._calls.keeps(hints_of(spooled.opened))
         if not stored:
             file.close()
-        elif spooled.damaged:
+        elif spooled.damaged and agreed:
             await anyio.to_thread.run_sync(file.set_aside)
         else:
             await anyio.to_thread.run_sync(file.remove)

@@ -133,6 +133,18 @@ def call_key(tenant: str, call_id: str) -> str:
     return f"{tenant}/{call_id}"
 
 
+def consent_of(said: object) -> Consent:
+    """Read what an owner's data says about consent: a word that is not plainly a yes is a no.
+
+    Args:
+        said: A JSON value; None and the empty string mean that nobody asked.
+    """
+    if said is None or said == "":
+        return ""
+    agreed = said is True or (isinstance(said, str) and said.strip().casefold() in {"yes", "true"})
+    return "yes" if agreed else "no"
+
+
 @dataclass(frozen=True, slots=True)
 class CallerHints:
     """What a channel knows about who is on the line; identity rules turn it into an `AgentRef`.

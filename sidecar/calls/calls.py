@@ -203,7 +203,7 @@ class Calls:
         key = call_key(tenant, call_id)
         if key in self._live:
             return False
-        if not self._policy.keeps(hints):
+        if not self.keeps(hints):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         resolution = resolve(tenant, hints, self._rules)
@@ -213,6 +213,10 @@ class Calls:
         await self._journal.close_call(key, at_s=self._clock())
         self._orphans.pop(key, None)
         return True
+
+    def keeps(self, hints: CallerHints) -> bool:
+        """Whether anything of a call with these hints may be kept."""
+        return self._policy.keeps(hints)
 
     def orphan(self, owner: str) -> None:
         """The holder of these calls is lost; it may come back within `orphan_s`."""

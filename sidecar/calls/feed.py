@@ -134,7 +134,10 @@ class MemoryFeed:
         except JournalError as error:
             self._journal_failed(error)
         agent_id = await self._find_agent(live)
-        if agent_id is None or live.closed:
+        if live.closed:
+            return
+        if agent_id is None:
+            self._tell(live, settled=True)
             return
         if live.agent_id is None:
             live.agent_id = agent_id
@@ -148,11 +151,15 @@ class MemoryFeed:
         await self._tell_when_read(live, agent_id)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
-        """Return the agent of a call, trying while the call is live and Letta is away."""
+        """Return the agent of a call, if there is one, trying while Letta is away.
+
+        A caller who does not agree to be kept gets no agent made: its tags would name them.
+        """
         attempt = 0
         while not live.closed:
             try:
-                return await self._identity.agent_of(live.call.ref)
+                find = self._identity.agent_of if live.kept else self._identity.found_agent
+                return await find(live.call.ref)
             except (LettaError, JournalError) as failure:
                 error, hint = f"{type(failure).__name__}: {failure.message}", failure.hint
             attempt += 1

@@ -35,6 +35,19 @@ def spool_path(directory: Path, call: str) -> Path:
     return directory / f"{name}{_SUFFIX}"
 
 
+def damaged_files(directory: Path) -> list[Path]:
+    """Return the files that were set aside."""
+    return sorted(directory.glob("*.damaged")) if directory.is_dir() else []
+
+
+def erase_damaged(directory: Path, *, before_s: float) -> int:
+    """Delete the files set aside that were last written before; return how many. Blocking."""
+    old = [path for path in damaged_files(directory) if path.stat().st_mtime < before_s]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
+
+
 def spool_files(directory: Path) -> list[Path]:
     """Return the spool files in a directory, sorted; none when it does not exist."""
     return sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []

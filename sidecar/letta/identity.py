@@ -171,6 +171,19 @@ class Identity:
             await self._directory.learn_agent(ref, agent_id)
             return agent_id
 
+    async def found_agent(self, ref: AgentRef) -> str | None:
+        """Return the agent id where there is an agent; creates none and stores nothing.
+
+        Raises:
+            LettaUnavailable: Letta did not answer; try again later.
+            LettaDenied: the key is refused.
+        """
+        known = await self.known_agent(ref)
+        if known is not None or ref.caller_key is None:
+            return known
+        found = await self._letta.find_agents(caller_tags(ref.tenant, ref.caller_key))
+        return _oldest(found) if found else None
+
     async def _find_or_create(self, ref: AgentRef, key: str) -> str:
         tags = caller_tags(ref.tenant, key)
         found = await self._letta.find_agents(tags)

@@ -1,5 +1,6 @@
 """A caller who does not agree: memory serves the call, and nothing of it is kept."""
 
+import json
 from collections.abc import AsyncIterator
 
 import anyio
@@ -11,7 +12,7 @@ from sidecar.channels.livekit.caller import hints_of_metadata
 from sidecar.channels.outbox import Outbox, bounded_hints
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import CallerHints, Consent, Snapshot, Turn
+from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -161,6 +162,21 @@ async def test_a_spool_of_a_call_without_consent_is_not_taken_up(world: World) -
     assert await world.journal.calls(limit=5) == []
 
 
+async def test_a_new_caller_who_does_not_agree_gets_no_agent(world: World) -> None:
+    """No agent is made whose tags would name the caller, and the prompt does not wait for one."""
+    letta = FakeLetta(clock=world.clock)
+    rules = IdentityRules()
+    identity = Identity(letta, world.journal, rules=rules, emit=world.events.emit)
+    ref = AgentRef("acme", caller_key="k")
+    assert await identity.found_agent(ref) is None
+    assert await letta.find_agents(()) == []
+    made = await identity.agent_of(ref)
+    world.journal = MemoryJournal(clock=world.clock)
+    again = Identity(letta, world.journal, rules=rules, emit=world.events.emit)
+    assert await again.found_agent(ref) == made
+    assert await world.journal.agent_of(ref) is None
+
+
 def test_consent_goes_over_the_link() -> None:
     """A worker's hint arrives as it was given, and a worker that says nothing was not asked."""
     for consent in ("", "yes", "no"):
@@ -180,7 +196,15 @@ def test_a_worker_keeps_no_word_without_consent() -> None:
     assert outbox.record("i", "caller", "my secret", at_s=2.0, now_s=0.0, room=True) == []
 
 
-@pytest.mark.parametrize(("said", "consent"), [("no", "no"), ("yes", "yes"), ("maybe", "")])
-def test_a_jobs_metadata_names_consent(said: str, consent: str) -> None:
-    """A LiveKit job's metadata says whether the caller agreed."""
-    assert hints_of_metadata(f'{{"caller": "bob", "consent": "{said}"}}').consent == consent
+@pytest.mark.parametrize(
+    ("said", "consent"),
+    [
+        *(("no", "no"), ("No", "no"), ("denied", "no"), ("maybe", "no"), (False, "no"), (0, "no")),
+        *(("yes", "yes"), (" Yes ", "yes"), ("true", "yes"), (True, "yes")),
+        *(("", ""), (None, "")),
+    ],
+)
+def test_a_jobs_metadata_names_consent(said: object, consent: str) -> None:
+    """A LiveKit job's metadata says whether the caller agreed; what is not plainly yes is no."""
+    metadata = json.dumps({"caller": "bob", "consent": said})
+    assert hints_of_metadata(metadata).consent == consent

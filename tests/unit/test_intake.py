@@ -27,6 +27,9 @@ class Calls:
         self.held = False
         self.error: Exception | None = None
 
+    def keeps(self, hints: CallerHints) -> bool:
+        return hints.consent != "no"
+
     async def restore(
         self, tenant: str, call_id: str, *, hints: CallerHints, turns: Sequence[Turn], **_: Any
     ) -> bool:
@@ -48,9 +51,9 @@ def intake(calls: Calls, tmp_path: Path) -> SpoolIntake:
     return SpoolIntake(calls, tmp_path, tenant="t", emit=emit)  # type: ignore[arg-type]
 
 
-def left_behind(directory: Path, *, raw: bytes = b"") -> Path:
+def left_behind(directory: Path, *, raw: bytes = b"", opened: CallOpen = OPEN) -> Path:
     file = SpoolFile.create(directory, "c1")
-    file.append([OPEN, *TURNS, CallClose("c1", 2.0)])
+    file.append([opened, *TURNS, CallClose("c1", 2.0)])
     file.close()
     if raw:
         with file.path.open("ab") as more:
@@ -123,6 +126,14 @@ async def test_what_can_not_be_understood_is_set_aside_and_kept(
     await intake.look()
     assert not path.exists()
     assert contents(tmp_path) == [content]
+
+
+async def test_words_without_consent_are_not_set_aside(intake: SpoolIntake, tmp_path: Path) -> None:
+    """A damaged file of a caller who does not agree is deleted, words and all."""
+    refused = CallOpen("c1", "livekit", Hints(phone="+12025550100", consent="no"), 1.0)
+    left_behind(tmp_path, raw=b"rubbish\n", opened=refused)
+    await intake.look()
+    assert contents(tmp_path) == []
 
 
 async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame, encode
-from sidecar.channels.spool import SpoolFile, default_spool_dir, spool_files, spool_path
+from sidecar.channels.spool import (
+    SpoolFile,
+    damaged_files,
+    default_spool_dir,
+    erase_damaged,
+    spool_files,
+    spool_path,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -34,6 +41,18 @@ def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert CLOSED == spooled.closed
     assert (0, False) == (spooled.damaged, spooled.torn)
     file.close()
+
+
+def test_files_set_aside_go_with_the_transcripts_of_their_age(tmp_path: Path) -> None:
+    """What nobody could read is kept as long as a transcript, and no longer."""
+    for name, written_s in (("AJ_old", 1_000.0), ("AJ_new", 9_000.0)):
+        file = SpoolFile.create(tmp_path, name)
+        file.append([OPENED])
+        os.utime(file.set_aside(), (written_s, written_s))
+    assert erase_damaged(tmp_path, before_s=5_000.0) == 1
+    (kept,) = damaged_files(tmp_path)
+    assert kept.stat().st_mtime == 9_000.0
+    assert erase_damaged(tmp_path / "none", before_s=5_000.0) == 0
 
 
 def test_a_file_is_not_taken_while_its_writer_lives(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from livekit.protocol import models
 
 from sidecar import telemetry
 from sidecar.channels.frames import Hints
+from sidecar.model import consent_of
 from sidecar.telemetry import Emit
 
 
@@ -31,8 +32,7 @@ def hints_of_metadata(metadata: str) -> Hints:
         value = fields.get(name)
         return value.strip() if isinstance(value, str) else ""
 
-    said = text("consent")
-    consent = "no" if said == "no" else "yes" if said == "yes" else ""
+    consent = consent_of(fields.get("consent"))
     return Hints(caller=text("caller"), agent_id=text("agent_id"), consent=consent)
 
 
