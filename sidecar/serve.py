@@ -25,6 +25,7 @@ from sidecar.log import configure_logging
 from sidecar.memory.store import DirectoryStore
 from sidecar.model import Block
 from sidecar.privacy import redaction
+from sidecar.server.http import lift_file_limit
 from sidecar.telemetry import Telemetry
 from sidecar.transcript.journal import Journal
 
@@ -39,6 +40,7 @@ async def serve(settings: Settings, worker: Path | None) -> None:
         worker: The voice worker to start where LiveKit is configured; None: there is none.
     """
     configure_logging(level=settings.log_level, json=settings.log_json)
+    lift_file_limit()
     events = Telemetry(log_text=settings.log_text, redact=redaction(settings.redact))
     async with opened(settings, events) as sidecar:
         starting = worker if settings.livekit_url is not None else None

@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with a deadline on the headers of a request; uvicorn itself has none.
 
 A client that sends headers byte by byte would hold a connection for as long as it likes. Bodies
-are bounded where they are read; an idle connection between two requests by uvicorn's keep-alive.
+are bounded where they are read, and cut off where nobody reads them; an idle connection between two
+requests by uvicorn's keep-alive.
 """
 
 import asyncio
@@ -32,6 +33,14 @@ class DeadlineProtocol(H11Protocol):
                 self._expect()
         else:
             self._met()
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            # Answered before its body was whole: each further byte would put the end of the
+            # connection off for as long as its client likes.
+            self.transport.close()
 
     @override
     def handle_websocket_upgrade(self, event: h11.Request) -> None:

@@ -5,6 +5,7 @@ process's signals are ours (`sidecar/app.py`), and uvicorn is told to go when ev
 """
 
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 
@@ -20,6 +21,9 @@ from sidecar.channels.frames import MAX_FRAME_BYTES
 from sidecar.errors import ConfigError
 from sidecar.server.deadline import DeadlineProtocol
 from sidecar.server.link import LinkServer
+
+MAX_CONNECTIONS = 4_000
+"""Beyond it a request is answered 503: more than the calls of one machine need."""
 
 Readiness = Callable[[], Awaitable[Mapping[str, object]]]
 
@@ -66,6 +70,14 @@ class _Server(uvicorn.Server):
         yield
 
 
+def lift_file_limit() -> None:
+    """Let this process open as many files as it may: 1,024, a usual limit, is 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Bind; port 0 takes a free one.
 
@@ -102,6 +114,7 @@ async def serving(app: Starlette, bound: socket.socket) -> AsyncGenerator[None]:
         access_log=False,
         server_header=False,
         lifespan="off",
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=2,
         timeout_keep_alive=75,
     )

@@ -34,6 +34,22 @@ async def ended(stream: ByteStream) -> bool:
             return True
 
 
+async def test_a_body_that_nobody_reads_is_cut_off() -> None:
+    """A request answered before its body is whole has no say in how long its connection lasts."""
+    bound = listen("127.0.0.1", 0)
+    host, port = bound.getsockname()
+    async with (
+        serving(Starlette(routes=[Route("/", slow, methods=["POST"])]), bound),
+        await anyio.connect_tcp(host, port) as client,
+    ):
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+        with anyio.fail_after(5):
+            answered = await client.receive()
+            while not answered.endswith(b"ok"):
+                answered += await client.receive()
+        assert await ended(client)
+
+
 async def test_slow_headers_are_cut_and_slow_answers_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
