@@ -11,6 +11,7 @@ LETTA_VENV := .letta-venv
 APP_SERVER_VENV := .app-server-venv
 VAPI_TYPES_VENV := .vapi-types-venv
 DOCS_VENV := .docs-venv
+SHIP_VENV := .ship-venv
 KILLS ?= 200
 # Tests at a time: most of the slow ones wait for voices and servers, not for a core.
 JOBS ?= 2
@@ -18,7 +19,7 @@ ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench chaos lock clean vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench chaos lock clean docs cli-docs dist vapi-demo
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -66,6 +67,12 @@ $(DOCS_VENV)/.installed: $(BIN)/uv requirements/docs.txt
 	@$(BIN)/uv pip sync --quiet --python $(DOCS_VENV)/bin/python --require-hashes requirements/docs.txt
 	@touch $@
 
+$(SHIP_VENV)/.installed: $(BIN)/uv requirements/ship.txt
+	@echo "installing the linters of ops/ into $(SHIP_VENV) (about 220 MB)"
+	@$(PYTHON) -m venv --clear $(SHIP_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(SHIP_VENV)/bin/python --require-hashes requirements/ship.txt
+	@touch $@
+
 setup: $(VENV)/.run ## Install what `make run` needs, from the lock file
 
 setup-dev: $(VENV)/.dev ## Install what the tests and checks need
@@ -74,10 +81,11 @@ letta-server: $(LETTA_VENV)/.installed ## Install the real Letta server that the
 
 app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server (Letta's current generation)
 
-debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git)
+debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git, systemd)
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
 	command -v git >/dev/null || missing="$$missing git"; \
+	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
 	if [ -n "$$missing" ]; then \
 	  as=""; [ "$$(id -u)" = 0 ] || as=sudo; \
 	  echo "installing$$missing"; \
@@ -95,7 +103,7 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
 	@$(BIN)/sidecar run
 
-test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
+test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
@@ -127,14 +135,25 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	$$compile requirements/build.in -o requirements/build.txt && \
 	$$compile requirements/vapi-types.in -o requirements/vapi-types.txt && \
 	$$compile requirements/docs.in -o requirements/docs.txt && \
+	$$compile requirements/ship.in -o requirements/ship.txt && \
 	$$compile requirements/app-server.in -o requirements/app-server.txt && \
 	$$compile pyproject.toml -o requirements/run.txt && \
 	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
 	$$compile pyproject.toml --extra speech --extra dev -o requirements/dev.txt
 
+docs: $(DOCS_VENV)/.installed ## Build the documentation site into site/, with no broken link
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+cli-docs: $(VENV)/.run ## Write docs/cli.md anew from the commands
+	@$(BIN)/python -m typer sidecar.cli utils docs --name sidecar --output docs/cli.md >/dev/null
+
+dist: $(VENV)/.run ## Build the wheel into dist/
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
+
 vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: no key needed
 	@$(BIN)/python examples/vapi/demo.py
 
 clean: ## Remove what was installed and built; the data directory stays
-	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) .run dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

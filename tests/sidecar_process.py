@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,16 +25,26 @@ class SidecarProcess:
         env: Settings beside the data directory; nothing of the machine's own SIDECAR_*, LETTA_*,
             LLM_*, OPENAI_* or LIVEKIT_* settings gets through.
         port: 0 takes a free one, and the same again after a restart.
+        command: In place of this checkout's `sidecar run`.
+        cwd: Where it is started; by default here.
     """
 
     def __init__(
-        self, data_dir: Path, env: Mapping[str, str] | None = None, *, port: int = 0
+        self,
+        data_dir: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        port: int = 0,
+        command: Sequence[str] = (sys.executable, "-m", "sidecar", "run"),
+        cwd: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.port = port
         self.token = ""
         self.log: list[str] = []
         self._env = dict(env or {})
+        self._command = command
+        self._cwd = cwd
         self._process: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
 
@@ -53,7 +63,8 @@ class SidecarProcess:
         banner: list[str] = []
         up = threading.Event()
         self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", "run"],
+            self._command,
+            cwd=self._cwd,
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli import agents, callers, calls, outbox, show
+from sidecar.cli import agents, callers, calls, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -33,6 +33,7 @@ app.add_typer(outbox.app, name="outbox")
 app.add_typer(agents.app, name="agents")
 app.command()(callers.forget)
 app.command()(callers.export)
+app.command()(ready.ready)
 
 
 def main() -> None:
@@ -45,6 +46,30 @@ def main() -> None:
     except SidecarError as error:
         sys.stderr.write(f"sidecar: {error}\n")
         sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    """Print the version of the installed package and exit.
+
+    Raises:
+        Exit: always, once asked.
+    """
+    if asked:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        show.say(f"sidecar {version('letta-voice-sidecar')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """A voice agent that remembers its callers, without waiting for its memory."""
 
 
 @app.command()

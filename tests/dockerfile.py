@@ -1,0 +1,197 @@
+"""What ops/Dockerfile says, and a stage of it run without an engine.
+
+`Image` makes a root file system of this machine's own parts in a mount namespace, everything of it
+read-only but the stage's volumes, and runs a command there as the stage's user without any
+capability: what `docker run --read-only --cap-drop ALL` does, on this machine's kernel and network.
+It stands on this machine's Python and libraries; the base image itself is not tried.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).parents[1]
+_RUN = """
+set -eu
+root=$1 venv=$2 prefix=$3 user=$4; shift 4
+mount -t tmpfs -o mode=0755 image "$root"
+for part in bin lib lib64 usr etc dev proc; do
+  if [ -L "/$part" ]; then cp -P "/$part" "$root/"; continue; fi
+  [ -d "/$part" ] || continue
+  mkdir "$root/$part"; mount --rbind "/$part" "$root/$part"
+done
+mkdir -p "$root$prefix" "$root/opt/sidecar" "$root/tmp"
+mount --bind "$prefix" "$root$prefix"
+mount --bind "$venv" "$root/opt/sidecar"
+while [ "$1" != -- ]; do
+  mkdir -p "$root$2"; mount --bind "$1" "$root$2"; kept="${kept:-} $root$2"; shift 2
+done
+shift
+for at in "$root/usr" "$root/etc" "$root$prefix" "$root/opt/sidecar"; do
+  mountpoint -q "$at" && mount -o remount,ro,bind "$at"
+done
+mount -o remount,ro "$root"
+exec chroot "$root" /usr/bin/setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs \
+  --bounding-set=-all --inh-caps=-all -- "$@"
+"""
+
+
+@dataclass
+class Stage:
+    """One stage of the Dockerfile with what it inherits.
+
+    Attributes:
+        name: After `AS`.
+        env: Its `ENV`, with the inherited ones.
+        command: Its `CMD`.
+        health: The command of its `HEALTHCHECK`.
+        user: Its `USER`.
+        volumes: Its `VOLUME`.
+        ports: Its `EXPOSE`.
+        copies: (from stage or "", sources, target) of each own `COPY`.
+    """
+
+    name: str
+    base: str
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    command: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
+    user: str = ""
+    volumes: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    copies: list[tuple[str, tuple[str, ...], str]] = field(
+        default_factory=list[tuple[str, tuple[str, ...], str]]
+    )
+
+
+def instructions(path: Path = ROOT / "ops" / "Dockerfile") -> list[tuple[str, str]]:
+    """Return the instructions in order: the word, and the rest of it on one line."""
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    found = [line.strip().partition(" ") for line in joined.splitlines() if line.strip()]
+    return [(word.upper(), rest.strip()) for word, _, rest in found]
+
+
+def stages() -> dict[str, Stage]:
+    """Return the stages by name, in the order of the file: the last is what is built by default."""
+    found: dict[str, Stage] = {}
+    stage = Stage("", "")
+    for word, rest in instructions():
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            parent = found.get(base, Stage("", ""))
+            stage = replace(parent, name=name, base=base, env=dict(parent.env), copies=[])
+            found[name] = stage
+        else:
+            _take(stage, word, rest)
+    return found
+
+
+def _take(stage: Stage, word: str, rest: str) -> None:
+    match word:
+        case "ENV":
+            stage.env |= dict(part.split("=", 1) for part in shlex.split(rest))
+        case "CMD":
+            stage.command = tuple(json.loads(rest))
+        case "HEALTHCHECK":
+            stage.health = tuple(json.loads(rest.partition("CMD ")[2]))
+        case "USER":
+            stage.user = rest
+        case "VOLUME":
+            stage.volumes += tuple(json.loads(rest))
+        case "EXPOSE":
+            stage.ports = tuple(int(port) for port in rest.split())
+        case "COPY":
+            *sources, target = shlex.split(rest)
+            origin = next((s.removeprefix("--from=") for s in sources if s.startswith("--")), "")
+            kept = tuple(source for source in sources if not source.startswith("--"))
+            stage.copies.append((origin, kept, target))
+        case _:
+            pass
+
+
+class Image:
+    """A stage, ready to run commands in it.
+
+    Args:
+        stage: Whose environment, user and volumes.
+        venv: A relocatable virtual environment: its /opt/sidecar.
+        copied: Files of the checkout by where the stage has them.
+    """
+
+    def __init__(self, stage: Stage, venv: Path, copied: Mapping[str, Path] | None = None) -> None:
+        self._stage = stage
+        self._venv = venv
+        self._copied = dict(copied or {})
+        self._directory = Path(tempfile.mkdtemp(prefix="image-"))
+        self.volumes = {at: self._directory / f"volume{at}" for at in stage.volumes}
+
+    def __enter__(self) -> Self:
+        self._directory.chmod(0o755)
+        (self._directory / "root").mkdir()
+        uid = int(self._stage.user.partition(":")[0])
+        for path in self.volumes.values():
+            path.mkdir(parents=True, mode=0o700)
+            os.chown(path, uid, uid)
+        for at, source in self._copied.items():
+            held = self._directory / f"copied{Path(at).parent}"
+            held.mkdir(parents=True, exist_ok=True)
+            held.chmod(0o755)
+            shutil.copy(source, held)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._directory)
+
+    def start(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, tmp: bool = False
+    ) -> "subprocess.Popen[str]":
+        """Start a command in it.
+
+        Args:
+            command: As in `CMD`.
+            env: Beside the stage's own, as `docker run --env`.
+            tmp: Give it a writable /tmp, as `docker run --tmpfs /tmp`.
+        """
+        binds = [(str(path), at) for at, path in self.volumes.items()]
+        binds += [
+            (f"{self._directory}/copied{Path(at).parent}", str(Path(at).parent))
+            for at in self._copied
+        ]
+        if tmp:
+            scratch = self._directory / "tmp"
+            scratch.mkdir(exist_ok=True)
+            scratch.chmod(0o1777)
+            binds.append((str(scratch), "/tmp"))
+        inside = {"PATH": "/usr/bin:/bin"} | self._stage.env | dict(env or {})
+        inside["PATH"] = inside["PATH"].replace("$PATH", "/usr/bin:/bin")
+        return subprocess.Popen(
+            [
+                *("unshare", "--mount", "sh", "-c", _RUN, "image"),
+                *(str(self._directory / "root"), str(self._venv), sys.base_prefix),
+                self._stage.user.partition(":")[0],
+                *(part for bind in binds for part in bind),
+                *("--", "/usr/bin/env", "--ignore-environment"),
+                *(f"{name}={value}" for name, value in inside.items()),
+                *command,
+            ],
+            cwd="/",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Run a command in it to its end; returns its exit code and all it wrote."""
+        process = self.start(command, env)
+        written = "".join(process.communicate(timeout=50))
+        return process.returncode, written

@@ -1,0 +1,123 @@
+"""The files in ops/ pass the linters of their kind, offline, where no engine runs them."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.dockerfile import ROOT
+
+pytestmark = pytest.mark.e2e
+
+OPS = ROOT / "ops"
+KUBERNETES = ("1.29", "1.37")
+"""The first with native sidecar containers by default, and the newest whose schemas are locked."""
+EXPOSURE_MAX = 15
+"""Tenths of what `systemd-analyze security` counts; 100 is a service without any restriction."""
+
+
+def linter(name: str) -> str:
+    """Return a linter of the lock file ship.txt; CI has them all."""
+    path = ROOT / ".ship-venv/bin" / name
+    if not path.exists():
+        assert not os.environ.get("CI"), "CI lints what it ships: make .ship-venv/.installed"
+        pytest.skip(f"{name} is not installed: make .ship-venv/.installed")
+    return str(path)
+
+
+def debian(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        assert not os.environ.get("CI"), f"CI lints what it ships: apt-get install {package}"
+        pytest.skip(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def clean(command: Sequence[str], *, silent: bool = False) -> None:
+    """Run a linter, which says nothing against the file; `silent`: and warns of nothing."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    said = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, said
+    assert not (silent and said.strip()), said
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    """Hadolint and the shellcheck in it have nothing to say."""
+    clean([linter("hadolint"), "--no-color", "--failure-threshold=style", str(OPS / "Dockerfile")])
+
+
+def test_hadolint_would_find_a_fault(tmp_path: Path) -> None:
+    """The linter works: a Dockerfile that runs as root and pins nothing fails it."""
+    (tmp_path / "Dockerfile").write_text("FROM debian\nRUN apt-get install curl\n")
+    with pytest.raises(AssertionError, match="DL3006"):
+        clean([linter("hadolint"), "--no-color", str(tmp_path / "Dockerfile")])
+
+
+def test_the_compose_file_fits_the_compose_specification() -> None:
+    """Each key is one that compose knows, with a value of its kind."""
+    check = [linter("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    clean([*check, str(OPS / "compose.yaml")])
+
+
+def test_a_wrong_compose_file_does_not_fit(tmp_path: Path) -> None:
+    """The schema is a real one: a key that compose does not know is refused."""
+    wrong = yaml.safe_load((OPS / "compose.yaml").read_text())
+    wrong["services"]["sidecar"]["read_onyl"] = True
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(wrong))
+    check = [linter("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    with pytest.raises(AssertionError, match="read_onyl"):
+        clean([*check, str(tmp_path / "compose.yaml")])
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
+    """Each object is one that this Kubernetes knows, without a field it does not."""
+    check = [linter("kubernetes-validate"), "--strict", "-k", version]
+    clean([*check, str(OPS / "kubernetes/voice-agent.yaml")])
+
+
+def test_a_wrong_manifest_does_not_fit(tmp_path: Path) -> None:
+    """The schemas are real ones: a misspelt field is refused."""
+    text = (OPS / "kubernetes/voice-agent.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(text.replace("restartPolicy: Always", "restartPolcy: no"))
+    with pytest.raises(AssertionError, match="restartPolcy"):
+        clean([linter("kubernetes-validate"), "--strict", str(tmp_path / "wrong.yaml")])
+
+
+def test_all_yaml_is_tidy() -> None:
+    """Yamllint has nothing to say, duplicate keys and all."""
+    clean([linter("yamllint"), "--strict", "-c", str(OPS / "yamllint.yaml"), str(OPS)])
+
+
+@pytest.mark.parametrize("unit", ["voice-sidecar", "voice-worker"])
+def test_systemd_takes_the_units(unit: str, tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds no unknown setting, and nothing it calls is missing."""
+    analyze = debian("systemd-analyze", "systemd")
+    copies: list[str] = []
+    for source in (OPS / "systemd").glob("*.service"):
+        # The programs are installed on the operator's machine: any program stands for them here.
+        text = source.read_text().replace("=/opt/voice-sidecar/bin/", f"={tmp_path}/")
+        (tmp_path / source.name).write_text(text)
+        copies.append(str(tmp_path / source.name))
+    for program in ("sidecar", "python"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    clean([analyze, "verify", "--man=no", *copies], silent=True)
+    (tmp_path / f"{unit}.service").write_text(
+        (tmp_path / f"{unit}.service").read_text().replace("PrivateTmp", "PrivatTmp")
+    )
+    with pytest.raises(AssertionError, match="Unknown key 'PrivatTmp'"):
+        clean([analyze, "verify", "--man=no", str(tmp_path / f"{unit}.service")], silent=True)
+
+
+@pytest.mark.parametrize("unit", ["voice-sidecar", "voice-worker"])
+def test_the_units_are_closed(unit: str) -> None:
+    """`systemd-analyze security` counts a low exposure."""
+    analyze = debian("systemd-analyze", "systemd")
+    threshold = f"--threshold={EXPOSURE_MAX}"
+    path = str(OPS / f"systemd/{unit}.service")
+    clean([analyze, "security", "--offline=true", "--no-pager", threshold, path])

@@ -1,0 +1,221 @@
+"""What is shipped runs where its user runs it: the wheel in a clean environment, the image's inside.
+
+Nothing of the checkout is in reach of these processes: they are started elsewhere, and the package
+is the installed one.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.dockerfile import ROOT, Image, stages
+from tests.sidecar_process import SidecarProcess, eventually, get
+from tests.unit.test_ops_files import PATHS
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+UV = str(ROOT / ".venv/bin/uv")
+STAGES = stages()
+TOKEN = "a token of this test, and of it alone"
+
+
+def done(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
+    """Run to the end and return what it wrote; it succeeds."""
+    ended = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Path]:
+    """A directory outside the checkout that other users can enter, unlike pytest's own."""
+    directory = Path(tempfile.mkdtemp(prefix="shipped-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def wheel(outside: Path) -> Path:
+    """The wheel, as `make dist` builds it."""
+    build = re.search(
+        r"^\t@(\$\(BIN\)/uv build .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert build is not None
+    command = build[1].replace("$(BIN)", str(ROOT / ".venv/bin"))
+    words = [str(outside / "dist") if word == "dist" else word for word in command.split()]
+    done(*words)
+    (found,) = (outside / "dist").glob("*.whl")
+    return found
+
+
+def locked(outside: Path, wheel: Path, lock: str) -> Path:
+    """Return an environment made as the Dockerfile makes /opt/sidecar: a lock file, then the wheel."""
+    venv = outside / f"of-{lock}"
+    python = venv / "bin/python"
+    requirements = ROOT / f"requirements/{lock}.txt"
+    done(UV, "venv", "--quiet", "--relocatable", "--python", sys.executable, venv)
+    install = (UV, "pip", "install", "--quiet", "--python", python)
+    done(*install, "--require-hashes", "-r", requirements)
+    done(*install, "--no-deps", "--no-index", wheel)
+    return venv
+
+
+def test_the_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
+    """Every file of the package is in it, static files, SQL and type marker among them."""
+    listed = done("git", "ls-files", "--cached", "--others", "--exclude-standard", "sidecar")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    ours = {name for name in names if ".dist-info/" not in name}
+    assert ours == {path for path in listed.splitlines() if (ROOT / path).is_file()}
+    assert {"sidecar/transcript/sqlite/schema.sql", "sidecar/py.typed"} <= ours
+    assert "sidecar/channels/console/static/index.html" in ours
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+class Installed(SidecarProcess):
+    """The installed command, started in an empty directory outside the checkout."""
+
+    def __init__(self, venv: Path, directory: Path) -> None:
+        super().__init__(
+            directory / "data", command=(str(venv / "bin/sidecar"), "run"), cwd=directory
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(outside: Path, wheel: Path) -> Path:
+    """A clean environment with the wheel and what its own ranges bring: what a user gets."""
+    venv = outside / "clean"
+    done(sys.executable, "-m", "venv", "--without-pip", venv)
+    done(UV, "pip", "install", "--quiet", "--python", venv / "bin/python", wheel)
+    return venv
+
+
+def test_pip_install_and_sidecar_run(installed: Path, tmp_path: Path) -> None:
+    """`pip install dist/*.whl && sidecar run` serves its page, ready, with nothing of the checkout."""
+    with Installed(installed, tmp_path) as sidecar:
+        assert sidecar.readiness()["ready"] is True
+        status, page = get(f"{sidecar.url}/")
+        assert status == 200
+        linked = re.findall(r"(?:src|href)=\"(/?[\w./-]+\.(?:js|css|svg))\"", page)
+        assert linked
+        for path in linked:
+            assert get(f"{sidecar.url}/{path.removeprefix('/')}")[0] == 200, path
+    where = "import sidecar, sys; print(sidecar.__file__)"
+    said = done(installed / "bin/python", "-c", where, cwd=tmp_path)
+    assert Path(said.strip()).is_relative_to(installed)
+    assert (tmp_path / "data/journal.db").is_file()
+
+
+def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path) -> None:
+    """`sidecar --version` is the version of pyproject.toml, its one home."""
+    said = done(installed / "bin/sidecar", "--version", cwd=tmp_path)
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert said == f"sidecar {version[1]}\n"
+
+
+def test_a_worker_of_ones_own_needs_only_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """The LiveKit channel imports from the installed package, and so does the worker to copy."""
+    shutil.copy(ROOT / "voice_worker.py", tmp_path)
+    help_text = done(installed / "bin/python", "voice_worker.py", "start", "--help", cwd=tmp_path)
+    assert "--drain-timeout" in help_text
+
+
+@pytest.fixture(autouse=True)
+def rights(request: pytest.FixtureRequest) -> None:
+    if "image" not in request.node.name:
+        return
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    ended = subprocess.run(probe, check=False, capture_output=True, timeout=20)
+    if os.geteuid() or ended.returncode:
+        assert not os.environ.get("CI"), "CI tries the image: it needs root and mount namespaces"
+        pytest.skip("root and a mount namespace are needed to try the image without an engine")
+
+
+def free_port() -> str:
+    import socket  # noqa: PLC0415
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return get(url)[0] == 200
+    except OSError:
+        return False
+
+
+def test_the_image_serves_from_a_read_only_root(outside: Path, wheel: Path) -> None:
+    """As its user, with no capability and nothing writable but the volumes, it is ready and healthy.
+
+    Its health check says so by its exit code, and says no before the start and after the end. What
+    Kubernetes probes and Prometheus scrapes is there. SIGTERM drains it.
+    """
+    stage = STAGES["sidecar"]
+    with Image(stage, locked(outside, wheel, "run")) as image:
+        code, written = image.run(stage.command)
+        assert code == 2
+        assert "SIDECAR_LINK_TOKEN" in written
+        env = {"SIDECAR_LINK_TOKEN": TOKEN, "SIDECAR_PORT": free_port()}
+        assert image.run(stage.health, env)[0] == 1
+        url = f"http://127.0.0.1:{env['SIDECAR_PORT']}"
+        process = image.start(stage.command, env)
+        try:
+            eventually(lambda: answers(f"{url}/readyz"), within_s=40)
+            assert image.run(stage.health, env) == (0, "ready\n")
+            assert {path: get(f"{url}{path}")[0] for path in PATHS} == dict.fromkeys(PATHS, 200)
+            assert get(f"{url}/")[0] == 404  # the page is loopback's alone
+        finally:
+            process.terminate()
+            _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert '"event": "drained"' in log
+        assert TOKEN not in log
+        assert image.run(stage.health, env)[0] == 1
+        for volume in image.volumes.values():
+            kept = [path for path in volume.rglob("*") if path.is_file()]
+            assert all(path.stat().st_mode & 0o077 == 0 for path in kept)
+        assert (image.volumes["/data"] / "state/journal.db").is_file()
+        for at in ("/", "/opt/sidecar", "/etc", "/tmp"):
+            assert image.run(["touch", f"{at}/x"])[0] != 0
+
+
+def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Path) -> None:
+    """With a /tmp beside its spool, the worker loads its models, is healthy, and ends when told."""
+    stage = STAGES["worker"]
+    (_, (source,), target) = stage.copies[0]
+    env = {
+        "SIDECAR_LINK_TOKEN": TOKEN,
+        "LIVEKIT_URL": "ws://127.0.0.1:9",  # nobody listens: it goes on trying
+        "LIVEKIT_API_KEY": "key",
+        "LIVEKIT_API_SECRET": "a secret of this test, and of it alone",
+    }
+    venv = locked(outside, wheel, "speech")
+    with Image(stage, venv, {target: ROOT / source}) as image:
+        assert image.run(stage.health)[0] != 0
+        process = image.start(stage.command, env, tmp=True)
+        try:
+            eventually(lambda: image.run(stage.health)[0] == 0, within_s=90)
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+        assert process.returncode == 0
