@@ -142,7 +142,7 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	$$compile pyproject.toml --extra speech --extra dev -o requirements/dev.txt
 
 docs: $(DOCS_VENV)/.installed ## Build the documentation site into site/, with no broken link
-	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 cli-docs: $(VENV)/.run ## Write docs/cli.md anew from the commands
 	@$(BIN)/python -m typer sidecar.cli utils docs --name sidecar --output docs/cli.md >/dev/null

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli import agents, callers, calls, outbox, ready, show
+from sidecar.cli import agents, backup, callers, calls, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -33,6 +33,7 @@ app.add_typer(outbox.app, name="outbox")
 app.add_typer(agents.app, name="agents")
 app.command()(callers.forget)
 app.command()(callers.export)
+app.command()(backup.backup)
 app.command()(ready.ready)
 
 

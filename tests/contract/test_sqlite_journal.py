@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import apsw
 import pytest
 from blockbuster import blockbuster_ctx
@@ -19,6 +20,7 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
+from sidecar.transcript.sqlite.backup import back_up
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -47,6 +49,50 @@ async def journal(path: Path) -> AsyncIterator[SqliteJournal]:
 
 def turn(n: int, text: str = "hello") -> Turn:
     return Turn(CALL.key, f"item-{n}", n, "caller", text, 1_800_000_000.0)
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+class TestBackup:
+    async def test_a_backup_is_a_journal_with_all_that_was_acked(
+        self, journal: SqliteJournal, path: Path, tmp_path: Path
+    ) -> None:
+        """Taken while turns are written: each acked before is in it, those in it have no gap."""
+        await journal.append([turn(n) for n in range(1, 6)])
+        target = tmp_path / "copy.db"
+
+        async def go_on() -> None:
+            for n in range(6, 60):
+                await journal.append([turn(n)])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(go_on)
+            size_bytes = await anyio.to_thread.run_sync(back_up, path, target)
+        assert size_bytes == target.stat().st_size
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        assert names_in(tmp_path) == {"copy.db", "data"}
+        again = await SqliteJournal.open(target, policy=POLICY)
+        kept = [said.seq for said in await again.turns(CALL.key)]
+        await again.aclose()
+        assert kept == list(range(1, len(kept) + 1))
+        assert len(kept) >= 5
+
+    async def test_a_backup_overwrites_nothing_and_leaves_no_half(
+        self, journal: SqliteJournal, path: Path, tmp_path: Path
+    ) -> None:
+        """A file that is there stays as it was, and a copy that fails is gone."""
+        (tmp_path / "kept").write_text("mine")
+        with pytest.raises(JournalError, match="is there already"):
+            await anyio.to_thread.run_sync(back_up, path, tmp_path / "kept")
+        assert (tmp_path / "kept").read_text() == "mine"
+        with pytest.raises(JournalError, match="can't be written"):
+            await anyio.to_thread.run_sync(back_up, path, tmp_path / "nowhere" / "copy.db")
+        (tmp_path / "torn.db").write_bytes(b"no journal at all" * 400)
+        with pytest.raises(JournalError):
+            await anyio.to_thread.run_sync(back_up, tmp_path / "torn.db", tmp_path / "copy.db")
+        assert not (tmp_path / "copy.db").exists()
 
 
 class TestOwner:

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.config import environment_names
+from tests.documents import DOCUMENTS, ROOT
 
 pytestmark = pytest.mark.unit
-
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
 
 
 def names_in(path: Path) -> set[str]:

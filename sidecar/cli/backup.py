@@ -1,0 +1,27 @@
+"""`sidecar backup`: a copy of the journal, beside a running sidecar or without one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.cli import reach, show
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new file.", metavar="FILE")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Copy the journal into a new file, as it is now; a running sidecar goes on.
+
+    What callers said is in it, unencrypted, and what Letta has not digested yet. Letta's own memory
+    is not.
+    """
+    from sidecar.transcript.sqlite.backup import back_up  # noqa: PLC0415
+
+    size_bytes = back_up(reach.data_dir() / "journal.db", target)
+    if as_json:
+        show.as_json({"file": str(target), "bytes": size_bytes})
+    else:
+        show.say(f"{target}: {size_bytes / 1e6:.1f} MB")
