@@ -3,7 +3,8 @@
 `Image` makes a root file system of this machine's own parts in a mount namespace, everything of it
 read-only but the stage's volumes, and runs a command there as the stage's user without any
 capability: what `docker run --read-only --cap-drop ALL` does, on this machine's kernel and network.
-It stands on this machine's Python and libraries; the base image itself is not tried.
+`built` plays the instructions of the stage that builds in such a root. Both stand on this machine's
+Python and libraries; the base image itself is not tried.
 """
 
 import json
@@ -20,28 +21,33 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).parents[1]
-_RUN = """
+_ROOT = """
 set -eu
-root=$1 venv=$2 prefix=$3 user=$4; shift 4
+root=$1 prefix=$2; shift 2
 mount -t tmpfs -o mode=0755 image "$root"
 for part in bin lib lib64 usr etc dev proc; do
   if [ -L "/$part" ]; then cp -P "/$part" "$root/"; continue; fi
   [ -d "/$part" ] || continue
   mkdir "$root/$part"; mount --rbind "/$part" "$root/$part"
 done
-mkdir -p "$root$prefix" "$root/opt/sidecar" "$root/tmp"
+mkdir -p "$root$prefix" "$root/tmp"
 mount --bind "$prefix" "$root$prefix"
-mount --bind "$venv" "$root/opt/sidecar"
 while [ "$1" != -- ]; do
-  mkdir -p "$root$2"; mount --bind "$1" "$root$2"; kept="${kept:-} $root$2"; shift 2
+  mkdir -p "$root$2"; mount --bind "$1" "$root$2"; shift 2
 done
 shift
+"""
+_BUILD = """
+exec chroot "$root" "$@"
+"""
+_RUN = """
+user=$1; shift
 for at in "$root/usr" "$root/etc" "$root$prefix" "$root/opt/sidecar"; do
   mountpoint -q "$at" && mount -o remount,ro,bind "$at"
 done
 mount -o remount,ro "$root"
-exec chroot "$root" /usr/bin/setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs \
-  --bounding-set=-all --inh-caps=-all -- "$@"
+exec chroot "$root" /usr/bin/setpriv --reuid="$user" --regid="$user" --clear-groups \\
+  --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
 """
 
 
@@ -58,6 +64,7 @@ class Stage:
         volumes: Its `VOLUME`.
         ports: Its `EXPOSE`.
         copies: (from stage or "", sources, target) of each own `COPY`.
+        runs: Its own `RUN` lines.
     """
 
     name: str
@@ -71,6 +78,7 @@ class Stage:
     copies: list[tuple[str, tuple[str, ...], str]] = field(
         default_factory=list[tuple[str, tuple[str, ...], str]]
     )
+    runs: list[str] = field(default_factory=list[str])
 
 
 def instructions(path: Path = ROOT / "ops" / "Dockerfile") -> list[tuple[str, str]]:
@@ -89,7 +97,7 @@ def stages() -> dict[str, Stage]:
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
             parent = found.get(base, Stage("", ""))
-            stage = replace(parent, name=name, base=base, env=dict(parent.env), copies=[])
+            stage = replace(parent, name=name, base=base, env=dict(parent.env), copies=[], runs=[])
             found[name] = stage
         else:
             _take(stage, word, rest)
@@ -115,8 +123,86 @@ def _take(stage: Stage, word: str, rest: str) -> None:
             origin = next((s.removeprefix("--from=") for s in sources if s.startswith("--")), "")
             kept = tuple(source for source in sources if not source.startswith("--"))
             stage.copies.append((origin, kept, target))
+        case "RUN":
+            stage.runs.append(rest)
         case _:
             pass
+
+
+def python_of_the_image() -> Path:
+    """Return the prefix of a Python of the version that the Dockerfile names.
+
+    Where this machine has none, that of the running one.
+    """
+    version = next(r for _, r in instructions() if r.startswith("PYTHON=")).removeprefix("PYTHON=")
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    candidates = [f"python{version}", *sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    for program in (*candidates, sys.executable):
+        if shutil.which(program) is None:
+            continue
+        done = subprocess.run(
+            [program, "-c", "import sys; print(sys.base_prefix)"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        if done.returncode == 0:
+            return Path(done.stdout.strip())
+    msg = "unreachable: the running Python runs"
+    raise AssertionError(msg)
+
+
+def rights_missing() -> str:
+    """Return what is missing to make such a root here; empty: nothing."""
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    if (
+        os.geteuid()
+        or subprocess.run(probe, check=False, capture_output=True, timeout=20).returncode
+    ):
+        return "root and a mount namespace are needed to try the image without an engine"
+    return ""
+
+
+def built(directory: Path, *, lock: str) -> Path:
+    """Do what the stage `build` does, in a root of its own; returns its /opt/sidecar.
+
+    Args:
+        directory: Kept; what the stage writes to /opt, /src and /dist lies in it.
+        lock: The build argument.
+    """
+    stage = stages()["build"]
+    for name in ("root", "opt", "src", "dist"):
+        (directory / name).mkdir()
+    for _, sources, target in stage.copies:
+        for source in sources:
+            to = directory / "src" / target / (Path(source).name if target == "./" else "")
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, to)
+    prefix = python_of_the_image()
+    env = {
+        k: v for k, v in os.environ.items() if k.startswith("PIP_") or k.lower().endswith("_proxy")
+    }
+    env |= stage.env | {"PATH": f"{prefix}/bin:/usr/bin:/bin", "HOME": "/tmp", "LOCK": lock}
+    binds = [part for at in ("opt", "src", "dist") for part in (str(directory / at), f"/{at}")]
+    for run in stage.runs:
+        done = subprocess.run(
+            [
+                *("unshare", "--mount", "sh", "-c", _ROOT + _BUILD, "image"),
+                *(str(directory / "root"), str(prefix), *binds, "--"),
+                *("/usr/bin/env", "--ignore-environment", "--chdir=/src"),
+                *(f"{name}={value}" for name, value in env.items()),
+                *("sh", "-ec", run),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, (run, done.stdout[-2000:], done.stderr[-2000:])
+    return directory / "opt/sidecar"
 
 
 class Image:
@@ -124,13 +210,16 @@ class Image:
 
     Args:
         stage: Whose environment, user and volumes.
-        venv: A relocatable virtual environment: its /opt/sidecar.
+        venv: A virtual environment made at /opt/sidecar, or one that is relocatable.
         copied: Files of the checkout by where the stage has them.
     """
 
     def __init__(self, stage: Stage, venv: Path, copied: Mapping[str, Path] | None = None) -> None:
         self._stage = stage
         self._venv = venv
+        home = re.search(r"^home = (.+)/bin$", (venv / "pyvenv.cfg").read_text(), re.MULTILINE)
+        assert home is not None
+        self._prefix = home[1]
         self._copied = dict(copied or {})
         self._directory = Path(tempfile.mkdtemp(prefix="image-"))
         self.volumes = {at: self._directory / f"volume{at}" for at in stage.volumes}
@@ -162,7 +251,8 @@ class Image:
             env: Beside the stage's own, as `docker run --env`.
             tmp: Give it a writable /tmp, as `docker run --tmpfs /tmp`.
         """
-        binds = [(str(path), at) for at, path in self.volumes.items()]
+        binds = [(str(self._venv), "/opt/sidecar")]
+        binds += [(str(path), at) for at, path in self.volumes.items()]
         binds += [
             (f"{self._directory}/copied{Path(at).parent}", str(Path(at).parent))
             for at in self._copied
@@ -176,11 +266,11 @@ class Image:
         inside["PATH"] = inside["PATH"].replace("$PATH", "/usr/bin:/bin")
         return subprocess.Popen(
             [
-                *("unshare", "--mount", "sh", "-c", _RUN, "image"),
-                *(str(self._directory / "root"), str(self._venv), sys.base_prefix),
-                self._stage.user.partition(":")[0],
+                *("unshare", "--mount", "sh", "-c", _ROOT + _RUN, "image"),
+                *(str(self._directory / "root"), self._prefix),
                 *(part for bind in binds for part in bind),
-                *("--", "/usr/bin/env", "--ignore-environment"),
+                *("--", self._stage.user.partition(":")[0]),
+                *("/usr/bin/env", "--ignore-environment"),
                 *(f"{name}={value}" for name, value in inside.items()),
                 *command,
             ],

@@ -36,6 +36,15 @@ def test_every_wrong_field_is_named_with_its_remedy() -> None:
     assert all(fields.values())
 
 
+def test_a_token_is_replaced_without_a_gap() -> None:
+    """The old token as that of the tenant `default`, the new as the link's: both open one tenant."""
+    settings = load(
+        {"SIDECAR_TENANTS": '{"default": "the old token"}', "SIDECAR_LINK_TOKEN": "the new token"}
+    )
+    assert settings.tokens == {"the old token": "default", "the new token": "default"}
+    assert settings.tenant_names == {"default"}
+
+
 def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
     """A typing mistake is not silently the default."""
     assert "SIDECAR_FRESH_S" in wrong({"SIDECAR_FRESH": "1"})["SIDECAR_FRESH"]
