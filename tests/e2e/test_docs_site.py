@@ -124,10 +124,16 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
         )
 
 
+def test_no_table_is_torn(site: Path) -> None:
+    """Each row that was written is a row of a table, none a line of bars."""
+    torn = [path.name for path, _ in pages_of(site) if re.search(r"<p>\s*\|", path.read_text())]
+    assert torn == []
+
+
 def test_the_settings_are_on_the_configuration_page(site: Path) -> None:
     """The table of the README is shown there, whole."""
     shown = (site / "configuration.html").read_text()
-    for name in ("SIDECAR_LINK_TOKEN", "SIDECAR_DRAIN_FLUSH_S", "LETTA_APP_SERVER_URL"):
+    for name in ("SIDECAR_LINK_TOKEN", "SIDECAR_CONSENT", "LETTA_APP_SERVER_URL"):
         assert f"<code>{name}</code>" in shown
 
 
