@@ -244,7 +244,7 @@ class Image:
     def start(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, *, tmp: bool = False
     ) -> "subprocess.Popen[str]":
-        """Start a command in it.
+        """Start a command in it; all it writes comes by its standard output.
 
         Args:
             command: As in `CMD`.
@@ -276,12 +276,12 @@ class Image:
             ],
             cwd="/",
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
 
     def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Run a command in it to its end; returns its exit code and all it wrote."""
         process = self.start(command, env)
-        written = "".join(process.communicate(timeout=50))
+        written, _ = process.communicate(timeout=50)
         return process.returncode, written

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.dockerfile import ROOT, Image, built, rights_missing, stages
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_ops_files import PATHS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 UV = str(ROOT / ".venv/bin/uv")
 STAGES = stages()
@@ -185,7 +186,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
             assert get(f"{url}/")[0] == 404  # the page is loopback's alone
         finally:
             process.terminate()
-            _, log = process.communicate(timeout=30)
+            log, _ = process.communicate(timeout=30)
         assert process.returncode == 0
         assert '"event": "drained"' in log
         assert TOKEN not in log
@@ -212,9 +213,22 @@ def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Pat
     with Image(stage, venv, {target: ROOT / source}) as image:
         assert image.run(stage.health)[0] != 0
         process = image.start(stage.command, env, tmp=True)
+        log: list[str] = []
+
+        def read() -> None:
+            assert process.stdout is not None
+            with process.stdout as lines:
+                log.extend(lines)
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
         try:
             eventually(lambda: image.run(stage.health)[0] == 0, within_s=90)
+            # Each process that is to answer calls has loaded its models.
+            eventually(lambda: any("process initialized" in line for line in log), within_s=90)
         finally:
             process.terminate()
-            process.communicate(timeout=60)
-        assert process.returncode == 0
+            process.wait(60)
+            reading.join(10)
+        assert process.returncode == 0, "".join(log)[-3000:]
+        assert not [line for line in log if "Read-only file system" in line]
