@@ -38,10 +38,9 @@ def test_every_wrong_field_is_named_with_its_remedy() -> None:
 
 def test_a_token_is_replaced_without_a_gap() -> None:
     """The old token as that of the tenant `default`, the new as the link's: both open one tenant."""
-    settings = load(
-        {"SIDECAR_TENANTS": '{"default": "the old token"}', "SIDECAR_LINK_TOKEN": "the new token"}
-    )
-    assert settings.tokens == {"the old token": "default", "the new token": "default"}
+    old, new = "the old token, long enough", "the new token, long enough"
+    settings = load({"SIDECAR_TENANTS": json.dumps({"default": old}), "SIDECAR_LINK_TOKEN": new})
+    assert settings.tokens == {old: "default", new: "default"}
     assert settings.tenant_names == {"default"}
 
 
