@@ -18,7 +18,7 @@ from tests.dockerfile import ROOT
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 MKDOCS = ROOT / ".docs-venv/bin/mkdocs"
-SOURCES = ("docs", "mkdocs.yml", "mkdocs_pages.py", "examples/vapi/README.md", "ops", "sidecar")
+SOURCES = ("docs", "mkdocs.yml", "examples/vapi/README.md", "ops", "sidecar")
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
