@@ -45,6 +45,7 @@ from sidecar.server.http import listen, routes, serving
 from sidecar.server.link import LinkServer
 from sidecar.server.metrics import Metrics, State
 from sidecar.telemetry import Telemetry
+from sidecar.tracing import NO_TRACES, Tracer, exporter_of
 from sidecar.transcript.delivery import DeliveryPolicy
 from sidecar.transcript.journal import Journal, PostPolicy
 from sidecar.transcript.relay import Relay
@@ -52,6 +53,7 @@ from sidecar.transcript.sqlite import SqliteJournal
 
 RETENTION_EVERY_S = 3_600.0
 DAY_S = 86_400.0
+FLUSH_TRACES_S = 2.0
 
 
 def prepare_data_dir(settings: Settings) -> Path:
@@ -168,6 +170,7 @@ class Sidecar:
         directory: Path,
         emit: telemetry.Emit,
         clock: Callable[[], float],
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -201,6 +204,7 @@ class Sidecar:
             secret=secret,
             emit=emit,
             clock=clock,
+            tracer=tracer,
         )
         self.relay = Relay(
             journal,
@@ -214,6 +218,7 @@ class Sidecar:
             dice=random.random,  # noqa: S311 - jitter
             emit=emit,
             on_settled=self.calls.digested,
+            tracer=tracer,
         )
         self.link = LinkServer(
             self.calls,
@@ -244,6 +249,7 @@ class Sidecar:
             redact=redaction(settings.redact),
             emit=emit,
             clock=clock,
+            tracer=tracer,
         )
         tenant = spool_tenant(settings)
         self._directory = directory
@@ -421,6 +427,27 @@ async def _heed_signals(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
 
 
 @asynccontextmanager
+async def _exported(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
+    """Make spans as the OTEL_* variables say; what waits at the end is sent within `FLUSH_TRACES_S`."""
+    from sidecar.otel import OtelTracer, exporter_for  # noqa: PLC0415 - 20 MB, only when asked for
+
+    exporter = exporter_for(os.environ)
+    assert exporter is not None
+    tracer = OtelTracer.exporting(
+        exporter,
+        service="letta-voice-sidecar",
+        text=settings.trace_text,
+        emit=emit,
+        redact=redaction(settings.redact),
+    )
+    try:
+        yield tracer
+    finally:
+        with anyio.CancelScope(shield=True):
+            await tracer.flush(FLUSH_TRACES_S, last=True)
+
+
+@asynccontextmanager
 async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sidecar]:
     """Build a sidecar from the settings; closes everything it opened, in reverse.
 
@@ -442,6 +469,9 @@ async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sideca
         stack.push_async_callback(llm.aclose)
         letta = await build_letta(settings, directory, llm=llm)
         stack.push_async_callback(letta.aclose)
+        tracer = NO_TRACES
+        if exporter_of(os.environ)[0] != "none":
+            tracer = await stack.enter_async_context(_exported(settings, events.emit))
         sidecar = Sidecar(
             settings,
             journal=journal,
@@ -451,6 +481,7 @@ async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sideca
             directory=directory,
             emit=events.emit,
             clock=clock,
+            tracer=tracer,
         )
         events.observe = sidecar.metrics.observe
         yield sidecar

@@ -29,6 +29,7 @@ from typing_extensions import override
 
 from sidecar.errors import ConfigError
 from sidecar.privacy import names_in
+from sidecar.tracing import exporter_of
 
 DEFAULT_PORT = 8377
 DEFAULT_TENANT = "default"
@@ -162,6 +163,7 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(False, alias="SIDECAR_LOG_JSON")
     log_text: bool = Field(False, alias="SIDECAR_LOG_TEXT")
+    trace_text: bool = Field(False, alias="SIDECAR_TRACE_TEXT")
 
     @classmethod
     @override
@@ -433,6 +435,10 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             if not field:
                 field, _, message = message.partition(": ")
             fields.append((field, message))
+    try:
+        exporter_of(environ)
+    except ConfigError as error:
+        fields.extend(error.fields)
     if fields or settings is None:
         lines = [f"  {field}: {remedy}" for field, remedy in fields]
         raise ConfigError("wrong settings:\n" + "\n".join(lines), fields=tuple(fields))

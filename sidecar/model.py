@@ -206,6 +206,7 @@ class Turn:
         at_s: Unix time at which it was said.
         interrupted: The other side cut it off; `text` holds what was heard.
         metrics: Seconds by name, as LiveKit measured them for this turn.
+        traceparent: The span of this turn (W3C), or empty.
     """
 
     call: str
@@ -216,6 +217,7 @@ class Turn:
     at_s: float
     interrupted: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    traceparent: str = ""
 
 
 def prompt_metrics(served: Served, *, age_s: float | None, wait_s: float) -> dict[str, float]:

@@ -39,6 +39,8 @@ def _event(name: str, level: Level, *fields: str) -> Event:
 draining = _event("draining", "info", "live_calls", "budget_s", "reason")
 drained = _event("drained", "info", "undelivered", "live_calls", "took_s")
 part_failed = _event("part_failed", "error", "part", "error", "hint")
+traces_lost = _event("traces_lost", "warning", "spans", "error", "hint")
+traces_restored = _event("traces_restored", "info", "spans")
 # Calls
 call_opened = _event("call_opened", "info", "call", "channel", "lane", "resumed")
 call_closed = _event("call_closed", "info", "call", "reason", "turns")

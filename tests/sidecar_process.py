@@ -23,7 +23,7 @@ class SidecarProcess:
     Args:
         data_dir: Kept over restarts.
         env: Settings beside the data directory; nothing of the machine's own SIDECAR_*, LETTA_*,
-            LLM_*, OPENAI_* or LIVEKIT_* settings gets through.
+            LLM_*, OPENAI_*, OTEL_* or LIVEKIT_* settings gets through.
         port: 0 takes a free one, and the same again after a restart.
         command: In place of this checkout's `sidecar run`.
         cwd: Where it is started; by default here.
@@ -50,7 +50,7 @@ class SidecarProcess:
 
     def start(self) -> Self:
         """Start it and return when it answers."""
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "COVERAGE")
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "OTEL_", "COVERAGE")
         env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         env |= {
             "SIDECAR_DATA_DIR": str(self.data_dir),

@@ -10,7 +10,7 @@ died, the sidecar was restarted) it is an *orphan*: the same worker may take it 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,6 +25,7 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, Batch, Call, CallerHints, Channel, Turn, call_key, prompt_of
 from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 from sidecar.transcript.journal import Journal
 
 
@@ -54,6 +55,7 @@ class Calls:
         secret: This installation's own, for the nonce of the fence.
         emit: Where events go.
         clock: Unix time in seconds.
+        tracer: Makes spans.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Calls:
         secret: bytes,
         emit: Emit,
         clock: Callable[[], float],
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._journal = journal
+        self._tracer = tracer
         self._rules = rules
         self._policy = policy
         self._emit = emit
@@ -81,6 +85,7 @@ class Calls:
             freshness=policy.freshness,
             secret=secret,
             emit=emit,
+            tracer=tracer,
             clock=clock,
             journal_failed=self._journal_failed,
         )
@@ -122,6 +127,7 @@ class Calls:
         opened_at_s: float,
         owner: str,
         listener: Listener,
+        traceparent: str = "",
     ) -> LiveCall:
         """Take a call up, or take it up again, and start to bring its memory.
 
@@ -136,6 +142,7 @@ class Calls:
             opened_at_s: Unix time.
             owner: Who holds the call; the same owner may open it again.
             listener: Told of newer memory.
+            traceparent: The channel's own span of the call, where it has one.
 
         Raises:
             CallError: another live owner holds it (`call_claimed`), or the sidecar is draining
@@ -152,6 +159,7 @@ class Calls:
                 )
             live.listener = listener
             live.kept = live.kept and self._policy.keeps(hints)
+            live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
             return live
         resumed = self._orphans.pop(key, None) is not None
@@ -164,13 +172,16 @@ class Calls:
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.kept = self._policy.keeps(hints)
         self._live[key] = live
-        try:
-            await self._store_call(live)
-        except CallError:
-            del self._live[key]
-            raise
-        except JournalError as error:
-            self._journal_failed(error)  # the call goes on; `record` stores it first
+        about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
+        with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
+            live.traceparent = traceparent or span.traceparent
+            try:
+                await self._store_call(live)
+            except CallError:
+                del self._live[key]
+                raise
+            except JournalError as error:
+                self._journal_failed(error)  # the call goes on; `record` stores it first
         self._emit(
             telemetry.call_opened,
             call=key,
@@ -245,8 +256,7 @@ class Calls:
                     )
                 live.last_seq = max(live.last_seq, turn.seq)
         try:
-            await self._store_call(live)
-            await self._journal.append(turns)
+            await self._append(live, turns)
         except CallError:
             raise  # this turn's fault, not the journal's
         except JournalError as error:
@@ -272,6 +282,22 @@ class Calls:
                     age_s=age_s,
                     wait_s=wait_s,
                 )
+
+    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+        """Store turns, each with the span it belongs to: its channel's own, or that of storing it."""
+        parents = [turn.traceparent or live.traceparent for turn in turns]
+        about = {
+            CONVERSATION: live.call.call_id,
+            "sidecar.turns": len(turns),
+            TEXT: "\n".join(f"{turn.speaker}: {turn.text}" for turn in turns),
+        }
+        with self._tracer.start(
+            "store turns", parent=parents[0], links=parents[1:], attributes=about
+        ) as span:
+            await self._store_call(live)
+            await self._journal.append(
+                [replace(turn, traceparent=turn.traceparent or span.traceparent) for turn in turns]
+            )
 
     async def close(self, live: LiveCall, reason: str) -> None:
         """End a live call."""

@@ -16,6 +16,7 @@ from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
 from sidecar.memory.snapshots import Held, Snapshots
 from sidecar.model import AgentRef, Batch, Served, Turn
 from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, Tracer
 from sidecar.transcript.journal import Journal
 
 RECENT_TURNS = 60
@@ -32,6 +33,7 @@ class MemoryFeed:
         freshness: Ages.
         secret: This installation's own, for the nonce of the fence.
         emit: Where events go.
+        tracer: Makes spans.
         clock: Unix time in seconds.
         journal_failed: Told when the journal could not be asked.
     """
@@ -46,6 +48,7 @@ class MemoryFeed:
         freshness: FreshnessPolicy,
         secret: bytes,
         emit: Emit,
+        tracer: Tracer,
         clock: Callable[[], float],
         journal_failed: Callable[[JournalError], None],
     ) -> None:
@@ -56,6 +59,7 @@ class MemoryFeed:
         self._freshness = freshness
         self._secret = secret
         self._emit = emit
+        self._tracer = tracer
         self._clock = clock
         self._journal_failed = journal_failed
         self._of_agent: dict[str, set[LiveCall]] = {}
@@ -115,14 +119,14 @@ class MemoryFeed:
             )
         return rendered
 
-    def refresh(self, live: LiveCall) -> None:
+    def refresh(self, live: LiveCall, *, traceparent: str) -> None:
         """Start a read for a call and tell its listener when it has ended."""
         if live.agent_id is None:
             if live.told_version is not None:  # else the first word about it is on its way
                 self._tell(live, settled=True)
             return
         live.wait.read_began()
-        self._spawn(self._tell_when_read, live, live.agent_id)
+        self._spawn(self._tell_when_read, live, live.agent_id, traceparent)
 
     async def _bring_memory(self, live: LiveCall) -> None:
         """Load what is at hand, tell it, and read what is newest."""
@@ -148,7 +152,7 @@ class MemoryFeed:
             await self._renew_recent(live, held)
             self._tell(live, settled=False)
         live.wait.read_began()
-        await self._tell_when_read(live, agent_id)
+        await self._tell_when_read(live, agent_id, live.traceparent)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
         """Return the agent of a call, if there is one, trying while Letta is away.
@@ -168,11 +172,14 @@ class MemoryFeed:
             await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
         return None
 
-    async def _tell_when_read(self, live: LiveCall, agent_id: str) -> None:
-        refresh = self._snapshots.refresh(agent_id)
-        await refresh.done.wait()
-        if not live.closed:
-            self._tell(live, settled=True)
+    async def _tell_when_read(self, live: LiveCall, agent_id: str, traceparent: str) -> None:
+        about = {CONVERSATION: live.call.call_id, "gen_ai.agent.id": agent_id}
+        with self._tracer.start("read memory", parent=traceparent, attributes=about) as span:
+            refresh = self._snapshots.refresh(agent_id)
+            await refresh.done.wait()
+            if not live.closed:
+                self._tell(live, settled=True)
+                span.set({"sidecar.memory.served": live.memory.served})
 
     async def _on_read(self, agent_id: str) -> None:
         """A read has succeeded: tell the calls for which the text changed."""

@@ -66,8 +66,8 @@ class Feed(Protocol):
         """Say how a rendered memory was had."""
         ...
 
-    def refresh(self, live: "LiveCall") -> None:
-        """Start a read; the listener is told when it has ended."""
+    def refresh(self, live: "LiveCall", *, traceparent: str) -> None:
+        """Start a read for this span; the listener is told when it has ended."""
         ...
 
 
@@ -85,6 +85,8 @@ class LiveCall:
         self.agent_id: str | None = None
         self.recent: tuple[Turn, ...] = ()
         self.stored = False
+        self.traceparent = ""
+        """The span that what happens in this call belongs to, where nothing else is said."""
         self.kept = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
@@ -124,9 +126,13 @@ class LiveCall:
         """
         return await self.wait.over(waits)
 
-    def speech_started(self) -> None:
-        """The caller began to speak: read the memory now, so that it is here at the prompt."""
-        self._feed.refresh(self)
+    def speech_started(self, *, traceparent: str = "") -> None:
+        """The caller began to speak: read the memory now, so that it is here at the prompt.
+
+        Args:
+            traceparent: The span of the speech, where the channel has one.
+        """
+        self._feed.refresh(self, traceparent=traceparent or self.traceparent)
 
     async def record(self, turns: Sequence[Turn]) -> None:
         """Make turns of this call durable; on return they survive any crash.

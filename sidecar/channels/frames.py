@@ -2,6 +2,8 @@
 
 One JSON object per WebSocket text frame, told apart by `type`. The protocol with its rules is
 docs/link-protocol.md; this file is its one machine-readable copy and both ends use it.
+
+`traceparent` (W3C Trace Context) names the span a frame belongs to; one that is wrong is ignored.
 """
 
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -10,6 +12,7 @@ import msgspec
 
 from sidecar.errors import LinkError
 from sidecar.model import CallerHints, Turn, call_key
+from sidecar.tracing import traceparent_or_none
 
 SUBPROTOCOL = "letta-sidecar.v1"
 MAX_FRAME_BYTES = 1 << 20
@@ -46,12 +49,14 @@ class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
     channel: Literal["livekit", "vapi", "console"]
     hints: Hints
     opened_at_s: Seconds
+    traceparent: str = ""
 
 
 class SpeechStarted(msgspec.Struct, tag="speech.started", frozen=True):
     """Worker: the caller began to speak; a `memory` frame answers with what is newest."""
 
     call: Id
+    traceparent: str = ""
 
 
 class TurnFrame(msgspec.Struct, tag="turn", frozen=True):
@@ -65,6 +70,7 @@ class TurnFrame(msgspec.Struct, tag="turn", frozen=True):
     at_s: Seconds
     interrupted: bool = False
     metrics: dict[str, float] = {}
+    traceparent: str = ""
 
 
 class CallClose(msgspec.Struct, tag="call.close", frozen=True):
@@ -161,6 +167,7 @@ def turn_of(tenant: str, frame: TurnFrame) -> Turn:
         at_s=frame.at_s,
         interrupted=frame.interrupted,
         metrics=frame.metrics,
+        traceparent=traceparent_or_none(frame.traceparent),
     )
 
 

@@ -117,7 +117,13 @@ class Link:
         return sum(call.outbox.unacked for call in self._calls.values())
 
     def open_call(
-        self, call_id: str, channel: Channel, hints: Hints | None, *, opened_at_s: float
+        self,
+        call_id: str,
+        channel: Channel,
+        hints: Hints | None,
+        *,
+        opened_at_s: float,
+        traceparent: str = "",
     ) -> LinkedCall:
         """Start a call. Never waits; the same live call again is the same object.
 
@@ -126,12 +132,14 @@ class Link:
             channel: Where it comes from.
             hints: Who is on the line; None when that will be known later (`identify`).
             opened_at_s: Unix time.
+            traceparent: The span of the call (W3C Trace Context), or empty.
         """
         outbox = Outbox(
             call_id,
             channel,
             opened_at_s=opened_at_s,
             hints=bounded_hints(hints) if hints else None,
+            traceparent=traceparent,
         )
         call = LinkedCall(self, outbox)
         call = self._calls.setdefault(outbox.call, call)
@@ -148,6 +156,7 @@ class Link:
         at_s: float | None,
         interrupted: bool,
         metrics: Mapping[str, float] | None,
+        traceparent: str,
     ) -> None:
         """Queue one turn of a call: in memory while there is room, else on its way to disk."""
         held = sum(call.outbox.in_memory for call in self._calls.values())
@@ -161,6 +170,7 @@ class Link:
             room=held < self._max_unacked and chars < self._max_unacked_chars,
             interrupted=interrupted,
             metrics=metrics,
+            traceparent=traceparent,
         )
         for frame in frames:
             self._emit(

@@ -33,6 +33,7 @@ class Line(Protocol):
         at_s: float | None,
         interrupted: bool,
         metrics: Mapping[str, float] | None,
+        traceparent: str,
     ) -> None:
         """Queue one turn of a call."""
         ...
@@ -77,9 +78,13 @@ class LinkedCall:
             self._wait.opened()
             self._link.wake()
 
-    def speech_started(self) -> None:
-        """The caller began to speak: the sidecar reads the memory now, ahead of the prompt."""
-        self.outbox.speech_started()
+    def speech_started(self, *, traceparent: str = "") -> None:
+        """The caller began to speak: the sidecar reads the memory now, ahead of the prompt.
+
+        Args:
+            traceparent: The span of the speech (W3C Trace Context), or empty.
+        """
+        self.outbox.speech_started(traceparent=traceparent)
         if self._link.connected and self.outbox.identified:
             self._wait.read_began()
         self._link.wake()
@@ -93,6 +98,7 @@ class LinkedCall:
         at_s: float | None = None,
         interrupted: bool = False,
         metrics: Mapping[str, float] | None = None,
+        traceparent: str = "",
     ) -> None:
         """Take one settled turn, as heard; the same `item_id` again is the same turn.
 
@@ -106,9 +112,17 @@ class LinkedCall:
             at_s: Unix time, by default now.
             interrupted: The other side cut it off.
             metrics: Seconds by name.
+            traceparent: The span of the turn (W3C Trace Context), or empty.
         """
         self._link.take(
-            self.outbox, item_id, speaker, text, at_s=at_s, interrupted=interrupted, metrics=metrics
+            self.outbox,
+            item_id,
+            speaker,
+            text,
+            at_s=at_s,
+            interrupted=interrupted,
+            metrics=metrics,
+            traceparent=traceparent,
         )
 
     def close(self, reason: str = "") -> None:

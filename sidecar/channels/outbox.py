@@ -55,15 +55,23 @@ class Outbox:
         channel: Where it comes from.
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
+        traceparent: The span of the call, or empty.
     """
 
     def __init__(
-        self, call: str, channel: Channel, *, opened_at_s: float, hints: Hints | None
+        self,
+        call: str,
+        channel: Channel,
+        *,
+        opened_at_s: float,
+        hints: Hints | None,
+        traceparent: str = "",
     ) -> None:
         self.call = call_id(call)
         self._channel: Channel = channel
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
+        self._traceparent = traceparent
         self._close: CallClose | None = None
         self._close_since_s = 0.0
         self._close_on_disk = False
@@ -79,6 +87,7 @@ class Outbox:
         self._open_due = True
         self._close_due = True
         self._speech_due = False
+        self._speech_traceparent = ""
         self._unsent: deque[str] = deque()
         self._held_until_s = 0.0
 
@@ -105,6 +114,7 @@ class Outbox:
         room: bool,
         interrupted: bool = False,
         metrics: Mapping[str, float] | None = None,
+        traceparent: str = "",
     ) -> list[TurnFrame]:
         """Take one turn; returns the frames it became, none when it is empty or known already.
 
@@ -120,6 +130,7 @@ class Outbox:
             room: False: it shall go to disk and not stay in memory.
             interrupted: The other side cut it off.
             metrics: Seconds by name; what is not finite is left out.
+            traceparent: The span of the turn, or empty.
         """
         item = _bounded(item, MAX_ID_CHARS - 8)
         clean = text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
@@ -139,6 +150,7 @@ class Outbox:
                 at_s=max(0.0, at_s),
                 interrupted=interrupted,
                 metrics={k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)},
+                traceparent=traceparent,
             )
             frames.append(frame)
             kept = _Kept(frame, now_s)
@@ -156,9 +168,10 @@ class Outbox:
         self._overflow.clear()
         return dropped
 
-    def speech_started(self) -> None:
+    def speech_started(self, *, traceparent: str = "") -> None:
         """The caller began to speak; told once per connection, and not after a reconnect."""
         self._speech_due = True
+        self._speech_traceparent = traceparent
 
     def close(self, *, at_s: float, reason: str, now_s: float) -> None:
         """The call has ended. The first close stands."""
@@ -220,7 +233,7 @@ class Outbox:
             return self._open(self._hints)
         if self._speech_due:
             self._speech_due = False
-            return SpeechStarted(call=self.call)
+            return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
         while self._unsent:
             if kept := self._kept.get(self._unsent.popleft()):
                 return kept.frame
@@ -354,7 +367,11 @@ class Outbox:
 
     def _open(self, hints: Hints) -> CallOpen:
         return CallOpen(
-            call=self.call, channel=self._channel, hints=hints, opened_at_s=self._opened_at_s
+            call=self.call,
+            channel=self._channel,
+            hints=hints,
+            opened_at_s=self._opened_at_s,
+            traceparent=self._traceparent,
         )
 
 

@@ -42,6 +42,7 @@ from sidecar.channels.frames import (
 from sidecar.channels.peer import from_this_machine
 from sidecar.errors import CallError, JournalError, LinkError
 from sidecar.telemetry import Emit
+from sidecar.tracing import traceparent_or_none
 
 HELLO_S = 10.0
 SEND_S = 20.0
@@ -273,7 +274,8 @@ class _Connection:
             case CallOpen():
                 await self._open(frame)
             case SpeechStarted():
-                self._live(frame.call).speech_started()
+                spoken = traceparent_or_none(frame.traceparent)
+                self._live(frame.call).speech_started(traceparent=spoken)
             case TurnFrame():
                 if not frame.text.strip():
                     raise LinkError("bad_value", "a turn without words", field="text")
@@ -302,6 +304,7 @@ class _Connection:
                 opened_at_s=frame.opened_at_s,
                 owner=self.owner,
                 listener=_CallListener(self, frame.call),
+                traceparent=traceparent_or_none(frame.traceparent),
             )
         except CallError as error:
             self._emit(

@@ -107,7 +107,7 @@ class OpenAiServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await _json_object(request)
-        self._note("chat", body)
+        self._note("chat", body, traceparent=request.headers.get("traceparent", ""))
         faults = self.faults
         if faults.hang:
             await self._unhung.wait()
@@ -161,8 +161,10 @@ class OpenAiServer:
             self._unhung = anyio.Event()
         return web.json_response(msgspec.to_builtins(self.faults))
 
-    def _note(self, path: str, body: Mapping[str, Any]) -> None:
-        self.log.append({"at_s": time.time(), "path": path, "body": body})
+    def _note(self, path: str, body: Mapping[str, Any], *, traceparent: str = "") -> None:
+        self.log.append(
+            {"at_s": time.time(), "path": path, "body": body, "traceparent": traceparent}
+        )
 
 
 class _Answer:

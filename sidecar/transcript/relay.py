@@ -23,6 +23,7 @@ from sidecar.errors import JournalError
 from sidecar.letta.port import Letta
 from sidecar.model import AgentRef, Batch
 from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer, Value
 from sidecar.transcript.courier import Addressed, Courier
 from sidecar.transcript.delivery import (
     DeliveryPolicy,
@@ -69,6 +70,7 @@ class Relay:
         clock: Unix time in seconds.
         dice: Uniform in [0, 1).
         emit: Where events go.
+        tracer: Makes a span of each delivery, linked to the turns it holds.
         on_settled: Told of each settled batch, beside the delivery; what it raises is logged.
     """
 
@@ -85,6 +87,7 @@ class Relay:
         concurrency: int = 64,
         breaker: Breaker | None = None,
         on_settled: Callable[[AgentRef, Batch], Awaitable[None]] = _tell_nobody,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._journal = journal
         self._courier = Courier(journal, letta, resolve_agent, policy=policy)
@@ -94,6 +97,7 @@ class Relay:
         self._clock = clock
         self._dice = dice
         self._emit = emit
+        self._tracer = tracer
         self._on_settled = on_settled
         self._under_way = 0
         self._changed = anyio.Event()
@@ -204,7 +208,8 @@ class Relay:
         self, deliveries: anyio.abc.TaskGroup, batch: Batch, claimed_s: float, probing: bool
     ) -> None:
         try:
-            settled = await self._bring_home(batch, claimed_s, probing=probing)
+            with self._span_of(batch) as span:
+                settled = await self._bring_home(batch, claimed_s, span, probing=probing)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
                 await self._give_up_try(batch, "the sidecar stopped")
@@ -230,7 +235,28 @@ class Relay:
             batch, due_s=now_s + 1.0, unknown=True, over=False, error=error, now_s=now_s
         )
 
-    async def _bring_home(self, batch: Batch, recorded_s: float, *, probing: bool) -> Batch | None:
+    def _span_of(self, batch: Batch) -> Span:
+        """Start the span of a delivery: in the trace of its first turn, linked to each.
+
+        The turns' spans were stored with them, so it finds them after a restart, too.
+        """
+        return self._tracer.start(
+            "deliver batch",
+            parent=batch.turns[0].traceparent,
+            links=dict.fromkeys(turn.traceparent for turn in batch.turns),
+            attributes={
+                CONVERSATION: batch.call.call_id,
+                "sidecar.batch.id": batch.batch_id,
+                "sidecar.batch.part": batch.part,
+                "sidecar.batch.attempt": batch.attempt + 1,
+                "sidecar.batch.in_doubt": batch.in_doubt,
+                "sidecar.turns": len(batch.turns),
+            },
+        )
+
+    async def _bring_home(
+        self, batch: Batch, recorded_s: float, span: Span, *, probing: bool
+    ) -> Batch | None:
         """Take the steps of one claim; returns the batch, with its agent, when it is settled."""
         addressed = await self._until_taken(lambda: self._courier.address(batch))
         if isinstance(addressed, Outcome):
@@ -258,14 +284,15 @@ class Relay:
                 case Send():
                     assert isinstance(addressed, Addressed)
                     outcome, horizon_s = await self._send(
-                        addressed, None if step.record_anew else recorded_s, horizon_s
+                        addressed, None if step.record_anew else recorded_s, horizon_s, span
                     )
                 case _:
                     await self._end(batch, outcome, step, now_s)
+                    span.set(_told(batch, outcome, step, now_s))
                     return batch if isinstance(step, Settle) else None
 
     async def _send(
-        self, addressed: Addressed, recorded_s: float | None, horizon_s: float
+        self, addressed: Addressed, recorded_s: float | None, horizon_s: float, span: Span
     ) -> tuple[Outcome, float]:
         """Post, once no other post of this agent is under way and the try is freshly recorded.
 
@@ -273,6 +300,7 @@ class Relay:
             addressed: The batch.
             recorded_s: Unix time at which this try was recorded; None when it was not.
             horizon_s: Of the try recorded last.
+            span: Of the delivery.
 
         Returns:
             The outcome, and the horizon of the try it belongs to.
@@ -282,7 +310,11 @@ class Relay:
                 recorded_s = self._clock()
                 horizon_s = await self._record_anew(addressed.batch, recorded_s)
             began_s = self._clock()
-            outcome = await self._courier.send(addressed)
+            with self._tracer.start(
+                "invoke_agent", parent=span.traceparent, kind="client", attributes=_asked(addressed)
+            ) as asking:
+                outcome = await self._courier.send(addressed)
+                asking.end(error="" if outcome.event is Event.DIGESTED else outcome.event.value)
             self._emit(
                 telemetry.post_ended,
                 lane=addressed.batch.lane,
@@ -397,6 +429,34 @@ class Relay:
             self._emit(
                 telemetry.part_failed, part="on_settled", error=type(error).__name__, hint=""
             )
+
+
+def _asked(addressed: Addressed) -> dict[str, Value | None]:
+    """Return what the span of a post says, by the names of the GenAI conventions."""
+    return {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "letta",
+        "gen_ai.agent.id": addressed.post.agent_id,
+        CONVERSATION: addressed.batch.call.call_id,
+    }
+
+
+def _told(
+    batch: Batch, outcome: Outcome, step: Settle | Release | Retire, now_s: float
+) -> dict[str, Value | None]:
+    """Return how a delivery ended, for its span."""
+    return {
+        "gen_ai.agent.id": batch.agent_id,
+        "sidecar.batch.outcome": outcome.event.value,
+        "sidecar.batch.state": (
+            "settled"
+            if isinstance(step, Settle)
+            else "dead"
+            if isinstance(step, Retire)
+            else "retry"
+        ),
+        "sidecar.batch.age_s": now_s - batch.sealed_at_s,
+    }
 
 
 class _OneAtATime:

@@ -136,7 +136,9 @@ class TestTurns:
     )
     async def test_a_turn_comes_back_as_it_was(self, journal: Journal, text: str) -> None:
         """Every text that is Unicode round-trips, with all that goes with it."""
-        said = replace(turn(1, text=text), interrupted=True, metrics={"stt_s": 0.25})
+        said = replace(
+            turn(1, text=text), interrupted=True, metrics={"stt_s": 0.25}, traceparent="00-x"
+        )
         await journal.open_call(call())
         await journal.append([said])
         assert await journal.turns("acme/one") == (said,)

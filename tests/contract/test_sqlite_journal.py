@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -21,6 +22,7 @@ from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
 from sidecar.transcript.sqlite.backup import back_up
+from sidecar.transcript.sqlite.reports import journal_file
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -292,6 +294,25 @@ class TestForeignFiles:
         newer.close()
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
+
+    async def test_an_older_format_is_taken_up(self, journal: SqliteJournal, path: Path) -> None:
+        """A file of version 1 keeps its turns, and takes new ones with the span they belong to."""
+        await journal.append([turn(1)])
+        await journal.aclose()
+        older = apsw.Connection(str(path))
+        older.execute("ALTER TABLE turns DROP COLUMN traceparent; PRAGMA user_version = 1")
+        older.close()
+        with pytest.raises(JournalError, match="another version"), journal_file(path):
+            pass
+        again = await SqliteJournal.open(path, policy=POLICY)
+        try:
+            traced = replace(turn(2), traceparent="00-x")
+            await again.append([traced])
+            assert await again.turns(CALL.key) == (turn(1), traced)
+        finally:
+            await again.aclose()
+        with journal_file(path) as file:
+            assert file.turns(CALL.key) == (turn(1), traced)
 
     async def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
         """A path under a file, not a directory, is a clear error."""

@@ -21,6 +21,7 @@ from sidecar.channels.link import Link
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.channels.livekit.caller import Identification
 from sidecar.channels.livekit.recorder import CallRecorder
+from sidecar.channels.livekit.traces import JobTraces
 from sidecar.channels.spool import default_spool_dir
 from sidecar.telemetry import Emit, Telemetry
 
@@ -39,12 +40,14 @@ class LinkSettings:
         spool_dir: `SIDECAR_SPOOL_DIR`, or `spool` in `SIDECAR_DATA_DIR`: the directory in which
             the sidecar looks, too.
         log_text: `SIDECAR_LOG_TEXT=1` lets callers' words into the log.
+        trace_text: `SIDECAR_TRACE_TEXT=1` lets them into traces.
     """
 
     url: str
     token: str | None
     spool_dir: Path
     log_text: bool = False
+    trace_text: bool = False
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
@@ -58,6 +61,7 @@ class LinkSettings:
             token=environ.get("SIDECAR_LINK_TOKEN", "").strip() or None,
             spool_dir=Path(spool_dir).expanduser() if spool_dir else default_spool_dir(),
             log_text=environ.get("SIDECAR_LOG_TEXT", "").strip() == "1",
+            trace_text=environ.get("SIDECAR_TRACE_TEXT", "").strip() == "1",
         )
 
 
@@ -92,8 +96,9 @@ class _LinkedJob:
     ours that is not in one: it owns the link's group, and `close` awaits its end.
     """
 
-    def __init__(self, link: Link, emit: Emit) -> None:
+    def __init__(self, link: Link, traces: JobTraces, emit: Emit) -> None:
         self.link = link
+        self.traces = traces
         self.recorder: CallRecorder | None = None
         self._emit = emit
         self._scope = anyio.CancelScope()
@@ -145,6 +150,8 @@ async def remember(
     """
     settings = settings or LinkSettings.of(os.environ)
     emit = emit or Telemetry(log_text=settings.log_text, logger=_JobLog()).emit
+    traces = JobTraces(text=settings.trace_text, emit=emit)
+    traces.begin(ctx.job.id)
     link = Link(
         settings.url,
         settings.token,
@@ -154,12 +161,21 @@ async def remember(
         clock=time.time,
         dice=random.random,  # noqa: S311 - jitter
     )
-    job = _LinkedJob(link, emit)
+    job = _LinkedJob(link, traces, emit)
     _jobs[ctx] = job
     who = Identification(ctx, participant_identity, emit)
     hints = who.from_job()
-    call = link.open_call(ctx.job.id, "livekit", hints, opened_at_s=time.time())
-    recorder = CallRecorder(call, emit=emit, clock=time.time, ended=ctx.shutdown)
+    call = link.open_call(
+        ctx.job.id, "livekit", hints, opened_at_s=time.time(), traceparent=traces.traceparent
+    )
+    recorder = CallRecorder(
+        call,
+        emit=emit,
+        clock=time.time,
+        ended=ctx.shutdown,
+        tracer=traces.tracer,
+        traceparent=traces.traceparent,
+    )
     recorder.listen(session)
     job.recorder = recorder
     if hints is None:
@@ -187,3 +203,4 @@ async def finish(ctx: JobContext) -> None:
     if call.identified:
         await call.flushed(FLUSH_S)
     await job.close()
+    await job.traces.end()

@@ -18,6 +18,7 @@ from sidecar.channels.frames import Memory
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.model import Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 
 # Seconds, of `ChatMessage.metrics`; the other entries are times, rates and names.
 _METRICS: Final = (
@@ -77,6 +78,8 @@ class CallRecorder:
         emit: Events.
         clock: Unix time.
         ended: Called once when the session has closed, with the reason.
+        tracer: Makes the spans of turns and prompts.
+        traceparent: The span of the call, or empty.
     """
 
     def __init__(
@@ -86,8 +89,13 @@ class CallRecorder:
         emit: Emit,
         clock: Callable[[], float],
         ended: Callable[[str], None],
+        tracer: Tracer = NO_TRACES,
+        traceparent: str = "",
     ) -> None:
         self.call = call
+        self._tracer = tracer
+        self._traceparent = traceparent
+        self._speech: Span | None = None
         self._emit = emit
         self._clock = clock
         self._ended = ended
@@ -106,8 +114,10 @@ class CallRecorder:
     async def memory(self) -> Memory | None:
         """Return the newest memory that a prompt may wait for, and say how it was had."""
         asked_s = anyio.current_time()
-        await self.call.ready()
-        memory = self.call.memory
+        with self._span("wait for memory", inside=True) as span:
+            await self.call.ready()
+            memory = self.call.memory
+            span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
         age_s = round(self._clock() - read_at_s, 3) if read_at_s else None
@@ -125,6 +135,8 @@ class CallRecorder:
 
     def end(self, reason: str) -> None:
         """The call is over: what was said and never became a turn is one now."""
+        if self._speech is not None:
+            self._speech.end()
         if self.call.outbox.closed:
             return
         if rest := self._unsettled.rest():
@@ -142,7 +154,10 @@ class CallRecorder:
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
-            self.call.speech_started()
+            # The span of a turn begins with the first words of it, and ends when it is settled.
+            if self._speech is None:
+                self._speech = self._span("caller turn")
+            self.call.speech_started(traceparent=self._speech.traceparent)
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self._unsettled.heard(event.transcript, final=event.is_final)
@@ -162,6 +177,7 @@ class CallRecorder:
         if speaker == "agent":
             metrics |= self._prompt
             self._prompt = {}
+        span = self._turn_span(speaker, item.created_at)
         self.call.record(
             item.id,
             speaker,
@@ -169,6 +185,26 @@ class CallRecorder:
             at_s=item.created_at,
             interrupted=item.interrupted,
             metrics=metrics,
+            traceparent=span.traceparent,
+        )
+        span.set({f"sidecar.turn.{name}": value for name, value in metrics.items()})
+        span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
+        span.end()
+
+    def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
+        """Return the span of a turn: that of the caller's speech, or one of the agent's turn."""
+        speech, self._speech = self._speech, self._speech if speaker == "agent" else None
+        if speaker == "caller" and speech is not None:
+            return speech
+        return self._span(f"{speaker} turn", start_s=began_s)
+
+    def _span(self, name: str, *, inside: bool = False, start_s: float | None = None) -> Span:
+        return self._tracer.start(
+            name,
+            parent=self._traceparent,
+            inside=inside,
+            start_s=start_s,
+            attributes={CONVERSATION: self.call.call_id},
         )
 
     def _closed(self, event: CloseEvent) -> None:

@@ -20,6 +20,7 @@ from sidecar.llm.port import Llm
 from sidecar.privacy import Redact
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
+from sidecar.tracing import NO_TRACES, Tracer
 from sidecar.transcript.journal import Journal
 
 BURST_S = 3.0
@@ -34,6 +35,7 @@ def build_vapi(
     redact: Redact | None,
     emit: Emit,
     clock: Callable[[], float],
+    tracer: Tracer = NO_TRACES,
 ) -> Vapi | None:
     """Return the channel; None where only this machine could be let in, and may not be.
 
@@ -74,6 +76,7 @@ def build_vapi(
         budget=Budget(settings.vapi_day_tokens),
         emit=emit,
         clock=clock,
+        tracer=tracer,
     )
     webhook = Webhook(
         vapi_calls,

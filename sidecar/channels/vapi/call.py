@@ -288,9 +288,8 @@ class VapiCall:
             if planned.keep == len(stored):
                 await self.live.record(planned.turns)
             else:
-                sealed = await self._journal.rewrite(
-                    self.live.key, planned.turns, keep=planned.keep
-                )
+                traced = [replace(t, traceparent=self.live.traceparent) for t in planned.turns]
+                sealed = await self._journal.rewrite(self.live.key, traced, keep=planned.keep)
                 if sealed > planned.keep:
                     self._sealed = sealed
                     continue

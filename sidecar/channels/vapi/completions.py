@@ -38,6 +38,7 @@ from sidecar.channels.vapi.projection import Block, blocks_of, slot_of
 from sidecar.channels.vapi.upstream import Reply, Upstream
 from sidecar.errors import CallError, JournalError, LlmError
 from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
 STREAM_HEADERS: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -93,6 +94,7 @@ class _Turn:
     body: bytes
     model: str
     tenant: str
+    span: Span
     stream: object = None
     started: bool = False
     tap: bytearray = field(default_factory=bytearray)
@@ -113,6 +115,7 @@ class Completions:
         budget: Of each tenant and day.
         emit: Where events go.
         clock: Unix time in seconds.
+        tracer: Makes a span of each request to the model.
     """
 
     def __init__(
@@ -126,8 +129,10 @@ class Completions:
         budget: Budget,
         emit: Emit,
         clock: Callable[[], float],
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._calls = calls
+        self._tracer = tracer
         self._upstream = upstream
         self._door = door
         self._policy = policy
@@ -187,7 +192,26 @@ class Completions:
             memory = (await call.memory()).text
         model = self._model(asked)
         body = _encode(passed_on(asked, memory, model=model, max_tokens=self._policy.max_tokens))
-        return _Turn(said, call, asked, body, model, admitted.tenant)
+        span = self._span(headers.get("traceparent", ""), call, model, asked)
+        return _Turn(said, call, asked, body, model, admitted.tenant, span)
+
+    def _span(
+        self, given: str, call: VapiCall | None, model: str, asked: Mapping[str, Any]
+    ) -> Span:
+        """Start the span of a request to the model: in the request's trace, else in its call's."""
+        of_call = call.live.traceparent if call else ""
+        given = traceparent_or_none(given)
+        about = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model,
+            "gen_ai.request.stream": asked.get("stream") is True,
+            CONVERSATION: call.live.call.call_id if call else None,
+            "sidecar.memory.served": call.live.memory.served if call else None,
+        }
+        links = [of_call] if given else []
+        return self._tracer.start(
+            f"chat {model}", kind="client", parent=given or of_call, links=links, attributes=about
+        )
 
     def _model(self, asked: Mapping[str, Any]) -> str:
         wanted = asked.get("model")
@@ -243,7 +267,7 @@ class Completions:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
-                reply = await self._upstream.ask(turn.body)
+                reply = await self._upstream.ask(turn.body, turn.span.traceparent)
                 if reply.content_type != "text/event-stream":
                     raise _CutOff("the language model's answer is no stream")
                 held = await self._copy(turn, reply, send, silence)
@@ -306,7 +330,7 @@ class Completions:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
-                reply = await self._upstream.ask(turn.body)
+                reply = await self._upstream.ask(turn.body, turn.span.traceparent)
                 while piece := await reply.next():
                     whole += piece
                     if len(whole) > _TAP_BYTES:
@@ -374,6 +398,14 @@ class Completions:
                 tokens=tokens,
                 follow_up=messages[-1].get("role") == "tool",
             )
+        turn.span.set(
+            {
+                "gen_ai.response.time_to_first_chunk": turn.first_s,
+                "sidecar.reply.ended": turn.how,
+                TEXT: told.text,
+            }
+        )
+        turn.span.end(error="failed" if turn.how == "failed" else "")
         self._emit(
             telemetry.vapi_stream_ended,
             call=call.live.key if call else "",

@@ -45,10 +45,10 @@ class Reply(Protocol):
 class Upstream(Protocol):
     """Who writes the replies."""
 
-    async def ask(self, body: bytes) -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
         """Send a request and return once its headers say that it succeeded.
 
-        Has no deadline of its own: the caller's scope is.
+        Has no deadline of its own: the caller's scope is. `traceparent` names the span of it.
 
         Raises:
             LlmError: it cannot be reached or refused; no words of either side are in it.
@@ -79,13 +79,14 @@ class HttpUpstream:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, body: bytes) -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
         """See `Upstream.ask`."""
+        traced = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
         try:
             response = await self._connected().post(
                 f"{self._base_url}/chat/completions",
                 data=body,
-                headers=self._headers,
+                headers=traced,
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as error:
@@ -147,7 +148,7 @@ class LlmUpstream:
     def __init__(self, llm: Llm) -> None:
         self._llm = llm
 
-    async def ask(self, body: bytes) -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
         """See `Upstream.ask`."""
         asked = msgspec.json.decode(body, type=dict[str, Any])
         return _LlmReply(self._llm, asked)

@@ -15,7 +15,9 @@ import apsw
 from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What makes a file of version N one of N + 1; a new file is made by schema.sql alone.
+MIGRATIONS = {1: "ALTER TABLE turns ADD COLUMN traceparent TEXT"}
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000
 
@@ -200,6 +202,11 @@ def _claim_format(connection: apsw.Connection, path: Path) -> None:
             f"{path} was written by a newer sidecar (schema {version})",
             hint="start that version, or move the file aside",
         )
+    elif version < SCHEMA_VERSION:
+        with connection:
+            for older in range(version, SCHEMA_VERSION):
+                execute(connection, MIGRATIONS[older])
+            execute(connection, f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _pragma(connection: apsw.Connection, name: str) -> int:

@@ -15,7 +15,8 @@ SELECT_CALL = (
     " c.conversation_id FROM calls c JOIN lanes l ON l.id = c.lane"
 )
 SELECT_TURN = (
-    "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics"
+    "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
+    " t.traceparent"
     " FROM calls c JOIN turns t ON t.call = c.id"
 )
 _RECENT = (
@@ -46,7 +47,7 @@ def call_of_row(row: tuple[Any, ...]) -> Call:
 
 def turn_of_row(row: tuple[Any, ...]) -> Turn:
     """Return the turn of a `SELECT_TURN` row."""
-    key, item_id, seq, speaker, text, at_s, interrupted, metrics = row
+    key, item_id, seq, speaker, text, at_s, interrupted, metrics, traceparent = row
     return Turn(
         key,
         item_id,
@@ -56,6 +57,7 @@ def turn_of_row(row: tuple[Any, ...]) -> Turn:
         at_s,
         interrupted=bool(interrupted),
         metrics=_METRICS.decode(metrics) if metrics else {},
+        traceparent=traceparent or "",
     )
 
 

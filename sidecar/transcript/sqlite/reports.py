@@ -15,7 +15,7 @@ from sidecar.errors import JournalError
 from sidecar.model import Call, Turn
 from sidecar.transcript.journal import JournalCounts, LaneStatus
 from sidecar.transcript.sqlite import reads
-from sidecar.transcript.sqlite.file import journal_error
+from sidecar.transcript.sqlite.file import SCHEMA_VERSION, execute, journal_error
 from sidecar.transcript.sqlite.threads import Transaction
 
 _BUSY_MS = 5_000
@@ -153,9 +153,15 @@ def journal_file(path: Path) -> Generator[JournalFile]:
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(_BUSY_MS)
+        ((version,),) = execute(connection, "PRAGMA user_version")
     except apsw.Error as error:
         raise journal_error(error, path) from error
     try:
+        if version != SCHEMA_VERSION:
+            raise JournalError(
+                f"{path} was written by another version of the sidecar (schema {version})",
+                hint="start this version once, or look with the version that runs",
+            )
         yield JournalFile(connection)
     except apsw.Error as error:
         raise journal_error(error, path) from error

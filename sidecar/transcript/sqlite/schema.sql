@@ -1,4 +1,4 @@
--- Version 1. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 2. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
 
 -- One queue per agent: at most one batch of it is open at a time.
 CREATE TABLE lanes(
@@ -47,6 +47,7 @@ CREATE TABLE turns(
   appended_s  REAL NOT NULL,
   interrupted INTEGER NOT NULL,
   metrics     TEXT,                           -- JSON object, NULL when empty
+  traceparent TEXT,                           -- W3C, of the span it was said in; NULL: none
   PRIMARY KEY(call, n)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX turns_item ON turns(call, item_id);

@@ -104,7 +104,8 @@ def _append_to_call(
     for turn in turns:
         head += tx.run(
             "INSERT OR IGNORE INTO turns(call, n, item_id, seq, speaker, text, chars, at_s,"
-            " appended_s, interrupted, metrics) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " appended_s, interrupted, metrics, traceparent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             call_id,
             head + 1,
             turn.item_id,
@@ -116,6 +117,7 @@ def _append_to_call(
             now_s,
             turn.interrupted,
             msgspec.json.encode(turn.metrics).decode() if turn.metrics else None,
+            turn.traceparent or None,
         )
     if head == first_head:
         return

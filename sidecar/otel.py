@@ -1,0 +1,279 @@
+"""OpenTelemetry: the one room that imports it, and only when its variables ask for traces.
+
+Spans wait in a bounded queue of the SDK and are sent by a thread of its own. A collector that is
+away or hangs costs what is in that queue (`OTEL_BSP_MAX_QUEUE_SIZE`, 2,048 spans), one event when
+it is missed and one when it is back; the SDK's own complaints, one per try, are not logged.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Self, cast
+
+import anyio
+from opentelemetry import context, trace
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SpanExporter,
+    SpanExportResult,
+)
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from typing_extensions import override
+
+from sidecar import telemetry
+from sidecar.telemetry import Emit
+from sidecar.tracing import TEXT, Kind, Span, Value, exporter_of, traceparent_or_none
+
+_KINDS: Final = {
+    "internal": SpanKind.INTERNAL,
+    "client": SpanKind.CLIENT,
+    "server": SpanKind.SERVER,
+}
+# These say each failed try and each dropped span; `_Watched` says it once.
+_LOUD: Final = (
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+)
+
+
+def exporter_for(environ: Mapping[str, str]) -> SpanExporter | None:
+    """Return the exporter that the variables ask for, None for none.
+
+    Raises:
+        ConfigError: see `sidecar.tracing.exporter_of`.
+    """
+    exporter, protocol = exporter_of(environ)
+    if exporter == "none":
+        return None
+    if exporter == "console":
+        return ConsoleSpanExporter(out=sys.stderr)
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
+            OTLPSpanExporter as OverGrpc,
+        )
+
+        return OverGrpc()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+        OTLPSpanExporter as OverHttp,
+    )
+
+    return OverHttp()
+
+
+class OtelTracer:
+    """Makes spans with OpenTelemetry's SDK (`sidecar.tracing.Tracer`).
+
+    Args:
+        provider: Where spans go.
+        text: Callers' words are exported.
+        redact: Applied to them.
+    """
+
+    def __init__(
+        self,
+        provider: trace.TracerProvider,
+        *,
+        text: bool,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        self.provider = provider
+        self._tracer = provider.get_tracer("letta-voice-sidecar")
+        self._text = text
+        self._redact = redact
+
+    @classmethod
+    def exporting(
+        cls,
+        exporter: SpanExporter,
+        *,
+        service: str,
+        text: bool,
+        emit: Emit,
+        redact: Callable[[str], str] | None = None,
+    ) -> Self:
+        """Return a tracer whose spans are exported in the background.
+
+        Args:
+            exporter: Takes them, in a thread.
+            service: `service.name`, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` say.
+            text: Callers' words are exported.
+            emit: Told, from that thread, when spans are lost.
+            redact: Applied to callers' words.
+        """
+        for name in _LOUD:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        named = Resource.create()
+        if str(named.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+            named = named.merge(Resource({SERVICE_NAME: service}))
+        provider = TracerProvider(resource=named, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(_Watched(exporter, emit)))
+        return cls(provider, text=text, redact=redact)
+
+    def start(
+        self,
+        name: str,
+        *,
+        parent: str = "",
+        kind: Kind = "internal",
+        links: Iterable[str] = (),
+        attributes: Mapping[str, Value | None] | None = None,
+        start_s: float | None = None,
+        inside: bool = False,
+    ) -> Span:
+        """See `sidecar.tracing.Tracer.start`."""
+        within = context.Context()
+        if inside and trace.get_current_span().get_span_context().is_valid:
+            within = context.get_current()
+        elif remote := _context_of(parent):
+            within = trace.set_span_in_context(trace.NonRecordingSpan(remote), within)
+        span = self._tracer.start_span(
+            name,
+            context=within,
+            kind=_KINDS[kind],
+            links=[trace.Link(linked) for one in links if (linked := _context_of(one))],
+            start_time=None if start_s is None else int(start_s * 1e9),
+        )
+        started = _OtelSpan(span, self._shown)
+        started.set(attributes or {})
+        return started
+
+    def make_current(self, span: Span) -> None:
+        """See `sidecar.tracing.Tracer.make_current`."""
+        if isinstance(span, _OtelSpan):
+            context.attach(trace.set_span_in_context(span.span))
+
+    async def flush(self, budget_s: float, *, last: bool = False) -> None:
+        """Send what waits, within `budget_s`; what has not gone by then is lost if this is `last`.
+
+        Args:
+            budget_s: Seconds.
+            last: Stop the exporter, too.
+        """
+        if not isinstance(self.provider, TracerProvider):
+            return
+        provider = self.provider
+        loop = asyncio.get_running_loop()
+        done = anyio.Event()
+
+        def send() -> None:
+            if last:
+                provider.shutdown()
+            else:
+                provider.force_flush()
+            with contextlib.suppress(RuntimeError):  # the loop has not waited
+                loop.call_soon_threadsafe(done.set)
+
+        # Neither takes a deadline, so a thread waits for it, which no exit of the process joins.
+        threading.Thread(target=send, name="traces-flush", daemon=True).start()
+        with anyio.move_on_after(budget_s):
+            await done.wait()
+
+    def _shown(self, attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+        shown = {name: value for name, value in attributes.items() if value is not None}
+        if not self._text:
+            shown.pop(TEXT, None)
+        elif self._redact is not None and TEXT in shown:
+            shown[TEXT] = self._redact(str(shown[TEXT]))
+        return shown
+
+
+class _OtelSpan:
+    def __init__(
+        self, span: trace.Span, shown: Callable[[Mapping[str, Value | None]], dict[str, Value]]
+    ) -> None:
+        self.span = span
+        self._shown = shown
+
+    @property
+    def traceparent(self) -> str:
+        told = self.span.get_span_context()
+        return (
+            f"00-{trace.format_trace_id(told.trace_id)}-{trace.format_span_id(told.span_id)}"
+            f"-{told.trace_flags & TraceFlags.SAMPLED:02x}"
+        )
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        if self.span.is_recording():
+            self.span.set_attributes(self._shown(attributes))
+
+    def end(self, *, error: str = "") -> None:
+        if not self.span.is_recording():
+            return
+        if error:
+            self.span.set_attribute("error.type", error)
+            self.span.set_status(Status(StatusCode.ERROR))
+        self.span.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end(error=kind.__name__ if kind else "")
+
+
+class _Watched(SpanExporter):
+    """Says once that spans are lost, and once that they arrive again."""
+
+    def __init__(self, exporter: SpanExporter, emit: Emit) -> None:
+        self._exporter = exporter
+        self._emit = emit
+        self._lost = 0
+
+    @override
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        error = "refused"
+        try:
+            result = self._exporter.export(spans)
+        except Exception as failure:  # noqa: BLE001 - whatever a collector makes of it
+            result, error = SpanExportResult.FAILURE, type(failure).__name__
+        if result is SpanExportResult.SUCCESS:
+            if self._lost:
+                self._emit(telemetry.traces_restored, spans=self._lost)
+                self._lost = 0
+            return result
+        if not self._lost:
+            self._emit(
+                telemetry.traces_lost,
+                spans=len(spans),
+                error=error,
+                hint="is the collector at OTEL_EXPORTER_OTLP_ENDPOINT up?",
+            )
+        self._lost += len(spans)
+        return result
+
+    @override
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    @override
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+def _context_of(traceparent: str) -> SpanContext | None:
+    """Return the span that a `traceparent` names; None for a text that names none."""
+    if not traceparent_or_none(traceparent):
+        return None
+    _, trace_id, span_id, flags = traceparent.split("-")
+    return SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+    )
+
+
+def global_provider() -> trace.TracerProvider | None:
+    """Return the provider that the owner of this process has set for all libraries, or None."""
+    provider = trace.get_tracer_provider()
+    return provider if isinstance(cast("object", provider), TracerProvider) else None

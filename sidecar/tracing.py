@@ -1,0 +1,167 @@
+"""Spans, as the parts see them: no part but `sidecar/otel.py` knows OpenTelemetry.
+
+A span is named by its W3C `traceparent` (https://www.w3.org/TR/trace-context/, version 00), a
+string that goes over the link, stands beside a turn in the journal and is sent to the language
+model. With no exporter asked for, `NO_TRACES` makes none and passes on what came in.
+
+Names of attributes are those of OpenTelemetry's GenAI conventions (`gen_ai.*`, of the registry in
+opentelemetry-semantic-conventions 0.66b2) where there is one, else `sidecar.*`. Callers' words
+stand only in `TEXT`, which an exporter gets when the owner opted in.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Literal, Protocol, Self, TypeAlias
+
+from sidecar.errors import ConfigError
+
+Value: TypeAlias = str | bool | int | float
+Kind: TypeAlias = Literal["internal", "client", "server"]
+
+TEXT: Final = "sidecar.pii.text"
+"""Words of a caller or of the agent; LiveKit's own filter knows the `pii` in it, too."""
+CONVERSATION: Final = "gen_ai.conversation.id"
+_EXPORTERS: Final = ("otlp", "console", "none")
+_PROTOCOLS: Final = ("http/protobuf", "grpc")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Span(Protocol):
+    """One piece of work. Nothing here waits or raises; as a context manager it ends itself."""
+
+    @property
+    def traceparent(self) -> str:
+        """Names this span to others; with no traces, what was given as its parent."""
+        ...
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        """Say more about it; None says nothing."""
+        ...
+
+    def end(self, *, error: str = "") -> None:
+        """It is over. The first end stands.
+
+        Args:
+            error: The type of what went wrong, never its text; empty: nothing did.
+        """
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the span."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        """End it; an exception that passes is named by its type alone."""
+        ...
+
+
+class Tracer(Protocol):
+    """Makes spans."""
+
+    def start(
+        self,
+        name: str,
+        *,
+        parent: str = "",
+        kind: Kind = "internal",
+        links: Iterable[str] = (),
+        attributes: Mapping[str, Value | None] | None = None,
+        start_s: float | None = None,
+        inside: bool = False,
+    ) -> Span:
+        """Start a span.
+
+        Args:
+            name: One of few; no id is part of it.
+            parent: `traceparent` of the span it belongs to; empty or wrong: a trace of its own.
+            kind: Whether it waits for another service, or serves one.
+            links: `traceparent`s of spans it has to do with.
+            attributes: What is known of it by now.
+            start_s: Unix time at which it began, by default now.
+            inside: It belongs to the span that is current in this task, where there is one.
+        """
+        ...
+
+    def make_current(self, span: Span) -> None:
+        """Make spans of other libraries, started later in this task, belong to this one."""
+        ...
+
+
+class _Passing:
+    """No span: its parent's name is passed on, so that a trace goes through an untraced part."""
+
+    __slots__ = ("traceparent",)
+
+    def __init__(self, traceparent: str) -> None:
+        self.traceparent = traceparent
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None: ...
+
+    def end(self, *, error: str = "") -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _NoTraces:
+    def start(
+        self,
+        name: str,
+        *,
+        parent: str = "",
+        kind: Kind = "internal",
+        links: Iterable[str] = (),
+        attributes: Mapping[str, Value | None] | None = None,
+        start_s: float | None = None,
+        inside: bool = False,
+    ) -> Span:
+        return _Passing(traceparent_or_none(parent))
+
+    def make_current(self, span: Span) -> None: ...
+
+
+NO_TRACES: Final[Tracer] = _NoTraces()
+
+
+def traceparent_or_none(raw: str) -> str:
+    """Return a well-formed `traceparent`, or empty for another text: a trace is never an error."""
+    return raw if _TRACEPARENT.fullmatch(raw) else ""
+
+
+def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return which exporter of spans OpenTelemetry's standard variables ask for, and its protocol.
+
+    `OTEL_TRACES_EXPORTER` says which; unset, it is `otlp` where an endpoint is named and `none`
+    where none is. `OTEL_SDK_DISABLED=true` is `none`.
+
+    Raises:
+        ConfigError: an exporter or a protocol that there is not here; `fields` names it.
+    """
+
+    def said(*names: str) -> tuple[str, str]:
+        named = ((name, environ.get(name, "").strip()) for name in names)
+        return next(((name, value) for name, value in named if value), (names[-1], ""))
+
+    _, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    name, exporter = said("OTEL_TRACES_EXPORTER")
+    _require(name, exporter, _EXPORTERS)
+    name, protocol = said("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    _require(name, protocol, _PROTOCOLS)
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        exporter = "none"
+    return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
+
+
+def _require(name: str, value: str, known: Sequence[str]) -> None:
+    if value and value not in known:
+        remedy = f"one of {', '.join(known)}"
+        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))

@@ -1,0 +1,221 @@
+"""Spans: which exporter is asked for, what stands in them, and what a lost collector costs."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+import anyio
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from sidecar.config import load
+from sidecar.errors import ConfigError
+from sidecar.otel import OtelTracer
+from sidecar.telemetry import Event
+from sidecar.tracing import NO_TRACES, TEXT, exporter_of, traceparent_or_none
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+WRONG = [
+    "",
+    "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+    "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-01",
+    "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    GIVEN.upper(),
+    GIVEN + "\n",
+    GIVEN * 100,
+]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def tracer(*, text: bool = False) -> tuple[OtelTracer, InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return OtelTracer(provider, text=text, redact=lambda said: said.replace("42", "[x]")), exporter
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        ({}, ("none", "http/protobuf")),
+        ({"OTEL_SERVICE_NAME": "x"}, ("none", "http/protobuf")),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, ("otlp", "http/protobuf")),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1"}, ("otlp", "http/protobuf")),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": " "}, ("none", "http/protobuf")),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, ("otlp", "http/protobuf")),
+        ({"OTEL_TRACES_EXPORTER": "console"}, ("console", "http/protobuf")),
+        (
+            {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"},
+            ("none", "http/protobuf"),
+        ),
+        (
+            {"OTEL_SDK_DISABLED": "TRUE", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"},
+            ("none", "http/protobuf"),
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            ("otlp", "grpc"),
+        ),
+        (
+            {
+                "OTEL_TRACES_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            },
+            ("otlp", "http/protobuf"),
+        ),
+    ],
+)
+def test_the_standard_variables_say_which_exporter(
+    environ: Mapping[str, str], asked: tuple[str, str]
+) -> None:
+    """Nothing is exported unless an endpoint or an exporter is named; the specific one wins."""
+    assert exporter_of(environ) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")],
+)
+def test_an_exporter_that_there_is_not_is_a_wrong_setting(name: str, value: str) -> None:
+    """`sidecar check` names the variable and what it may be."""
+    with pytest.raises(ConfigError) as caught:
+        load({name: value})
+    assert caught.value.fields[0][0] == name
+    assert "one of" in caught.value.fields[0][1]
+
+
+@pytest.mark.parametrize("raw", WRONG)
+def test_a_wrong_traceparent_is_none(raw: str) -> None:
+    """What is no W3C traceparent is ignored, never an error: a trace of its own begins."""
+    assert traceparent_or_none(raw) == ""
+    made, exporter = tracer()
+    made.start("work", parent=raw, links=[raw]).end()
+    (span,) = exporter.get_finished_spans()
+    assert span.parent is None
+    assert not span.links
+
+
+def test_without_traces_the_name_of_a_span_is_passed_on() -> None:
+    """A part that makes no spans keeps the trace of those around it together."""
+    with NO_TRACES.start("work", parent=GIVEN) as span:
+        span.set({TEXT: "x"})
+        assert span.traceparent == GIVEN
+    assert NO_TRACES.start("work", parent="nonsense").traceparent == ""
+
+
+def test_a_span_belongs_to_its_parent_and_is_linked() -> None:
+    """Trace id, parent and links are those of the traceparents given; its own names it."""
+    made, exporter = tracer()
+    child = made.start("child", parent=GIVEN, links=[GIVEN], attributes={"a": 1, "b": None})
+    made.start("grandchild", parent=child.traceparent, start_s=5.0).end()
+    child.end(error="TimeoutError")
+    child.end()
+    grandchild, span = exporter.get_finished_spans()
+    assert f"{span.context.trace_id:032x}" == GIVEN.split("-")[1]  # type: ignore[union-attr]
+    assert f"{span.parent.span_id:016x}" == GIVEN.split("-")[2]  # type: ignore[union-attr]
+    assert len(span.links) == 1
+    assert dict(span.attributes or {}) == {"a": 1, "error.type": "TimeoutError"}
+    assert grandchild.parent.span_id == span.context.span_id  # type: ignore[union-attr]
+    assert grandchild.start_time == 5_000_000_000
+
+
+def test_an_unsampled_trace_stays_unsampled() -> None:
+    """Where the caller's side has decided not to sample, nothing is exported here."""
+    made, exporter = tracer()
+    span = made.start("child", parent=GIVEN[:-1] + "0")
+    assert span.traceparent.endswith("-00")
+    span.end()
+    assert not exporter.get_finished_spans()
+
+
+@pytest.mark.parametrize(("text", "shown"), [(False, None), (True, "my code is [x]")])
+def test_words_are_exported_by_opt_in_and_redacted(text: bool, shown: str | None) -> None:
+    """Callers' words are in no span unless the owner opted in, and then as the journal has them."""
+    made, exporter = tracer(text=text)
+
+    def fail() -> None:
+        with made.start("w") as span:
+            span.set({TEXT: "my code is 42"})
+            raise ValueError("my code is 42")
+
+    with pytest.raises(ValueError, match="my code"):
+        fail()
+    (ended,) = exporter.get_finished_spans()
+    assert (ended.attributes or {}).get(TEXT) == shown
+    assert (ended.attributes or {})["error.type"] == "ValueError"
+    assert not ended.events
+    assert ended.status.description is None
+
+
+class Flaky(SpanExporter):
+    """A collector that comes and goes, or hangs until it is let go."""
+
+    def __init__(self, *, hangs: bool = False) -> None:
+        self.away = True
+        self.let_go = threading.Event()
+        if not hangs:
+            self.let_go.set()
+        self.got: list[str] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.let_go.wait(60)
+        if self.away:
+            raise ConnectionError("words of a caller")
+        self.got += [span.name for span in spans]
+        return SpanExportResult.SUCCESS
+
+
+async def test_a_collector_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One event when spans are first lost, one when they arrive again, no other line."""
+    said: list[tuple[str, dict[str, object]]] = []
+
+    def emit(event: Event, /, **fields: object) -> None:
+        assert fields.keys() <= event.fields
+        said.append((event.name, fields))
+
+    exporter = Flaky()
+    made = OtelTracer.exporting(exporter, service="s", text=False, emit=emit)
+    for _ in range(3):
+        made.start("lost").end()
+        await made.flush(5)
+    exporter.away = False
+    made.start("sent").end()
+    await made.flush(5)
+    await made.flush(5, last=True)
+    assert [name for name, _ in said] == ["traces_lost", "traces_restored"]
+    assert said[0][1]["error"] == "ConnectionError"
+    assert said[1][1]["spans"] == 3
+    assert exporter.got == ["sent"]
+    assert not caplog.records
+
+
+async def test_a_collector_that_hangs_holds_nobody_up() -> None:
+    """Starting, ending and flushing spans go on; a full queue drops spans without a word."""
+    exporter = Flaky(hangs=True)
+    made = OtelTracer.exporting(exporter, service="s", text=False, emit=lambda *_, **__: None)
+    with anyio.fail_after(30):
+        for _ in range(5_000):
+            made.start("work").end()
+        await made.flush(0.05)
+        await made.flush(0.05, last=True)
+    exporter.let_go.set()
+
+
+def test_with_no_variable_set_opentelemetry_is_not_even_imported() -> None:
+    """Off means off: the sidecar process loads none of it."""
+    code = "import sys, sidecar.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
