@@ -220,6 +220,19 @@ class Turn:
     traceparent: str = ""
 
 
+TURN_SECONDS: Final = (
+    "transcription_delay",
+    "end_of_turn_delay",
+    "on_user_turn_completed_delay",
+    "llm_node_ttft",
+    "llm_node_ttfs",
+    "tts_node_ttfb",
+    "playback_latency",
+    "e2e_latency",
+)
+"""What LiveKit measures of a turn, in seconds: entries of its `ChatMessage.metrics` (1.8.9)."""
+
+
 def prompt_metrics(served: Served, *, age_s: float | None, wait_s: float) -> dict[str, float]:
     """Return how a prompt's memory was had, for the `metrics` of the turn that answers it.
 

@@ -13,6 +13,8 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 import structlog
 
+from sidecar.model import TURN_SECONDS
+
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -49,6 +51,7 @@ agent_created = _event("agent_created", "info", "lane", "agent")
 agent_found = _event("agent_found", "info", "lane", "agent")
 agent_unresolved = _event("agent_unresolved", "warning", "lane", "error", "hint")
 turn_recorded = _event("turn_recorded", "debug", "call", "speaker", "chars", "pii_text")
+turn_measured = _event("turn_measured", "debug", "call", *TURN_SECONDS)
 turn_refused = _event("turn_refused", "error", "call", "code", "error")
 turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got")
 turns_not_kept = _event("turns_not_kept", "debug", "call", "turns")

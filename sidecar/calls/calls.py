@@ -23,7 +23,17 @@ from sidecar.letta.identity import Identity, IdentityRules, resolve
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, Batch, Call, CallerHints, Channel, Turn, call_key, prompt_of
+from sidecar.model import (
+    TURN_SECONDS,
+    AgentRef,
+    Batch,
+    Call,
+    CallerHints,
+    Channel,
+    Turn,
+    call_key,
+    prompt_of,
+)
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 from sidecar.transcript.journal import Journal
@@ -272,6 +282,9 @@ class Calls:
                 chars=len(turn.text),
                 pii_text=turn.text,
             )
+            measured = {n: turn.metrics[n] for n in TURN_SECONDS if n in turn.metrics}
+            if measured:
+                self._emit(telemetry.turn_measured, call=live.key, **measured)
             if prompt := prompt_of(turn.metrics):
                 served, age_s, wait_s = prompt
                 self._emit(

@@ -1,5 +1,6 @@
 """`sidecar calls`: what was said, call by call, as the journal holds it."""
 
+import textwrap
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,10 +66,13 @@ def show_call(
         show.as_json({**_call(row), "turns": turns})
         return
     show.say(f"{row.call.key}  {row.call.channel}  {show.moment(row.call.opened_at_s)} UTC")
-    show.say(f"caller {row.call.caller_key or 'unknown'}  lane {row.call.ref.lane}")
+    show.say(f"caller {row.call.caller_key or 'unknown'}")
+    show.say(f"lane   {row.call.ref.lane}")
     show.say(f"{row.turns} turns, {row.undelivered} not yet delivered, {_lasted(row)}\n")
     for turn in turns:
         show.say(_line(turn))
+        for line in _measured(turn):
+            show.say(line)
 
 
 @app.command("tail")
@@ -114,6 +118,21 @@ def _lasted(row: "CallRow") -> str:
     if row.call.closed_at_s is None:
         return "live"
     return show.span(row.call.closed_at_s - row.call.opened_at_s)
+
+
+def _measured(turn: "Turn") -> list[str]:
+    """Return what was measured of a turn, and how its prompt had its memory, within the width."""
+    from sidecar.model import TURN_SECONDS, prompt_of  # noqa: PLC0415
+
+    told = [f"{name} {turn.metrics[name]:.2f} s" for name in TURN_SECONDS if name in turn.metrics]
+    if prompt := prompt_of(turn.metrics):
+        served, age_s, wait_s = prompt
+        age = "" if age_s is None else f", {age_s:.1f} s old"
+        told.append(f"memory {served}{age}, waited {wait_s * 1e3:.0f} ms")
+    indent = " " * 18
+    return textwrap.wrap(
+        "; ".join(told), show.WIDTH, initial_indent=indent, subsequent_indent=indent
+    )
 
 
 def _line(turn: "Turn") -> str:

@@ -79,8 +79,11 @@ def show_batch(
     if as_json:
         show.as_json({"batch": row, "turns": turns})
         return
-    show.say(f"{row.batch_id}  part {row.part} of {row.call}  {row.state}, {row.attempt} tries")
-    show.say(f"sealed {show.moment(row.sealed_at_s)} UTC  lane {row.lane}  {row.error}\n")
+    show.say(f"{row.batch_id}  {row.state}, {row.attempt} tries")
+    show.say(f"part {row.part} of {row.call}")
+    show.say(f"sealed {show.moment(row.sealed_at_s)} UTC")
+    show.say(f"lane   {row.lane}")
+    show.say(f"error  {row.error or '-'}\n")
     for turn in turns:
         show.say(f"{turn.speaker:6}  {turn.text}")
 

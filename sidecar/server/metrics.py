@@ -24,6 +24,7 @@ from starlette.routing import BaseRoute, Route
 from sidecar import telemetry
 from sidecar.channels.peer import forwarded, from_this_machine, is_loopback
 from sidecar.errors import JournalError
+from sidecar.model import TURN_SECONDS
 from sidecar.telemetry import Event
 from sidecar.transcript.journal import JournalCounts
 
@@ -33,6 +34,7 @@ SERVED = ("fresh", "stale", "disk", "none")
 BREAKERS = ("memory", "relay")
 _WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.8, 1.5)
 _READ_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_STAGE_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 4, 8)
 _AGE_S = (0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3_600, 86_400)
 _POST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 120, 300)
 _SETTLE_S = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3_600, 21_600, 86_400, 604_800)
@@ -92,6 +94,13 @@ class Metrics:
             registry=registry,
             buckets=_WAIT_S,
         )
+        self._stages = Histogram(
+            "sidecar_turn_seconds",
+            "What LiveKit measured of a turn, by its own name of the stage.",
+            ["stage"],
+            registry=registry,
+            buckets=_STAGE_S,
+        )
         self._reads = Histogram(
             "sidecar_memory_read_seconds",
             "Reads of an agent's blocks.",
@@ -134,6 +143,8 @@ class Metrics:
         )
         for served in SERVED:
             self._prompts.labels(served)
+        for stage in TURN_SECONDS:
+            self._stages.labels(stage)
         for event in telemetry.catalogue():
             self._events.labels(event.name)
         for outcome in ("ok", "failed"):
@@ -142,14 +153,22 @@ class Metrics:
     def observe(self, event: Event, fields: Mapping[str, object]) -> None:
         """Take one event in: count it, and time what it tells the time of. Never raises."""
         self._events.labels(event.name).inc()
-        took_s = _number(fields.get("took_s"))
         if event is telemetry.call_opened:
             self._calls.labels(_one_of(fields.get("channel"), CHANNELS)).inc()
         elif event is telemetry.turn_recorded:
             self._turns.labels(_one_of(fields.get("speaker"), ("caller", "agent"))).inc()
+        elif event is telemetry.turn_measured:
+            for stage in TURN_SECONDS:
+                if (measured_s := _number(fields.get(stage))) is not None:
+                    self._stages.labels(stage).observe(measured_s)
         elif event is telemetry.prompt_served:
             self._observe_prompt(fields)
-        elif event is telemetry.memory_read and took_s is not None:
+        else:
+            self._observe_letta(event, fields)
+
+    def _observe_letta(self, event: Event, fields: Mapping[str, object]) -> None:
+        took_s = _number(fields.get("took_s"))
+        if event is telemetry.memory_read and took_s is not None:
             self._reads.labels("ok").observe(took_s)
         elif event is telemetry.memory_read_failed and took_s is not None:
             self._reads.labels("failed").observe(took_s)

@@ -22,6 +22,7 @@ from tests.livekit_room.caller import Caller, calling
 from tests.livekit_room.parts import LONG_STORY
 from tests.livekit_room.server import LiveKitServer
 from tests.livekit_room.worker import VoiceWorker, voice_worker
+from tests.otlp_collector import Collector
 from tests.sidecar_process import SidecarProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -137,6 +138,8 @@ async def test_a_caller_is_greeted_and_answered_from_memory(
     assert [disclosure, greeting, "what is my name", answer] == [turn.text for turn in turns]
     assert ["agent", "agent", "caller", "agent"] == [turn.speaker for turn in turns]
     assert [1, 2, 3, 4] == [turn.seq for turn in turns]
+    assert {"transcription_delay", "end_of_turn_delay"} <= turns[2].metrics.keys()
+    assert {"llm_node_ttft", "tts_node_ttfb", "e2e_latency"} <= turns[3].metrics.keys()
     assert Hints(phone=ADA) == fake.hints(job)
     first, *later = worker.prompts("greeting")
     assert contents(first)[1] == fenced("Name: Ada")
@@ -346,3 +349,32 @@ async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
                 await caller.until(lambda: "Lyon" in caller.heard[-1])
     finally:
         await anyio.to_thread.run_sync(sidecar.stop)
+
+
+async def test_a_call_in_a_room_is_one_trace(server: LiveKitServer, tmp_path: Path) -> None:
+    """From the caller's speech to the settled batch, over three processes; no word, no number."""
+    said = "my name is Zenobia"
+    with Collector() as collector:
+        sidecar = SidecarProcess(tmp_path / "data", collector.env)
+        await anyio.to_thread.run_sync(sidecar.start)
+        try:
+            async with voice_worker(server, sidecar.link_url, tmp_path, **collector.env) as worker:
+                worker.will_hear("traced", said)
+                async with on_the_line(server, "traced", phone="+15550114") as (caller, job):
+                    await exchange(caller, said)
+                await until(lambda: collector.named("deliver batch") and collector.named("call"))
+        finally:
+            await anyio.to_thread.run_sync(sidecar.stop)
+
+    (call,) = collector.named("call")
+    caller_turn = collector.named("caller turn")[0]
+    delivered = collector.named("deliver batch")[0]
+    assert call.trace == caller_turn.trace == delivered.trace
+    assert caller_turn.span in {span for _, span in delivered.links}
+    assert {"agent_session", "llm_node", "wait for memory"} <= {
+        span.name for span in collector.spans if span.trace == call.trace
+    }
+    conversations = {span.attributes.get("gen_ai.conversation.id") for span in collector.spans}
+    assert job in conversations
+    for word in (said, "Zenobia", "AI assistant", "5550114"):
+        assert word.encode() not in collector.raw, word

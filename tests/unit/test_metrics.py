@@ -91,7 +91,12 @@ async def test_events_are_counted_and_timed(metrics: Metrics, events: Telemetry)
     events.emit(
         telemetry.batch_settled, lane="l", batch="b", turns=2, attempt=1, age_s=4.0, how="posted"
     )
+    events.emit(telemetry.turn_measured, call="c", e2e_latency=0.9, llm_node_ttft=0.3)
     found = await samples(metrics)
+    of_e2e = (("stage", "e2e_latency"),)
+    assert found["sidecar_turn_seconds_sum", of_e2e] == pytest.approx(0.9)
+    assert found["sidecar_turn_seconds_count", (("stage", "llm_node_ttft"),)] == 1
+    assert found["sidecar_turn_seconds_count", (("stage", "tts_node_ttfb"),)] == 0
     assert found["sidecar_events_total", (("event", "prompt_served"),)] == 2
     assert found["sidecar_prompts_total", (("served", "fresh"),)] == 1
     assert found["sidecar_prompts_total", (("served", "none"),)] == 1
@@ -118,9 +123,9 @@ async def test_no_peer_makes_up_labels(metrics: Metrics, events: Telemetry) -> N
             telemetry.call_opened, call=f"c{n}", channel=f"x{n}", lane=f"l{n}", resumed=False
         )
     assert set(await samples(metrics)) == first
-    allowed = {"event", "channel", "served", "outcome", "breaker", "speaker", "le"}
+    allowed = {"event", "channel", "served", "outcome", "breaker", "speaker", "stage", "le"}
     assert {name for _, labels in first for name, _ in labels} <= allowed
-    assert len(first) < 400
+    assert len(first) < 500
 
 
 async def test_a_journal_that_fails_shows_as_down() -> None:

@@ -1,7 +1,7 @@
 """After the reply: what happens in an `AgentSession` becomes turns, as heard."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -16,21 +16,9 @@ from livekit.agents import (
 from sidecar import telemetry
 from sidecar.channels.frames import Memory
 from sidecar.channels.linked_call import LinkedCall
-from sidecar.model import Served, Speaker, prompt_metrics
+from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
-
-# Seconds, of `ChatMessage.metrics`; the other entries are times, rates and names.
-_METRICS: Final = (
-    "transcription_delay",
-    "end_of_turn_delay",
-    "on_user_turn_completed_delay",
-    "llm_node_ttft",
-    "llm_node_ttfs",
-    "tts_node_ttfb",
-    "playback_latency",
-    "e2e_latency",
-)
 
 _Event = TypeVar("_Event")
 
@@ -222,7 +210,8 @@ class CallRecorder:
 
 
 def _seconds(metrics: Mapping[str, object]) -> dict[str, float]:
-    values = {name: metrics.get(name) for name in _METRICS}
+    # The other entries of `ChatMessage.metrics` are times, rates and names.
+    values = {name: metrics.get(name) for name in TURN_SECONDS}
     return {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
 
 
