@@ -4,7 +4,7 @@ Looking (`calls`, `outbox list`, `export`) reads the journal's file beside a run
 changing (`outbox replay`, `forget`) is asked of the running sidecar, or done here when none runs.
 
 Exit codes: 0 done; 1 it failed, or what was asked for is not there; 2 the configuration or the
-command line is wrong, each field named.
+command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
 import sys
@@ -41,12 +41,13 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         app()
-    except ConfigError as error:
-        sys.stderr.write(f"sidecar: {error.message}\n")
-        sys.exit(2)
     except SidecarError as error:
-        sys.stderr.write(f"sidecar: {error}\n")
-        sys.exit(1)
+        wrong = isinstance(error, ConfigError)
+        sys.stderr.write(f"sidecar: {error.message if wrong else error}\n")
+        if "--json" in sys.argv:
+            fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
+            show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
+        sys.exit(2 if wrong else 1)
 
 
 def _version(asked: bool) -> None:
@@ -112,18 +113,26 @@ def check(*, as_json: Json = False) -> None:
 def doctor(*, as_json: Json = False) -> None:
     """Look at this machine and at what the sidecar needs, with a one-line fix for each finding.
 
-    Exit code 1: something is bad. Warnings alone are 0.
+    Exit code 1: something is bad; 2: the settings are. Warnings alone are 0.
     """
     from sidecar.cli import checks  # noqa: PLC0415
     from sidecar.config import load  # noqa: PLC0415
 
-    findings = list(checks.run(load()))
-    if as_json:
-        show.as_json(findings)
-    else:
-        for finding in findings:
+    wrong = False
+    try:
+        looked = checks.run(load())
+    except ConfigError as error:
+        looked, wrong = checks.run_without_settings(error), True
+    findings: list[checks.Finding] = []
+    for finding in show.as_they_come(looked, "looking"):
+        findings.append(finding)
+        if not as_json:
             show.say(f"{_MARKS[finding.verdict]:4}  {finding.what}: {finding.found}")
             if finding.fix:
                 show.say(f"      fix: {finding.fix}")
+    if as_json:
+        show.as_json(findings)
+    if wrong:
+        raise typer.Exit(2)
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)

@@ -88,8 +88,7 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
 
     kept = anyio.run(DirectoryStore(reach.data_dir() / "snapshots").load, agent_id)
     if kept is None:
-        show.say(f"the sidecar has kept no copy of {agent_id} yet")
-        raise typer.Exit(1)
+        raise reach.NotThere(f"the sidecar has kept no copy of {agent_id} yet")
     now = {block.label: block.value for block in anyio.run(shown, agent_id)}
     then = {block.label: block.value for block in kept.blocks}
     changed = {

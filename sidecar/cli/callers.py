@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,7 +15,7 @@ from sidecar.cli import reach, show
 if TYPE_CHECKING:
     from sidecar.forget import Forgotten
     from sidecar.transcript.journal import Journal
-    from sidecar.transcript.sqlite.reports import JournalFile
+    from sidecar.transcript.sqlite.reports import CallRow, JournalFile
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Caller = Annotated[
@@ -81,7 +82,8 @@ def forget(
         return msgspec.convert(answer, Forgotten)
 
     body = {"tenant": tenant, "caller_key": key, "really": yes}
-    report = reach.changing("/admin/forget", own, read=read, body=body)
+    with show.busy("erasing, and searching every file" if yes else "looking"):
+        report = reach.changing("/admin/forget", own, read=read, body=body)
     if as_json:
         show.as_json(asdict(report))
     else:
@@ -122,45 +124,37 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="A new file (0600), not standard output.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Write calls with their transcripts as JSON, one call a line, oldest first."""
+    """Write calls with their transcripts as JSON, one call a line, oldest first.
+
+    That is so with or without --json, which makes JSON of what is said about a file, too.
+    """
     key = ""
     if caller:
         key = caller_key_of(caller, tenant, reach.settings().default_region)
     with reach.looking() as journal:
+        if call:
+            rows = [reach.only_call(journal.call(call), call)]
+        else:
+            rows = journal.calls(limit=-1, caller_key=key)[::-1]
         if out is None:
-            _export(journal, sys.stdout, caller_key=key, call=call, progress=False)
+            _export(journal, rows, sys.stdout)
             return
         try:
             descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise typer.BadParameter(f"{out} can't be made: {error.strerror}") from None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            count = _export(journal, file, caller_key=key, call=call, progress=True)
-        show.say(f"{count} calls in {out}")
-
-
-def _export(
-    journal: "JournalFile", file: TextIO, *, caller_key: str, call: str, progress: bool
-) -> int:
-    """Write the calls and return how many; a bar shows on a terminal.
-
-    Raises:
-        Exit: 1 when the one call asked for does not exist.
-    """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import track  # noqa: PLC0415
-
-    if call:
-        one = journal.call(call)
-        if one is None:
-            show.say(f"no call is named {call}, or several are: name its tenant as well")
-            raise typer.Exit(1)
-        rows = [one]
+            _export(journal, show.each(rows, "exporting"), file)
+    if as_json:
+        show.as_json({"calls": len(rows), "out": str(out)})
     else:
-        rows = journal.calls(limit=-1, caller_key=caller_key)[::-1]
-    hidden = not (progress and sys.stderr.isatty())
-    for row in track(rows, "exporting", console=Console(stderr=True), disable=hidden):
+        show.say(f"{len(rows)} calls in {out}")
+
+
+def _export(journal: "JournalFile", rows: "Iterable[CallRow]", file: TextIO) -> None:
+    for row in rows:
         held = row.call
         line = {
             "call": held.key,
@@ -172,4 +166,3 @@ def _export(
             "turns": journal.turns(held.key),
         }
         file.write(show.json_line(line) + "\n")
-    return len(rows)

@@ -57,11 +57,8 @@ def show_call(
 ) -> None:
     """Print one call with its transcript."""
     with reach.looking() as journal:
-        row = journal.call(call)
-        turns = journal.turns(row.call.key) if row else ()
-    if row is None:
-        show.say(f"no call is named {call}, or several are: name its tenant as well")
-        raise typer.Exit(1)
+        row = reach.only_call(journal.call(call), call)
+        turns = journal.turns(row.call.key)
     if as_json:
         show.as_json({**_call(row), "turns": turns})
         return

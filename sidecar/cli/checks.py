@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from sidecar.config import Settings
-from sidecar.errors import AgentNotFound, LettaError, SidecarError
+from sidecar.config import Settings, default_data_dir
+from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
+from sidecar.tracing import exporter_of
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
 
@@ -61,8 +62,23 @@ def run(settings: Settings) -> Iterator[Finding]:
     yield from on_disk(directory)
     yield clock()
     yield binding(settings)
-    yield from anyio.run(outward, settings)
+    yield from anyio.run(_letta, settings)
+    yield anyio.run(_llm, settings)
+    yield anyio.run(_livekit, settings)
+    yield traces()
     yield running(directory)
+
+
+def run_without_settings(error: ConfigError) -> Iterator[Finding]:
+    """Say which settings are wrong, a public bind without a secret among them, and look at the rest."""
+    for field, remedy in error.fields:
+        yield Finding("settings", "bad", f"{field} is wrong", f"{field}: {remedy}")
+    directory = Path(os.environ.get("SIDECAR_DATA_DIR", "").strip() or default_data_dir())
+    directory = directory.expanduser()
+    yield sqlite_version()
+    yield permissions(directory)
+    yield from on_disk(directory)
+    yield clock()
 
 
 def sqlite_version() -> Finding:
@@ -158,7 +174,7 @@ def _fsync_s(directory: Path) -> float:
 
 
 def clock() -> Finding:
-    """Look whether this machine's clock was ever set; `outward` compares it with Letta's."""
+    """Look whether this machine's clock was ever set; a classic Letta's is compared with it later."""
     if time.time() < _BUILT_S:
         return Finding("clock", "bad", "it stands before 2025", "set it: timedatectl set-ntp true")
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
@@ -171,15 +187,6 @@ def binding(settings: Settings) -> Finding:
         token = "with a token" if settings.tokens else "no token needed"
         return Finding("bind", "ok", f"{where}, this machine alone, {token}")
     return Finding("bind", "ok", f"{where}, open to the network, with a token")
-
-
-async def outward(settings: Settings) -> list[Finding]:
-    """Look at what lies beyond this process: Letta, the language model, LiveKit."""
-    found: list[Finding] = []
-    found += await _letta(settings)
-    found.append(await _llm(settings))
-    found.append(await _livekit(settings))
-    return found
 
 
 async def _letta(settings: Settings) -> list[Finding]:
@@ -303,6 +310,26 @@ async def _livekit(settings: Settings) -> Finding:
     if not reached:
         return Finding("livekit", "bad", f"{where} does not answer", "check LIVEKIT_URL")
     return Finding("livekit", "ok", f"{where} answers (the key is not tried)")
+
+
+def traces() -> Finding:
+    """Look at the collector that OpenTelemetry's variables name."""
+    exporter, protocol = exporter_of(os.environ)
+    if exporter != "otlp":
+        return Finding("traces", "ok", "off" if exporter == "none" else f"to the {exporter}")
+    default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
+    named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    url = next((value for name in named if (value := os.environ.get(name, "").strip())), default)
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        port = 0
+    where = f"{parts.hostname}:{port}"
+    if not parts.hostname or not _connects(parts.hostname, port):
+        fix = "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT: calls go on without it"
+        return Finding("traces", "warning", f"{where} does not answer", fix)
+    return Finding("traces", "ok", f"{where} answers ({protocol})")
 
 
 def _connects(host: str, port: int) -> bool:

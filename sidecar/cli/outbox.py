@@ -73,8 +73,9 @@ def show_batch(
     with reach.looking() as journal:
         found = journal.batch(batch)
     if found is None:
-        show.say(f"no batch begins with {batch}, or several do")
-        raise typer.Exit(1)
+        raise reach.NotThere(
+            f"no batch begins with {batch}, or several do", hint="see `sidecar outbox list`"
+        )
     row, turns = found
     if as_json:
         show.as_json({"batch": row, "turns": turns})
@@ -122,7 +123,10 @@ def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -
     with reach.looking() as journal:
         dead = [row.batch_id for row in journal.batches(states=("dead",), limit=1 << 30)]
     wanted = dead if every else [_full(name, dead) for name in names or ()]
-    done = {batch: batch in dead and _change_one(verb, batch) for batch in wanted}
+    done = {
+        batch: batch in dead and _change_one(verb, batch)
+        for batch in show.each(wanted, f"{verb} of {len(wanted)}")
+    }
     if as_json:
         show.as_json(
             {

@@ -17,7 +17,7 @@ from sidecar.errors import JournalError, JournalLocked, SidecarError
 if TYPE_CHECKING:
     from sidecar.config import Settings
     from sidecar.transcript.journal import Journal
-    from sidecar.transcript.sqlite.reports import JournalFile
+    from sidecar.transcript.sqlite.reports import CallRow, JournalFile
 
 T = TypeVar("T")
 
@@ -43,6 +43,24 @@ def settings() -> "Settings":
     from sidecar.config import load  # noqa: PLC0415
 
     return load()
+
+
+class NotThere(SidecarError):
+    """What was asked for is not there, or its name fits several."""
+
+
+def only_call(found: "CallRow | None", name: str) -> "CallRow":
+    """Return the call that was found.
+
+    Raises:
+        NotThere: it was not.
+    """
+    if found is None:
+        raise NotThere(
+            f"no call is named {name}, or several are",
+            hint="see `sidecar calls list`, and name its tenant as well",
+        )
+    return found
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from typing_extensions import override
 
@@ -13,6 +15,8 @@ from typing_extensions import override
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 WIDTH = 80
+
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -67,6 +71,40 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) 
         drawn.add_row(*(Text(safe(cell)) for cell in row))
     console = Console(highlight=False, soft_wrap=False)
     console.print(drawn)
+
+
+def each(work: Sequence[T], what: str) -> Iterable[T]:
+    """Go through work that may be long, with a bar on standard error where that is a terminal."""
+    if not sys.stderr.isatty():
+        return work
+    from rich.console import Console  # noqa: PLC0415 - only where a bar is drawn
+    from rich.progress import track  # noqa: PLC0415
+
+    return track(work, what, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def busy(what: str) -> Generator[None]:
+    """Show on standard error, where that is a terminal, that something of unknown length runs."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where it is drawn
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def as_they_come(work: Iterable[T], what: str) -> Generator[T]:
+    """Yield what comes, and show that more is waited for."""
+    coming = iter(work)
+    while True:
+        with busy(what):
+            try:
+                one = next(coming)
+            except StopIteration:
+                return
+        yield one
 
 
 def moment(at_s: float | None) -> str:

@@ -2,17 +2,20 @@
 
 import json
 import os
+import pty
 import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidecar.cli import app as cli_app
 from tests.console_page import opened
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -28,15 +31,18 @@ class Cli:
         self._data_dir = data_dir
         self._env = env
 
-    def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "COVERAGE")
+    def run(
+        self, *args: str, stdin: str = "", terminal: int = subprocess.PIPE
+    ) -> subprocess.CompletedProcess[str]:
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_", "COVERAGE")
         env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         env |= {"SIDECAR_DATA_DIR": str(self._data_dir), "COLUMNS": "80", **self._env}
         return subprocess.run(
             [sys.executable, "-m", "sidecar", *args],
             env=env,
             input=stdin,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=terminal,
             text=True,
             timeout=50,
             check=False,
@@ -188,7 +194,7 @@ def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     """Beside a running sidecar all is well; each thing that is not has a one-line fix."""
     findings = {f["what"]: f for f in cli.json("doctor")}
     assert {"sqlite", "permissions", "disk", "fsync", "clock", "bind", "letta"} <= set(findings)
-    assert {"language model", "livekit", "sidecar"} <= set(findings)
+    assert {"language model", "livekit", "traces", "sidecar"} <= set(findings)
     assert not [f for f in findings.values() if f["verdict"] == "bad"]
     assert "runs" in findings["sidecar"]["found"]
     ill = Cli(
@@ -198,12 +204,15 @@ def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
         LIVEKIT_URL="ws://127.0.0.1:9",
         LIVEKIT_API_KEY="k",
         LIVEKIT_API_SECRET="s",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
         SIDECAR_HOST="0.0.0.0",
         SIDECAR_LINK_TOKEN="a-token-of-the-tests",
     )
     done = ill.run("doctor", "--json")
     assert done.returncode == 1
-    bad = {f["what"]: f for f in json.loads(done.stdout) if f["verdict"] == "bad"}
+    ill_found = {f["what"]: f for f in json.loads(done.stdout)}
+    assert ill_found["traces"]["verdict"] == "warning"
+    bad = {what: f for what, f in ill_found.items() if f["verdict"] == "bad"}
     assert set(bad) == {"letta", "language model", "livekit"}
     for finding in bad.values():
         assert finding["fix"]
@@ -211,10 +220,65 @@ def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_public_bind_without_a_secret_does_not_start(tmp_path: Path) -> None:
-    """Doctor, as every command, refuses a public bind without a secret, and names the setting."""
+    """Every command refuses a public bind without a secret; doctor makes a finding of it, too."""
+    cli = Cli(tmp_path / "data", SIDECAR_HOST="0.0.0.0", SIDECAR_PORT="x")
+    done = cli.run("doctor", "--json")
+    assert done.returncode == 2
+    findings = json.loads(done.stdout)
+    assert {"sqlite", "permissions", "disk", "clock"} <= {f["what"] for f in findings}
+    assert [f["verdict"] for f in findings if f["what"] == "settings"] == ["bad"]
     done = Cli(tmp_path / "data", SIDECAR_HOST="0.0.0.0").run("doctor")
     assert done.returncode == 2
-    assert "SIDECAR_LINK_TOKEN" in done.stderr
+    assert "fix: SIDECAR_HOST" in done.stdout
+    assert "SIDECAR_LINK_TOKEN" in done.stdout
+    for command in (["run"], ["calls", "list"], ["outbox", "list"]):
+        refused = Cli(tmp_path / "data", SIDECAR_HOST="0.0.0.0").run(*command)
+        assert refused.returncode == 2
+        assert "SIDECAR_LINK_TOKEN" in refused.stderr
+
+
+def test_every_command_speaks_json(tmp_path: Path) -> None:
+    """Each command but `run` takes --json, and tells an error in it as well, by field and remedy."""
+    commands = {
+        f"{group.name} {command.name}": command.callback
+        for group in cli_app.registered_groups
+        if group.typer_instance is not None
+        for command in group.typer_instance.registered_commands
+    }
+    commands |= {
+        command.name or str(getattr(command.callback, "__name__", "")): command.callback
+        for command in cli_app.registered_commands
+    }
+    assert len(commands) == 16
+    taking = {
+        name
+        for name, callback in commands.items()
+        if callback and "as_json" in signature(callback).parameters
+    }
+    assert commands.keys() - taking == {"run"}
+    missing = Cli(tmp_path / "data").run("calls", "show", "no-such", "--json")
+    assert missing.returncode == 1
+    assert "no journal" in json.loads(missing.stdout)["error"]
+    wrong = Cli(tmp_path / "data", SIDECAR_PORT="x").run("check", "--json")
+    assert wrong.returncode == 2
+    assert json.loads(wrong.stdout)["fields"][0]["field"] == "SIDECAR_PORT"
+
+
+def test_long_work_shows_a_bar_on_a_terminal(
+    sidecar: SidecarProcess, cli: Cli, tmp_path: Path
+) -> None:
+    """A terminal sees how far an export is; what is not there makes no file."""
+    talked(sidecar, "ada", "Hello")
+    assert cli.run("export", "--call", "no-such", "--out", str(tmp_path / "out")).returncode == 1
+    assert not (tmp_path / "out").exists()
+    seen, terminal = pty.openpty()
+    with os.fdopen(seen, "rb", buffering=0) as screen:
+        try:
+            told = cli.run("export", "--out", str(tmp_path / "out"), "--json", terminal=terminal)
+        finally:
+            os.close(terminal)
+        assert b"exporting" in screen.read(4096)
+    assert json.loads(told.stdout) == {"calls": 1, "out": str(tmp_path / "out")}
 
 
 def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path) -> None:
