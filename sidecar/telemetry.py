@@ -64,6 +64,7 @@ memory_breaker_opened = _event("memory_breaker_opened", "warning", "retry_in_s")
 memory_breaker_closed = _event("memory_breaker_closed", "info")
 prompt_served = _event("prompt_served", "debug", "call", "version", "age_s", "served", "wait_s")
 prompt_cut = _event("prompt_cut", "warning", "agent", "cut_chars")
+guidance_taken = _event("guidance_taken", "info", "call", "chars", "cut_chars")
 # Transcript
 batch_settled = _event("batch_settled", "info", "lane", "batch", "turns", "attempt", "age_s", "how")
 post_ended = _event("post_ended", "debug", "lane", "batch", "outcome", "took_s")

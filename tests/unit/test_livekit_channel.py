@@ -17,12 +17,12 @@ from livekit.agents import Agent, JobContext, function_tool, llm
 from livekit.agents.testing import fake_job_context
 from livekit.protocol import models
 
-from sidecar.channels.frames import CallOpen, Hints, Memory, SpeechStarted, TurnFrame
+from sidecar.channels.frames import CallOpen, Guidance, Hints, Memory, SpeechStarted, TurnFrame
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.channels.livekit.caller import hints_of_metadata, hints_of_participant
 from sidecar.channels.livekit.memory import with_memory
-from sidecar.channels.livekit.recorder import Unsettled
+from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, Heeded, Unsettled
 from sidecar.channels.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -225,6 +225,60 @@ async def test_a_turn_costs_one_llm_call(sidecar: FakeSidecar, tmp_path: Path) -
 
     assert 3 == len(made.model.prompts)
     assert all(contents(prompt).count(FENCED) == 1 for prompt in made.model.prompts)
+
+
+async def test_guidance_is_in_the_next_prompts_beside_the_memory(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Guidance stands in a message of its own from the next prompt on, the same bytes each time."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda text: f"You said {text}", ttft_s=0.05)
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("number 0")
+        await made.until_committed(2)
+        for _ in range(2):
+            await sidecar.push(Guidance(call=air.call.call_id, text="Offer a call back."))
+        await made.until(lambda: air.telemetry.counts["guidance_taken"] == 2)
+        for n in (1, 2):
+            made.ear.says(f"number {n}")
+            await made.until_committed(2 * n + 2)
+
+    before, *after = made.model.prompts
+    assert 2 == len(after), "one LLM call a turn"
+    assert "call back" not in str(before)
+    for n, prompt in enumerate(after, start=1):
+        assert ["system", "user", "user"] == roles(prompt)[-3:]
+        guidance, memory, said = contents(prompt)[-3:]
+        assert guidance.endswith("\n- Offer a call back.")
+        assert (memory, said) == (FENCED, f"number {n}")
+    assert contents(after[0])[-3] == contents(after[1])[-3]
+    assert "call back" not in str(made.session.history.to_dict())
+
+
+async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A caller of whom nothing is known gets the guidance of the call, and no empty message."""
+    made = studio(lambda _: "Hello.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        await sidecar.push(Guidance(call=air.call.call_id, text="Offer a call back."))
+        await made.until(lambda: air.telemetry.counts["guidance_taken"] == 1)
+        made.ear.says("Hello there.")
+        await made.until_committed(2)
+
+    assert ["system", "system", "user"] == roles(made.model.prompts[0])
+
+
+def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
+    """Much guidance never grows a prompt past its bound; what makes room is the oldest."""
+    heeded = Heeded()
+    assert 0 == heeded.heed("  ")
+    assert "" == heeded.text
+    for n in range(100):
+        heeded.heed(f"{n}: " + "x" * 500)
+    assert len(heeded.text) < GUIDANCE_CHARS + 200
+    assert "99: " in heeded.text
+    assert "- 0: " not in heeded.text
+    assert 3_000 <= heeded.heed("y" * (GUIDANCE_CHARS + 3_000))
+    assert len(heeded.text) < GUIDANCE_CHARS + 200
 
 
 async def test_a_tool_call_does_not_double_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:

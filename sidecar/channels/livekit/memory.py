@@ -24,8 +24,9 @@ class CallerMemory(Agent):
 
     Mix it in before `Agent`. The memory stands in one message just before the caller's last one,
     so that what comes before it stays a cacheable prefix. It has the role `user`: it stems from
-    callers' words, which are never given a system message's authority. With no memory at hand the
-    prompt is passed on untouched. May run several times for one turn (speculation): it changes
+    callers' words, which are never given a system message's authority. Guidance for the call, which
+    the sidecar's owner gives, stands before it in a message of its own, with the role `system`, from
+    the next prompt on until the call ends. With neither at hand the prompt is passed on untouched. May run several times for one turn (speculation): it changes
     nothing but its copy.
     """
 
@@ -54,16 +55,19 @@ class CallerMemory(Agent):
             return chat_ctx
         try:
             memory = await recorder.memory()
-            return with_memory(chat_ctx, memory.text) if memory and memory.text else chat_ctx
+            text = memory.text if memory else ""
+            guidance = recorder.guidance
+            return with_memory(chat_ctx, text, guidance) if text or guidance else chat_ctx
         except Exception as error:  # noqa: BLE001 - a prompt without memory beats no prompt
             recorder.failed("prompt", error)
             return chat_ctx
 
 
-def with_memory(chat_ctx: llm.ChatContext, text: str) -> llm.ChatContext:
+def with_memory(chat_ctx: llm.ChatContext, text: str, guidance: str = "") -> llm.ChatContext:
     """Return a copy of a prompt with `text` in one message just before the last user message.
 
-    Where no user has spoken (a greeting), it stands behind the agent's instructions.
+    Guidance stands in another before it. Where no user has spoken (a greeting), they stand behind
+    the agent's instructions. What is empty is left out.
     """
     prompt = chat_ctx.copy()
     items = prompt.items
@@ -71,7 +75,10 @@ def with_memory(chat_ctx: llm.ChatContext, text: str) -> llm.ChatContext:
     if place is None:
         place = 1 if items and _role(items[0]) in {"system", "developer"} else 0
     at_s = items[min(place, len(items) - 1)].created_at if items else 0.0
-    items.insert(place, llm.ChatMessage(role="user", content=[text], created_at=at_s))
+    if text:
+        items.insert(place, llm.ChatMessage(role="user", content=[text], created_at=at_s))
+    if guidance:
+        items.insert(place, llm.ChatMessage(role="system", content=[guidance], created_at=at_s))
     return prompt
 
 

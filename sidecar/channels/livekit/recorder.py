@@ -1,7 +1,7 @@
 """After the reply: what happens in an `AgentSession` becomes turns, as heard."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -20,7 +20,33 @@ from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 
+GUIDANCE_CHARS: Final = 2_000  # of all guidance in a prompt; older guidance makes room for newer
+_GUIDANCE_PREFACE: Final = "Guidance for this call. Heed it; do not read it out."
+
 _Event = TypeVar("_Event")
+
+
+class Heeded:
+    """The guidance of a call, as it stands in each prompt: the same bytes until there is more."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.text = ""
+
+    def heed(self, text: str) -> int:
+        """Take more guidance; returns how many characters, of old and new, no prompt will hold.
+
+        The same words again are no news. Guidance longer than `GUIDANCE_CHARS` loses its end.
+        """
+        piece = text.strip()
+        if not piece or piece in self._pieces:
+            return 0
+        cut = max(0, len(piece) - GUIDANCE_CHARS)
+        self._pieces.append(piece[:GUIDANCE_CHARS])
+        while sum(map(len, self._pieces)) > GUIDANCE_CHARS:
+            cut += len(self._pieces.pop(0))
+        self.text = "\n".join([_GUIDANCE_PREFACE, *(f"- {one}" for one in self._pieces)])
+        return cut
 
 
 class Unsettled:
@@ -89,6 +115,13 @@ class CallRecorder:
         self._ended = ended
         self._unsettled = Unsettled()
         self._prompt: dict[str, float] = {}
+        self._heeded = Heeded()
+        call.guidance = self._heed
+
+    @property
+    def guidance(self) -> str:
+        """What the sidecar's owner asks the agent to heed in this call; empty: nothing."""
+        return self._heeded.text
 
     def listen(self, session: AgentSession[Any]) -> None:
         """Follow the events of a session from now on, and be found by it."""
@@ -130,6 +163,15 @@ class CallRecorder:
         if rest := self._unsettled.rest():
             self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
+
+    def _heed(self, text: str) -> None:
+        cut_chars = self._heeded.heed(text)
+        self._emit(
+            telemetry.guidance_taken,
+            call=self.call.call_id,
+            chars=len(text),
+            cut_chars=cut_chars,
+        )
 
     def failed(self, part: str, error: Exception) -> None:
         """Count an error of ours that the voice shall not notice; its text may hold words."""
