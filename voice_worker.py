@@ -33,7 +33,7 @@ GREETING = (
     "Greet the caller in one sentence, by name if it is remembered. "
     "Do not mention that you are an AI: that was just said."
 )
-# Spoken first, always: who talks to a machine must know it, and that it takes notes.
+# Spoken first: who talks to a machine must know it, and that it takes notes. Empty says nothing.
 DISCLOSURE = os.environ.get(
     "VOICE_DISCLOSURE", "Hi, you are talking to an AI assistant that remembers your calls."
 )
@@ -70,7 +70,8 @@ async def answer(ctx: JobContext) -> None:
     await remember(ctx, session)  # memory
     await session.start(agent=Receptionist(), room=ctx.room)
     await ctx.wait_for_participant()  # nobody greets an empty room
-    session.say(DISCLOSURE)
+    if DISCLOSURE:
+        session.say(DISCLOSURE)
     session.generate_reply(instructions=GREETING)
 
 

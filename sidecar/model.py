@@ -128,6 +128,14 @@ def caller_key(tenant: str, caller: str) -> str:
     return hashlib.sha256(f"{tenant}\0{caller}".encode()).hexdigest()[:32]
 
 
+def joined_consent(stored: Consent, said: Consent) -> Consent:
+    """Return the consent of a call that was stored with one and is opened with another.
+
+    A `no` is never taken back by a later opening.
+    """
+    return "no" if "no" in {stored, said} else stored or said
+
+
 def call_key(tenant: str, call_id: str) -> str:
     """Return the id of a call among all tenants. `call_id` is the channel's own."""
     return f"{tenant}/{call_id}"
@@ -177,6 +185,7 @@ class Call:
         opened_at_s: Unix time.
         closed_at_s: Unix time, None while the call is live.
         conversation_id: Letta's conversation for this call, once one was opened.
+        consent: Whether the caller agreed that it is kept; with `no`, what was stored before.
     """
 
     key: str
@@ -186,6 +195,7 @@ class Call:
     opened_at_s: float
     closed_at_s: float | None = None
     conversation_id: str | None = None
+    consent: Consent = ""
 
     @property
     def call_id(self) -> str:

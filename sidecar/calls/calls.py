@@ -168,7 +168,8 @@ class Calls:
                     hint="give each call an id of its own",
                 )
             live.listener = listener
-            live.kept = live.kept and self._policy.keeps(hints)
+            if not self._policy.keeps(hints):
+                await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
             return live
@@ -178,7 +179,14 @@ class Calls:
         resolution = resolve(tenant, hints, self._rules)
         if not resolution.ref.known:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
-        call = Call(key, resolution.ref, channel, resolution.caller_key, opened_at_s)
+        call = Call(
+            key,
+            resolution.ref,
+            channel,
+            resolution.caller_key,
+            opened_at_s,
+            consent=hints.consent,
+        )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.kept = self._policy.keeps(hints)
         self._live[key] = live
@@ -228,9 +236,19 @@ class Calls:
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         resolution = resolve(tenant, hints, self._rules)
-        call = Call(key, resolution.ref, channel, resolution.caller_key, opened_at_s)
-        await self._journal.open_call(call)
-        await self._journal.append(turns)
+        call = Call(
+            key,
+            resolution.ref,
+            channel,
+            resolution.caller_key,
+            opened_at_s,
+            consent=hints.consent,
+        )
+        stored = await self._journal.open_call(call)
+        if stored.consent == "no":
+            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
+        else:
+            await self._journal.append(turns)
         await self._journal.close_call(key, at_s=self._clock())
         self._orphans.pop(key, None)
         return True
@@ -266,7 +284,9 @@ class Calls:
                     )
                 live.last_seq = max(live.last_seq, turn.seq)
         try:
-            await self._append(live, turns)
+            if not await self._append(live, turns):
+                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+                return
         except CallError:
             raise  # this turn's fault, not the journal's
         except JournalError as error:
@@ -275,29 +295,40 @@ class Calls:
         self.journal_error = ""
         live.turns += len(turns)
         for turn in turns:
-            self._emit(
-                telemetry.turn_recorded,
-                call=live.key,
-                speaker=turn.speaker,
-                chars=len(turn.text),
-                pii_text=turn.text,
-            )
-            measured = {n: turn.metrics[n] for n in TURN_SECONDS if n in turn.metrics}
-            if measured:
-                self._emit(telemetry.turn_measured, call=live.key, **measured)
-            if prompt := prompt_of(turn.metrics):
-                served, age_s, wait_s = prompt
-                self._emit(
-                    telemetry.prompt_served,
-                    call=live.key,
-                    version="",
-                    served=served,
-                    age_s=age_s,
-                    wait_s=wait_s,
-                )
+            self._say_recorded(live, turn)
 
-    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """Store turns, each with the span it belongs to: its channel's own, or that of storing it."""
+    def _say_recorded(self, live: LiveCall, turn: Turn) -> None:
+        """Say that a turn is stored, and what was measured of it."""
+        self._emit(
+            telemetry.turn_recorded,
+            call=live.key,
+            speaker=turn.speaker,
+            chars=len(turn.text),
+            pii_text=turn.text,
+        )
+        measured = {name: turn.metrics[name] for name in TURN_SECONDS if name in turn.metrics}
+        if measured:
+            self._emit(telemetry.turn_measured, call=live.key, **measured)
+        if prompt := prompt_of(turn.metrics):
+            served, age_s, wait_s = prompt
+            self._emit(
+                telemetry.prompt_served,
+                call=live.key,
+                version="",
+                served=served,
+                age_s=age_s,
+                wait_s=wait_s,
+            )
+
+    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
+        """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
+
+        Returns:
+            False when the call turns out to be stored as one the caller refused.
+        """
+        await self._store_call(live)
+        if not live.kept:
+            return False
         parents = [turn.traceparent or live.traceparent for turn in turns]
         about = {
             CONVERSATION: live.call.call_id,
@@ -307,10 +338,10 @@ class Calls:
         with self._tracer.start(
             "store turns", parent=parents[0], links=parents[1:], attributes=about
         ) as span:
-            await self._store_call(live)
             await self._journal.append(
                 [replace(turn, traceparent=turn.traceparent or span.traceparent) for turn in turns]
             )
+        return True
 
     async def close(self, live: LiveCall, reason: str) -> None:
         """End a live call."""
@@ -321,12 +352,24 @@ class Calls:
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
         self._forget(live)
 
+    async def refuse(self, live: LiveCall) -> None:
+        """Keep nothing more of a live call, and say so on what is stored of it."""
+        if not live.kept:
+            return
+        live.kept = False
+        if live.stored:
+            try:
+                live.call = await self._journal.open_call(replace(live.call, consent="no"))
+            except JournalError as error:
+                self._journal_failed(error)
+
     # ---------------------------------------------------------------------------------------
 
     async def _store_call(self, live: LiveCall) -> None:
         if live.kept and not live.stored:
             live.call = await self._journal.open_call(live.call)
             live.stored = True
+            live.kept = live.call.consent != "no"
 
     def _journal_failed(self, error: JournalError) -> None:
         self.journal_error = f"{type(error).__name__}: {error.message}"

@@ -50,6 +50,10 @@ class Keeper(Protocol):
         """End the call."""
         ...
 
+    async def refuse(self, live: "LiveCall") -> None:
+        """Keep nothing more of the call."""
+        ...
+
 
 class Feed(Protocol):
     """Brings a call its memory. Nothing here waits."""
@@ -146,6 +150,13 @@ class LiveCall:
     async def close(self, reason: str) -> None:
         """The call has ended: what is pending of it goes to Letta. Repeating it is no error."""
         await self._keeper.close(self, reason)
+
+    async def refuse(self) -> None:
+        """The caller does not agree, or no more: nothing of the call is kept from here on.
+
+        What was stored before stays until retention or `sidecar forget`, marked as refused.
+        """
+        await self._keeper.refuse(self)
 
     def guide(self, text: str) -> None:
         """Send guidance to the voice agent of this call."""

@@ -99,13 +99,16 @@ def run(
 @app.command()
 def check(*, as_json: Json = False) -> None:
     """Read the configuration, say what it means, and exit 2 naming every wrong field."""
+    from sidecar.cli import checks  # noqa: PLC0415
     from sidecar.config import load  # noqa: PLC0415
 
-    settings = load().redacted()
+    settings = load()
+    checks.usable(settings)
+    shown = settings.redacted() | checks.of_traces()
     if as_json:
-        show.as_json(settings)
+        show.as_json(shown)
         return
-    for name, value in settings.items():
+    for name, value in shown.items():
         show.say(f"{name}={value}")
 
 
@@ -120,7 +123,9 @@ def doctor(*, as_json: Json = False) -> None:
 
     wrong = False
     try:
-        looked = checks.run(load())
+        settings = load()
+        checks.usable(settings)
+        looked = checks.run(settings)
     except ConfigError as error:
         looked, wrong = checks.run_without_settings(error), True
     findings: list[checks.Finding] = []

@@ -160,6 +160,7 @@ def _export(journal: "JournalFile", rows: "Iterable[CallRow]", file: TextIO) -> 
             "call": held.key,
             "channel": held.channel,
             "caller_key": held.caller_key,
+            "consent": held.consent,
             "opened_at_s": held.opened_at_s,
             "closed_at_s": held.closed_at_s,
             "exported_at_s": round(time.time(), 3),

@@ -65,6 +65,7 @@ def show_call(
     show.say(f"{row.call.key}  {row.call.channel}  {show.moment(row.call.opened_at_s)} UTC")
     show.say(f"caller {row.call.caller_key or 'unknown'}")
     show.say(f"lane   {row.call.ref.lane}")
+    show.say(f"consent {row.call.consent or 'not asked'}")
     show.say(f"{row.turns} turns, {row.undelivered} not yet delivered, {_lasted(row)}\n")
     for turn in turns:
         show.say(_line(turn))
@@ -104,6 +105,7 @@ def _call(row: "CallRow") -> dict[str, object]:
         "channel": call.channel,
         "caller_key": call.caller_key,
         "lane": call.ref.lane,
+        "consent": call.consent,
         "opened_at_s": call.opened_at_s,
         "closed_at_s": call.closed_at_s,
         "turn_count": row.turns,

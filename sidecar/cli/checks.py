@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from sidecar.config import Settings, default_data_dir
+from sidecar.config import Settings, default_data_dir, read_agent_map
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
+from sidecar.privacy import redaction
 from sidecar.tracing import exporter_of
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
@@ -52,6 +53,23 @@ class Finding:
     verdict: Verdict
     found: str
     fix: str = ""
+
+
+def usable(settings: Settings) -> None:
+    """Load what the settings name: files and callables, which a start would find missing.
+
+    Raises:
+        ConfigError: one of them can't be used.
+    """
+    redaction(settings.redact)
+    if settings.agent_map is not None:
+        read_agent_map(settings.agent_map, settings.tenant_names)
+
+
+def of_traces() -> dict[str, str]:
+    """Return what OpenTelemetry's variables come to here, beside our own settings."""
+    exporter, protocol = exporter_of(os.environ)
+    return {"OTEL_TRACES_EXPORTER": exporter if exporter == "none" else f"{exporter} ({protocol})"}
 
 
 def run(settings: Settings) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.model import AgentRef, Batch, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import (
     CallerHolding,
@@ -103,6 +103,8 @@ class MemoryJournal:
         if stored.call.closed_at_s is not None:
             stored.call = replace(stored.call, closed_at_s=None)
             self._reschedule(stored)
+        consent = joined_consent(stored.call.consent, call.consent)
+        stored.call = replace(stored.call, consent=consent)
         return stored.call
 
     async def append(self, turns: Sequence[Turn]) -> None:

@@ -151,7 +151,8 @@ class Journal(Protocol):
     async def open_call(self, call: Call) -> Call:
         """Store a call and return it as stored. The same key again returns the first one.
 
-        A call that was closed and is opened again is live again.
+        A call that was closed and is opened again is live again. Its `consent` is joined
+        (`sidecar.model.joined_consent`).
 
         Raises:
             CallError: the key is stored with another `ref` (`call_claimed`).

@@ -93,6 +93,15 @@ class TestCalls:
             await journal.open_call(call(ref=OTHER))
         assert refused.value.code == "call_claimed"
 
+    async def test_a_refused_consent_stays_refused(self, journal: Journal) -> None:
+        """What the caller agreed to is stored with the call; a "no" is never taken back."""
+        stored = [
+            (await journal.open_call(replace(call(), consent=consent))).consent
+            for consent in ("", "yes", "", "no", "yes")
+        ]
+        assert stored == ["", "yes", "yes", "no", "no"]
+        assert [one.consent for one in await journal.calls(limit=5)] == ["no"]
+
     async def test_a_closed_call_opens_again(self, journal: Journal) -> None:
         """A call that was closed is live again when it is opened again."""
         await journal.open_call(call())

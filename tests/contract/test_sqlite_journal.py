@@ -300,7 +300,8 @@ class TestForeignFiles:
         await journal.append([turn(1)])
         await journal.aclose()
         older = apsw.Connection(str(path))
-        older.execute("ALTER TABLE turns DROP COLUMN traceparent; PRAGMA user_version = 1")
+        older.execute("ALTER TABLE turns DROP COLUMN traceparent")
+        older.execute("ALTER TABLE calls DROP COLUMN consent; PRAGMA user_version = 1")
         older.close()
         with pytest.raises(JournalError, match="another version"), journal_file(path):
             pass

@@ -1,5 +1,6 @@
 """The command line, in processes of its own, beside a sidecar that runs and after it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -180,6 +181,20 @@ def test_wrong_use_is_code_two(cli: Cli) -> None:
     assert "SIDECAR_PORT" in bad.stderr
 
 
+def test_check_loads_what_the_settings_name(tmp_path: Path) -> None:
+    """A callable or a map that a start could not use is a wrong setting already in `check`."""
+    (tmp_path / "map.json").write_text("[]")
+    for name, value in (
+        ("SIDECAR_REDACT", "cards,no_such_module:scrub"),
+        ("SIDECAR_AGENT_MAP", str(tmp_path / "map.json")),
+    ):
+        done = Cli(tmp_path, **{name: value}).run("check", "--json")
+        assert done.returncode == 2
+        (field,) = json.loads(done.stdout)["fields"]
+        assert field["field"] == name
+        assert field["remedy"]
+
+
 def test_without_a_journal_it_says_so(cli: Cli) -> None:
     """Before the first start there is nothing to show: code 1 and a hint, no traceback."""
     for args in (("calls", "list"), ("outbox", "list"), ("forget", "--caller", "id:ada")):
@@ -324,12 +339,19 @@ def test_help_is_instant(cli: Cli) -> None:
 
 
 def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
-    """Every file of the running sidecar is 0600, and settled calls go at the retention's end."""
+    """Every file is 0600 under any umask, -wal too; settled calls go at the retention's end."""
     data = tmp_path / "data"
-    with SidecarProcess(data) as sidecar:
+    umask = os.umask(0)
+    try:
+        sidecar = SidecarProcess(data).start()
+    finally:
+        os.umask(umask)
+    with contextlib.ExitStack() as stack:
+        stack.callback(sidecar.stop)
         talked(sidecar, "ada", FACT)
         modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in data.rglob("*") if p.is_file()}
-        assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+        assert {"journal.db", "journal.db-wal", "journal.db-shm", "letta.db-wal"} <= modes.keys()
+        assert {name: oct(mode) for name, mode in modes.items() if mode != 0o600} == {}
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
     with SidecarProcess(data, {"SIDECAR_RETENTION_DAYS": "0.000001"}):
         eventually(lambda: Cli(data).json("calls", "list") == [])

@@ -139,6 +139,28 @@ async def test_consent_taken_back_holds_from_then_on(world: World) -> None:
     assert (await world.journal.live_calls()) == []
 
 
+async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(world: World) -> None:
+    """The stored call says "no": whoever takes it up again, or its spool, keeps nothing more."""
+    live = await world.opened("yes")
+    await live.record([turn(live)])
+    await live.refuse()
+    assert (await world.journal.calls(limit=1))[0].consent == "no"
+    world.calls.orphan("acme/worker")
+    again = await world.opened("")
+    await again.record([turn(live, 2)])
+    await again.close("hung up")
+    late = [Turn("acme/one", "i3", 3, "caller", "my secret", 2.0)]
+    assert await world.calls.restore(
+        "acme",
+        "one",
+        channel="livekit",
+        hints=CallerHints(caller="bob"),
+        opened_at_s=1.0,
+        turns=late,
+    )
+    assert len(await world.journal.turns(live.key)) == 1
+
+
 async def test_a_lost_call_without_consent_is_no_orphan(world: World) -> None:
     """When the worker of such a call dies, there is nothing to close, and no fault."""
     await world.opened("no")

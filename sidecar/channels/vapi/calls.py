@@ -137,7 +137,7 @@ class VapiCalls:
             return None
         call.phone = call.phone or phone
         if about.hints.consent == "no":
-            call.live.kept = False
+            await call.live.refuse()
         call.control_url = checked_url(about.control_url) or call.control_url
         call.last_s = self._clock()
         return call

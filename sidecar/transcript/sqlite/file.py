@@ -17,7 +17,10 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLoc
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
 SCHEMA_VERSION = 2
 # What makes a file of version N one of N + 1; a new file is made by schema.sql alone.
-MIGRATIONS = {1: "ALTER TABLE turns ADD COLUMN traceparent TEXT"}
+MIGRATIONS = {
+    1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
+    "ALTER TABLE calls ADD COLUMN consent TEXT NOT NULL DEFAULT ''"
+}
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000
 

@@ -22,6 +22,7 @@ CREATE TABLE calls(
   opened_at_s     REAL NOT NULL,
   closed_at_s     REAL,
   conversation_id TEXT,
+  consent         TEXT NOT NULL DEFAULT '',   -- sidecar.model.Consent
   head            INTEGER NOT NULL DEFAULT 0, -- last turn appended
   sealed          INTEGER NOT NULL DEFAULT 0, -- last turn in any batch
   acked           INTEGER NOT NULL DEFAULT 0, -- last turn settled or given up

@@ -14,7 +14,7 @@ from dataclasses import replace
 import msgspec
 
 from sidecar.errors import CallError
-from sidecar.model import AgentRef, Call, Turn
+from sidecar.model import AgentRef, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite.reads import SELECT_CALL, call_of_row
@@ -61,7 +61,8 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
     if row is None:
         tx.run(
             "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
-            " closed_at_s, conversation_id, last_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " closed_at_s, conversation_id, consent, last_s)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             call.key,
             _lane_id(tx, call.ref),
             call.ref.known,
@@ -70,6 +71,7 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
             call.opened_at_s,
             call.closed_at_s,
             call.conversation_id,
+            call.consent,
             now_s,
         )
         return call
@@ -79,7 +81,10 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
     if stored.closed_at_s is not None:
         tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
         reschedule_call(tx, _call_id(tx, call.key), now_s=now_s, policy=policy)
-    return replace(stored, closed_at_s=None)
+    consent = joined_consent(stored.consent, call.consent)
+    if consent != stored.consent:
+        tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
+    return replace(stored, closed_at_s=None, consent=consent)
 
 
 def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
