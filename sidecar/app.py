@@ -427,19 +427,25 @@ async def _heed_signals(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
 
 
 @asynccontextmanager
-async def _exported(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
-    """Make spans as the OTEL_* variables say; what waits at the end is sent within `FLUSH_TRACES_S`."""
-    from sidecar.otel import OtelTracer, exporter_for  # noqa: PLC0415 - 20 MB, only when asked for
+async def _traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
+    """Make spans as the OTEL_* variables say; what waits at the end is sent within `FLUSH_TRACES_S`.
 
-    exporter = exporter_for(os.environ)
-    assert exporter is not None
-    tracer = OtelTracer.exporting(
-        exporter,
+    Raises:
+        ConfigError: a variable is wrong.
+    """
+    if exporter_of(os.environ)[0] == "none":
+        yield NO_TRACES
+        return
+    from sidecar.otel import tracer_of  # noqa: PLC0415 - only when asked for
+
+    tracer = tracer_of(
+        os.environ,
         service="letta-voice-sidecar",
         text=settings.trace_text,
         emit=emit,
         redact=redaction(settings.redact),
     )
+    assert tracer is not None
     try:
         yield tracer
     finally:
@@ -469,9 +475,7 @@ async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sideca
         stack.push_async_callback(llm.aclose)
         letta = await build_letta(settings, directory, llm=llm)
         stack.push_async_callback(letta.aclose)
-        tracer = NO_TRACES
-        if exporter_of(os.environ)[0] != "none":
-            tracer = await stack.enter_async_context(_exported(settings, events.emit))
+        tracer = await stack.enter_async_context(_traced(settings, events.emit))
         sidecar = Sidecar(
             settings,
             journal=journal,

@@ -28,6 +28,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from typing_extensions import override
 
 from sidecar import telemetry
+from sidecar.errors import ConfigError
 from sidecar.telemetry import Emit
 from sidecar.tracing import TEXT, Kind, Span, Value, exporter_of, traceparent_or_none
 
@@ -36,25 +37,51 @@ _KINDS: Final = {
     "client": SpanKind.CLIENT,
     "server": SpanKind.SERVER,
 }
-# These say each failed try and each dropped span; `_Watched` says it once.
-_LOUD: Final = (
+for _loud in (
+    # These say each failed try and each dropped span; `_Watched` says it once.
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
-)
+    # It logs a header it can't read, and with it a key.
+    "opentelemetry.util.re",
+):
+    logging.getLogger(_loud).setLevel(logging.CRITICAL + 1)
 
 
-def exporter_for(environ: Mapping[str, str]) -> SpanExporter | None:
-    """Return the exporter that the variables ask for, None for none.
+def tracer_of(
+    environ: Mapping[str, str],
+    *,
+    service: str,
+    text: bool,
+    emit: Emit,
+    redact: Callable[[str], str] | None = None,
+) -> "OtelTracer | None":
+    """Return the tracer that OpenTelemetry's variables ask for, None where they ask for none.
+
+    Args:
+        environ: Says which exporter; the rest the SDK reads from the process's own environment.
+        service: See `OtelTracer.exporting`, as for the others.
+        text: Callers' words are exported.
+        emit: Told when spans are lost.
+        redact: Applied to callers' words.
 
     Raises:
-        ConfigError: see `sidecar.tracing.exporter_of`.
+        ConfigError: a variable is wrong.
     """
     exporter, protocol = exporter_of(environ)
     if exporter == "none":
         return None
-    if exporter == "console":
-        return ConsoleSpanExporter(out=sys.stderr)
+    try:
+        made = ConsoleSpanExporter(out=sys.stderr) if exporter == "console" else _otlp(protocol)
+        return OtelTracer.exporting(made, service=service, text=text, emit=emit, redact=redact)
+    except Exception as error:  # noqa: BLE001 - whatever the SDK makes of a variable
+        raise ConfigError(
+            f"the exporter of traces can't be made: {type(error).__name__}",
+            fields=(("OTEL_*", "check OTEL_EXPORTER_OTLP_… and OTEL_BSP_…: one can't be used"),),
+        ) from None
+
+
+def _otlp(protocol: str) -> SpanExporter:
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter as OverGrpc,
@@ -108,8 +135,6 @@ class OtelTracer:
             emit: Told, from that thread, when spans are lost.
             redact: Applied to callers' words.
         """
-        for name in _LOUD:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         named = Resource.create()
         if str(named.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
             named = named.merge(Resource({SERVICE_NAME: service}))

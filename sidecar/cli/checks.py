@@ -21,6 +21,7 @@ import anyio.to_thread
 from sidecar.config import Settings, default_data_dir, read_agent_map
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
+from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
@@ -64,6 +65,10 @@ def usable(settings: Settings) -> None:
     redaction(settings.redact)
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
+    if exporter_of(os.environ)[0] != "none":
+        from sidecar.otel import tracer_of  # noqa: PLC0415 - only when asked for
+
+        tracer_of(os.environ, service="check", text=False, emit=Telemetry().emit)
 
 
 def of_traces() -> dict[str, str]:

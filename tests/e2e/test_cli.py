@@ -187,11 +187,13 @@ def test_check_loads_what_the_settings_name(tmp_path: Path) -> None:
     for name, value in (
         ("SIDECAR_REDACT", "cards,no_such_module:scrub"),
         ("SIDECAR_AGENT_MAP", str(tmp_path / "map.json")),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
     ):
-        done = Cli(tmp_path, **{name: value}).run("check", "--json")
+        otlp = {"OTEL_TRACES_EXPORTER": "otlp"} if name.startswith("OTEL") else {}
+        done = Cli(tmp_path, **{name: value}, **otlp).run("check", "--json")
         assert done.returncode == 2
         (field,) = json.loads(done.stdout)["fields"]
-        assert field["field"] == name
+        assert field["field"] in {name, "OTEL_*"}
         assert field["remedy"]
 
 

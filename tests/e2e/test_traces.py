@@ -173,6 +173,7 @@ def test_a_request_from_vapi_is_traced_on_to_the_model(
     assert f"00-{trace}-{traced.span}-01" in {request["traceparent"] for request in seen}
     said = traced.attributes
     assert said["gen_ai.operation.name"] == "chat"
+    assert said["gen_ai.provider.name"] == "127.0.0.1"
     assert said["gen_ai.request.model"] == "demo"
     assert said["gen_ai.conversation.id"] == "call-1"
     first_chunk_s = said["gen_ai.response.time_to_first_chunk"]

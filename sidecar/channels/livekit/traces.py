@@ -47,18 +47,17 @@ class JobTraces:
                 telemetry.part_failed,
                 part="traces",
                 error=type(error).__name__,
-                hint=getattr(error, "hint", "") or "check the OTEL_* variables",
+                hint="check the OTEL_* variables; the call goes on without traces",
             )
 
     @staticmethod
     def _made(*, text: bool, emit: Emit) -> "OtelTracer":
-        from sidecar.otel import OtelTracer, exporter_for, global_provider  # noqa: PLC0415
+        from sidecar.otel import OtelTracer, global_provider, tracer_of  # noqa: PLC0415
 
         if provider := global_provider():
             return OtelTracer(provider, text=text)
-        exporter = exporter_for(os.environ)
-        assert exporter is not None
-        tracer = OtelTracer.exporting(exporter, service="letta-voice-worker", text=text, emit=emit)
+        tracer = tracer_of(os.environ, service="letta-voice-worker", text=text, emit=emit)
+        assert tracer is not None
         # LiveKit's spans hold the whole conversation, and are exported with it by default.
         set_tracer_provider(tracer.provider, allow_pii=text)
         return tracer

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import urlsplit
 
 from sidecar.calls import Calls
 from sidecar.channels.vapi.auth import Credential, Door
@@ -107,7 +108,16 @@ def _policy(settings: Settings) -> Policy:
         fallback_text=settings.vapi_fallback_text or FALLBACK_TEXT,
         call_tokens=settings.vapi_call_tokens,
         trust_web=settings.vapi_trust_web,
+        provider=_provider(settings),
     )
+
+
+def _provider(settings: Settings) -> str:
+    """Return whose model it is: the registry's word for OpenAI, else the server's name."""
+    if not settings.llm_is_real:
+        return "demo"
+    host = urlsplit(settings.llm_base_url or OPENAI_URL).hostname or ""
+    return "openai" if host == urlsplit(OPENAI_URL).hostname else host
 
 
 def _rate(settings: Settings) -> RateCap:

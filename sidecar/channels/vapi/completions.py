@@ -68,6 +68,7 @@ class Policy:
         over_budget_text: What is said when a budget is used up.
         call_tokens: A call's budget of model tokens; 0: none.
         trust_web: See `bodies.about`.
+        provider: Whose model it is, as `gen_ai.provider.name` of its spans.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Policy:
     over_budget_text: str = OVER_BUDGET_TEXT
     call_tokens: int = 0
     trust_web: bool = False
+    provider: str = ""
 
 
 class _CutOff(Exception):
@@ -203,6 +205,7 @@ class Completions:
         given = traceparent_or_none(given)
         about = {
             "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": self._policy.provider or None,
             "gen_ai.request.model": model,
             "gen_ai.request.stream": asked.get("stream") is True,
             CONVERSATION: call.live.call.call_id if call else None,
