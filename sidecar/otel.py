@@ -175,6 +175,10 @@ class OtelTracer:
         if isinstance(span, _OtelSpan):
             context.attach(trace.set_span_in_context(span.span))
 
+    def current(self) -> str:
+        """Return the `traceparent` of the span that is current in this task; empty: there is none."""
+        return _traceparent_of(trace.get_current_span().get_span_context())
+
     async def flush(self, budget_s: float, *, last: bool = False) -> None:
         """Send what waits, within `budget_s`; what has not gone by then is lost if this is `last`.
 
@@ -219,11 +223,7 @@ class _OtelSpan:
 
     @property
     def traceparent(self) -> str:
-        told = self.span.get_span_context()
-        return (
-            f"00-{trace.format_trace_id(told.trace_id)}-{trace.format_span_id(told.span_id)}"
-            f"-{told.trace_flags & TraceFlags.SAMPLED:02x}"
-        )
+        return _traceparent_of(self.span.get_span_context())
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
         if self.span.is_recording():
@@ -286,6 +286,15 @@ class _Watched(SpanExporter):
     @override
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
+
+
+def _traceparent_of(told: SpanContext) -> str:
+    if not told.is_valid:
+        return ""
+    return (
+        f"00-{trace.format_trace_id(told.trace_id)}-{trace.format_span_id(told.span_id)}"
+        f"-{told.trace_flags & TraceFlags.SAMPLED:02x}"
+    )
 
 
 def _context_of(traceparent: str) -> SpanContext | None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import aiohttp
@@ -44,6 +44,8 @@ class OpenAiLlm(Llm):
         first_token_timeout_s: A streamed reply that stays silent this long, before its first
             piece or between two, has failed.
         total_timeout_s: No reply takes longer.
+        traceparent: Asked at each request for the span it belongs to (W3C Trace Context), sent
+            to the endpoint unless it is empty.
 
     Every failure is an `LlmError` whose message holds no word of the conversation or the answer,
     and no key.
@@ -57,12 +59,14 @@ class OpenAiLlm(Llm):
         *,
         first_token_timeout_s: float = 8.0,
         total_timeout_s: float = 60.0,
+        traceparent: Callable[[], str] = str,
     ) -> None:
         self._url = URL(base_url.rstrip("/") + "/chat/completions")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model = model
         self._silence_s = first_token_timeout_s
         self._total_s = total_timeout_s
+        self._traceparent = traceparent
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -124,6 +128,8 @@ class OpenAiLlm(Llm):
         """Send a request and return the response once its headers say that it succeeded."""
         raw = json.dumps({"model": self._model, **body}).encode("utf-8")
         headers = {"Content-Type": "application/json", **self._headers}
+        if traceparent := self._traceparent():
+            headers["traceparent"] = traceparent
         try:
             with anyio.fail_after(budget_s):
                 response = await self._connected().post(

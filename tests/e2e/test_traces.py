@@ -1,6 +1,7 @@
 """Traces of real processes, as a collector gets them: one from the caller's speech to Letta."""
 
 import json
+import os
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -9,12 +10,13 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-from livekit.agents import Agent
+from livekit.agents import Agent, AgentSession
 from livekit.agents.telemetry import set_tracer_provider
 from livekit.agents.testing import fake_job_context
 from opentelemetry.trace import NoOpTracerProvider
 
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
+from sidecar.channels.livekit.parts import PortLlm, language_model
 from sidecar.channels.livekit.traces import JobTraces
 from tests.e2e.test_link_server import Worker, worker
 from tests.e2e.test_vapi import Model, body, post, settings
@@ -273,3 +275,32 @@ async def test_the_callers_speech_and_the_settled_batch_are_in_one_trace(
     assert waited.parent in {span.span for span in collector.spans if span.name == "llm_node"}
     assert "sidecar.turn.llm_node_ttft" in agent.attributes
     assert (b"canary" in collector.raw) is text
+
+
+async def test_a_workers_own_model_is_told_of_its_trace(
+    collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request that `voice_worker.py`'s model sends belongs to LiveKit's span of it."""
+    with Model() as model:
+        for name, value in {**collector.env, "LLM_BASE_URL": f"{model.url}/v1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(JobTraces, "_of_process", None)
+        session = AgentSession[None](llm=PortLlm(language_model(os.environ)))
+        link = LinkSettings("ws://127.0.0.1:9/link", None, tmp_path / "spool")
+        with fake_job_context(job_id="AJ_1", job_metadata='{"caller": "ada"}') as ctx:
+            try:
+                ctx._on_shutdown = lambda _: None
+                await remember(ctx, session, settings=link)
+                await session.start(Friend())
+                await session.run(user_input="Hello")
+                await session.aclose()
+                await finish(ctx)
+            finally:
+                ctx._tempdir.cleanup()
+                set_tracer_provider(NoOpTracerProvider())
+        seen = json.loads((await anyio.to_thread.run_sync(get, f"{model.url}/_log"))[1])
+    (request,) = (one for one in seen if one["path"] == "chat")
+    _, trace, span, _ = request["traceparent"].split("-")
+    await anyio.to_thread.run_sync(one, collector, "call")
+    assert trace == collector.named("call")[0].trace
+    assert span in {known.span for known in collector.spans if known.name.startswith("llm_request")}

@@ -30,6 +30,7 @@ from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from livekit.agents.utils import AudioBuffer
 from typing_extensions import override
 
+from sidecar.channels.livekit.traces import JobTraces
 from sidecar.errors import ConfigError, LlmError
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.openai import OpenAiLlm
@@ -54,7 +55,7 @@ def voice_parts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         return _named(named)()
     return {
         "stt": environ.get("VOICE_STT", "").strip() or WhisperStt(),
-        "llm": PortLlm(_language_model(environ)),
+        "llm": PortLlm(language_model(environ)),
         "tts": environ.get("VOICE_TTS", "").strip() or PiperTts(),
         "vad": VAD(model="silero"),
     }
@@ -73,12 +74,14 @@ def _named(name: str) -> Callable[[], dict[str, Any]]:
         ) from error
 
 
-def _language_model(environ: Mapping[str, str]) -> Llm:
+def language_model(environ: Mapping[str, str]) -> Llm:
+    """Return the model that `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL` name, else the demo model."""
     key = environ.get("LLM_API_KEY", "").strip() or environ.get("OPENAI_API_KEY", "").strip()
     url = environ.get("LLM_BASE_URL", "").strip()
     if not key and not url:
         return DemoModel()
-    return OpenAiLlm(url or _OPENAI_URL, key, environ.get("LLM_MODEL", "").strip() or "gpt-4o-mini")
+    model = environ.get("LLM_MODEL", "").strip() or "gpt-4o-mini"
+    return OpenAiLlm(url or _OPENAI_URL, key, model, traceparent=JobTraces.current)
 
 
 class PortLlm(llm.LLM[Any]):

@@ -68,6 +68,11 @@ class JobTraces:
         self.traceparent = self._span.traceparent
         self.tracer.make_current(self._span)
 
+    @classmethod
+    def current(cls) -> str:
+        """Return the `traceparent` of LiveKit's span around this line; empty without traces."""
+        return cls._of_process.current() if cls._of_process else ""
+
     async def end(self) -> None:
         """The call is over: send its spans, within `FLUSH_TRACES_S`."""
         if self._span is not None:
