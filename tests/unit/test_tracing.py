@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from sidecar.channels.livekit.traces import JobTraces
 from sidecar.config import load
 from sidecar.errors import ConfigError
 from sidecar.otel import OtelTracer
@@ -219,3 +220,39 @@ def test_with_no_variable_set_opentelemetry_is_not_even_imported() -> None:
     """Off means off: the sidecar process loads none of it."""
     code = "import sys, sidecar.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+async def test_spans_go_to_the_tracer_provider_that_a_workers_owner_has_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the process has a provider of its own, no second exporter is made beside it."""
+    exporter = InMemorySpanExporter()
+    owners = TracerProvider(shutdown_on_exit=False)
+    owners.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: owners)
+    monkeypatch.setattr(JobTraces, "_of_process", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    traces = JobTraces(text=False, emit=lambda *_, **__: None)
+    traces.begin("AJ_1")
+    assert JobTraces.current() == traces.traceparent
+    await traces.end()
+    (call,) = exporter.get_finished_spans()
+    assert (call.name, dict(call.attributes or {})) == ("call", {"gen_ai.conversation.id": "AJ_1"})
+
+
+async def test_a_wrong_variable_costs_a_job_its_traces_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker with a wrong OTEL_* variable takes the call, and says why it has no trace."""
+    said: list[tuple[str, object]] = []
+
+    def emit(event: Event, /, **fields: object) -> None:
+        said.append((event.name, fields["part"]))
+
+    monkeypatch.setattr(JobTraces, "_of_process", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    traces = JobTraces(text=False, emit=emit)
+    traces.begin("AJ_1")
+    await traces.end()
+    assert said == [("part_failed", "traces")]
+    assert (traces.traceparent, JobTraces.current()) == ("", "")
