@@ -57,6 +57,8 @@ memory_read_failed = _event("memory_read_failed", "warning", "agent", "error", "
 memory_suspect = _event("memory_suspect", "warning", "agent", "blocks_before")
 memory_breaker_opened = _event("memory_breaker_opened", "warning", "retry_in_s")
 memory_breaker_closed = _event("memory_breaker_closed", "info")
+plug_pulled = _event("plug_pulled", "warning")
+plug_restored = _event("plug_restored", "warning")
 prompt_served = _event("prompt_served", "debug", "call", "version", "age_s", "served", "wait_s")
 prompt_cut = _event("prompt_cut", "warning", "agent", "cut_chars")
 # Transcript
