@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / ".screenshots"
 AXE = (ROOT / "tests/axe/axe.min.js").read_text()
+NEW_LINES = "[...document.querySelectorAll('.lines .new')].map((e) => e.innerText).join()"
 PHONE = {"width": 390, "height": 844}
 
 # Stand-ins for what headless Chromium has not: a microphone with a recogniser, and a voice.
@@ -160,9 +161,7 @@ def test_a_fact_is_remembered_and_seen_to_be_learnt(
         tab.shows("from this call, ", within=".memory")
         tab.shows("The call has ended. What Letta learns", within=".talk")
         tab.shows("Ada 2 turns", within=".lane.settled")
-        assert "Lyon" in tab.read(
-            "[...document.querySelectorAll('.lines .new')].map((e) => e.innerText).join()"
-        )
+        assert "Lyon" in tab.read(NEW_LINES)
         is_accessible(tab, "learned")
         tab.click(".again button")
         tab.until("Boolean(document.getElementById('said'))")
@@ -183,6 +182,15 @@ def test_a_fact_is_remembered_and_seen_to_be_learnt(
         tab.shows("Home: Lyon", within=".prompt")
         tab.shows("What is my name?", within=".prompt")
         is_accessible(tab, "waterfall")
+        say(tab, "My dog is called Rex.")
+        hang_up(tab)
+        tab.shows("Dog: Rex", within=".lines .new")
+        assert "Lyon" not in tab.read(NEW_LINES)
+        tab.click(".calls.past li:nth-child(2) button", text="Ada")
+        tab.shows("as it was at", within=".memory")
+        assert "Lyon" in tab.read(NEW_LINES)
+        assert "Rex" not in tab.read("document.querySelector('.memory').innerText")
+        tab.keep(PICTURES / "first-of-two-calls.png")
 
 
 def test_a_call_that_is_not_to_be_kept_leaves_nothing(

@@ -1,37 +1,10 @@
 // The agent's blocks beside the call, with what changed since the call began.
 
 import { changes, diffOf } from "./diff.js";
-import { announce, state } from "./store.js";
+import { laneOf } from "./learned.js";
+import { state } from "./store.js";
 import { html } from "./vendor/htm-preact.js";
-import { age, counted, SERVED } from "./words.js";
-import { receive } from "./wire.js";
-
-receive({
-  memory(frame) {
-    const before = state.memory.get(frame.call);
-    // Changes are measured against the first read of a call. A call that ended before there was one,
-    // since Letta was away, is measured against nothing.
-    const over = state.mine.has(frame.call) && !state.mine.get(frame.call).live;
-    const late = over && before && !before.base && frame.content;
-    const base =
-      before?.base ??
-      (late
-        ? new Map()
-        : frame.read_at_s
-          ? new Map(frame.blocks.map((b) => [b.label, b.value]))
-          : null);
-    // A sidecar that was just started holds no memory yet: that is no change of it.
-    const content = frame.content || (before?.content ?? "");
-    const changed = late || (Boolean(before?.content) && before.content !== content);
-    if (changed) announce("The agent’s memory has changed.");
-    state.memory.set(frame.call, {
-      ...frame,
-      content,
-      base,
-      changedAtMs: changed ? Date.now() : before?.changedAtMs,
-    });
-  },
-});
+import { age, counted, moment, SERVED } from "./words.js";
 
 export function Memory() {
   const memory = state.memory.get(state.selected);
@@ -40,13 +13,18 @@ export function Memory() {
     <section class="panel memory" aria-labelledby="memory-title">
       <header class="panel-head">
         <h2 id="memory-title">Memory</h2>
-        ${memory && html`<${Served} served=${memory.served} readAtS=${memory.read_at_s} />`}
+        ${memory && (memory.frozen ? frozenAt(memory) : html`<${Served} served=${memory.served} readAtS=${memory.read_at_s} />`)}
       </header>
       <div class="panel-body" tabindex="0" role="region" aria-label="The agent’s memory blocks">
         ${memory ? shown(memory, held) : html`<p class="quiet">${held ? "Reading the memory …" : state.selected ? "The memory of a call is shown while it is live." : "The agent’s memory blocks are shown here once a call has begun."}</p>`}
       </div>
     </section>
   `;
+}
+
+function frozenAt({ changedAtMs, read_at_s: readAtS }) {
+  const atS = changedAtMs ? changedAtMs / 1000 : readAtS;
+  return html`<p class="quiet small">${atS ? `as it was at ${moment(atS)}` : "as it was then"}</p>`;
 }
 
 export function Served({ served, readAtS }) {
@@ -77,7 +55,7 @@ function shown(memory, held) {
   ]
     .filter(Boolean)
     .join(" and ");
-  const from = held && !held.live ? "this call" : "what was said since this call began";
+  const from = learnedFrom(memory, held);
   const whence = ` from ${from}, ${age(memory.changedAtMs / 1000)} ago.`;
   return html`
     ${
@@ -90,11 +68,20 @@ function shown(memory, held) {
     ${held && !held.live && !memory.changedAtMs && html`<p class="quiet">${waiting(held)}</p>`}
     ${parts.map((part) => html`<${Block} key=${part.block.label} ...${part} />`)}
     ${!memory.blocks.length && html`<p class="quiet">${held && !held.caller ? "Somebody without a name has no memory." : "There is no memory yet. It is made when Letta has read the first call."}</p>`}
-    <details class="exact">
-      <summary>The exact text for the next prompt</summary>
-      <pre tabindex="0">${memory.text || "(nothing)"}</pre>
-    </details>
+    ${
+      !memory.frozen &&
+      html`<details class="exact">
+        <summary>The exact text for the next prompt</summary>
+        <pre tabindex="0">${memory.text || "(nothing)"}</pre>
+      </details>`
+    }
   `;
+}
+
+function learnedFrom({ from }, held) {
+  if (from === state.selected) return "this call";
+  if (from) return "a call before it";
+  return held && !held.live ? "this call" : "what was said since this call began";
 }
 
 function waiting(held) {
@@ -102,7 +89,7 @@ function waiting(held) {
     return "Letta did not take this call: it is among the dead letters.";
   const due =
     state.outbox &&
-    (state.outbox.pending.some((one) => one.lane === held.lane) ||
+    (state.outbox.pending.some((one) => one.lane === laneOf(held.key)) ||
       state.outbox.batches.some(
         (one) => one.call === held.key && !["settled", "dead"].includes(one.state),
       ));
