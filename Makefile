@@ -81,11 +81,12 @@ letta-server: $(LETTA_VENV)/.installed ## Install the real Letta server that the
 
 app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server (Letta's current generation)
 
-debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git, systemd)
+debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git, systemd, chromium)
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
 	command -v git >/dev/null || missing="$$missing git"; \
 	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	if [ -n "$$missing" ]; then \
 	  as=""; [ "$$(id -u)" = 0 ] || as=sudo; \
 	  echo "installing$$missing"; \
@@ -101,7 +102,7 @@ speech: $(VENV)/.speech ## Install speech that runs offline, for voice_worker.py
 
 run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
-	@$(BIN)/sidecar run
+	@$(BIN)/sidecar run --restart
 
 test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
@@ -155,5 +156,5 @@ vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: 
 	@$(BIN)/python examples/vapi/demo.py
 
 clean: ## Remove what was installed and built; the data directory stays
-	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .screenshots
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
 from sidecar.channels.console.routes import Console
+from sidecar.channels.console.session import Parts
 from sidecar.channels.spool import erase_damaged
 from sidecar.channels.vapi.build import build_vapi
 from sidecar.clock import SteadyClock
@@ -32,6 +33,7 @@ from sidecar.errors import ConfigError
 from sidecar.forget import Forgetting
 from sidecar.intake import SpoolIntake
 from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.letta.plug import PluggedLetta
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
 from sidecar.memory.freshness import FreshnessPolicy
@@ -171,6 +173,7 @@ class Sidecar:
         emit: telemetry.Emit,
         clock: Callable[[], float],
         tracer: Tracer = NO_TRACES,
+        page_token: str = "",
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -228,19 +231,20 @@ class Sidecar:
             cold_start_s=settings.cold_start_s,
             emit=emit,
         )
-        self.console = (
-            Console(
+        self.console: Console | None = None
+        if isinstance(letta, PluggedLetta):
+            parts = Parts(
                 self.calls,
                 journal,
                 llm,
                 waits=Waits(settings.memory_wait_s, settings.cold_start_s),
+                plug=letta,
                 tenant=spool_tenant(settings) or DEFAULT_TENANT,
                 summary={"letta": letta.name, "llm": llm.name},
+                restarts=bool(page_token),
                 clock=clock,
             )
-            if settings.console and settings.loopback
-            else None
-        )
+            self.console = Console(parts, token=page_token)
         self.vapi = build_vapi(
             settings,
             self.calls,
@@ -454,8 +458,16 @@ async def _traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tr
 
 
 @asynccontextmanager
-async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sidecar]:
+async def opened(
+    settings: Settings, events: Telemetry, *, page_token: str = ""
+) -> AsyncGenerator[Sidecar]:
     """Build a sidecar from the settings; closes everything it opened, in reverse.
+
+    Args:
+        settings: As loaded.
+        events: Where events go.
+        page_token: Admits the local page, from a parent that starts the sidecar again when it is
+            killed (`sidecar run --restart`); empty: there is none, and the page's token is new.
 
     Raises:
         ConfigError: a directory or the map file can't be used.
@@ -474,6 +486,8 @@ async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sideca
         llm = build_llm(settings)
         stack.push_async_callback(llm.aclose)
         letta = await build_letta(settings, directory, llm=llm)
+        if settings.console and settings.loopback:
+            letta = PluggedLetta(letta, emit=events.emit)
         stack.push_async_callback(letta.aclose)
         tracer = await stack.enter_async_context(_traced(settings, events.emit))
         sidecar = Sidecar(
@@ -486,6 +500,7 @@ async def opened(settings: Settings, events: Telemetry) -> AsyncGenerator[Sideca
             emit=events.emit,
             clock=clock,
             tracer=tracer,
+            page_token=page_token,
         )
         events.observe = sidecar.metrics.observe
         yield sidecar

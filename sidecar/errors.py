@@ -160,7 +160,8 @@ class CallError(JournalError):
     """A turn or a claim names a call that is unknown or another's, or cannot be stored.
 
     Args:
-        code: `unknown_call`, `call_claimed` or `bad_value`, as it goes over the link.
+        code: `unknown_call`, `call_claimed`, `bad_value`, `draining` or `too_many`; the first four
+            go over the link.
         message: As for `SidecarError`.
         hint: As for `SidecarError`.
     """

@@ -1,10 +1,13 @@
 """What the commands do: serve with a banner, start the voice worker, look after agents."""
 
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -30,19 +33,40 @@ from sidecar.telemetry import Telemetry
 from sidecar.transcript.journal import Journal
 
 WORKER_STOP_S = 15.0
+GROUP_LOOK_S = 1.0
 
 
-async def serve(settings: Settings, worker: Path | None) -> None:
+class Kept(Protocol):
+    """A parent that starts the sidecar again when it is killed; `sidecar.cli.restart`."""
+
+    @property
+    def page_token(self) -> str:
+        """What the page is admitted with."""
+        ...
+
+    @property
+    def earlier_groups(self) -> Sequence[int]:
+        """Process groups of killed predecessors in which something still runs."""
+        ...
+
+    def came_up(self) -> None:
+        """Tell it that the sidecar serves."""
+        ...
+
+
+async def serve(settings: Settings, worker: Path | None, kept: Kept | None = None) -> None:
     """Serve until a signal (`sidecar run`).
 
     Args:
         settings: As loaded.
         worker: The voice worker to start where LiveKit is configured; None: there is none.
+        kept: The parent that starts this process again, if there is one.
     """
     configure_logging(level=settings.log_level, json=settings.log_json)
     lift_file_limit()
     events = Telemetry(log_text=settings.log_text, redact=redaction(settings.redact))
-    async with opened(settings, events) as sidecar:
+    page_token = kept.page_token if kept else ""
+    async with opened(settings, events, page_token=page_token) as sidecar:
         starting = worker if settings.livekit_url is not None else None
 
         def banner(url: str) -> None:
@@ -58,9 +82,11 @@ async def serve(settings: Settings, worker: Path | None) -> None:
                 )
             )
             sys.stdout.flush()
+            if kept:
+                kept.came_up()
 
         await sidecar.run(
-            on_started=banner, extra=_worker_part(starting, settings) if starting else None
+            on_started=banner, extra=_worker_part(starting, settings, kept) if starting else None
         )
 
 
@@ -97,13 +123,20 @@ def _banner(
     return "\n".join([*lines, "", ""])
 
 
-def _worker_part(worker: Path, settings: Settings) -> Callable[[anyio.Event], Awaitable[None]]:
+def _worker_part(
+    worker: Path, settings: Settings, kept: Kept | None
+) -> Callable[[anyio.Event], Awaitable[None]]:
     """Return a part that keeps the voice worker running as a process beside us.
 
-    When the drain begins, the worker is told to finish its calls and take no new ones.
+    When the drain begins, the worker is told to finish its calls and take no new ones. A worker
+    that has outlived a killed predecessor of this process goes on, and no second one is started.
     """
 
     async def run(stopping: anyio.Event) -> None:
+        for group in kept.earlier_groups if kept else ():
+            await _outlived(group, stopping)
+        if stopping.is_set():
+            await anyio.sleep_forever()
         env = dict(os.environ)
         env.setdefault("SIDECAR_LINK_URL", f"ws://127.0.0.1:{settings.port}/link")
         # `start` refuses calls above 0.7 of the CPU, which a small machine reaches by loading models.
@@ -121,6 +154,17 @@ def _worker_part(worker: Path, settings: Settings) -> Callable[[anyio.Event], Aw
                     await _stop(process)
 
     return run
+
+
+async def _outlived(group: int, stopping: anyio.Event) -> None:
+    """Return when nothing of a process group is left; with the drain it is told to end."""
+    told = False
+    with contextlib.suppress(OSError):  # ProcessLookupError: all of it is gone
+        while True:
+            os.killpg(group, signal.SIGTERM if stopping.is_set() and not told else 0)
+            told = stopping.is_set()
+            with anyio.move_on_after(None if told else GROUP_LOOK_S):
+                await (anyio.sleep(GROUP_LOOK_S) if told else stopping.wait())
 
 
 async def _terminate_when(stopping: anyio.Event, process: anyio.abc.Process) -> None:

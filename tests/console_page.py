@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
+        self._call = ""
+        self._open: list[str] = []
         self.frames: list[dict[str, Any]] = []
 
     def send(self, **frame: object) -> None:
@@ -32,19 +35,45 @@ class Page:
             if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
                 return frame
 
-    def call(self, caller: str) -> None:
-        self.send(type="call.start", caller=caller)
-        self.until("call", live=True)
+    def dial(self, caller: str) -> None:
+        """Open a call and do not wait for anything."""
+        self._call = f"default/console-{uuid.uuid4()}"
+        self.send(type="call.start", call=self._call, caller=caller)
 
-    def say(self, text: str) -> str:
+    def call(self, caller: str) -> str:
+        """Open a call and return its key."""
+        self.dial(caller)
+        self.until("call", live=True)
+        self._open.append(self._call)
+        return self._call
+
+    def hang_up_all(self) -> None:
+        """End every call that was opened."""
+        for call in self._open:
+            self.send(type="call.end", call=call)
+            self.until("call", call=call, live=False)
+        self._open.clear()
+
+    def resume(self, call: str, caller: str) -> dict[str, Any]:
+        """Take a call up again, and return what the sidecar says of it."""
+        self._call = call
+        self.send(type="call.start", call=call, caller=caller)
+        return self.until("call", live=True)
+
+    def say(self, text: str, *, turn: str = "", aloud: bool = False) -> str:
         """Say something and return the whole reply."""
-        self.send(type="say", text=text)
+        self.begin_saying(text, turn=turn, aloud=aloud)
+        return str(self.until("reply.end")["text"])
+
+    def begin_saying(self, text: str, *, turn: str = "", aloud: bool = False) -> str:
+        """Say something, and return the id of it."""
+        turn = turn or str(uuid.uuid4())
         self.frames.clear()
-        self.until("reply.end")
-        return "".join(f["text"] for f in self.frames if f["type"] == "reply.delta")
+        self.send(type="say", call=self._call, turn=turn, text=text, aloud=aloud)
+        return turn
 
     def hang_up(self) -> None:
-        self.send(type="call.end")
+        self.send(type="call.end", call=self._call)
         self.until("call", live=False)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -157,6 +158,17 @@ class SidecarProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+RESTARTED = (sys.executable, "-m", "sidecar", "run", "--restart")
+"""Below a parent that starts it again when it is killed; `pid` is the parent's."""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def get(url: str) -> tuple[int, str]:

@@ -83,17 +83,28 @@ def run(
             help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py"
         ),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start it again when it is killed.")
+    ] = False,
+    parent_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain; a second signal quits at once."""
+    from sidecar.cli.restart import Child, Parent  # noqa: PLC0415
+
+    if restart:
+        command = [sys.executable, "-m", "sidecar", "run"]
+        sys.exit(Parent([*command, "--worker", str(worker)] if worker else command).run())
+
     import anyio  # noqa: PLC0415
 
     from sidecar.config import load  # noqa: PLC0415
     from sidecar.serve import serve  # noqa: PLC0415
 
+    child = Child(parent_fd) if parent_fd is not None else None
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")
-    anyio.run(serve, settings, worker)
+    anyio.run(serve, settings, worker, child)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from sidecar.errors import CallerBusy, CallError
 from sidecar.model import AgentRef, Batch, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import (
+    BatchRow,
     CallerHolding,
     DeadLetter,
     JournalCounts,
@@ -445,6 +446,27 @@ class MemoryJournal:
             stored.horizon_s = min(stored.horizon_s, now_s)
         self._lanes[stored.lane].due_s = due_s
         self._due.set()
+
+    async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
+        """See `Journal.batches`."""
+        await anyio.lowlevel.checkpoint()
+        rows = [
+            BatchRow(
+                batch.batch_id,
+                batch.lane,
+                batch.call,
+                batch.part,
+                batch.hi - batch.lo,
+                batch.state.value,
+                batch.attempt,
+                batch.sealed_at_s,
+                batch.ended_s or None,
+                batch.error,
+            )
+            for batch in self._batches.values()
+            if batch.state.value in states
+        ]
+        return rows[::-1][:limit]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `Journal.dead_letters`."""

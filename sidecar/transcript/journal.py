@@ -115,6 +115,39 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch as it stands, for people.
+
+    Attributes:
+        batch_id: Its id.
+        lane: The queue it came out of.
+        call: Key of its call.
+        part: 1 for the first batch of the call.
+        turns: How many turns it holds.
+        state: As in `sidecar.transcript.delivery`.
+        attempt: Tries so far.
+        sealed_at_s: Unix time of sealing.
+        ended_s: Unix time at which it was settled, given up or dropped; None while it is open.
+        error: What the last try ended with, or empty.
+    """
+
+    batch_id: str
+    lane: str
+    call: str
+    part: int
+    turns: int
+    state: str
+    attempt: int
+    sealed_at_s: float
+    ended_s: float | None
+    error: str
+
+
+OPEN_STATES = ("sealed", "sending", "unknown", "retry")
+"""States of a batch that is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallerHolding:
     """What the journal holds of one caller.
 
@@ -320,6 +353,10 @@ class Journal(Protocol):
         Raises:
             CallerBusy: a call is live or a batch under way; nothing was erased.
         """
+        ...
+
+    async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
+        """Return the newest batches in any of these states, newest first."""
         ...
 
     async def dead_letters(self) -> list[DeadLetter]:

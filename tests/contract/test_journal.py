@@ -590,6 +590,26 @@ class TestRecent:
 
 
 class TestTotals:
+    async def test_batches_by_state(self, journal: Journal, clock: Clock) -> None:
+        """Batches are listed by their state, the newest first, with what became of them."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(1, 8)])
+        await journal.close_call("acme/one", at_s=clock())
+        first = await claim_one(journal, clock)
+        (row,) = await journal.batches(states=("sealed", "sending"), limit=9)
+        assert (row.batch_id, row.call, row.lane) == (first.batch_id, "acme/one", REF.lane)
+        assert (row.state, row.part, row.turns, row.attempt) == ("sending", 1, 5, 1)
+        assert row.ended_s is None
+        await journal.settle(first, now_s=clock())
+        second = await claim_one(journal, clock)
+        await journal.retire(second, error="400", now_s=clock())
+        rows = await journal.batches(states=("settled", "dead"), limit=9)
+        assert [(r.batch_id, r.state, r.ended_s, r.error) for r in rows] == [
+            (second.batch_id, "dead", clock(), "400"),
+            (first.batch_id, "settled", clock(), ""),
+        ]
+        assert await journal.batches(states=("settled", "dead"), limit=1) == rows[:1]
+
     async def test_counts_and_lanes(self, journal: Journal, clock: Clock) -> None:
         """Totals tell live calls, pending turns and their age; lanes tell where each stands."""
         await journal.open_call(call())

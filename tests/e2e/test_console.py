@@ -41,7 +41,7 @@ def test_who_calls_again_at_once_is_remembered(sidecar: SidecarProcess) -> None:
         page.call("ada")
         page.say("My dog is called Rex.")
         page.hang_up()
-        page.send(type="call.start", caller="ada")
+        page.dial("ada")
         assert "Rex" in page.say("What is my dog called?")
 
 
@@ -54,6 +54,91 @@ def test_another_caller_is_not_told(sidecar: SidecarProcess) -> None:
         eventually(lambda: sidecar.undelivered() == 0)
         page.call("bob")
         assert "Ada" not in page.say("What is my name?")
+
+
+def test_words_said_again_are_stored_once(tmp_path: Path) -> None:
+    """Across kill -9, a page takes its call up again and repeats itself: each turn is there once."""
+    with SidecarProcess(tmp_path / "data") as sidecar:
+        with opened(sidecar) as page:
+            call = page.call("ada")
+            first = page.begin_saying("My name is Ada.")
+            reply = page.until("reply.end")
+            sidecar.kill()
+        sidecar.start()
+        with opened(sidecar) as page:
+            held = page.resume(call, "ada")
+            assert [turn["id"] for turn in held["turns"]] == [first, f"reply-{first}"]
+            assert page.say("My name is Ada.", turn=first) == reply["text"]
+            second = page.begin_saying("I live in Lyon.")
+            page.until("turn", turn=second, stored=True)
+            page.say("I live in Lyon.", turn=second)
+            page.send(type="call.watch", call=call)
+            told = page.until("transcript", call=call)
+            assert [turn["id"] for turn in told["turns"]] == [
+                first,
+                f"reply-{first}",
+                second,
+                f"reply-{second}",
+            ]
+
+
+def test_a_reply_read_aloud_is_kept_as_it_was_heard(sidecar: SidecarProcess) -> None:
+    """Cut off after some words, a reply is recorded with these words alone."""
+    with opened(sidecar) as page:
+        call = page.call("ada")
+        turn = page.begin_saying("My name is Ada and I live in Lyon.", aloud=True)
+        page.until("reply.spoken", turn=turn)
+        page.send(type="reply.stop", call=call, heard_chars=12)
+        end = page.until("reply.end", turn=turn)
+        assert end["interrupted"] is True
+        assert len(end["text"]) <= 12
+        whole = page.begin_saying("I like jazz.", aloud=True)
+        page.until("reply.spoken", turn=whole)
+        page.send(type="reply.heard", call=call, turn=whole)
+        assert page.until("reply.end", turn=whole)["interrupted"] is False
+
+
+def test_a_page_sees_the_calls_of_another(sidecar: SidecarProcess) -> None:
+    """Live calls are listed wherever they come from, and one may be looked at."""
+    with opened(sidecar) as page, opened(sidecar) as other:
+        call = page.call("ada")
+        page.say("My name is Ada.")
+        while not any(live["call"] == call for live in other.until("calls")["live"]):
+            pass
+        other.send(type="call.watch", call=call)
+        assert other.until("transcript", call=call)["live"] is True
+        other.send(type="say", call=call, turn="x", text="I am somebody else.")
+        assert "start a call" in other.until("error")["message"]
+
+
+@pytest.mark.parametrize("call", ["", "console-1", "default/other-" + "0" * 36, 7])
+def test_a_call_needs_an_id_of_its_own(sidecar: SidecarProcess, call: object) -> None:
+    """A page can't name a call of another channel as its own."""
+    with opened(sidecar) as page:
+        page.send(type="call.start", call=call, caller="ada")
+        assert "UUID" in page.until("error")["message"]
+        assert page.until("call")["live"] is False
+
+
+def test_a_page_holds_so_many_calls_at_once(sidecar: SidecarProcess) -> None:
+    """One more is refused and says so; after a hang-up there is room again."""
+    with opened(sidecar) as page:
+        for _ in range(16):
+            page.call("ada")
+        page.dial("ada")
+        assert "16" in page.until("error")["message"]
+        assert page.until("call", live=False)
+        page.hang_up_all()
+        page.call("ada")
+
+
+def test_without_a_parent_it_is_not_killed(sidecar: SidecarProcess) -> None:
+    """The page kills only what something starts again."""
+    with opened(sidecar) as page:
+        assert page.until("ready")["restarts"] is False
+        page.send(type="kill")
+        assert "--restart" in page.until("error")["message"]
+    assert sidecar.readiness()["ready"] is True
 
 
 def test_killed_and_started_again_it_remembers(tmp_path: Path) -> None:
@@ -101,10 +186,10 @@ def test_the_page_needs_no_inline_script_and_no_other_host(sidecar: SidecarProce
     status, html = get(f"{sidecar.url}/")
     assert status == 200
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|https?://", html)
-    for path in ("/console.js", "/console.css"):
-        status, text = get(f"{sidecar.url}{path}")
-        assert status == 200
-        assert "https://" not in text
+    linked = re.findall(r'(?:src|href)="(/[^"]+)"', html)
+    assert len(linked) >= 4
+    for path in linked:
+        assert get(f"{sidecar.url}{path}")[0] == 200
 
 
 def test_readiness_follows_the_drain(sidecar: SidecarProcess) -> None:

@@ -8,7 +8,6 @@ foreign page are both refused.
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import anyio
@@ -17,23 +16,36 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from sidecar.calls import Calls
-from sidecar.channels.console.session import ConsoleSession
-from sidecar.llm.port import Llm
-from sidecar.prompt_wait import Waits
-from sidecar.transcript.journal import Journal
+from sidecar.channels.console.session import ConsoleSession, Parts
 
 _STATIC = Path(__file__).parent / "static"
-_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/console.css": ("console.css", "text/css; charset=utf-8"),
-    "/console.js": ("console.js", "text/javascript; charset=utf-8"),
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
 }
+
+
+def _files() -> dict[str, tuple[Path, str]]:
+    """Return the page's files by path, with their media types: these, and no path of a request."""
+    files = {
+        f"/{file.relative_to(_STATIC).as_posix()}": (file, f"{_TYPES[file.suffix]}; charset=utf-8")
+        for file in sorted(_STATIC.rglob("*"))
+        if file.suffix in _TYPES
+    }
+    return files | {"/": files.pop("/index.html")}
+
+
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -44,34 +56,14 @@ class Console:
     """The local page and its calls.
 
     Args:
-        calls: Where its calls live.
-        journal: Asked how much is undelivered.
-        llm: Who replies.
-        waits: What a prompt may wait for memory.
-        tenant: Whose callers they are.
-        summary: What is real and what is demo, by part, for the page to show.
-        clock: Unix time in seconds.
+        parts: What every page shares.
+        token: Admits a page; empty makes one. A parent that starts the sidecar again hands the
+            same one down, so that an open page comes back.
     """
 
-    def __init__(
-        self,
-        calls: Calls,
-        journal: Journal,
-        llm: Llm,
-        *,
-        waits: Waits,
-        tenant: str,
-        summary: Mapping[str, str],
-        clock: Callable[[], float],
-    ) -> None:
-        self.token = secrets.token_urlsafe(24)
-        self._calls = calls
-        self._journal = journal
-        self._llm = llm
-        self._waits = waits
-        self._tenant = tenant
-        self._summary = summary
-        self._clock = clock
+    def __init__(self, parts: Parts, *, token: str = "") -> None:
+        self.token = token or secrets.token_urlsafe(24)
+        self._parts = parts
         self._sessions: set[ConsoleSession] = set()
 
     def routes(self, host: str, port: int) -> list[BaseRoute]:
@@ -80,13 +72,11 @@ class Console:
         names.add(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         hosts = frozenset(names)
 
-        def file(path: str) -> Route:
-            name, media_type = _FILES[path]
-
+        def route(path: str, file: Path, media_type: str) -> Route:
             async def serve(request: Request) -> Response:
                 if not _from_here(request, hosts):
                     return PlainTextResponse("this page is for this machine alone\n", 403)
-                return FileResponse(_STATIC / name, media_type=media_type, headers=_HEADERS)
+                return FileResponse(file, media_type=media_type, headers=_HEADERS)
 
             return Route(path, serve)
 
@@ -95,24 +85,17 @@ class Console:
                 await websocket.close(4401)
                 return
             await websocket.accept()
-            session = ConsoleSession(
-                websocket,
-                self._calls,
-                self._journal,
-                self._llm,
-                waits=self._waits,
-                tenant=self._tenant,
-                summary=self._summary,
-                admits=self.admits,
-                clock=self._clock,
-            )
+            session = ConsoleSession(websocket, self._parts, admits=self.admits)
             self._sessions.add(session)
             try:
                 await session.serve()
             finally:
                 self._sessions.discard(session)
+                if not self._sessions:  # nobody is left who could put it back in
+                    self._parts.plug.restore()
 
-        return [*(file(path) for path in _FILES), WebSocketRoute("/console/ws", socket)]
+        files = (route(path, *found) for path, found in _files().items())
+        return [*files, WebSocketRoute("/console/ws", socket)]
 
     def admits(self, token: str) -> bool:
         """Whether a browser's token is this start's own."""

@@ -1,40 +1,93 @@
-"""One browser's conversation with the console, over one WebSocket.
+"""One open page, over one WebSocket. It may hold several calls, and look at every other.
 
-Frames are JSON objects with a `type`. From the browser: `hello {token}` first, then
-`call.start {caller, consent}`, `speech.started`, `say {text}`, `call.end`. To it: `ready {summary}`,
-`call {live, caller, call}`, `reply.delta {text}`, `reply.end {interrupted}`,
-`memory {blocks, text, version, age_s, served}`, `outbox {undelivered, dead}`, `error {message}`.
+Frames are JSON objects with a `type`; `call` is the key of a call, `turn` an id the browser made.
 
-The path is the one every channel takes: memory at hand goes into the prompt, the reply streams,
-turns are recorded as they were heard. A reply that is cut off by the next words, or by the end of
-the call, is recorded with what was sent of it.
+From the browser: `hello {token}` first, then `call.start {call, caller, consent}` (the same call
+again takes it up again), `speech.started {call}`, `say {call, turn, text, aloud}` (sent again until
+its reply has ended), `reply.stop {call, heard_chars}`, `reply.heard {call, turn}`,
+`call.end {call}`, `prompt.show {call, turn}`, `call.watch {call}` (empty: none),
+`outbox.replay {batch}`, `outbox.drop {batch}`, `plug {pulled}`, `kill`.
+
+To it: `ready {summary, tenant, pid, plug, restarts}`, `call {call, live, caller, turns, kept}`,
+`turn {call, turn, stored}`, `reply.delta {call, turn, text}`, `reply.spoken {call, turn}` (the whole
+reply was sent), `reply.end {call, turn, text, interrupted, stored, timing, memory}`,
+`prompt {call, turn, messages}`, `memory {call, …}`, `transcript {call, live, turns, earlier}`,
+`calls {live, past}`, `outbox {…}`, `plug {pulled}`, `error {message}`; see `views.py`.
 """
 
-import uuid
+import os
+import re
+import signal
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sidecar.calls import Calls, LiveCall, MemoryView
-from sidecar.errors import SidecarError
+from sidecar.calls import Calls, LiveCall
+from sidecar.channels.console import views
+from sidecar.channels.console.call import ConsoleCall
+from sidecar.errors import CallError, JournalError, SidecarError
 from sidecar.llm.port import Llm
-from sidecar.memory.freshness import age_s
-from sidecar.model import CallerHints, Consent, Speaker, Turn, prompt_metrics
+from sidecar.model import CallerHints, Consent
 from sidecar.prompt_wait import Waits
 from sidecar.transcript.journal import Journal
 
-SYSTEM: Final = (
-    "You are a friendly voice agent. Answer in one or two short spoken sentences. "
-    "Use what you remember about the caller where it helps, as someone would who knows them."
-)
 HELLO_S: Final = 10.0
-OUTBOX_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 0.5
 TEXT_LIMIT_CHARS: Final = 8_000
-FALLBACK: Final = "I'm sorry, I can't think just now. Please say that again in a moment."
+CALLS_LIMIT: Final = 16
+ENDED_KEPT: Final = 8
+OWNER: Final = "console"
+_CALL_ID = re.compile(r"console-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TURN_ID = re.compile(r"[\w-]{1,64}")
+
+
+class Plug(Protocol):
+    """The line to Letta, which the page may cut; `sidecar.letta.plug`."""
+
+    @property
+    def pulled(self) -> bool:
+        """Whether Letta is out of reach just now."""
+        ...
+
+    def pull(self) -> None:
+        """Put Letta out of reach."""
+        ...
+
+    def restore(self) -> None:
+        """Let it be reached again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every page shares.
+
+    Attributes:
+        calls: Where calls live.
+        journal: What is stored, and the outbox.
+        llm: Who replies.
+        waits: What a prompt may wait for memory.
+        plug: The line to Letta.
+        tenant: Whose callers they are.
+        summary: What is real and what is demo, by part.
+        restarts: A parent starts the sidecar again when it is killed.
+        clock: Unix time in seconds.
+    """
+
+    calls: Calls
+    journal: Journal
+    llm: Llm
+    waits: Waits
+    plug: Plug
+    tenant: str
+    summary: Mapping[str, str]
+    restarts: bool
+    clock: Callable[[], float]
 
 
 class ConsoleSession:
@@ -42,47 +95,19 @@ class ConsoleSession:
 
     Args:
         socket: Accepted.
-        calls: Where its calls live.
-        journal: Asked how much is undelivered.
-        llm: Who replies.
-        waits: What a prompt may wait for memory.
-        tenant: Whose callers they are.
-        summary: What is real and what is demo.
+        parts: What every page shares.
         admits: Whether a token is this start's own.
-        clock: Unix time in seconds.
     """
 
-    def __init__(
-        self,
-        socket: WebSocket,
-        calls: Calls,
-        journal: Journal,
-        llm: Llm,
-        *,
-        waits: Waits,
-        tenant: str,
-        summary: Mapping[str, str],
-        admits: Callable[[str], bool],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, socket: WebSocket, parts: Parts, *, admits: Callable[[str], bool]) -> None:
         self._socket = socket
-        self._calls = calls
-        self._journal = journal
-        self._llm = llm
-        self._waits = waits
-        self._tenant = tenant
-        self._summary = summary
+        self._parts = parts
         self._admits = admits
-        self._clock = clock
-        self._owner = f"console/{uuid.uuid4()}"
-        self._live: LiveCall | None = None
-        self._history: list[dict[str, str]] = []
-        self._reply: anyio.CancelScope | None = None
-        self._reply_over = anyio.Event()
-        self._memory_news = anyio.Event()
+        self._held: dict[str, ConsoleCall] = {}
+        self._watched: LiveCall | str | None = None
+        self._told: dict[str, object] = {}
+        self._news = anyio.Event()
         self._tasks: TaskGroup | None = None
-        self._seq = 0
-        self._prompted: dict[str, float] = {}
 
     async def serve(self) -> None:
         """Serve until the browser goes or the sidecar does."""
@@ -94,35 +119,37 @@ class ConsoleSession:
         if hello.get("type") != "hello" or not self._admits(str(hello.get("token", ""))):
             await self._socket.close(4401, "wrong token: use the link that the sidecar printed")
             return
+        parts = self._parts
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                await self._send("ready", summary=dict(self._summary))
-                tasks.start_soon(self._tell_memory)
-                tasks.start_soon(self._tell_outbox)
+                await self._send(
+                    "ready",
+                    summary=dict(parts.summary),
+                    tenant=parts.tenant,
+                    pid=os.getpid(),
+                    plug=parts.plug.pulled,
+                    restarts=parts.restarts,
+                )
+                tasks.start_soon(self._look)
                 await self._read()
+                await self._end_calls("page closed")
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._end_call("page closed")
+                await self._end_calls("page closed")
 
     async def close(self) -> None:
-        """The sidecar goes away: end the call and close the page's socket."""
-        await self._end_call("sidecar stops")
+        """The sidecar goes away: end the calls and close the page's socket."""
+        await self._end_calls("sidecar stops")
         with anyio.move_on_after(2.0):
             await self._quietly(self._socket.close(1001, "the sidecar stops"))
 
-    # What the listener of a call hears -----------------------------------------------------
+    async def _end_calls(self, reason: str) -> None:
+        for held in tuple(self._held.values()):
+            await held.end(reason)
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        """See `sidecar.calls.Listener`."""
-        self._memory_news.set()
-
-    def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`. The console heeds it in the next prompt."""
-        self._history.append({"role": "system", "content": text})
-
-    # ---------------------------------------------------------------------------------------
+    # From the browser ------------------------------------------------------------------------
 
     async def _read(self) -> None:
         while True:
@@ -136,153 +163,196 @@ class ConsoleSession:
                 await self._send("error", message=str(error))
 
     async def _take(self, frame: Mapping[str, Any]) -> None:
-        match frame.get("type"):
+        kind = frame.get("type")
+        match kind:
             case "call.start":
-                refused = frame.get("consent") == "no"
-                await self._start_call(
-                    str(frame.get("caller", "")).strip()[:100], consent="no" if refused else "yes"
-                )
+                try:
+                    await self._start_call(frame)
+                except SidecarError as error:
+                    await self._send("error", message=str(error))
+                    await self._send("call", call=_text(frame, "call"), live=False)
+            case "call.watch":
+                await self._watch(_text(frame, "call"))
+            case "outbox.replay" | "outbox.drop":
+                await self._change_outbox(kind, _text(frame, "batch"))
+            case "plug":
+                self._pull_plug(pulled=frame.get("pulled") is True)
+            case "kill":
+                await self._kill()
+            case _:
+                held = self._held.get(_text(frame, "call"))
+                if held is None:
+                    await self._send("error", message="start a call first")
+                else:
+                    await self._take_of_call(held, frame)
+
+    async def _take_of_call(self, held: ConsoleCall, frame: Mapping[str, Any]) -> None:
+        turn = _text(frame, "turn")
+        match frame.get("type"):
             case "speech.started":
-                if self._live is not None:
-                    self._live.speech_started()
+                if held.live is not None and held.on_the_line:
+                    held.live.speech_started()
             case "say":
-                await self._say(str(frame.get("text", "")).strip()[:TEXT_LIMIT_CHARS])
+                text = _text(frame, "text").strip()[:TEXT_LIMIT_CHARS]
+                if text and _TURN_ID.fullmatch(turn):
+                    await held.say(turn, text, aloud=frame.get("aloud") is True)
+                else:
+                    await self._send("error", message="`say` needs a text and an id of the turn")
+            case "reply.stop":
+                heard = frame.get("heard_chars")
+                await held.stop(heard_chars=max(0, heard) if isinstance(heard, int) else None)
+            case "reply.heard":
+                held.heard(turn)
+            case "prompt.show":
+                await self._send("prompt", call=held.key, turn=turn, messages=held.prompt_of(turn))
             case "call.end":
-                await self._end_call("caller hung up")
-                await self._send("call", live=False)
+                await held.end("caller hung up")
+                await self._send("call", call=held.key, live=False)
             case _:
                 await self._send("error", message="unknown frame")
 
-    async def _start_call(self, caller: str, *, consent: Consent) -> None:
-        await self._end_call("a new call began")
-        self._history = []
-        self._seq = 0
-        self._live = await self._calls.open(
-            self._tenant,
-            f"console-{uuid.uuid4()}",
+    async def _start_call(self, frame: Mapping[str, Any]) -> None:
+        """Take a call up, or take it up again.
+
+        Raises:
+            SidecarError: it can't be; nothing of it is live.
+        """
+        parts = self._parts
+        call_id = _text(frame, "call").removeprefix(f"{parts.tenant}/")
+        caller = _text(frame, "caller").strip()[:100]
+        consent: Consent = "no" if frame.get("consent") == "no" else "yes"
+        if not _CALL_ID.fullmatch(call_id):
+            raise CallError("bad_value", "`call` must be console- and a UUID")
+        if sum(held.on_the_line for held in self._held.values()) >= CALLS_LIMIT:
+            raise CallError("too_many", f"one page holds {CALLS_LIMIT} live calls at most")
+        assert self._tasks is not None
+        held = ConsoleCall(
+            f"{parts.tenant}/{call_id}",
+            self._send,
+            parts.llm,
+            look=self._look_now,
+            waits=parts.waits,
+            tasks=self._tasks,
+            clock=parts.clock,
+        )
+        before = self._held.pop(held.key, None)
+        if before is not None:
+            await before.stop()
+        turns = await parts.journal.turns(held.key)
+        live = await parts.calls.open(
+            parts.tenant,
+            call_id,
             channel="console",
             hints=CallerHints(identity=caller, consent=consent),
-            opened_at_s=self._clock(),
-            owner=self._owner,
-            listener=self,
+            opened_at_s=parts.clock(),
+            owner=OWNER,
+            listener=held,
         )
-        await self._send("call", live=True, caller=caller, call=self._live.call.call_id)
-
-    async def _say(self, text: str) -> None:
-        live = self._live
-        if live is None:
-            await self._send("error", message="start a call first")
-            return
-        if not text:
-            return
-        await self._stop_reply()
-        await self._record(live, "caller", text)
-        self._history.append({"role": "user", "content": text})
-        assert self._tasks is not None
-        self._reply_over = anyio.Event()
-        self._reply = anyio.CancelScope()
-        self._tasks.start_soon(self._answer, live, self._reply, self._reply_over)
-
-    async def _answer(self, live: LiveCall, scope: anyio.CancelScope, over: anyio.Event) -> None:
-        spoken: list[str] = []
-        failed = False
-        try:
-            with scope:
-                try:
-                    async for piece in self._llm.stream(await self._prompt(live)):
-                        spoken.append(piece)
-                        await self._send("reply.delta", text=piece)
-                except SidecarError as error:
-                    failed = True
-                    await self._send("error", message=str(error))
-                    if not spoken:
-                        spoken.append(FALLBACK)
-                        await self._send("reply.delta", text=FALLBACK)
-            text = "".join(spoken).strip()
-            interrupted = scope.cancelled_caught or (failed and text != FALLBACK)
-            with anyio.CancelScope(shield=True):
-                if text:
-                    self._history.append({"role": "assistant", "content": text})
-                    await self._record(live, "agent", text, interrupted=interrupted)
-                await self._send("reply.end", interrupted=interrupted)
-        finally:
-            over.set()
-
-    async def _prompt(self, live: LiveCall) -> list[dict[str, str]]:
-        wait_s = await live.ready(self._waits)
-        messages = [{"role": "system", "content": SYSTEM}, *self._history]
-        memory = live.memory
-        age = age_s(memory.read_at_s, now_s=self._clock()) if memory.read_at_s else None
-        self._prompted = prompt_metrics(memory.served, age_s=age, wait_s=wait_s)
-        if memory.text:
-            # Role user: it stems from callers' words, which get no system message's authority.
-            messages.insert(len(messages) - 1, {"role": "user", "content": memory.text})
-        return messages
-
-    async def _stop_reply(self) -> None:
-        if self._reply is not None:
-            self._reply.cancel()
-            with anyio.move_on_after(5.0):
-                await self._reply_over.wait()
-            self._reply = None
-
-    async def _record(
-        self, live: LiveCall, speaker: Speaker, text: str, *, interrupted: bool = False
-    ) -> None:
-        self._seq += 1
-        turn = Turn(
-            live.key,
-            f"turn-{self._seq}",
-            self._seq,
-            speaker,
-            text,
-            self._clock(),
-            interrupted,
-            self._prompted if speaker == "agent" else {},
+        held.begin(live, turns)
+        self._held[held.key] = held
+        self._let_go_of_ended()
+        await self._send(
+            "call",
+            call=held.key,
+            live=True,
+            caller=caller,
+            lane=live.call.ref.lane if live.call.ref.known else "",
+            kept=live.kept,
+            turns=[views.turn_view(turn) for turn in turns],
         )
-        try:
-            await live.record([turn])
-        except SidecarError as error:
-            await self._send("error", message=str(error))
+        await self._tell_memory(held.key, live)
 
-    async def _end_call(self, reason: str) -> None:
-        await self._stop_reply()
-        live, self._live = self._live, None
-        if live is not None:
+    def _let_go_of_ended(self) -> None:
+        """Forget all but the latest ended calls: what Letta learnt of those is still shown."""
+        ended = [key for key, held in self._held.items() if not held.on_the_line]
+        for key in ended[: max(0, len(ended) - ENDED_KEPT)]:
+            del self._held[key]
+            self._told.pop("memory" + key, None)
+
+    async def _watch(self, key: str) -> None:
+        """Show a call of any channel, and go on showing it while it is live."""
+        self._told.pop("transcript", None)
+        live = next((one for one in self._parts.calls.live if one.key == key), None)
+        self._watched = live or key or None
+        await self._tell_watched()
+
+    async def _change_outbox(self, kind: str, batch: str) -> None:
+        journal, now_s = self._parts.journal, self._parts.clock()
+        change = journal.replay if kind == "outbox.replay" else journal.drop
+        if not await change(batch, now_s=now_s):
+            await self._send("error", message="that batch is no dead letter any more")
+
+    def _pull_plug(self, *, pulled: bool) -> None:
+        plug = self._parts.plug
+        if pulled:
+            plug.pull()
+        else:
+            plug.restore()
+
+    async def _kill(self) -> None:
+        if self._parts.restarts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await self._send(
+            "error", message="nothing would start the sidecar again: it runs without --restart"
+        )
+
+    # To the browser ---------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Tell the page what has changed, for as long as it is open."""
+        while True:
             try:
-                await live.close(reason)
-            except SidecarError as error:
-                await self._send("error", message=str(error))
+                await self._tell_news()
+            except JournalError as error:
+                await self._tell("error", message=str(error))
+            self._news = anyio.Event()
+            with anyio.move_on_after(LOOK_EVERY_S):
+                await self._news.wait()
 
-    async def _tell_memory(self) -> None:
-        while True:
-            await self._memory_news.wait()
-            self._memory_news = anyio.Event()
-            live = self._live
-            if live is None:
-                continue
-            view, snapshot = live.memory, live.snapshot
-            await self._send(
-                "memory",
-                blocks=[
-                    {"label": b.label, "value": b.value, "description": b.description}
-                    for b in (snapshot.blocks if snapshot else ())
-                ],
-                text=view.text,
-                version=view.version,
-                age_s=age_s(view.read_at_s, now_s=self._clock()) if view.read_at_s else None,
-                served=view.served,
-            )
+    def _look_now(self) -> None:
+        self._news.set()
 
-    async def _tell_outbox(self) -> None:
-        told: dict[str, int] = {}
-        while True:
-            counts = await self._journal.counts()
-            now = {"undelivered": counts.undelivered, "dead": counts.dead_batches}
-            if now != told:
-                await self._send("outbox", **now)
-                told = now
-            await anyio.sleep(OUTBOX_EVERY_S)
+    async def _tell_news(self) -> None:
+        parts = self._parts
+        await self._tell("plug", pulled=parts.plug.pulled)
+        await self._tell("outbox", **await views.outbox_view(parts.journal))
+        await self._tell("calls", **await views.calls_view(parts.calls, parts.journal))
+        for held in tuple(self._held.values()):
+            if held.live is not None:
+                await self._find_agent(held.live)
+                await self._tell_memory(held.key, held.live)
+        if not isinstance(self._watched, str):
+            await self._tell_watched()
+
+    async def _find_agent(self, live: LiveCall) -> None:
+        """Let a call that ended while Letta was away show what Letta learnt of it later."""
+        if live.closed and live.agent_id is None and live.call.ref.known:
+            live.agent_id = await self._parts.journal.agent_of(live.call.ref)
+
+    async def _tell_memory(self, key: str, live: LiveCall) -> None:
+        # By its time alone, a read that found nothing new is news: the page shows the age.
+        await self._tell("memory", about=key, call=key, **views.memory_view(live))
+
+    async def _tell_watched(self) -> None:
+        watched = self._watched
+        if watched is None:
+            return
+        key = watched if isinstance(watched, str) else watched.key
+        turns = await self._parts.journal.turns(key)
+        await self._tell(
+            "transcript",
+            call=key,
+            live=not isinstance(watched, str) and not watched.closed,
+            **views.transcript_view(turns),
+        )
+        if not isinstance(watched, str):
+            await self._tell_memory(key, watched)
+
+    async def _tell(self, kind: str, *, about: str = "", **fields: object) -> None:
+        """Send a frame unless the page was told just that already."""
+        if self._told.get(kind + about) != fields:
+            self._told[kind + about] = fields
+            await self._send(kind, **fields)
 
     async def _receive(self) -> dict[str, Any]:
         message = await self._socket.receive()
@@ -306,3 +376,8 @@ class ConsoleSession:
                 await sending
         except (WebSocketDisconnect, RuntimeError, OSError):
             return
+
+
+def _text(frame: Mapping[str, Any], name: str) -> str:
+    value = frame.get(name)
+    return value if isinstance(value, str) else ""

@@ -14,6 +14,7 @@ import apsw
 from sidecar.errors import CallError, JournalError
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.transcript.journal import (
+    BatchRow,
     CallerHolding,
     DeadLetter,
     JournalCounts,
@@ -280,6 +281,12 @@ class SqliteJournal:
         """See `Journal.retire`."""
         await self._writer.submit(
             lambda tx: batches.retire(tx, batch.batch_id, error=error, now_s=now_s)
+        )
+
+    async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
+        """See `Journal.batches`."""
+        return await self._reader.submit(
+            lambda tx: reads.batches(tx, states=states, limit=limit, newest_first=True)
         )
 
     async def dead_letters(self) -> list[DeadLetter]:

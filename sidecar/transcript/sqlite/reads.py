@@ -1,11 +1,13 @@
 """What the journal reads, each function on the state of one commit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import DeadLetter, JournalCounts, LaneStatus
+from sidecar.transcript.delivery import State
+from sidecar.transcript.journal import BatchRow, DeadLetter, JournalCounts, LaneStatus
 from sidecar.transcript.sqlite.threads import Transaction
 
 _METRICS = msgspec.json.Decoder(dict[str, float])
@@ -18,6 +20,10 @@ SELECT_TURN = (
     "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
     " t.traceparent"
     " FROM calls c JOIN turns t ON t.call = c.id"
+)
+SELECT_BATCH = (
+    "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
+    " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
 )
 _RECENT = (
     SELECT_TURN  # noqa: S608 - constants only
@@ -137,6 +143,21 @@ def counts(tx: Transaction) -> JournalCounts:
     )[0][0]
     dead = tx.rows("SELECT count(*) FROM batches WHERE state = 'dead'")[0][0]
     return JournalCounts(calls, live, turns, pending + replayed, dead, oldest_s)
+
+
+def batches(
+    tx: Transaction, *, states: Sequence[str], limit: int, newest_first: bool = False
+) -> list[BatchRow]:
+    """Return the batches in one of these states, in the order in which they were sealed.
+
+    Those under way, and dead ones, are found by their partial indexes, whose condition must stand
+    here word for word; settled ones, of which there are many, by their number from the end.
+    """
+    words = ", ".join(f"'{State(state).value}'" for state in states)
+    among, by = (f"= {words}", "b.id") if len(states) == 1 else (f"IN ({words})", "+b.id")
+    order = "DESC" if newest_first else "ASC"
+    rows = tx.rows(f"{SELECT_BATCH} WHERE b.state {among} ORDER BY {by} {order} LIMIT ?", limit)
+    return [BatchRow(*row) for row in rows]
 
 
 def dead_letters(tx: Transaction) -> list[DeadLetter]:

@@ -13,13 +13,12 @@ import apsw
 
 from sidecar.errors import JournalError
 from sidecar.model import Call, Turn
-from sidecar.transcript.journal import JournalCounts, LaneStatus
+from sidecar.transcript.journal import BatchRow, JournalCounts, LaneStatus
 from sidecar.transcript.sqlite import reads
 from sidecar.transcript.sqlite.file import SCHEMA_VERSION, execute, journal_error
 from sidecar.transcript.sqlite.threads import Transaction
 
 _BUSY_MS = 5_000
-OPEN_STATES = ("sealed", "sending", "unknown", "retry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +28,6 @@ class CallRow:
     call: Call
     turns: int
     undelivered: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRow:
-    """A batch; times are Unix seconds, `ended_s` is None while it is open."""
-
-    batch_id: str
-    lane: str
-    call: str
-    part: int
-    turns: int
-    state: str
-    attempt: int
-    sealed_at_s: float
-    ended_s: float | None
-    error: str
 
 
 class JournalFile:
@@ -102,16 +85,12 @@ class JournalFile:
 
     def batches(self, *, states: tuple[str, ...], limit: int) -> list[BatchRow]:
         """Return the batches in one of these states, oldest first."""
-        marks = ",".join("?" * len(states))
-        rows = self._tx.rows(
-            f"{_SELECT_BATCH} WHERE b.state IN ({marks}) ORDER BY b.id LIMIT ?", *states, limit
-        )
-        return [BatchRow(*row) for row in rows]
+        return reads.batches(self._tx, states=states, limit=limit)
 
     def batch(self, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
         """Return a batch by its id, or by the first characters of it, with its turns."""
         rows = self._tx.rows(
-            f"{_SELECT_BATCH} WHERE substr(b.batch_id, 1, length(?1)) = ?1 LIMIT 2", name
+            f"{reads.SELECT_BATCH} WHERE substr(b.batch_id, 1, length(?1)) = ?1 LIMIT 2", name
         )
         if len(rows) != 1:
             return None
@@ -125,10 +104,6 @@ class JournalFile:
 
 
 _SELECT_CALL_ROW = reads.SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
-_SELECT_BATCH = (
-    "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
-    " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
-)
 
 
 def _call_row(row: tuple[object, ...]) -> CallRow:

@@ -1,0 +1,231 @@
+"""A call of the local page: what is said, answered, cut off and said again."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from sidecar.calls import MemoryView
+from sidecar.channels.console.call import FALLBACK, HEARD_S, ConsoleCall
+from sidecar.errors import JournalFull, LlmError
+from sidecar.model import Turn
+from sidecar.prompt_wait import Waits
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+KEY = "default/console-1"
+
+
+class Line:
+    """A live call on a journal that may be full."""
+
+    def __init__(self) -> None:
+        self.key = KEY
+        self.closed = False
+        self.full = False
+        self.listener: ConsoleCall | None = None
+        self.turns: list[Turn] = []
+        self.memory = MemoryView("<memory>Ada</memory>", "v", 0.0, "stale")
+
+    async def record(self, turns: Sequence[Turn]) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.full:
+            raise JournalFull("no room")
+        self.turns += turns
+
+    async def ready(self, waits: Waits) -> float:
+        await anyio.lowlevel.checkpoint()
+        return 0.0
+
+    async def close(self, reason: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed = True
+
+    @property
+    def texts(self) -> list[str]:
+        return [turn.text for turn in self.turns]
+
+
+class Model:
+    """Says its words one by one; the last ones only when they are let go."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Mapping[str, Any]]] = []
+        self.go_on = anyio.Event()
+        self.fault: LlmError | None = None
+
+    async def stream(self, messages: Sequence[Mapping[str, Any]]) -> AsyncIterator[str]:
+        self.asked.append(list(messages))
+        if self.fault is not None:
+            raise self.fault
+        yield "One "
+        await self.go_on.wait()
+        yield "two."
+
+
+class Scene:
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self.frames: list[dict[str, Any]] = []
+        self.line = Line()
+        self.model = Model()
+        self.call = ConsoleCall(
+            KEY,
+            self.send,
+            self.model,  # type: ignore[arg-type]
+            look=lambda: None,
+            waits=Waits(),
+            tasks=tasks,
+            clock=lambda: 1_800_000_000.0,
+        )
+        self.line.listener = self.call
+        self.call.begin(self.line, ())  # type: ignore[arg-type]
+
+    async def send(self, kind: str, **fields: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.frames.append({"type": kind, **fields})
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [frame for frame in self.frames if frame["type"] == kind]
+
+    async def until(self, kind: str, times: int = 1) -> dict[str, Any]:
+        with anyio.fail_after(5.0):
+            while len(self.told(kind)) < times:
+                await anyio.lowlevel.checkpoint()
+        return self.told(kind)[-1]
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    async with anyio.create_task_group() as tasks:
+        yield Scene(tasks)
+        tasks.cancel_scope.cancel()
+
+
+async def test_memory_stands_just_before_the_callers_last_words() -> None:
+    """The prompt ends with the memory and then the words, and is there to be looked at."""
+    async with scene() as here:
+        here.model.go_on.set()
+        await here.call.say("a", "Hello.", aloud=False)
+        end = await here.until("reply.end")
+        assert (end["text"], end["stored"], end["memory"]["served"]) == ("One two.", True, "stale")
+        (asked,) = here.model.asked
+        assert [m["content"] for m in asked[1:]] == ["<memory>Ada</memory>", "Hello."]
+        assert here.call.prompt_of("a") == asked
+        assert here.line.turns[1].metrics["memory_served_stale"] == 1.0
+
+
+async def test_words_said_again_are_not_answered_again() -> None:
+    """The same turn, during its reply and after it, changes nothing; the reply is told again."""
+    async with scene() as here:
+        await here.call.say("a", "Hello.", aloud=False)
+        await here.until("reply.delta")
+        await here.call.say("a", "Hello.", aloud=False)
+        here.model.go_on.set()
+        await here.until("reply.end")
+        await here.call.say("a", "Hello.", aloud=False)
+        again = await here.until("reply.end", times=2)
+        assert again["text"] == "One two."
+        assert len(here.model.asked) == 1
+        assert here.line.texts == ["Hello.", "One two."]
+
+
+async def test_the_next_words_cut_the_reply_off() -> None:
+    """A reply is kept as far as it was sent, before the words that interrupted it."""
+    async with scene() as here:
+        await here.call.say("a", "Hello.", aloud=False)
+        await here.until("reply.delta")
+        await here.call.say("b", "Wait!", aloud=False)
+        assert here.line.texts == ["Hello.", "One", "Wait!"]
+        assert here.line.turns[1].interrupted
+        assert here.told("reply.end")[0]["interrupted"] is True
+
+
+async def test_a_reply_read_aloud_is_kept_as_it_was_heard() -> None:
+    """It waits for the end of the reading; cut off, it is kept as far as it was spoken."""
+    async with scene() as here:
+        here.model.go_on.set()
+        await here.call.say("a", "Hello.", aloud=True)
+        await here.until("reply.spoken")
+        assert here.told("reply.end") == []
+        await here.call.stop(heard_chars=3)
+        assert here.line.texts == ["Hello.", "One"]
+        await here.call.say("b", "Go on.", aloud=True)
+        await here.until("reply.spoken", times=2)
+        here.call.heard("b")
+        assert (await here.until("reply.end", times=2))["interrupted"] is False
+        assert here.line.texts[-1] == "One two."
+        assert HEARD_S > 30
+
+
+async def test_what_a_full_journal_refused_is_stored_first_when_there_is_room() -> None:
+    """No word is lost to a full disk while the call lasts, and their order stays."""
+    async with scene() as here:
+        here.model.go_on.set()
+        here.line.full = True
+        await here.call.say("a", "First.", aloud=False)
+        assert (await here.until("reply.end"))["stored"] is False
+        assert here.told("turn") == []
+        here.line.full = False
+        await here.call.say("b", "Second.", aloud=False)
+        await here.until("reply.end", times=2)
+        assert [frame["turn"] for frame in here.told("turn")] == ["a", "b"]
+        assert here.line.texts == ["First.", "One two.", "Second.", "One two."]
+        assert [turn.seq for turn in here.line.turns] == [1, 2, 3, 4]
+
+
+async def test_the_end_of_a_call_stores_what_could_not_be() -> None:
+    """Words that were refused are tried once more before the call is closed."""
+    async with scene() as here:
+        here.model.go_on.set()
+        here.line.full = True
+        await here.call.say("a", "First.", aloud=False)
+        await here.until("reply.end")
+        here.line.full = False
+        await here.call.end("caller hung up")
+        assert here.line.closed
+        assert here.line.texts == ["First.", "One two."]
+
+
+async def test_a_model_that_fails_is_spoken_for() -> None:
+    """The caller hears an apology, and the page is told why."""
+    async with scene() as here:
+        here.model.fault = LlmError("refused")
+        await here.call.say("a", "Hello.", aloud=False)
+        assert (await here.until("reply.end"))["text"] == FALLBACK
+        assert "refused" in here.told("error")[0]["message"]
+
+
+async def test_a_call_that_another_page_has_taken_up_is_not_ended() -> None:
+    """The page that lost it neither speaks in it nor closes it."""
+    async with scene() as here:
+        here.line.listener = None
+        await here.call.end("page closed")
+        assert not here.line.closed
+        await here.call.say("a", "Hello.", aloud=False)
+        assert here.line.texts == []
+
+
+async def test_a_call_goes_on_from_what_is_stored() -> None:
+    """Taken up again, it knows what was said, answers what was not, and repeats nothing."""
+    async with scene() as here:
+        stored = [
+            Turn(KEY, "a", 1, "caller", "Hello.", 1.0),
+            Turn(KEY, "reply-a", 2, "agent", "Hi.", 2.0),
+            Turn(KEY, "b", 3, "caller", "Who am I?", 3.0),
+        ]
+        here.model.go_on.set()
+        here.call.begin(here.line, stored)  # type: ignore[arg-type]
+        await here.call.say("a", "Hello.", aloud=False)
+        assert (await here.until("reply.end"))["text"] == "Hi."
+        await here.call.say("b", "Who am I?", aloud=False)
+        await here.until("reply.end", times=2)
+        assert [(turn.item_id, turn.seq) for turn in here.line.turns] == [("reply-b", 4)]
+        assert [m["content"] for m in here.model.asked[0][1:]] == [
+            "Hello.",
+            "Hi.",
+            "<memory>Ada</memory>",
+            "Who am I?",
+        ]
