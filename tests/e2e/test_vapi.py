@@ -1,24 +1,20 @@
 """VAPI: recorded calls, faults and intruders against the real process over HTTP."""
 
-import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from examples.vapi.play import Heard, Player
-from tests.sidecar_process import SidecarProcess, eventually, get
+from tests.sidecar_process import SidecarProcess, eventually
+from tests.vapi.model import Model
 
 pytestmark = pytest.mark.e2e
 
@@ -27,47 +23,6 @@ KEY, OLD_KEY = "key-new-0123456789", "key-old-0123456789"
 SECRET, OLD_SECRET = "secret-new-0123456789", "secret-old-0123456789"
 ADA = "+14155550123"
 SYSTEM = {"role": "system", "content": "You are Ada."}
-
-
-class Model:
-    """The stand-in for the model's server, as a process; its log and its faults."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "sidecar.testing.openai_server", "--port", str(self.port)]
-        self._process = subprocess.Popen(command)
-
-        def up() -> bool:
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                return get(f"{self.url}/v1/models")[0] == 200
-            return False
-
-        eventually(up)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-    def faults(self, **faults: object) -> None:
-        request = urllib.request.Request(
-            f"{self.url}/_ctl", json.dumps(faults).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=5).close()
-
-    def prompts(self) -> list[dict[str, Any]]:
-        """The bodies of requests that came for a caller, not for the embedded Letta."""
-        seen = json.loads(get(f"{self.url}/_log?tail=1000")[1])
-        return [
-            one["body"]
-            for one in seen
-            if one["path"] == "chat" and "You are Ada" in str(one["body"]["messages"][0]["content"])
-        ]
 
 
 @pytest.fixture
