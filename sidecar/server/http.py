@@ -8,6 +8,7 @@ import contextlib
 import resource
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from pathlib import Path
 
 import anyio
 import uvicorn
@@ -24,6 +25,8 @@ from sidecar.server.link import LinkServer
 
 MAX_CONNECTIONS = 4_000
 """Beyond it a request is answered 503: more than the calls of one machine need."""
+OPENAPI = Path(__file__).with_name("openapi.json")
+"""The HTTP routes of every part, as OpenAPI 3.1."""
 
 Readiness = Callable[[], Awaitable[Mapping[str, object]]]
 
@@ -44,10 +47,16 @@ def routes(link: LinkServer, readiness: Readiness, extra: Sequence[BaseRoute]) -
         state = await readiness()
         return JSONResponse(dict(state), status_code=200 if state["ready"] else 503)
 
+    async def openapi(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    document = OPENAPI.read_bytes()
+
     return Starlette(
         routes=[
             Route("/livez", livez),
             Route("/readyz", readyz),
+            Route("/openapi.json", openapi),
             WebSocketRoute("/link", link.endpoint),
             *extra,
         ]

@@ -14,6 +14,7 @@ from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import Credential, Door
 from sidecar.channels.vapi.bodies import about, passed_on
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
+from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.projection import Block as Said
 from sidecar.channels.vapi.recall import as_text, passages_of, search
@@ -36,6 +37,21 @@ def signed(body: bytes, secret: bytes, *, at: float = NOW_S) -> dict[str, str]:
     stamp = str(int(at))
     mac = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256)
     return {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+
+
+class TestObjectOf:
+    @pytest.mark.parametrize(
+        ("escaped", "read"),
+        [
+            (r"cut \ud83d", "cut \ufffd"),
+            (r"\ude00 cut", "\ufffd cut"),
+            (r"whole \ud83d\ude00, half \uD83D", "whole \U0001f600, half \ufffd"),
+            (r"\\ud83d is no escape \ud83dA", "\\ud83d is no escape \ufffdA"),
+        ],
+    )
+    def test_half_a_character_costs_no_call(self, escaped: str, read: str) -> None:
+        """JavaScript writes half an emoji as an escape of its own: the rest of the body counts."""
+        assert object_of(f'{{"text": "{escaped}"}}'.encode()) == {"text": read}
 
 
 class TestDoor:

@@ -3,6 +3,7 @@
 Raw, because a stream's every chunk passes here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +18,11 @@ BODY_S = 10.0
 
 Headers = Sequence[tuple[bytes, bytes]]
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
+
+_decode = msgspec.json.Decoder().decode
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 
 
 class Refused(SidecarError):
@@ -86,12 +92,20 @@ def object_of(body: bytes) -> Mapping[str, Any]:
         Refused: it is none (400).
     """
     try:
-        parsed: object = msgspec.json.decode(body)
+        try:
+            parsed: object = _decode(body)
+        except msgspec.DecodeError:
+            # JavaScript writes half a character that way, and a cut text may end in one.
+            parsed = _decode(_ESCAPE.sub(_whole_characters, body))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(parsed, dict):
         raise Refused(400, "the body is no JSON object")
     return cast("dict[str, Any]", parsed)
+
+
+def _whole_characters(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:

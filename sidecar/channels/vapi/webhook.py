@@ -140,7 +140,9 @@ class Webhook:
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
         message = child(object_of(body), "message")
-        kind = str(message.get("type", ""))
+        kind = message.get("type")
+        if not isinstance(kind, str):
+            raise Refused(400, "message: an object with a type, as VAPI's server messages are")
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
         act = self._answers.get(kind)
