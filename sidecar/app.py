@@ -36,6 +36,7 @@ from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.letta.plug import PluggedLetta
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
+from sidecar.memory.archive import Archive
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
@@ -245,11 +246,13 @@ class Sidecar:
                 clock=clock,
             )
             self.console = Console(parts, token=page_token)
+        self.archive = Archive(letta, emit=emit, clock=clock)
         self.vapi = build_vapi(
             settings,
             self.calls,
             journal,
             llm,
+            self.archive,
             redact=redaction(settings.redact),
             emit=emit,
             clock=clock,
@@ -304,6 +307,7 @@ class Sidecar:
         stopped = anyio.Event()
         async with anyio.create_task_group() as parts:
             await parts.start(self.snapshots.run)
+            await parts.start(self.archive.run)
             await parts.start(self.calls.run)
             if self.vapi is not None:
                 await parts.start(self.vapi.run)

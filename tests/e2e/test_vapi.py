@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
 from tests.sidecar_process import SidecarProcess, eventually
 from tests.vapi.model import Model
@@ -304,6 +305,28 @@ class TestWebhooks:
         assert "error" in results["d"]
         ask(sidecar, body("My dog is called Max."))
         assert tell(sidecar, "tool-calls", toolCallList=shapes[:1])[1]["results"] == [results["a"]]
+
+    def test_archival_memory_is_looked_into(self, tmp_path: Path, model: Model) -> None:
+        """The knowledge base and `recall` find what lies in Letta's archive; prompts never ask it."""
+        with LettaProcess() as letta:
+            agent = letta.agent("shared", chars=100)
+            letta.archive(agent, "Her boat is called Moewe.")
+            env = settings(model, LETTA_BASE_URL=letta.url, SIDECAR_AGENT_ID=agent)
+            with SidecarProcess(tmp_path / "data", env) as process:
+                ask(process, body("Hello"), key="")
+                eventually(lambda: any('"memory_read"' in line for line in process.log))
+                assert not any('"archive_' in line for line in process.log)
+                history = [{"role": "user", "message": "Which boat do I have?"}]
+                answered = tell(process, "knowledge-base-request", messages=history)[1]
+                (document,) = [d for d in answered["documents"] if "boat" in d["content"]]
+                assert document["uuid"].startswith("passage-")
+                call = {"id": "a", "name": "recall", "parameters": {"query": "boat"}}
+                answered = tell(process, "tool-calls", toolCallList=[call])[1]
+                assert "(archive) Her boat" in answered["results"][0]["result"]
+                letta.fault({"reads": {"chances": {"hang": 1.0}}})
+                history = [{"role": "user", "message": "And what is in my archive?"}]
+                assert tell(process, "knowledge-base-request", messages=history)[0] == 200
+                letta.fault({"reads": {"chances": {}}})
 
     def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
         """No report comes: the last words are stored, the reply marked as unconfirmed."""

@@ -17,9 +17,9 @@ from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.projection import Block as Said
-from sidecar.channels.vapi.recall import as_text, passages_of, search
+from sidecar.channels.vapi.recall import as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 from sidecar.telemetry import Telemetry
 
 pytestmark = pytest.mark.unit
@@ -270,9 +270,21 @@ class TestRecall:
     def test_what_fits_best_comes_first(self) -> None:
         """The line that holds the question's rare words is found; what does not fit is left out."""
         blocks = [Block("human", "Name: Sam\nDog: Rex\nLikes Tuesday afternoons")]
-        passages = passages_of(blocks, (), [Said("caller", "My dog is old")])
+        passages = known(blocks, (), [Said("caller", "My dog is old")])
         found = search("What is my dog called?", passages, limit=5)
         assert found[0].text == "Dog: Rex"
         assert all("dog" in p.text.lower() for p in found)
         assert "\n" not in as_text(found)
         assert as_text([]) == "Nothing about this is remembered."
+
+    def test_what_letta_found_by_meaning_counts(self) -> None:
+        """Archival memory without a word of the question comes after what has them, in its order."""
+        blocks = [Block("human", "Dog: Rex\nLikes Tuesday afternoons")]
+        archived = [
+            Passage("passage-1", "The pet is afraid of thunder."),
+            Passage("passage-2", "x"),
+        ]
+        found = search("What is my dog called?", known(blocks, (), (), archived), limit=5)
+        assert [p.text for p in found] == ["Dog: Rex", "The pet is afraid of thunder.", "x"]
+        assert [p.passage_id for p in found] == ["", "passage-1", "passage-2"]
+        assert all(0 < p.score <= 1 for p in found)
