@@ -44,7 +44,7 @@ from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
-from sidecar.server.http import listen, routes, serving
+from sidecar.server.http import Direct, listen, routes, serving
 from sidecar.server.link import LinkServer
 from sidecar.server.metrics import Metrics, State
 from sidecar.telemetry import Telemetry
@@ -303,7 +303,10 @@ class Sidecar:
         console = self.console.routes(host, port) if self.console else []
         operators = [*self.metrics.routes(), *self._admin.routes()]
         vapi = self.vapi.routes() if self.vapi else []
-        app = routes(self.link, self.readiness, [*operators, *console, *vapi])
+        app = Direct(
+            routes(self.link, self.readiness, [*operators, *console, *vapi]),
+            self.vapi.posts() if self.vapi else {},
+        )
         stopped = anyio.Event()
         async with anyio.create_task_group() as parts:
             await parts.start(self.snapshots.run)

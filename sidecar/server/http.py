@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from sidecar.channels.frames import MAX_FRAME_BYTES
@@ -61,6 +62,28 @@ def routes(link: LinkServer, readiness: Readiness, extra: Sequence[BaseRoute]) -
             *extra,
         ]
     )
+
+
+class Direct:
+    """Serves POSTs of some paths without Starlette around them, and leaves the rest to it.
+
+    Its layers cost about 60 microseconds of CPU a request and something for each chunk of a stream.
+
+    Args:
+        app: All routes.
+        posts: What serves a POST, by path; the same that `app` would find.
+    """
+
+    def __init__(self, app: ASGIApp, posts: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._posts = posts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._posts.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
@@ -109,7 +132,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Starlette, bound: socket.socket) -> AsyncGenerator[None]:
+async def serving(app: ASGIApp, bound: socket.socket) -> AsyncGenerator[None]:
     """Serve `app` on a bound socket while the context is open."""
     config = uvicorn.Config(
         app,

@@ -64,6 +64,17 @@ def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
 
 
 @pytest.mark.timeout(120)
+def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
+    """Each way has its ratio for each number of streams, and every cut stream was closed."""
+    figures = measured("vapi")
+    for name in ("ttft_ratio_p50", "ttft_ratio_p99", "bare_ttft_ratio_p50", "bare_ttft_ratio_p99"):
+        assert {"1", "50", "200"} == figures[name].keys()
+        assert all(ratio > 0 for ratio in figures[name].values())
+    assert figures["cancelled"] == 20
+    assert {"cpu_us_per_chunk", "cancelled_upstream_closed_p99_ms"} <= figures.keys()
+
+
+@pytest.mark.timeout(120)
 def test_an_idle_sidecar_is_weighed() -> None:
     """Memory and CPU are told for each kind of Letta."""
     figures = measured("idle")

@@ -68,21 +68,19 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
         raise too_large
     parts: list[bytes] = []
     size = 0
-    try:
-        with anyio.fail_after(BODY_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                part: bytes = message.get("body", b"")
-                size += len(part)
-                if size > limit_bytes:
-                    raise too_large
-                parts.append(part)
-                if not message.get("more_body"):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise Refused(408, f"the body did not come within {BODY_S:g} s") from None
+    with anyio.CancelScope(deadline=anyio.current_time() + BODY_S):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise too_large
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+    raise Refused(408, f"the body did not come within {BODY_S:g} s")
 
 
 def object_of(body: bytes) -> Mapping[str, Any]:
