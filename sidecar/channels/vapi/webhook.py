@@ -50,9 +50,17 @@ _RESULTS_KEPT: Final = 5_000
 _FOUND_LIMIT: Final = 6
 # Types about a call that may have ended: they wake none that did.
 _OVER: Final = frozenset(
-    {"end-of-call-report", "conversation-update", "transcript", "hang", "status-update"}
+    {
+        "end-of-call-report",
+        "conversation-update",
+        "transcript",
+        "hang",
+        "status-update",
+        "speech-update",
+        "user-interrupted",
+    }
 )
-_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request"})
+_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
 
@@ -204,6 +212,7 @@ class Webhook:
     async def _speech_update(self, call: VapiCall | None, message: Object) -> Answer:
         if (
             call is not None
+            and not call.finished
             and message.get("role") == "user"
             and message.get("status") == "started"
         ):
