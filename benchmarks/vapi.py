@@ -1,6 +1,7 @@
 """VAPI's model endpoint: time to the first word through the sidecar, over asking the model directly.
 
-A stand-in for the model's server says its first word after 0.3 s and one each 20 ms from then on.
+A stand-in for the model's server says its first word after 0.3 s and one each 20 ms from then on,
+always the same: what it costs must not depend on what it is asked.
 As many calls as there are streams ask at the same moment, in turns directly, through a proxy that
 does nothing (`bare_proxy`), and through the sidecar: all with a prompt of the same length, memory
 put in by the sidecar. Each call has a caller and an agent of its own, was announced by a status-update, as VAPI does, and each round is
@@ -18,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import anyio
@@ -36,6 +37,7 @@ ROUNDS = {1: 20, 50: 6, 200: 5}
 QUICK_ROUNDS = {1: 2, 50: 1, 200: 1}
 CUTS, QUICK_CUTS = 200, 20
 FIRST_S, EACH_S = 0.3, 0.02
+REPLY = "There was once a small boat on a wide and quiet lake."
 SYSTEM = {"role": "system", "content": "You are Ada."}
 AS_LONG = {"role": "system", "content": (f"{MEMORY} " + "likes sailing and tea. " * 90)[:2_000]}
 """In place of the memory where nothing puts it in."""
@@ -45,32 +47,10 @@ async def measure(quick: bool) -> Figures:
     """Return `ttft_ratio_p50` and `ttft_ratio_p99` by streams, and what a chunk and a cut cost."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = stack.enter_context(Model())
-        model.faults(first_token_delay_s=FIRST_S, token_delay_s=EACH_S)
-        letta = stack.enter_context(LettaProcess())
-        callers = {_number(s, i): letta.agent(f"caller {s}-{i}") for s in STREAMS for i in range(s)}
-        agent_map = directory / "agents.json"
-        agent_map.write_text(json.dumps(callers))
-        process = stack.enter_context(
-            sidecar(
-                directory / "data",
-                letta,
-                SIDECAR_AGENT_MAP=str(agent_map),
-                LLM_BASE_URL=f"{model.url}/v1",
-                SIDECAR_VAPI_RATE_PER_S="5000",
-            )
-        )
-        bare, bare_url = await anyio.to_thread.run_sync(_bare, stack, f"{model.url}/v1")
-        ways = {
-            "direct": _Way(f"{model.url}/v1/chat/completions"),
-            "bare": _Way(bare_url, psutil.Process(bare.pid)),
-            "through": _Way(
-                f"{process.url}/vapi/chat/completions", psutil.Process(process.pid), memory=True
-            ),
-        }
-        figures = await _measure(process, ways, QUICK_ROUNDS if quick else ROUNDS)
-        agent = callers[_number(1, 0)]
-        cut_s = await cut_streams(letta, agent, directory / "cut", QUICK_CUTS if quick else CUTS)
+        stage = await anyio.to_thread.run_sync(opened, stack, directory)
+        figures = await stage.measured(QUICK_ROUNDS if quick else ROUNDS)
+        cuts = QUICK_CUTS if quick else CUTS
+        cut_s = await cut_streams(stage.letta, stage.agent, directory / "cut", cuts)
     return figures | {
         "cancelled_upstream_closed_p50_ms": milliseconds(percentile(cut_s, 0.50)),
         "cancelled_upstream_closed_p99_ms": milliseconds(percentile(cut_s, 0.99)),
@@ -78,7 +58,35 @@ async def measure(quick: bool) -> Figures:
     }
 
 
-class _Way:
+def opened(stack: ExitStack, directory: Path) -> "Stage":
+    """Start the model's stand-in, a Letta with an agent a caller, the sidecar and the bare proxy."""
+    model = stack.enter_context(Model(say=REPLY))
+    model.faults(first_token_delay_s=FIRST_S, token_delay_s=EACH_S)
+    letta = stack.enter_context(LettaProcess())
+    callers = {_number(s, i): letta.agent(f"caller {s}-{i}") for s in STREAMS for i in range(s)}
+    agent_map = directory / "agents.json"
+    agent_map.write_text(json.dumps(callers))
+    process = stack.enter_context(
+        sidecar(
+            directory / "data",
+            letta,
+            SIDECAR_AGENT_MAP=str(agent_map),
+            LLM_BASE_URL=f"{model.url}/v1",
+            SIDECAR_VAPI_RATE_PER_S="5000",
+        )
+    )
+    bare, bare_url = _bare(stack, f"{model.url}/v1")
+    ways = {
+        "direct": Way(f"{model.url}/v1/chat/completions"),
+        "bare": Way(bare_url, psutil.Process(bare.pid)),
+        "through": Way(
+            f"{process.url}/vapi/chat/completions", psutil.Process(process.pid), memory=True
+        ),
+    }
+    return Stage(model, letta, process, callers[_number(1, 0)], ways)
+
+
+class Way:
     """A way to the model, and what it came to.
 
     Args:
@@ -97,49 +105,58 @@ class _Way:
         self.cpu_s = 0.0
         self._process = process
 
-    def cpu(self) -> float:
+    async def asked(self, session: aiohttp.ClientSession, streams: int, number: int) -> None:
+        """Run turn `number` of as many calls as `streams`, and count."""
+        before_s = self._cpu_s()
+        took = await _round(session, self, streams, number)
+        self.cpu_s += self._cpu_s() - before_s
+        self.chunks += sum(chunks for _, chunks in took)
+        self.first_s += [first_s for first_s, _ in took]
+
+    def _cpu_s(self) -> float:
         return sum(self._process.cpu_times()[:2]) if self._process else 0.0
 
 
-async def _measure(
-    process: SidecarProcess, ways: Mapping[str, _Way], rounds: Mapping[int, int]
-) -> Figures:
-    figures: Figures = {"ttft_ratio_p50": {}, "ttft_ratio_p99": {}}
-    bare: Figures = {"bare_ttft_ratio_p50": {}, "bare_ttft_ratio_p99": {}}
-    rows: dict[str, Figures] = {}
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        for streams in STREAMS:
-            await _announce(session, process, streams)
-            for way in ways.values():
-                await _round(session, way, streams, 0)
-                way.first_s = []
-            for number in range(1, rounds[streams] + 1):
+class Stage(NamedTuple):
+    """Everything that runs. `agent` is one of `letta`'s."""
+
+    model: Model
+    letta: LettaProcess
+    process: SidecarProcess
+    agent: str
+    ways: dict[str, Way]
+
+    async def measured(self, rounds: Mapping[int, int]) -> Figures:
+        """Return the ratios of every way but the direct one, and what its chunks cost."""
+        ways = self.ways
+        proxies = {key: "" if key == "through" else f"{key}_" for key in ways if key != "direct"}
+        figures: Figures = {
+            f"{proxies[key]}ttft_ratio_{name}": {} for key in proxies for name in ("p50", "p99")
+        }
+        rows: dict[str, Figures] = {}
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            for streams in STREAMS:
+                await _announce(session, self.process, streams)
                 for way in ways.values():
-                    before_s = way.cpu()
-                    took = await _round(session, way, streams, number)
-                    way.cpu_s += way.cpu() - before_s
-                    way.chunks += sum(chunks for _, chunks in took)
-                    way.first_s += [first_s for first_s, _ in took]
-            row: Figures = {"samples": len(ways["through"].first_s)}
-            for name, share in (("p50", 0.5), ("p99", 0.99)):
-                first = {key: percentile(way.first_s, share) for key, way in ways.items()}
-                figures[f"ttft_ratio_{name}"][str(streams)] = _ratio(first, "through")
-                bare[f"bare_ttft_ratio_{name}"][str(streams)] = _ratio(first, "bare")
-                row |= {f"{key}_{name}_ms": milliseconds(value) for key, value in first.items()}
-            rows[f"{streams} streams"] = row
-    through, least = ways["through"], ways["bare"]
-    return {
-        **figures,
-        **bare,
-        **rows,
-        "cpu_us_per_chunk": round(through.cpu_s / through.chunks * 1e6, 1),
-        "bare_cpu_us_per_chunk": round(least.cpu_s / least.chunks * 1e6, 1),
-    }
-
-
-def _ratio(first: Mapping[str, float], way: str) -> float:
-    return round(first[way] / first["direct"], 3)
+                    await _round(session, way, streams, 0)
+                    way.first_s = []
+                for number in range(1, rounds[streams] + 1):
+                    for way in ways.values():
+                        await way.asked(session, streams, number)
+                row: Figures = {"samples": len(ways["through"].first_s)}
+                for name, share in (("p50", 0.5), ("p99", 0.99)):
+                    first = {key: percentile(way.first_s, share) for key, way in ways.items()}
+                    row |= {f"{key}_{name}_ms": milliseconds(value) for key, value in first.items()}
+                    for key, prefix in proxies.items():
+                        ratio = round(first[key] / first["direct"], 3)
+                        figures[f"{prefix}ttft_ratio_{name}"][str(streams)] = ratio
+                rows[f"{streams} streams"] = row
+        cpu = {
+            f"{prefix}cpu_us_per_chunk": round(ways[key].cpu_s / ways[key].chunks * 1e6, 1)
+            for key, prefix in proxies.items()
+        }
+        return {**figures, **rows, **cpu}
 
 
 async def _announce(session: aiohttp.ClientSession, process: SidecarProcess, streams: int) -> None:
@@ -159,7 +176,7 @@ def _number(streams: int, index: int) -> str:
     return f"+1415{streams:03}{index:04}"
 
 
-def _messages(way: _Way, number: int) -> list[dict[str, str]]:
+def _messages(way: Way, number: int) -> list[dict[str, str]]:
     """Return the history of a call in its turn `number`."""
     said = [SYSTEM] if way.memory else [SYSTEM, AS_LONG]
     for turn in range(number):
@@ -171,7 +188,7 @@ def _messages(way: _Way, number: int) -> list[dict[str, str]]:
 
 
 async def _round(
-    session: aiohttp.ClientSession, way: _Way, streams: int, number: int
+    session: aiohttp.ClientSession, way: Way, streams: int, number: int
 ) -> Sequence[tuple[float, int]]:
     """Return seconds to the first word and chunks, of each stream."""
     took: list[tuple[float, int]] = []

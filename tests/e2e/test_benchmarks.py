@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+
+from benchmarks import litellm
 
 pytestmark = pytest.mark.e2e
 
@@ -72,6 +75,14 @@ def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
         assert all(ratio > 0 for ratio in figures[name].values())
     assert figures["cancelled"] == 20
     assert {"cpu_us_per_chunk", "cancelled_upstream_closed_p99_ms"} <= figures.keys()
+
+
+def test_the_comparison_is_skipped_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where LiteLLM is not installed, its part says what would install it."""
+    monkeypatch.setattr(litellm, "PROXY", tmp_path / "none")
+    assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
 @pytest.mark.timeout(120)

@@ -13,9 +13,14 @@ from tests.sidecar_process import eventually, get
 
 
 class Model:
-    """Runs while its context is open; shows what it was asked, and fails as told."""
+    """Runs while its context is open; shows what it was asked, and fails as told.
 
-    def __init__(self) -> None:
+    Args:
+        say: What it answers whatever it is asked; empty is the demo model.
+    """
+
+    def __init__(self, *, say: str = "") -> None:
+        self._say = ["--say", say] if say else []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -23,7 +28,7 @@ class Model:
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "sidecar.testing.openai_server", "--port", str(self.port)]
-        self._process = subprocess.Popen(command)
+        self._process = subprocess.Popen([*command, *self._say])
 
         def up() -> bool:
             with contextlib.suppress(urllib.error.URLError, OSError):
