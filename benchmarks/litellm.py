@@ -51,6 +51,7 @@ def _litellm(stack: ExitStack, directory: Path, model_url: str) -> Way:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     command = [str(PROXY), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--keepalive_timeout", "120"]  # as ours: no round meets a connection that is gone
     env = os.environ | {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no download
         "LITELLM_LOG": "ERROR",

@@ -22,8 +22,9 @@ from sidecar.transcript.journal import Journal
 OWNER = "vapi"
 _ENDED_KEPT = 1_000
 _LOOK_EVERY_S = 2.0
-_STORE_AFTER_S = 0.1
-"""Storing gives way for so long to asking models: many callers may end their turn at once."""
+_STORE_AFTER_S = 0.5
+"""Storing gives way for so long to asking models and to their first words: many callers may end
+their turn at once. What it stores is in the next request, too."""
 _STORE_SHARE = 50
 """And then takes a fiftieth of what waits at a time: each costs half a millisecond of the CPU that
 replies need, and none may wait for long."""

@@ -31,7 +31,6 @@ Reach: TypeAlias = Literal["part", "end", "all"]
 """How much of a call a history holds: `all` of it, as the last word on it; up to its `end`, though
 its beginning may be lost; or a `part`, after which something may be stored already."""
 
-_SPACES = re.compile(r"\s+")
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _QUOTE_CHARS = 400
@@ -407,7 +406,9 @@ def _text(content: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _SPACES.sub(" ", _NO_UNICODE.sub("\ufffd", text)).strip()
+    if not text.isascii():
+        text = _NO_UNICODE.sub("\ufffd", text)
+    return " ".join(text.split())
 
 
 def _parted(text: str) -> tuple[str, str]:
