@@ -12,6 +12,7 @@ APP_SERVER_VENV := .app-server-venv
 VAPI_TYPES_VENV := .vapi-types-venv
 DOCS_VENV := .docs-venv
 SHIP_VENV := .ship-venv
+LITELLM_VENV := .litellm-venv
 KILLS ?= 200
 # Tests at a time: most of the slow ones wait for voices and servers, not for a core.
 JOBS ?= 2
@@ -19,7 +20,7 @@ ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench chaos lock clean docs cli-docs dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench bench-litellm chaos lock clean docs cli-docs dist vapi-demo
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -59,6 +60,12 @@ $(VAPI_TYPES_VENV)/.installed: $(BIN)/uv requirements/vapi-types.txt
 	@echo "installing VAPI's own types for the tests into $(VAPI_TYPES_VENV)"
 	@$(PYTHON) -m venv --clear $(VAPI_TYPES_VENV)
 	@$(BIN)/uv pip sync --quiet --python $(VAPI_TYPES_VENV)/bin/python --require-hashes requirements/vapi-types.txt
+	@touch $@
+
+$(LITELLM_VENV)/.installed: $(BIN)/uv requirements/litellm.txt
+	@echo "installing the LiteLLM proxy into $(LITELLM_VENV) (about 600 MB)"
+	@$(PYTHON) -m venv --clear $(LITELLM_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(LITELLM_VENV)/bin/python --require-hashes requirements/litellm.txt
 	@touch $@
 
 $(DOCS_VENV)/.installed: $(BIN)/uv requirements/docs.txt
@@ -124,8 +131,11 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle)
+bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi)
 	@$(BIN)/python -m benchmarks $(ONLY)
+
+bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed ## Measure the VAPI endpoint beside the LiteLLM proxy, installed on demand
+	@$(BIN)/python -m benchmarks litellm
 
 chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns
 	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS)
@@ -137,6 +147,7 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	$$compile requirements/vapi-types.in -o requirements/vapi-types.txt && \
 	$$compile requirements/docs.in -o requirements/docs.txt && \
 	$$compile requirements/ship.in -o requirements/ship.txt && \
+	$$compile requirements/litellm.in -o requirements/litellm.txt && \
 	$$compile requirements/app-server.in -o requirements/app-server.txt && \
 	$$compile pyproject.toml -o requirements/run.txt && \
 	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
@@ -156,5 +167,5 @@ vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: 
 	@$(BIN)/python examples/vapi/demo.py
 
 clean: ## Remove what was installed and built; the data directory stays
-	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .screenshots
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) $(LITELLM_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .screenshots
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -81,6 +81,10 @@ class LettaProcess:
         made = self._ask("POST", "/v1/agents/", {"name": name, "memory_blocks": blocks})
         return str(made["id"])
 
+    def archive(self, agent_id: str, text: str) -> None:
+        """Put a text into an agent's archival memory."""
+        self._ask("POST", f"/v1/agents/{agent_id}/archival-memory", {"text": text})
+
     def accepted(self) -> Sequence[str]:
         """Return the text of every message accepted, in order."""
         return [message["text"] for message in self._ask("GET", "/_messages")]

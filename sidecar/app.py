@@ -36,6 +36,7 @@ from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.letta.plug import PluggedLetta
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
+from sidecar.memory.archive import Archive
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
@@ -43,7 +44,7 @@ from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
-from sidecar.server.http import listen, routes, serving
+from sidecar.server.http import Direct, listen, routes, serving
 from sidecar.server.link import LinkServer
 from sidecar.server.metrics import Metrics, State
 from sidecar.telemetry import Telemetry
@@ -245,11 +246,13 @@ class Sidecar:
                 clock=clock,
             )
             self.console = Console(parts, token=page_token)
+        self.archive = Archive(letta, emit=emit, clock=clock)
         self.vapi = build_vapi(
             settings,
             self.calls,
             journal,
             llm,
+            self.archive,
             redact=redaction(settings.redact),
             emit=emit,
             clock=clock,
@@ -300,10 +303,14 @@ class Sidecar:
         console = self.console.routes(host, port) if self.console else []
         operators = [*self.metrics.routes(), *self._admin.routes()]
         vapi = self.vapi.routes() if self.vapi else []
-        app = routes(self.link, self.readiness, [*operators, *console, *vapi])
+        app = Direct(
+            routes(self.link, self.readiness, [*operators, *console, *vapi]),
+            self.vapi.posts() if self.vapi else {},
+        )
         stopped = anyio.Event()
         async with anyio.create_task_group() as parts:
             await parts.start(self.snapshots.run)
+            await parts.start(self.archive.run)
             await parts.start(self.calls.run)
             if self.vapi is not None:
                 await parts.start(self.vapi.run)

@@ -8,6 +8,7 @@
     │   ├── LettaUnavailable        a read failed; the last good copy serves; read again later
     │   ├── LettaDenied             401, 403: the key is wrong; nobody's retry helps
     │   ├── AgentNotFound           the agent is gone or never was
+    │   ├── NotOffered              this generation of Letta has no such thing; nobody's retry helps
     │   ├── ConversationGone        the call's conversation was deleted: open another, post again
     │   └── PostError               the outcome of a post, and who must act
     │       ├── NotAccepted         Letta certainly did not take it: send again, after `retry_after_s`
@@ -76,6 +77,10 @@ class LettaDenied(LettaError):
 
 class AgentNotFound(LettaError):
     """No agent has this id on this Letta."""
+
+
+class NotOffered(LettaError):
+    """This generation of Letta has nothing of the kind that was asked for."""
 
 
 class ConversationGone(LettaError):

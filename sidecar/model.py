@@ -38,6 +38,14 @@ class Block:
     read_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One piece of an agent's archival memory. `passage_id` is Letta's own."""
+
+    passage_id: str
+    text: str
+
+
 def version_of(blocks: Sequence[Block]) -> str:
     """Return the version of a set of blocks: 16 hex digits over label, value and description.
 

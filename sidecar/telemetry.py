@@ -67,6 +67,10 @@ plug_restored = _event("plug_restored", "warning")
 prompt_served = _event("prompt_served", "debug", "call", "version", "age_s", "served", "wait_s")
 prompt_cut = _event("prompt_cut", "warning", "agent", "cut_chars")
 guidance_taken = _event("guidance_taken", "info", "call", "chars", "cut_chars")
+archive_searched = _event("archive_searched", "debug", "agent", "passages", "took_s")
+archive_search_failed = _event(
+    "archive_search_failed", "warning", "agent", "error", "hint", "took_s"
+)
 # Transcript
 batch_settled = _event("batch_settled", "info", "lane", "batch", "turns", "attempt", "age_s", "how")
 post_ended = _event("post_ended", "debug", "lane", "batch", "outcome", "took_s")

@@ -23,6 +23,7 @@ from sidecar.errors import (
     ConversationGone,
     LettaUnavailable,
     NotAccepted,
+    NotOffered,
     OutcomeUnknown,
     Rejected,
 )
@@ -32,7 +33,7 @@ from sidecar.letta.app_server_memory import Memory
 from sidecar.letta.app_server_socket import AppServerSocket, Sockets, asking, is_missing, require
 from sidecar.letta.app_server_turn import Ended, Turn
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
 _PAGE: Final = 1_000
 _BATCHES_REMEMBERED: Final = 10_000
@@ -92,6 +93,12 @@ class AppServerLetta(Letta):
     @override
     async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
         return await self._memory.read(agent_id)
+
+    @override
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        raise NotOffered("the App Server has no archival memory: an agent's memory is its files")
 
     @override
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:

@@ -1,9 +1,10 @@
 """A small Letta of our own, for a first run without keys and for tests.
 
-Agents, blocks, conversations and messages in one SQLite file, with the semantics of the classic
-server that the sidecar builds on: an otid is digested once, a conversation takes one post at a
-time, a message is there only after its run, and the agent edits its blocks by tools. It has no
-search, no chat and no server; it is not meant to be more.
+Agents, blocks, passages, conversations and messages in one SQLite file, with the semantics of the
+classic server that the sidecar builds on: an otid is digested once, a conversation takes one post
+at a time, a message is there only after its run, and the agent edits its blocks and fills its
+archive by tools. It searches by words, not by meaning; it has no chat and no server, and is not
+meant to be more.
 
 Theory of operation: a post is a *run*. Its edits are made on a copy of the blocks and stored with
 the message in one transaction at its end, so a crash, a cancelled post or a failed model leaves
@@ -27,10 +28,17 @@ from typing_extensions import override
 
 from sidecar.errors import LettaError, LettaUnavailable, LlmError, NotAccepted, OutcomeUnknown
 from sidecar.letta.embedded_store import Blocks, EmbeddedStore
-from sidecar.letta.embedded_tools import TOOL_SCHEMAS, edited, system_prompt
+from sidecar.letta.embedded_tools import (
+    ARCHIVE,
+    ARCHIVE_SCHEMA,
+    TOOL_SCHEMAS,
+    archived,
+    edited,
+    system_prompt,
+)
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.llm.port import Llm, Reply
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
 MAX_STEPS = 12
 RUN_BUDGET_S = 120.0
@@ -103,6 +111,12 @@ class EmbeddedLetta(Letta):
     async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
         _, blocks = await self._stored(self._store.read_agent, agent_id)
         return tuple(blocks.values())
+
+    @override
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        return tuple(await self._stored(self._store.search_passages, agent_id, query, limit))
 
     @override
     async def open_conversation(self, agent_id: str, *, label: str) -> str:
@@ -191,10 +205,12 @@ class EmbeddedLetta(Letta):
         turn = self._turn_of_agent.setdefault(post.agent_id, anyio.Lock())
         async with turn:
             instructions, before = await self._stored(self._store.read_agent, post.agent_id)
-            blocks = await digested(self._llm, instructions, before, post.text)
+            kept: list[str] = []
+            blocks = await digested(self._llm, instructions, before, post.text, archive=kept)
             changed = [block for label, block in blocks.items() if block != before[label]]
             try:
-                await self._stored(partial(self._store.settle, now_s=self._clock()), post, changed)
+                settle = partial(self._store.settle, now_s=self._clock())
+                await self._stored(settle, post, changed, kept)
             except LettaUnavailable as error:
                 raise OutcomeUnknown(error.message, over=True, hint=error.hint) from error
 
@@ -211,8 +227,17 @@ class EmbeddedLetta(Letta):
             ) from error
 
 
-async def digested(llm: Llm, instructions: str, blocks: Blocks, text: str) -> Blocks:
+async def digested(
+    llm: Llm, instructions: str, blocks: Blocks, text: str, *, archive: list[str] | None = None
+) -> Blocks:
     """Let an agent work on one message by its memory tools, `MAX_STEPS` steps at most.
+
+    Args:
+        llm: Who digests.
+        instructions: The agent's.
+        blocks: As they are.
+        text: The message.
+        archive: Takes what the agent wants to keep in its archival memory; None: it has none.
 
     Returns:
         Its blocks as it left them; nothing is stored.
@@ -221,14 +246,19 @@ async def digested(llm: Llm, instructions: str, blocks: Blocks, text: str) -> Bl
         LlmError: the model failed.
     """
     talk: list[dict[str, Any]] = [{"role": "user", "content": text}]
+    tools = TOOL_SCHEMAS if archive is None else [*TOOL_SCHEMAS, ARCHIVE_SCHEMA]
     for _ in range(MAX_STEPS):
         system = {"role": "system", "content": system_prompt(instructions, blocks)}
-        reply = await llm.complete([system, *talk], tools=TOOL_SCHEMAS)
+        reply = await llm.complete([system, *talk], tools=tools)
         if not reply.tool_calls:
             break
         talk.append(_as_message(reply))
         for call in reply.tool_calls:
-            blocks, answer = edited(blocks, call)
+            if call.name == ARCHIVE and archive is not None:
+                passage, answer = archived(call)
+                archive += [passage] if passage else []
+            else:
+                blocks, answer = edited(blocks, call)
             talk.append({"role": "tool", "tool_call_id": call.call_id, "content": answer})
     return blocks
 

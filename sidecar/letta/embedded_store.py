@@ -10,9 +10,9 @@ import apsw
 
 from sidecar.errors import AgentNotFound, ConversationGone, LettaError, Rejected
 from sidecar.letta.port import AgentSpec, FoundAgent, Post
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_MS = 5_000
 
 _SCHEMA = """
@@ -48,12 +48,21 @@ CREATE TABLE messages (
 ) STRICT;
 CREATE INDEX messages_of_conversation ON messages (conversation_id);
 """
+_PASSAGES = """
+CREATE TABLE passages (
+    passage_id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL REFERENCES agents ON DELETE CASCADE,
+    text TEXT NOT NULL,
+    at_s REAL NOT NULL
+) STRICT;
+CREATE INDEX passages_of_agent ON passages (agent_id);
+"""
 
 Blocks: TypeAlias = Mapping[str, Block]
 
 
 class EmbeddedStore:
-    """Agents, blocks, conversations and digested messages.
+    """Agents, blocks, passages, conversations and digested messages.
 
     Every method is one transaction; what it changed is on disk (fsynced) when it returns. Calls
     must not overlap. Faults of the file surface as `apsw.Error`.
@@ -81,8 +90,9 @@ class EmbeddedStore:
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         with self._db:
             (version,) = self._row("PRAGMA user_version") or (0,)
-            if version == 0:
-                self._db.execute(f"{_SCHEMA} PRAGMA user_version = {_FORMAT}")
+            if version < _FORMAT:
+                schema = _PASSAGES if version else _SCHEMA + _PASSAGES
+                self._db.execute(f"{schema} PRAGMA user_version = {_FORMAT}")
         if version > _FORMAT:
             self._db.close()
             raise LettaError(
@@ -218,8 +228,10 @@ class EmbeddedStore:
         self._require_agent(post.agent_id)
         return self._has(post.batch_id)
 
-    def settle(self, post: Post, changed: Sequence[Block], *, now_s: float) -> None:
-        """Store a digested post and the blocks it changed, all or nothing.
+    def settle(
+        self, post: Post, changed: Sequence[Block], archived: Sequence[str], *, now_s: float
+    ) -> None:
+        """Store a digested post, the blocks it changed and what it archived, all or nothing.
 
         Raises:
             AgentNotFound: the agent was deleted meanwhile.
@@ -236,6 +248,30 @@ class EmbeddedStore:
                 "UPDATE blocks SET value = ? WHERE agent_id = ? AND label = ?",
                 [(storable(block.value), post.agent_id, block.label) for block in changed],
             )
+            self._db.executemany(
+                "INSERT INTO passages VALUES (?, ?, ?, ?)",
+                [
+                    (f"passage-{uuid.uuid4()}", post.agent_id, storable(text), now_s)
+                    for text in archived
+                ],
+            )
+
+    def search_passages(self, agent_id: str, query: str, limit: int) -> list[Passage]:
+        """Return an agent's passages that hold words of a question, those with most first.
+
+        Raises:
+            AgentNotFound: no such agent.
+        """
+        with self._db:
+            self._require_agent(agent_id)
+            rows = self._rows(
+                "SELECT passage_id, text FROM passages WHERE agent_id = ? ORDER BY at_s DESC",
+                storable(agent_id),
+            )
+        wanted = words_of(query)
+        shared = [(len(wanted & words_of(text)), Passage(name, text)) for name, text in rows]
+        best = sorted((one for one in shared if one[0]), key=lambda one: -one[0])
+        return [passage for _, passage in best[:limit]]
 
     def messages(self, conversation_id: str) -> list[tuple[str, str]]:
         """Return otid and text of a conversation's messages, oldest first."""
@@ -270,6 +306,11 @@ class EmbeddedStore:
 
     def _row(self, sql: str, *values: str) -> tuple[Any, ...] | None:
         return next(iter(self._rows(sql, *values)), None)
+
+
+def words_of(text: str) -> frozenset[str]:
+    """Return the words of a text, in any order and case."""
+    return frozenset("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def storable(text: str) -> str:

@@ -93,6 +93,29 @@ def _schema(name: str, tool: _MemoryTool) -> dict[str, Any]:
 
 TOOL_SCHEMAS: Sequence[Mapping[str, Any]] = [_schema(name, tool) for name, tool in _TOOLS.items()]
 
+ARCHIVE = "archival_memory_insert"
+ARCHIVE_SCHEMA: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": ARCHIVE,
+        "description": "Keep a detail that is too small for a memory block, to be looked up.",
+        "parameters": {
+            "type": "object",
+            "properties": {"content": {"type": "string", "description": "The text to keep."}},
+            "required": ["content"],
+        },
+    },
+}
+
+
+def archived(call: ToolCall) -> tuple[str, str]:
+    """Read a call of `ARCHIVE`: what to keep, empty where that is nothing, and the answer."""
+    try:
+        text = storable(_arguments(call, ("content",))["content"]).strip()
+    except _Refused as refusal:
+        return "", f"Error: {refusal}"
+    return text, "Kept." if text else "Error: content is empty"
+
 
 def edited(blocks: Blocks, call: ToolCall) -> tuple[Blocks, str]:
     """Carry out one tool call.

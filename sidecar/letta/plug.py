@@ -14,7 +14,7 @@ from typing_extensions import override
 from sidecar import telemetry
 from sidecar.errors import LettaError, LettaUnavailable, NotAccepted, OutcomeUnknown
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 from sidecar.telemetry import Emit
 
 T = TypeVar("T")
@@ -61,6 +61,14 @@ class PluggedLetta(Letta):
     @override
     async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
         return await self._through(lambda: self._letta.read_blocks(agent_id))
+
+    @override
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        return await self._through(
+            lambda: self._letta.search_passages(agent_id, query, limit=limit)
+        )
 
     @override
     async def open_conversation(self, agent_id: str, *, label: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
 Finding: TypeAlias = Literal["found", "running", "absent"]
 
@@ -84,6 +84,23 @@ class Letta(Protocol):
 
         Raises:
             AgentNotFound: no such agent (never an empty answer in its place).
+            LettaUnavailable: no answer in time, or a fault of the server.
+        """
+        ...
+
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        """Return what the agent's archival memory holds on a question, best first.
+
+        Promises: passages of this agent alone, at most `limit`; one request, within the deadline
+        of a read.
+        Does not promise that they answer the question: a server that searches by meaning returns
+        the nearest there are, however far, and no measure of it.
+
+        Raises:
+            NotOffered: this generation has no archival memory.
+            AgentNotFound: no such agent.
             LettaUnavailable: no answer in time, or a fault of the server.
         """
         ...

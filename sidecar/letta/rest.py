@@ -29,9 +29,14 @@ from sidecar.letta.rest_client import (
     open_client,
     unix_s,
 )
-from sidecar.letta.rest_lean import AgentAnswer, ConversationAnswer, LeanRequests
+from sidecar.letta.rest_lean import (
+    AgentAnswer,
+    ConversationAnswer,
+    LeanRequests,
+    PassagesAnswer,
+)
 from sidecar.letta.rest_lookup import LookUp
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
 # How long a server without Redis is believed to have none.
 _BACKGROUND_AGAIN_S: Final = 600.0
@@ -115,6 +120,20 @@ class RestLetta(Letta):
             for block in agent.blocks
         ]
         return tuple(sorted(blocks, key=lambda block: block.label))
+
+    @override
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        async with asking("archival memory", self._read_timeout_s), of_agent():
+            answer = await self._lean_reads.ask(
+                "GET",
+                f"/v1/agents/{quote(agent_id, safe='')}/archival-memory/search",
+                PassagesAnswer,
+                params={"query": query, "top_k": str(limit)},
+            )
+        found = [Passage(one.id, one.content) for one in answer.results if one.content.strip()]
+        return tuple(found[:limit])
 
     @override
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:

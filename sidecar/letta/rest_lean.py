@@ -1,4 +1,4 @@
-"""The three requests that every call makes again and again, without the SDK's cost per request.
+"""The requests that calls make again and again, without the SDK's cost per request.
 
 letta-client 1.12.1 takes 1.6 to 3.8 ms of CPU for a request (typed parameters, httpx, pydantic),
 aiohttp 0.3 ms; the sidecar has one loop for all calls. These go where the SDK's would, with its
@@ -46,6 +46,19 @@ class ConversationAnswer(msgspec.Struct):
     """A conversation."""
 
     id: str
+
+
+class PassageAnswer(msgspec.Struct):
+    """A piece of archival memory."""
+
+    id: str
+    content: str
+
+
+class PassagesAnswer(msgspec.Struct):
+    """What a search in archival memory found, best first."""
+
+    results: list[PassageAnswer]
 
 
 class EventAnswer(msgspec.Struct):

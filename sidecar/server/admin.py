@@ -85,8 +85,10 @@ class Admin:
         self, serve: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            if not _asked_directly(request) or not self._admits(request):
+            if not _asked_directly(request):
                 return JSONResponse({"error": "not for you"}, 403)
+            if not self._admits(request):
+                return JSONResponse({"error": "not without the token of control.json"}, 401)
             try:
                 with anyio.fail_after(BUDGET_S):
                     return await serve(request)

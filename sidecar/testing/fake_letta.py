@@ -20,7 +20,7 @@ from sidecar.errors import (
     Rejected,
 )
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Post
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 
 
 class Fault(StrEnum):
@@ -88,6 +88,10 @@ class FakeLetta:
         self._agents: dict[str, _Agent] = {}
         self._conversations: dict[str, str] = {}
         self._taken: list[Taken] = []
+        self.archive: dict[str, list[str]] = {}
+        """Texts of archival memory by agent; all of them are found, whatever is asked."""
+        self.search_s = latency_s
+        """What a search in it takes."""
         self.posts = 0
         self.down = False
         """Every call fails, as with nothing listening."""
@@ -140,6 +144,16 @@ class FakeLetta:
                 return ()
             raise AgentNotFound("no such agent")
         return tuple(sorted(agent.blocks.values(), key=lambda block: block.label))
+
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        """See `Letta.search_passages`."""
+        await self._answer()
+        await anyio.sleep(self.search_s - self._latency_s)
+        self._check_agent(agent_id)
+        found = enumerate(self.archive.get(agent_id, ())[:limit])
+        return tuple(Passage(f"passage-{number}", text) for number, text in found)
 
     async def open_conversation(self, agent_id: str, *, label: str) -> str:
         """See `Letta.open_conversation`."""

@@ -123,6 +123,8 @@ class LettaStandIn:
                 web.post("/v1/agents/", self._create_agent),
                 web.get("/v1/agents/{agent}", self._read_agent),
                 web.delete("/v1/agents/{agent}", self._delete_agent),
+                web.post("/v1/agents/{agent}/archival-memory", self._add_passage),
+                web.get("/v1/agents/{agent}/archival-memory/search", self._search_passages),
                 web.patch("/v1/agents/{agent}/core-memory/blocks/{label}", self._set_block),
                 web.post("/v1/conversations/", self._open_conversation),
                 web.get(f"{conversation}/messages", self._list_messages),
@@ -236,6 +238,19 @@ class LettaStandIn:
         value = str((await json_object(request)).get("value", block.value))
         self.world.set_block(agent.agent_id, replace(block, value=value))
         return web.json_response(block_json(agent.agent_id, agent.blocks[block.label]))
+
+    async def _add_passage(self, request: web.Request) -> web.Response:
+        agent = self._agent(request.match_info["agent"])
+        text = str((await json_object(request)).get("text") or "")
+        passage_id = self.world.add_passage(agent.agent_id, text)
+        return web.json_response([{"id": passage_id, "text": text, "metadata": {}}])
+
+    async def _search_passages(self, request: web.Request) -> web.Response:
+        """Return the newest passages: a search by meaning finds something whatever is asked."""
+        agent = self._agent(request.match_info["agent"])
+        newest = list(reversed(agent.passages.items()))[: int(request.query.get("top_k", 5))]
+        found: list[Json] = [{"id": i, "content": text, "timestamp": ""} for i, text in newest]
+        return web.json_response({"results": found, "count": len(found)})
 
     # Conversations
 

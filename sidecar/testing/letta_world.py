@@ -50,6 +50,7 @@ class StoredAgent:
     tags: list[str]
     blocks: dict[str, Block]
     created_at_s: float
+    passages: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,12 @@ class World:
         """Replace a block, as its owner would."""
         self._record(kind="block", agent=agent_id, blocks=[_block_json(block)])
 
+    def add_passage(self, agent_id: str, text: str) -> str:
+        """Add a piece of archival memory and return its id."""
+        passage_id = f"passage-{uuid.uuid4()}"
+        self._record(kind="passage", agent=agent_id, passage=passage_id, text=text)
+        return passage_id
+
     def open_conversation(self, agent_id: str, summary: str) -> StoredConversation:
         """Add a conversation and return it."""
         conversation_id = f"conv-{uuid.uuid4()}"
@@ -237,6 +244,9 @@ class World:
                 )
             case "message":
                 self._apply_message(line)
+            case "passage":
+                if line["agent"] in self.agents:
+                    self.agents[line["agent"]].passages[line["passage"]] = line["text"]
             case "block":
                 self._apply_blocks(line)
             case kind:

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server around the demo model, with faults to switch on.
 
-Run it as ``python -m sidecar.testing.openai_server --port N``. Routes:
+Run it as ``python -m sidecar.testing.openai_server --port N``; ``--say TEXT`` answers that alone.
+Routes:
 
 * ``GET /v1/models``, ``POST /v1/embeddings``, ``POST /v1/chat/completions`` (streamed or not,
   with tool calls), as OpenAI's clients and a classic Letta server speak them.
@@ -16,12 +17,13 @@ import json
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
 import anyio
 import msgspec
 from aiohttp import web
+from typing_extensions import override
 
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import Llm, Reply, ToolCall
@@ -55,6 +57,32 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Control(Faults, forbid_unknown_fields=True):
     clear: bool = False
+
+
+class Parrot(Llm):
+    """Says the same whatever it is asked, and at no cost: for measuring what is around a model."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @property
+    @override
+    def name(self) -> str:
+        return "parrot"
+
+    @override
+    async def stream(self, messages: Sequence[Mapping[str, Any]]) -> AsyncIterator[str]:
+        yield self._text
+
+    @override
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Reply:
+        return Reply(self._text)
+
+    @override
+    async def aclose(self) -> None:
+        pass
 
 
 class OpenAiServer:
@@ -248,8 +276,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--say", help="answer this and nothing else")
     asked = parser.parse_args()
-    web.run_app(OpenAiServer().app(), host=asked.host, port=asked.port, print=None, access_log=None)
+    llm = Parrot(asked.say) if asked.say else None
+    web.run_app(
+        OpenAiServer(llm).app(), host=asked.host, port=asked.port, print=None, access_log=None
+    )
 
 
 if __name__ == "__main__":

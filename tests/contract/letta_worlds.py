@@ -4,6 +4,7 @@ A world is a Letta behind the port and what stands behind it: its model can be s
 fail, its conversations deleted, and what they hold can be read without the adapter under test.
 """
 
+import json
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ from sidecar.letta.embedded import EmbeddedLetta, digested
 from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest import RestLetta
 from sidecar.llm.demo import DemoModel
-from sidecar.llm.port import Llm, Reply
+from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 from sidecar.testing.letta_server import StandInOptions, standing_in
 from sidecar.testing.letta_world import Digest
@@ -64,6 +65,10 @@ class World(ABC):
     async def delete_conversation(self, post: Post) -> None:
         """Delete the post's conversation behind the adapter's back."""
 
+    async def archive(self, agent_id: str, text: str) -> None:
+        """Put a text into the agent's archival memory behind the adapter's back."""
+        raise NotImplementedError
+
     def with_wrong_key(self) -> Letta:
         """Return an adapter of the same Letta that has the wrong key."""
         raise NotImplementedError
@@ -96,6 +101,10 @@ class RestWorld(World):
     @override
     async def delete_conversation(self, post: Post) -> None:
         await self.bare.conversations.delete(post.conversation_id)
+
+    @override
+    async def archive(self, agent_id: str, text: str) -> None:
+        await self.bare.agents.passages.create(agent_id, text=text)
 
     @override
     def with_wrong_key(self) -> Letta:
@@ -132,6 +141,8 @@ class FaultyModel(Llm):
         self._demo = DemoModel()
         self.delay_s = 0.0
         self.broken = False
+        self.archive = ""
+        """Kept in archival memory at the next step."""
 
     @property
     @override
@@ -150,6 +161,9 @@ class FaultyModel(Llm):
         await anyio.sleep(self.delay_s)
         if self.broken:
             raise LlmError("a fault was asked for")
+        if self.archive:
+            arguments, self.archive = json.dumps({"content": self.archive}), ""
+            return Reply("", (ToolCall("call-1", "archival_memory_insert", arguments),))
         return await self._demo.complete(messages, tools=tools)
 
     @override
@@ -175,6 +189,11 @@ class EmbeddedWorld(World):
     @override
     async def texts(self, post: Post) -> list[str]:
         return [text for _, text in await self._letta.messages(post.conversation_id)]
+
+    @override
+    async def archive(self, agent_id: str, text: str) -> None:
+        self._model.archive = text
+        await self.letta.post(await new_post(self, agent_id))
 
     @override
     async def delete_conversation(self, post: Post) -> None:

@@ -15,6 +15,7 @@ from sidecar.errors import (
     ConversationGone,
     LettaDenied,
     NotAccepted,
+    NotOffered,
     OutcomeUnknown,
     Rejected,
 )
@@ -150,6 +151,43 @@ async def test_batches_of_a_conversation_keep_their_order(world: World) -> None:
     if isinstance(world, RestWorld):
         texts.reverse()  # newest first on the wire
     assert texts == [post.text for post in posts]
+
+
+# Archival memory
+
+
+@only(["embedded", *REST])
+async def test_archival_memory_is_searched(world: World) -> None:
+    """What the agent archived is found by a question about it, whole, and no more than asked for."""
+    agent_id = await new_agent(world)
+    assert await world.letta.search_passages(agent_id, "boat", limit=5) == ()
+    await world.archive(agent_id, "Her boat is called Möwe,\nand lies in Hyères.")
+    await world.archive(agent_id, "The boat was bought in 1998.")
+    found = await world.letta.search_passages(agent_id, "Which boat?", limit=5)
+    texts = {"Her boat is called Möwe,\nand lies in Hyères.", "The boat was bought in 1998."}
+    assert {passage.text for passage in found} == texts
+    assert len({passage.passage_id for passage in found}) == 2
+    assert len(await world.letta.search_passages(agent_id, "Which boat?", limit=1)) == 1
+
+
+@only(["embedded", *REST])
+async def test_archival_memory_is_the_agents_own(world: World) -> None:
+    """A search finds nothing of another agent, and an agent that is gone is no empty archive."""
+    agent_id, other = await new_agent(world), await new_agent(world)
+    await world.archive(other, "Her boat is called Möwe.")
+    assert await world.letta.search_passages(agent_id, "boat", limit=5) == ()
+    await world.letta.delete_agent(other)
+    for gone in (other, "agent-local-7"):
+        with pytest.raises(AgentNotFound):
+            await world.letta.search_passages(gone, "boat", limit=5)
+
+
+@only([APP_SERVER])
+async def test_a_letta_without_an_archive_says_so(world: World) -> None:
+    """The App Server has no archival memory: that is said, and is no empty answer."""
+    agent_id = await new_agent(world)
+    with pytest.raises(NotOffered):
+        await world.letta.search_passages(agent_id, "boat", limit=5)
 
 
 # Agents

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+
+from benchmarks import litellm
 
 pytestmark = pytest.mark.e2e
 
@@ -61,6 +64,25 @@ def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
     for row in (figures, figures["over HTTP"], figures["in process"]):
         assert row["turns_per_s"] > 0
         assert (0, 0, 0) == (row["lost"], row["doubled"], row["misordered"])
+
+
+@pytest.mark.timeout(120)
+def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
+    """Each way has its ratio for each number of streams, and every cut stream was closed."""
+    figures = measured("vapi")
+    for name in ("ttft_ratio_p50", "ttft_ratio_p99", "bare_ttft_ratio_p50", "bare_ttft_ratio_p99"):
+        assert {"1", "50", "200"} == figures[name].keys()
+        assert all(ratio > 0 for ratio in figures[name].values())
+    assert figures["cancelled"] == 20
+    assert {"cpu_us_per_chunk", "cancelled_upstream_closed_p99_ms"} <= figures.keys()
+
+
+def test_the_comparison_is_skipped_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where LiteLLM is not installed, its part says what would install it."""
+    monkeypatch.setattr(litellm, "PROXY", tmp_path / "none")
+    assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
 @pytest.mark.timeout(120)

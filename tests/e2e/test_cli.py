@@ -304,16 +304,19 @@ def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     control = json.loads(path.read_text())
     url = f"{sidecar.url}/admin/status"
-    assert get(url)[0] == 403
+    assert get(url)[0] == 401
     headers = {"Authorization": f"Bearer {control['token']}"}
     asked = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(asked, timeout=5) as answer:
         assert json.loads(answer.read())["pid"] == sidecar.pid
-    for name, value in (("Origin", sidecar.url), ("Authorization", "Bearer wrong")):
+    for name, value, status in (
+        ("Origin", sidecar.url, 403),
+        ("Authorization", "Bearer wrong", 401),
+    ):
         request = urllib.request.Request(url, headers={**headers, name: value})
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=5)
-        assert refused.value.code == 403
+        assert refused.value.code == status
         refused.value.close()
 
 

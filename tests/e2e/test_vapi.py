@@ -1,24 +1,21 @@
 """VAPI: recorded calls, faults and intruders against the real process over HTTP."""
 
-import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
+from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
-from tests.sidecar_process import SidecarProcess, eventually, get
+from tests.sidecar_process import SidecarProcess, eventually
+from tests.vapi.model import Model
 
 pytestmark = pytest.mark.e2e
 
@@ -27,47 +24,6 @@ KEY, OLD_KEY = "key-new-0123456789", "key-old-0123456789"
 SECRET, OLD_SECRET = "secret-new-0123456789", "secret-old-0123456789"
 ADA = "+14155550123"
 SYSTEM = {"role": "system", "content": "You are Ada."}
-
-
-class Model:
-    """The stand-in for the model's server, as a process; its log and its faults."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "sidecar.testing.openai_server", "--port", str(self.port)]
-        self._process = subprocess.Popen(command)
-
-        def up() -> bool:
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                return get(f"{self.url}/v1/models")[0] == 200
-            return False
-
-        eventually(up)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-    def faults(self, **faults: object) -> None:
-        request = urllib.request.Request(
-            f"{self.url}/_ctl", json.dumps(faults).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=5).close()
-
-    def prompts(self) -> list[dict[str, Any]]:
-        """The bodies of requests that came for a caller, not for the embedded Letta."""
-        seen = json.loads(get(f"{self.url}/_log?tail=1000")[1])
-        return [
-            one["body"]
-            for one in seen
-            if one["path"] == "chat" and "You are Ada" in str(one["body"]["messages"][0]["content"])
-        ]
 
 
 @pytest.fixture
@@ -349,6 +305,28 @@ class TestWebhooks:
         assert "error" in results["d"]
         ask(sidecar, body("My dog is called Max."))
         assert tell(sidecar, "tool-calls", toolCallList=shapes[:1])[1]["results"] == [results["a"]]
+
+    def test_archival_memory_is_looked_into(self, tmp_path: Path, model: Model) -> None:
+        """The knowledge base and `recall` find what lies in Letta's archive; prompts never ask it."""
+        with LettaProcess() as letta:
+            agent = letta.agent("shared", chars=100)
+            letta.archive(agent, "Her boat is called Moewe.")
+            env = settings(model, LETTA_BASE_URL=letta.url, SIDECAR_AGENT_ID=agent)
+            with SidecarProcess(tmp_path / "data", env) as process:
+                ask(process, body("Hello"), key="")
+                eventually(lambda: any('"memory_read"' in line for line in process.log))
+                assert not any('"archive_' in line for line in process.log)
+                history = [{"role": "user", "message": "Which boat do I have?"}]
+                answered = tell(process, "knowledge-base-request", messages=history)[1]
+                (document,) = [d for d in answered["documents"] if "boat" in d["content"]]
+                assert document["uuid"].startswith("passage-")
+                call = {"id": "a", "name": "recall", "parameters": {"query": "boat"}}
+                answered = tell(process, "tool-calls", toolCallList=[call])[1]
+                assert "(archive) Her boat" in answered["results"][0]["result"]
+                letta.fault({"reads": {"chances": {"hang": 1.0}}})
+                history = [{"role": "user", "message": "And what is in my archive?"}]
+                assert tell(process, "knowledge-base-request", messages=history)[0] == 200
+                letta.fault({"reads": {"chances": {}}})
 
     def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
         """No report comes: the last words are stored, the reply marked as unconfirmed."""

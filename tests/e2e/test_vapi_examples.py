@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.vapi.api import Api
 
 pytestmark = pytest.mark.e2e
 
@@ -32,32 +33,6 @@ def test_the_demo_remembers() -> None:
     letta = shown.partition("what reached Letta")[2]
     assert letta.count("Hi, my name is Sam and my dog is called Rex.") == 1
     assert "Dog: Rex" in shown.partition("what Letta remembers")[2]
-
-
-class Api(ThreadingHTTPServer):
-    """As much of VAPI's API as the script uses."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, object]]] = []
-        super().__init__(("127.0.0.1", 0), _Asked)
-
-
-class _Asked(BaseHTTPRequestHandler):
-    server: Api
-
-    def _take(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.command, self.path, body))
-        raw = json.dumps({"id": f"id-{len(self.server.asked)}"}).encode()
-        self.send_response(201)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
-        pass
 
 
 @pytest.fixture

@@ -80,6 +80,21 @@ class TestVapiCalls:
             assert [text for text, _ in await world.texts()][2:] == ["Bye.", "bye ada"]
             assert not world.calls.live
 
+    async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
+        """Histories of many calls at once are stored a little later, each the newest, each once."""
+        async with opened() as world:
+            calls = [await world.call(said(call_id=str(number))) for number in range(1, 41)]
+            for call in calls:
+                assert not call.saw(HISTORY[:1], stamp_ms=1.0)
+                for stamp_ms in (2.0, 3.0):
+                    assert call.saw(HISTORY, stamp_ms=stamp_ms)
+                    world.vapi.store_soon(call)
+            assert await world.texts() == []
+            await trio.sleep(1.0)
+            for call in calls:
+                turns = await world.journal.turns(call.live.key)
+                assert [turn.text for turn in turns] == ["My name is Ada.", "hello ada"]
+
     async def test_silence_ends_a_call(self) -> None:
         """Without a report, what was seen last is stored and the unheard reply marked."""
         async with opened() as world:

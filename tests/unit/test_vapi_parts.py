@@ -14,11 +14,12 @@ from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import Credential, Door
 from sidecar.channels.vapi.bodies import about, passed_on
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
+from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.projection import Block as Said
-from sidecar.channels.vapi.recall import as_text, passages_of, search
+from sidecar.channels.vapi.recall import as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
-from sidecar.model import Block
+from sidecar.model import Block, Passage
 from sidecar.telemetry import Telemetry
 
 pytestmark = pytest.mark.unit
@@ -36,6 +37,21 @@ def signed(body: bytes, secret: bytes, *, at: float = NOW_S) -> dict[str, str]:
     stamp = str(int(at))
     mac = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256)
     return {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+
+
+class TestObjectOf:
+    @pytest.mark.parametrize(
+        ("escaped", "read"),
+        [
+            (r"cut \ud83d", "cut \ufffd"),
+            (r"\ude00 cut", "\ufffd cut"),
+            (r"whole \ud83d\ude00, half \uD83D", "whole \U0001f600, half \ufffd"),
+            (r"\\ud83d is no escape \ud83dA", "\\ud83d is no escape \ufffdA"),
+        ],
+    )
+    def test_half_a_character_costs_no_call(self, escaped: str, read: str) -> None:
+        """JavaScript writes half an emoji as an escape of its own: the rest of the body counts."""
+        assert object_of(f'{{"text": "{escaped}"}}'.encode()) == {"text": read}
 
 
 class TestDoor:
@@ -254,9 +270,21 @@ class TestRecall:
     def test_what_fits_best_comes_first(self) -> None:
         """The line that holds the question's rare words is found; what does not fit is left out."""
         blocks = [Block("human", "Name: Sam\nDog: Rex\nLikes Tuesday afternoons")]
-        passages = passages_of(blocks, (), [Said("caller", "My dog is old")])
+        passages = known(blocks, (), [Said("caller", "My dog is old")])
         found = search("What is my dog called?", passages, limit=5)
         assert found[0].text == "Dog: Rex"
         assert all("dog" in p.text.lower() for p in found)
         assert "\n" not in as_text(found)
         assert as_text([]) == "Nothing about this is remembered."
+
+    def test_what_letta_found_by_meaning_counts(self) -> None:
+        """Archival memory without a word of the question comes after what has them, in its order."""
+        blocks = [Block("human", "Dog: Rex\nLikes Tuesday afternoons")]
+        archived = [
+            Passage("passage-1", "The pet is afraid of thunder."),
+            Passage("passage-2", "x"),
+        ]
+        found = search("What is my dog called?", known(blocks, (), (), archived), limit=5)
+        assert [p.text for p in found] == ["Dog: Rex", "The pet is afraid of thunder.", "x"]
+        assert [p.passage_id for p in found] == ["", "passage-1", "passage-2"]
+        assert all(0 < p.score <= 1 for p in found)

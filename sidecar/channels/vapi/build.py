@@ -18,6 +18,7 @@ from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, values_of
 from sidecar.errors import ConfigError
 from sidecar.llm.port import Llm
+from sidecar.memory.archive import Archive
 from sidecar.privacy import Redact
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -32,6 +33,7 @@ def build_vapi(
     calls: Calls,
     journal: Journal,
     llm: Llm,
+    archive: Archive,
     *,
     redact: Redact | None,
     emit: Emit,
@@ -85,6 +87,7 @@ def build_vapi(
         assistant=Assistant(
             settings.vapi_assistant_id or "", _transient(settings), settings.vapi_trust_web
         ),
+        archive=archive,
         rate=_rate(settings),
         emit=emit,
         clock=clock,

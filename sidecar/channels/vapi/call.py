@@ -90,6 +90,7 @@ class VapiCall:
         self._sealed = 0
         self._stamp_ms = 0.0
         self._last: tuple[Block, ...] = ()
+        self._settled: tuple[Block, ...] = ()
         self._heard: list[tuple[float, Block]] = []
         self._generated: dict[int, str] = {}
         self._cut_slots: set[int] = set()
@@ -182,23 +183,39 @@ class VapiCall:
         """VAPI reports that the caller cut the reply to the newest words off."""
         self._cut_slots.add(slot_of(self._last))
 
-    async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
-        """Store what a history has settled. One older than a history taken before is no news.
+    def saw(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> bool:
+        """Take the newest history in, without storing; returns whether there may be something to.
+
+        One older than a history seen before is no news.
 
         Args:
             blocks: The whole history as read.
             stamp_ms: VAPI's time of it, 0 where unknown.
+        """
+        if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
+            return False
+        self._stamp_ms = max(self._stamp_ms, stamp_ms)
+        self._last = blocks
+        return open_from(blocks) > 0
+
+    async def store_settled(self) -> None:
+        """Store what the newest history has settled.
 
         Raises:
             JournalError: not stored; the next history brings it again.
         """
         async with self._lock:
-            if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
+            if self.finished:
                 return
-            annotated = self._annotated(blocks)
-            self._stamp_ms = max(self._stamp_ms, stamp_ms)
-            self._last = blocks
-            await self._store(annotated[: open_from(blocks)], reach="part")
+            settled = self._annotated(self._last)[: open_from(self._last)]
+            if settled != self._settled:  # most requests repeat what one before had settled
+                await self._store(settled, reach="part")
+                self._settled = settled
+
+    async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
+        """`saw` and `store_settled` in one."""
+        if self.saw(blocks, stamp_ms=stamp_ms):
+            await self.store_settled()
 
     def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
         """Words were transcribed; they count at the end, where no history has them."""

@@ -22,6 +22,12 @@ from sidecar.transcript.journal import Journal
 OWNER = "vapi"
 _ENDED_KEPT = 1_000
 _LOOK_EVERY_S = 2.0
+_STORE_AFTER_S = 0.5
+"""Storing gives way for so long to asking models and to their first words: many callers may end
+their turn at once. What it stores is in the next request, too."""
+_STORE_SHARE = 50
+"""And then takes a fiftieth of what waits at a time: each costs half a millisecond of the CPU that
+replies need, and none may wait for long."""
 
 Stage: TypeAlias = Literal["live", "over"]
 
@@ -88,15 +94,41 @@ class VapiCalls:
         self._ended = _Ended()
         self._unnamed: set[str] = set()
         self._tasks: TaskGroup | None = None
+        self._unstored: dict[str, VapiCall] = {}
+        self._news = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
+            tasks.start_soon(self._store_what_was_seen)
             task_status.started()
             while True:
                 await anyio.sleep(_LOOK_EVERY_S)
                 await self._end_silent()
+
+    def store_soon(self, call: VapiCall) -> None:
+        """Store what the call's newest history has settled, when its model has been asked."""
+        self._unstored[call.live.key] = call
+        self._news.set()
+
+    async def _store_what_was_seen(self) -> None:
+        while True:
+            await self._news.wait()
+            await anyio.sleep(_STORE_AFTER_S)
+            self._news = anyio.Event()
+            while waiting := list(self._unstored):
+                async with anyio.create_task_group() as storing:
+                    for key in waiting[: 1 + len(waiting) // _STORE_SHARE]:
+                        storing.start_soon(self._store_settled, self._unstored.pop(key))
+
+    async def _store_settled(self, call: VapiCall) -> None:
+        try:
+            await call.store_settled()
+        except JournalError as error:  # the next history brings it again
+            self._emit(
+                telemetry.turn_refused, call=call.live.key, code="journal", error=error.message
+            )
 
     def spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a job that outlives the request which asked for it."""

@@ -5,6 +5,7 @@ first system message, and the model asked. The model's bytes go through as they 
 lines; a copy is read once the stream has ended. VAPI ends the call on an error, so whatever goes
 wrong with the model is answered with 200 and a sentence to speak, within `Policy.fallback_s`.
 A client that goes is noticed by reading on from it, and the model's stream is closed at once.
+What is not needed for the reply (the journal, the reading of the copy) waits until the model is asked.
 """
 
 import uuid
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from sidecar import telemetry
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import Door
-from sidecar.channels.vapi.bodies import About, about, items, passed_on
+from sidecar.channels.vapi.bodies import about, items, passed_on
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.exchange import (
@@ -36,7 +37,7 @@ from sidecar.channels.vapi.exchange import (
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
 from sidecar.channels.vapi.projection import Block, blocks_of, slot_of
 from sidecar.channels.vapi.upstream import Reply, Upstream
-from sidecar.errors import CallError, JournalError, LlmError
+from sidecar.errors import CallError, LlmError
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
@@ -49,7 +50,6 @@ FALLBACK_TEXT: Final = "I'm sorry, I lost my thread for a moment. Could you say 
 OVER_BUDGET_TEXT: Final = "I'm sorry, I have to stop here for now. Please call again later."
 TOTAL_S: Final = 120.0
 _TAP_BYTES: Final = 4 << 20
-_END_BYTES: Final = 4_096
 _HEARD_WITHIN: Final = 16
 _ASK_AGAIN_S: Final = 5.0
 _encode = msgspec.json.Encoder().encode
@@ -90,9 +90,9 @@ class _CutOff(Exception):
 class _Turn:
     """One request on its way."""
 
-    about: About
     call: VapiCall | None
     asked: Mapping[str, Any]
+    blocks: tuple[Block, ...]
     body: bytes
     model: str
     tenant: str
@@ -100,6 +100,7 @@ class _Turn:
     stream: object = None
     started: bool = False
     tap: bytearray = field(default_factory=bytearray)
+    told: sse.Told | None = None
     how: str = "superseded"
     gone: bool = False
     first_s: float | None = None
@@ -165,7 +166,6 @@ class Completions:
                 await self._reply(turn, send, tasks.cancel_scope)
             finally:
                 self._account(turn, began_s)
-            tasks.cancel_scope.cancel()
         if turn.how == "superseded" and not turn.gone:
             await self._end_superseded(turn, send)
 
@@ -190,12 +190,13 @@ class Completions:
         blocks = blocks_of(messages)
         memory = ""
         if call is not None:
-            self._calls.spawn(self._take, call, blocks, said.stamp_ms)
+            if call.saw(blocks, stamp_ms=said.stamp_ms):
+                self._calls.store_soon(call)
             memory = (await call.memory()).text
         model = self._model(asked)
         body = _encode(passed_on(asked, memory, model=model, max_tokens=self._policy.max_tokens))
         span = self._span(headers.get("traceparent", ""), call, model, asked)
-        return _Turn(said, call, asked, body, model, admitted.tenant, span)
+        return _Turn(call, asked, blocks, body, model, admitted.tenant, span)
 
     def _span(
         self, given: str, call: VapiCall | None, model: str, asked: Mapping[str, Any]
@@ -222,14 +223,6 @@ class Completions:
             return wanted
         return self._policy.model
 
-    async def _take(self, call: VapiCall, blocks: tuple[Block, ...], stamp_ms: float) -> None:
-        try:
-            await call.take(blocks, stamp_ms=stamp_ms)
-        except JournalError as error:  # the next history brings it again
-            self._emit(
-                telemetry.turn_refused, call=call.live.key, code="journal", error=error.message
-            )
-
     async def _reply(self, turn: _Turn, send: Send, scope: anyio.CancelScope) -> None:
         policy = self._policy
         call = turn.call
@@ -238,13 +231,12 @@ class Completions:
             await self._speak(turn, send, policy.over_budget_text)
             return
         if call is not None:
-            blocks = blocks_of(turn.asked["messages"])
+            blocks = turn.blocks
             words = blocks[-1].text if blocks and blocks[-1].speaker == "caller" else ""
             turn.stream = call.begin(slot_of(blocks), words, scope)
         streams = turn.asked.get("stream") is True
         try:
             await (self._pass_through(turn, send) if streams else self._pass_whole(turn, send))
-            turn.how = "ended"
         except (LlmError, _CutOff) as error:
             turn.how = "failed"
             hint = error.hint if isinstance(error, LlmError) else ""
@@ -276,10 +268,12 @@ class Completions:
                 held = await self._copy(turn, reply, send, silence)
             if silence.cancelled_caught:
                 raise _CutOff("the language model was too slow")
-            if not sse.read(bytes(turn.tap[-_END_BYTES:]) + held).ended:
+            told = sse.read(bytes(turn.tap) + held)
+            if not told.ended:
                 raise _CutOff("the language model broke off in the middle of a reply")
             if held:
                 await self._send_piece(turn, send, held)
+            turn.told, turn.how = told, "ended"
             await send({"type": "http.response.body", "body": b""})
         finally:
             if reply is not None:
@@ -346,7 +340,7 @@ class Completions:
         finally:
             if reply is not None:
                 reply.close()
-        turn.started = True
+        turn.started, turn.how = True, "ended"
         turn.tap += whole
         await answer(send, 200, bytes(whole))
 
@@ -385,7 +379,7 @@ class Completions:
         """Note what was written and what it cost."""
         tap = bytes(turn.tap)
         if turn.asked.get("stream") is True:
-            told = sse.read(tap)
+            told = turn.told if turn.told is not None else sse.read(tap)
         else:
             told = sse.read_answer(_answer_of(tap) if tap else {})
         tokens = told.tokens or (len(turn.body) + len(told.text)) // CHARS_PER_TOKEN
@@ -428,8 +422,9 @@ def _answer_of(whole: bytes) -> Mapping[str, Any]:
 
 
 async def _cancel_when_gone(receive: Receive, turn: _Turn, scope: anyio.CancelScope) -> None:
+    """Cancel when the client goes; ends by itself with the response, which `receive` tells too."""
     while (await receive())["type"] != "http.disconnect":
         pass
     if turn.how == "superseded":
         turn.how, turn.gone = "client gone", True
-    scope.cancel()
+        scope.cancel()

@@ -3,6 +3,7 @@
 Raw, because a stream's every chunk passes here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +18,11 @@ BODY_S = 10.0
 
 Headers = Sequence[tuple[bytes, bytes]]
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
+
+_decode = msgspec.json.Decoder().decode
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 
 
 class Refused(SidecarError):
@@ -62,21 +68,19 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
         raise too_large
     parts: list[bytes] = []
     size = 0
-    try:
-        with anyio.fail_after(BODY_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                part: bytes = message.get("body", b"")
-                size += len(part)
-                if size > limit_bytes:
-                    raise too_large
-                parts.append(part)
-                if not message.get("more_body"):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise Refused(408, f"the body did not come within {BODY_S:g} s") from None
+    with anyio.CancelScope(deadline=anyio.current_time() + BODY_S):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise too_large
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+    raise Refused(408, f"the body did not come within {BODY_S:g} s")
 
 
 def object_of(body: bytes) -> Mapping[str, Any]:
@@ -86,12 +90,20 @@ def object_of(body: bytes) -> Mapping[str, Any]:
         Refused: it is none (400).
     """
     try:
-        parsed: object = msgspec.json.decode(body)
+        try:
+            parsed: object = _decode(body)
+        except msgspec.DecodeError:
+            # JavaScript writes half a character that way, and a cut text may end in one.
+            parsed = _decode(_ESCAPE.sub(_whole_characters, body))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(parsed, dict):
         raise Refused(400, "the body is no JSON object")
     return cast("dict[str, Any]", parsed)
+
+
+def _whole_characters(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:

@@ -31,7 +31,6 @@ Reach: TypeAlias = Literal["part", "end", "all"]
 """How much of a call a history holds: `all` of it, as the last word on it; up to its `end`, though
 its beginning may be lost; or a `part`, after which something may be stored already."""
 
-_SPACES = re.compile(r"\s+")
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _QUOTE_CHARS = 400
@@ -317,7 +316,7 @@ def _pending(
 def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:
     """Align, and take the newer word where the two differ. New blocks get the number 0."""
     merged: list[_Entry] = []
-    spans = _spans([e.block.key for e in stored], [b.key for b in blocks])
+    spans = _spans([entry.block for entry in stored], blocks)
     anchored = any(tag == "equal" for tag, *_ in spans)
     for place, (tag, i1, i2, j1, j2) in enumerate(spans):
         old, new = stored[i1:i2], blocks[j1:j2]
@@ -368,21 +367,26 @@ def _paired(old: Sequence[_Entry], new: Sequence[Block]) -> list[_Entry]:
     return merged
 
 
-def _spans(
-    old: Sequence[tuple[Speaker, str]], new: Sequence[tuple[Speaker, str]]
-) -> list[tuple[str, int, int, int, int]]:
+def _spans(old: Sequence[Block], new: Sequence[Block]) -> list[tuple[str, int, int, int, int]]:
     """Return difflib's opcodes; the common beginning, most often all there is, costs O(n)."""
     same = 0
-    while same < min(len(old), len(new)) and old[same] == new[same]:
+    while same < min(len(old), len(new)) and _same_words(old[same], new[same]):
         same += 1
     spans = [("equal", 0, same, 0, same)] if same else []
     if same < max(len(old), len(new)):
-        matcher = SequenceMatcher(None, old[same:], new[same:], autojunk=False)
+        was, is_now = [one.key for one in old[same:]], [one.key for one in new[same:]]
+        matcher = SequenceMatcher(None, was, is_now, autojunk=False)
         spans += [
             (tag, i1 + same, i2 + same, j1 + same, j2 + same)
             for tag, i1, i2, j1, j2 in matcher.get_opcodes()
         ]
     return spans
+
+
+def _same_words(old: Block, new: Block) -> bool:
+    if old.text == new.text:  # spares the fingerprint of almost every block
+        return old.speaker == new.speaker
+    return old.key == new.key
 
 
 # Texts ---------------------------------------------------------------------------------------
@@ -402,7 +406,9 @@ def _text(content: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _SPACES.sub(" ", _NO_UNICODE.sub("\ufffd", text)).strip()
+    if not text.isascii():
+        text = _NO_UNICODE.sub("\ufffd", text)
+    return " ".join(text.split())
 
 
 def _parted(text: str) -> tuple[str, str]:

@@ -1,17 +1,18 @@
 """`recall`: what is known of the caller that fits a question. Pure.
 
-It searches what the sidecar holds: the agent's memory blocks, what was said in earlier calls and
-is not in memory yet, and this call. Passages are ranked by the share of the question's words they
-hold, rare words counting more; the order of equals is theirs in memory.
+It ranks what the sidecar holds (the agent's memory blocks, what was said in earlier calls and is
+not in memory yet, and this call) and what Letta found in archival memory, by the share of the
+question's words, rare words counting more; the order of equals is theirs in memory. Letta searches
+by meaning and names no measure, so what it found counts a little without any of the words.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.channels.vapi.projection import Block as Said
-from sidecar.model import Block, Turn
+from sidecar.model import Block, Passage, Turn
 
 _PASSAGE_CHARS = 600
 _STOP = frozenset(
@@ -79,37 +80,56 @@ _STOP = frozenset(
 NAME = "recall"
 
 
+_ARCHIVE_SCORE = 0.3
+
+
 @dataclass(frozen=True, slots=True)
-class Passage:
+class Known:
     """Something known.
 
     Attributes:
         source: Where it is from, as in `memory:human`.
         text: What it says.
-        score: 0 to 1.
+        score: 0 to 1; before a search, the least it counts.
+        passage_id: Letta's own, of archival memory.
     """
 
     source: str
     text: str
     score: float = 0.0
+    passage_id: str = ""
 
 
-def passages_of(
-    blocks: Sequence[Block], recent: Sequence[Turn], said: Sequence[Said]
-) -> list[Passage]:
-    """Return everything that can be found, one passage per line of a block and per turn."""
+def known(
+    blocks: Sequence[Block],
+    recent: Sequence[Turn],
+    said: Sequence[Said],
+    archived: Sequence[Passage] = (),
+) -> list[Known]:
+    """Return everything that can be found, one passage per line of a block and per turn.
+
+    Args:
+        blocks: The agent's.
+        recent: What was said in earlier calls and is not in memory yet.
+        said: This call.
+        archived: What Letta's archival memory holds on the question, best first.
+    """
     found = [
-        Passage(f"memory:{block.label}", line[:_PASSAGE_CHARS])
+        Known(f"memory:{block.label}", line[:_PASSAGE_CHARS])
         for block in blocks
         for raw in block.value.splitlines()
         if (line := raw.strip())
     ]
-    found += [Passage(f"earlier call, {t.speaker}", t.text[:_PASSAGE_CHARS]) for t in recent]
-    found += [Passage(f"this call, {b.speaker}", b.text[:_PASSAGE_CHARS]) for b in said]
+    found += [
+        Known("archive", p.text[:_PASSAGE_CHARS], _ARCHIVE_SCORE / place, p.passage_id)
+        for place, p in enumerate(archived, 1)
+    ]
+    found += [Known(f"earlier call, {t.speaker}", t.text[:_PASSAGE_CHARS]) for t in recent]
+    found += [Known(f"this call, {b.speaker}", b.text[:_PASSAGE_CHARS]) for b in said]
     return found
 
 
-def search(query: str, passages: Sequence[Passage], *, limit: int) -> list[Passage]:
+def search(query: str, passages: Sequence[Known], *, limit: int) -> list[Known]:
     """Return the passages that fit best, best first; a question without words gets memory as it is."""
     wanted = _words(query)
     if not wanted:
@@ -119,13 +139,13 @@ def search(query: str, passages: Sequence[Passage], *, limit: int) -> list[Passa
     weight = {word: math.log(1 + len(passages) / (1 + holders[word])) for word in wanted}
     total = sum(weight.values()) or 1.0
     scored = [
-        Passage(p.source, p.text, round(sum(weight[w] for w in wanted & words) / total, 3))
+        replace(p, score=round(max(p.score, sum(weight[w] for w in wanted & words) / total), 3))
         for p, words in zip(passages, in_passages, strict=True)
     ]
     return sorted((p for p in scored if p.score > 0), key=lambda p: -p.score)[:limit]
 
 
-def as_text(found: Sequence[Passage]) -> str:
+def as_text(found: Sequence[Known]) -> str:
     """Return what a tool answers, on one line: VAPI takes no line breaks in results."""
     if not found:
         return "Nothing about this is remembered."

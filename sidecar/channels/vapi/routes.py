@@ -3,6 +3,7 @@
 import anyio
 from anyio.abc import TaskStatus
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.completions import Completions
@@ -35,12 +36,13 @@ class Vapi:
         self._webhook = webhook
         self._upstream = upstream
 
+    def posts(self) -> dict[str, ASGIApp]:
+        """Return what serves a POST, by path."""
+        return {**dict.fromkeys(CHAT_PATHS, self._completions), WEBHOOK_PATH: self._webhook}
+
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
-        return [
-            *(Route(path, self._completions, methods=["POST"]) for path in CHAT_PATHS),
-            Route(WEBHOOK_PATH, self._webhook, methods=["POST"]),
-        ]
+        return [Route(path, app, methods=["POST"]) for path, app in self.posts().items()]
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled; the first request finds a warm connection."""

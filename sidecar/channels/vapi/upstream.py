@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 import anyio
 import msgspec
+from yarl import URL
 
 from sidecar.channels.vapi import sse
 from sidecar.errors import LlmError
@@ -74,6 +75,7 @@ class HttpUpstream:
 
     def __init__(self, base_url: str, api_key: str) -> None:
         self._base_url = base_url.rstrip("/")
+        self._chat_url = URL(f"{self._base_url}/chat/completions")
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -84,7 +86,7 @@ class HttpUpstream:
         traced = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
         try:
             response = await self._connected().post(
-                f"{self._base_url}/chat/completions",
+                self._chat_url,
                 data=body,
                 headers=traced,
                 allow_redirects=False,

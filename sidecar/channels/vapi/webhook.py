@@ -7,7 +7,7 @@ their time and an older one is no news, tools run once per id, the report may co
 """
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -34,19 +34,33 @@ from sidecar.channels.vapi.exchange import (
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.channels.vapi.projection import Block, blocks_of
 from sidecar.errors import CallError, JournalError
+from sidecar.memory.archive import Archive
+from sidecar.model import Passage
 from sidecar.telemetry import Emit
 
 TOOL_S: Final = 5.0
 ASK_AGAIN_S: Final = 5.0
+KNOWLEDGE_S: Final = 0.8
+"""What a knowledge-base-request waits for archival memory: the model is asked only after it."""
+RECALL_S: Final = 2.0
+"""What the tool waits for it: the caller knows that something is being looked up."""
 MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
 _RESULTS_KEPT: Final = 5_000
 _FOUND_LIMIT: Final = 6
 # Types about a call that may have ended: they wake none that did.
 _OVER: Final = frozenset(
-    {"end-of-call-report", "conversation-update", "transcript", "hang", "status-update"}
+    {
+        "end-of-call-report",
+        "conversation-update",
+        "transcript",
+        "hang",
+        "status-update",
+        "speech-update",
+        "user-interrupted",
+    }
 )
-_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request"})
+_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
 
@@ -79,6 +93,7 @@ class Webhook:
         calls: The VAPI calls.
         door: Who may deliver.
         assistant: What an assistant-request is answered with.
+        archive: Archival memory, which the tool and the knowledge base look into as well.
         rate: Cap per tenant.
         emit: Where events go.
         clock: Unix time in seconds.
@@ -90,12 +105,14 @@ class Webhook:
         door: Door,
         *,
         assistant: Assistant,
+        archive: Archive,
         rate: RateCap,
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
         self._calls = calls
         self._door = door
+        self._archive = archive
         self._assistant = assistant
         self._rate = rate
         self._emit = emit
@@ -140,7 +157,9 @@ class Webhook:
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
         message = child(object_of(body), "message")
-        kind = str(message.get("type", ""))
+        kind = message.get("type")
+        if not isinstance(kind, str):
+            raise Refused(400, "message: an object with a type, as VAPI's server messages are")
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
         act = self._answers.get(kind)
@@ -193,6 +212,7 @@ class Webhook:
     async def _speech_update(self, call: VapiCall | None, message: Object) -> Answer:
         if (
             call is not None
+            and not call.finished
             and message.get("role") == "user"
             and message.get("status") == "started"
         ):
@@ -271,28 +291,39 @@ class Webhook:
     async def _run(self, call: VapiCall | None, name: str, arguments: Object) -> dict[str, Any]:
         if name != recall.NAME:
             return {"error": f"the sidecar has no tool of this name; it has {recall.NAME}"}
-        found = await self._found(call, str(arguments.get("query", "")))
+        query = str(arguments.get("query", ""))
+        found = await self._found(call, query, archive_s=RECALL_S)
         return {"result": recall.as_text(found)}
 
     async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
         asked = [block for block in history_of(message) if block.speaker == "caller"]
-        found = await self._found(call, asked[-1].text if asked else "", this_call=False)
+        query = asked[-1].text if asked else ""
+        found = await self._found(call, query, archive_s=KNOWLEDGE_S, this_call=False)
         return {
             "documents": [
-                {"content": p.text, "similarity": p.score, "uuid": f"{p.source}:{number}"}
+                {
+                    "content": p.text,
+                    "similarity": p.score,
+                    "uuid": p.passage_id or f"{p.source}:{number}",
+                }
                 for number, p in enumerate(found)
             ]
         }
 
     async def _found(
-        self, call: VapiCall | None, query: str, *, this_call: bool = True
-    ) -> list[recall.Passage]:
+        self, call: VapiCall | None, query: str, *, archive_s: float, this_call: bool = True
+    ) -> list[recall.Known]:
+        """Search what is known of the caller, waiting for archival memory up to `archive_s`."""
         if call is None:
             return []
+        agent_id = call.live.agent_id
+        archived: Sequence[Passage] = ()
+        if agent_id is not None:
+            archived = await self._archive.search(agent_id, query, budget_s=archive_s)
         snapshot = call.live.snapshot
         said: tuple[Block, ...] = await call.transcript() if this_call else ()
-        passages = recall.passages_of(snapshot.blocks if snapshot else (), call.live.recent, said)
-        return recall.search(query, passages, limit=_FOUND_LIMIT)
+        known = recall.known(snapshot.blocks if snapshot else (), call.live.recent, said, archived)
+        return recall.search(query, known, limit=_FOUND_LIMIT)
 
 
 def history_of(message: Object) -> tuple[Block, ...]:

@@ -1,0 +1,101 @@
+"""How soon the model's stream is closed after VAPI has gone from a reply.
+
+The model's server is in this process, so that both moments are of one clock: streams come through
+the sidecar without an end, their clients go one after the other, and the server says when its
+connection was closed.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+import anyio
+import anyio.abc
+
+from benchmarks.processes import LettaProcess, sidecar
+
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "on "}}]}\n\n'
+_EACH_S = 0.02
+_AT_ONCE = 20
+
+
+class _Endless:
+    """A model that never ends; `closed` says when each connection was, by the call's number."""
+
+    def __init__(self) -> None:
+        self.closed: dict[str, float] = {}
+
+    async def serve(self, stream: anyio.abc.ByteStream) -> None:
+        head = b""
+        async with stream:
+            while b"stream-" not in head:
+                head += await stream.receive()
+                if head.startswith(b"GET"):  # a connection opened ahead of the first request
+                    await stream.send(_NOT_FOUND)
+                    return
+            name = head.partition(b"stream-")[2].split(b'"')[0].decode()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._speak, stream)
+                try:
+                    while True:
+                        await stream.receive()
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    self.closed[name] = time.perf_counter()
+                tasks.cancel_scope.cancel()
+
+    @staticmethod
+    async def _speak(stream: anyio.abc.ByteStream) -> None:
+        try:
+            await stream.send(_HEAD)
+            while True:
+                await stream.send(_CHUNK)
+                await anyio.sleep(_EACH_S)
+        except anyio.BrokenResourceError:
+            pass  # the reader says when
+
+
+async def cut_streams(
+    letta: LettaProcess, agent: str, data_dir: Path, streams: int
+) -> Sequence[float]:
+    """Return the seconds from each client's going to the closing of its model's stream."""
+    model = _Endless()
+    took_s: list[float] = []
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    url = f"http://127.0.0.1:{port}/v1"
+    process = sidecar(data_dir, letta, SIDECAR_AGENT_ID=agent, LLM_BASE_URL=url)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, model.serve)
+        await anyio.to_thread.run_sync(process.start)
+        try:
+            async with aiohttp.ClientSession() as session:
+                for first in range(0, streams, _AT_ONCE):
+                    names = [str(n) for n in range(first, min(first + _AT_ONCE, streams))]
+                    async with anyio.create_task_group() as cutting:
+                        for name in names:
+                            cutting.start_soon(_cut_one, session, process.url, name, model, took_s)
+        finally:
+            await anyio.to_thread.run_sync(process.stop)
+        tasks.cancel_scope.cancel()
+    return took_s
+
+
+async def _cut_one(
+    session: aiohttp.ClientSession, url: str, name: str, model: _Endless, took_s: list[float]
+) -> None:
+    body = {
+        "stream": True,
+        "messages": [{"role": "user", "content": f"stream-{name}"}],
+        "call": {"id": f"cut-{name}", "type": "inboundPhoneCall"},
+    }
+    response = await session.post(f"{url}/vapi/chat/completions", json=body)
+    await response.content.readline()
+    response.close()
+    gone_s = time.perf_counter()
+    with anyio.fail_after(10.0):
+        while name not in model.closed:  # noqa: ASYNC110 - the server says it in a dict
+            await anyio.sleep(0.001)
+    took_s.append(model.closed[name] - gone_s)

@@ -1,0 +1,179 @@
+"""VAPI's server URL as an ASGI application on fakes, in virtual time."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+import trio
+import trio.testing
+
+from sidecar.channels.vapi.auth import Credential, Door
+from sidecar.channels.vapi.limits import RateCap
+from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
+from sidecar.memory.archive import Archive
+from sidecar.model import Passage
+from tests.unit.test_vapi_call import World
+from tests.vapi.bodies import SENT, message
+
+pytestmark = pytest.mark.unit
+
+SECRET = b"secret-0123456789abcdef"
+CALL = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": "+14155550123"}}
+RECALL = {"id": "call-1", "name": "recall", "parameters": {"query": "boat"}}
+
+
+class Source:
+    """Archival memory that takes `search_s` and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.search_s = 1.0
+        self.asked = 0
+
+    async def search_passages(
+        self, agent_id: str, query: str, *, limit: int
+    ) -> tuple[Passage, ...]:
+        self.asked += 1
+        await anyio.sleep(self.search_s)
+        return (Passage("passage-1", "Her boat is called Möwe."),)
+
+
+class Served(World):
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = Source()
+        self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
+        self.webhook = Webhook(
+            self.vapi,
+            Door([Credential("acme", (b"key",), (SECRET,))], clock=self.clock, open_tenant="acme"),
+            assistant=Assistant(assistant_id="5b0a4a08"),
+            archive=self.archive,
+            rate=RateCap(200.0, 600.0),
+            emit=self.telemetry.emit,
+            clock=self.clock,
+        )
+
+    async def deliver(
+        self, sent: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> tuple[int, Any]:
+        """Deliver a server message; returns status and answer."""
+        raw = json.dumps({"message": sent}).encode()
+        answered: list[Any] = []
+        bearer = (b"authorization", b"Bearer " + SECRET)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": raw}
+
+        async def send(part: Any) -> None:
+            answered.append(part)
+
+        scope = {"type": "http", "headers": [*(headers or [bearer])], "client": ("127.0.0.1", 1)}
+        await self.webhook(scope, receive, send)
+        return answered[0]["status"], json.loads(answered[1]["body"])
+
+    def signed(self, sent: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+        raw = json.dumps({"message": sent}).encode()
+        stamp = str(int(self.clock())).encode()
+        mac = hmac.new(SECRET, stamp + b"." + raw, hashlib.sha256).hexdigest()
+        return [(b"x-signature", mac.encode()), (b"x-timestamp", stamp)]
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Served]:
+    world = Served()
+    async with trio.open_nursery() as nursery:
+        for part in (world.snapshots, world.calls, world.vapi, world.archive):
+            await nursery.start(part.run)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+@pytest.mark.anyio
+class TestWebhook:
+    async def test_a_tool_runs_once_also_when_it_is_repeated_meanwhile(self) -> None:
+        """A repeat while the first is under way waits for it; all get the same answer."""
+        async with opened() as world:
+            answers: list[Any] = []
+
+            async def call_it() -> None:
+                sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
+                answers.append(await world.deliver(sent))
+
+            await world.deliver(message("status-update", call=CALL, status="in-progress"))
+            await trio.sleep(5)
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(call_it)
+                    await trio.sleep(0.1)
+            await trio.sleep(120)
+            await call_it()
+            assert world.source.asked == 1
+            assert {json.dumps(answer) for answer in answers} == {json.dumps(answers[0])}
+            assert "Möwe" in answers[0][1]["results"][0]["result"]
+
+    async def test_a_tool_answers_within_its_budget(self) -> None:
+        """Archival memory that hangs: the tool answers from what is at hand, in time."""
+        async with opened() as world:
+            world.source.search_s = 3_600.0
+            await world.deliver(message("status-update", call=CALL, status="in-progress"))
+            await trio.sleep(5)
+            began_s = trio.current_time()
+            sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
+            status, answered = await world.deliver(sent)
+            assert trio.current_time() - began_s < TOOL_S
+            assert (status, answered["results"][0]["toolCallId"]) == (200, "call-1")
+            assert "result" in answered["results"][0]
+
+    async def test_a_delivery_that_was_here_before(self) -> None:
+        """The same signed bytes again get no memory a second time; what only tells is taken."""
+        async with opened() as world:
+            for kind in ("assistant-request", "knowledge-base-request", "tool-calls"):
+                sent = SENT[kind].message
+                headers = world.signed(sent)
+                assert (await world.deliver(sent, headers))[0] == 200
+                assert (await world.deliver(sent, headers))[0] == 401
+            report = SENT["end-of-call-report"].message
+            headers = world.signed(report)
+            for _ in range(2):
+                assert await world.deliver(report, headers) == (200, {})
+
+    async def test_a_report_alone_is_a_whole_call(self) -> None:
+        """A call of which nothing but its report was seen is stored with every word, once."""
+        async with opened() as world:
+            for _ in range(2):
+                sent = {**SENT["end-of-call-report"].message, "call": CALL}
+                assert await world.deliver(sent) == (200, {})
+            assert [text for text, _ in await world.texts()] == [
+                "Hello, this is Ada. How can I help?",
+                "My dog is called Rex.",
+                "nice to meet rex",
+                "Which dog do I have?",
+            ]
+            assert not world.calls.live
+
+    async def test_what_comes_late_wakes_no_call(self) -> None:
+        """Messages that were overtaken by the report leave the call closed and as it is."""
+        async with opened() as world:
+            await world.deliver({**SENT["end-of-call-report"].message, "call": CALL})
+            before = await world.texts()
+            for kind, sent in SENT.items():
+                if kind.startswith(("speech", "transcript", "user-", "hang", "conv", "status")):
+                    assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
+            assert not world.calls.live
+            assert await world.texts() == before
+
+    async def test_a_message_without_a_type_is_refused(self) -> None:
+        """What is no server message is told so."""
+        async with opened() as world:
+            status, answered = await world.deliver({"call": CALL})
+            assert status == 400
+            assert "type" in answered["error"]["message"]

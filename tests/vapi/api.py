@@ -1,0 +1,31 @@
+"""As much of VAPI's API as the example's script uses."""
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Api(ThreadingHTTPServer):
+    """Keeps what it was asked: method, path and body of each request."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        super().__init__(("127.0.0.1", 0), _Asked)
+
+
+class _Asked(BaseHTTPRequestHandler):
+    server: Api
+
+    def _take(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.command, self.path, body))
+        raw = json.dumps({"id": f"id-{len(self.server.asked)}"}).encode()
+        self.send_response(201)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+        pass

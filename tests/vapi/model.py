@@ -1,0 +1,58 @@
+"""The stand-in for the model's server, as a process of its own."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from typing import Any, Self
+
+from tests.sidecar_process import eventually, get
+
+
+class Model:
+    """Runs while its context is open; shows what it was asked, and fails as told.
+
+    Args:
+        say: What it answers whatever it is asked; empty is the demo model.
+    """
+
+    def __init__(self, *, say: str = "") -> None:
+        self._say = ["--say", say] if say else []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "sidecar.testing.openai_server", "--port", str(self.port)]
+        self._process = subprocess.Popen([*command, *self._say])
+
+        def up() -> bool:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                return get(f"{self.url}/v1/models")[0] == 200
+            return False
+
+        eventually(up)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def faults(self, **faults: object) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/_ctl", json.dumps(faults).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=5).close()
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """The bodies of requests that came for a caller, not for the embedded Letta."""
+        seen = json.loads(get(f"{self.url}/_log?tail=1000")[1])
+        return [
+            one["body"]
+            for one in seen
+            if one["path"] == "chat" and "You are Ada" in str(one["body"]["messages"][0]["content"])
+        ]
