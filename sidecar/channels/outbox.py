@@ -88,7 +88,8 @@ class Outbox:
         self._close_due = True
         self._speech_due = False
         self._speech_traceparent = ""
-        self._unsent: deque[str] = deque()
+        self._unsent: deque[TurnFrame] = deque()
+        """Always the last of what is kept: a turn goes again only with all behind it."""
         self._held_until_s = 0.0
 
     # What happens in the call
@@ -221,7 +222,7 @@ class Outbox:
         self._open_due = True
         self._close_due = True
         self._speech_due = False
-        self._unsent = deque(self._kept)
+        self._unsent = deque(kept.frame for kept in self._kept.values())
         self._held_until_s = 0.0
 
     def next_frame(self, *, now_s: float) -> FromWorker | None:
@@ -235,8 +236,9 @@ class Outbox:
             self._speech_due = False
             return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
         while self._unsent:
-            if kept := self._kept.get(self._unsent.popleft()):
-                return kept.frame
+            frame = self._unsent.popleft()
+            if frame.item in self._kept:
+                return frame
         if (
             self._close is not None
             and self._close_due
@@ -261,19 +263,23 @@ class Outbox:
     def refused_for_now(self, item: str, *, until_s: float, reopen: bool) -> None:
         """The sidecar could not take a frame: from `item` on, all is due again after a while.
 
+        Several of one call may be refused, in any order: the earliest of them goes first.
+
         Args:
             item: The turn that was refused; empty for another frame of the call.
             until_s: Monotonic time before which nothing of this call is sent.
             reopen: `call.open` is sent again first.
         """
-        self._held_until_s = until_s
+        self._held_until_s = max(self._held_until_s, until_s)
         self._open_due = self._open_due or reopen
         self._close_due = True
-        items = list(self._kept)
-        if item in self._kept:
-            self._unsent = deque(items[items.index(item) :])
-        elif reopen:
-            self._unsent = deque(items)
+        first = self._kept.get(item)
+        if first is None and reopen:
+            first = next(iter(self._kept.values()), None)
+        if first and not (self._unsent and self._unsent[0].seq <= first.frame.seq):
+            self._unsent = deque(
+                kept.frame for kept in self._kept.values() if kept.frame.seq >= first.frame.seq
+            )
 
     def refused_for_good(self, item: str) -> bool:
         """The sidecar will never take this turn: forget it; returns whether it was kept."""
@@ -355,7 +361,7 @@ class Outbox:
 
     def _keep(self, kept: _Kept) -> None:
         self._kept[kept.frame.item] = kept
-        self._unsent.append(kept.frame.item)
+        self._unsent.append(kept.frame)
         self._last_kept_seq = kept.frame.seq
 
     def _forget(self, item: str) -> bool:
