@@ -25,7 +25,7 @@ class Line(Protocol):
 
     def take(
         self,
-        outbox: Outbox,
+        call: "LinkedCall",
         item_id: str,
         speaker: Speaker,
         text: str,
@@ -115,7 +115,7 @@ class LinkedCall:
             traceparent: The span of the turn (W3C Trace Context), or empty.
         """
         self._link.take(
-            self.outbox,
+            self,
             item_id,
             speaker,
             text,

@@ -11,7 +11,9 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+import msgspec
 
 from sidecar.channels.frames import (
     MAX_FRAME_BYTES,
@@ -26,6 +28,7 @@ from sidecar.model import Channel, Speaker
 
 SpoolFrame: TypeAlias = CallOpen | TurnFrame | CallClose
 
+NOBODY: Final = Hints()
 MAX_ID_CHARS = 256
 MAX_HINT_CHARS = 1024
 # A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
@@ -56,6 +59,8 @@ class Outbox:
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
         traceparent: The span of the call, or empty.
+        meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
+            and is told if it ends without them. Its consent "no" holds for the whole call.
     """
 
     def __init__(
@@ -66,16 +71,19 @@ class Outbox:
         opened_at_s: float,
         hints: Hints | None,
         traceparent: str = "",
+        meanwhile: Hints = NOBODY,
     ) -> None:
         self.call = call_id(call)
         self._channel: Channel = channel
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
         self._traceparent = traceparent
+        self._meanwhile = meanwhile
         self._close: CallClose | None = None
         self._close_since_s = 0.0
         self._close_on_disk = False
         self._close_acked = False
+        self._opening_on_disk: CallOpen | None = None
         self._seq = 0
         self._items: set[str] = set()
         self._kept: dict[str, _Kept] = {}
@@ -100,9 +108,26 @@ class Outbox:
         return self._hints is not None
 
     def identify(self, hints: Hints) -> None:
-        """Say who is on the line; the first answer stands, for a call belongs to one caller."""
-        if self._hints is None:
-            self._hints = hints
+        """Say who is on the line; the first answer stands, for a call belongs to one caller.
+
+        With a consent "no" what was said before is forgotten; in a spool file it is due to be
+        replaced by this answer, and the file to be deleted.
+        """
+        if self._hints is not None:
+            return
+        if self.refused:
+            hints = msgspec.structs.replace(hints, consent="no")
+        self._hints = hints
+        if self.refused:
+            self._kept.clear()
+            self._overflow.clear()
+            self._disk_only = 0
+            self._chars = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the caller did not agree that the call is kept, as far as it is known."""
+        return (self._hints or self._meanwhile).consent == "no"
 
     def record(
         self,
@@ -135,8 +160,7 @@ class Outbox:
         """
         item = _bounded(item, MAX_ID_CHARS - 8)
         clean = text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
-        refused = self._hints is not None and self._hints.consent == "no"
-        if refused or not clean.strip() or item in self._items:
+        if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
         frames: list[TurnFrame] = []
@@ -160,6 +184,7 @@ class Outbox:
                 self._keep(kept)
             else:
                 self._overflow.append(kept)
+        self._name_the_ended()
         return frames
 
     def drop_overflow(self) -> int:
@@ -182,6 +207,12 @@ class Outbox:
             )
             self._close_since_s = now_s
             self._close_due = True
+            self._name_the_ended()
+
+    def _name_the_ended(self) -> None:
+        """Of a call that is over nobody says any more who it was: what was said in it goes out."""
+        if self._close is not None and self._hints is None and self.unacked:
+            self.identify(self._meanwhile)
 
     # What stands open
 
@@ -227,11 +258,14 @@ class Outbox:
 
     def next_frame(self, *, now_s: float) -> FromWorker | None:
         """Return the frame to send next, and count it as sent; None when nothing is due now."""
-        if self._hints is None or now_s < self._held_until_s:
+        over = self._close is not None and self.settled
+        if self._hints is None or over or now_s < self._held_until_s:
             return None
         if self._open_due:
             self._open_due = False
-            return self._open(self._hints)
+            if self._close_acked:  # an opening takes the end back
+                self._close_acked, self._close_since_s = False, now_s
+            return self.opening()
         if self._speech_due:
             self._speech_due = False
             return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
@@ -293,31 +327,43 @@ class Outbox:
         Args:
             after_s: A frame waits this many seconds for its ack first.
         """
-        if self._hints is None:
-            return None
-        if self._overflow:
+        if self._overflow or self._opening_on_disk not in {None, self.opening()}:
             return 0.0
         oldest = next((k for k in self._kept.values() if not k.on_disk), None)
         since = [oldest.since_s] if oldest else []
-        if self._close is not None and not self._close_acked and not self._close_on_disk:
+        if self._unspooled_close():
             since.append(self._close_since_s)
         return min(since) + after_s if since else None
 
     def unspooled(self) -> list[SpoolFrame]:
         """Return the frames that are nowhere but in memory, in order; empty when there are none.
 
-        `call.open` is not among them: see `opening`.
+        `call.open` is the first of them where the file does not say yet what is known of the call.
         """
         frames: list[SpoolFrame] = [
             k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
         ]
-        if self._close is not None and not self._close_acked and not self._close_on_disk:
-            frames.append(self._close)
+        if close := self._unspooled_close():
+            frames.append(close)
+        opening = self.opening()
+        if opening != self._opening_on_disk and (frames or self._opening_on_disk):
+            frames.insert(0, opening)
         return frames
 
+    def _unspooled_close(self) -> CallClose | None:
+        """Return the end of the call where it is nowhere but in memory; not of an untold call."""
+        told = self._hints is not None and not self._close_acked
+        return self._close if told and not self._close_on_disk else None
+
     def opening(self) -> CallOpen:
-        """Return the call's first frame, for the head of its file; nobody's when unidentified."""
-        return self._open(self._hints or Hints())
+        """Return the call's first frame, with what is known of it."""
+        return CallOpen(
+            call=self.call,
+            channel=self._channel,
+            hints=self._hints or self._meanwhile,
+            opened_at_s=self._opened_at_s,
+            traceparent=self._traceparent,
+        )
 
     def spooled(self, frames: Sequence[SpoolFrame]) -> None:
         """These frames are on disk; the overflow among them leaves memory."""
@@ -329,13 +375,18 @@ class Outbox:
         self._overflow = [k for k in self._overflow if k.frame.item not in written]
         self._disk_only += len(leaving)
         self._chars -= sum(len(k.frame.text) for k in leaving)
-        self._close_on_disk = self._close_on_disk or any(isinstance(f, CallClose) for f in frames)
+        for frame in frames:
+            if isinstance(frame, CallOpen):
+                self._opening_on_disk = frame
+            elif isinstance(frame, CallClose):
+                self._close_on_disk = True
 
     def unspool(self) -> None:
-        """The spool file is gone: what is in memory is nowhere else."""
+        """The spool file is gone, or another's: what is in memory is nowhere else."""
         for kept in self._kept.values():
             kept.on_disk = False
         self._close_on_disk = False
+        self._opening_on_disk = None
 
     @property
     def disk_only(self) -> int:
@@ -353,7 +404,9 @@ class Outbox:
         return self._last_kept_seq
 
     def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
-        """Take turns back from disk, in order; they are sent next."""
+        """Take turns back from disk, in order; they are sent next. None where they are refused."""
+        if self.refused:
+            return
         for frame in frames:
             self._chars += len(frame.text)
             self._keep(_Kept(frame, now_s, on_disk=True))
@@ -370,15 +423,6 @@ class Outbox:
             return False
         self._chars -= len(kept.frame.text)
         return True
-
-    def _open(self, hints: Hints) -> CallOpen:
-        return CallOpen(
-            call=self.call,
-            channel=self._channel,
-            hints=hints,
-            opened_at_s=self._opened_at_s,
-            traceparent=self._traceparent,
-        )
 
 
 def bounded_hints(hints: Hints) -> Hints:

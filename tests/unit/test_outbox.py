@@ -91,7 +91,6 @@ def test_nothing_is_sent_before_it_is_known_who_calls() -> None:
     box = outbox(hints=None)
     say(box, "a")
     assert [] == due(box)
-    assert box.due_on_disk_s(after_s=0.5) is None
 
     box.identify(Hints(phone="+15550100"))
     box.identify(Hints(phone="+15550999"))
@@ -181,6 +180,68 @@ def test_what_waits_too_long_is_due_on_disk() -> None:
     assert box.due_on_disk_s(after_s=0.5) is None
     box.close(at_s=0.0, reason="", now_s=11.0)
     assert 11.5 == box.due_on_disk_s(after_s=0.5)
+
+
+def spool(box: Outbox) -> list[object]:
+    frames = box.unspooled()
+    box.spooled(frames)
+    return list(frames)
+
+
+def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> None:
+    """While the caller is not known the file says what is; it is told the caller at once."""
+    job = Hints(agent_id="agent-7")
+    box = Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=job)
+    assert box.due_on_disk_s(after_s=0.5) is None
+    say(box, "a")
+    assert 0.5 == box.due_on_disk_s(after_s=0.5)
+    opened, *turns = spool(box)
+    assert isinstance(opened, CallOpen)
+    assert job == opened.hints
+    assert ["a"] == items(turns)
+    assert box.due_on_disk_s(after_s=0.5) is None
+
+    box.identify(ADA)
+
+    assert 0.0 == box.due_on_disk_s(after_s=0.5)
+    [opened] = spool(box)
+    assert isinstance(opened, CallOpen)
+    assert ADA == opened.hints
+    assert box.due_on_disk_s(after_s=0.5) is None
+
+
+def test_a_call_that_ends_unidentified_is_told_as_the_job_knows_it() -> None:
+    """What was said to nobody in particular goes out with the job's own hints; else nothing does."""
+    silent, spoken = (
+        Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=Hints(agent_id="agent-7"))
+        for _ in range(2)
+    )
+    say(spoken, "a")
+    for box in (silent, spoken):
+        box.close(at_s=3.0, reason="", now_s=0.0)
+    assert [] == due(silent) == spool(silent)
+    opened, *rest = due(spoken)
+    assert isinstance(opened, CallOpen)
+    assert "agent-7" == opened.hints.agent_id
+    assert [TurnFrame, CallClose] == [type(frame) for frame in rest]
+
+
+def test_a_call_opened_again_after_its_end_is_closed_again() -> None:
+    """A late turn may open the call anew on the sidecar: the end is told again behind it."""
+    box = outbox()
+    box.close(at_s=3.0, reason="", now_s=0.0)
+    due(box)
+    box.acked([], closed=True)
+    box.rewind()
+    assert [] == due(box)
+
+    say(box, "late")
+
+    assert [CallOpen, TurnFrame, CallClose] == [type(frame) for frame in due(box)]
+    box.acked(["late"], closed=False)
+    assert not box.settled
+    box.acked([], closed=True)
+    assert box.settled
 
 
 class Model:
