@@ -35,6 +35,8 @@ from sidecar.tracing import traceparent_or_none
 CallFrame: TypeAlias = CallOpen | SpeechStarted | TurnFrame | CallClose
 Send: TypeAlias = Callable[[FromSidecar], None]
 
+MOST_AT_ONCE: Final = 500
+"""Turns in one append, so that their ack fits into a frame whatever their ids are."""
 UNKNOWN_CALL: Final = "this connection has not opened the call"
 OPEN_FIRST: Final = "send call.open first"
 
@@ -77,9 +79,9 @@ class CallInbox:
         self._waiting.append(frame)
 
     async def carry_out(self) -> int:
-        """Carry out the next frame, or all turns that stand next; returns how many, 0 for none."""
+        """Carry out the next frame, or the turns that stand next; returns how many, 0 for none."""
         turns: list[TurnFrame] = []
-        while self._waiting:
+        while self._waiting and len(turns) < MOST_AT_ONCE:
             frame = self._waiting[0]
             if not isinstance(frame, TurnFrame):
                 break

@@ -264,6 +264,20 @@ async def test_a_turn_that_can_not_be_stored_costs_itself_alone(world: World) ->
         assert [("bad_value", "t2", False)] == [(e.code, e.item, e.retryable) for e in peer.errors]
 
 
+async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> None:
+    """However many turns have gathered, and however long their ids are, no ack is too long."""
+    world.journal.stall()
+    items = [f"{n}{chr(1) * 256}"[:256] for n in range(1_000)]
+    async with world.connected(OPEN) as peer:
+        for n, item in enumerate(items, start=1):
+            peer.says(TurnFrame(CALL, item, n, "caller", "x", 1.0))
+            if n % 500 == 0:
+                await anyio.wait_all_tasks_blocked()
+        world.journal.disk.set()
+        await peer.until(lambda: len(peer.acked) == len(items))
+        assert items == peer.acked
+
+
 # What is wrong is named
 
 
