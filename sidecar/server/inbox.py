@@ -8,7 +8,8 @@ may have forgotten it by now.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 import anyio
@@ -80,26 +81,25 @@ class CallInbox:
 
     async def carry_out(self) -> int:
         """Carry out the next frame, or the turns that stand next; returns how many, 0 for none."""
-        turns: list[TurnFrame] = []
-        while self._waiting and len(turns) < MOST_AT_ONCE:
-            frame = self._waiting[0]
-            if not isinstance(frame, TurnFrame):
-                break
-            turns.append(frame)
-            self._waiting.popleft()
-        if turns:
-            await self._record(turns)
-            return len(turns)
         if not self._waiting:
             return 0
         match self._waiting.popleft():
             case CallOpen() as frame:
                 await self._open(frame)
-            case CallClose() as frame:
-                await self._close(frame)
             case SpeechStarted() as frame:
                 self.speech_started(frame)
+            case TurnFrame() as frame:
+                turns = [frame, *islice(self._turns_behind(), MOST_AT_ONCE - 1)]
+                await self._record(turns)
+                return len(turns)
+            case CallClose() as frame:
+                await self._close(frame)
         return 1
+
+    def _turns_behind(self) -> Iterator[TurnFrame]:
+        while self._waiting and isinstance(frame := self._waiting[0], TurnFrame):
+            self._waiting.popleft()
+            yield frame
 
     def speech_started(self, frame: SpeechStarted) -> None:
         """The caller began to speak; never waits."""
