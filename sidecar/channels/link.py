@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
@@ -34,7 +35,7 @@ from sidecar.channels.frames import (
     encode,
 )
 from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.outbox import NOBODY, Outbox, bounded_hints
+from sidecar.channels.outbox import NOBODY, Outbox
 from sidecar.channels.spooler import Spooler
 from sidecar.errors import LinkError
 from sidecar.model import Channel, Speaker

@@ -5,8 +5,9 @@ from typing import Protocol
 
 import anyio
 
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import Hints, Memory
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 from sidecar.channels.spool import SpoolFile
 from sidecar.model import Speaker
 from sidecar.prompt_wait import PromptWait, Waits

@@ -6,7 +6,6 @@ disk, leave memory, and are read back when the older ones were acked. Order hold
 what is in memory is older than what is on disk alone, and that is older than the overflow.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,14 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from sidecar.channels.bounds import (
+    MAX_HINT_CHARS,
+    MAX_TURN_CHARS,
+    call_id,
+    item_id,
+    sendable,
+)
 from sidecar.channels.frames import (
-    MAX_FRAME_BYTES,
     CallClose,
     CallOpen,
     FromWorker,
@@ -29,10 +34,6 @@ from sidecar.model import Channel, Speaker
 SpoolFrame: TypeAlias = CallOpen | TurnFrame | CallClose
 
 NOBODY: Final = Hints()
-MAX_ID_CHARS = 256
-MAX_HINT_CHARS = 1024
-# A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
-MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
 
 
 @dataclass(slots=True)
@@ -158,8 +159,8 @@ class Outbox:
             metrics: Seconds by name; what is not finite is left out.
             traceparent: The span of the turn, or empty.
         """
-        item = _bounded(item, MAX_ID_CHARS - 8)
-        clean = text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
+        item = item_id(item)
+        clean = sendable(text)
         if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
@@ -203,7 +204,7 @@ class Outbox:
         """The call has ended. The first close stands."""
         if self._close is None:
             self._close = CallClose(
-                call=self.call, at_s=max(0.0, at_s), reason=reason[:MAX_HINT_CHARS]
+                call=self.call, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
             )
             self._close_since_s = now_s
             self._close_due = True
@@ -423,39 +424,3 @@ class Outbox:
             return False
         self._chars -= len(kept.frame.text)
         return True
-
-
-def bounded_hints(hints: Hints) -> Hints:
-    """Leave out a hint too long for the link: cut short it might name somebody else."""
-
-    def fitting(value: str) -> str:
-        return "" if len(value) > MAX_HINT_CHARS or _has_surrogates(value) else value
-
-    return Hints(
-        caller=fitting(hints.caller),
-        phone=fitting(hints.phone),
-        identity=fitting(hints.identity),
-        agent_id=fitting(hints.agent_id),
-        consent=hints.consent,
-    )
-
-
-def call_id(raw: str) -> str:
-    """Return the id under which a call goes over the link; a long one by its hash."""
-    return _bounded(raw, MAX_ID_CHARS)
-
-
-def _bounded(raw: str, limit_chars: int) -> str:
-    """Keep an id that fits; another is replaced by its hash, never cut (it would collide)."""
-    if 0 < len(raw) <= limit_chars and not _has_surrogates(raw):
-        return raw
-    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _has_surrogates(text: str) -> bool:
-    """Whether a text can't be UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import (
     CallClose,
     CallOpen,
@@ -17,7 +18,7 @@ from sidecar.channels.frames import (
     hints_of,
 )
 from sidecar.channels.livekit.caller import hints_of_metadata
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn

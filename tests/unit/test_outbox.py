@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import (
     MAX_FRAME_BYTES,
     CallClose,
@@ -14,7 +15,7 @@ from sidecar.channels.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 
 pytestmark = pytest.mark.unit
 
@@ -161,13 +162,16 @@ def test_a_name_too_long_is_left_out_never_cut() -> None:
     text=st.text(alphabet=st.characters(), min_size=1, max_size=200),
     at_s=st.floats(min_value=-1e9, max_value=4e9),
     metrics=st.dictionaries(st.text(max_size=8, alphabet="abc_"), st.floats(), max_size=4),
+    reason=st.text(alphabet=st.characters(), max_size=1_200),
 )
 def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
-    item: str, text: str, at_s: float, metrics: dict[str, float]
+    item: str, text: str, at_s: float, metrics: dict[str, float], reason: str
 ) -> None:
     """Odd ids, lone surrogates, NaN and negative times never make a frame that is refused."""
     box = outbox()
-    for frame in box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics):
+    box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics)
+    box.close(at_s=at_s, reason=reason, now_s=0.0)
+    while frame := box.next_frame(now_s=0.0):
         assert frame == decode_from_worker(encode(frame))
 
 
