@@ -141,9 +141,10 @@ class Settings(BaseSettings):
     fresh_s: float = Field(5.0, alias="SIDECAR_FRESH_S", ge=0)
     poll_s: float = Field(10.0, alias="SIDECAR_POLL_S", gt=0)
     read_timeout_s: float = Field(5.0, alias="SIDECAR_READ_TIMEOUT_S", gt=0)
-    memory_chars: int = Field(12_000, alias="SIDECAR_MEMORY_CHARS", ge=0)
-    block_chars: int = Field(4_000, alias="SIDECAR_BLOCK_CHARS", ge=0)
-    recent_chars: int = Field(4_000, alias="SIDECAR_RECENT_CHARS", ge=0)
+    # At most so much that a memory fits into one frame of the link, whatever is in it.
+    memory_chars: int = Field(12_000, alias="SIDECAR_MEMORY_CHARS", ge=0, le=50_000)
+    block_chars: int = Field(4_000, alias="SIDECAR_BLOCK_CHARS", ge=0, le=50_000)
+    recent_chars: int = Field(4_000, alias="SIDECAR_RECENT_CHARS", ge=0, le=50_000)
 
     # After the reply
     post_max_turns: int = Field(20, alias="SIDECAR_POST_MAX_TURNS", ge=1, le=200)

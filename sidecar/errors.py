@@ -184,12 +184,25 @@ class LinkError(SidecarError):
         message: As for `SidecarError`.
         field: The field at fault, as a dotted path; empty when it is the whole frame.
         hint: The remedy.
+        call: The call the frame names; empty when it names none, or can't be read.
+        item: The turn it names, likewise.
     """
 
-    def __init__(self, code: str, message: str, *, field: str = "", hint: str = "") -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str = "",
+        hint: str = "",
+        call: str = "",
+        item: str = "",
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.field = field
+        self.call = call
+        self.item = item
 
 
 class LlmError(SidecarError):

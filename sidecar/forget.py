@@ -16,9 +16,9 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
-from sidecar.channels.frames import CallOpen, decode_from_worker, hints_of
-from sidecar.channels.spool import SpoolFile, damaged_files
-from sidecar.errors import AgentNotFound, CallerBusy, LettaError, LinkError
+from sidecar.channels.frames import hints_of
+from sidecar.channels.spool import SpoolFile, damaged_files, spooled_in
+from sidecar.errors import AgentNotFound, CallerBusy, LettaError
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.identity import IdentityRules, resolve
 from sidecar.letta.port import Letta
@@ -305,16 +305,12 @@ class _Spooled:
 
 
 def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRules) -> bool:
-    """Whether a file that its writer holds is a caller's: its first line says so."""
+    """Whether a file that its writer holds is a caller's, as far as it says so yet."""
     try:
-        with path.open("rb") as file:
-            opened = decode_from_worker(file.readline())
-    except (OSError, LinkError):
+        opened = spooled_in(path).opened
+    except OSError:
         return False
-    return (
-        isinstance(opened, CallOpen)
-        and resolve(tenant, hints_of(opened), rules).caller_key == caller_key
-    )
+    return opened is not None and resolve(tenant, hints_of(opened), rules).caller_key == caller_key
 
 
 def _names_a_caller(path: Path) -> bool:

@@ -48,11 +48,13 @@ class SpoolIntake:
         for path in await anyio.to_thread.run_sync(spool_files, self._directory):
             try:
                 file = await anyio.to_thread.run_sync(SpoolFile.take, path)
+                if file is not None:
+                    try:
+                        await self._take_up(file)
+                    finally:
+                        file.close()
             except OSError as error:
                 self._emit(telemetry.spool_refused, file=path.name, error=type(error).__name__)
-                continue
-            if file is not None:
-                await self._take_up(file)
 
     async def _take_up(self, file: SpoolFile) -> None:
         spooled = await anyio.to_thread.run_sync(file.read)
@@ -70,11 +72,9 @@ class SpoolIntake:
         except JournalError:
             stored = False
         agreed = spooled.opened is None or self._calls.keeps(hints_of(spooled.opened))
-        if not stored:
-            file.close()
-        elif spooled.damaged and agreed:
+        if stored and spooled.damaged and agreed:
             await anyio.to_thread.run_sync(file.set_aside)
-        else:
+        elif stored:
             await anyio.to_thread.run_sync(file.remove)
 
     async def _store(self, opened: CallOpen, spooled: Spooled) -> bool:

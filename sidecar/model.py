@@ -17,6 +17,8 @@ Served: TypeAlias = Literal["fresh", "stale", "disk", "none"]
 SERVED: Final[tuple[Served, ...]] = ("fresh", "stale", "disk", "none")
 
 NOBODY = "nobody"
+MAX_SEQ: Final = (1 << 63) - 1
+"""The largest place in a call that the journal can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,8 @@ class Turn:
     Attributes:
         call: Key of the call.
         item_id: The channel's id of the utterance; (call, item_id) identifies the turn.
-        seq: Place in the call as the worker counted it, from 1; 0 when it does not count.
+        seq: Place in the call as the worker counted it, from 1; 0 when it does not count; at most
+            `MAX_SEQ`.
         speaker: `caller` or `agent`.
         text: What was said, never empty.
         at_s: Unix time at which it was said.

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 
 from sidecar.errors import LinkError
-from sidecar.model import CallerHints, Turn, call_key
+from sidecar.model import MAX_SEQ, CallerHints, Turn, call_key
 from sidecar.tracing import traceparent_or_none
 
 SUBPROTOCOL = "letta-sidecar.v1"
@@ -21,6 +21,7 @@ CLOSE_PROTOCOL = 4400
 CLOSE_DENIED = 4401
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+MaybeId: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Short: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -64,7 +65,7 @@ class TurnFrame(msgspec.Struct, tag="turn", frozen=True):
 
     call: Id
     item: Id
-    seq: Annotated[int, msgspec.Meta(ge=0)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQ)]
     speaker: Literal["caller", "agent"]
     text: Annotated[str, msgspec.Meta(min_length=1)]
     at_s: Seconds
@@ -138,7 +139,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
 
     Attributes:
         code: A stable word: `malformed`, `too_large`, `unknown_call`, `call_claimed`,
-            `draining`, `journal_full`, `rate`, `hello_expected`, `bad_value`.
+            `draining`, `journal_full`, `hello_expected`, `bad_value`.
         message: What is wrong.
         field: Dotted path of the field at fault, or empty.
         remedy: What to do.
@@ -201,7 +202,14 @@ class _Typed(msgspec.Struct):
     type: str
 
 
+class _Named(msgspec.Struct):
+    call: MaybeId = ""
+    item: MaybeId = ""
+
+
 _typed_decoder = msgspec.json.Decoder(_Typed)
+_named_decoder = msgspec.json.Decoder(_Named)
+_MALFORMED = (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _WORKER_TYPES = frozenset({"hello", "call.open", "speech.started", "turn", "call.close"})
 _SIDECAR_TYPES = frozenset({"welcome", "memory", "ack", "guidance", "drain", "error"})
 
@@ -215,7 +223,8 @@ def decode_from_worker(raw: str | bytes) -> FromWorker | None:
     """Read a frame a worker sent; None for a type this version does not know.
 
     Raises:
-        LinkError: it is no JSON, or a field is missing or wrong (named in `field`).
+        LinkError: it is no JSON, or a field is missing or wrong (named in `field`); it names the
+            frame's call and item where these can be read.
     """
     return _decode(raw, _worker_decoder, _WORKER_TYPES)
 
@@ -231,27 +240,41 @@ def decode_from_sidecar(raw: str | bytes) -> FromSidecar | None:
 
 def _decode(raw: str | bytes, decoder: msgspec.json.Decoder[T], types: frozenset[str]) -> T | None:
     if len(raw) > MAX_FRAME_BYTES:
+        named = _named_in(raw)
         raise LinkError(
             "too_large",
             f"a frame of {len(raw)} bytes; the limit is {MAX_FRAME_BYTES}",
             hint="split long turns",
+            call=named.call,
+            item=named.item,
         )
     try:
         kind = _typed_decoder.decode(raw).type
         if kind not in types:
             return None
         return decoder.decode(raw)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         message, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
         if not field and "field `" in message:
             field = message.partition("field `")[2].partition("`")[0]
+        named = _named_in(raw)
         raise LinkError(
             "malformed",
             _without_values(message),
             field=field,
             hint="see docs/link-protocol.md for the frame's fields",
+            call=named.call,
+            item=named.item,
         ) from None
+
+
+def _named_in(raw: str | bytes) -> _Named:
+    """Return the call and item a wrong frame names, as far as these can be read."""
+    try:
+        return _named_decoder.decode(raw)
+    except _MALFORMED:
+        return _Named()
 
 
 def _without_values(message: str) -> str:

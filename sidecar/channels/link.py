@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
@@ -34,7 +35,7 @@ from sidecar.channels.frames import (
     encode,
 )
 from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import NOBODY, Outbox
 from sidecar.channels.spooler import Spooler
 from sidecar.errors import LinkError
 from sidecar.model import Channel, Speaker
@@ -124,6 +125,7 @@ class Link:
         *,
         opened_at_s: float,
         traceparent: str = "",
+        meanwhile: Hints = NOBODY,
     ) -> LinkedCall:
         """Start a call. Never waits; the same live call again is the same object.
 
@@ -133,6 +135,8 @@ class Link:
             hints: Who is on the line; None when that will be known later (`identify`).
             opened_at_s: Unix time.
             traceparent: The span of the call (W3C Trace Context), or empty.
+            meanwhile: What is known while `hints` are not, and what the call is told with where
+                it ends before they are.
         """
         outbox = Outbox(
             call_id,
@@ -140,6 +144,7 @@ class Link:
             opened_at_s=opened_at_s,
             hints=bounded_hints(hints) if hints else None,
             traceparent=traceparent,
+            meanwhile=bounded_hints(meanwhile),
         )
         call = LinkedCall(self, outbox)
         call = self._calls.setdefault(outbox.call, call)
@@ -148,7 +153,7 @@ class Link:
 
     def take(
         self,
-        outbox: Outbox,
+        call: LinkedCall,
         item_id: str,
         speaker: Speaker,
         text: str,
@@ -158,7 +163,11 @@ class Link:
         metrics: Mapping[str, float] | None,
         traceparent: str,
     ) -> None:
-        """Queue one turn of a call: in memory while there is room, else on its way to disk."""
+        """Queue one turn of a call: in memory while there is room, else on its way to disk.
+
+        A call that was over and acked, and so forgotten, is taken up again for it.
+        """
+        outbox = self._calls.get(call.call_id, call).outbox
         held = sum(call.outbox.in_memory for call in self._calls.values())
         chars = sum(call.outbox.chars_in_memory for call in self._calls.values())
         frames = outbox.record(
@@ -172,6 +181,8 @@ class Link:
             metrics=metrics,
             traceparent=traceparent,
         )
+        if frames:
+            self._calls.setdefault(call.call_id, call)
         for frame in frames:
             self._emit(
                 telemetry.turn_recorded,

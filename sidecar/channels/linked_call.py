@@ -5,8 +5,9 @@ from typing import Protocol
 
 import anyio
 
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import Hints, Memory
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 from sidecar.channels.spool import SpoolFile
 from sidecar.model import Speaker
 from sidecar.prompt_wait import PromptWait, Waits
@@ -25,7 +26,7 @@ class Line(Protocol):
 
     def take(
         self,
-        outbox: Outbox,
+        call: "LinkedCall",
         item_id: str,
         speaker: Speaker,
         text: str,
@@ -115,7 +116,7 @@ class LinkedCall:
             traceparent: The span of the turn (W3C Trace Context), or empty.
         """
         self._link.take(
-            self.outbox,
+            self,
             item_id,
             speaker,
             text,

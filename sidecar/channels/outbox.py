@@ -6,15 +6,22 @@ disk, leave memory, and are read back when the older ones were acked. Order hold
 what is in memory is older than what is on disk alone, and that is older than the overflow.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+import msgspec
+
+from sidecar.channels.bounds import (
+    MAX_HINT_CHARS,
+    MAX_TURN_CHARS,
+    call_id,
+    item_id,
+    sendable,
+)
 from sidecar.channels.frames import (
-    MAX_FRAME_BYTES,
     CallClose,
     CallOpen,
     FromWorker,
@@ -26,10 +33,7 @@ from sidecar.model import Channel, Speaker
 
 SpoolFrame: TypeAlias = CallOpen | TurnFrame | CallClose
 
-MAX_ID_CHARS = 256
-MAX_HINT_CHARS = 1024
-# A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
-MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
+NOBODY: Final = Hints()
 
 
 @dataclass(slots=True)
@@ -56,6 +60,8 @@ class Outbox:
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
         traceparent: The span of the call, or empty.
+        meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
+            and is told if it ends without them. Its consent "no" holds for the whole call.
     """
 
     def __init__(
@@ -66,16 +72,19 @@ class Outbox:
         opened_at_s: float,
         hints: Hints | None,
         traceparent: str = "",
+        meanwhile: Hints = NOBODY,
     ) -> None:
         self.call = call_id(call)
         self._channel: Channel = channel
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
         self._traceparent = traceparent
+        self._meanwhile = meanwhile
         self._close: CallClose | None = None
         self._close_since_s = 0.0
         self._close_on_disk = False
         self._close_acked = False
+        self._opening_on_disk: CallOpen | None = None
         self._seq = 0
         self._items: set[str] = set()
         self._kept: dict[str, _Kept] = {}
@@ -88,7 +97,8 @@ class Outbox:
         self._close_due = True
         self._speech_due = False
         self._speech_traceparent = ""
-        self._unsent: deque[str] = deque()
+        self._unsent: deque[TurnFrame] = deque()
+        """Always the last of what is kept: a turn goes again only with all behind it."""
         self._held_until_s = 0.0
 
     # What happens in the call
@@ -99,9 +109,26 @@ class Outbox:
         return self._hints is not None
 
     def identify(self, hints: Hints) -> None:
-        """Say who is on the line; the first answer stands, for a call belongs to one caller."""
-        if self._hints is None:
-            self._hints = hints
+        """Say who is on the line; the first answer stands, for a call belongs to one caller.
+
+        With a consent "no" what was said before is forgotten; in a spool file it is due to be
+        replaced by this answer, and the file to be deleted.
+        """
+        if self._hints is not None:
+            return
+        if self.refused:
+            hints = msgspec.structs.replace(hints, consent="no")
+        self._hints = hints
+        if self.refused:
+            self._kept.clear()
+            self._overflow.clear()
+            self._disk_only = 0
+            self._chars = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the caller did not agree that the call is kept, as far as it is known."""
+        return (self._hints or self._meanwhile).consent == "no"
 
     def record(
         self,
@@ -132,10 +159,9 @@ class Outbox:
             metrics: Seconds by name; what is not finite is left out.
             traceparent: The span of the turn, or empty.
         """
-        item = _bounded(item, MAX_ID_CHARS - 8)
-        clean = text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
-        refused = self._hints is not None and self._hints.consent == "no"
-        if refused or not clean.strip() or item in self._items:
+        item = item_id(item)
+        clean = sendable(text)
+        if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
         frames: list[TurnFrame] = []
@@ -159,6 +185,7 @@ class Outbox:
                 self._keep(kept)
             else:
                 self._overflow.append(kept)
+        self._name_the_ended()
         return frames
 
     def drop_overflow(self) -> int:
@@ -177,10 +204,16 @@ class Outbox:
         """The call has ended. The first close stands."""
         if self._close is None:
             self._close = CallClose(
-                call=self.call, at_s=max(0.0, at_s), reason=reason[:MAX_HINT_CHARS]
+                call=self.call, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
             )
             self._close_since_s = now_s
             self._close_due = True
+            self._name_the_ended()
+
+    def _name_the_ended(self) -> None:
+        """Of a call that is over nobody says any more who it was: what was said in it goes out."""
+        if self._close is not None and self._hints is None and self.unacked:
+            self.identify(self._meanwhile)
 
     # What stands open
 
@@ -221,22 +254,26 @@ class Outbox:
         self._open_due = True
         self._close_due = True
         self._speech_due = False
-        self._unsent = deque(self._kept)
+        self._unsent = deque(kept.frame for kept in self._kept.values())
         self._held_until_s = 0.0
 
     def next_frame(self, *, now_s: float) -> FromWorker | None:
         """Return the frame to send next, and count it as sent; None when nothing is due now."""
-        if self._hints is None or now_s < self._held_until_s:
+        over = self._close is not None and self.settled
+        if self._hints is None or over or now_s < self._held_until_s:
             return None
         if self._open_due:
             self._open_due = False
-            return self._open(self._hints)
+            if self._close_acked:  # an opening takes the end back
+                self._close_acked, self._close_since_s = False, now_s
+            return self.opening()
         if self._speech_due:
             self._speech_due = False
             return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
         while self._unsent:
-            if kept := self._kept.get(self._unsent.popleft()):
-                return kept.frame
+            frame = self._unsent.popleft()
+            if frame.item in self._kept:
+                return frame
         if (
             self._close is not None
             and self._close_due
@@ -261,19 +298,23 @@ class Outbox:
     def refused_for_now(self, item: str, *, until_s: float, reopen: bool) -> None:
         """The sidecar could not take a frame: from `item` on, all is due again after a while.
 
+        Several of one call may be refused, in any order: the earliest of them goes first.
+
         Args:
             item: The turn that was refused; empty for another frame of the call.
             until_s: Monotonic time before which nothing of this call is sent.
             reopen: `call.open` is sent again first.
         """
-        self._held_until_s = until_s
+        self._held_until_s = max(self._held_until_s, until_s)
         self._open_due = self._open_due or reopen
         self._close_due = True
-        items = list(self._kept)
-        if item in self._kept:
-            self._unsent = deque(items[items.index(item) :])
-        elif reopen:
-            self._unsent = deque(items)
+        first = self._kept.get(item)
+        if first is None and reopen:
+            first = next(iter(self._kept.values()), None)
+        if first and not (self._unsent and self._unsent[0].seq <= first.frame.seq):
+            self._unsent = deque(
+                kept.frame for kept in self._kept.values() if kept.frame.seq >= first.frame.seq
+            )
 
     def refused_for_good(self, item: str) -> bool:
         """The sidecar will never take this turn: forget it; returns whether it was kept."""
@@ -287,31 +328,43 @@ class Outbox:
         Args:
             after_s: A frame waits this many seconds for its ack first.
         """
-        if self._hints is None:
-            return None
-        if self._overflow:
+        if self._overflow or self._opening_on_disk not in {None, self.opening()}:
             return 0.0
         oldest = next((k for k in self._kept.values() if not k.on_disk), None)
         since = [oldest.since_s] if oldest else []
-        if self._close is not None and not self._close_acked and not self._close_on_disk:
+        if self._unspooled_close():
             since.append(self._close_since_s)
         return min(since) + after_s if since else None
 
     def unspooled(self) -> list[SpoolFrame]:
         """Return the frames that are nowhere but in memory, in order; empty when there are none.
 
-        `call.open` is not among them: see `opening`.
+        `call.open` is the first of them where the file does not say yet what is known of the call.
         """
         frames: list[SpoolFrame] = [
             k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
         ]
-        if self._close is not None and not self._close_acked and not self._close_on_disk:
-            frames.append(self._close)
+        if close := self._unspooled_close():
+            frames.append(close)
+        opening = self.opening()
+        if opening != self._opening_on_disk and (frames or self._opening_on_disk):
+            frames.insert(0, opening)
         return frames
 
+    def _unspooled_close(self) -> CallClose | None:
+        """Return the end of the call where it is nowhere but in memory; not of an untold call."""
+        told = self._hints is not None and not self._close_acked
+        return self._close if told and not self._close_on_disk else None
+
     def opening(self) -> CallOpen:
-        """Return the call's first frame, for the head of its file; nobody's when unidentified."""
-        return self._open(self._hints or Hints())
+        """Return the call's first frame, with what is known of it."""
+        return CallOpen(
+            call=self.call,
+            channel=self._channel,
+            hints=self._hints or self._meanwhile,
+            opened_at_s=self._opened_at_s,
+            traceparent=self._traceparent,
+        )
 
     def spooled(self, frames: Sequence[SpoolFrame]) -> None:
         """These frames are on disk; the overflow among them leaves memory."""
@@ -323,13 +376,18 @@ class Outbox:
         self._overflow = [k for k in self._overflow if k.frame.item not in written]
         self._disk_only += len(leaving)
         self._chars -= sum(len(k.frame.text) for k in leaving)
-        self._close_on_disk = self._close_on_disk or any(isinstance(f, CallClose) for f in frames)
+        for frame in frames:
+            if isinstance(frame, CallOpen):
+                self._opening_on_disk = frame
+            elif isinstance(frame, CallClose):
+                self._close_on_disk = True
 
     def unspool(self) -> None:
-        """The spool file is gone: what is in memory is nowhere else."""
+        """The spool file is gone, or another's: what is in memory is nowhere else."""
         for kept in self._kept.values():
             kept.on_disk = False
         self._close_on_disk = False
+        self._opening_on_disk = None
 
     @property
     def disk_only(self) -> int:
@@ -347,7 +405,9 @@ class Outbox:
         return self._last_kept_seq
 
     def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
-        """Take turns back from disk, in order; they are sent next."""
+        """Take turns back from disk, in order; they are sent next. None where they are refused."""
+        if self.refused:
+            return
         for frame in frames:
             self._chars += len(frame.text)
             self._keep(_Kept(frame, now_s, on_disk=True))
@@ -355,7 +415,7 @@ class Outbox:
 
     def _keep(self, kept: _Kept) -> None:
         self._kept[kept.frame.item] = kept
-        self._unsent.append(kept.frame.item)
+        self._unsent.append(kept.frame)
         self._last_kept_seq = kept.frame.seq
 
     def _forget(self, item: str) -> bool:
@@ -364,48 +424,3 @@ class Outbox:
             return False
         self._chars -= len(kept.frame.text)
         return True
-
-    def _open(self, hints: Hints) -> CallOpen:
-        return CallOpen(
-            call=self.call,
-            channel=self._channel,
-            hints=hints,
-            opened_at_s=self._opened_at_s,
-            traceparent=self._traceparent,
-        )
-
-
-def bounded_hints(hints: Hints) -> Hints:
-    """Leave out a hint too long for the link: cut short it might name somebody else."""
-
-    def fitting(value: str) -> str:
-        return "" if len(value) > MAX_HINT_CHARS or _has_surrogates(value) else value
-
-    return Hints(
-        caller=fitting(hints.caller),
-        phone=fitting(hints.phone),
-        identity=fitting(hints.identity),
-        agent_id=fitting(hints.agent_id),
-        consent=hints.consent,
-    )
-
-
-def call_id(raw: str) -> str:
-    """Return the id under which a call goes over the link; a long one by its hash."""
-    return _bounded(raw, MAX_ID_CHARS)
-
-
-def _bounded(raw: str, limit_chars: int) -> str:
-    """Keep an id that fits; another is replaced by its hash, never cut (it would collide)."""
-    if 0 < len(raw) <= limit_chars and not _has_surrogates(raw):
-        return raw
-    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _has_surrogates(text: str) -> bool:
-    """Whether a text can't be UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -8,6 +8,7 @@ finds it unlocked may take it up. All functions block: call them off the loop.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sidecar.channels.frames import CallClose, CallOpen, TurnFrame, decode_from_worker, encode
+import msgspec
+
+from sidecar.channels.frames import (
+    CallClose,
+    CallOpen,
+    Hints,
+    TurnFrame,
+    decode_from_worker,
+    encode,
+)
 from sidecar.channels.outbox import SpoolFrame
 from sidecar.errors import LinkError
 
@@ -58,7 +68,8 @@ class Spooled:
     """What a spool file holds.
 
     Attributes:
-        opened: The call, or None when the file does not say (it was torn at once).
+        opened: The call, or None when the file does not say (it was torn at once). It may be told
+            several times: the first that names a caller stands, and a consent "no" of any.
         turns: In the order of the file; one may occur twice.
         closed: The end of the call, if it came.
         damaged: Lines that are no frames, a torn last line not among them.
@@ -70,6 +81,15 @@ class Spooled:
     closed: CallClose | None
     damaged: int
     torn: bool
+
+
+def spooled_in(path: Path) -> Spooled:
+    """Return what a file holds without its lock: its writer may be adding to it.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    return _parsed(path.read_bytes())
 
 
 class SpoolFile:
@@ -155,8 +175,14 @@ class SpoolFile:
         self.close()
 
     def set_aside(self) -> Path:
-        """Rename a damaged file so that it is not taken up again; returns its new place."""
+        """Rename a damaged file so that it is not taken up again; returns its new place.
+
+        One that was set aside before keeps its place.
+        """
+        places = (self._path.with_suffix(f".{n}.damaged") for n in itertools.count(2))
         aside = self._path.with_suffix(".damaged")
+        while aside.exists():
+            aside = next(places)
         self._path.replace(aside)
         self.close()
         return aside
@@ -179,7 +205,7 @@ class SpoolFile:
 
 def _parsed(raw: bytes) -> Spooled:
     *lines, last = raw.split(b"\n")
-    opened: CallOpen | None = None
+    opened: list[CallOpen] = []
     closed: CallClose | None = None
     turns: list[TurnFrame] = []
     damaged = 0
@@ -191,14 +217,29 @@ def _parsed(raw: bytes) -> Spooled:
             continue
         match frame:
             case CallOpen():
-                opened = opened or frame
+                opened.append(frame)
             case TurnFrame():
                 turns.append(frame)
             case CallClose():
                 closed = closed or frame
             case _:
                 damaged += 1
-    return Spooled(opened, tuple(turns), closed, damaged, torn=bool(last))
+    return Spooled(_standing(opened), tuple(turns), closed, damaged, torn=bool(last))
+
+
+def _standing(opened: Sequence[CallOpen]) -> CallOpen | None:
+    """Return the opening that stands: see `Spooled`."""
+    first = next((frame for frame in opened if _names_somebody(frame.hints)), None)
+    if first is None:
+        first = next(iter(opened), None)
+    if first is not None and any(frame.hints.consent == "no" for frame in opened):
+        hints = msgspec.structs.replace(first.hints, consent="no")
+        return msgspec.structs.replace(first, hints=hints)
+    return first
+
+
+def _names_somebody(hints: Hints) -> bool:
+    return bool(hints.caller or hints.phone or hints.identity)
 
 
 def _locked(descriptor: int, path: Path) -> bool:

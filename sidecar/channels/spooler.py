@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
+from sidecar.channels.frames import TurnFrame
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.channels.outbox import Outbox
 from sidecar.channels.spool import SpoolFile
@@ -59,11 +60,11 @@ class Spooler:
         """Put everything unacked on disk and let go of the files, though cancelled."""
         with anyio.move_on_after(LEAVE_S, shield=True):
             for call in list(self._calls.values()):
-                if call.identified:
-                    await self._put_on_disk(call)
+                await self._put_on_disk(call)
                 file, call.spool = call.spool, None
                 if file:
                     await anyio.to_thread.run_sync(file.close)
+                    call.outbox.unspool()
 
     async def run(self) -> None:
         """Keep the files until cancelled."""
@@ -109,7 +110,7 @@ class Spooler:
                 return call.spool
             file = SpoolFile.create(self._directory, call.call_id)
             try:
-                file.append([call.outbox.opening(), *frames])
+                file.append(frames)
             except OSError:
                 file.close()
                 raise
@@ -126,9 +127,12 @@ class Spooler:
             )
             return False
         call.outbox.spooled(frames)
-        self._emit(telemetry.turns_spooled, call=call.call_id, turns=len(frames))
+        turns = sum(isinstance(frame, TurnFrame) for frame in frames)
+        self._emit(telemetry.turns_spooled, call=call.call_id, turns=turns)
         call.changed()
         self._moved()
+        if call.outbox.settled:  # acked meanwhile, so that the link may have forgotten the call
+            await self._reclaim(call)
         return True
 
     async def _read_back(self, call: LinkedCall) -> None:
@@ -150,10 +154,14 @@ class Spooler:
         self._moved()
 
     async def _reclaim(self, call: LinkedCall) -> None:
-        """Everything in the file is acked: delete it, unless an earlier process wrote in it."""
+        """Everything in the file is acked: delete it, unless an earlier process wrote in it.
+
+        Where the caller did not agree that the call is kept, it is deleted in any case.
+        """
         file, call.spool = call.spool, None
         if file is not None:
-            await anyio.to_thread.run_sync(file.close if file.inherited else file.remove)
+            stays = file.inherited and not call.outbox.refused
+            await anyio.to_thread.run_sync(file.close if stays else file.remove)
         call.outbox.unspool()
         self._reclaimed(call)
         self._moved()

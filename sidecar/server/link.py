@@ -1,11 +1,11 @@
 """The sidecar's end of the link (docs/link-protocol.md).
 
-Theory of operation: the reader decodes frames and never waits for the disk; turns are recorded by
-one task per call that has some, which makes all that have gathered durable in one append and acks
-them in order; the writer sends. Acks are never dropped; of memory only the newest per call
+Theory of operation: the reader decodes frames and never waits for the disk; what a call's frames
+ask is done in order by one task per call that has some (`sidecar.server.inbox`); the writer sends. Acks are never dropped; of memory only the newest per call
 is kept, so a slow worker costs a bounded amount of memory here.
 """
 
+import contextlib
 import hmac
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sidecar import telemetry
-from sidecar.calls import Calls, LiveCall, MemoryView
+from sidecar.calls import Calls
 from sidecar.channels import frames
 from sidecar.channels.frames import (
     CLOSE_DENIED,
@@ -23,33 +23,32 @@ from sidecar.channels.frames import (
     CLOSE_PROTOCOL,
     MAX_FRAME_BYTES,
     SUBPROTOCOL,
-    Ack,
     CallClose,
     CallOpen,
     Drain,
     ErrorFrame,
     FromSidecar,
     FromWorker,
-    Guidance,
     Hello,
     Memory,
     SpeechStarted,
     TurnFrame,
     Welcome,
-    hints_of,
-    turn_of,
 )
 from sidecar.channels.peer import from_this_machine
-from sidecar.errors import CallError, JournalError, LinkError
+from sidecar.errors import LinkError
+from sidecar.server.inbox import OPEN_FIRST, UNKNOWN_CALL, CallFrame, CallInbox
 from sidecar.telemetry import Emit
-from sidecar.tracing import traceparent_or_none
 
 HELLO_S = 10.0
 SEND_S = 20.0
+CLOSE_S = 2.0
 KEEP_ENDED = 256
 """Ended calls of a connection that still take late turns."""
 MAX_QUEUED = 20_000
-"""Turns of one connection that wait for the disk; beyond it the reader waits."""
+"""Frames of one connection that wait for the disk; beyond it the reader waits."""
+_GONE = (WebSocketDisconnect, RuntimeError, OSError)
+"""What sending says where the peer has left, or the connection was closed before."""
 
 
 def tenant_of(authorization: str, tokens: Mapping[str, str]) -> str | None:
@@ -145,9 +144,11 @@ class LinkServer:
             connection.send(Drain(self._retry_after_s))
 
     async def close_all(self) -> None:
-        """Close every connection with the retry hint."""
-        for connection in tuple(self._connections):
-            await connection.close(CLOSE_DRAINING, f"retry after {self._retry_after_s:g} s")
+        """Close every connection with the retry hint; takes `CLOSE_S` seconds at most."""
+        reason = f"retry after {self._retry_after_s:g} s"
+        async with anyio.create_task_group() as tasks:
+            for connection in tuple(self._connections):
+                tasks.start_soon(connection.close, CLOSE_DRAINING, reason)
 
     def _take_over(self, connection: "_Connection") -> "_Connection | None":
         """The worker said hello on a new connection: it replaces its older one."""
@@ -156,31 +157,14 @@ class LinkServer:
         return older
 
 
-class _CallListener:
-    """Sends what a call's memory and guidance are to the connection that holds the call."""
-
-    def __init__(self, connection: "_Connection", call_id: str) -> None:
-        self._connection = connection
-        self._call_id = call_id
-
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        self._connection.send(
-            Memory(self._call_id, view.text, view.version, view.read_at_s, view.served, settled)
-        )
-
-    def on_guidance(self, text: str) -> None:
-        self._connection.send(Guidance(self._call_id, text))
-
-
 class _Connection:
     def __init__(self, socket: WebSocket, tenant: str, calls: Calls, emit: Emit) -> None:
         self._socket = socket
         self._tenant = tenant
         self._calls = calls
         self._emit = emit
-        self._held: dict[str, LiveCall] = {}
-        self._ended: OrderedDict[str, LiveCall] = OrderedDict()
-        self._waiting: dict[LiveCall, deque[TurnFrame | CallClose]] = {}
+        self._inboxes: dict[str, CallInbox] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._queued = 0
         self._recorded = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -202,7 +186,8 @@ class _Connection:
             if not isinstance(hello, Hello):
                 raise LinkError("hello_expected", "the first frame must be hello")  # noqa: TRY301
         except (LinkError, TimeoutError):
-            await self._socket.close(CLOSE_PROTOCOL, "hello expected")
+            with contextlib.suppress(*_GONE):
+                await self._socket.close(CLOSE_PROTOCOL, "hello expected")
             return
         except WebSocketDisconnect:
             return
@@ -223,9 +208,9 @@ class _Connection:
             self._emit(telemetry.link_closed, worker=hello.worker, code=self._close_with[0])
 
     async def close(self, code: int, reason: str) -> None:
-        """Send what waits and close."""
+        """Send what waits and close; repeating it, or closing what the peer has left, is no error."""
         self._close_with = (code, reason)
-        with anyio.move_on_after(2.0, shield=True):
+        with anyio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(*_GONE):
             await self._send_waiting()
             await self._socket.close(code, reason)
         self._scope.cancel()
@@ -260,136 +245,92 @@ class _Connection:
             try:
                 frame = frames.decode_from_worker(raw)
                 if frame is not None:
-                    await self._take(frame)
+                    self._take(frame)
             except LinkError as error:
                 self._refuse(error)
             while self._queued > MAX_QUEUED:
                 self._recorded = anyio.Event()
                 await self._recorded.wait()
 
-    async def _take(self, frame: FromWorker) -> None:
+    def _take(self, frame: FromWorker) -> None:
         match frame:
             case Hello():
                 raise LinkError("bad_value", "hello came before", field="type")
             case CallOpen():
-                await self._open(frame)
+                self._queue(self._inboxes.get(frame.call) or self._new_inbox(frame.call), frame)
             case SpeechStarted():
-                spoken = traceparent_or_none(frame.traceparent)
-                self._live(frame.call).speech_started(traceparent=spoken)
+                inbox = self._inbox(frame.call)
+                if inbox.live is None:
+                    self._queue(inbox, frame)  # behind its call.open
+                else:
+                    inbox.speech_started(frame)  # not behind turns that wait for the disk
             case TurnFrame():
                 if not frame.text.strip():
-                    raise LinkError("bad_value", "a turn without words", field="text")
-                self._queue(self._live(frame.call), frame)
+                    raise LinkError(
+                        "bad_value",
+                        "a turn without words",
+                        field="text",
+                        hint="send turns that have words",
+                        call=frame.call,
+                        item=frame.item,
+                    )
+                self._queue(self._inbox(frame.call, frame.item), frame)
             case CallClose():
-                self._queue(self._live(frame.call), frame)
+                self._queue(self._inbox(frame.call), frame)
 
-    def _live(self, call_id: str) -> LiveCall:
-        live = self._held.get(call_id) or self._ended.get(call_id)
-        if live is None:
+    def _inbox(self, call_id: str, item: str = "") -> CallInbox:
+        inbox = self._inboxes.get(call_id)
+        if inbox is None:
             raise LinkError(
-                "unknown_call",
-                "this connection has not opened the call",
-                field="call",
-                hint="send call.open first",
+                "unknown_call", UNKNOWN_CALL, field="call", hint=OPEN_FIRST, call=call_id, item=item
             )
-        return live
+        return inbox
 
-    async def _open(self, frame: CallOpen) -> None:
-        try:
-            self._held[frame.call] = await self._calls.open(
-                self._tenant,
-                frame.call,
-                channel=frame.channel,
-                hints=hints_of(frame),
-                opened_at_s=frame.opened_at_s,
-                owner=self.owner,
-                listener=_CallListener(self, frame.call),
-                traceparent=traceparent_or_none(frame.traceparent),
-            )
-        except CallError as error:
-            self._emit(
-                telemetry.turn_refused, call=frame.call, code=error.code, error=error.message
-            )
-            self.send(
-                ErrorFrame(
-                    error.code, error.message, field="call", remedy=error.hint, call=frame.call
-                )
-            )
+    def _new_inbox(self, call_id: str) -> CallInbox:
+        inbox = self._inboxes[call_id] = CallInbox(
+            call_id,
+            tenant=self._tenant,
+            owner=self.owner,
+            calls=self._calls,
+            send=self.send,
+            emit=self._emit,
+        )
+        return inbox
 
     def _refuse(self, error: LinkError) -> None:
         self._emit(telemetry.frame_refused, worker=self.owner, code=error.code, field=error.field)
-        self.send(ErrorFrame(error.code, error.message, field=error.field, remedy=error.hint))
-
-    def _queue(self, live: LiveCall, frame: TurnFrame | CallClose) -> None:
-        """Have a frame recorded behind those of its call; calls do not wait for each other."""
-        waiting = self._waiting.get(live)
-        if waiting is None:
-            self._waiting[live] = deque([frame])
-            assert self._tasks is not None
-            self._tasks.start_soon(self._record, live, self._waiting[live])
-        else:
-            waiting.append(frame)
-        self._queued += 1
-
-    async def _record(self, live: LiveCall, waiting: deque[TurnFrame | CallClose]) -> None:
-        """Record what waits for a call, all that has gathered at a time, until nothing does.
-
-        One append of a call at a time: were a failed one overtaken, its turns would be stored
-        out of order.
-        """
-        while waiting:
-            turns: list[TurnFrame] = []
-            ending: CallClose | None = None
-            while waiting and ending is None:
-                frame = waiting.popleft()
-                if isinstance(frame, CallClose):
-                    ending = frame
-                else:
-                    turns.append(frame)
-            if turns:
-                await self._append(live, turns)
-            if ending is not None:
-                await self._close_call(live, ending)
-            self._queued -= len(turns) + (ending is not None)
-            self._recorded.set()
-        del self._waiting[live]
-
-    async def _append(self, live: LiveCall, turns: list[TurnFrame]) -> None:
-        call_id = live.call.call_id
-        try:
-            await live.record([turn_of(self._tenant, frame) for frame in turns])
-        except JournalError as error:
-            for frame in turns:
-                self._refuse_turn(call_id, frame.item, error)
-            return
-        self.send(Ack(call_id, [frame.item for frame in turns]))
-
-    async def _close_call(self, live: LiveCall, frame: CallClose) -> None:
-        try:
-            await live.close(frame.reason)
-        except JournalError as error:
-            self._refuse_turn(frame.call, "", error)
-            return
-        self._ended[frame.call] = self._held.pop(frame.call, live)
-        while len(self._ended) > KEEP_ENDED:
-            self._ended.popitem(last=False)
-        self.send(Ack(frame.call, [], closed=True))
-
-    def _refuse_turn(self, call_id: str, item: str, error: JournalError) -> None:
-        its_own_fault = isinstance(error, CallError)
-        code = error.code if isinstance(error, CallError) else "journal_full"
-        self._emit(telemetry.turn_refused, call=call_id, code=code, error=error.message)
         self.send(
             ErrorFrame(
-                code,
+                error.code,
                 error.message,
-                field="text" if code == "bad_value" else "",
-                remedy=error.hint if its_own_fault else "keep the turn and send it again",
-                call=call_id,
-                item=item,
-                retryable=not its_own_fault,
+                field=error.field,
+                remedy=error.hint,
+                call=error.call,
+                item=error.item,
             )
         )
+
+    def _queue(self, inbox: CallInbox, frame: CallFrame) -> None:
+        """Have a frame carried out behind those of its call; calls do not wait for each other."""
+        inbox.put(frame)
+        self._queued += 1
+        if not inbox.at_work:
+            inbox.at_work = True
+            self._ended.pop(inbox.call_id, None)
+            assert self._tasks is not None
+            self._tasks.start_soon(self._work_off, inbox)
+
+    async def _work_off(self, inbox: CallInbox) -> None:
+        while done := await inbox.carry_out():
+            self._queued -= done
+            self._recorded.set()
+        inbox.at_work = False
+        if inbox.live is None:  # it could not be opened
+            del self._inboxes[inbox.call_id]
+        elif inbox.ended:
+            self._ended[inbox.call_id] = None
+            while len(self._ended) > KEEP_ENDED:
+                del self._inboxes[self._ended.popitem(last=False)[0]]
 
     async def _write(self) -> None:
         while True:
@@ -399,7 +340,7 @@ class _Connection:
             try:
                 with anyio.fail_after(SEND_S):
                     await self._send_waiting()
-            except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
+            except (*_GONE, TimeoutError):
                 self._scope.cancel()
                 return
 

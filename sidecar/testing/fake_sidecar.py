@@ -163,9 +163,10 @@ class FakeSidecar:
         try:
             frame = decode_from_worker(raw)
         except LinkError as error:
-            await self._say(
-                socket, ErrorFrame(code=error.code, message=error.message, field=error.field)
+            refusal = ErrorFrame(
+                error.code, error.message, field=error.field, call=error.call, item=error.item
             )
+            await self._say(socket, refusal)
             return
         if frame is None:
             return

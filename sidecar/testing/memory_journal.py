@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.model import AgentRef, Batch, Call, Turn, joined_consent
+from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import (
     BatchRow,
@@ -119,6 +119,8 @@ class MemoryJournal:
             self._known(turn.call)
             if any("\ud800" <= char <= "\udfff" for char in turn.text + turn.item_id):
                 raise CallError("bad_value", "a text is no Unicode")
+            if turn.seq > MAX_SEQ:
+                raise CallError("bad_value", "a turn's seq is too large")
 
     def _append(self, turns: Sequence[Turn]) -> None:
         now_s = self._clock()

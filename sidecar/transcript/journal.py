@@ -201,8 +201,8 @@ class Journal(Protocol):
         Does not promise order between calls, or that Letta has seen anything.
 
         Raises:
-            CallError: a call was never opened (`unknown_call`), or a text is no Unicode (a lone
-                surrogate; `bad_value`).
+            CallError: a call was never opened (`unknown_call`), or a turn can't be stored
+                (`bad_value`): a text is no Unicode (a lone surrogate), a `seq` beyond `MAX_SEQ`.
         """
         ...
 

@@ -161,6 +161,15 @@ class TestTurns:
         assert "secret" not in str(refused.value)
         assert await journal.turns("acme/one") == ()
 
+    async def test_a_seq_that_is_too_large_is_refused(self, journal: Journal) -> None:
+        """A place in the call beyond 63 bits is the turn's fault, never the journal's."""
+        await journal.open_call(call())
+        with pytest.raises(CallError) as refused:
+            await journal.append([replace(turn(1), seq=1 << 63)])
+        assert refused.value.code == "bad_value"
+        await journal.append([replace(turn(1), seq=(1 << 63) - 1)])
+        assert len(await journal.turns("acme/one")) == 1
+
     async def test_the_same_turn_twice_is_one(self, journal: Journal) -> None:
         """A turn is identified by call and item id; the first wins, and order stays."""
         await journal.open_call(call())

@@ -7,9 +7,18 @@ import anyio
 import pytest
 
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
-from sidecar.channels.frames import CallOpen, Hints, decode_from_worker, encode, hints_of
+from sidecar.channels.bounds import bounded_hints
+from sidecar.channels.frames import (
+    CallClose,
+    CallOpen,
+    Hints,
+    TurnFrame,
+    decode_from_worker,
+    encode,
+    hints_of,
+)
 from sidecar.channels.livekit.caller import hints_of_metadata
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn
@@ -216,6 +225,28 @@ def test_a_worker_keeps_no_word_without_consent() -> None:
     """The worker's own outbox, and so its spool, takes no turn of such a call."""
     outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
     assert outbox.record("i", "caller", "my secret", at_s=2.0, now_s=0.0, room=True) == []
+
+
+@pytest.mark.parametrize("of_job", [True, False])
+def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
+    """Words from before the caller was known go nowhere when the answer, or the job's, is "no"."""
+    no, caller = Hints(consent="no"), Hints(caller="bob")
+    meanwhile = no if of_job else Hints()
+    outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
+    for n, room in enumerate((True, False, False)):
+        outbox.record(f"i{n}", "caller", "my secret", at_s=2.0, now_s=0.0, room=room)
+        if n == 1:
+            outbox.spooled(outbox.unspooled())
+    outbox.identify(caller if of_job else no)
+    assert outbox.unacked == outbox.chars_in_memory == 0
+    assert not any(isinstance(frame, TurnFrame) for frame in outbox.unspooled())
+    outbox.close(at_s=3.0, reason="", now_s=0.0)
+    frames: list[object] = []
+    while frame := outbox.next_frame(now_s=0.0):
+        frames.append(frame)
+    assert [type(frame) for frame in frames] == [CallOpen, CallClose]
+    assert isinstance(frames[0], CallOpen)
+    assert frames[0].hints.consent == "no"
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,15 @@ async def test_a_live_caller_is_not_erased(world: World) -> None:
     assert len(await world.letta.find_agents(())) == 1
 
 
+async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) -> None:
+    """A call that was nobody's when its file was begun is its caller's from the first telling on."""
+    held = world.spooled("later", "", SECRET)
+    held.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
+    with pytest.raises(CallerBusy):
+        await world.forgetting.plan("acme", KEY)
+    held.close()
+
+
 async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
     """What a live worker still writes can't be erased under it; another caller's is no matter."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)

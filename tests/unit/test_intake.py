@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame
-from sidecar.channels.spool import SpoolFile
+from sidecar.channels.spool import SpoolFile, damaged_files
 from sidecar.errors import CallError, JournalFull
 from sidecar.intake import SpoolIntake
 from sidecar.model import CallerHints, Turn
@@ -134,6 +134,63 @@ async def test_words_without_consent_are_not_set_aside(intake: SpoolIntake, tmp_
     left_behind(tmp_path, raw=b"rubbish\n", opened=refused)
     await intake.look()
     assert contents(tmp_path) == []
+
+
+async def test_a_withdrawal_in_the_spool_reaches_the_calls(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """A "no" that was spooled after the first opening holds for the whole file."""
+    file = SpoolFile.create(tmp_path, "c1")
+    no = Hints(phone="+12025550100", consent="no")
+    file.append([OPEN, *TURNS, CallOpen("c1", "livekit", no, 1.0)])
+    file.close()
+    await intake.look()
+    assert calls.restored[0][2].consent == "no"
+
+
+async def test_a_file_nested_too_deep_is_stored_but_for_that_line_and_let_go(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """A line no decoder bears costs itself; the file is kept, and nobody's lock stays on it."""
+    deep = b"[" * 5_000 + b"]" * 5_000
+    left_behind(tmp_path, raw=b'{"type":"turn","x":' + deep + b"}\n")
+    await intake.look()
+    assert len(calls.restored[0][3]) == 2
+    file = SpoolFile.take(damaged_files(tmp_path)[0])
+    assert file is not None
+    file.close()
+
+
+@pytest.mark.parametrize("fault", [OSError("read only"), ValueError("ours")])
+async def test_a_file_that_fails_is_let_go_and_holds_up_no_other(
+    calls: Calls,
+    intake: SpoolIntake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    """A disk that refuses one file costs the others nothing; whatever the fault, the lock is let go."""
+    path = left_behind(tmp_path)
+    other = SpoolFile.create(tmp_path, "c2")
+    other.append([CallOpen("c2", "livekit", Hints(), 1.0)])
+    other.close()
+    remove = SpoolFile.remove
+
+    def refuse(file: SpoolFile) -> None:
+        if file.path == path:
+            raise fault
+        remove(file)
+
+    monkeypatch.setattr(SpoolFile, "remove", refuse)
+    if isinstance(fault, OSError):
+        await intake.look()
+        assert [call for _, call, _, _ in calls.restored] == ["c1", "c2"]
+    else:
+        with pytest.raises(ValueError, match="ours"):
+            await intake.look()
+    file = SpoolFile.take(path)
+    assert file is not None
+    file.close()
 
 
 async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """The worker's end of the link, against a fake sidecar on a real socket."""
 
-import os
 import random
 import socket
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from sidecar.channels.frames import (
 )
 from sidecar.channels.link import Link
 from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.spool import SpoolFile, spool_files
+from sidecar.channels.outbox import SpoolFrame
+from sidecar.channels.spool import SpoolFile, spool_files, spooled_in
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
 
@@ -108,10 +109,15 @@ def turns_on_disk(spool_dir: Path) -> list[str]:
     """Return the texts of the one spool file, read without its lock."""
     texts: list[str] = []
     for path in spool_files(spool_dir):
-        file = SpoolFile(path, os.open(path, os.O_RDONLY))
-        texts += [turn.text for turn in file.read().turns]
-        file.close()
+        texts += [turn.text for turn in spooled_in(path).turns]
     return texts
+
+
+def opened_on_disk(spool_dir: Path) -> Hints | None:
+    """Return the hints of the one spool file, read without its lock."""
+    [path] = spool_files(spool_dir)
+    opened = spooled_in(path).opened
+    return opened.hints if opened else None
 
 
 # Turns
@@ -297,7 +303,100 @@ async def test_frames_of_a_later_version_and_rubbish_are_passed_over(
     assert 2 == worker.telemetry.counts["frame_refused"]
 
 
+async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A call that is over and forgotten is taken up again for late words, on whatever connection."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+        assert await call.flushed(5.0)
+        call.record("i2", "caller", "late")
+        await until(lambda: call.outbox.settled)
+        sidecar.cut()
+        await until(lambda: not worker.link.connected)
+        call.record("i3", "caller", "later")
+        await until(lambda: call.outbox.settled)
+        call.record("i3", "caller", "later")
+        assert {} == worker.link._calls
+
+    assert ["one", "late", "later"] == sidecar.texts(CALL)
+    assert isinstance(sidecar.received[-1], CallClose)
+    assert [] == spool_files(tmp_path)
+
+
+async def test_late_words_with_the_sidecar_away_are_in_the_spool(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A late turn nobody acks is left behind like any other."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.close("hung up")
+        assert await call.flushed(5.0)
+        sidecar.acks = False
+        call.record("i1", "caller", "late")
+        await until(lambda: turns_on_disk(tmp_path) == ["late"], 3.0)
+
+
 # The spool
+
+
+async def test_a_call_of_nobody_yet_is_on_disk_within_a_second(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Before it is known who calls, words are on disk with what the job says, and then with who."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        job = Hints(agent_id="agent-7")
+        call = worker.link.open_call(CALL, "livekit", None, opened_at_s=1.0, meanwhile=job)
+        call.record("i1", "caller", "one")
+        await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
+        assert job == opened_on_disk(tmp_path)
+        sidecar.acks = False
+        call.identify(ADA)
+        await until(lambda: opened_on_disk(tmp_path) == ADA, 3.0)
+        await sidecar.ack_all()
+        await until(lambda: not spool_files(tmp_path))
+    assert ["one"] == sidecar.texts(CALL)
+
+
+async def test_a_no_deletes_what_was_spooled_before_it(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Words on disk from before the caller's "no" are deleted, and reach nobody."""
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call(hints=None)
+        call.record("i1", "caller", "my secret")
+        await until(lambda: bool(spool_files(tmp_path)), 3.0)
+        call.identify(Hints(caller="ada", consent="no"))
+        await until(lambda: not spool_files(tmp_path), 3.0)
+        call.close()
+        assert await call.flushed(5.0)
+    assert [] == sidecar.texts(CALL)
+
+
+async def test_an_ack_that_comes_while_the_file_is_written_leaves_no_file(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was acked to its end during the write is not left on disk, nor locked."""
+    acked = threading.Event()
+    append = SpoolFile.append
+
+    def slow(file: SpoolFile, frames: Sequence[SpoolFrame]) -> None:
+        append(file, frames)
+        assert acked.wait(10)
+
+    monkeypatch.setattr(SpoolFile, "append", slow)
+    sidecar.acks = False
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close()
+        await until(lambda: bool(spool_files(tmp_path)), 3.0)
+        await sidecar.ack_all()
+        assert await call.flushed(5.0)
+        acked.set()
+        await until(lambda: not spool_files(tmp_path), 3.0)
 
 
 async def test_an_outage_puts_turns_on_disk_within_a_second(tmp_path: Path, free_port: int) -> None:

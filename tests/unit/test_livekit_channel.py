@@ -574,14 +574,17 @@ async def test_a_job_for_one_participant_names_its_caller(
         assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "hints"), [("{}", Hints()), ({"agent_id": "agent-1"}, Hints(agent_id="agent-1"))]
+)
 async def test_words_in_a_room_nobody_joined_are_nobodys(
-    sidecar: FakeSidecar, tmp_path: Path
+    sidecar: FakeSidecar, tmp_path: Path, metadata: object, hints: Hints
 ) -> None:
-    """A call that never had a caller is closed as anonymous, its turns are not lost."""
+    """A call that never had a caller is told as the job knows it, its turns are not lost."""
     made = studio(lambda _: "Anybody there?")
     emit = Telemetry(strict=True, logger=_Quiet()).emit
     async with sidecar.serving() as url:
-        with job("{}", FakeRoom()) as ctx:
+        with job(metadata, FakeRoom()) as ctx:
             settings = LinkSettings(url, None, tmp_path)
             call = await remember(ctx, made.session, settings=settings, emit=emit)
             call.record("i1", "agent", "Anybody there?")
@@ -591,8 +594,22 @@ async def test_words_in_a_room_nobody_joined_are_nobodys(
 
     opening = sidecar.of_type(CallOpen)[0]
     assert isinstance(opening, CallOpen)
-    assert Hints() == opening.hints
+    assert hints == opening.hints
     assert ["Anybody there?"] == sidecar.texts("AJ_1")
+
+
+async def test_a_jobs_no_holds_before_anybody_joins(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """Where the job says "no", not a word goes out or to disk, whoever is on the line."""
+    made = studio(lambda _: "Anybody there?")
+    emit = Telemetry(strict=True, logger=_Quiet()).emit
+    async with sidecar.serving() as url:
+        with job({"consent": "no"}, FakeRoom()) as ctx:
+            settings = LinkSettings(url, None, tmp_path)
+            call = await remember(ctx, made.session, settings=settings, emit=emit)
+            call.record("i1", "agent", "Anybody there?")
+            await finish(ctx)
+    assert [] == sidecar.of_type(TurnFrame)
+    assert [] == spool_files(tmp_path)
 
 
 async def test_finish_without_remember_is_nothing() -> None:

@@ -1,9 +1,10 @@
 """What a worker still owes the sidecar, in order, whatever happens to link and disk."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.channels.bounds import bounded_hints
 from sidecar.channels.frames import (
     MAX_FRAME_BYTES,
     CallClose,
@@ -14,7 +15,7 @@ from sidecar.channels.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.channels.outbox import Outbox, bounded_hints
+from sidecar.channels.outbox import Outbox
 
 pytestmark = pytest.mark.unit
 
@@ -91,7 +92,6 @@ def test_nothing_is_sent_before_it_is_known_who_calls() -> None:
     box = outbox(hints=None)
     say(box, "a")
     assert [] == due(box)
-    assert box.due_on_disk_s(after_s=0.5) is None
 
     box.identify(Hints(phone="+15550100"))
     box.identify(Hints(phone="+15550999"))
@@ -162,13 +162,16 @@ def test_a_name_too_long_is_left_out_never_cut() -> None:
     text=st.text(alphabet=st.characters(), min_size=1, max_size=200),
     at_s=st.floats(min_value=-1e9, max_value=4e9),
     metrics=st.dictionaries(st.text(max_size=8, alphabet="abc_"), st.floats(), max_size=4),
+    reason=st.text(alphabet=st.characters(), max_size=1_200),
 )
 def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
-    item: str, text: str, at_s: float, metrics: dict[str, float]
+    item: str, text: str, at_s: float, metrics: dict[str, float], reason: str
 ) -> None:
     """Odd ids, lone surrogates, NaN and negative times never make a frame that is refused."""
     box = outbox()
-    for frame in box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics):
+    box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics)
+    box.close(at_s=at_s, reason=reason, now_s=0.0)
+    while frame := box.next_frame(now_s=0.0):
         assert frame == decode_from_worker(encode(frame))
 
 
@@ -183,15 +186,80 @@ def test_what_waits_too_long_is_due_on_disk() -> None:
     assert 11.5 == box.due_on_disk_s(after_s=0.5)
 
 
+def spool(box: Outbox) -> list[object]:
+    frames = box.unspooled()
+    box.spooled(frames)
+    return list(frames)
+
+
+def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> None:
+    """While the caller is not known the file says what is; it is told the caller at once."""
+    job = Hints(agent_id="agent-7")
+    box = Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=job)
+    assert box.due_on_disk_s(after_s=0.5) is None
+    say(box, "a")
+    assert 0.5 == box.due_on_disk_s(after_s=0.5)
+    opened, *turns = spool(box)
+    assert isinstance(opened, CallOpen)
+    assert job == opened.hints
+    assert ["a"] == items(turns)
+    assert box.due_on_disk_s(after_s=0.5) is None
+
+    box.identify(ADA)
+
+    assert 0.0 == box.due_on_disk_s(after_s=0.5)
+    [opened] = spool(box)
+    assert isinstance(opened, CallOpen)
+    assert ADA == opened.hints
+    assert box.due_on_disk_s(after_s=0.5) is None
+
+
+def test_a_call_that_ends_unidentified_is_told_as_the_job_knows_it() -> None:
+    """What was said to nobody in particular goes out with the job's own hints; else nothing does."""
+    silent, spoken = (
+        Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=Hints(agent_id="agent-7"))
+        for _ in range(2)
+    )
+    say(spoken, "a")
+    for box in (silent, spoken):
+        box.close(at_s=3.0, reason="", now_s=0.0)
+    assert [] == due(silent) == spool(silent)
+    opened, *rest = due(spoken)
+    assert isinstance(opened, CallOpen)
+    assert "agent-7" == opened.hints.agent_id
+    assert [TurnFrame, CallClose] == [type(frame) for frame in rest]
+
+
+def test_a_call_opened_again_after_its_end_is_closed_again() -> None:
+    """A late turn may open the call anew on the sidecar: the end is told again behind it."""
+    box = outbox()
+    box.close(at_s=3.0, reason="", now_s=0.0)
+    due(box)
+    box.acked([], closed=True)
+    box.rewind()
+    assert [] == due(box)
+
+    say(box, "late")
+
+    assert [CallOpen, TurnFrame, CallClose] == [type(frame) for frame in due(box)]
+    box.acked(["late"], closed=False)
+    assert not box.settled
+    box.acked([], closed=True)
+    assert box.settled
+
+
 class Model:
-    """An outbox with a disk and a sidecar around it, and what each of them has seen."""
+    """An outbox with a disk, a wire and a sidecar around it, and what each of them holds."""
 
     def __init__(self) -> None:
         self.box = outbox()
+        self.now_s = 0.0
         self.disk: list[TurnFrame] = []
         self.said: list[str] = []
-        self.sent: list[str] = []
-        self.acked = 0
+        self.wire: list[str] = []
+        self.answers: list[tuple[str, bool]] = []
+        self.awaited = ""
+        self.stored: list[str] = []
 
     def say(self) -> None:
         self.said.append(f"i{len(self.said)}")
@@ -202,30 +270,62 @@ class Model:
         self.disk += [frame for frame in frames if isinstance(frame, TurnFrame)]
         self.box.spooled(frames)
 
-    def ack(self) -> None:
-        self.sent += [item for item in items(due(self.box)) if item not in self.sent]
-        taken = self.sent[self.acked : self.acked + 1]
-        self.acked += len(taken)
-        self.box.acked(taken, closed=False)
-
     def read(self) -> None:
         if self.box.disk_only and not self.box.overflowing:
             after = self.box.read_back_after_seq
-            self.box.read_back([t for t in self.disk if t.seq > after][:2], now_s=0.0)
+            self.box.read_back([t for t in self.disk if t.seq > after][:2], now_s=self.now_s)
+
+    def send(self) -> None:
+        self.wire += items(due(self.box, now_s=self.now_s))
+
+    def pause(self) -> None:
+        self.now_s += 1.0
+
+    def take(self) -> None:
+        """The sidecar has room: it takes one turn, unless it awaits one before it."""
+        for item in self.wire[:1]:
+            self.wire.pop(0)
+            if self.awaited in {"", item}:
+                self.awaited = ""
+                self.stored += [item] if item not in self.stored else []
+            self.answers.append((item, not self.awaited))
+
+    def refuse(self) -> None:
+        """The sidecar has no room for one turn, and awaits it unless it has it."""
+        for item in self.wire[:1]:
+            self.wire.pop(0)
+            self.answers.append((item, False))
+            if item not in self.stored:
+                self.awaited = self.awaited or item
+
+    def hear(self) -> None:
+        for item, taken in self.answers[:1]:
+            self.answers.pop(0)
+            if taken:
+                self.box.acked([item], closed=False)
+            else:
+                self.box.refused_for_now(item, until_s=self.now_s + 1.0, reopen=False)
 
     def rewind(self) -> None:
+        self.wire, self.answers, self.awaited = [], [], ""
         self.box.rewind()
 
 
-@given(st.lists(st.sampled_from(["say", "spool", "ack", "read", "rewind"]), max_size=80))
+STEPS = ["say", "spool", "read", "send", "pause", "take", "refuse", "hear", "rewind"]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=80))
+@example(steps=["say", "say", "send", "refuse", "refuse", "hear", "hear"])
+@example(steps=["say", "say", "send", "refuse", "take", "hear", "hear"])
 def test_no_turn_is_lost_or_overtakes_another(steps: list[str]) -> None:
-    """In any order of events each turn is acked or still owed, and none overtakes another."""
+    """In any order of events each turn is stored or still owed, and none overtakes another."""
     model = Model()
     for step in steps:
         getattr(model, step)()
-        assert len(model.said) == model.acked + model.box.unacked
-    for _ in range(2 * len(model.said)):
-        for step in ("spool", "read", "ack"):
+        assert model.said[: len(model.stored)] == model.stored
+        assert len(model.said) <= len(model.stored) + model.box.unacked
+    for _ in range(20 * len(steps)):
+        for step in ("pause", "spool", "read", "send", "take", "hear"):
             getattr(model, step)()
-    assert model.said == model.sent
+    assert model.said == model.stored
     assert model.box.settled

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.channels.frames import MAX_FRAME_BYTES, Memory, encode
+from sidecar.config import load
 from sidecar.memory.prompt import NOTHING, PromptLimits, nonce_of, render
 from sidecar.model import Block, Snapshot, Turn
 
@@ -96,6 +98,23 @@ def test_a_huge_value_is_cut_and_the_prompt_says_so() -> None:
     assert rendered.cut_chars == 996_000
     assert "[996000 more characters are not shown]" in rendered.text
     assert len(rendered.text) < 5_000
+
+
+@pytest.mark.parametrize("mark", ['"', "&", "\U0001f980", "\x00"])
+@pytest.mark.parametrize("of_a_block", [1, 400, 60_000])
+def test_the_largest_memory_fits_into_a_frame_of_the_link(mark: str, of_a_block: int) -> None:
+    """At the settings' upper bounds no labels, descriptions, values or turns make too long a frame."""
+    most = {f"SIDECAR_{name}_CHARS": "50000" for name in ("MEMORY", "BLOCK", "RECENT")}
+    settings = load(most)
+    text = mark * of_a_block
+    held = [Block(f"{n}{text}"[:500], text, text) for n in range(60_000 // min(of_a_block, 400))]
+    said = [Turn("t/c", str(n), n, "caller", text, 0.0) for n in range(60)]
+    limits = PromptLimits(settings.block_chars, settings.memory_chars, settings.recent_chars)
+    rendered = render(snapshot(*held), said, nonce=NONCE, limits=limits)
+    frame = Memory("c" * 256, rendered.text, rendered.version, 1.0, "fresh", True)
+    assert len(encode(frame).encode()) < MAX_FRAME_BYTES
+    assert "more blocks are not shown" in rendered.text
+    assert rendered.cut_chars > 0
 
 
 def test_the_newest_of_what_was_said_survives_the_limit() -> None:

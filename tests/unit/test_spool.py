@@ -75,6 +75,48 @@ def test_a_file_that_is_gone_is_nothing_to_take(tmp_path: Path) -> None:
     assert SpoolFile.take(tmp_path / "gone.jsonl") is None
 
 
+NOBODY = Hints(agent_id="agent-7")
+NO = Hints(caller="ada", consent="no")
+
+
+@pytest.mark.parametrize(
+    ("told", "stands"),
+    [
+        ([NOBODY, Hints(caller="ada")], Hints(caller="ada")),
+        ([Hints(caller="ada"), Hints(caller="bob")], Hints(caller="ada")),
+        ([Hints(caller="ada"), NOBODY], Hints(caller="ada")),
+        ([NOBODY, Hints()], NOBODY),
+        ([Hints(caller="ada", consent="yes"), NO], NO),
+        ([NO, Hints(caller="ada", consent="yes")], NO),
+        ([Hints(consent="no"), Hints(caller="ada")], NO),
+    ],
+)
+def test_the_first_who_is_named_stands_and_a_no_holds(
+    tmp_path: Path, told: list[Hints], stands: Hints
+) -> None:
+    """Of a call opened several times, who is named first is the caller; one "no" is enough."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    for n, hints in enumerate(told, start=1):
+        file.append([CallOpen("AJ_1", "livekit", hints, 1.0), turn(n)])
+    spooled = file.read()
+    assert spooled.opened is not None
+    assert stands == spooled.opened.hints
+    assert (turn(1), turn(2)) == spooled.turns
+    file.close()
+
+
+def test_a_file_set_aside_covers_no_earlier_one(tmp_path: Path) -> None:
+    """Each damaged file of a call is kept."""
+    kept: set[Path] = set()
+    for n in range(3):
+        file = SpoolFile.create(tmp_path, "AJ_1")
+        file.append([OPENED, turn(n)])
+        kept.add(file.set_aside())
+    assert 3 == len(kept)
+    assert kept == set(tmp_path.glob("*.damaged"))
+    assert [] == spool_files(tmp_path)
+
+
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
     """A writer killed in the middle of a line loses that line, and says nothing false."""
     path = spool_path(tmp_path, "AJ_1")

@@ -22,7 +22,7 @@ def hints_of_metadata(metadata: str) -> Hints:
     """
     try:
         raw: object = json.loads(metadata) if metadata.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return Hints()
     if not isinstance(raw, dict):
         return Hints()
@@ -72,17 +72,18 @@ class Identification:
         self._ctx = ctx
         self._wanted = participant_identity
         self._emit = emit
-        self._named = hints_of_metadata(ctx.job.metadata)
+        self.named = hints_of_metadata(ctx.job.metadata)
+        """What the job says, whoever is on the line."""
 
     def from_job(self) -> Hints | None:
         """Return what the job says, or None when it does not name a caller."""
-        if self._named.caller:
-            return self._named
+        if self.named.caller:
+            return self.named
         if self._ctx.job.HasField("participant"):
             info = self._ctx.job.participant
             sip = info.kind == models.ParticipantInfo.Kind.SIP
             seen = hints_of_participant(info.identity, dict(info.attributes), sip=sip)
-            return _joined(self._named, seen)
+            return _joined(self.named, seen)
         return None
 
     def from_room(self) -> Hints | None:
@@ -105,11 +106,11 @@ class Identification:
                 channel="livekit",
                 why="several participants; name the caller in the job's metadata",
             )
-            return self._named
+            return self.named
         caller = callers[0]
         sip = caller.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
         return _joined(
-            self._named, hints_of_participant(caller.identity, caller.attributes, sip=sip)
+            self.named, hints_of_participant(caller.identity, caller.attributes, sip=sip)
         )
 
     def when_joined(self, tell: Callable[[Hints], None]) -> None:

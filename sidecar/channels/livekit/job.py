@@ -16,7 +16,6 @@ import anyio
 from livekit.agents import AgentSession, JobContext
 
 from sidecar import telemetry
-from sidecar.channels.frames import Hints
 from sidecar.channels.link import Link
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.channels.livekit.caller import Identification
@@ -166,7 +165,12 @@ async def remember(
     who = Identification(ctx, participant_identity, emit)
     hints = who.from_job()
     call = link.open_call(
-        ctx.job.id, "livekit", hints, opened_at_s=time.time(), traceparent=traces.traceparent
+        ctx.job.id,
+        "livekit",
+        hints,
+        opened_at_s=time.time(),
+        meanwhile=who.named,
+        traceparent=traces.traceparent,
     )
     recorder = CallRecorder(
         call,
@@ -198,8 +202,6 @@ async def finish(ctx: JobContext) -> None:
         return
     job.recorder.end("job ended")
     call = job.recorder.call
-    if not call.identified and call.outbox.unacked:
-        call.identify(Hints())
     if call.identified:
         await call.flushed(FLUSH_S)
     await job.close()

@@ -12,7 +12,7 @@ import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.transcript.journal import (
     BatchRow,
     CallerHolding,
@@ -154,10 +154,12 @@ class SqliteJournal:
         """Return the turns as they may be kept.
 
         Raises:
-            CallError: a lone surrogate (`bad_value`).
+            CallError: a lone surrogate, or a `seq` beyond `MAX_SEQ` (`bad_value`).
         """
         for turn in turns:
             _check_text(turn.text, turn.item_id, turn.call)
+            if turn.seq > MAX_SEQ:
+                raise CallError("bad_value", "a turn's seq is too large", hint="count from 1")
         redact = self._redact
         if redact is None:
             return turns

@@ -1,0 +1,359 @@
+"""The sidecar's end of the link, on a journal that fails and peers that leave."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from starlette.websockets import WebSocket
+from typing_extensions import override
+
+from sidecar.calls import CallPolicy, Calls
+from sidecar.channels.frames import (
+    SUBPROTOCOL,
+    Ack,
+    CallClose,
+    CallOpen,
+    ErrorFrame,
+    FromSidecar,
+    FromWorker,
+    Hello,
+    Hints,
+    SpeechStarted,
+    TurnFrame,
+    Welcome,
+    decode_from_sidecar,
+    encode,
+)
+from sidecar.errors import CallError, JournalError, JournalFull
+from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import Call, Snapshot, Turn
+from sidecar.server.link import LinkServer
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta
+from sidecar.testing.memory_journal import MemoryJournal
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+CALL = "c1"
+OPEN = CallOpen(CALL, "livekit", Hints(caller="ada"), 1.0)
+CLOSE = CallClose(CALL, 2.0)
+
+
+def turn(n: int) -> TurnFrame:
+    return TurnFrame(CALL, f"t{n}", n, "caller", f"word {n}", 1.0)
+
+
+class Journal(MemoryJournal):
+    """A journal whose disk can hold back, and whose appends fail as told."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: 1.0)
+        self.fails: dict[str, list[JournalError]] = {}
+        self.disk = anyio.Event()
+        self.disk.set()
+
+    @override
+    async def open_call(self, call: Call) -> Call:
+        await self.disk.wait()
+        return await super().open_call(call)
+
+    @override
+    async def append(self, turns: Sequence[Turn]) -> None:
+        await self.disk.wait()
+        for each in turns:
+            if fails := self.fails.get(each.item_id):
+                raise fails.pop(0)
+        await super().append(turns)
+
+    def will_fail(self, item: str, *errors: JournalError) -> None:
+        self.fails[item] = list(errors)
+
+    def stall(self) -> None:
+        self.disk = anyio.Event()
+
+    async def items(self) -> list[str]:
+        return [each.item_id for each in await self.turns(f"acme/{CALL}")]
+
+
+class NoStore:
+    async def load(self, agent_id: str) -> Snapshot | None:
+        return None
+
+    async def save(self, snapshot: Snapshot) -> None:
+        return None
+
+    async def forget(self, agent_id: str) -> None:
+        return None
+
+
+class Peer:
+    """A worker on a socket that exists in this process alone."""
+
+    def __init__(self) -> None:
+        self.heard: list[FromSidecar] = []
+        self.closed: int | None = None
+        self.to_sidecar, self.of_worker = anyio.create_memory_object_stream[dict[str, Any]](1000)
+        self._changed = anyio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        return await self.of_worker.receive()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.close":
+            self.closed = message["code"]
+        elif message["type"] == "websocket.send" and (
+            frame := decode_from_sidecar(message["text"])
+        ):
+            self.heard.append(frame)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def says(self, *frames: FromWorker | str) -> None:
+        for frame in frames:
+            text = frame if isinstance(frame, str) else encode(frame)
+            self.to_sidecar.send_nowait({"type": "websocket.receive", "text": text})
+
+    def leaves(self) -> None:
+        self.to_sidecar.send_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        with anyio.fail_after(10.0):
+            while not holds():
+                await self._changed.wait()
+
+    @property
+    def acked(self) -> list[str]:
+        return [item for frame in self.heard if isinstance(frame, Ack) for item in frame.items]
+
+    @property
+    def refused(self) -> list[str]:
+        return [frame.item for frame in self.errors]
+
+    @property
+    def errors(self) -> list[ErrorFrame]:
+        return [frame for frame in self.heard if isinstance(frame, ErrorFrame)]
+
+
+class World:
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.events = Telemetry(strict=True)
+        letta = FakeLetta(clock=lambda: 1.0)
+        rules = IdentityRules(agent_id="agent-7")
+        self.calls = Calls(
+            journal,
+            Snapshots(letta, NoStore(), emit=self.events.emit, clock=lambda: 1.0),
+            Identity(letta, journal, rules=rules, emit=self.events.emit),
+            rules=rules,
+            policy=CallPolicy(),
+            secret=b"s" * 32,
+            emit=self.events.emit,
+            clock=lambda: 1.0,
+        )
+        self.server = LinkServer(
+            self.calls,
+            tokens={"token": "acme"},
+            default_tenant=None,
+            memory_wait_s=0.1,
+            cold_start_s=0.1,
+            emit=self.events.emit,
+        )
+
+    @asynccontextmanager
+    async def connected(self, *frames: FromWorker | str) -> AsyncIterator[Peer]:
+        peer = Peer()
+        scope = {
+            "type": "websocket",
+            "headers": [(b"authorization", b"Bearer token")],
+            "subprotocols": [SUBPROTOCOL],
+        }
+        peer.to_sidecar.send_nowait({"type": "websocket.connect"})
+        peer.says(Hello("w1"), *frames)
+        async with peer.to_sidecar, peer.of_worker, anyio.create_task_group() as tasks:
+            socket = WebSocket(scope, peer.receive, peer.send)
+            tasks.start_soon(self.server.endpoint, socket)
+            await peer.until(lambda: any(isinstance(frame, Welcome) for frame in peer.heard))
+            yield peer
+            peer.leaves()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World(Journal())
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(world.calls.run)
+        yield world
+        tasks.cancel_scope.cancel()
+
+
+FULL = JournalFull("full")
+
+
+# Order
+
+
+@pytest.mark.parametrize("error", [FULL, CallError("unknown_call", "erased")])
+async def test_no_turn_overtakes_one_that_was_refused(world: World, error: JournalError) -> None:
+    """After a turn failed, those behind it are refused until it has come again."""
+    world.journal.will_fail("t1", error)
+    async with world.connected(OPEN, turn(1)) as peer:
+        await peer.until(lambda: peer.refused == ["t1"])
+        peer.says(turn(2), CLOSE)
+        await peer.until(lambda: peer.refused == ["t1", "t2", ""])
+        peer.says(turn(1), turn(2), turn(3), CLOSE)
+        await peer.until(lambda: peer.acked == ["t1", "t2", "t3"])
+    assert ["t1", "t2", "t3"] == await world.journal.items()
+    assert {error.code if isinstance(error, CallError) else "journal_full"} == {
+        frame.code for frame in peer.errors
+    }
+
+
+async def test_turns_sent_before_the_refusal_was_heard_do_not_overtake(world: World) -> None:
+    """It does not help a turn to be in the same batch of frames as the one that failed."""
+    world.journal.will_fail("t2", FULL)
+    async with world.connected(OPEN) as peer:
+        for n in (1, 2, 3, 4):
+            peer.says(turn(n))
+            await anyio.wait_all_tasks_blocked()
+        await peer.until(lambda: peer.refused == ["t2", "t3", "t4"])
+        peer.says(turn(2), turn(3), turn(4))
+        await peer.until(lambda: peer.acked == ["t1", "t2", "t3", "t4"])
+    assert ["t1", "t2", "t3", "t4"] == await world.journal.items()
+
+
+async def test_a_repeat_of_a_stored_turn_is_not_awaited(world: World) -> None:
+    """A repeat that fails holds nothing up: the worker may have forgotten that turn by its ack."""
+    async with world.connected(OPEN, turn(1)) as peer:
+        await peer.until(lambda: peer.acked == ["t1"])
+        world.journal.will_fail("t1", FULL)
+        peer.says(turn(1))
+        await peer.until(lambda: peer.refused == ["t1"])
+        peer.says(turn(2))
+        await peer.until(lambda: peer.acked == ["t1", "t2"])
+
+
+async def test_one_calls_refusal_is_no_other_calls(world: World) -> None:
+    """A call whose turn was refused holds up no other call of the worker."""
+    world.journal.will_fail("t1", FULL)
+    other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
+    async with world.connected(OPEN, other, turn(1)) as peer:
+        await peer.until(lambda: peer.refused == ["t1"])
+        peer.says(TurnFrame("c2", "o1", 1, "caller", "word", 1.0))
+        await peer.until(lambda: peer.acked == ["o1"])
+
+
+async def test_a_turn_that_can_not_be_stored_costs_itself_alone(world: World) -> None:
+    """The turns gathered with one that is at fault are stored; it alone is refused, for good."""
+    bad = CallError("bad_value", "a text is no Unicode")
+    world.journal.stall()
+    world.journal.will_fail("t2", bad, bad)
+    async with world.connected(OPEN, turn(1), turn(2), turn(3)) as peer:
+        await anyio.wait_all_tasks_blocked()
+        world.journal.disk.set()
+        await peer.until(lambda: peer.acked == ["t1", "t3"])
+        peer.says(turn(4))
+        await peer.until(lambda: peer.acked == ["t1", "t3", "t4"])
+        assert [("bad_value", "t2", False)] == [(e.code, e.item, e.retryable) for e in peer.errors]
+
+
+async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> None:
+    """However many turns have gathered, and however long their ids are, no ack is too long."""
+    world.journal.stall()
+    items = [f"{n}{chr(1) * 256}"[:256] for n in range(1_000)]
+    async with world.connected(OPEN) as peer:
+        for n, item in enumerate(items, start=1):
+            peer.says(TurnFrame(CALL, item, n, "caller", "x", 1.0))
+            if n % 500 == 0:
+                await anyio.wait_all_tasks_blocked()
+        world.journal.disk.set()
+        await peer.until(lambda: len(peer.acked) == len(items))
+        assert items == peer.acked
+
+
+# What is wrong is named
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "named"),
+    [
+        (encode(turn(1)).replace('"word 1"', '" "'), "bad_value", (CALL, "t1")),
+        (encode(turn(1)).replace('"caller"', '"cat"'), "malformed", (CALL, "t1")),
+        (encode(turn(1)).replace(CALL, "c9"), "unknown_call", ("c9", "t1")),
+        (encode(CLOSE).replace(CALL, "c9"), "unknown_call", ("c9", "")),
+        (encode(SpeechStarted("c9")), "unknown_call", ("c9", "")),
+        ('{"type":"turn","x":' + "[" * 5_000 + "]" * 5_000 + "}", "malformed", ("", "")),
+    ],
+)
+async def test_an_error_names_the_call_and_the_turn(
+    world: World, frame: str, code: str, named: tuple[str, str]
+) -> None:
+    """A worker can tell which of its turns was refused, and the link goes on."""
+    async with world.connected(OPEN, frame, turn(2)) as peer:
+        await peer.until(lambda: peer.acked == ["t2"])
+        assert [(code, *named)] == [(e.code, e.call, e.item) for e in peer.errors]
+        assert all(e.remedy for e in peer.errors)
+
+
+# Opening
+
+
+async def test_the_reader_waits_for_no_disk(world: World) -> None:
+    """While a call can't be stored, nonsense is answered; then all is done in order."""
+    world.journal.stall()
+    async with world.connected(OPEN, SpeechStarted(CALL), turn(1), CLOSE, "{") as peer:
+        await peer.until(lambda: [e.code for e in peer.errors] == ["malformed"])
+        world.journal.disk.set()
+        await peer.until(lambda: Ack(CALL, [], closed=True) in peer.heard)
+    assert ["t1"] == await world.journal.items()
+    assert () == world.calls.live
+
+
+async def test_a_worker_that_leaves_while_its_call_is_stored_leaves_an_orphan(
+    world: World,
+) -> None:
+    """A call that reaches the disk after its worker has gone is closed like any lost one."""
+    world.journal.stall()
+    async with world.connected(OPEN) as peer:
+        await anyio.wait_all_tasks_blocked()
+        peer.leaves()
+        await anyio.wait_all_tasks_blocked()
+        world.journal.disk.set()
+    assert [f"acme/{CALL}"] == list(world.calls._orphans)
+
+
+async def test_ended_calls_are_forgotten_but_for_the_newest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that ended long ago has to be opened again before it takes a late turn."""
+    monkeypatch.setattr("sidecar.server.link.KEEP_ENDED", 1)
+    opens = [CallOpen(f"c{n}", "livekit", Hints(caller="ada"), 1.0) for n in (1, 2)]
+    async with world.connected() as peer:
+        for frame in opens:
+            peer.says(frame, CallClose(frame.call, 2.0))
+            await peer.until(lambda call=frame.call: Ack(call, [], closed=True) in peer.heard)
+        peer.says(TurnFrame("c2", "t1", 1, "caller", "late", 1.0), turn(1))
+        await peer.until(lambda: peer.acked == ["t1"] and len(peer.errors) == 1)
+        assert ("unknown_call", "c1") == (peer.errors[0].code, peer.errors[0].call)
+        peer.says(opens[0], turn(1))
+        await peer.until(lambda: peer.acked == ["t1", "t1"])
+
+
+# Closing
+
+
+async def test_closing_what_has_left_is_no_error(world: World) -> None:
+    """A drain closes every connection, also those closed already or left by their worker."""
+    async with world.connected() as one, world.connected() as other:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.server.close_all)
+            tasks.start_soon(world.server.close_all)
+        assert (4400, 4503) == (one.closed, other.closed)
+        await world.server.close_all()
