@@ -216,4 +216,15 @@ class MemoryFeed:
 
     def _spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         assert self.tasks is not None, "Calls.run has not started"
-        self.tasks.start_soon(job, *args)
+        self.tasks.start_soon(self._guard, job, args)
+
+    async def _guard(
+        self, job: Callable[..., Coroutine[Any, Any, None]], args: tuple[object, ...]
+    ) -> None:
+        """Run a job of one call; its fault must not end the others."""
+        try:
+            await job(*args)
+        except Exception as error:  # noqa: BLE001 - logged; this call goes on with what it has
+            self._emit(
+                telemetry.part_failed, part="memory feed", error=type(error).__name__, hint=""
+            )

@@ -61,6 +61,7 @@ class Event(StrEnum):
     BUSY = "busy"
     DENIED = "denied"
     UNADDRESSED = "unaddressed"
+    NO_AGENT = "no_agent"
     AGENT_GONE = "agent_gone"
     CONVERSATION_GONE = "conversation_gone"
     REJECTED = "rejected"
@@ -85,6 +86,7 @@ _NOT_TAKEN = (
     Event.BUSY,
     Event.DENIED,
     Event.UNADDRESSED,
+    Event.NO_AGENT,
     Event.AGENT_GONE,
     Event.CONVERSATION_GONE,
     Event.REJECTED,
@@ -330,7 +332,7 @@ def _wait_s(
             wait_s = backoff_s(
                 attempt, base_s=policy.busy_base_s, cap_s=policy.busy_cap_s, dice=dice
             )
-        case Event.DENIED | Event.AGENT_GONE:
+        case Event.DENIED | Event.NO_AGENT | Event.AGENT_GONE:
             # Only an operator mends these; a slow pace from the start spares their log.
             wait_s = backoff_s(
                 attempt, base_s=policy.retry_cap_s / 8, cap_s=policy.retry_cap_s, dice=dice

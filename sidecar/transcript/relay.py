@@ -48,9 +48,12 @@ _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
 _TOLD_S = 60.0  # for `on_settled`
 
-_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.LOST, Event.UNADDRESSED, Event.UNANSWERED})
 _FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
-_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.AGENT_GONE, Event.DENIED})
+# What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
+# digest for longer than its deadline. The look-up that follows at once tells how Letta is.
+_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
+_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED}
+_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
 
 
 async def _tell_nobody(ref: AgentRef, batch: Batch) -> None:
@@ -209,7 +212,7 @@ class Relay:
     ) -> None:
         try:
             with self._span_of(batch) as span:
-                settled = await self._bring_home(batch, claimed_s, span, probing=probing)
+                settled = await self._bring_home(batch, claimed_s, span)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
                 await self._give_up_try(batch, "the sidecar stopped")
@@ -254,10 +257,9 @@ class Relay:
             },
         )
 
-    async def _bring_home(
-        self, batch: Batch, recorded_s: float, span: Span, *, probing: bool
-    ) -> Batch | None:
+    async def _bring_home(self, batch: Batch, recorded_s: float, span: Span) -> Batch | None:
         """Take the steps of one claim; returns the batch, with its agent, when it is settled."""
+        began_s = self._clock()
         addressed = await self._until_taken(lambda: self._courier.address(batch))
         if isinstance(addressed, Outcome):
             outcome = addressed
@@ -266,8 +268,8 @@ class Relay:
             outcome = Outcome(Event.CLAIMED)
         horizon_s = batch.horizon_s
         while True:
-            self._judge_endpoint(outcome.event, probing=probing)
-            now_s = self._clock()
+            self._judge_endpoint(outcome.event, began_s=began_s)
+            began_s = now_s = self._clock()
             facts = Facts(
                 batch.attempt,
                 batch.in_doubt,
@@ -377,19 +379,16 @@ class Relay:
                 )
         self._rejections.pop(batch.batch_id, None)
 
-    def _judge_endpoint(self, event: Event, *, probing: bool) -> None:
+    def _judge_endpoint(self, event: Event, *, began_s: float) -> None:
         """Count what says something about Letta as a whole, not about one agent or batch."""
-        if event is Event.DIGESTED:
-            if self._breaker.succeeded():
+        now_s = self._clock()
+        if event in _ENDPOINT_WELL:
+            if self._breaker.succeeded(now_s=now_s):
                 self._emit(telemetry.relay_breaker_closed)
-        elif event in _ENDPOINT_FAILED and (probing or not self._breaker.is_open):
-            # Those that were under way when it opened say nothing new.
-            now_s = self._clock()
-            if self._breaker.failed(now_s=now_s):
-                self._emit(
-                    telemetry.relay_breaker_opened,
-                    retry_in_s=self._breaker.retry_in_s(now_s=now_s),
-                )
+        elif event in _ENDPOINT_FAILED and self._breaker.failed(now_s=now_s, began_s=began_s):
+            self._emit(
+                telemetry.relay_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
+            )
 
     def _say_finding(self, batch: Batch, outcome: Outcome) -> None:
         if outcome.event in _FINDINGS:

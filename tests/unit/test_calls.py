@@ -437,6 +437,27 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
     virtual(body)
 
 
+def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
+    """An error no part should raise, while a call's memory is brought, is logged and its own."""
+
+    async def body(bench: Bench) -> None:
+        load = bench.store.load
+
+        async def broken(_agent_id: str) -> Snapshot | None:
+            raise KeyError("not ours")
+
+        bench.store.load = broken  # type: ignore[method-assign]
+        live, _ = await bench.open("c1")
+        await anyio.sleep(1)
+        bench.store.load = load  # type: ignore[method-assign]
+        await live.record([turn(live, "i1", "hello")])
+        _, ear = await bench.open("c2", BOB)
+        assert (await ear.settled()).text == ""
+        assert bench.telemetry.counts["part_failed"] == 1
+
+    virtual(body)
+
+
 def test_memory_changes_no_byte_while_nothing_changed() -> None:
     """Reads that find the same blocks leave the text as it is, and tell nobody twice."""
 

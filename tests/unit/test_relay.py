@@ -616,6 +616,61 @@ class TestBreaker:
 
         virtual(test)
 
+    def test_callers_without_an_agent_hold_nobody_up(self) -> None:
+        """Lanes for which no agent may be made are no sign of a Letta that is down."""
+
+        async def test() -> None:
+            async def resolve(ref: AgentRef) -> str:
+                if ref.caller_key == "good":
+                    return "agent-good"
+                await anyio.sleep(0.02)
+                raise Rejected("this caller has no agent")
+
+            world = World(resolve=resolve)
+            async with world.running():
+                for n in range(20):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(600)
+                for n in range(20):
+                    await world.say(f"g{n}-", 1, ref=AgentRef("acme", caller_key="good"))
+                    await anyio.sleep(5)
+                    assert world.heard(f"g{n}-") == [0]
+            assert not world.events("relay_breaker_opened")
+
+        virtual(test)
+
+    def test_posts_slower_than_their_deadline_are_no_outage(self) -> None:
+        """Agents that digest for longer than a post may take cost each other nothing."""
+
+        async def test() -> None:
+            world = World([Fault.SLOW] * 100, policy=DeliveryPolicy(post_timeout_s=60.0))
+            world.letta._slow_s = 70.0
+            async with world.running():
+                for n in range(100):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await world.delivered(within_s=180)
+            assert all(world.heard(f"c{n}-") == [0] for n in range(100))
+            assert not world.events("relay_breaker_opened")
+
+        virtual(test)
+
+    def test_a_letta_that_answers_nothing_is_probed(self) -> None:
+        """Posts that hang open the breaker by the look-ups that fail behind them."""
+
+        async def test() -> None:
+            world = World([Fault.HANG_EMPTY] * 12)
+            world.letta.lookups_fail = True
+            async with world.running():
+                for n in range(12):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(POLICY.post_timeout_s + 5)
+                assert world.relay.degraded
+                world.letta.lookups_fail = False
+                await world.delivered()
+            assert all(world.heard(f"c{n}-") == [0] for n in range(12))
+
+        virtual(test)
+
 
 class TestFlush:
     def test_it_delivers_what_is_pending_of_live_calls(self) -> None:
