@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from sidecar.errors import (
 )
 from sidecar.letta.port import AgentSpec, Post
 from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest_wire import wire_otid
 from sidecar.model import Block
 from sidecar.testing.faults import FaultDraw, Faults, FaultScript
+from sidecar.testing.letta_runs import failing, work
 from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
@@ -105,6 +107,26 @@ async def test_without_dedupe_what_is_posted_twice_is_stored_twice() -> None:
         await letta.post(post)
         await letta.post(post)
         assert otids(stand_in) == ["b1", "b1"]
+
+
+async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
+    """However many runs of a batch have failed, it is stored soon after the model is well."""
+    async with adapted(digest=demo_digest) as (letta, stand_in):
+        post = await a_post(letta, "batch b1: my name is ada")
+        world = stand_in.world
+        for number in range(120):
+            run = world.start_run(
+                world.conversations[post.conversation_id],
+                wire_otid(post.batch_id, number),
+                background=True,
+            )
+            await work(world, run, post.text, failing, wait_s=0)
+        for _ in range(3):
+            assert await letta.find(post) == "absent"
+            with suppress(OutcomeUnknown):
+                await letta.post(post)
+        assert await letta.find(post) == "found"
+        assert [message.text for message in world.messages] == [post.text]
 
 
 async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:
