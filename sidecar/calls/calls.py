@@ -155,12 +155,19 @@ class Calls:
             traceparent: The channel's own span of the call, where it has one.
 
         Raises:
-            CallError: another live owner holds it (`call_claimed`), or the sidecar is draining
-                and the call is new (`draining`).
+            CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
+                the sidecar is draining and the call is new (`draining`).
         """
         key = call_key(tenant, call_id)
+        resolution = resolve(tenant, hints, self._rules)
         live = self._live.get(key)
         if live is not None:
+            if live.call.caller_key not in {"", resolution.caller_key}:
+                raise CallError(
+                    "call_claimed",
+                    "the call is another caller's",
+                    hint="give each call an id of its own",
+                )
             if live.owner != owner:
                 raise CallError(
                     "call_claimed",
@@ -176,7 +183,6 @@ class Calls:
         resumed = self._orphans.pop(key, None) is not None
         if self.draining and not resumed:
             raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
-        resolution = resolve(tenant, hints, self._rules)
         if not resolution.ref.known:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         call = Call(
@@ -204,7 +210,7 @@ class Calls:
             telemetry.call_opened,
             call=key,
             channel=channel,
-            lane=call.ref.lane,
+            lane=live.call.ref.lane,
             resumed=resumed,
         )
         self._feed.begin(live)

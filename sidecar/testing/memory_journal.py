@@ -99,8 +99,8 @@ class MemoryJournal:
             self._calls[call.key] = _Call(call, last_s=self._clock())
             self._lanes.setdefault(call.ref.lane, _Lane())
             return call
-        if stored.call.ref != call.ref:
-            raise CallError("call_claimed", "the call is stored with another agent's reference")
+        if stored.call.caller_key not in {"", call.caller_key}:
+            raise CallError("call_claimed", "the call is stored as another caller's")
         if stored.call.closed_at_s is not None:
             stored.call = replace(stored.call, closed_at_s=None)
             self._reschedule(stored)

@@ -185,10 +185,12 @@ class Journal(Protocol):
         """Store a call and return it as stored. The same key again returns the first one.
 
         A call that was closed and is opened again is live again. Its `consent` is joined
-        (`sidecar.model.joined_consent`).
+        (`sidecar.model.joined_consent`). Whose memory it belongs to never changes: where the rules
+        have given its caller another agent since, the stored `ref` stands to the end of the call,
+        as does an empty `caller_key`.
 
         Raises:
-            CallError: the key is stored with another `ref` (`call_claimed`).
+            CallError: the key is stored with another `caller_key` (`call_claimed`).
         """
         ...
 

@@ -86,11 +86,15 @@ class TestCalls:
         again = await journal.open_call(replace(call(), opened_at_s=5.0))
         assert again == first == call()
 
-    async def test_another_ref_is_refused(self, journal: Journal) -> None:
-        """A call never changes whose memory it belongs to."""
+    @pytest.mark.parametrize("caller_key", ["k2", ""])
+    @pytest.mark.parametrize("ref", [REF, OTHER])
+    async def test_another_caller_is_refused(
+        self, journal: Journal, ref: AgentRef, caller_key: str
+    ) -> None:
+        """No caller gets the call, and with it the memory, of another one."""
         await journal.open_call(call())
         with pytest.raises(CallError) as refused:
-            await journal.open_call(call(ref=OTHER))
+            await journal.open_call(call(ref=ref, caller_key=caller_key))
         assert refused.value.code == "call_claimed"
 
     async def test_a_refused_consent_stays_refused(self, journal: Journal) -> None:
@@ -101,6 +105,20 @@ class TestCalls:
         ]
         assert stored == ["", "yes", "yes", "no", "no"]
         assert [one.consent for one in await journal.calls(limit=5)] == ["no"]
+
+    @pytest.mark.parametrize("first", [REF, AgentRef("acme", agent_id="a"), AgentRef("acme")])
+    @pytest.mark.parametrize("caller_key", ["k1", ""])
+    async def test_the_first_ref_stands(
+        self, journal: Journal, clock: Clock, first: AgentRef, caller_key: str
+    ) -> None:
+        """A call whose caller has another agent by now goes on with the one it began with."""
+        began = call(ref=first, caller_key=caller_key)
+        await journal.open_call(began)
+        assert await journal.open_call(call(ref=OTHER)) == began
+        await journal.append([turn(1)])
+        await journal.close_call(began.key, at_s=clock())
+        claimed = await journal.claim(10, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
+        assert [batch.call.ref for batch in claimed] == ([first] if first.known else [])
 
     async def test_a_closed_call_opens_again(self, journal: Journal) -> None:
         """A call that was closed is live again when it is opened again."""

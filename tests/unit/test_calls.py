@@ -95,7 +95,9 @@ class Ear:
 
 
 class Bench:
-    def __init__(self, *, journal: MemoryJournal | None = None) -> None:
+    def __init__(
+        self, *, journal: MemoryJournal | None = None, rules: IdentityRules | None = None
+    ) -> None:
         self.letta = Letta()
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
@@ -104,7 +106,7 @@ class Bench:
         self.snapshots = Snapshots(
             self.letta, self.store, emit=self.telemetry.emit, clock=self.clock
         )
-        rules = IdentityRules()
+        rules = rules or IdentityRules()
         self.calls = Calls(
             self.journal,
             self.snapshots,
@@ -386,6 +388,63 @@ def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
     virtual(first, before)
     after = Bench(journal=before.journal)
     virtual(second, after)
+
+
+@pytest.mark.parametrize("how", ["taken up", "spooled"])
+def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
+    """Settings that give a caller another agent in the middle of a call lose none of its words."""
+    before = Bench()
+
+    async def first(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+
+    async def second(bench: Bench) -> None:
+        if how == "taken up":
+            live, ear = await bench.open("c1")
+            await ear.settled()
+            await live.record([turn(live, "i2", "again")])
+            await live.close("bye")
+            assert live.agent_id == "agent-0"
+        else:
+            assert await bench.calls.restore(
+                "t",
+                "c1",
+                channel="livekit",
+                hints=ADA,
+                opened_at_s=1.0,
+                turns=[Turn("t/c1", "i2", 0, "caller", "again", 1.0)],
+            )
+        assert [t.text for t in await bench.journal.turns("t/c1")] == ["hello", "again"]
+        (stored,) = await bench.journal.calls(limit=2)
+        assert stored.ref.agent_id is None
+        assert stored.closed_at_s is not None
+
+    virtual(first, before)
+    rules = IdentityRules(agent_map={ADA.phone: "agent-7"})
+    virtual(second, Bench(journal=before.journal, rules=rules))
+
+
+def test_an_id_used_again_brings_no_other_callers_words() -> None:
+    """With one agent for all, a call id that comes again with another caller is refused."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c0")
+        await live.record([turn(live, "i1", "my secret")])
+        await bench.open("c1")
+        for hints in (BOB, CallerHints()):
+            with pytest.raises(CallError) as refused:
+                await bench.open("c1", hints)
+            assert refused.value.code == "call_claimed"
+        bench.calls.orphan("w1")
+        for hints in (BOB, CallerHints()):
+            with pytest.raises(CallError) as refused:
+                await bench.open("c1", hints)
+            assert refused.value.code == "call_claimed"
+        _, ear = await bench.open("c1")
+        assert "my secret" in (await ear.settled()).text
+
+    virtual(body, Bench(rules=IdentityRules(agent_id="agent-0")))
 
 
 def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:

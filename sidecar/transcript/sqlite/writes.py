@@ -76,8 +76,8 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
         )
         return call
     stored = call_of_row(row)
-    if stored.ref != call.ref:
-        raise CallError("call_claimed", "the call is stored with another agent's reference")
+    if stored.caller_key not in {"", call.caller_key}:
+        raise CallError("call_claimed", "the call is stored as another caller's")
     if stored.closed_at_s is not None:
         tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
         reschedule_call(tx, _call_id(tx, call.key), now_s=now_s, policy=policy)
