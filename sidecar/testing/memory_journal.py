@@ -164,6 +164,10 @@ class MemoryJournal:
             stored.call = replace(stored.call, closed_at_s=at_s)
             self._reschedule(stored)
 
+    async def try_write(self) -> None:
+        """See `Journal.try_write`."""
+        await anyio.lowlevel.checkpoint()
+
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
         await anyio.lowlevel.checkpoint()

@@ -312,6 +312,10 @@ class Journal(Protocol):
         """Make a batch a dead letter; its lane goes on with the next one."""
         ...
 
+    async def try_write(self) -> None:
+        """Write what changes nothing, durably: returns when turns can be stored, else raises."""
+        ...
+
     async def hurry(self, *, now_s: float) -> None:
         """Make every pending turn due at once. A batch that waits for its next try still waits."""
         ...

@@ -253,6 +253,14 @@ class TestDue:
         assert (await journal.counts()).undelivered == 0
         assert await journal.lanes() == []
 
+    async def test_a_trial_write_changes_nothing(self, journal: Journal, clock: Clock) -> None:
+        """To find out whether turns can be stored makes nothing due and stores none."""
+        await journal.open_call(call())
+        await journal.append([turn(1)])
+        before = await journal.counts(), await journal.next_due_s()
+        await journal.try_write()
+        assert (await journal.counts(), await journal.next_due_s()) == before
+
     async def test_hurry_makes_pending_turns_due(self, journal: Journal, clock: Clock) -> None:
         """Draining posts what would else have waited for more turns."""
         await journal.open_call(call())

@@ -179,6 +179,10 @@ class SqliteJournal:
             lambda tx: writes.close_call(tx, call, at_s=at_s, now_s=now_s, policy=self._policy)
         )
 
+    async def try_write(self) -> None:
+        """See `Journal.try_write`."""
+        await self._writer.submit(writes.write_nothing_new, grows=True)
+
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
         await self._writer.submit(lambda tx: writes.hurry(tx, now_s=now_s))
