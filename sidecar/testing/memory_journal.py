@@ -12,6 +12,7 @@ from sidecar.errors import CallerBusy, CallError
 from sidecar.model import AgentRef, Batch, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import (
+    Backlog,
     BatchRow,
     CallerHolding,
     DeadLetter,
@@ -80,13 +81,14 @@ class MemoryJournal:
         self._batches: dict[str, _Batch] = {}
         self._due = anyio.Event()
 
-    def crash(self) -> None:
-        """Forget what only a running process knows, as a restart would: tries are in doubt."""
+    async def take_back(self, *, now_s: float) -> None:
+        """See `Journal.take_back`."""
+        await anyio.lowlevel.checkpoint()
         for lane in self._lanes.values():
             batch = lane.open_batch
             if batch is not None and batch.state is State.SENDING:
                 batch.state = after(batch.state, Event.CRASHED)
-                lane.due_s = self._clock()
+                lane.due_s = now_s
         self._due.set()
 
     # Calls and turns
@@ -570,6 +572,10 @@ class MemoryJournal:
                 )
             )
         return sorted(statuses, key=lambda status: status.oldest_s or 0.0)
+
+    async def backlog(self) -> Backlog:
+        """See `Journal.backlog`."""
+        return await self.counts()
 
     async def counts(self) -> JournalCounts:
         """See `Journal.counts`."""

@@ -82,15 +82,27 @@ class LaneStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class JournalCounts:
-    """Totals. `undelivered` counts turns that are neither settled nor dead."""
+class Backlog:
+    """What Letta has not digested.
+
+    Attributes:
+        undelivered: Turns that are neither settled nor dead.
+        dead_batches: Batches that were given up.
+        oldest_undelivered_s: Unix time at which the oldest undelivered turn was appended.
+    """
+
+    undelivered: int
+    dead_batches: int
+    oldest_undelivered_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalCounts(Backlog):
+    """The backlog, and the totals of all that is stored."""
 
     calls: int
     live_calls: int
     turns: int
-    undelivered: int
-    dead_batches: int
-    oldest_undelivered_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +284,13 @@ class Journal(Protocol):
         """
         ...
 
+    async def take_back(self, *, now_s: float) -> None:
+        """Take every batch that is marked as being sent for one in doubt, due now.
+
+        For whoever claims, before its first claim: nothing is under way then.
+        """
+        ...
+
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """Record a try anew, with a new horizon, and return the batch so renewed.
 
@@ -335,8 +354,12 @@ class Journal(Protocol):
         """Return every lane that holds something undelivered."""
         ...
 
+    async def backlog(self) -> Backlog:
+        """Return what is undelivered; costs no more in a journal that holds years of calls."""
+        ...
+
     async def counts(self) -> JournalCounts:
-        """Return totals."""
+        """Return totals, for people: looks at every call."""
         ...
 
     async def erase_settled(self, *, before_s: float) -> int:

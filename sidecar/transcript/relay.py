@@ -6,7 +6,7 @@ by settling, releasing or retiring its batch; that is repeated until the journal
 no lane stays claimed and idle. What happens inside a delivery never ends the loop.
 
 While the breaker is open one delivery at a time is a probe. A delivery that is cancelled gives
-its batch back as unknown, if there is time; if not, the journal reads it so at the next start.
+its batch back as unknown, if there is time; if not, the next run takes it back so.
 """
 
 from collections import Counter
@@ -113,12 +113,16 @@ class Relay:
         return self._breaker.is_open
 
     async def run(self) -> None:
-        """Deliver until cancelled.
+        """Deliver until cancelled. One relay runs on a journal.
+
+        What an earlier run had claimed and could not give back is in doubt, and gets looked up.
 
         Raises:
-            Exception: a fault of our own, outside any one delivery. Run it again: what was under
-                way is in doubt and gets looked up.
+            Exception: a fault of our own, outside any one delivery. Run it again.
         """
+        self._under_way = 0
+        self._breaker.abandoned()
+        await self._until_taken(lambda: self._journal.take_back(now_s=self._clock()))
         async with anyio.create_task_group() as deliveries:
             while True:
                 if not await self._start_some(deliveries):
@@ -138,7 +142,7 @@ class Relay:
             await self._until_taken(lambda: self._journal.hurry(now_s=self._clock()))
             while True:
                 changed = self._changed
-                undelivered = (await self._until_taken(self._journal.counts)).undelivered
+                undelivered = (await self._until_taken(self._journal.backlog)).undelivered
                 due_s = await self._until_taken(self._journal.next_due_s)
                 if not undelivered or (
                     not self._under_way and (due_s is None or due_s >= deadline_s)

@@ -454,6 +454,21 @@ class TestBatches:
         clock.now_s += 10
         assert numbers(await claim_one(journal, clock)) == [4, 5, 6]
 
+    async def test_what_was_claimed_is_taken_back(self, journal: Journal, clock: Clock) -> None:
+        """A batch whose claimer is gone comes back in doubt, with the horizon of its try."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(3)])
+        first = await claim_one(journal, clock)
+        clock.now_s += 5
+        await journal.take_back(now_s=clock())
+        again = await claim_one(journal, clock)
+        assert again.batch_id == first.batch_id
+        assert again.in_doubt
+        assert again.horizon_s == first.horizon_s
+        await journal.settle(again, now_s=clock())
+        await journal.take_back(now_s=clock())
+        await claim_none(journal, clock)
+
     async def test_settling_twice_is_once(self, journal: Journal, clock: Clock) -> None:
         """A settle whose answer was lost may be repeated, also when the lane has gone on."""
         await journal.open_call(call())
@@ -646,6 +661,9 @@ class TestTotals:
         await journal.close_call("acme/two", at_s=clock())
         counts = await journal.counts()
         assert (counts.calls, counts.live_calls, counts.turns, counts.undelivered) == (2, 1, 4, 4)
+        backlog = await journal.backlog()
+        assert (backlog.undelivered, backlog.dead_batches) == (4, 0)
+        assert backlog.oldest_undelivered_s == counts.oldest_undelivered_s
         assert counts.oldest_undelivered_s == pytest.approx(clock() - 5)
         for batch in await journal.claim(9, now_s=clock(), post_timeout_s=1.0):
             if batch.lane == REF.lane:

@@ -282,12 +282,42 @@ class TestFaults:
             for life_s in lives_s:
                 with anyio.move_on_after(life_s):
                     await world.relay.run()
-                world.journal.crash()
             async with world.running():
                 await world.delivered()
                 await anyio.sleep(RECOVERED_S)
             assert world.heard("one") == world.heard("two") == list(range(5))
             assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    def test_a_relay_that_is_started_again_takes_back_what_it_had_claimed(self) -> None:
+        """A claim whose answer never came, and a batch not given back in time, are delivered."""
+
+        async def test() -> None:
+            world = World([Fault.SLOW])
+            claim, release = world.journal.claim, world.journal.release
+
+            async def unheard(limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
+                await claim(limit, now_s=now_s, post_timeout_s=post_timeout_s)
+                await anyio.sleep_forever()
+                return []
+
+            async def slow(*args: object, **kwargs: object) -> None:
+                await anyio.sleep(10)
+                await release(*args, **kwargs)  # type: ignore[arg-type]
+
+            world.journal.release = slow  # type: ignore[method-assign]
+            await world.say("one", 3)
+            with anyio.move_on_after(2):
+                await world.relay.run()
+            world.journal.claim = unheard  # type: ignore[method-assign]
+            await world.say("two", 3, ref=AgentRef("acme", caller_key="k2"))
+            with anyio.move_on_after(2):
+                await world.relay.run()
+            world.journal.claim, world.journal.release = claim, release  # type: ignore[method-assign]
+            async with world.running():
+                await world.delivered()
+            assert world.heard("one") == world.heard("two") == [0, 1, 2]
 
         virtual(test)
 

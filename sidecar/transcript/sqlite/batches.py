@@ -33,6 +33,17 @@ def claim(
     return batches
 
 
+def take_back(tx: Transaction, *, now_s: float) -> None:
+    """Take what is marked as being sent for in doubt."""
+    tx.run(
+        "UPDATE batches SET state = ? WHERE state = ?",
+        after(State.SENDING, Event.CRASHED),
+        State.SENDING,
+    )
+    if tx.run("UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL", now_s):
+        tx.wakes = True
+
+
 def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
     """Return a replayed batch of the lane, or one newly cut, or None when nothing is due."""
     replayed = tx.row(

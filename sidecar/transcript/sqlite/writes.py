@@ -15,7 +15,6 @@ import msgspec
 
 from sidecar.errors import CallError
 from sidecar.model import AgentRef, Call, Turn, joined_consent
-from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite.reads import SELECT_CALL, call_of_row
 from sidecar.transcript.sqlite.threads import Transaction
@@ -24,20 +23,11 @@ _ERASE_CALLS = 50
 
 
 def recover(tx: Transaction, *, now_s: float, far_s: float) -> None:
-    """Take up what an earlier process left.
+    """Draw in what an earlier process left by another clock.
 
-    What it was sending is in doubt. A due time or horizon further ahead than any it could have
-    set by this clock was set by another one: it is drawn in to `now_s + far_s`.
+    A due time or horizon further ahead than any it could have set by this clock becomes
+    `now_s + far_s`.
     """
-    tx.run(
-        "UPDATE batches SET state = ? WHERE state = ?",
-        after(State.SENDING, Event.CRASHED),
-        State.SENDING,
-    )
-    tx.run(
-        "UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL",
-        now_s,
-    )
     far = now_s + far_s
     tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", far)
     tx.run(
