@@ -51,6 +51,7 @@ class _Batch:
     state: State = State.SEALED
     attempt: int = 0
     horizon_s: float = 0.0
+    replayed_s: float | None = None
     ended_s: float = 0.0
     error: str = ""
 
@@ -393,6 +394,7 @@ class MemoryJournal:
             in_doubt,
             batch.horizon_s,
             batch.sealed_at_s,
+            batch.sealed_at_s if batch.replayed_s is None else batch.replayed_s,
             batch.last_part,
         )
 
@@ -498,7 +500,7 @@ class MemoryJournal:
             return False
         batch.state = after(batch.state, Event.REPLAYED)
         batch.horizon_s = 0.0
-        batch.sealed_at_s = now_s
+        batch.replayed_s = now_s
         self._hasten(batch.lane, now_s)
         return True
 

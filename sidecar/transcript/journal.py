@@ -393,7 +393,11 @@ class Journal(Protocol):
         ...
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
-        """Put a dead letter back into its lane, to be looked up first; False when it is none."""
+        """Put a dead letter back into its lane, to be looked up first; False when it is none.
+
+        It is given up no sooner than any batch from now on; `sealed_at_s` stays, since a trace of
+        it may be as old as that.
+        """
         ...
 
     async def drop(self, batch_id: str, *, now_s: float) -> bool:

@@ -278,7 +278,7 @@ class Relay:
                 batch.attempt,
                 batch.in_doubt,
                 horizon_s,
-                batch.sealed_at_s,
+                batch.tried_since_s,
                 self._rejections[batch.batch_id],
             )
             step = decide(facts, outcome, now_s=now_s, dice=self._dice(), policy=self._policy)

@@ -514,6 +514,7 @@ class TestDeadLetters:
         dead = await claim_one(journal, clock)
         await journal.retire(dead, error="400", now_s=clock())
         following = await claim_one(journal, clock)
+        clock.now_s += 8 * 86_400
         assert await journal.replay(dead.batch_id, now_s=clock())
         assert not await journal.replay(dead.batch_id, now_s=clock())
         assert await journal.dead_letters() == []
@@ -523,6 +524,8 @@ class TestDeadLetters:
         again = await claim_one(journal, clock)
         assert (again.batch_id, again.in_doubt, again.turns) == (dead.batch_id, True, dead.turns)
         assert again.horizon_s <= clock()
+        assert (again.sealed_at_s, again.tried_since_s) == (dead.sealed_at_s, clock())
+        assert dead.tried_since_s == dead.sealed_at_s
         await journal.settle(again, now_s=clock())
         assert (await journal.counts()).undelivered == 0
         await claim_none(journal, clock)

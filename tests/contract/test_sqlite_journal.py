@@ -343,25 +343,37 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    async def test_an_older_format_is_taken_up(self, journal: SqliteJournal, path: Path) -> None:
-        """A file of version 1 keeps its turns, and takes new ones with the span they belong to."""
-        await journal.append([turn(1)])
+    @pytest.mark.parametrize("version", [1, 2])
+    async def test_an_older_format_is_taken_up(
+        self, journal: SqliteJournal, path: Path, version: int
+    ) -> None:
+        """A file of any earlier version keeps what it holds, and takes all that a new one does."""
+        await journal.append([turn(n) for n in range(3)])
+        now_s = time.time()
+        (batch,) = await journal.claim(1, now_s=now_s, post_timeout_s=1.0)
+        await journal.retire(batch, error="400", now_s=now_s)
         await journal.aclose()
         older = apsw.Connection(str(path))
-        older.execute("ALTER TABLE turns DROP COLUMN traceparent")
-        older.execute("ALTER TABLE calls DROP COLUMN consent; PRAGMA user_version = 1")
+        older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
+        if version == 1:
+            older.execute("ALTER TABLE turns DROP COLUMN traceparent")
+            older.execute("ALTER TABLE calls DROP COLUMN consent")
+        older.execute(f"PRAGMA user_version = {version}")
         older.close()
         with pytest.raises(JournalError, match="another version"), journal_file(path):
             pass
         again = await SqliteJournal.open(path, policy=POLICY)
         try:
-            traced = replace(turn(2), traceparent="00-x")
+            traced = replace(turn(3), traceparent="00-x")
             await again.append([traced])
-            assert await again.turns(CALL.key) == (turn(1), traced)
+            assert await again.turns(CALL.key) == (*batch.turns, traced)
+            assert await again.replay(batch.batch_id, now_s=now_s + 9)
+            (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
+            assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
         finally:
             await again.aclose()
         with journal_file(path) as file:
-            assert file.turns(CALL.key) == (turn(1), traced)
+            assert len(file.turns(CALL.key)) == 4
 
     async def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
         """A path under a file, not a directory, is a clear error."""

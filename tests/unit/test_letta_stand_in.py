@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,20 @@ async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
                 await letta.post(post)
         assert await letta.find(post) == "found"
         assert [message.text for message in world.messages] == [post.text]
+
+
+async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() -> None:
+    """A dead letter that had landed is found by its first time, however much came after it."""
+    async with adapted(digest=demo_digest) as (letta, stand_in):
+        sealed_at_s = time.time()
+        post = await a_post(letta, "batch b1: my name is ada")
+        await letta.post(replace(post, first_sent_at_s=sealed_at_s))
+        for n in range(120):
+            await letta.post(
+                replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
+            )
+        stand_in.world.run_of_otid.clear()  # 3 hours later
+        assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
 async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:

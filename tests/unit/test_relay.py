@@ -443,6 +443,28 @@ class TestFaults:
 
         virtual(test)
 
+    def test_a_replayed_letter_has_all_its_time_again(self) -> None:
+        """A letter replayed after the give-up time is looked up by its first time, and tried on."""
+
+        async def test() -> None:
+            policy = DeliveryPolicy(give_up_s=3_600.0)
+            world = World([Fault.DENY] * 1_000, policy=policy)
+            async with world.running():
+                sealed_s = unix_s()
+                await world.say("one", 3)
+                await anyio.sleep(2 * 3_600)
+                (dead,) = await world.journal.dead_letters()
+                await world.journal.replay(dead.batch_id, now_s=unix_s())
+                await anyio.sleep(1_800)
+                assert not await world.journal.dead_letters()
+                world.letta._faults = iter(())
+                await world.delivered()
+            assert world.heard("one") == [0, 1, 2]
+            (taken,) = world.letta.taken
+            assert taken.post.first_sent_at_s == pytest.approx(sealed_s, abs=1)
+
+        virtual(test)
+
     def test_a_journal_that_fails_is_asked_again(self) -> None:
         """A settle the journal did not take is repeated until it does; nothing is sent twice."""
 

@@ -107,14 +107,13 @@ def _take(tx: Transaction, lane: int, batch: int, *, now_s: float, post_timeout_
 
 
 def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch:
-    ((batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, last_part),) = (
-        tx.rows(
-            "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
-            " b.sealed_at_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
-            " WHERE b.id = ?",
-            batch,
-        )
+    (row,) = tx.rows(
+        "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
+        " b.sealed_at_s, b.replayed_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
+        " WHERE b.id = ?",
+        batch,
     )
+    batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, replayed_s, last = row
     (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", call_id)
     call = call_of_row(row)
     turns = tx.rows(
@@ -131,7 +130,8 @@ def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch
         in_doubt=in_doubt,
         horizon_s=horizon_s,
         sealed_at_s=sealed_at_s,
-        last_part=bool(last_part),
+        tried_since_s=sealed_at_s if replayed_s is None else replayed_s,
+        last_part=bool(last),
     )
 
 
@@ -232,7 +232,7 @@ def release(
 def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
     """Put a dead letter back into its lane; what became of its last try is looked up first."""
     if not tx.run(
-        "UPDATE batches SET state = ?, horizon_s = 0, sealed_at_s = ?, ended_s = NULL"
+        "UPDATE batches SET state = ?, horizon_s = 0, replayed_s = ?, ended_s = NULL"
         " WHERE batch_id = ? AND state = ?",
         after(State.DEAD, Event.REPLAYED),
         now_s,
