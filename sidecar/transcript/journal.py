@@ -190,7 +190,8 @@ class CallerHolding:
 class Journal(Protocol):
     """A durable record of calls and turns, and the outbox to Letta.
 
-    Every method may raise `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    What is written takes effect in the order in which it was asked for. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
     """
 
     async def open_call(self, call: Call) -> Call:
