@@ -110,7 +110,7 @@ async def _deliver(path: Path, letta: Letta, agent_ids: Sequence[str]) -> Figure
                         callers.start_soon(_call, journal, agent_id, talking)
                 talked_s = time.perf_counter() - began_s
                 # The journal has no event for it, and the relay's own flush would hurry it.
-                while (await journal.counts()).undelivered:  # noqa: ASYNC110
+                while (await journal.backlog()).undelivered:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             took_s = time.perf_counter() - began_s
             cpu_s = time.process_time() - cpu_s

@@ -338,7 +338,7 @@ class Sidecar:
 
     async def _metrics_state(self) -> State:
         return State(
-            counts=await self.journal.counts(),
+            backlog=await self.journal.backlog(),
             journal_ok=not self.calls.journal_error,
             live_calls=Counter(live.call.channel for live in self.calls.live),
             connections=self.link.connections,
@@ -351,7 +351,7 @@ class Sidecar:
         """Return what `/readyz` shows. Letta away is degraded, and still ready."""
         try:
             with anyio.fail_after(2.0):
-                counts = await self.journal.counts()
+                backlog = await self.journal.backlog()
         except Exception as error:  # noqa: BLE001 - whatever it is, the journal does not work
             return {"ready": False, "journal": type(error).__name__}
         ready = not self.calls.draining and not self.calls.journal_error
@@ -360,8 +360,8 @@ class Sidecar:
             "draining": self.calls.draining,
             "journal": self.calls.journal_error or "ok",
             "live_calls": len(self.calls.live),
-            "undelivered_turns": counts.undelivered,
-            "dead_batches": counts.dead_batches,
+            "undelivered_turns": backlog.undelivered,
+            "dead_batches": backlog.dead_batches,
             "letta": "degraded" if self.relay.degraded or self.snapshots.degraded else "ok",
         }
 
@@ -384,10 +384,10 @@ class Sidecar:
         await self.relay.flush(settings.drain_flush_s)
         await self.link.close_all()
         with anyio.move_on_after(2.0):
-            counts = await self.journal.counts()
+            backlog = await self.journal.backlog()
             self._emit(
                 telemetry.drained,
-                undelivered=counts.undelivered,
+                undelivered=backlog.undelivered,
                 live_calls=len(self.calls.live),
                 took_s=self._clock() - began_s,
             )

@@ -1,5 +1,6 @@
 """A circuit breaker and a backoff, pure: the clock and the dice are arguments."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,6 +21,10 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, dice: float) -> floa
 class Breaker:
     """Closed until `failure_limit` failures in a row; then one probe per cool-down.
 
+    A failure counts only when its call began after the last verdict: of many calls under way when
+    an endpoint failed, those that end later say nothing new, neither while the breaker is open
+    nor once a later call has succeeded.
+
     Attributes:
         failure_limit: Failures in a row that open it.
         cool_s: First cool-down in seconds; doubles with each failed probe.
@@ -31,6 +36,7 @@ class Breaker:
     cool_cap_s: float = 30.0
     _failures: int = 0
     _open_until_s: float = 0.0
+    _heed_from_s: float = -math.inf
     _probing: bool = False
 
     @property
@@ -51,21 +57,25 @@ class Breaker:
         """Return the seconds until the next probe is admitted; 0 while closed."""
         return max(0.0, self._open_until_s - now_s) if self.is_open else 0.0
 
-    def succeeded(self) -> bool:
+    def succeeded(self, *, now_s: float) -> bool:
         """Close; returns whether it was open."""
         was_open = self.is_open
         self._failures = 0
+        self._heed_from_s = now_s
         self._probing = False
         return was_open
 
-    def failed(self, *, now_s: float) -> bool:
-        """Count a failure; returns whether this one opened it."""
+    def failed(self, *, now_s: float, began_s: float) -> bool:
+        """Count a failure of a call that began at `began_s`; returns whether this one opened it."""
+        if began_s < self._heed_from_s:
+            return False
         self._failures += 1
         self._probing = False
         if not self.is_open:
             return False
         over = self._failures - self.failure_limit
         self._open_until_s = now_s + min(self.cool_cap_s, self.cool_s * 2 ** min(over, 30))
+        self._heed_from_s = self._open_until_s
         return over == 0
 
     def abandoned(self) -> None:

@@ -290,7 +290,8 @@ class Batch:
         attempt: How often it was sent before; 0 before the first try.
         in_doubt: An earlier try may have landed: look it up before sending.
         horizon_s: Unix time until which an earlier try may still land.
-        sealed_at_s: Unix time of sealing.
+        sealed_at_s: Unix time of sealing: no try of it is older.
+        tried_since_s: Unix time from which its giving up counts: of sealing, or of the last replay.
         last_part: The call is closed and nothing of it comes after this batch.
     """
 
@@ -304,4 +305,5 @@ class Batch:
     in_doubt: bool
     horizon_s: float
     sealed_at_s: float
+    tried_since_s: float
     last_part: bool

@@ -97,7 +97,7 @@ class Calls:
             emit=emit,
             tracer=tracer,
             clock=clock,
-            journal_failed=self._journal_failed,
+            journal_failed=self._say_journal_failed,
         )
         self._live: dict[str, LiveCall] = {}
         self._orphans: dict[str, float] = {}
@@ -117,6 +117,7 @@ class Calls:
             while True:
                 await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
                 await self._close_orphans()
+                await self._try_journal()
 
     @property
     def live(self) -> Sequence[LiveCall]:
@@ -155,12 +156,19 @@ class Calls:
             traceparent: The channel's own span of the call, where it has one.
 
         Raises:
-            CallError: another live owner holds it (`call_claimed`), or the sidecar is draining
-                and the call is new (`draining`).
+            CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
+                the sidecar is draining and the call is new (`draining`).
         """
         key = call_key(tenant, call_id)
+        resolution = resolve(tenant, hints, self._rules)
         live = self._live.get(key)
         if live is not None:
+            if live.call.caller_key not in {"", resolution.caller_key}:
+                raise CallError(
+                    "call_claimed",
+                    "the call is another caller's",
+                    hint="give each call an id of its own",
+                )
             if live.owner != owner:
                 raise CallError(
                     "call_claimed",
@@ -173,10 +181,9 @@ class Calls:
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
             return live
-        resumed = self._orphans.pop(key, None) is not None
+        resumed = key in self._orphans
         if self.draining and not resumed:
             raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
-        resolution = resolve(tenant, hints, self._rules)
         if not resolution.ref.known:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         call = Call(
@@ -204,7 +211,7 @@ class Calls:
             telemetry.call_opened,
             call=key,
             channel=channel,
-            lane=call.ref.lane,
+            lane=live.call.ref.lane,
             resumed=resumed,
         )
         self._feed.begin(live)
@@ -249,8 +256,9 @@ class Calls:
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
         else:
             await self._journal.append(turns)
-        await self._journal.close_call(key, at_s=self._clock())
-        self._orphans.pop(key, None)
+        if key not in self._live:  # else a worker has taken it up since, and ends it
+            await self._journal.close_call(key, at_s=self._clock())
+            self._orphans.pop(key, None)
         return True
 
     def keeps(self, hints: CallerHints) -> bool:
@@ -261,7 +269,7 @@ class Calls:
         """The holder of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
-            if live.stored:
+            if live.stored or live.key in self._orphans:
                 self._orphans[live.key] = self._clock()
 
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
@@ -287,8 +295,10 @@ class Calls:
             if not await self._append(live, turns):
                 self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                 return
-        except CallError:
-            raise  # this turn's fault, not the journal's
+        except CallError as error:
+            # This turn's fault, not the journal's; a call that was erased is stored anew.
+            live.stored = live.stored and error.code != "unknown_call"
+            raise
         except JournalError as error:
             self._journal_failed(error)
             raise
@@ -370,10 +380,28 @@ class Calls:
             live.call = await self._journal.open_call(live.call)
             live.stored = True
             live.kept = live.call.consent != "no"
+            self._orphans.pop(live.key, None)
 
     def _journal_failed(self, error: JournalError) -> None:
+        """A write failed: turns can't be stored until one succeeds."""
         self.journal_error = f"{type(error).__name__}: {error.message}"
-        self._emit(telemetry.journal_failed, error=self.journal_error, hint=error.hint)
+        self._say_journal_failed(error)
+
+    def _say_journal_failed(self, error: JournalError) -> None:
+        self._emit(
+            telemetry.journal_failed,
+            error=f"{type(error).__name__}: {error.message}",
+            hint=error.hint,
+        )
+
+    async def _try_journal(self) -> None:
+        """Find out whether turns can be stored again: without a call none would tell."""
+        if self.journal_error:
+            try:
+                await self._journal.try_write()
+            except JournalError:
+                return
+            self.journal_error = ""
 
     def _forget(self, live: LiveCall) -> None:
         live.closed = True
@@ -386,12 +414,21 @@ class Calls:
     async def _close_orphans(self) -> None:
         now_s = self._clock()
         for key, since_s in list(self._orphans.items()):
-            if now_s - since_s < self._policy.orphan_s:
+            # Each close takes time, in which any of them may be taken up or lost again.
+            if (
+                now_s - since_s < self._policy.orphan_s
+                or self._orphans.get(key) != since_s
+                or key in self._live
+            ):
                 continue
             try:
                 await self._journal.close_call(key, at_s=now_s)
+            except CallError:
+                self._orphans.pop(key, None)  # erased meanwhile
+                continue
             except JournalError as error:
                 self._journal_failed(error)
                 continue
-            self._orphans.pop(key, None)
+            if self._orphans.get(key) == since_s and key not in self._live:
+                del self._orphans[key]
             self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)

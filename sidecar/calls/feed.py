@@ -14,7 +14,7 @@ from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
 from sidecar.memory.snapshots import Held, Snapshots
-from sidecar.model import AgentRef, Batch, Served, Turn
+from sidecar.model import AgentRef, Batch, Served
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
 from sidecar.transcript.journal import Journal
@@ -121,22 +121,18 @@ class MemoryFeed:
 
     def refresh(self, live: LiveCall, *, traceparent: str) -> None:
         """Start a read for a call and tell its listener when it has ended."""
-        if live.agent_id is None:
-            if live.told_version is not None:  # else the first word about it is on its way
-                self._tell(live, settled=True)
-            return
-        live.wait.read_began()
-        self._spawn(self._tell_when_read, live, live.agent_id, traceparent)
+        if live.agent_id is not None:
+            live.wait.read_began()
+        elif live.told_version is None:
+            return  # the first word about it is on its way
+        self._spawn(self._tell_newest, live, traceparent)
 
     async def _bring_memory(self, live: LiveCall) -> None:
         """Load what is at hand, tell it, and read what is newest."""
         if not live.call.ref.known:
             self._tell(live, settled=True)
             return
-        try:
-            live.recent = await self._recent(live, since_s=0.0)
-        except JournalError as error:
-            self._journal_failed(error)
+        await self._renew_recent(live)
         agent_id = await self._find_agent(live)
         if live.closed:
             return
@@ -149,10 +145,10 @@ class MemoryFeed:
             self._snapshots.watch(agent_id)
         held = await self._snapshots.load(agent_id)
         if held is not None:
-            await self._renew_recent(live, held)
+            await self._leave_out_digested(live)
             self._tell(live, settled=False)
         live.wait.read_began()
-        await self._tell_when_read(live, agent_id, live.traceparent)
+        await self._tell_newest(live, live.traceparent)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
         """Return the agent of a call, if there is one, trying while Letta is away.
@@ -172,11 +168,20 @@ class MemoryFeed:
             await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
         return None
 
-    async def _tell_when_read(self, live: LiveCall, agent_id: str, traceparent: str) -> None:
-        about = {CONVERSATION: live.call.call_id, "gen_ai.agent.id": agent_id}
+    async def _tell_newest(self, live: LiveCall, traceparent: str) -> None:
+        """Read the agent, and what was said in other calls; tell when both are here.
+
+        The journal is asked in any case: the last words of the call before may have come since
+        this one opened, and Letta may be away.
+        """
+        about = {CONVERSATION: live.call.call_id, "gen_ai.agent.id": live.agent_id}
         with self._tracer.start("read memory", parent=traceparent, attributes=about) as span:
-            refresh = self._snapshots.refresh(agent_id)
-            await refresh.done.wait()
+            read = self._snapshots.refresh(live.agent_id) if live.agent_id else None
+            await self._renew_recent(live)
+            if read is not None and not read.done.is_set():
+                if live.memory.version != live.told_version:
+                    self._tell(live, settled=False)
+                await read.done.wait()
             if not live.closed:
                 self._tell(live, settled=True)
                 span.set({"sidecar.memory.served": live.memory.served})
@@ -187,7 +192,7 @@ class MemoryFeed:
             held = self.held(live)
             if held is None:
                 continue
-            await self._renew_recent(live, held)
+            await self._leave_out_digested(live)
             if live.memory.version != live.told_version:
                 self._tell(live, settled=False)
 
@@ -197,23 +202,36 @@ class MemoryFeed:
         live.wait.memory_came(empty=not view.text, settled=settled)
         live.listener.on_memory(view, settled=settled)
 
-    async def _renew_recent(self, live: LiveCall, held: Held) -> None:
+    async def _leave_out_digested(self, live: LiveCall) -> None:
         """Leave out of `recent` what the snapshot holds by now."""
         if live.recent:
-            try:
-                live.recent = await self._recent(live, since_s=held.snapshot.read_at_s)
-            except JournalError as error:
-                self._journal_failed(error)
+            await self._renew_recent(live)
 
-    async def _recent(self, live: LiveCall, *, since_s: float) -> tuple[Turn, ...]:
-        return await self._journal.recent(
-            live.call.ref,
-            caller_key=live.call.caller_key,
-            except_call=live.key,
-            since_s=since_s,
-            limit=RECENT_TURNS,
-        )
+    async def _renew_recent(self, live: LiveCall) -> None:
+        """Ask for what was said in other calls that the snapshot at hand does not hold."""
+        held = self.held(live)
+        try:
+            live.recent = await self._journal.recent(
+                live.call.ref,
+                caller_key=live.call.caller_key,
+                except_call=live.key,
+                since_s=held.snapshot.read_at_s if held else 0.0,
+                limit=RECENT_TURNS,
+            )
+        except JournalError as error:
+            self._journal_failed(error)
 
     def _spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         assert self.tasks is not None, "Calls.run has not started"
-        self.tasks.start_soon(job, *args)
+        self.tasks.start_soon(self._guard, job, args)
+
+    async def _guard(
+        self, job: Callable[..., Coroutine[Any, Any, None]], args: tuple[object, ...]
+    ) -> None:
+        """Run a job of one call; its fault must not end the others."""
+        try:
+            await job(*args)
+        except Exception as error:  # noqa: BLE001 - logged; this call goes on with what it has
+            self._emit(
+                telemetry.part_failed, part="memory feed", error=type(error).__name__, hint=""
+            )

@@ -29,7 +29,9 @@ _OTID_LOOKUP_S: Final = 3.0
 _SKEW_S: Final = 120.0
 _PAGE: Final = 100
 _PAGES: Final = 50
-_OTIDS_TRIED: Final = 100
+# Runs of one batch asked for in one look-up; the next one goes on behind them. Letta remembers
+# each for 3 h, and a model that is down for long leaves one a minute.
+_OTIDS_TRIED: Final = 50
 
 _Fate: TypeAlias = Literal["unheard", "running", "done", "over"]
 
@@ -78,7 +80,7 @@ class LookUp:
             LettaError: as `Letta.find`.
         """
         ended: set[str] = set()
-        while by_otid and number < _OTIDS_TRIED:
+        for _ in range(_OTIDS_TRIED if by_otid else 0):
             trace = await self._trace(post, wire.wire_otid(post.batch_id, number))
             if trace.fate == "done":
                 return "found", number
@@ -90,7 +92,7 @@ class LookUp:
             number += 1
         if await self._is_at_work(post, ended):
             return "running", number
-        if await self._is_stored(post):
+        if await self._is_stored(post, number):
             return "found", number
         await self.check_agent(post.agent_id)
         return "absent", number
@@ -148,10 +150,10 @@ class LookUp:
                 return False
         return any(run.id not in ended and self._is_young(run.created_at) for run in page.items)
 
-    async def _is_stored(self, post: Post) -> bool:
+    async def _is_stored(self, post: Post, number: int) -> bool:
         """Return whether the conversation holds the post's message, by otid or by batch id."""
         since_s = post.first_sent_at_s - _SKEW_S
-        otids = {wire.wire_otid(post.batch_id, number) for number in range(_OTIDS_TRIED)}
+        otids = {wire.wire_otid(post.batch_id, number) for number in range(number + _OTIDS_TRIED)}
         async with asking("stored messages", 2 * self._timeout_s):
             before: str | Omit = omit
             for _ in range(_PAGES):

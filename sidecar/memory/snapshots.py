@@ -5,7 +5,8 @@ Theory of operation: the prompt path looks at `held` and never at Letta. Events 
 One read per agent is in flight; a read asked for after Letta changed something must not be
 answered by one that started before, so such a read runs again (`changed_since`). A breaker over
 all agents refuses reads while Letta is down: what is held serves at once, and one probe at a
-time goes out.
+time goes out. The poll is spread over its period and bounded, since a read that waits for a
+connection spends its deadline there: a thousand at once would pass for a Letta that is down.
 """
 
 import math
@@ -28,6 +29,8 @@ SUSPECT_READS = 3
 SUSPECT_S = 600.0
 MISSING_READS = 3
 """An agent not found so often in a row is gone, and what it knew is no longer served."""
+POLLS_AT_ONCE = 32
+"""Reads of the poll under way at once: below the 50 connections of `RestLetta`."""
 
 
 class BlockSource(Protocol):
@@ -66,7 +69,8 @@ class _Entry:
     missing_reads: int = 0
     saved_at_s: float = -math.inf
     saved_version: str = ""
-    load_lock: anyio.Lock = field(default_factory=anyio.Lock)
+    forgotten: int = 0
+    disk_lock: anyio.Lock = field(default_factory=anyio.Lock)
     loaded: bool = False
 
 
@@ -79,7 +83,8 @@ class Snapshots:
         emit: Where events go.
         clock: Unix time in seconds.
         read_timeout_s: No read takes longer.
-        poll_s: How often agents of live calls are read again.
+        poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
+            at a time cannot read them all within it.
         keep: Agents held in memory when no call is live for them; the least used go first.
         breaker: Refuses reads while Letta is down.
     """
@@ -105,6 +110,7 @@ class Snapshots:
         self._keep = keep
         self._breaker = breaker or Breaker()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._polls: list[Refresh] = []
         self._tasks: TaskGroup | None = None
         self.on_read: Callable[[str], Awaitable[None]] | None = None
         """Called with the agent id after each read that succeeded, changed or not."""
@@ -115,10 +121,22 @@ class Snapshots:
             self._tasks = tasks
             task_status.started()
             while True:
-                await anyio.sleep(self._poll_s)
-                for agent_id, entry in list(self._entries.items()):
-                    if entry.watchers:
-                        self.refresh(agent_id)
+                watched = [agent_id for agent_id, entry in self._entries.items() if entry.watchers]
+                if watched:
+                    await self._poll(watched)
+                else:
+                    await anyio.sleep(self._poll_s)
+
+    async def _poll(self, watched: list[str]) -> None:
+        """Read these agents again, one after the other over `poll_s`."""
+        for agent_id in watched:
+            self._polls = [refresh for refresh in self._polls if not refresh.done.is_set()]
+            if len(self._polls) >= POLLS_AT_ONCE:
+                await self._polls[0].done.wait()
+            entry = self._entries.get(agent_id)
+            if entry is not None and entry.watchers:
+                self._polls.append(self.refresh(agent_id))
+            await anyio.sleep(self._poll_s / len(watched))
 
     @property
     def degraded(self) -> bool:
@@ -142,7 +160,7 @@ class Snapshots:
     async def load(self, agent_id: str) -> Held | None:
         """Return what is at hand, or else the last good copy on disk, read at most once."""
         entry = self._entry(agent_id)
-        async with entry.load_lock:
+        async with entry.disk_lock:
             if entry.held is None and not entry.loaded:
                 entry.loaded = True
                 copy = await self._store.load(agent_id)
@@ -174,17 +192,28 @@ class Snapshots:
         return refresh
 
     async def forget(self, agent_id: str) -> None:
-        """Erase what is held and kept of an agent."""
-        entry = self._entries.get(agent_id)
-        if entry is not None:
+        """Erase what is held and kept of an agent.
+
+        Promises: a read that began before brings none of it back.
+
+        Raises:
+            OSError: the copy could not be erased.
+        """
+        entry = self._entry(agent_id)
+        entry.forgotten += 1
+        async with entry.disk_lock:
             entry.held = None
             entry.saved_version = ""
-        await self._store.forget(agent_id)
+            await self._store.forget(agent_id)
 
     async def _read_until_current(self, agent_id: str, entry: _Entry, refresh: Refresh) -> None:
         while True:
             try:
                 refresh.succeeded = await self._read(agent_id, entry)
+            except Exception as error:  # noqa: BLE001 - one read's fault must not end the calls
+                self._emit(
+                    telemetry.part_failed, part="memory read", error=type(error).__name__, hint=""
+                )
             finally:
                 refresh.done.set()
                 entry.refresh, entry.again = entry.again, None
@@ -199,21 +228,23 @@ class Snapshots:
 
     async def _read(self, agent_id: str, entry: _Entry) -> bool:
         read_at_s = self._clock()
+        forgotten = entry.forgotten
         verdict = False
         try:
             blocks = await self._read_in_time(agent_id)
             verdict = True
         except LettaError as error:
             verdict = True
-            self._failed(agent_id, error, took_s=self._clock() - read_at_s)
+            self._failed(agent_id, error, began_s=read_at_s)
             await self._forget_when_gone(agent_id, entry, error)
             return False
         finally:
             if not verdict:
                 self._breaker.abandoned()
-        if self._breaker.succeeded():
-            self._emit(telemetry.memory_breaker_closed)
+        self._answered()
         entry.missing_reads = 0
+        if entry.forgotten != forgotten:
+            return False
         before = entry.held
         if not self._believable(agent_id, entry, blocks):
             return False
@@ -235,7 +266,7 @@ class Snapshots:
             )
         if self.on_read is not None:
             await self.on_read(agent_id)
-        await self._save(entry, snapshot)
+        await self._save(entry, snapshot, forgotten=forgotten)
         return True
 
     async def _forget_when_gone(self, agent_id: str, entry: _Entry, error: LettaError) -> None:
@@ -243,7 +274,10 @@ class Snapshots:
             return
         entry.missing_reads += 1
         if entry.missing_reads >= MISSING_READS and entry.held is not None:
-            await self.forget(agent_id)
+            try:
+                await self.forget(agent_id)
+            except OSError as failure:
+                self._store_failed(failure)
 
     async def _read_in_time(self, agent_id: str) -> tuple[Block, ...]:
         try:
@@ -255,18 +289,22 @@ class Snapshots:
                 hint="look at Letta's load, or raise SIDECAR_READ_TIMEOUT_S",
             ) from None
 
-    def _failed(self, agent_id: str, error: SidecarError, *, took_s: float) -> None:
+    def _answered(self) -> None:
+        if self._breaker.succeeded(now_s=self._clock()):
+            self._emit(telemetry.memory_breaker_closed)
+
+    def _failed(self, agent_id: str, error: SidecarError, *, began_s: float) -> None:
         now_s = self._clock()
         self._emit(
             telemetry.memory_read_failed,
             agent=agent_id,
             error=f"{type(error).__name__}: {error.message}",
             hint=error.hint,
-            took_s=took_s,
+            took_s=now_s - began_s,
         )
         if isinstance(error, AgentNotFound):
-            self._breaker.succeeded()  # the endpoint is well; this one agent is not there
-        elif self._breaker.failed(now_s=now_s):
+            self._answered()  # the endpoint is well; this one agent is not there
+        elif self._breaker.failed(now_s=now_s, began_s=began_s):
             self._emit(
                 telemetry.memory_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
             )
@@ -284,23 +322,29 @@ class Snapshots:
         self._emit(telemetry.memory_suspect, agent=agent_id, blocks_before=had)
         return entry.empty_reads >= SUSPECT_READS and now_s - entry.empty_since_s >= SUSPECT_S
 
-    async def _save(self, entry: _Entry, snapshot: Snapshot) -> None:
+    async def _save(self, entry: _Entry, snapshot: Snapshot, *, forgotten: int) -> None:
         """Keep the copy when it changed, and its age now and then."""
         unchanged = entry.saved_version == snapshot.version
         if unchanged and snapshot.read_at_s - entry.saved_at_s < 60:  # noqa: PLR2004
             return
-        try:
-            await self._store.save(snapshot)
-        except OSError as error:
-            self._emit(
-                telemetry.part_failed,
-                part="snapshot store",
-                error=type(error).__name__,
-                hint="look at space and permissions of SIDECAR_DATA_DIR",
-            )
-            return
-        entry.saved_version = snapshot.version
-        entry.saved_at_s = snapshot.read_at_s
+        async with entry.disk_lock:
+            if entry.forgotten != forgotten:
+                return
+            try:
+                await self._store.save(snapshot)
+            except OSError as error:
+                self._store_failed(error)
+                return
+            entry.saved_version = snapshot.version
+            entry.saved_at_s = snapshot.read_at_s
+
+    def _store_failed(self, error: OSError) -> None:
+        self._emit(
+            telemetry.part_failed,
+            part="snapshot store",
+            error=type(error).__name__,
+            hint="look at space and permissions of SIDECAR_DATA_DIR",
+        )
 
     def _entry(self, agent_id: str) -> _Entry:
         entry = self._entries.get(agent_id)

@@ -1,10 +1,11 @@
 """The last good copy of each agent's memory on disk, for a start while Letta is away.
 
-One JSON file per agent, 0600, replaced whole: a crash leaves the old copy or the new one.
+One JSON file per agent, 0600, replaced whole: a crash leaves the old copy or the new one, and
+perhaps a file beside it that the next copy of that agent overwrites.
 """
 
 import hashlib
-import tempfile
+import os
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,11 @@ class SnapshotStore(Protocol):
         ...
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Keep this copy in place of the one before. Raises `OSError` when it can't."""
+        """Keep this copy in place of the one before; one save of an agent at a time.
+
+        Raises:
+            OSError: it can't.
+        """
         ...
 
     async def forget(self, agent_id: str) -> None:
@@ -53,7 +58,7 @@ class DirectoryStore:
 
     async def forget(self, agent_id: str) -> None:
         """As `SnapshotStore.forget`."""
-        await anyio.to_thread.run_sync(partial(self._path(agent_id).unlink, missing_ok=True))
+        await anyio.to_thread.run_sync(partial(self._forget, agent_id))
 
     def _path(self, agent_id: str) -> Path:
         # Hashed: an agent id comes from a server and must not choose the path.
@@ -72,11 +77,24 @@ class DirectoryStore:
     def _save(self, snapshot: Snapshot) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         copy = _Copy(snapshot.agent_id, list(snapshot.blocks), snapshot.read_at_s)
-        with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:  # 0600
-            try:
-                file.write(msgspec.json.encode(copy))
-                file.flush()
-                Path(file.name).replace(self._path(snapshot.agent_id))
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        path = self._path(snapshot.agent_id)
+        unfinished = _unfinished(path)
+        try:
+            unfinished.unlink(missing_ok=True)  # O_EXCL: nobody else's file or link is written
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(file, "wb") as stream:
+                stream.write(msgspec.json.encode(copy))
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def _forget(self, agent_id: str) -> None:
+        path = self._path(agent_id)
+        _unfinished(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """Return where a copy is written before it takes its place; a kill may leave it there."""
+    return path.with_suffix(".new")

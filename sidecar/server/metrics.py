@@ -26,7 +26,7 @@ from sidecar.channels.peer import forwarded, from_this_machine, is_loopback
 from sidecar.errors import JournalError
 from sidecar.model import TURN_SECONDS
 from sidecar.telemetry import Event
-from sidecar.transcript.journal import JournalCounts
+from sidecar.transcript.journal import Backlog
 
 STATE_BUDGET_S = 2.0
 CHANNELS = ("livekit", "vapi", "console")
@@ -45,16 +45,16 @@ class State:
     """What is held rather than counted, at the moment of a scrape.
 
     Attributes:
-        counts: Of the journal.
+        backlog: Of the journal.
         journal_ok: Turns can be stored just now.
         live_calls: Live calls by channel.
         connections: Workers that are connected.
         breaker_open: By name, of `BREAKERS`.
         draining: The sidecar goes away.
-        now_s: Unix time of the clock that `counts` was made with.
+        now_s: Unix time of the clock that `backlog` was made with.
     """
 
-    counts: JournalCounts
+    backlog: Backlog
     journal_ok: bool
     live_calls: Mapping[str, int]
     connections: int
@@ -197,11 +197,11 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _show(self, state: State) -> None:
-        counts = state.counts
-        oldest_s = counts.oldest_undelivered_s
-        self._undelivered.set(counts.undelivered)
+        backlog = state.backlog
+        oldest_s = backlog.oldest_undelivered_s
+        self._undelivered.set(backlog.undelivered)
         self._oldest.set(0 if oldest_s is None else max(0.0, state.now_s - oldest_s))
-        self._dead.set(counts.dead_batches)
+        self._dead.set(backlog.dead_batches)
         self._journal_up.set(state.journal_ok)
         self._draining.set(state.draining)
         self._connections.set(state.connections)

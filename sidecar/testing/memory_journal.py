@@ -12,6 +12,7 @@ from sidecar.errors import CallerBusy, CallError
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn, joined_consent
 from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import (
+    Backlog,
     BatchRow,
     CallerHolding,
     DeadLetter,
@@ -50,6 +51,7 @@ class _Batch:
     state: State = State.SEALED
     attempt: int = 0
     horizon_s: float = 0.0
+    replayed_s: float | None = None
     ended_s: float = 0.0
     error: str = ""
 
@@ -80,13 +82,14 @@ class MemoryJournal:
         self._batches: dict[str, _Batch] = {}
         self._due = anyio.Event()
 
-    def crash(self) -> None:
-        """Forget what only a running process knows, as a restart would: tries are in doubt."""
+    async def take_back(self, *, now_s: float) -> None:
+        """See `Journal.take_back`."""
+        await anyio.lowlevel.checkpoint()
         for lane in self._lanes.values():
             batch = lane.open_batch
             if batch is not None and batch.state is State.SENDING:
                 batch.state = after(batch.state, Event.CRASHED)
-                lane.due_s = self._clock()
+                lane.due_s = now_s
         self._due.set()
 
     # Calls and turns
@@ -99,8 +102,8 @@ class MemoryJournal:
             self._calls[call.key] = _Call(call, last_s=self._clock())
             self._lanes.setdefault(call.ref.lane, _Lane())
             return call
-        if stored.call.ref != call.ref:
-            raise CallError("call_claimed", "the call is stored with another agent's reference")
+        if stored.call.caller_key not in {"", call.caller_key}:
+            raise CallError("call_claimed", "the call is stored as another caller's")
         if stored.call.closed_at_s is not None:
             stored.call = replace(stored.call, closed_at_s=None)
             self._reschedule(stored)
@@ -165,6 +168,10 @@ class MemoryJournal:
         if stored.call.closed_at_s is None:
             stored.call = replace(stored.call, closed_at_s=at_s)
             self._reschedule(stored)
+
+    async def try_write(self) -> None:
+        """See `Journal.try_write`."""
+        await anyio.lowlevel.checkpoint()
 
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
@@ -389,6 +396,7 @@ class MemoryJournal:
             in_doubt,
             batch.horizon_s,
             batch.sealed_at_s,
+            batch.sealed_at_s if batch.replayed_s is None else batch.replayed_s,
             batch.last_part,
         )
 
@@ -494,7 +502,7 @@ class MemoryJournal:
             return False
         batch.state = after(batch.state, Event.REPLAYED)
         batch.horizon_s = 0.0
-        batch.sealed_at_s = now_s
+        batch.replayed_s = now_s
         self._hasten(batch.lane, now_s)
         return True
 
@@ -568,6 +576,10 @@ class MemoryJournal:
                 )
             )
         return sorted(statuses, key=lambda status: status.oldest_s or 0.0)
+
+    async def backlog(self) -> Backlog:
+        """See `Journal.backlog`."""
+        return await self.counts()
 
     async def counts(self) -> JournalCounts:
         """See `Journal.counts`."""

@@ -68,6 +68,7 @@ def batches(draw: st.DrawFn) -> Batch:
         in_doubt=False,
         horizon_s=0.0,
         sealed_at_s=0.0,
+        tried_since_s=0.0,
         last_part=draw(st.booleans()),
     )
 

@@ -85,6 +85,8 @@ class Courier:
             return _outcome(Event.DENIED, error)
         except AgentNotFound as error:
             return await self._agent_gone(batch, error)
+        except Rejected as error:
+            return _outcome(Event.NO_AGENT, error)
         except LettaError as error:
             return _outcome(Event.UNADDRESSED, error)
         except TimeoutError:

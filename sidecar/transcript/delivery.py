@@ -61,6 +61,7 @@ class Event(StrEnum):
     BUSY = "busy"
     DENIED = "denied"
     UNADDRESSED = "unaddressed"
+    NO_AGENT = "no_agent"
     AGENT_GONE = "agent_gone"
     CONVERSATION_GONE = "conversation_gone"
     REJECTED = "rejected"
@@ -85,6 +86,7 @@ _NOT_TAKEN = (
     Event.BUSY,
     Event.DENIED,
     Event.UNADDRESSED,
+    Event.NO_AGENT,
     Event.AGENT_GONE,
     Event.CONVERSATION_GONE,
     Event.REJECTED,
@@ -153,7 +155,8 @@ class DeliveryPolicy:
         busy_cap_s: No wait after a 409 is longer.
         retry_after_cap_s: Longest `Retry-After` that is heeded.
         rejections_limit: So many definite rejections make a dead letter.
-        give_up_s: A batch this long after sealing is given up when a try fails.
+        give_up_s: A batch this long after sealing, or after its replay, is given up when a try
+            fails.
     """
 
     post_timeout_s: float = 120.0
@@ -182,14 +185,14 @@ class Facts:
         attempt: Tries recorded before this claim.
         in_doubt: An earlier try may have landed, or may yet.
         horizon_s: Unix time until which a recorded try may still land.
-        sealed_at_s: Unix time of sealing.
+        tried_since_s: Unix time from which its giving up counts.
         rejections: Definite rejections so far.
     """
 
     attempt: int
     in_doubt: bool
     horizon_s: float
-    sealed_at_s: float
+    tried_since_s: float
     rejections: int = 0
 
 
@@ -273,7 +276,7 @@ def decide(
         case State.DEAD:
             return Retire()
         case State.RETRY | State.UNKNOWN as kept:
-            if now_s - facts.sealed_at_s > policy.give_up_s:
+            if now_s - facts.tried_since_s > policy.give_up_s:
                 after(kept, Event.EXPIRED)
                 return Retire()
             wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
@@ -330,7 +333,7 @@ def _wait_s(
             wait_s = backoff_s(
                 attempt, base_s=policy.busy_base_s, cap_s=policy.busy_cap_s, dice=dice
             )
-        case Event.DENIED | Event.AGENT_GONE:
+        case Event.DENIED | Event.NO_AGENT | Event.AGENT_GONE:
             # Only an operator mends these; a slow pace from the start spares their log.
             wait_s = backoff_s(
                 attempt, base_s=policy.retry_cap_s / 8, cap_s=policy.retry_cap_s, dice=dice

@@ -82,15 +82,27 @@ class LaneStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class JournalCounts:
-    """Totals. `undelivered` counts turns that are neither settled nor dead."""
+class Backlog:
+    """What Letta has not digested.
+
+    Attributes:
+        undelivered: Turns that are neither settled nor dead.
+        dead_batches: Batches that were given up.
+        oldest_undelivered_s: Unix time at which the oldest undelivered turn was appended.
+    """
+
+    undelivered: int
+    dead_batches: int
+    oldest_undelivered_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalCounts(Backlog):
+    """The backlog, and the totals of all that is stored."""
 
     calls: int
     live_calls: int
     turns: int
-    undelivered: int
-    dead_batches: int
-    oldest_undelivered_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +190,20 @@ class CallerHolding:
 class Journal(Protocol):
     """A durable record of calls and turns, and the outbox to Letta.
 
-    Every method may raise `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    What is written takes effect in the order in which it was asked for. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
     """
 
     async def open_call(self, call: Call) -> Call:
         """Store a call and return it as stored. The same key again returns the first one.
 
         A call that was closed and is opened again is live again. Its `consent` is joined
-        (`sidecar.model.joined_consent`).
+        (`sidecar.model.joined_consent`). Whose memory it belongs to never changes: where the rules
+        have given its caller another agent since, the stored `ref` stands to the end of the call,
+        as does an empty `caller_key`.
 
         Raises:
-            CallError: the key is stored with another `ref` (`call_claimed`).
+            CallError: the key is stored with another `caller_key` (`call_claimed`).
         """
         ...
 
@@ -270,6 +285,13 @@ class Journal(Protocol):
         """
         ...
 
+    async def take_back(self, *, now_s: float) -> None:
+        """Take every batch that is marked as being sent for one in doubt, due now.
+
+        For whoever claims, before its first claim: nothing is under way then.
+        """
+        ...
+
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """Record a try anew, with a new horizon, and return the batch so renewed.
 
@@ -310,6 +332,10 @@ class Journal(Protocol):
         """Make a batch a dead letter; its lane goes on with the next one."""
         ...
 
+    async def try_write(self) -> None:
+        """Write what changes nothing, durably: returns when turns can be stored, else raises."""
+        ...
+
     async def hurry(self, *, now_s: float) -> None:
         """Make every pending turn due at once. A batch that waits for its next try still waits."""
         ...
@@ -329,8 +355,12 @@ class Journal(Protocol):
         """Return every lane that holds something undelivered."""
         ...
 
+    async def backlog(self) -> Backlog:
+        """Return what is undelivered; costs no more in a journal that holds years of calls."""
+        ...
+
     async def counts(self) -> JournalCounts:
-        """Return totals."""
+        """Return totals, for people: looks at every call."""
         ...
 
     async def erase_settled(self, *, before_s: float) -> int:
@@ -364,7 +394,11 @@ class Journal(Protocol):
         ...
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
-        """Put a dead letter back into its lane, to be looked up first; False when it is none."""
+        """Put a dead letter back into its lane, to be looked up first; False when it is none.
+
+        It is given up no sooner than any batch from now on; `sealed_at_s` stays, since a trace of
+        it may be as old as that.
+        """
         ...
 
     async def drop(self, batch_id: str, *, now_s: float) -> bool:

@@ -6,7 +6,7 @@ by settling, releasing or retiring its batch; that is repeated until the journal
 no lane stays claimed and idle. What happens inside a delivery never ends the loop.
 
 While the breaker is open one delivery at a time is a probe. A delivery that is cancelled gives
-its batch back as unknown, if there is time; if not, the journal reads it so at the next start.
+its batch back as unknown, if there is time; if not, the next run takes it back so.
 """
 
 from collections import Counter
@@ -48,9 +48,12 @@ _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
 _TOLD_S = 60.0  # for `on_settled`
 
-_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.LOST, Event.UNADDRESSED, Event.UNANSWERED})
 _FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
-_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.AGENT_GONE, Event.DENIED})
+# What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
+# digest for longer than its deadline. The look-up that follows at once tells how Letta is.
+_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
+_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED}
+_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
 
 
 async def _tell_nobody(ref: AgentRef, batch: Batch) -> None:
@@ -110,12 +113,16 @@ class Relay:
         return self._breaker.is_open
 
     async def run(self) -> None:
-        """Deliver until cancelled.
+        """Deliver until cancelled. One relay runs on a journal.
+
+        What an earlier run had claimed and could not give back is in doubt, and gets looked up.
 
         Raises:
-            Exception: a fault of our own, outside any one delivery. Run it again: what was under
-                way is in doubt and gets looked up.
+            Exception: a fault of our own, outside any one delivery. Run it again.
         """
+        self._under_way = 0
+        self._breaker.abandoned()
+        await self._until_taken(lambda: self._journal.take_back(now_s=self._clock()))
         async with anyio.create_task_group() as deliveries:
             while True:
                 if not await self._start_some(deliveries):
@@ -135,7 +142,7 @@ class Relay:
             await self._until_taken(lambda: self._journal.hurry(now_s=self._clock()))
             while True:
                 changed = self._changed
-                undelivered = (await self._until_taken(self._journal.counts)).undelivered
+                undelivered = (await self._until_taken(self._journal.backlog)).undelivered
                 due_s = await self._until_taken(self._journal.next_due_s)
                 if not undelivered or (
                     not self._under_way and (due_s is None or due_s >= deadline_s)
@@ -209,7 +216,7 @@ class Relay:
     ) -> None:
         try:
             with self._span_of(batch) as span:
-                settled = await self._bring_home(batch, claimed_s, span, probing=probing)
+                settled = await self._bring_home(batch, claimed_s, span)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
                 await self._give_up_try(batch, "the sidecar stopped")
@@ -254,10 +261,9 @@ class Relay:
             },
         )
 
-    async def _bring_home(
-        self, batch: Batch, recorded_s: float, span: Span, *, probing: bool
-    ) -> Batch | None:
+    async def _bring_home(self, batch: Batch, recorded_s: float, span: Span) -> Batch | None:
         """Take the steps of one claim; returns the batch, with its agent, when it is settled."""
+        began_s = self._clock()
         addressed = await self._until_taken(lambda: self._courier.address(batch))
         if isinstance(addressed, Outcome):
             outcome = addressed
@@ -266,13 +272,13 @@ class Relay:
             outcome = Outcome(Event.CLAIMED)
         horizon_s = batch.horizon_s
         while True:
-            self._judge_endpoint(outcome.event, probing=probing)
-            now_s = self._clock()
+            self._judge_endpoint(outcome.event, began_s=began_s)
+            began_s = now_s = self._clock()
             facts = Facts(
                 batch.attempt,
                 batch.in_doubt,
                 horizon_s,
-                batch.sealed_at_s,
+                batch.tried_since_s,
                 self._rejections[batch.batch_id],
             )
             step = decide(facts, outcome, now_s=now_s, dice=self._dice(), policy=self._policy)
@@ -377,19 +383,16 @@ class Relay:
                 )
         self._rejections.pop(batch.batch_id, None)
 
-    def _judge_endpoint(self, event: Event, *, probing: bool) -> None:
+    def _judge_endpoint(self, event: Event, *, began_s: float) -> None:
         """Count what says something about Letta as a whole, not about one agent or batch."""
-        if event is Event.DIGESTED:
-            if self._breaker.succeeded():
+        now_s = self._clock()
+        if event in _ENDPOINT_WELL:
+            if self._breaker.succeeded(now_s=now_s):
                 self._emit(telemetry.relay_breaker_closed)
-        elif event in _ENDPOINT_FAILED and (probing or not self._breaker.is_open):
-            # Those that were under way when it opened say nothing new.
-            now_s = self._clock()
-            if self._breaker.failed(now_s=now_s):
-                self._emit(
-                    telemetry.relay_breaker_opened,
-                    retry_in_s=self._breaker.retry_in_s(now_s=now_s),
-                )
+        elif event in _ENDPOINT_FAILED and self._breaker.failed(now_s=now_s, began_s=began_s):
+            self._emit(
+                telemetry.relay_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
+            )
 
     def _say_finding(self, batch: Batch, outcome: Outcome) -> None:
         if outcome.event in _FINDINGS:

@@ -176,15 +176,18 @@ class TestFullDisk:
                         acked += 2
             with pytest.raises(JournalFull):
                 await journal.append([turn(5_000)])
+            with pytest.raises(JournalFull):
+                await journal.try_write()
             assert len(await journal.turns(CALL.key)) == acked
         with anyio.fail_after(10):
             while True:
                 try:
-                    await journal.append([turn(5_000)])
+                    await journal.try_write()
                     break
                 except JournalFull:
                     await anyio.sleep(0.1)
         assert journal.has_room
+        await journal.append([turn(5_000)])
         assert len(await journal.turns(CALL.key)) == acked + 1
         await journal.aclose()
         again = await SqliteJournal.open(tmp_path / "journal.db", policy=POLICY)

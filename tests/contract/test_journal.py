@@ -86,11 +86,15 @@ class TestCalls:
         again = await journal.open_call(replace(call(), opened_at_s=5.0))
         assert again == first == call()
 
-    async def test_another_ref_is_refused(self, journal: Journal) -> None:
-        """A call never changes whose memory it belongs to."""
+    @pytest.mark.parametrize("caller_key", ["k2", ""])
+    @pytest.mark.parametrize("ref", [REF, OTHER])
+    async def test_another_caller_is_refused(
+        self, journal: Journal, ref: AgentRef, caller_key: str
+    ) -> None:
+        """No caller gets the call, and with it the memory, of another one."""
         await journal.open_call(call())
         with pytest.raises(CallError) as refused:
-            await journal.open_call(call(ref=OTHER))
+            await journal.open_call(call(ref=ref, caller_key=caller_key))
         assert refused.value.code == "call_claimed"
 
     async def test_a_refused_consent_stays_refused(self, journal: Journal) -> None:
@@ -101,6 +105,20 @@ class TestCalls:
         ]
         assert stored == ["", "yes", "yes", "no", "no"]
         assert [one.consent for one in await journal.calls(limit=5)] == ["no"]
+
+    @pytest.mark.parametrize("first", [REF, AgentRef("acme", agent_id="a"), AgentRef("acme")])
+    @pytest.mark.parametrize("caller_key", ["k1", ""])
+    async def test_the_first_ref_stands(
+        self, journal: Journal, clock: Clock, first: AgentRef, caller_key: str
+    ) -> None:
+        """A call whose caller has another agent by now goes on with the one it began with."""
+        began = call(ref=first, caller_key=caller_key)
+        await journal.open_call(began)
+        assert await journal.open_call(call(ref=OTHER)) == began
+        await journal.append([turn(1)])
+        await journal.close_call(began.key, at_s=clock())
+        claimed = await journal.claim(10, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
+        assert [batch.call.ref for batch in claimed] == ([first] if first.known else [])
 
     async def test_a_closed_call_opens_again(self, journal: Journal) -> None:
         """A call that was closed is live again when it is opened again."""
@@ -243,6 +261,14 @@ class TestDue:
         assert len(await journal.turns("acme/one")) == 5
         assert (await journal.counts()).undelivered == 0
         assert await journal.lanes() == []
+
+    async def test_a_trial_write_changes_nothing(self, journal: Journal, clock: Clock) -> None:
+        """To find out whether turns can be stored makes nothing due and stores none."""
+        await journal.open_call(call())
+        await journal.append([turn(1)])
+        before = await journal.counts(), await journal.next_due_s()
+        await journal.try_write()
+        assert (await journal.counts(), await journal.next_due_s()) == before
 
     async def test_hurry_makes_pending_turns_due(self, journal: Journal, clock: Clock) -> None:
         """Draining posts what would else have waited for more turns."""
@@ -437,6 +463,21 @@ class TestBatches:
         clock.now_s += 10
         assert numbers(await claim_one(journal, clock)) == [4, 5, 6]
 
+    async def test_what_was_claimed_is_taken_back(self, journal: Journal, clock: Clock) -> None:
+        """A batch whose claimer is gone comes back in doubt, with the horizon of its try."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(3)])
+        first = await claim_one(journal, clock)
+        clock.now_s += 5
+        await journal.take_back(now_s=clock())
+        again = await claim_one(journal, clock)
+        assert again.batch_id == first.batch_id
+        assert again.in_doubt
+        assert again.horizon_s == first.horizon_s
+        await journal.settle(again, now_s=clock())
+        await journal.take_back(now_s=clock())
+        await claim_none(journal, clock)
+
     async def test_settling_twice_is_once(self, journal: Journal, clock: Clock) -> None:
         """A settle whose answer was lost may be repeated, also when the lane has gone on."""
         await journal.open_call(call())
@@ -482,6 +523,7 @@ class TestDeadLetters:
         dead = await claim_one(journal, clock)
         await journal.retire(dead, error="400", now_s=clock())
         following = await claim_one(journal, clock)
+        clock.now_s += 8 * 86_400
         assert await journal.replay(dead.batch_id, now_s=clock())
         assert not await journal.replay(dead.batch_id, now_s=clock())
         assert await journal.dead_letters() == []
@@ -491,6 +533,8 @@ class TestDeadLetters:
         again = await claim_one(journal, clock)
         assert (again.batch_id, again.in_doubt, again.turns) == (dead.batch_id, True, dead.turns)
         assert again.horizon_s <= clock()
+        assert (again.sealed_at_s, again.tried_since_s) == (dead.sealed_at_s, clock())
+        assert dead.tried_since_s == dead.sealed_at_s
         await journal.settle(again, now_s=clock())
         assert (await journal.counts()).undelivered == 0
         await claim_none(journal, clock)
@@ -629,6 +673,9 @@ class TestTotals:
         await journal.close_call("acme/two", at_s=clock())
         counts = await journal.counts()
         assert (counts.calls, counts.live_calls, counts.turns, counts.undelivered) == (2, 1, 4, 4)
+        backlog = await journal.backlog()
+        assert (backlog.undelivered, backlog.dead_batches) == (4, 0)
+        assert backlog.oldest_undelivered_s == counts.oldest_undelivered_s
         assert counts.oldest_undelivered_s == pytest.approx(clock() - 5)
         for batch in await journal.claim(9, now_s=clock(), post_timeout_s=1.0):
             if batch.lane == REF.lane:

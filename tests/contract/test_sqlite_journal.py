@@ -20,7 +20,7 @@ from blockbuster import blockbuster_ctx
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
+from sidecar.transcript.sqlite import SqliteJournal, reads
 from sidecar.transcript.sqlite.backup import back_up
 from sidecar.transcript.sqlite.reports import journal_file
 
@@ -215,6 +215,54 @@ class TestThreads:
             await journal.erase_settled(before_s=0.0)
             await journal.aclose()
 
+    async def test_who_reads_the_file_holds_no_append_up(
+        self, journal: SqliteJournal, path: Path
+    ) -> None:
+        """A backup or a shell on the file delays what empties the log, and no turn."""
+        await journal.open_call(Call("acme/two", REF, "livekit", "k2", 0.0))
+        await journal.append([turn(1)])
+        await journal.close_call(CALL.key, at_s=1.0)
+        backup = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        backup.execute("BEGIN; SELECT count(*) FROM turns")
+        refused: list[JournalError] = []
+
+        async def erase() -> None:
+            try:
+                await journal.erase_caller("k1", now_s=2.0)
+            except JournalError as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(erase)
+            n = 0
+            while not refused:
+                with anyio.fail_after(4):  # a checkpoint once waited 5 s for the reader
+                    await journal.append([Turn("acme/two", f"i{n}", n, "caller", "hi", 1.0)])
+                await anyio.sleep(0.02)
+                n += 1
+        assert "not yet overwritten" in refused[0].message
+        backup.close()
+        assert await journal.erase_caller("k1", now_s=3.0) == 0
+        assert len(await journal.turns("acme/two")) == n
+
+    async def test_counting_what_is_undelivered_looks_at_no_settled_call(
+        self, journal: SqliteJournal, path: Path
+    ) -> None:
+        """However many calls the journal has kept, a look at the backlog costs the same."""
+        plans = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        asked: list[str] = []
+
+        class Asking:
+            def rows(self, sql: str, *_values: object) -> list[tuple[object, ...]]:
+                asked.extend(str(row[3]) for row in plans.execute(f"EXPLAIN QUERY PLAN {sql}"))
+                return plans.execute(sql).fetchall()
+
+        reads.backlog(Asking())  # type: ignore[arg-type]
+        plans.close()
+        scanned = [step for step in asked if step.startswith("SCAN")]
+        assert asked
+        assert all("USING" in step and "INDEX" in step for step in scanned), scanned
+
     async def test_one_bad_append_spoils_no_other(self, journal: SqliteJournal) -> None:
         """An operation that fails leaves those that were committed with it alone."""
         errors: list[str] = []
@@ -295,25 +343,37 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    async def test_an_older_format_is_taken_up(self, journal: SqliteJournal, path: Path) -> None:
-        """A file of version 1 keeps its turns, and takes new ones with the span they belong to."""
-        await journal.append([turn(1)])
+    @pytest.mark.parametrize("version", [1, 2])
+    async def test_an_older_format_is_taken_up(
+        self, journal: SqliteJournal, path: Path, version: int
+    ) -> None:
+        """A file of any earlier version keeps what it holds, and takes all that a new one does."""
+        await journal.append([turn(n) for n in range(3)])
+        now_s = time.time()
+        (batch,) = await journal.claim(1, now_s=now_s, post_timeout_s=1.0)
+        await journal.retire(batch, error="400", now_s=now_s)
         await journal.aclose()
         older = apsw.Connection(str(path))
-        older.execute("ALTER TABLE turns DROP COLUMN traceparent")
-        older.execute("ALTER TABLE calls DROP COLUMN consent; PRAGMA user_version = 1")
+        older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
+        if version == 1:
+            older.execute("ALTER TABLE turns DROP COLUMN traceparent")
+            older.execute("ALTER TABLE calls DROP COLUMN consent")
+        older.execute(f"PRAGMA user_version = {version}")
         older.close()
         with pytest.raises(JournalError, match="another version"), journal_file(path):
             pass
         again = await SqliteJournal.open(path, policy=POLICY)
         try:
-            traced = replace(turn(2), traceparent="00-x")
+            traced = replace(turn(3), traceparent="00-x")
             await again.append([traced])
-            assert await again.turns(CALL.key) == (turn(1), traced)
+            assert await again.turns(CALL.key) == (*batch.turns, traced)
+            assert await again.replay(batch.batch_id, now_s=now_s + 9)
+            (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
+            assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
         finally:
             await again.aclose()
         with journal_file(path) as file:
-            assert file.turns(CALL.key) == (turn(1), traced)
+            assert len(file.turns(CALL.key)) == 4
 
     async def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
         """A path under a file, not a directory, is a clear error."""

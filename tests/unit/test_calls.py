@@ -95,7 +95,9 @@ class Ear:
 
 
 class Bench:
-    def __init__(self, *, journal: MemoryJournal | None = None) -> None:
+    def __init__(
+        self, *, journal: MemoryJournal | None = None, rules: IdentityRules | None = None
+    ) -> None:
         self.letta = Letta()
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
@@ -104,7 +106,7 @@ class Bench:
         self.snapshots = Snapshots(
             self.letta, self.store, emit=self.telemetry.emit, clock=self.clock
         )
-        rules = IdentityRules()
+        rules = rules or IdentityRules()
         self.calls = Calls(
             self.journal,
             self.snapshots,
@@ -388,6 +390,222 @@ def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
     virtual(second, after)
 
 
+@pytest.mark.parametrize("how", ["taken up", "spooled"])
+def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
+    """Settings that give a caller another agent in the middle of a call lose none of its words."""
+    before = Bench()
+
+    async def first(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+
+    async def second(bench: Bench) -> None:
+        if how == "taken up":
+            live, ear = await bench.open("c1")
+            await ear.settled()
+            await live.record([turn(live, "i2", "again")])
+            await live.close("bye")
+            assert live.agent_id == "agent-0"
+        else:
+            assert await bench.calls.restore(
+                "t",
+                "c1",
+                channel="livekit",
+                hints=ADA,
+                opened_at_s=1.0,
+                turns=[Turn("t/c1", "i2", 0, "caller", "again", 1.0)],
+            )
+        assert [t.text for t in await bench.journal.turns("t/c1")] == ["hello", "again"]
+        (stored,) = await bench.journal.calls(limit=2)
+        assert stored.ref.agent_id is None
+        assert stored.closed_at_s is not None
+
+    virtual(first, before)
+    rules = IdentityRules(agent_map={ADA.phone: "agent-7"})
+    virtual(second, Bench(journal=before.journal, rules=rules))
+
+
+def test_an_id_used_again_brings_no_other_callers_words() -> None:
+    """With one agent for all, a call id that comes again with another caller is refused."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c0")
+        await live.record([turn(live, "i1", "my secret")])
+        await bench.open("c1")
+        for hints in (BOB, CallerHints()):
+            with pytest.raises(CallError) as refused:
+                await bench.open("c1", hints)
+            assert refused.value.code == "call_claimed"
+        bench.calls.orphan("w1")
+        for hints in (BOB, CallerHints()):
+            with pytest.raises(CallError) as refused:
+                await bench.open("c1", hints)
+            assert refused.value.code == "call_claimed"
+        _, ear = await bench.open("c1")
+        assert "my secret" in (await ear.settled()).text
+
+    virtual(body, Bench(rules=IdentityRules(agent_id="agent-0")))
+
+
+def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
+    """The sweep over lost calls closes none that a worker has taken up, or lost again, since."""
+
+    async def body(bench: Bench) -> None:
+        for n in range(3):
+            await bench.open(f"c{n}")
+        bench.calls.orphan("w1")
+        close_call = bench.journal.close_call
+
+        async def slow(call: str, *, at_s: float) -> None:
+            await close_call(call, at_s=at_s)
+            await anyio.sleep(1.0)
+
+        bench.journal.close_call = slow  # type: ignore[method-assign]
+        with anyio.fail_after(200):
+            while len(await bench.journal.live_calls()) == 3:  # noqa: ASYNC110
+                await anyio.sleep(0.1)
+        await bench.open("c1")
+        await bench.open("c2")
+        bench.calls.orphan("w1")
+        await bench.open("c1")
+        await anyio.sleep(60.0)
+        assert {call.call_id for call in await bench.journal.live_calls()} == {"c1", "c2"}
+        await anyio.sleep(70.0)
+        assert {call.call_id for call in await bench.journal.live_calls()} == {"c1"}
+
+    virtual(body)
+
+
+def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
+    """What an earlier worker left of a call that is live again is stored, and does not end it."""
+
+    async def body(bench: Bench) -> None:
+        append = bench.journal.append
+
+        async def slow(turns: Sequence[Turn]) -> None:
+            await anyio.sleep(1.0)
+            await append(turns)
+
+        bench.journal.append = slow  # type: ignore[method-assign]
+        spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
+
+        async def intake() -> None:
+            assert await bench.calls.restore(
+                "t", "c1", channel="livekit", hints=ADA, opened_at_s=1.0, turns=spooled
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(intake)
+            await anyio.sleep(0.5)
+            await bench.open("c1")
+        assert [call.call_id for call in await bench.journal.live_calls()] == ["c1"]
+        assert await bench.journal.turns("t/c1") == tuple(spooled)
+
+    virtual(body)
+
+
+def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> None:
+    """A refused claim leaves a lost call lost: its words go to Letta in the end."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        bench.calls.orphan("w1")
+        with pytest.raises(CallError):
+            await bench.open("c1", BOB)
+        await anyio.sleep(130.0)
+        assert await bench.journal.live_calls() == []
+
+    virtual(body)
+
+
+def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
+    """Retention may be quicker than the sweep; the sidecar stays ready."""
+    before = Bench()
+
+    async def first(bench: Bench) -> None:
+        live, _ = await bench.open("c1", CallerHints())
+        await live.record([turn(live, "i1", "hello")])
+
+    async def second(bench: Bench) -> None:
+        await bench.journal.erase_settled(before_s=1e12)
+        assert await bench.journal.calls(limit=1) == []
+        await anyio.sleep(300.0)
+        assert bench.calls.journal_error == ""
+        assert bench.telemetry.counts["journal_failed"] == 0
+
+    virtual(first, before)
+    virtual(second, Bench(journal=before.journal))
+
+
+def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
+    """A turn that finds its call gone from the journal is refused once, not for ever."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        bench.journal._calls.clear()
+        with pytest.raises(CallError):
+            await live.record([turn(live, "i1", "hello")])
+        await live.record([turn(live, "i1", "hello")])
+        assert len(await bench.journal.turns(live.key)) == 1
+
+    virtual(body)
+
+
+def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
+    """Ready again within seconds, with no call to show it; a failed read is no such failure."""
+
+    async def body(bench: Bench) -> None:
+        recent, append = bench.journal.recent, bench.journal.append
+
+        async def fails(*_args: object, **_kwargs: object) -> None:
+            raise JournalFull("no room")
+
+        bench.journal.recent = fails  # type: ignore[method-assign,assignment]
+        live, _ = await bench.open("c1")
+        await anyio.sleep(1)
+        assert bench.telemetry.counts["journal_failed"]
+        assert bench.calls.journal_error == ""
+        bench.journal.recent = recent  # type: ignore[method-assign]
+        bench.journal.append = fails  # type: ignore[method-assign,assignment]
+        bench.journal.try_write = fails  # type: ignore[method-assign]
+        with pytest.raises(JournalFull):
+            await live.record([turn(live, "i1", "hello")])
+        await live.close("bye")
+        await anyio.sleep(60)
+        assert bench.calls.journal_error
+        del bench.journal.try_write
+        bench.journal.append = append  # type: ignore[method-assign]
+        await anyio.sleep(6)
+        assert bench.calls.journal_error == ""
+
+    virtual(body)
+
+
+@pytest.mark.parametrize("letta_down", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
+    letta_down: bool, early: bool
+) -> None:
+    """Who calls again before the first call's last turn is stored is remembered all the same."""
+
+    async def body(bench: Bench) -> None:
+        first, ear = await bench.open("c1")
+        await ear.settled()
+        if early:
+            await first.record([turn(first, "i0", "early words")])
+        second, ear = await bench.open("c2")
+        await ear.settled()
+        bench.letta.down = letta_down
+        await first.record([turn(first, "i1", "my last words")])
+        await first.close("bye")
+        second.speech_started()
+        await anyio.sleep(0.01)
+        assert "my last words" in ear.views[-1][0].text
+
+    virtual(body)
+
+
 def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
     """A drain ends no call and begins none."""
 
@@ -433,6 +651,27 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         bench.journal.append = append  # type: ignore[method-assign]
         await live.record([turn(live, "i1", "hello")])
         assert not bench.calls.journal_error
+
+    virtual(body)
+
+
+def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
+    """An error no part should raise, while a call's memory is brought, is logged and its own."""
+
+    async def body(bench: Bench) -> None:
+        load = bench.store.load
+
+        async def broken(_agent_id: str) -> Snapshot | None:
+            raise KeyError("not ours")
+
+        bench.store.load = broken  # type: ignore[method-assign]
+        live, _ = await bench.open("c1")
+        await anyio.sleep(1)
+        bench.store.load = load  # type: ignore[method-assign]
+        await live.record([turn(live, "i1", "hello")])
+        _, ear = await bench.open("c2", BOB)
+        assert (await ear.settled()).text == ""
+        assert bench.telemetry.counts["part_failed"] == 1
 
     virtual(body)
 

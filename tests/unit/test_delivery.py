@@ -27,10 +27,17 @@ from sidecar.transcript.delivery import (
 pytestmark = pytest.mark.unit
 
 POLICY = DeliveryPolicy(post_timeout_s=30.0, grace_s=5.0)
-FRESH = Facts(attempt=0, in_doubt=False, horizon_s=35.0, sealed_at_s=0.0)
+FRESH = Facts(attempt=0, in_doubt=False, horizon_s=35.0, tried_since_s=0.0)
 DOUBTFUL = replace(FRESH, in_doubt=True, attempt=1)
 ENDS = {State.SETTLED, State.DROPPED}
-NOT_TAKEN = [Event.REFUSED, Event.BUSY, Event.DENIED, Event.AGENT_GONE, Event.UNADDRESSED]
+NOT_TAKEN = [
+    Event.REFUSED,
+    Event.BUSY,
+    Event.DENIED,
+    Event.AGENT_GONE,
+    Event.NO_AGENT,
+    Event.UNADDRESSED,
+]
 
 
 def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: float):

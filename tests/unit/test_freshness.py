@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.breaker import Breaker, backoff_s
 from sidecar.memory.freshness import FreshnessPolicy, age_s, judge
@@ -46,37 +46,63 @@ def test_a_backoff_stays_within_its_cap(
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Random successes, failures and time against what a breaker promises."""
+    """Calls that overlap, with random ends and times, against what a breaker promises."""
 
     def __init__(self) -> None:
         super().__init__()
         self.breaker = Breaker(failure_limit=3, cool_s=1.0, cool_cap_s=8.0)
         self.now_s = 0.0
         self.in_a_row = 0
-        self.probing = False
+        self.heed_from_s = 0.0
+        self.under_way: list[float] = []
+        self.probe: float | None = None
 
     @rule(step_s=st.floats(0, 20))
     def time_passes(self, step_s: float) -> None:
         self.now_s += step_s
 
-    @rule(outcome=st.sampled_from(["ok", "fail", "abandon"]))
-    def call(self, outcome: str) -> None:
+    @rule()
+    def begin(self) -> None:
         admitted = self.breaker.admits(now_s=self.now_s)
         if self.in_a_row < 3:
             assert admitted
-        if not admitted:
-            return
-        assert self.in_a_row < 3 or self.breaker.is_open
-        if self.breaker.is_open:
-            assert not self.breaker.admits(now_s=self.now_s), "one probe at a time"
-        if outcome == "ok":
-            self.breaker.succeeded()
-            self.in_a_row = 0
-        elif outcome == "fail":
-            self.breaker.failed(now_s=self.now_s)
-            self.in_a_row += 1
-        else:
+            self.under_way.append(self.now_s)
+        elif admitted:
+            assert self.probe is None, "one probe at a time"
+            self.probe = self.now_s
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data(), ok=st.booleans())
+    def end(self, data: st.DataObject, *, ok: bool) -> None:
+        began_s = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
+        self._ended(began_s, ok=ok)
+
+    @precondition(lambda self: self.probe is not None)
+    @rule(outcome=st.sampled_from(["ok", "fail", "abandon"]))
+    def end_probe(self, outcome: str) -> None:
+        assert self.probe is not None
+        began_s, self.probe = self.probe, None
+        if outcome == "abandon":
             self.breaker.abandoned()
+        else:
+            self._ended(began_s, ok=outcome == "ok")
+
+    def _ended(self, began_s: float, *, ok: bool) -> None:
+        shut_s = self.breaker.retry_in_s(now_s=self.now_s)
+        if ok:
+            self.breaker.succeeded(now_s=self.now_s)
+            self.in_a_row, self.heed_from_s = 0, self.now_s
+            if self.probe is not None:  # a call like any other by now
+                self.under_way.append(self.probe)
+                self.probe = None
+            return
+        self.breaker.failed(now_s=self.now_s, began_s=began_s)
+        if began_s < self.heed_from_s:
+            assert self.breaker.retry_in_s(now_s=self.now_s) == shut_s
+            return
+        self.in_a_row += 1
+        if self.in_a_row >= 3:
+            self.heed_from_s = self.now_s + self.breaker.retry_in_s(now_s=self.now_s)
 
     @invariant()
     def never_shut_for_longer_than_the_cap(self) -> None:

@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ from sidecar.errors import (
 )
 from sidecar.letta.port import AgentSpec, Post
 from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest_wire import wire_otid
 from sidecar.model import Block
 from sidecar.testing.faults import FaultDraw, Faults, FaultScript
+from sidecar.testing.letta_runs import failing, work
 from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
@@ -105,6 +109,40 @@ async def test_without_dedupe_what_is_posted_twice_is_stored_twice() -> None:
         await letta.post(post)
         await letta.post(post)
         assert otids(stand_in) == ["b1", "b1"]
+
+
+async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
+    """However many runs of a batch have failed, it is stored soon after the model is well."""
+    async with adapted(digest=demo_digest) as (letta, stand_in):
+        post = await a_post(letta, "batch b1: my name is ada")
+        world = stand_in.world
+        for number in range(120):
+            run = world.start_run(
+                world.conversations[post.conversation_id],
+                wire_otid(post.batch_id, number),
+                background=True,
+            )
+            await work(world, run, post.text, failing, wait_s=0)
+        for _ in range(3):
+            assert await letta.find(post) == "absent"
+            with suppress(OutcomeUnknown):
+                await letta.post(post)
+        assert await letta.find(post) == "found"
+        assert [message.text for message in world.messages] == [post.text]
+
+
+async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() -> None:
+    """A dead letter that had landed is found by its first time, however much came after it."""
+    async with adapted(digest=demo_digest) as (letta, stand_in):
+        sealed_at_s = time.time()
+        post = await a_post(letta, "batch b1: my name is ada")
+        await letta.post(replace(post, first_sent_at_s=sealed_at_s))
+        for n in range(120):
+            await letta.post(
+                replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
+            )
+        stand_in.world.run_of_otid.clear()  # 3 hours later
+        assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
 async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:

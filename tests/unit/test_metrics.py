@@ -15,13 +15,13 @@ from sidecar.model import prompt_metrics, prompt_of
 from sidecar.server.metrics import CHANNELS, SERVED, Metrics, State
 from sidecar.telemetry import Telemetry
 from sidecar.transcript.delivery import Event as Outcome
-from sidecar.transcript.journal import JournalCounts
+from sidecar.transcript.journal import Backlog
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
 OPS = Path(__file__).parents[2] / "ops"
 STATE = State(
-    counts=JournalCounts(5, 2, 40, 7, 1, 900.0),
+    backlog=Backlog(7, 1, 900.0),
     journal_ok=True,
     live_calls={"livekit": 2},
     connections=3,

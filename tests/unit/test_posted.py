@@ -25,7 +25,7 @@ def test_the_whole_message() -> None:
         Turn(call.key, "a", 1, "caller", "I'm <Ada> & co", 1_795_370_400.9),
         Turn(call.key, "b", 2, "agent", "Hello\nAda", 1_795_370_402.0, interrupted=True),
     )
-    batch = Batch("6f1c", call.ref.lane, call, None, 2, turns, 0, False, 0.0, 0.0, True)
+    batch = Batch("6f1c", call.ref.lane, call, None, 2, turns, 0, False, 0.0, 0.0, 0.0, True)
     assert render_batch(batch) == (
         PREAMBLE + "\n"
         '<transcript batch="6f1c" call="room-1" channel="livekit" caller="5e" part="2"'

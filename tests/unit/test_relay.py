@@ -282,12 +282,42 @@ class TestFaults:
             for life_s in lives_s:
                 with anyio.move_on_after(life_s):
                     await world.relay.run()
-                world.journal.crash()
             async with world.running():
                 await world.delivered()
                 await anyio.sleep(RECOVERED_S)
             assert world.heard("one") == world.heard("two") == list(range(5))
             assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    def test_a_relay_that_is_started_again_takes_back_what_it_had_claimed(self) -> None:
+        """A claim whose answer never came, and a batch not given back in time, are delivered."""
+
+        async def test() -> None:
+            world = World([Fault.SLOW])
+            claim, release = world.journal.claim, world.journal.release
+
+            async def unheard(limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
+                await claim(limit, now_s=now_s, post_timeout_s=post_timeout_s)
+                await anyio.sleep_forever()
+                return []
+
+            async def slow(*args: object, **kwargs: object) -> None:
+                await anyio.sleep(10)
+                await release(*args, **kwargs)  # type: ignore[arg-type]
+
+            world.journal.release = slow  # type: ignore[method-assign]
+            await world.say("one", 3)
+            with anyio.move_on_after(2):
+                await world.relay.run()
+            world.journal.claim = unheard  # type: ignore[method-assign]
+            await world.say("two", 3, ref=AgentRef("acme", caller_key="k2"))
+            with anyio.move_on_after(2):
+                await world.relay.run()
+            world.journal.claim, world.journal.release = claim, release  # type: ignore[method-assign]
+            async with world.running():
+                await world.delivered()
+            assert world.heard("one") == world.heard("two") == [0, 1, 2]
 
         virtual(test)
 
@@ -410,6 +440,28 @@ class TestFaults:
                 await anyio.sleep(0.2 * 3_600)
                 assert len(await world.journal.dead_letters()) == 1
             assert len(world.events("batch_dead")) == 1
+
+        virtual(test)
+
+    def test_a_replayed_letter_has_all_its_time_again(self) -> None:
+        """A letter replayed after the give-up time is looked up by its first time, and tried on."""
+
+        async def test() -> None:
+            policy = DeliveryPolicy(give_up_s=3_600.0)
+            world = World([Fault.DENY] * 1_000, policy=policy)
+            async with world.running():
+                sealed_s = unix_s()
+                await world.say("one", 3)
+                await anyio.sleep(2 * 3_600)
+                (dead,) = await world.journal.dead_letters()
+                await world.journal.replay(dead.batch_id, now_s=unix_s())
+                await anyio.sleep(1_800)
+                assert not await world.journal.dead_letters()
+                world.letta._faults = iter(())
+                await world.delivered()
+            assert world.heard("one") == [0, 1, 2]
+            (taken,) = world.letta.taken
+            assert taken.post.first_sent_at_s == pytest.approx(sealed_s, abs=1)
 
         virtual(test)
 
@@ -613,6 +665,61 @@ class TestBreaker:
                 await world.say("late-", 1, ref=AgentRef("acme", caller_key="late"))
                 await world.delivered(within_s=90)
             assert world.heard("late-") == [0]
+
+        virtual(test)
+
+    def test_callers_without_an_agent_hold_nobody_up(self) -> None:
+        """Lanes for which no agent may be made are no sign of a Letta that is down."""
+
+        async def test() -> None:
+            async def resolve(ref: AgentRef) -> str:
+                if ref.caller_key == "good":
+                    return "agent-good"
+                await anyio.sleep(0.02)
+                raise Rejected("this caller has no agent")
+
+            world = World(resolve=resolve)
+            async with world.running():
+                for n in range(20):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(600)
+                for n in range(20):
+                    await world.say(f"g{n}-", 1, ref=AgentRef("acme", caller_key="good"))
+                    await anyio.sleep(5)
+                    assert world.heard(f"g{n}-") == [0]
+            assert not world.events("relay_breaker_opened")
+
+        virtual(test)
+
+    def test_posts_slower_than_their_deadline_are_no_outage(self) -> None:
+        """Agents that digest for longer than a post may take cost each other nothing."""
+
+        async def test() -> None:
+            world = World([Fault.SLOW] * 100, policy=DeliveryPolicy(post_timeout_s=60.0))
+            world.letta._slow_s = 70.0
+            async with world.running():
+                for n in range(100):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await world.delivered(within_s=180)
+            assert all(world.heard(f"c{n}-") == [0] for n in range(100))
+            assert not world.events("relay_breaker_opened")
+
+        virtual(test)
+
+    def test_a_letta_that_answers_nothing_is_probed(self) -> None:
+        """Posts that hang open the breaker by the look-ups that fail behind them."""
+
+        async def test() -> None:
+            world = World([Fault.HANG_EMPTY] * 12)
+            world.letta.lookups_fail = True
+            async with world.running():
+                for n in range(12):
+                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await anyio.sleep(POLICY.post_timeout_s + 5)
+                assert world.relay.degraded
+                world.letta.lookups_fail = False
+                await world.delivered()
+            assert all(world.heard(f"c{n}-") == [0] for n in range(12))
 
         virtual(test)
 

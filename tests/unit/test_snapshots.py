@@ -1,15 +1,18 @@
 """The cache of snapshots, in virtual time."""
 
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
 import trio
 import trio.testing
 
-from sidecar.errors import AgentNotFound, LettaError, LettaUnavailable
-from sidecar.memory.snapshots import SUSPECT_S, Snapshots
+from sidecar.errors import AgentNotFound, LettaUnavailable
+from sidecar.memory.snapshots import POLLS_AT_ONCE, SUSPECT_S, Snapshots
+from sidecar.memory.store import DirectoryStore
 from sidecar.model import Block, Snapshot
 from sidecar.telemetry import Telemetry
 
@@ -24,13 +27,20 @@ class Source:
     def __init__(self) -> None:
         self.values: dict[str, tuple[Block, ...]] = {A: (Block("human", "Ada"),)}
         self.delay_s = 0.0
-        self.error: LettaError | None = None
+        self.error: Exception | None = None
+        self.connections = 10_000
         self.reads = 0
         self.at_once = 0
+        self.most_at_once = 0
+        self._connected = anyio.Condition()
 
     async def read_blocks(self, agent_id: str) -> tuple[Block, ...]:
         self.reads += 1
-        self.at_once += 1
+        async with self._connected:
+            while self.at_once >= self.connections:
+                await self._connected.wait()
+            self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             seen = self.values.get(agent_id, ())
             await anyio.sleep(self.delay_s)
@@ -39,19 +49,27 @@ class Source:
             return seen
         finally:
             self.at_once -= 1
+            with anyio.CancelScope(shield=True):
+                async with self._connected:
+                    self._connected.notify()
 
 
 class Store:
     def __init__(self) -> None:
         self.copies: dict[str, Snapshot] = {}
+        self.save_s = 0.0
+        self.read_only = False
 
     async def load(self, agent_id: str) -> Snapshot | None:
         return self.copies.get(agent_id)
 
     async def save(self, snapshot: Snapshot) -> None:
+        await anyio.sleep(self.save_s)
         self.copies[snapshot.agent_id] = snapshot
 
     async def forget(self, agent_id: str) -> None:
+        if self.read_only:
+            raise OSError(30, "Read-only file system")
         self.copies.pop(agent_id, None)
 
 
@@ -232,6 +250,97 @@ def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
         assert bench.source.reads == 3
 
     virtual(body)
+
+
+def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
+    """Reads that were under way when Letta hung do not lengthen the wait once it is well."""
+
+    async def body(bench: Bench) -> None:
+        bench.source.delay_s = 10_000.0
+        refreshes = [bench.snapshots.refresh(f"agent-{n}") for n in range(50)]
+        for refresh in refreshes:
+            await refresh.done.wait()
+        bench.source.delay_s = 0.02
+        await anyio.sleep(1.1)
+        refresh = bench.snapshots.refresh(A)
+        await refresh.done.wait()
+        assert refresh.succeeded
+        assert bench.telemetry.counts["memory_breaker_opened"] == 1
+
+    virtual(body)
+
+
+def test_a_thousand_live_agents_are_polled_over_fifty_connections() -> None:
+    """The poll never passes for an outage, and each agent is read about once per period."""
+
+    async def body(bench: Bench) -> None:
+        bench.source.delay_s = 0.3
+        bench.source.connections = 50
+        for n in range(1_000):
+            bench.snapshots.watch(f"agent-{n}")
+        await anyio.sleep(41.0)
+        assert bench.telemetry.counts["memory_read_failed"] == 0
+        assert 3_000 <= bench.source.reads <= 4_000
+        bench.source.delay_s = 1.0
+        await anyio.sleep(40.0)
+        assert bench.telemetry.counts["memory_read_failed"] == 0
+        assert bench.source.most_at_once <= POLLS_AT_ONCE
+
+    virtual(body)
+
+
+def test_one_reads_fault_ends_neither_the_others_nor_the_sidecar() -> None:
+    """An error no adapter should raise, or a disk that erases nothing, is logged; reads go on."""
+
+    async def body(bench: Bench) -> None:
+        await bench.snapshots.refresh(A).done.wait()
+        bench.source.error = KeyError("not ours")
+        refresh = bench.snapshots.refresh(A)
+        await refresh.done.wait()
+        assert not refresh.succeeded
+        bench.store.read_only = True
+        bench.source.error = AgentNotFound("gone")
+        for _ in range(3):
+            await bench.snapshots.refresh(A).done.wait()
+        assert bench.value() is None
+        assert bench.telemetry.counts["part_failed"] == 2
+        bench.source.error = None
+        await bench.snapshots.refresh(A).done.wait()
+        assert bench.value() == "Ada"
+
+    virtual(body)
+
+
+@pytest.mark.parametrize("at_s", [0.5, 1.5], ids=["while it reads", "while it saves"])
+def test_a_read_under_way_brings_nothing_forgotten_back(at_s: float) -> None:
+    """What a read brings that began before the agent was forgotten is neither held nor kept."""
+
+    async def body(bench: Bench) -> None:
+        bench.source.delay_s = 1.0
+        bench.store.save_s = 1.0
+        refresh = bench.snapshots.refresh(A)
+        await anyio.sleep(at_s)
+        await bench.snapshots.forget(A)
+        await refresh.done.wait()
+        assert bench.value() is None
+        assert bench.store.copies == {}
+
+    virtual(body)
+
+
+def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) -> None:
+    """Killed between write and rename, a copy stays in one place, and forgetting erases it."""
+    store = DirectoryStore(tmp_path)
+    snapshot = Snapshot.of(A, [Block("human", "Ada")], read_at_s=1.0)
+    anyio.run(store.save, snapshot)
+    (kept,) = tmp_path.iterdir()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.rename(kept.with_suffix(".new"))  # as a kill before the rename leaves it
+    anyio.run(store.save, snapshot)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    kept.rename(kept.with_suffix(".new"))
+    anyio.run(store.forget, A)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_forgetting_an_agent_erases_what_is_held_and_kept() -> None:

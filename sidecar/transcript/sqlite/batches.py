@@ -33,6 +33,17 @@ def claim(
     return batches
 
 
+def take_back(tx: Transaction, *, now_s: float) -> None:
+    """Take what is marked as being sent for in doubt."""
+    tx.run(
+        "UPDATE batches SET state = ? WHERE state = ?",
+        after(State.SENDING, Event.CRASHED),
+        State.SENDING,
+    )
+    if tx.run("UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL", now_s):
+        tx.wakes = True
+
+
 def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
     """Return a replayed batch of the lane, or one newly cut, or None when nothing is due."""
     replayed = tx.row(
@@ -96,14 +107,13 @@ def _take(tx: Transaction, lane: int, batch: int, *, now_s: float, post_timeout_
 
 
 def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch:
-    ((batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, last_part),) = (
-        tx.rows(
-            "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
-            " b.sealed_at_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
-            " WHERE b.id = ?",
-            batch,
-        )
+    (row,) = tx.rows(
+        "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
+        " b.sealed_at_s, b.replayed_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
+        " WHERE b.id = ?",
+        batch,
     )
+    batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, replayed_s, last = row
     (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", call_id)
     call = call_of_row(row)
     turns = tx.rows(
@@ -120,7 +130,8 @@ def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch
         in_doubt=in_doubt,
         horizon_s=horizon_s,
         sealed_at_s=sealed_at_s,
-        last_part=bool(last_part),
+        tried_since_s=sealed_at_s if replayed_s is None else replayed_s,
+        last_part=bool(last),
     )
 
 
@@ -221,7 +232,7 @@ def release(
 def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
     """Put a dead letter back into its lane; what became of its last try is looked up first."""
     if not tx.run(
-        "UPDATE batches SET state = ?, horizon_s = 0, sealed_at_s = ?, ended_s = NULL"
+        "UPDATE batches SET state = ?, horizon_s = 0, replayed_s = ?, ended_s = NULL"
         " WHERE batch_id = ? AND state = ?",
         after(State.DEAD, Event.REPLAYED),
         now_s,

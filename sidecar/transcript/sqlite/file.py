@@ -15,11 +15,12 @@ import apsw
 from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What makes a file of version N one of N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
-    "ALTER TABLE calls ADD COLUMN consent TEXT NOT NULL DEFAULT ''"
+    "ALTER TABLE calls ADD COLUMN consent TEXT NOT NULL DEFAULT ''",
+    2: "ALTER TABLE batches ADD COLUMN replayed_s REAL",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

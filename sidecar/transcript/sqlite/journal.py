@@ -14,6 +14,7 @@ import apsw
 from sidecar.errors import CallError, JournalError
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.transcript.journal import (
+    Backlog,
     BatchRow,
     CallerHolding,
     DeadLetter,
@@ -120,6 +121,7 @@ class SqliteJournal:
         try:
             now_s = clock()
             far_s = max(FAR_S, policy.max_age_s)
+            await journal.take_back(now_s=now_s)
             await journal._writer.submit(lambda tx: writes.recover(tx, now_s=now_s, far_s=far_s))
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -181,6 +183,10 @@ class SqliteJournal:
             lambda tx: writes.close_call(tx, call, at_s=at_s, now_s=now_s, policy=self._policy)
         )
 
+    async def try_write(self) -> None:
+        """See `Journal.try_write`."""
+        await self._writer.submit(writes.write_nothing_new, grows=True)
+
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
         await self._writer.submit(lambda tx: writes.hurry(tx, now_s=now_s))
@@ -194,8 +200,16 @@ class SqliteJournal:
                 break
             erased += some
         if erased:
-            await self._reader.submit(reads.checkpoint)
+            await self._emptied_log()  # else it is emptied after the next time, or in due course
         return erased
+
+    async def _emptied_log(self) -> bool:
+        """Empty the log, in several tries that each keep appends for a moment only."""
+        for _ in range(_CHECKPOINT_TRIES):
+            if await self._reader.submit(reads.checkpoint):
+                return True
+            await anyio.sleep(_CHECKPOINT_AGAIN_S)
+        return False
 
     async def held_of_caller(self, caller_key: str) -> CallerHolding:
         """See `Journal.held_of_caller`."""
@@ -212,14 +226,12 @@ class SqliteJournal:
         erased = await self._writer.submit(
             lambda tx: forgetting.erase_caller(tx, caller_key, now_s=now_s)
         )
-        for _ in range(_CHECKPOINT_TRIES):
-            if await self._reader.submit(reads.checkpoint):
-                return erased
-            await anyio.sleep(_CHECKPOINT_AGAIN_S)
-        raise JournalError(
-            "the calls are erased, but not yet overwritten in the journal's log",
-            hint="end the program that reads the journal, and repeat this",
-        )
+        if not await self._emptied_log():
+            raise JournalError(
+                "the calls are erased, but not yet overwritten in the journal's log",
+                hint="end the program that reads the journal, and repeat this",
+            )
+        return erased
 
     # What was learnt of Letta
 
@@ -248,6 +260,10 @@ class SqliteJournal:
                 tx, limit, now_s=now_s, post_timeout_s=post_timeout_s, policy=self._policy
             )
         )
+
+    async def take_back(self, *, now_s: float) -> None:
+        """See `Journal.take_back`."""
+        await self._writer.submit(lambda tx: batches.take_back(tx, now_s=now_s))
 
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """See `Journal.resend`."""
@@ -335,6 +351,10 @@ class SqliteJournal:
     async def lanes(self) -> list[LaneStatus]:
         """See `Journal.lanes`."""
         return await self._reader.submit(reads.lanes)
+
+    async def backlog(self) -> Backlog:
+        """See `Journal.backlog`."""
+        return await self._reader.submit(reads.backlog)
 
     async def counts(self) -> JournalCounts:
         """See `Journal.counts`."""

@@ -7,9 +7,10 @@ import msgspec
 
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.delivery import State
-from sidecar.transcript.journal import BatchRow, DeadLetter, JournalCounts, LaneStatus
+from sidecar.transcript.journal import Backlog, BatchRow, DeadLetter, JournalCounts, LaneStatus
 from sidecar.transcript.sqlite.threads import Transaction
 
+_CHECKPOINT_BUSY_MS = 50
 _METRICS = msgspec.json.Decoder(dict[str, float])
 
 SELECT_CALL = (
@@ -126,11 +127,8 @@ def lanes(tx: Transaction) -> list[LaneStatus]:
     ]
 
 
-def counts(tx: Transaction) -> JournalCounts:
-    """Return totals."""
-    calls, live, turns = tx.rows(
-        "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0) FROM calls"
-    )[0]
+def backlog(tx: Transaction) -> Backlog:
+    """Return what is undelivered, from partial indexes."""
     pending, oldest_s = tx.rows(
         "SELECT coalesce(sum(head - acked), 0),"
         " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1))"
@@ -142,7 +140,18 @@ def counts(tx: Transaction) -> JournalCounts:
         " WHERE b.state IN ('sealed', 'sending', 'unknown', 'retry') AND b.hi <= c.acked"
     )[0][0]
     dead = tx.rows("SELECT count(*) FROM batches WHERE state = 'dead'")[0][0]
-    return JournalCounts(calls, live, turns, pending + replayed, dead, oldest_s)
+    return Backlog(pending + replayed, dead, oldest_s)
+
+
+def counts(tx: Transaction) -> JournalCounts:
+    """Return totals."""
+    calls, live, turns = tx.rows(
+        "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0) FROM calls"
+    )[0]
+    left = backlog(tx)
+    return JournalCounts(
+        left.undelivered, left.dead_batches, left.oldest_undelivered_s, calls, live, turns
+    )
 
 
 def batches(
@@ -191,7 +200,14 @@ def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
 def checkpoint(tx: Transaction) -> bool:
     """Move the write-ahead log into the file and empty it: erased text stays in neither.
 
+    Appends wait for it, and it for whoever reads the file (a backup, a shell): not for long.
+
     Returns:
         False when another reader or writer was in the way; repeat it.
     """
-    return tx.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+    ((busy_ms,),) = tx.rows("PRAGMA busy_timeout")
+    tx.rows(f"PRAGMA busy_timeout = {_CHECKPOINT_BUSY_MS}")
+    try:
+        return tx.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+    finally:
+        tx.rows(f"PRAGMA busy_timeout = {busy_ms}")

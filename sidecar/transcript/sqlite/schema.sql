@@ -1,4 +1,4 @@
--- Version 2. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 3. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
 
 -- One queue per agent: at most one batch of it is open at a time.
 CREATE TABLE lanes(
@@ -67,6 +67,7 @@ CREATE TABLE batches(
   attempt     INTEGER NOT NULL DEFAULT 0,     -- tries recorded
   horizon_s   REAL NOT NULL DEFAULT 0,        -- until then a try may still land
   sealed_at_s REAL NOT NULL,
+  replayed_s  REAL,                           -- when a dead letter was put back last
   ended_s     REAL,                           -- settled, dead or dropped
   error       TEXT NOT NULL DEFAULT ''
 );

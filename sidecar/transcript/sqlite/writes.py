@@ -15,7 +15,6 @@ import msgspec
 
 from sidecar.errors import CallError
 from sidecar.model import AgentRef, Call, Turn, joined_consent
-from sidecar.transcript.delivery import Event, State, after
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite.reads import SELECT_CALL, call_of_row
 from sidecar.transcript.sqlite.threads import Transaction
@@ -24,20 +23,11 @@ _ERASE_CALLS = 50
 
 
 def recover(tx: Transaction, *, now_s: float, far_s: float) -> None:
-    """Take up what an earlier process left.
+    """Draw in what an earlier process left by another clock.
 
-    What it was sending is in doubt. A due time or horizon further ahead than any it could have
-    set by this clock was set by another one: it is drawn in to `now_s + far_s`.
+    A due time or horizon further ahead than any it could have set by this clock becomes
+    `now_s + far_s`.
     """
-    tx.run(
-        "UPDATE batches SET state = ? WHERE state = ?",
-        after(State.SENDING, Event.CRASHED),
-        State.SENDING,
-    )
-    tx.run(
-        "UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL",
-        now_s,
-    )
     far = now_s + far_s
     tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", far)
     tx.run(
@@ -76,8 +66,8 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
         )
         return call
     stored = call_of_row(row)
-    if stored.ref != call.ref:
-        raise CallError("call_claimed", "the call is stored with another agent's reference")
+    if stored.caller_key not in {"", call.caller_key}:
+        raise CallError("call_claimed", "the call is stored as another caller's")
     if stored.closed_at_s is not None:
         tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
         reschedule_call(tx, _call_id(tx, call.key), now_s=now_s, policy=policy)
@@ -194,6 +184,12 @@ def close_call(tx: Transaction, key: str, *, at_s: float, now_s: float, policy: 
         "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, call_id
     ):
         reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+
+
+def write_nothing_new(tx: Transaction) -> None:
+    """Write the first page as it is."""
+    ((version,),) = tx.rows("PRAGMA user_version")
+    tx.run(f"PRAGMA user_version = {version}")
 
 
 def hurry(tx: Transaction, *, now_s: float) -> None:
