@@ -126,7 +126,7 @@ class Archive:
         try:
             search.found = await self._source.search_passages(agent_id, question, limit=FOUND_LIMIT)
             search.good = verdict = True
-            self._breaker.succeeded()
+            self._breaker.succeeded(now_s=self._clock())
             self._emit(
                 telemetry.archive_searched,
                 agent=agent_id,
@@ -135,10 +135,10 @@ class Archive:
             )
         except NotOffered:
             verdict, self._offered = True, False
-            self._breaker.succeeded()
+            self._breaker.succeeded(now_s=self._clock())
         except LettaError as error:
             verdict = True
-            self._breaker.failed(now_s=self._clock())
+            self._breaker.failed(now_s=self._clock(), began_s=search.began_s)
             self._failed(
                 agent_id,
                 f"{type(error).__name__}: {error.message}",
