@@ -322,7 +322,7 @@ class TestWebhooks:
                 assert document["uuid"].startswith("passage-")
                 call = {"id": "a", "name": "recall", "parameters": {"query": "boat"}}
                 answered = tell(process, "tool-calls", toolCallList=[call])[1]
-                assert "(archive) Her boat" in answered["results"][0]["result"]
+                assert '"archive", "text": "Her boat' in answered["results"][0]["result"]
                 letta.fault({"reads": {"chances": {"hang": 1.0}}})
                 history = [{"role": "user", "message": "And what is in my archive?"}]
                 assert tell(process, "knowledge-base-request", messages=history)[0] == 200

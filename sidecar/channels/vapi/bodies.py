@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from sidecar.model import CallerHints, Consent
+from sidecar.model import CallerHints, Consent, consent_of
 
 Object: TypeAlias = Mapping[str, Any]
 
 _CALL_ID_CHARS = 200
 _HINT_CHARS = 200
+_OUTBOUND = "outboundPhoneCall"
+_BY_PHONE = frozenset({"inboundPhoneCall", _OUTBOUND})
 NONE: Object = {}
 # What goes on to the model's server; everything else in a request is VAPI's own.
 _PASSED = (
@@ -50,12 +52,14 @@ class About:
 def about(body: Object, *, trust_web: bool) -> About:
     """Read a request to the model or the `message` of a webhook.
 
-    A browser that starts a web call may write the call's overrides itself, so what they say of
-    the caller and the agent counts on phone calls alone, unless the owner says otherwise.
+    A browser that starts a web call may write all of the call's data itself, so on calls other
+    than by telephone nothing counts but a refused consent, unless the owner says otherwise. Who
+    dials in by SIP may set variables (VAPI makes them of `X-` headers), so variables count on
+    outbound calls alone, which the owner's own backend starts.
 
     Args:
         body: Parsed.
-        trust_web: The owner's own backend starts all web calls.
+        trust_web: The owner's own backend starts all calls that are not by telephone.
     """
     call = child(body, "call")
     overrides = child(call, "assistantOverrides")
@@ -66,19 +70,26 @@ def about(body: Object, *, trust_web: bool) -> About:
         **child(body, "metadata"),
     }
     variables = child(overrides, "variableValues")
+    trusted = trust_web or call.get("type") in _BY_PHONE
+    heeded = variables if trust_web or call.get("type") == _OUTBOUND else NONE
     said = metadata.get("lettaConsent"), variables.get("letta_consent"), body.get("lettaConsent")
-    consent: Consent = "no" if "no" in said else "yes" if "yes" in said else ""
-    hints = CallerHints(phone=_short(phone), consent=consent)
-    if trust_web or call.get("type") != "webCall":
+    agreed = metadata.get("lettaConsent"), heeded.get("letta_consent"), body.get("lettaConsent")
+    consent: Consent = ""
+    if any(consent_of(word) == "no" for word in said):
+        consent = "no"
+    elif trusted and any(consent_of(word) == "yes" for word in agreed):
+        consent = "yes"
+    hints = CallerHints(consent=consent)
+    if trusted:
         hints = CallerHints(
-            phone=hints.phone,
+            phone=_short(phone),
             consent=consent,
             caller=_first(
-                metadata.get("lettaCaller"), variables.get("letta_caller"), body.get("lettaCaller")
+                metadata.get("lettaCaller"), heeded.get("letta_caller"), body.get("lettaCaller")
             ),
             agent_id=_first(
                 metadata.get("lettaAgentId"),
-                variables.get("letta_agent_id"),
+                heeded.get("letta_agent_id"),
                 body.get("lettaAgentId"),
             ),
         )
@@ -98,6 +109,8 @@ def passed_on(
 ) -> dict[str, Any]:
     """Return what goes to the model: the request without VAPI's own fields, memory put in.
 
+    Memory stands after the first system message: the assistant's own words stay a cacheable prefix.
+
     Args:
         asked: As it came.
         memory: The fenced text; empty puts nothing in.
@@ -114,7 +127,8 @@ def passed_on(
         messages = list(asked["messages"])
         systems = [i for i, message in enumerate(messages) if message.get("role") == "system"]
         place = systems[0] + 1 if systems else 0
-        messages.insert(place, {"role": "system", "content": memory})
+        # Role user: it stems from callers' words, which get no system message's authority.
+        messages.insert(place, {"role": "user", "content": memory})
         body["messages"] = messages
     return body
 

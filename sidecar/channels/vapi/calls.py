@@ -131,9 +131,15 @@ class VapiCalls:
             )
 
     def spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        """Start a job that outlives the request which asked for it."""
+        """Start a job that outlives the request which asked for it; its fault is its own."""
         assert self._tasks is not None, "VapiCalls.run has not started"
-        self._tasks.start_soon(job, *args)
+        self._tasks.start_soon(self._do, job, *args)
+
+    async def _do(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        try:
+            await job(*args)
+        except Exception as error:  # noqa: BLE001 - one call's fault must not stop the others
+            self._emit(telemetry.part_failed, part="vapi", error=type(error).__name__, hint="")
 
     async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> VapiCall | None:
         """Return the call a body belongs to, taking it up where it is new.

@@ -382,7 +382,10 @@ class Completions:
             told = turn.told if turn.told is not None else sse.read(tap)
         else:
             told = sse.read_answer(_answer_of(tap) if tap else {})
-        tokens = told.tokens or (len(turn.body) + len(told.text)) // CHARS_PER_TOKEN
+        # Without the model's own count: what was asked, and a token for each frame, for a tool's
+        # arguments and hidden reasoning are no text.
+        written = max(len(told.text) // CHARS_PER_TOKEN, tap.count(b"data:"))
+        tokens = told.tokens or len(turn.body) // CHARS_PER_TOKEN + written
         if turn.how == "over budget":
             tokens = 0
         self._budget.use(turn.tenant, tokens, now_s=self._clock())

@@ -148,11 +148,15 @@ class Webhook:
             await answer(send, 200, msgspec.json.encode(answered))
 
     async def _served(self, scope: Scope, receive: Receive) -> Answer:
-        # The signature is over the body, so the body is read before it is known whose it is.
+        headers, client = headers_of(scope), client_of(scope)
+        refused = Refused(401, "wrong, missing or outdated secret or signature")
+        if "x-signature" not in headers and self._door.admit_webhook(headers, client, b"") is None:
+            raise refused
+        # A signature is over the body, so that is read before it is known whose it is.
         body = await body_of(scope, receive)
-        admitted = self._door.admit_webhook(headers_of(scope), client_of(scope), body)
+        admitted = self._door.admit_webhook(headers, client, body)
         if admitted is None:
-            raise Refused(401, "wrong, missing or outdated secret or signature")
+            raise refused
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
@@ -302,7 +306,7 @@ class Webhook:
         return {
             "documents": [
                 {
-                    "content": p.text,
+                    "content": f"{p.source}: {recall.plain(p.text)}",
                     "similarity": p.score,
                     "uuid": p.passage_id or f"{p.source}:{number}",
                 }
