@@ -96,6 +96,14 @@ class Settings(BaseSettings):
     letta_agent_model: str = Field("", alias="LETTA_AGENT_MODEL")
     letta_agent_embedding: str = Field("", alias="LETTA_AGENT_EMBEDDING")
 
+    # Where none of these is set: the Letta of this machine
+    letta: Literal["auto", "app-server", "embedded"] = Field("auto", alias="SIDECAR_LETTA")
+    app_server_program: Path = Field(
+        Path(".app-server-venv/bin/letta"),
+        alias="SIDECAR_APP_SERVER_PROGRAM",
+        validate_default=True,
+    )
+
     # Whose memory
     agent_id: OptionalStr = Field(
         None, validation_alias=AliasChoices("SIDECAR_AGENT_ID", "LETTA_AGENT_ID")
@@ -229,6 +237,11 @@ class Settings(BaseSettings):
             raise ValueError(f"name a JSON file {what}")
         return value
 
+    @field_validator("app_server_program")
+    @classmethod
+    def _from_here(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
     @field_validator("redact")
     @classmethod
     def _redactions(cls, value: str) -> str:
@@ -349,11 +362,11 @@ class Settings(BaseSettings):
         return self.spool_dir or self.data_dir / "spool"
 
     @property
-    def letta_generation(self) -> Literal["app-server", "rest", "embedded"]:
-        """Which Letta the configuration asks for."""
+    def letta_generation(self) -> Literal["app-server", "rest", "local"]:
+        """Which Letta the configuration asks for; `local`: none, so that of this machine."""
         if self.letta_app_server_url:
             return "app-server"
-        return "rest" if self.letta_api_key or self.letta_base_url else "embedded"
+        return "rest" if self.letta_api_key or self.letta_base_url else "local"
 
     @property
     def llm_is_real(self) -> bool:
