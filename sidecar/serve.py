@@ -22,7 +22,9 @@ from sidecar.app import (
     spool_tenant,
 )
 from sidecar.config import Settings, load
+from sidecar.errors import LettaError
 from sidecar.forget import Forgetting, Forgotten
+from sidecar.letta.changes import Change, KeepsChanges
 from sidecar.letta.digest_agent import spec_named, tags_of_tenant
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.local_letta import OpenLetta
@@ -260,3 +262,20 @@ async def show_agent(agent_id: str) -> tuple[Block, ...]:
     """Return the blocks of an agent (`sidecar agents show`)."""
     async with letta_at_hand() as (_, letta):
         return await letta.read_blocks(agent_id)
+
+
+async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
+    """Return what changed an agent's memory, newest first (`sidecar memory`).
+
+    Raises:
+        LettaError: this Letta keeps no such history.
+    """
+    async with letta_at_hand() as (_, letta):
+        if not isinstance(letta, KeepsChanges):
+            await letta.read_blocks(agent_id)
+            raise LettaError(
+                f"{letta.name} keeps no history of an agent's memory",
+                hint="`sidecar agents diff` compares it with the copy that was kept last, `sidecar"
+                " calls` tells what was said; the App Server keeps the history of its agents",
+            )
+        return await letta.changes(agent_id, limit=limit)

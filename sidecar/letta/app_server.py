@@ -32,6 +32,7 @@ from sidecar.letta.app_server_conversation import look
 from sidecar.letta.app_server_memory import Memory
 from sidecar.letta.app_server_socket import AppServerSocket, Sockets, asking, is_missing, require
 from sidecar.letta.app_server_turn import Ended, Turn
+from sidecar.letta.changes import Change
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.model import Block, Passage
 
@@ -112,6 +113,10 @@ class AppServerLetta(Letta):
             if set(tags) <= set(agent.tags)
         ]
         return sorted(found, key=lambda agent: (agent.created_at_s, agent.agent_id))
+
+    async def changes(self, agent_id: str, *, limit: int) -> Sequence[Change]:
+        """Return the newest changes of an agent's memory, as `KeepsChanges` promises."""
+        return await self._memory.changes(agent_id, limit=limit)
 
     # Agents and conversations
 

@@ -66,7 +66,7 @@ def until_answered(sidecar: SidecarProcess, question: str, word: str) -> None:
 def test_a_second_start_finds_the_same_agent_and_memory(
     tmp_path: Path, app_server_program: Path
 ) -> None:
-    """Without any key a real agent remembers, also over `kill -9`, which leaves no server behind."""
+    """Without a key a real agent remembers, over `kill -9` too, and tells which call taught it what."""
     env = env_of(app_server_program)
     cli = Cli(tmp_path / "data", **env)
     sidecar = SidecarProcess(tmp_path / "data", env)
@@ -87,6 +87,18 @@ def test_a_second_start_finds_the_same_agent_and_memory(
     shown = cli.ok("agents", "show", agent["agent_id"])
     assert "teal" in shown
     assert "Rex" in shown
+    log = cli.json("memory", "log", agent["agent_id"])
+    learned = {line: change for change in log for e in change["edits"] for line in e["added"]}
+    (teal,) = [line for line in learned if "teal" in line]
+    (rex,) = [line for line in learned if "Rex" in line]
+    assert learned[teal]["call"].startswith("default/console-")
+    assert learned[teal]["call"] != learned[rex]["call"]
+    table = cli.ok("memory", "log", agent["agent_id"])
+    assert "+ " + rex in table
+    assert max(len(line) for line in table.splitlines()) <= 80
+    of_call = cli.ok("memory", "diff", agent["agent_id"], "--call", learned[teal]["call"])
+    assert f"[human]\n+ {teal}" in of_call
+    assert rex not in of_call
     assert not is_ready(tmp_path / "data"), "a command leaves no server behind"
     folder = tmp_path / "data/app-server"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -148,6 +160,11 @@ def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: s
     with SidecarProcess(tmp_path / "data", env) as sidecar:
         assert "DEMO" in sidecar.banner
         assert "sidecar agents move" in sidecar.banner
+        cli = Cli(tmp_path / "data", **env)
+        (agent,) = cli.json("agents", "list")
+        done = cli.run("memory", "log", agent["agent_id"])
+        assert done.returncode == 1
+        assert "keeps no history" in done.stderr
         until_answered(sidecar, "What is my favourite colour?", "teal")
 
 
