@@ -16,6 +16,7 @@ LITELLM_VENV := .litellm-venv
 KILLS ?= 200
 # Tests at a time: most of the slow ones wait for voices and servers, not for a core.
 JOBS ?= 2
+LETTA ?= stand-in
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
@@ -135,14 +136,14 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi)
+bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi|letta)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed ## Measure the VAPI endpoint beside the LiteLLM proxy, installed on demand
 	@$(BIN)/python -m benchmarks litellm
 
-chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns
-	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS)
+chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns (LETTA=stand-in|classic|app-server)
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header"; \
