@@ -368,6 +368,31 @@ class Settings(BaseSettings):
             return "app-server"
         return "rest" if self.letta_api_key or self.letta_base_url else "local"
 
+    def at(self, place: str) -> Self:
+        """Return these settings with another Letta; its key or token is the one set here.
+
+        Args:
+            place: `embedded` or `app-server` (of this machine), `cloud`, or a URL: `ws://…` of an
+                App Server, `http://…` or `https://…` of a server with the REST interface.
+
+        Raises:
+            ConfigError: it is none of these, or Letta Cloud without a key.
+        """
+        change: dict[str, object] = {"letta_app_server_url": None, "letta_base_url": None}
+        if place in {"embedded", "app-server"}:
+            change |= {"letta_api_key": None, "letta": place}
+        elif place.startswith(("ws://", "wss://")):
+            change |= {"letta_app_server_url": place.rstrip("/")}
+        elif place.startswith(("http://", "https://")):
+            change |= {"letta_base_url": place.rstrip("/")}
+        elif place != "cloud":
+            remedy = "write embedded, app-server, cloud, or a URL (ws://, http://, https://)"
+            raise ConfigError(f"{place[:100]}: no such Letta: {remedy}", fields=(("", remedy),))
+        elif self.letta_api_key is None:
+            remedy = "set it to a key of Letta Cloud"
+            raise ConfigError(f"LETTA_API_KEY: {remedy}", fields=(("LETTA_API_KEY", remedy),))
+        return self.model_copy(update=change)
+
     @property
     def llm_is_real(self) -> bool:
         """Whether a language model is configured; otherwise the demo model answers."""

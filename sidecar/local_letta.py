@@ -117,7 +117,7 @@ def why_embedded(settings: Settings, directory: Path) -> str:
     if holds_agents(directory / "letta.db"):
         return (
             f"the callers of {directory} are remembered in it; to change to the App Server:"
-            " `sidecar agents move`"
+            " `sidecar agents move --all --to app-server`"
         )
     return why and f"the App Server can't run here: {why}"
 

@@ -26,6 +26,7 @@ from sidecar.errors import LettaError
 from sidecar.forget import Forgetting, Forgotten
 from sidecar.letta.changes import Change, KeepsChanges
 from sidecar.letta.digest_agent import spec_named, tags_of_tenant
+from sidecar.letta.move import Move, agents_to_move, carry_out, plan
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.local_letta import OpenLetta
 from sidecar.log import configure_logging
@@ -189,14 +190,14 @@ async def _stop(process: anyio.abc.Process) -> None:
 
 
 @asynccontextmanager
-async def letta_at_hand() -> AsyncGenerator[tuple[Settings, Letta]]:
-    """Open the Letta of the settings for one command.
+async def letta_at_hand(place: str = "") -> AsyncGenerator[tuple[Settings, Letta]]:
+    """Open the Letta of the settings, or one that `Settings.at` names, for one command.
 
     Raises:
         ConfigError: the settings are wrong.
         LettaError: the Letta of this machine does not start.
     """
-    settings = load()
+    settings = load().at(place) if place else load()
     directory = prepare_data_dir(settings)
     llm = build_llm(settings)
     try:
@@ -279,3 +280,30 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
                 " calls` tells what was said; the App Server keeps the history of its agents",
             )
         return await letta.changes(agent_id, limit=limit)
+
+
+async def move_agents(
+    agent_id: str, source_place: str, target_place: str, *, really: bool
+) -> list[Move]:
+    """Tell what a move would do, or move (`sidecar agents move`). An empty id: every agent.
+
+    An agent that the target does not take, or that could not be moved whole, ends it; those before
+    are moved, and are found by the next try.
+
+    Raises:
+        ConfigError, LettaError: a Letta can't be opened, or failed.
+    """
+    moves: list[Move] = []
+    async with (
+        letta_at_hand(source_place) as (_, source),
+        letta_at_hand(target_place) as (settings, target),
+    ):
+        model, embedding = settings.letta_agent_model, settings.letta_agent_embedding
+        for agent in await agents_to_move(source, agent_id):
+            if really:
+                moves.append(
+                    await carry_out(source, target, agent, model=model, embedding=embedding)
+                )
+            else:
+                moves.append(await plan(source, target, agent))
+    return moves
