@@ -22,6 +22,7 @@ from pathlib import Path
 
 import aiohttp
 import anyio
+from letta_client import AsyncLetta
 
 from benchmarks.figures import Figures, milliseconds, percentile
 from sidecar.letta.app_server import AppServerLetta
@@ -148,11 +149,18 @@ def _post(agent_id: str, conversation_id: str, words: str) -> Post:
 
 
 async def _first_token_of_classic(server: LettaStack, quick: bool) -> dict[str, Figures]:
-    letta = RestLetta(server.base_url, server.api_key, read_timeout_s=BUDGET_S)
-    try:
-        agent_id = await letta.create_agent(_spec(MODEL, EMBEDDING))
-    finally:
-        await letta.aclose()
+    spec = _spec(MODEL, EMBEDDING)
+    async with AsyncLetta(base_url=server.base_url, api_key=server.api_key or None) as client:
+        # Not one of ours, which digest and answer nobody.
+        talking = await client.agents.create(
+            agent_type="letta_v1_agent",
+            name=spec.name,
+            memory_blocks=[{"label": b.label, "value": b.value} for b in spec.blocks],
+            model=MODEL,
+            embedding=EMBEDDING,
+            include_base_tools=False,
+        )
+    agent_id = talking.id
     ways = {
         "first token: model, beside classic": _Way(f"{server.llm_url}/v1", "demo"),
         "first token: Letta, classic": _Way(f"{server.base_url}/v1", agent_id, server.api_key),

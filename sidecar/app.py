@@ -157,6 +157,7 @@ def configured_letta(settings: Settings) -> Letta:
             token.get_secret_value() if token else None,
             read_timeout_s=settings.read_timeout_s,
             post_timeout_s=settings.post_timeout_s,
+            reflect=settings.reflect,
         )
     from sidecar.letta.rest import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
 

@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     letta_agent_model: str = Field("", alias="LETTA_AGENT_MODEL")
     letta_agent_embedding: str = Field("", alias="LETTA_AGENT_EMBEDDING")
 
+    reflect: bool = Field(False, alias="SIDECAR_REFLECT")
+
     # Where none of these is set: the Letta of this machine
     letta: Literal["auto", "app-server", "embedded"] = Field("auto", alias="SIDECAR_LETTA")
     app_server_program: Path = Field(

@@ -151,6 +151,7 @@ async def _opened_app_server(
             model_name=llm.name,
             read_timeout_s=settings.read_timeout_s,
             post_timeout_s=settings.post_timeout_s,
+            reflect=settings.reflect,
         )
 
     async with AsyncExitStack() as stack:

@@ -31,6 +31,7 @@ class LocalAppServer(AppServerLetta):
         model_name: What its agents run on, for people.
         read_timeout_s: As for `AppServerLetta`.
         post_timeout_s: As for `AppServerLetta`.
+        reflect: As for `AppServerLetta`.
     """
 
     def __init__(
@@ -42,8 +43,15 @@ class LocalAppServer(AppServerLetta):
         model_name: str,
         read_timeout_s: float,
         post_timeout_s: float,
+        reflect: bool,
     ) -> None:
-        super().__init__(url, token, read_timeout_s=read_timeout_s, post_timeout_s=post_timeout_s)
+        super().__init__(
+            url,
+            token,
+            read_timeout_s=read_timeout_s,
+            post_timeout_s=post_timeout_s,
+            reflect=reflect,
+        )
         self._folder = folder
         self._model_name = model_name
 

@@ -158,7 +158,7 @@ async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServ
     async with Cuttable.before(world.stack.url) as proxy:
         letta = AppServerLetta(proxy.url, world.stack.token)
         world.opened.append(letta)
-        await world.slow_model(1.5)
+        await world.slow_model(4.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post_in_vain, letta, post)
             await stored(world, post)
@@ -333,6 +333,29 @@ async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
     async with world.bare.lend() as socket:
         answer = await socket.ask("get_reflection_settings", runtime=runtime)
     assert answer["reflection_settings"]["trigger"] == "off"
+
+
+async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServerWorld) -> None:
+    """Asked to, the server reflects once the last batch of a call is digested, and not before."""
+    letta = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0, reflect=True)
+    world.opened.append(letta)
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Sings]]")
+    await anyio.to_thread.run_sync(lambda: world.stack.control_llm(clear=True))
+
+    async def reflections() -> int:
+        requests = await anyio.to_thread.run_sync(world.stack.llm_requests)
+        return sum("reflection subagent" in str(request["messages"]) for request in requests)
+
+    await letta.post(post)
+    last = next_post(agent_id, post.conversation_id, "bye")
+    await world.letta.post(replace(last, final=True))
+    assert await reflections() == 0
+    again = next_post(agent_id, post.conversation_id, "bye again")
+    await letta.post(replace(again, final=True))
+    with anyio.fail_after(SETTLE_S):
+        while not await reflections():  # noqa: ASYNC110 - only asking tells
+            await anyio.sleep(0.1)
 
 
 # Memory
