@@ -16,6 +16,7 @@ LITELLM_VENV := .litellm-venv
 KILLS ?= 200
 # Tests at a time: most of the slow ones wait for voices and servers, not for a core.
 JOBS ?= 2
+LETTA ?= stand-in
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
@@ -51,9 +52,10 @@ $(LETTA_VENV)/.installed: $(BIN)/uv requirements/letta-server.txt
 	@touch $@
 
 $(APP_SERVER_VENV)/.installed: $(BIN)/uv requirements/app-server.txt
-	@echo "installing the Letta App Server into $(APP_SERVER_VENV) (about 300 MB)"
-	@$(PYTHON) -m venv --clear $(APP_SERVER_VENV)
-	@$(BIN)/uv pip sync --quiet --python $(APP_SERVER_VENV)/bin/python --require-hashes requirements/app-server.txt
+	@command -v git >/dev/null || { echo "the Letta App Server needs git, which is not installed" >&2; exit 1; }
+	@echo "installing the Letta App Server into $(APP_SERVER_VENV) (a download of 79 MB, 300 MB on disk)"
+	@$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(APP_SERVER_VENV)
+	@UV_HTTP_TIMEOUT=15 $(BIN)/uv pip sync --python $(APP_SERVER_VENV)/bin/python --require-hashes requirements/app-server.txt
 	@touch $@
 
 $(VAPI_TYPES_VENV)/.installed: $(BIN)/uv requirements/vapi-types.txt
@@ -108,6 +110,9 @@ $(VENV)/.speech: $(VENV)/.run requirements/speech.txt
 speech: $(VENV)/.speech ## Install speech that runs offline, for voice_worker.py without VOICE_STT and VOICE_TTS
 
 run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
+	@case "$$LETTA_API_KEY$$LETTA_BASE_URL$$LETTA_APP_SERVER_URL $$SIDECAR_LETTA" in " "|" auto"|" app-server") \
+	  $(MAKE) --no-print-directory app-server || \
+	  echo "The Letta App Server could not be installed, for the reason above. SIDECAR_LETTA=embedded does not try." >&2;; esac
 	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
 	@$(BIN)/sidecar run --restart
 
@@ -131,14 +136,14 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi)
+bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi|letta)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed ## Measure the VAPI endpoint beside the LiteLLM proxy, installed on demand
 	@$(BIN)/python -m benchmarks litellm
 
-chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns
-	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS)
+chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns (LETTA=stand-in|classic|app-server)
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header"; \

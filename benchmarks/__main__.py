@@ -46,12 +46,19 @@ def _litellm(quick: bool) -> Figures:
     return anyio.run(litellm.measure, quick)
 
 
+def _letta(quick: bool) -> Figures:
+    from benchmarks import letta  # noqa: PLC0415
+
+    return anyio.run(letta.measure, quick)
+
+
 PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "prompt_path": _prompt_path,
     "journal": _journal,
     "delivery": _delivery,
     "idle": _idle,
     "vapi": _vapi,
+    "letta": _letta,
 }
 ONLY_WHEN_NAMED: Mapping[str, Callable[[bool], Figures]] = {"litellm": _litellm}
 

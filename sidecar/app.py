@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.letta.plug import PluggedLetta
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
+from sidecar.local_letta import OpenLetta, opened_locally
 from sidecar.memory.archive import Archive
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
@@ -112,8 +114,40 @@ def build_llm(settings: Settings) -> Llm:
     return OpenAiLlm(base_url, key, settings.llm_model)
 
 
-async def build_letta(settings: Settings, directory: Path, *, llm: Llm) -> Letta:
-    """Return the Letta the settings ask for: an App Server, one over REST, or the embedded one."""
+@asynccontextmanager
+async def opened_letta(
+    settings: Settings,
+    directory: Path,
+    *,
+    llm: Llm,
+    patient: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> AsyncGenerator[OpenLetta]:
+    """Open the Letta the settings ask for: that of a URL or a key, else that of this machine.
+
+    Args:
+        settings: As loaded.
+        directory: The data directory.
+        llm: What the agents of this machine's Letta run on.
+        patient: As for `opened_locally`.
+        say: Told what is waited for.
+
+    Raises:
+        ConfigError, LettaError: as `opened_locally`.
+    """
+    if settings.letta_generation == "local":
+        async with opened_locally(settings, directory, llm=llm, patient=patient, say=say) as ours:
+            yield ours
+        return
+    letta = configured_letta(settings)
+    try:
+        yield OpenLetta(letta)
+    finally:
+        await letta.aclose()
+
+
+def configured_letta(settings: Settings) -> Letta:
+    """Return the Letta that a URL or a key in the settings names."""
     if settings.letta_app_server_url:
         from sidecar.letta.app_server import AppServerLetta  # noqa: PLC0415
 
@@ -123,20 +157,17 @@ async def build_letta(settings: Settings, directory: Path, *, llm: Llm) -> Letta
             token.get_secret_value() if token else None,
             read_timeout_s=settings.read_timeout_s,
             post_timeout_s=settings.post_timeout_s,
+            reflect=settings.reflect,
         )
-    if settings.letta_generation == "rest":
-        from sidecar.letta.rest import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
+    from sidecar.letta.rest import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
 
-        key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else None
-        return RestLetta(
-            settings.letta_base_url,
-            key,
-            read_timeout_s=settings.read_timeout_s,
-            post_timeout_s=settings.post_timeout_s,
-        )
-    from sidecar.letta.embedded import EmbeddedLetta  # noqa: PLC0415
-
-    return await EmbeddedLetta.open(directory / "letta.db", llm=llm)
+    key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else None
+    return RestLetta(
+        settings.letta_base_url,
+        key,
+        read_timeout_s=settings.read_timeout_s,
+        post_timeout_s=settings.post_timeout_s,
+    )
 
 
 def identity_rules(settings: Settings) -> IdentityRules:
@@ -167,7 +198,7 @@ class Sidecar:
         settings: Settings,
         *,
         journal: Journal,
-        letta: Letta,
+        found: OpenLetta,
         llm: Llm,
         secret: bytes,
         directory: Path,
@@ -178,7 +209,8 @@ class Sidecar:
     ) -> None:
         self.settings = settings
         self.journal = journal
-        self.letta = letta
+        self.found = found
+        self.letta = letta = found.letta
         self.llm = llm
         self._emit = emit
         self._clock = clock
@@ -314,6 +346,8 @@ class Sidecar:
             await parts.start(self.calls.run)
             if self.vapi is not None:
                 await parts.start(self.vapi.run)
+            if self.found.keep is not None:
+                parts.start_soon(self._keep, "app server", self.found.keep)
             parts.start_soon(self._keep, "relay", self.relay.run)
             parts.start_soon(self._keep, "retention", self._retain)
             if self._intake is not None:
@@ -466,7 +500,11 @@ async def _traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tr
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, events: Telemetry, *, page_token: str = ""
+    settings: Settings,
+    events: Telemetry,
+    *,
+    page_token: str = "",
+    say: Callable[[str], None] = lambda _: None,
 ) -> AsyncGenerator[Sidecar]:
     """Build a sidecar from the settings; closes everything it opened, in reverse.
 
@@ -475,9 +513,10 @@ async def opened(
         events: Where events go.
         page_token: Admits the local page, from a parent that starts the sidecar again when it is
             killed (`sidecar run --restart`); empty: there is none, and the page's token is new.
+        say: Told what the start waits for.
 
     Raises:
-        ConfigError: a directory or the map file can't be used.
+        ConfigError: a directory, the map file or the App Server asked for can't be used.
         JournalError: the journal can't be opened.
     """
     directory = prepare_data_dir(settings)
@@ -492,15 +531,16 @@ async def opened(
         stack.push_async_callback(journal.aclose)
         llm = build_llm(settings)
         stack.push_async_callback(llm.aclose)
-        letta = await build_letta(settings, directory, llm=llm)
-        if settings.console and settings.loopback:
-            letta = PluggedLetta(letta, emit=events.emit)
-        stack.push_async_callback(letta.aclose)
         tracer = await stack.enter_async_context(_traced(settings, events.emit))
+        found = await stack.enter_async_context(
+            opened_letta(settings, directory, llm=llm, patient=False, say=say)
+        )
+        if settings.console and settings.loopback:
+            found = replace(found, letta=PluggedLetta(found.letta, emit=events.emit))
         sidecar = Sidecar(
             settings,
             journal=journal,
-            letta=letta,
+            found=found,
             llm=llm,
             secret=installation_secret(directory),
             directory=directory,

@@ -96,6 +96,16 @@ class Settings(BaseSettings):
     letta_agent_model: str = Field("", alias="LETTA_AGENT_MODEL")
     letta_agent_embedding: str = Field("", alias="LETTA_AGENT_EMBEDDING")
 
+    reflect: bool = Field(False, alias="SIDECAR_REFLECT")
+
+    # Where none of these is set: the Letta of this machine
+    letta: Literal["auto", "app-server", "embedded"] = Field("auto", alias="SIDECAR_LETTA")
+    app_server_program: Path = Field(
+        Path(".app-server-venv/bin/letta"),
+        alias="SIDECAR_APP_SERVER_PROGRAM",
+        validate_default=True,
+    )
+
     # Whose memory
     agent_id: OptionalStr = Field(
         None, validation_alias=AliasChoices("SIDECAR_AGENT_ID", "LETTA_AGENT_ID")
@@ -229,6 +239,11 @@ class Settings(BaseSettings):
             raise ValueError(f"name a JSON file {what}")
         return value
 
+    @field_validator("app_server_program")
+    @classmethod
+    def _from_here(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
     @field_validator("redact")
     @classmethod
     def _redactions(cls, value: str) -> str:
@@ -349,11 +364,36 @@ class Settings(BaseSettings):
         return self.spool_dir or self.data_dir / "spool"
 
     @property
-    def letta_generation(self) -> Literal["app-server", "rest", "embedded"]:
-        """Which Letta the configuration asks for."""
+    def letta_generation(self) -> Literal["app-server", "rest", "local"]:
+        """Which Letta the configuration asks for; `local`: none, so that of this machine."""
         if self.letta_app_server_url:
             return "app-server"
-        return "rest" if self.letta_api_key or self.letta_base_url else "embedded"
+        return "rest" if self.letta_api_key or self.letta_base_url else "local"
+
+    def at(self, place: str) -> Self:
+        """Return these settings with another Letta; its key or token is the one set here.
+
+        Args:
+            place: `embedded` or `app-server` (of this machine), `cloud`, or a URL: `ws://…` of an
+                App Server, `http://…` or `https://…` of a server with the REST interface.
+
+        Raises:
+            ConfigError: it is none of these, or Letta Cloud without a key.
+        """
+        change: dict[str, object] = {"letta_app_server_url": None, "letta_base_url": None}
+        if place in {"embedded", "app-server"}:
+            change |= {"letta_api_key": None, "letta": place}
+        elif place.startswith(("ws://", "wss://")):
+            change |= {"letta_app_server_url": place.rstrip("/")}
+        elif place.startswith(("http://", "https://")):
+            change |= {"letta_base_url": place.rstrip("/")}
+        elif place != "cloud":
+            remedy = "write embedded, app-server, cloud, or a URL (ws://, http://, https://)"
+            raise ConfigError(f"{place[:100]}: no such Letta: {remedy}", fields=(("", remedy),))
+        elif self.letta_api_key is None:
+            remedy = "set it to a key of Letta Cloud"
+            raise ConfigError(f"LETTA_API_KEY: {remedy}", fields=(("LETTA_API_KEY", remedy),))
+        return self.model_copy(update=change)
 
     @property
     def llm_is_real(self) -> bool:

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,17 +14,21 @@ import anyio
 import anyio.abc
 
 from sidecar.app import (
-    build_letta,
     build_llm,
     identity_rules,
     opened,
+    opened_letta,
     prepare_data_dir,
     spool_tenant,
 )
 from sidecar.config import Settings, load
+from sidecar.errors import LettaError
 from sidecar.forget import Forgetting, Forgotten
+from sidecar.letta.changes import Change, KeepsChanges
 from sidecar.letta.digest_agent import spec_named, tags_of_tenant
-from sidecar.letta.port import FoundAgent
+from sidecar.letta.move import Move, agents_to_move, carry_out, plan
+from sidecar.letta.port import FoundAgent, Letta
+from sidecar.local_letta import OpenLetta
 from sidecar.log import configure_logging
 from sidecar.memory.store import DirectoryStore
 from sidecar.model import Block
@@ -66,7 +71,7 @@ async def serve(settings: Settings, worker: Path | None, kept: Kept | None = Non
     lift_file_limit()
     events = Telemetry(log_text=settings.log_text, redact=redaction(settings.redact))
     page_token = kept.page_token if kept else ""
-    async with opened(settings, events, page_token=page_token) as sidecar:
+    async with opened(settings, events, page_token=page_token, say=_say_waiting) as sidecar:
         starting = worker if settings.livekit_url is not None else None
 
         def banner(url: str) -> None:
@@ -76,7 +81,7 @@ async def serve(settings: Settings, worker: Path | None, kept: Kept | None = Non
                     settings,
                     url,
                     token=token,
-                    letta=sidecar.letta.name,
+                    found=sidecar.found,
                     llm=sidecar.llm.name,
                     worker=starting,
                 )
@@ -91,9 +96,8 @@ async def serve(settings: Settings, worker: Path | None, kept: Kept | None = Non
 
 
 def _banner(
-    settings: Settings, url: str, *, token: str, letta: str, llm: str, worker: Path | None
+    settings: Settings, url: str, *, token: str, found: OpenLetta, llm: str, worker: Path | None
 ) -> str:
-    demo_letta = settings.letta_generation == "embedded"
     access = "voice workers connect here, from this machine alone, no token set"
     if settings.tokens:
         access = "voice workers connect here, with its token"
@@ -105,14 +109,18 @@ def _banner(
         "",
         f"  page      {url}/#{token}" if token else "  page      off",
         f"  link      {url.replace('http', 'ws', 1)}/link   {access}",
-        f"  memory    {'DEMO' if demo_letta else 'real'}: {letta}",
+        f"  memory    {'DEMO' if found.demo else 'real'}: {found.letta.name}",
+        *([f"            {found.note}"] if found.note else []),
         f"  replies   {'real' if settings.llm_is_real else 'DEMO'}: {llm}",
         f"  LiveKit   {f'real: {worker}' if worker else 'not started'}",
         f"  data      {settings.data_dir.expanduser()}",
         "",
     ]
     wishes = [
-        (demo_letta, "a Letta of yours:      set LETTA_API_KEY or LETTA_BASE_URL"),
+        (
+            settings.letta_generation == "local",
+            "a Letta of yours:      set LETTA_API_KEY or LETTA_BASE_URL",
+        ),
         (not settings.llm_is_real, "a real language model: set OPENAI_API_KEY, or LLM_BASE_URL"),
         (
             worker is None,
@@ -181,12 +189,32 @@ async def _stop(process: anyio.abc.Process) -> None:
         process.kill()
 
 
+@asynccontextmanager
+async def letta_at_hand(place: str = "") -> AsyncGenerator[tuple[Settings, Letta]]:
+    """Open the Letta of the settings, or one that `Settings.at` names, for one command.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        LettaError: the Letta of this machine does not start.
+    """
+    settings = load().at(place) if place else load()
+    directory = prepare_data_dir(settings)
+    llm = build_llm(settings)
+    try:
+        async with opened_letta(settings, directory, llm=llm, say=_say_waiting) as found:
+            yield settings, found.letta
+    finally:
+        await llm.aclose()
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"  {text}\n")
+    sys.stderr.flush()
+
+
 async def create_agent(name: str, tenant: str) -> str:
     """Make an agent that digests transcripts; returns its id (`sidecar agents create`)."""
-    settings = load()
-    llm = build_llm(settings)
-    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
-    try:
+    async with letta_at_hand() as (settings, letta):
         return await letta.create_agent(
             spec_named(
                 name,
@@ -195,9 +223,6 @@ async def create_agent(name: str, tenant: str) -> str:
                 embedding=settings.letta_agent_embedding,
             )
         )
-    finally:
-        await letta.aclose()
-        await llm.aclose()
 
 
 class _Silent:
@@ -209,50 +234,76 @@ class _Silent:
 
 async def list_agents(tenant: str) -> list[FoundAgent]:
     """Return the agents this product made, of one tenant or of all (`sidecar agents list`)."""
-    settings = load()
-    llm = build_llm(settings)
-    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
-    try:
+    async with letta_at_hand() as (_, letta):
         return list(await letta.find_agents(tags_of_tenant(tenant)))
-    finally:
-        await letta.aclose()
-        await llm.aclose()
 
 
 async def forget_caller(
     journal: Journal, tenant: str, caller_key: str, *, really: bool
 ) -> Forgotten:
     """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
-    settings = load()
-    directory = prepare_data_dir(settings)
-    llm = build_llm(settings)
-    letta = await build_letta(settings, directory, llm=llm)
-    forgetting = Forgetting(
-        journal,
-        letta,
-        DirectoryStore(directory / "snapshots"),
-        rules=identity_rules(settings),
-        directory=directory,
-        spool=settings.spool.expanduser(),
-        spool_tenant=spool_tenant(settings),
-        emit=Telemetry(logger=_Silent()).emit,
-        clock=time.time,
-    )
-    try:
+    async with letta_at_hand() as (settings, letta):
+        directory = prepare_data_dir(settings)
+        forgetting = Forgetting(
+            journal,
+            letta,
+            DirectoryStore(directory / "snapshots"),
+            rules=identity_rules(settings),
+            directory=directory,
+            spool=settings.spool.expanduser(),
+            spool_tenant=spool_tenant(settings),
+            emit=Telemetry(logger=_Silent()).emit,
+            clock=time.time,
+        )
         step = forgetting.forget if really else forgetting.plan
         return await step(tenant, caller_key)
-    finally:
-        await letta.aclose()
-        await llm.aclose()
 
 
 async def show_agent(agent_id: str) -> tuple[Block, ...]:
     """Return the blocks of an agent (`sidecar agents show`)."""
-    settings = load()
-    llm = build_llm(settings)
-    letta = await build_letta(settings, prepare_data_dir(settings), llm=llm)
-    try:
+    async with letta_at_hand() as (_, letta):
         return await letta.read_blocks(agent_id)
-    finally:
-        await letta.aclose()
-        await llm.aclose()
+
+
+async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
+    """Return what changed an agent's memory, newest first (`sidecar memory`).
+
+    Raises:
+        LettaError: this Letta keeps no such history.
+    """
+    async with letta_at_hand() as (_, letta):
+        if not isinstance(letta, KeepsChanges):
+            await letta.read_blocks(agent_id)
+            raise LettaError(
+                f"{letta.name} keeps no history of an agent's memory",
+                hint="`sidecar agents diff` compares it with the copy that was kept last, `sidecar"
+                " calls` tells what was said; the App Server keeps the history of its agents",
+            )
+        return await letta.changes(agent_id, limit=limit)
+
+
+async def move_agents(
+    agent_id: str, source_place: str, target_place: str, *, really: bool
+) -> list[Move]:
+    """Tell what a move would do, or move (`sidecar agents move`). An empty id: every agent.
+
+    An agent that the target does not take, or that could not be moved whole, ends it; those before
+    are moved, and are found by the next try.
+
+    Raises:
+        ConfigError, LettaError: a Letta can't be opened, or failed.
+    """
+    moves: list[Move] = []
+    async with (
+        letta_at_hand(source_place) as (_, source),
+        letta_at_hand(target_place) as (settings, target),
+    ):
+        model, embedding = settings.letta_agent_model, settings.letta_agent_embedding
+        for agent in await agents_to_move(source, agent_id):
+            if really:
+                moves.append(
+                    await carry_out(source, target, agent, model=model, embedding=embedding)
+                )
+            else:
+                moves.append(await plan(source, target, agent))
+    return moves

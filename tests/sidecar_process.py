@@ -42,6 +42,7 @@ class SidecarProcess:
         self.data_dir = data_dir
         self.port = port
         self.token = ""
+        self.banner = ""
         self.log: list[str] = []
         self._env = dict(env or {})
         self._command = command
@@ -56,6 +57,7 @@ class SidecarProcess:
         env |= {
             "SIDECAR_DATA_DIR": str(self.data_dir),
             "SIDECAR_PORT": str(self.port),
+            "SIDECAR_LETTA": "embedded",  # where a test names no Letta
             "SIDECAR_LOG_JSON": "1",
             "SIDECAR_LOG_LEVEL": "debug",
             "PYTHONUNBUFFERED": "1",
@@ -91,7 +93,7 @@ class SidecarProcess:
         for reader in self._readers:
             reader.start()
         assert up.wait(START_S), "the sidecar did not start in time"
-        text = "".join(banner)
+        self.banner = text = "".join(banner)
         link = re.search(r"link +ws://[^:]+:(\d+)/link", text)
         assert link is not None, f"the sidecar did not start: {text} {''.join(self.log)}"
         self.port = int(link[1])

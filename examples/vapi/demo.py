@@ -110,6 +110,7 @@ def main() -> None:
         sidecar_env = env | {
             "SIDECAR_DATA_DIR": str(directory / "data"),
             "SIDECAR_PORT": str(port),
+            "SIDECAR_LETTA": "embedded",
             "LLM_BASE_URL": f"{upstream}/v1",
             "LLM_MODEL": "demo",
             "SIDECAR_VAPI_ASSISTANT": str(HERE / "assistant.json"),

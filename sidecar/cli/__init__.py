@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli import agents, backup, callers, calls, outbox, ready, show
+from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(calls.app, name="calls")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(agents.app, name="agents")
+app.add_typer(memory.app, name="memory")
 app.command()(callers.forget)
 app.command()(callers.export)
 app.command()(backup.backup)

@@ -1,11 +1,14 @@
 """`sidecar agents`: the Letta agents that remember callers."""
 
 import difflib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sidecar.cli import reach, show
+
+if TYPE_CHECKING:
+    from sidecar.letta.move import Move
 
 app = typer.Typer(help="The Letta agents that remember callers.", no_args_is_help=True)
 
@@ -112,4 +115,69 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
         for line in lines:
             show.say(line)
     if changed:
+        raise typer.Exit(1)
+
+
+@app.command("move")
+def move(
+    agent_id: Annotated[str, typer.Argument(help="As `agents list` printed it.")] = "",
+    *,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="embedded, app-server (of this machine), cloud, or a URL: ws://… of an App"
+            " Server, http(s)://… of a REST server. Keys come from the settings."
+        ),
+    ],
+    source: Annotated[
+        str, typer.Option("--from", help="Likewise; none: the Letta of the settings.")
+    ] = "",
+    every: Annotated[bool, typer.Option("--all", help="Every agent of this product.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really move; without it nothing is changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Move agents to another Letta: by agent file (.af) where both know it, else block by block.
+
+    Looks first: without --yes it only tells what would be done. The source keeps its agents, and a
+    second move finds what the first one made. Exit code 1: an agent was left alone, because the
+    two have come to differ, or because its caller has another agent there.
+    """
+    import anyio  # noqa: PLC0415
+
+    from sidecar.serve import move_agents  # noqa: PLC0415
+
+    if bool(agent_id) == every:
+        raise typer.BadParameter("name an agent, or say --all")
+    if reach.is_running():
+        raise typer.BadParameter(
+            "a sidecar runs on this data directory and would go on to teach the agents: stop it"
+        )
+
+    async def moved() -> "list[Move]":
+        return await move_agents(agent_id, source, to, really=yes)
+
+    moves = anyio.run(moved)
+    if as_json:
+        show.as_json(moves)
+    else:
+        show.table(
+            ["agent", "name", "how", ">characters", "state", "there"],
+            [
+                [
+                    m.agent_id,
+                    m.name,
+                    m.how,
+                    str(sum(chars for _, chars in m.blocks)),
+                    m.state,
+                    m.target_id or "-",
+                ]
+                for m in moves
+            ],
+            empty="no agents to move",
+        )
+        if not yes and any(m.state == "to move" for m in moves):
+            show.say("nothing was changed; say --yes to move")
+    if any(m.state in {"differs", "taken"} for m in moves):
         raise typer.Exit(1)

@@ -213,19 +213,11 @@ def binding(settings: Settings) -> Finding:
 
 
 async def _letta(settings: Settings) -> list[Finding]:
-    from sidecar.app import build_letta, build_llm  # noqa: PLC0415
+    from sidecar.app import configured_letta  # noqa: PLC0415
 
-    if settings.letta_generation == "embedded":
-        return [
-            Finding(
-                "letta",
-                "warning",
-                "none: the embedded demo Letta remembers",
-                "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)",
-            )
-        ]
-    llm = build_llm(settings)
-    letta = await build_letta(settings, settings.data_dir.expanduser(), llm=llm)
+    if settings.letta_generation == "local":
+        return [await anyio.to_thread.run_sync(_local_letta, settings)]
+    letta = configured_letta(settings)
     began_s = time.perf_counter()
     try:
         with anyio.fail_after(_ANSWER_S):
@@ -251,7 +243,6 @@ async def _letta(settings: Settings) -> list[Finding]:
         return [Finding("letta", "bad", f"{letta.name}: {said}", fix)]
     finally:
         await letta.aclose()
-        await llm.aclose()
     took_s = time.perf_counter() - began_s
     if settings.letta_generation == "app-server":
         return [Finding("letta", "ok", f"{letta.name} (App Server), {took_s * 1e3:.0f} ms")]
@@ -269,6 +260,23 @@ async def _letta(settings: Settings) -> list[Finding]:
             )
         )
     return found
+
+
+def _local_letta(settings: Settings) -> Finding:
+    """Look which Letta of this machine would remember; nothing is started."""
+    from sidecar.local_letta import why_away, why_embedded  # noqa: PLC0415
+
+    fix = "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)"
+    directory = settings.data_dir.expanduser()
+    try:
+        why = why_embedded(settings, directory)
+    except ConfigError as error:
+        return Finding("letta", "bad", error.message, error.fields[0][1])
+    if why:
+        return Finding("letta", "warning", f"none: the embedded demo Letta remembers: {why}", fix)
+    if away := why_away(settings):
+        return Finding("letta", "bad", f"the App Server of this machine: {away}", "mend that")
+    return Finding("letta", "ok", "the App Server of this machine, started with the sidecar")
 
 
 def _version_and_skew(url: str) -> tuple[str, float | None]:

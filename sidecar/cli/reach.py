@@ -142,6 +142,15 @@ def ask_readiness(directory: Path) -> dict[str, Any]:
     return _request(directory, "/readyz", None, budget_s=_LOOK_S)[1]
 
 
+def is_running() -> bool:
+    """Return whether a sidecar runs on the data directory of the settings."""
+    try:
+        ask_readiness(data_dir())
+    except Refused:
+        return False
+    return True
+
+
 def _request(
     directory: Path, path: str, body: bytes | None, *, budget_s: float = _REQUEST_S
 ) -> tuple[int, dict[str, Any]]:

@@ -21,6 +21,7 @@ from typing_extensions import override
 from sidecar.errors import (
     AgentNotFound,
     ConversationGone,
+    LettaError,
     LettaUnavailable,
     NotAccepted,
     NotOffered,
@@ -28,10 +29,11 @@ from sidecar.errors import (
     Rejected,
 )
 from sidecar.letta import app_server_files as files
-from sidecar.letta.app_server_conversation import look
+from sidecar.letta.app_server_conversation import look, subscribe
 from sidecar.letta.app_server_memory import Memory
 from sidecar.letta.app_server_socket import AppServerSocket, Sockets, asking, is_missing, require
 from sidecar.letta.app_server_turn import Ended, Turn
+from sidecar.letta.changes import Change
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.model import Block, Passage
 
@@ -58,6 +60,8 @@ class AppServerLetta(Letta):
         token: Bearer token; None or empty where the server asks for none.
         read_timeout_s: Deadline of a read and of each step of a look-up or an edit.
         post_timeout_s: Deadline of a post, its digestion included; the turn is aborted then.
+        reflect: Have the agent reflect on each call when its last batch is digested. The server
+            does that by an agent of its own, whose tools include a shell.
         run_cutoff_s: So long a stored message without an answer may be at work for another
             process; None is the deadline of a post and 5 s.
         clock: Unix time in seconds.
@@ -70,6 +74,7 @@ class AppServerLetta(Letta):
         *,
         read_timeout_s: float = 5.0,
         post_timeout_s: float = 120.0,
+        reflect: bool = False,
         run_cutoff_s: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -77,6 +82,7 @@ class AppServerLetta(Letta):
         self._post_timeout_s = post_timeout_s
         self._run_cutoff_s = post_timeout_s + 5.0 if run_cutoff_s is None else run_cutoff_s
         self._clock = clock
+        self._reflect = reflect
         self._sockets = Sockets(url, token or None, timeout_s=read_timeout_s)
         self._memory = Memory(self._sockets, timeout_s=read_timeout_s, clock=clock)
         self._running: dict[str, _Run] = {}
@@ -112,6 +118,10 @@ class AppServerLetta(Letta):
             if set(tags) <= set(agent.tags)
         ]
         return sorted(found, key=lambda agent: (agent.created_at_s, agent.agent_id))
+
+    async def changes(self, agent_id: str, *, limit: int) -> Sequence[Change]:
+        """Return the newest changes of an agent's memory, as `KeepsChanges` promises."""
+        return await self._memory.changes(agent_id, limit=limit)
 
     # Agents and conversations
 
@@ -219,6 +229,8 @@ class AppServerLetta(Letta):
                 await self._turn_reflection_off(post)
                 await turn.digest()
             run.digested = True
+            if self._reflect and post.final:
+                await self._begin_reflection(post)
         except TimeoutError as error:
             raise OutcomeUnknown(
                 f"the agent had not digested the post in {self._post_timeout_s:.0f} s", over=True
@@ -261,6 +273,24 @@ class AppServerLetta(Letta):
         except LettaUnavailable as error:
             raise NotAccepted(error.message, hint=error.hint) from error
         self._reflection_is_off = bool(answer.get("success"))
+
+    async def _begin_reflection(self, post: Post) -> None:
+        """Have the server reflect on a call; it goes on by itself, and its failure is no post's."""
+        with suppress(LettaError):
+            async with asking("a reflection", self._read_timeout_s):
+                socket = await self._sockets.open()
+                try:
+                    await subscribe(socket, post)
+                    await socket.ask(
+                        "execute_command",
+                        command_id="reflect",
+                        runtime={
+                            "agent_id": post.agent_id,
+                            "conversation_id": post.conversation_id,
+                        },
+                    )
+                finally:
+                    socket.close()
 
     # Looking up
 

@@ -23,6 +23,9 @@ _SYSTEM: Final = "system/"
 _LIMIT: Final = "voice-limit:"
 _READ_ONLY: Final = "voice-read-only:"
 _CREATED: Final = "voice-created:"
+# The server's own tag; a classic server that sees it renames the agent's blocks.
+_IN_GIT: Final = "git-memory-enabled"
+_ORIGIN: Final = "origin:"
 _INDEX: Final = "MEMORY.md"
 _EMPTY_INDEX: Final = "# Memory"
 
@@ -109,6 +112,12 @@ def tags_of(blocks: Iterable[Block], tags: Sequence[str], *, created_at_s: float
         if block.read_only:
             held.append(f"{_READ_ONLY}{block.label}")
     return [*tags, *held]
+
+
+def without_own(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags without the server's own, and those of `tags_of` that hold what files cannot."""
+    own = (_LIMIT, _READ_ONLY, _CREATED, _ORIGIN)
+    return tuple(tag for tag in tags if not tag.startswith(own) and tag != _IN_GIT)
 
 
 def found_agent(agent: Mapping[str, Any]) -> FoundAgent:

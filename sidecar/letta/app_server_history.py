@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from sidecar.letta.port import Post
 
-# A tool that did not get as far as us; the server writes so into the tool's answer.
-_TOOL_CUT = "External tool"
+# A tool that did not get as far as us, or whose turn was aborted; the server writes so into the
+# tool's answer.
+_TOOL_CUT = ("External tool", "Interrupted by user")
 _TRANSCRIPT = "<transcript "
 
 

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, cast
 from weakref import WeakValueDictionary
 
@@ -24,6 +25,7 @@ import anyio
 from sidecar.errors import LettaUnavailable
 from sidecar.letta import app_server_files as files
 from sidecar.letta.app_server_socket import AppServerSocket, Frame, Sockets, asking, require
+from sidecar.letta.changes import Change, batch_of, edits_of
 from sidecar.letta.embedded_tools import edited
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
@@ -93,6 +95,34 @@ class Memory:
             self._sockets.lend() as socket,
         ):
             return await self._edit(socket, agent_id, subject, call)
+
+    async def changes(self, agent_id: str, *, limit: int) -> tuple[Change, ...]:
+        """Return the newest changes of an agent's memory, as `KeepsChanges.changes`."""
+        async with asking("memory's history", 4 * self._timeout_s), self._sockets.lend() as socket:
+            agent, history = await socket.ask_all(
+                [
+                    {"type": "agent_retrieve", "agent_id": agent_id},
+                    {"type": "memory_history", "agent_id": agent_id, "limit": limit},
+                ]
+            )
+            self._require_agent(agent, agent_id)
+            history = require(history, "memory's history")
+            commits = cast("list[Mapping[str, Any]]", history.get("commits") or [])
+            diffs = await socket.ask_all(
+                [
+                    {"type": "memory_commit_diff", "agent_id": agent_id, "sha": commit["sha"]}
+                    for commit in commits
+                ]
+            )
+        return tuple(
+            Change(
+                change_id=str(commit["sha"]),
+                at_s=datetime.fromisoformat(str(commit["timestamp"])).timestamp(),
+                batch_id=batch_of(str(commit.get("message", ""))),
+                edits=edits_of(str(require(diff, "a change of memory").get("diff") or "")),
+            )
+            for commit, diff in zip(commits, diffs, strict=True)
+        )
 
     def forget(self, agent_id: str) -> None:
         """Forget what was seen of an agent's memory."""

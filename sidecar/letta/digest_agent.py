@@ -32,9 +32,12 @@ CALLS = Block(
 )
 
 
+CALLER_TAG = "voice-caller:"
+
+
 def caller_tags(tenant: str, caller_key: str) -> tuple[str, ...]:
     """Return the tags that mark the agent of one caller. They hold no number."""
-    return ("voice-sidecar", f"voice-tenant:{tenant}", f"voice-caller:{caller_key}")
+    return ("voice-sidecar", f"voice-tenant:{tenant}", f"{CALLER_TAG}{caller_key}")
 
 
 def tags_of_tenant(tenant: str) -> tuple[str, ...]:

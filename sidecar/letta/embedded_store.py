@@ -313,6 +313,20 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
+def holds_agents(path: Path) -> bool:
+    """Return whether a file is an embedded Letta's in which an agent lives. Blocking."""
+    if not path.is_file():
+        return False
+    try:
+        db: Any = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return bool(db.execute("SELECT 1 FROM agents LIMIT 1").fetchall())
+        finally:
+            db.close()
+    except apsw.Error:
+        return False
+
+
 def storable(text: str) -> str:
     """Return text without lone surrogates, which neither UTF-8 nor SQLite can hold."""
     return text.encode("utf-8", "replace").decode()

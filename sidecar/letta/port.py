@@ -22,6 +22,7 @@ class Post:
         conversation_id: The conversation of the call, of this agent.
         text: One user message: the tagged transcript of the batch.
         first_sent_at_s: Unix time of the first try: no trace of it can be older.
+        final: Nothing of its call comes after it.
     """
 
     batch_id: str
@@ -29,6 +30,7 @@ class Post:
     conversation_id: str
     text: str
     first_sent_at_s: float
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,18 @@ class RestLetta(Letta):
                 self._reads, spec, on_cloud=self._base_url == CLOUD_URL, timeout_s=timeout_s
             )
 
+    async def export_agent(self, agent_id: str) -> str:
+        """Return an agent's file, as `KnowsAgentFiles` promises."""
+        timeout_s = 4 * self._read_timeout_s
+        async with asking("an agent's file", timeout_s), of_agent():
+            return await rest_agents.export_file(self._reads, agent_id, timeout_s=timeout_s)
+
+    async def import_agent(self, file: str, *, tags: Sequence[str]) -> str:
+        """Make an agent of a file, as `KnowsAgentFiles` promises."""
+        timeout_s = 4 * self._read_timeout_s
+        async with asking("an agent's file", timeout_s):
+            return await rest_agents.import_file(self._reads, file, tags=tags, timeout_s=timeout_s)
+
     @override
     async def delete_agent(self, agent_id: str) -> None:
         with suppress(AgentNotFound):

@@ -1,5 +1,6 @@
 """Agents over REST: what a server is asked for when it makes one that digests transcripts."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -113,3 +114,38 @@ def _chosen(
             hint=f"give the server a provider's key, or name a {what} by {setting}",
         )
     return allowed[0]
+
+
+async def export_file(client: AsyncLetta, agent_id: str, *, timeout_s: float) -> str:
+    """Return an agent's file (.af, version 2). The client's errors pass."""
+    # The SDK's own method takes the answer for a string; the classic server sends an object.
+    answer = await client.agents.with_raw_response.export_file(agent_id, timeout=timeout_s)
+    return (await answer.read()).decode()
+
+
+async def import_file(
+    client: AsyncLetta, file: str, *, tags: Sequence[str], timeout_s: float
+) -> str:
+    """Make an agent of a file, with these tags, and return its id.
+
+    Raises:
+        Rejected: it is no file of one agent, or the server does not take it.
+    """
+    try:
+        parsed = json.loads(file)
+        (agent,) = parsed["agents"]
+        agent["tags"] = list(tags)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Rejected("this is no file of one agent") from error
+    try:
+        made = await client.agents.import_file(
+            file=("agent.af", json.dumps(parsed).encode()),
+            append_copy_suffix=False,
+            timeout=timeout_s,
+        )
+    except APIStatusError as error:
+        if error.status_code in {400, 404, 409, 422}:
+            # What the server says may quote the file, which holds what callers said.
+            raise Rejected(f"Letta did not take the agent's file ({error.status_code})") from error
+        raise
+    return made.agent_ids[0]

@@ -26,10 +26,10 @@ from aiohttp import web
 from typing_extensions import override
 
 from sidecar.llm.demo import DemoModel
-from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.llm.port import Llm, Reply
+from sidecar.llm.served import MAX_BODY_BYTES, Completion, json_object, usage
 
 LOG_LIMIT = 1_000
-_MAX_BODY_BYTES = 64 << 20
 _MODELS = ("demo", "gpt-4o-mini", "gpt-4.1-mini", "text-embedding-3-small")
 _LARGE_DIMENSIONS = 3072
 _SMALL_DIMENSIONS = 1536
@@ -100,7 +100,7 @@ class OpenAiServer:
 
     def app(self) -> web.Application:
         """Return the application, to be run or mounted once."""
-        app = web.Application(client_max_size=_MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/v1/models", self._models),
@@ -117,7 +117,7 @@ class OpenAiServer:
         return web.json_response({"object": "list", "data": listed})
 
     async def _embeddings(self, request: web.Request) -> web.Response:
-        body = await _json_object(request)
+        body = await json_object(request)
         self._note("embeddings", body)
         model = str(body.get("model", ""))
         wanted: object = body.get("input", "")
@@ -129,12 +129,10 @@ class OpenAiServer:
             {"object": "embedding", "index": i, "embedding": _vector(str(t), size, as_text=as_text)}
             for i, t in enumerate(texts)
         ]
-        return web.json_response(
-            {"object": "list", "data": data, "model": model, "usage": _usage()}
-        )
+        return web.json_response({"object": "list", "data": data, "model": model, "usage": usage()})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = await _json_object(request)
+        body = await json_object(request)
         self._note("chat", body, traceparent=request.headers.get("traceparent", ""))
         faults = self.faults
         if faults.hang:
@@ -147,12 +145,12 @@ class OpenAiServer:
         messages = cast("Sequence[Mapping[str, Any]]", body.get("messages") or ())
         tools = cast("Sequence[Mapping[str, Any]]", body.get("tools") or ())
         reply = await self.llm.complete(messages, tools=tools)
-        answer = _Answer(str(body.get("model", "demo")), body, reply)
+        answer = Completion(str(body.get("model", "demo")), body, reply)
         if not body.get("stream"):
             return web.json_response(answer.whole())
         return await self._stream(request, answer)
 
-    async def _stream(self, request: web.Request, answer: "_Answer") -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Completion) -> web.StreamResponse:
         faults = self.faults
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -174,7 +172,7 @@ class OpenAiServer:
         return web.json_response(list(self.log)[-tail:] if tail > 0 else [])
 
     async def _control(self, request: web.Request) -> web.Response:
-        asked = await _json_object(request)
+        asked = await json_object(request)
         try:
             merged = msgspec.convert(msgspec.to_builtins(self.faults) | asked, _Control)
         except msgspec.ValidationError as error:
@@ -195,63 +193,6 @@ class OpenAiServer:
         )
 
 
-class _Answer:
-    """One reply in OpenAI's shapes."""
-
-    def __init__(self, model: str, body: Mapping[str, Any], reply: Reply) -> None:
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        self._id = f"chatcmpl-{digest[:24]}"
-        self._model = model
-        self._reply = reply
-        options = cast("Mapping[str, Any]", body.get("stream_options") or {})
-        self._with_usage = bool(options.get("include_usage", True))
-        self._finish = "tool_calls" if reply.tool_calls else "stop"
-
-    def whole(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self._reply.text or None}
-        if self._reply.tool_calls:
-            message["tool_calls"] = [_call_shape(call) for call in self._reply.tool_calls]
-        choice = {"index": 0, "message": message, "finish_reason": self._finish}
-        return self._frame("chat.completion", [choice]) | {"usage": _usage()}
-
-    def chunks(self) -> list[dict[str, Any]]:
-        """Return the stream's chunks: the role, the pieces, the finish, the usage."""
-        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        words = self._reply.text.split(" ")
-        deltas += [{"content": w if i == 0 else f" {w}"} for i, w in enumerate(words) if w]
-        deltas += [
-            {"tool_calls": [{"index": i} | _call_shape(call)]}
-            for i, call in enumerate(self._reply.tool_calls)
-        ]
-        chunks = [self._chunk(delta, None) for delta in deltas]
-        chunks.append(self._chunk({}, self._finish))
-        if self._with_usage:
-            chunks.append(self._frame("chat.completion.chunk", []) | {"usage": _usage()})
-        return chunks
-
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return self._frame("chat.completion.chunk", [choice])
-
-    def _frame(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": self._model,
-            "choices": choices,
-        }
-
-
-def _call_shape(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.call_id, "type": "function", "function": function}
-
-
-def _usage() -> dict[str, int]:
-    return {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-
-
 def _vector(text: str, size: int, *, as_text: bool) -> list[float] | str:
     """Return a vector that depends on the text alone, its parts in [-0.5, 0.5]."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -259,16 +200,6 @@ def _vector(text: str, size: int, *, as_text: bool) -> list[float] | str:
     if as_text:
         return base64.b64encode(struct.pack(f"<{size}f", *parts)).decode()
     return parts
-
-
-async def _json_object(request: web.Request) -> dict[str, Any]:
-    try:
-        body: object = await request.json()
-    except ValueError as error:
-        raise web.HTTPBadRequest(text="the body is no JSON") from error
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body is no JSON object")
-    return cast("dict[str, Any]", body)
 
 
 def main() -> None:

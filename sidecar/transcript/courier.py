@@ -99,6 +99,7 @@ class Courier:
             batch.call.conversation_id,
             render_batch(batch),
             first_sent_at_s=batch.sealed_at_s,
+            final=batch.last_part,
         )
         return Addressed(batch, post, nothing_sent)
 

@@ -6,19 +6,29 @@ except on CI, where a missing server is a failure.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.app_server.stack import AppServerStack, installed
+from tests.app_server.stack import LETTA, AppServerStack, installed
 
 
 @pytest.fixture(scope="session")
-def app_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServerStack]:
-    """A server that wants `app_server.token`."""
+def app_server_program() -> Path:
+    """The server's program, for tests that have the sidecar start it."""
     if not installed():
         absent = "the App Server is not installed: run `make app-server` (and install git)"
         if os.environ.get("CI"):
             pytest.fail(absent)
         pytest.skip(absent)
+    return LETTA
+
+
+@pytest.fixture(scope="session")
+def app_server(
+    app_server_program: Path,  # noqa: ARG001 - skips, or fails, where there is none
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[AppServerStack]:
+    """A server that wants `app_server.token`."""
     with AppServerStack(tmp_path_factory.mktemp("app-server")) as stack:
         yield stack

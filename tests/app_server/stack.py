@@ -47,6 +47,7 @@ class AppServerStack:
 
     Args:
         workdir: For logs and the server's home; made if absent.
+        openai_api: Let it serve its agents as models, too.
 
     Attributes:
         url: Of the server, the same over restarts.
@@ -55,8 +56,9 @@ class AppServerStack:
         home: The server's home folder, with agents' memory below it.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, *, openai_api: bool = False) -> None:
         self._dir = workdir.resolve()
+        self._options = ["--openai-api"] if openai_api else []
         self._port, self._llm_port = _free_ports(2)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.home = self._dir / "home"
@@ -112,7 +114,7 @@ class AppServerStack:
         command = [str(LETTA), "server", "--backend", "local", *listening]
         self._spawn(
             "server",
-            [*command, "--ws-token-file", str(token_file)],
+            [*command, "--ws-token-file", str(token_file), *self._options],
             environ=self._environ(),
         )
         self._wait("server", lambda: _answers(f"http://127.0.0.1:{self._port}/readyz"))
@@ -123,6 +125,14 @@ class AppServerStack:
         # It is a launcher with the real server as its child.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(STOP_S)
+
+    def pause_server(self) -> None:
+        """Stop the server's clock: the kernel takes connections, nothing answers."""
+        os.killpg(self._processes["server"].pid, signal.SIGSTOP)
+
+    def resume_server(self) -> None:
+        """Let a paused server go on."""
+        os.killpg(self._processes["server"].pid, signal.SIGCONT)
 
     def control_llm(self, **faults: float | bool) -> None:
         """Set faults of the stand-in LLM (`sidecar.testing.openai_server.Faults`)."""

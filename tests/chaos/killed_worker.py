@@ -19,12 +19,14 @@ from sidecar.channels.frames import Hints
 from sidecar.channels.link import Link
 from sidecar.channels.linked_call import LinkedCall
 from sidecar.telemetry import Telemetry
-from tests.chaos.ledger import text_of
+from tests.chaos.ledger import lesson_of, text_of
 
 CALLS_AT_ONCE = 3
 CALLERS = 24
 TURN_EVERY_S = float(os.environ.get("CHAOS_TURN_EVERY_S", "0.08"))
 FLUSH_S = 2.0
+# The first turn of each call asks the demo model to remember the call.
+TEACHES = "CHAOS_TEACH" in os.environ
 
 
 class Quiet:
@@ -72,7 +74,10 @@ class Worker:
                 if n % 2 == 0:
                     call.speech_started()
                 self.note("said", call.call_id, n)
-                call.record(str(n), "agent" if n % 2 else "caller", text_of(call.call_id, n))
+                text = text_of(call.call_id, n)
+                if TEACHES and n == 0:
+                    text += f" {lesson_of(call.call_id)}"
+                call.record(str(n), "agent" if n % 2 else "caller", text)
                 await anyio.sleep(self._dice.expovariate(1 / TURN_EVERY_S))
                 if self.stopping.is_set():
                     break

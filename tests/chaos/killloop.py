@@ -1,11 +1,13 @@
 """Kill the sidecar and its workers at random, and look for lost, doubled or misordered turns.
 
-`python -m tests.chaos.killloop [--kills N] [--seed N] [--real] [--mutation NAME] [--keep DIR]`
+`python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--mutation NAME] [--keep DIR]`
 
 Two workers hold calls over the real link; the real sidecar posts to a stand-in Letta that stores
 whatever it is posted, twice if it is posted twice, and that is slow, down, frozen, lying or
-restarted in turn (`--real`: to the real Letta server, slow or frozen in turn). Every so often a process is killed with SIGKILL and started again. At the end
-all is made well, and what Letta has is held against what the workers know to be acked.
+restarted in turn. `--letta classic` posts to the real classic server, slow or frozen in turn;
+`--letta app-server` to the real App Server, slow, frozen or killed, and what it learned is judged
+too. Every so often a process is killed with SIGKILL and started again. At the end all is made well,
+and what Letta has is held against what the workers know to be acked.
 
 The seed is printed first; the same seed draws the same kills and faults, though a kill meets the
 processes wherever they are. The last printed line is JSON.
@@ -29,6 +31,7 @@ from pathlib import Path
 from tests.chaos.ledger import Verdict, judge, read_ledgers
 from tests.chaos.lettas import (
     FREEZE_S,
+    AppServer,
     Letta,
     RealServer,
     StandIn,
@@ -41,9 +44,9 @@ from tests.chaos.lettas import (
 )
 from tests.chaos.mutated_sidecar import MUTATIONS
 
+REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
 WORKERS = 2
 START_S = 30.0
-RECOVER_S = 120.0
 QUIET_S = 2.0
 SIDECAR_ENV = {
     "SIDECAR_CONSOLE": "0",
@@ -64,7 +67,7 @@ class Options:
     seed: int
     directory: Path
     mutation: str = ""
-    real: bool = False
+    letta: str = "stand-in"
     say: Callable[[str], None] = print
 
 
@@ -114,8 +117,8 @@ class Loop:
         directory = self.options.directory
         self.dice = random.Random(self.options.seed)
         (self._port,) = free_ports(1)
-        if self.options.real:
-            self.letta = RealServer(directory)
+        if self.options.letta in REAL:
+            self.letta = REAL[self.options.letta](directory)
         elif self.options.mutation:
             self.letta = StandIn(directory, MOODS_OF_MUTATION[self.options.mutation])
         else:
@@ -197,7 +200,8 @@ class Loop:
 
     def verdict(self) -> Verdict:
         ledgers = (self.options.directory / "ledgers").iterdir()
-        return judge(read_ledgers(path.read_bytes() for path in ledgers), self.letta.messages())
+        ledger = read_ledgers(path.read_bytes() for path in ledgers)
+        return judge(ledger, self.letta.messages(), self.letta.lessons())
 
     def make_well(self) -> None:
         """End all harm and all calls."""
@@ -209,7 +213,7 @@ class Loop:
 
     def until_delivered(self) -> Verdict:
         """Wait until nothing is under way any more, then judge."""
-        deadline = time.monotonic() + RECOVER_S
+        deadline = time.monotonic() + self.letta.recover_s
         while time.monotonic() < deadline:
             if self._undelivered() == 0 and not list(
                 (self.options.directory / "spool").glob("*.jsonl")
@@ -219,7 +223,7 @@ class Loop:
                     break
             threading.Event().wait(0.1)
         else:
-            self.options.say(f"not all was delivered within {RECOVER_S:g} s")
+            self.options.say(f"not all was delivered within {self.letta.recover_s:g} s")
         return self.verdict()
 
     def _undelivered(self) -> int:
@@ -257,6 +261,8 @@ def run(options: Options) -> Verdict:
         options.say(f"killed {dict(killed)}; Letta was {dict(loop.moods)}")
         loop.make_well()
         verdict = loop.until_delivered()
+        if isinstance(loop.letta, AppServer):
+            options.say(f"{loop.letta.cut_off} messages stand cut off, in conversations of no use")
         loop.sidecar.stop(within_s=20.0)
         return verdict
     finally:
@@ -268,7 +274,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--real", action="store_true", help="against the real Letta server")
+    parser.add_argument("--letta", choices=("stand-in", *REAL), default="stand-in")
     parser.add_argument("--mutation", choices=MUTATIONS, default="")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
@@ -276,7 +282,7 @@ def main() -> int:
     directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}", flush=True)
-    verdict = run(Options(chosen.kills, seed, directory, chosen.mutation, real=chosen.real))
+    verdict = run(Options(chosen.kills, seed, directory, chosen.mutation, letta=chosen.letta))
     if verdict.mixed:
         print(f"{verdict.mixed} conversations or turns that belong to another call")
     if verdict.clean and not chosen.keep:

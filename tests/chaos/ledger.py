@@ -16,11 +16,22 @@ from typing import TypeAlias
 
 Spoken: TypeAlias = tuple[str, int]
 _TURN = re.compile(r"\[([\w-]+)/(\d+)\]")
+_LESSON = re.compile(r"taught by ([\w-]+);")
 
 
 def text_of(call: str, n: int) -> str:
     """Return what is said in turn `n` of a call; `turns_in` finds it again."""
     return f"[{call}/{n}] and so on, for as long as people talk"
+
+
+def lesson_of(call: str) -> str:
+    """Return what has the demo model write a line of its memory; `lessons_in` finds it again."""
+    return f"[[remember calls: taught by {call};]]"
+
+
+def lessons_in(value: str) -> list[str]:
+    """Return the calls that an agent's memory says it was taught by."""
+    return _LESSON.findall(value)
 
 
 def turns_in(text: str) -> list[Spoken]:
@@ -85,8 +96,17 @@ class Verdict:
         return {"kills": kills, **counts}
 
 
-def judge(ledger: Ledger, messages: Sequence[tuple[str, str]]) -> Verdict:
-    """Hold the ledger against Letta's messages: (conversation, text), in the order they landed."""
+def judge(
+    ledger: Ledger, messages: Sequence[tuple[str, str]], lessons: Sequence[str] | None = None
+) -> Verdict:
+    """Hold the ledger against Letta's messages: (conversation, text), in the order they landed.
+
+    Args:
+        ledger: Of the workers.
+        messages: What Letta was given.
+        lessons: Calls that stand in Letta's memory, where the workers taught it: a call whose
+            first turn had to arrive and that is not there is lost, one that is there twice doubled.
+    """
     arrived: Counter[Spoken] = Counter()
     order: dict[str, list[int]] = {}
     calls_of: dict[str, set[str]] = {}
@@ -95,10 +115,12 @@ def judge(ledger: Ledger, messages: Sequence[tuple[str, str]]) -> Verdict:
             arrived[call, n] += 1
             order.setdefault(call, []).append(n)
             calls_of.setdefault(conversation, set()).add(call)
+    learned = Counter(lessons or ())
+    taught = {call for call, n in ledger.must_arrive if n == 0} if lessons is not None else set()
     return Verdict(
         turns=len(ledger.must_arrive),
-        lost=len(ledger.must_arrive - arrived.keys()),
-        doubled=arrived.total() - len(arrived),
+        lost=len(ledger.must_arrive - arrived.keys()) + len(taught - learned.keys()),
+        doubled=arrived.total() - len(arrived) + learned.total() - len(learned),
         misordered=sum(b < a for numbers in order.values() for a, b in pairwise(numbers)),
         mixed=sum(len(calls) > 1 for calls in calls_of.values())
         + len(arrived.keys() - ledger.said),

@@ -1,8 +1,9 @@
-"""The two Lettas a kill loop runs against, and what each can be made to suffer."""
+"""The Lettas a kill loop runs against, and what each can be made to suffer."""
 
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -11,10 +12,21 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import anyio
+import anyio.lowlevel
+
+from sidecar.letta.app_server import AppServerLetta
+from sidecar.letta.app_server_history import text_of, trace_of
+from sidecar.letta.app_server_socket import Sockets
+from sidecar.letta.port import Post
+from tests.app_server.stack import AppServerStack
+from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +52,8 @@ class Letta(Protocol):
     moods: Sequence[str]
     env: Mapping[str, str]
     """Settings of the sidecar that go with it."""
+    recover_s: float = 120.0
+    """So long it may take until all is delivered once everything is well."""
 
     def start(self) -> None:
         """Start it; returns when it answers."""
@@ -52,6 +66,10 @@ class Letta(Protocol):
     def messages(self) -> list[tuple[str, str]]:
         """Return (conversation, text) of all it was posted, in the order of each conversation."""
         ...
+
+    def lessons(self) -> list[str] | None:
+        """Return the calls that stand in its agents' memory; None where nobody taught it."""
+        return None
 
     def stop(self) -> None:
         """End it."""
@@ -97,7 +115,7 @@ LYING: Mapping[str, Any] = {
 }
 
 
-class StandIn:
+class StandIn(Letta):
     """The stand-in, which stores twice what it is posted twice.
 
     Args:
@@ -171,7 +189,7 @@ class StandIn:
             self._process.wait()
 
 
-class RealServer:
+class RealServer(Letta):
     """The real Letta server, slow or frozen at times; it is not killed.
 
     A run that was at work when the server died stays active for good, and a look-up waits out its
@@ -229,6 +247,122 @@ class RealServer:
 
     def stop(self) -> None:
         self._stack.stop()
+
+
+class AppServer(Letta):
+    """The real App Server: slow, frozen, or killed and started again at times.
+
+    Its workers teach it, so that what it learned is judged as well as what it was told. A message
+    counts where it was digested, twice if it was so in two places. Where no history shows that it
+    was (the server keeps the last word of an aborted turn in memory alone), it counts where it
+    stands. `cut_off` counts the others: undigested, in a conversation that is used no more.
+    """
+
+    moods = ("well", "well", "slow", "slow", "frozen", "killed")
+    recover_s = 900.0
+
+    def __init__(self, directory: Path) -> None:
+        self._stack = AppServerStack(directory / "app-server")
+        self._frozen = False
+        self.cut_off = 0
+        self.env = {
+            "LETTA_APP_SERVER_URL": self._stack.url,
+            "LETTA_APP_SERVER_TOKEN": self._stack.token,
+            "SIDECAR_POST_TIMEOUT_S": "15",
+            "SIDECAR_READ_TIMEOUT_S": "8",
+            "SIDECAR_POST_MAX_AGE_S": "3",
+            "SIDECAR_POST_MAX_TURNS": "12",
+            # A post costs it half a second and more of a core.
+            "SIDECAR_POST_CONCURRENCY": "3",
+            "CHAOS_TURN_EVERY_S": "1.5",
+            "CHAOS_TEACH": "1",
+        }
+
+    def start(self) -> None:
+        self._stack.start()
+
+    def become(self, mood: str, dice: random.Random) -> None:
+        if self._frozen:
+            self._stack.resume_server()
+            self._frozen = False
+        if mood == "frozen":
+            self._stack.pause_server()
+            self._frozen = True
+        elif mood == "killed":
+            self._stack.kill_server()
+            self._stack.start_server()
+        else:
+            self._stack.control_llm(delay_s=dice.uniform(0.3, 1.5) if mood == "slow" else 0.0)
+
+    def messages(self) -> list[tuple[str, str]]:
+        return anyio.run(self._messages)
+
+    def lessons(self) -> list[str]:
+        return anyio.run(self._lessons)
+
+    async def _messages(self) -> list[tuple[str, str]]:
+        copies: list[_Copy] = []
+        sockets = Sockets(self._stack.url, self._stack.token, timeout_s=20.0)
+        async with _closing(sockets), sockets.lend() as socket:
+            for agent in (await socket.ask("agent_list", query={"limit": 1000}))["agents"]:
+                query = {"agent_id": agent["id"], "limit": 1000}
+                answer = await socket.ask("conversation_list", query=query)
+                for conversation in answer["conversations"]:
+                    listed = await socket.ask(
+                        "conversation_messages_list",
+                        conversation_id=conversation["id"],
+                        query=query,
+                    )
+                    copies += _copies(conversation["id"], listed["messages"][::-1])
+        digested = {copy.batch_id for copy in copies if copy.digested}
+        counted = [copy for copy in copies if copy.digested or copy.batch_id not in digested]
+        self.cut_off = len(copies) - len(counted)
+        return [(copy.conversation, copy.text) for copy in sorted(counted)]
+
+    async def _lessons(self) -> list[str]:
+        letta = AppServerLetta(self._stack.url, self._stack.token, read_timeout_s=20.0)
+        async with _closing(letta):
+            found = await letta.find_agents(("voice-sidecar",))
+            read = [await letta.read_blocks(agent.agent_id) for agent in found]
+        return [call for blocks in read for b in blocks for call in lessons_in(b.value)]
+
+    def stop(self) -> None:
+        if self._frozen:
+            self._stack.resume_server()
+        self._stack.stop()
+
+
+@asynccontextmanager
+async def _closing(open_still: Sockets | AppServerLetta) -> AsyncGenerator[None]:
+    """Close it, and let the loop see its sockets off before it ends."""
+    try:
+        yield
+    finally:
+        await open_still.aclose()
+        await anyio.lowlevel.checkpoint()
+
+
+_BATCH = re.compile(r'<transcript batch="([0-9a-f-]+)"')
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Copy:
+    """One stored message of a batch, ordered by when it was stored."""
+
+    date: str
+    conversation: str
+    text: str
+    batch_id: str
+    digested: bool
+
+
+def _copies(conversation: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[_Copy]:
+    """Yield what a conversation, oldest message first, holds of batches."""
+    for message in messages:
+        text = text_of(message) if message["message_type"] == "user_message" else ""
+        if (batch := _BATCH.search(text)) is not None:
+            trace = trace_of(Post(batch[1], "", conversation, text, 0.0), messages)
+            yield _Copy(message["date"], conversation, text, batch[1], trace.digested)
 
 
 def ask(url: str, body: bytes | None = None, *, key: str = "") -> Any:

@@ -158,7 +158,7 @@ async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServ
     async with Cuttable.before(world.stack.url) as proxy:
         letta = AppServerLetta(proxy.url, world.stack.token)
         world.opened.append(letta)
-        await world.slow_model(1.5)
+        await world.slow_model(4.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post_in_vain, letta, post)
             await stored(world, post)
@@ -292,6 +292,18 @@ async def test_an_input_that_was_queued_is_taken_back() -> None:
     assert removed == ["q-1"]
 
 
+async def test_a_batch_is_one_user_message_in_a_conversation_of_its_call(
+    world: AppServerWorld,
+) -> None:
+    """The server drops other roles and locks `default` across agents: neither is relied upon."""
+    posts = [await new_post(world, await new_agent(world), "one") for _ in range(2)]
+    assert len({"default", *(post.conversation_id for post in posts)}) == 3
+    for post in posts:
+        await world.letta.post(post)
+        (text,) = await world.texts(post)
+        assert post.text in text
+
+
 async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
     """A conversation at work for somebody else takes no batch of ours, and later takes it once."""
     agent_id = await new_agent(world)
@@ -335,6 +347,29 @@ async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
     assert answer["reflection_settings"]["trigger"] == "off"
 
 
+async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServerWorld) -> None:
+    """Asked to, the server reflects once the last batch of a call is digested, and not before."""
+    letta = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0, reflect=True)
+    world.opened.append(letta)
+    agent_id = await new_agent(world)
+    post = await new_post(world, agent_id, "[[remember human: Sings]]")
+    await anyio.to_thread.run_sync(lambda: world.stack.control_llm(clear=True))
+
+    async def reflections() -> int:
+        requests = await anyio.to_thread.run_sync(world.stack.llm_requests)
+        return sum("reflection subagent" in str(request["messages"]) for request in requests)
+
+    await letta.post(post)
+    last = next_post(agent_id, post.conversation_id, "bye")
+    await world.letta.post(replace(last, final=True))
+    assert await reflections() == 0
+    again = next_post(agent_id, post.conversation_id, "bye again")
+    await letta.post(replace(again, final=True))
+    with anyio.fail_after(SETTLE_S):
+        while not await reflections():  # noqa: ASYNC110 - only asking tells
+            await anyio.sleep(0.1)
+
+
 # Memory
 
 
@@ -349,6 +384,16 @@ async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
     assert await value_of(world.letta, agent_id) == "Has 1 dog"
     await memory.edit(agent_id, "batch-2", call)
     assert await value_of(world.letta, agent_id) == "Has 1 dog\nHas 1 dog"
+
+
+async def test_what_another_process_changed_is_in_the_next_read(world: AppServerWorld) -> None:
+    """The server tells a change only to the socket that made it; a read sees it all the same."""
+    agent_id = await new_agent(world)
+    assert not await value_of(world.letta, agent_id)
+    other = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0)
+    world.opened.append(other)
+    await other.post(await new_post(world, agent_id, "[[remember human: Has 1 cat]]"))
+    assert await value_of(world.letta, agent_id) == "Has 1 cat"
 
 
 async def test_a_refused_commit_leaves_nothing_in_memory(world: AppServerWorld) -> None:

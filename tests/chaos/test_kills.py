@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.killloop import Options, run
-from tests.chaos.ledger import Verdict, judge, read_ledgers, text_of
+from tests.chaos.ledger import (
+    Verdict,
+    judge,
+    lesson_of,
+    lessons_in,
+    read_ledgers,
+    text_of,
+)
 
 pytestmark = pytest.mark.chaos
 
@@ -53,6 +60,15 @@ class TestOracle:
         )
         assert (verdict.lost, verdict.misordered) == (0, 1)
 
+    def test_a_lesson_not_learned_once_is_seen(self) -> None:
+        """Where workers teach, a call that memory lacks is lost, and one it has twice is doubled."""
+        said = [text_of("a", n) for n in range(3)]
+        messages = [("conv-a", "".join(said)), ("conv-b", text_of("b", 0) + text_of("b", 1))]
+        assert lessons_in(f"Name: Ada\n{lesson_of('a')}") == ["a"]
+        assert judge(self.LEDGER, messages, ["a", "b"]).clean
+        verdict = judge(self.LEDGER, messages, ["a", "a"])
+        assert (verdict.lost, verdict.doubled) == (1, 1)
+
     def test_strangers_are_seen(self) -> None:
         """Turns of two calls in one conversation, and turns nobody said, count."""
         verdict = self.verdict(("conv-a", text_of("a", 0) + text_of("b", 0) + text_of("c", 0)))
@@ -66,7 +82,19 @@ def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
     print(f"seed {seed}")
     verdict = run(Options(20, seed, tmp_path))
     assert verdict.clean, verdict
-    assert verdict.turns > 100
+    assert verdict.turns > 50
+
+
+@pytest.mark.real_letta
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("app_server_program")
+def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
+    """With the real App Server, killed and slow too: each acked turn once, in order, and learned."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    verdict = run(Options(3, seed, tmp_path, letta="app-server"))
+    assert verdict.clean, verdict
+    assert verdict.turns > 5
 
 
 @pytest.mark.timeout(300)

@@ -37,7 +37,8 @@ class Cli:
     ) -> subprocess.CompletedProcess[str]:
         ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_", "COVERAGE")
         env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        env |= {"SIDECAR_DATA_DIR": str(self._data_dir), "COLUMNS": "80", **self._env}
+        env |= {"SIDECAR_DATA_DIR": str(self._data_dir), "SIDECAR_LETTA": "embedded"}
+        env |= {"COLUMNS": "80", **self._env}
         return subprocess.run(
             [sys.executable, "-m", "sidecar", *args],
             env=env,

@@ -23,7 +23,7 @@ def test_no_setting_is_needed() -> None:
     """An empty environment gives loopback, the embedded Letta and the demo model."""
     settings = load({})
     assert settings.loopback
-    assert settings.letta_generation == "embedded"
+    assert settings.letta_generation == "local"
     assert not settings.llm_is_real
 
 
@@ -119,7 +119,7 @@ def test_wrong_values_are_not_repeated_in_the_error() -> None:
 
 def test_a_blank_variable_is_unset() -> None:
     """`LETTA_API_KEY=` in an .env file asks for no Letta."""
-    assert load({"LETTA_API_KEY": "", "LETTA_BASE_URL": " "}).letta_generation == "embedded"
+    assert load({"LETTA_API_KEY": "", "LETTA_BASE_URL": " "}).letta_generation == "local"
 
 
 @pytest.mark.parametrize(

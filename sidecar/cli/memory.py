@@ -1,0 +1,138 @@
+"""`sidecar memory`: what an agent learned, and from which call, where its Letta keeps that."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.cli import reach, show
+from sidecar.errors import JournalError
+
+if TYPE_CHECKING:
+    from sidecar.letta.changes import Change
+
+app = typer.Typer(help="What an agent learned, call by call.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+AgentId = Annotated[str, typer.Argument(help="As `agents list` printed it.")]
+Limit = Annotated[int, typer.Option(help="So many changes, the newest.", min=1, max=1000)]
+_SHOWN = 8
+
+
+@app.command("log")
+def log(agent_id: AgentId, *, limit: Limit = 20, as_json: Json = False) -> None:
+    """List what changed an agent's memory, newest first: the call, and the lines it brought.
+
+    Only the App Server keeps this history. With the others it says so, and exits 1.
+    """
+    changes = _changes(agent_id, limit)
+    calls = _calls_of(changes)
+    if as_json:
+        show.as_json([_as_json(change, calls) for change in changes])
+        return
+    show.table(
+        ["change", "when (UTC)", "call", "learned"],
+        [
+            [
+                change.change_id[:_SHOWN],
+                show.moment(change.at_s),
+                _source(change, calls),
+                "\n".join(_lines(change)) or "-",
+            ]
+            for change in changes
+        ],
+        empty="nothing has changed this agent's memory yet",
+    )
+
+
+@app.command("diff")
+def diff(
+    agent_id: AgentId,
+    change: Annotated[
+        str, typer.Argument(help="As `memory log` printed it; none: the newest.")
+    ] = "",
+    *,
+    call: Annotated[str, typer.Option(help="All that this call changed.")] = "",
+    limit: Limit = 200,
+    as_json: Json = False,
+) -> None:
+    """Print what one change, or all of one call, did to the blocks of an agent.
+
+    Exit code 1: there is no such change among the newest, or this Letta keeps no history.
+    """
+    changes = _changes(agent_id, limit)
+    calls = _calls_of(changes)
+    if call:
+        found = [c for c in changes if call in _names(calls.get(c.batch_id, ""))]
+    elif change:
+        found = [c for c in changes if c.change_id.startswith(change)]
+        found = found if len(found) == 1 else []
+    else:
+        found = list(changes[:1])
+    if not found:
+        show.say(f"no such change among the newest {limit}, or several begin so")
+        raise typer.Exit(1)
+    if as_json:
+        show.as_json([_as_json(one, calls) for one in found])
+        return
+    for one in reversed(found):  # as it came to be
+        at = show.moment(one.at_s)
+        show.say(f"{one.change_id[:_SHOWN]}  {at} UTC  {_source(one, calls)}")
+        for edit in one.edits:
+            show.say(f"[{edit.label}]")
+            for line in edit.removed:
+                show.say(f"- {line}")
+            for line in edit.added:
+                show.say(f"+ {line}")
+
+
+def _changes(agent_id: str, limit: int) -> "Sequence[Change]":
+    import anyio  # noqa: PLC0415
+
+    from sidecar.serve import memory_changes  # noqa: PLC0415
+
+    return anyio.run(memory_changes, agent_id, limit)
+
+
+def _calls_of(changes: "Sequence[Change]") -> dict[str, str]:
+    """Return the call of each batch that the journal still knows."""
+    wanted = {change.batch_id for change in changes if change.batch_id}
+    calls: dict[str, str] = {}
+    try:
+        with reach.looking() as journal:
+            for batch_id in wanted:
+                if (found := journal.batch(batch_id)) is not None:
+                    calls[batch_id] = found[0].call
+    except JournalError:
+        return calls  # the history is Letta's; without a journal here it names batches alone
+    return calls
+
+
+def _names(call: str) -> set[str]:
+    """Return what a call goes by: its key, and its key without the tenant."""
+    return {call, call.partition("/")[2]} if call else set()
+
+
+def _source(change: "Change", calls: dict[str, str]) -> str:
+    if not change.batch_id:
+        return "no call"
+    return calls.get(change.batch_id) or f"batch {change.batch_id[:_SHOWN]}"
+
+
+def _lines(change: "Change") -> list[str]:
+    """Return the lines of a change, those that went first."""
+    lines: list[str] = []
+    for edit in change.edits:
+        lines += [f"{edit.label} - {line}" for line in edit.removed]
+        lines += [f"{edit.label} + {line}" for line in edit.added]
+    return lines
+
+
+def _as_json(change: "Change", calls: dict[str, str]) -> dict[str, object]:
+    return {
+        "change": change.change_id,
+        "at_s": change.at_s,
+        "batch": change.batch_id or None,
+        "call": calls.get(change.batch_id),
+        "edits": list(change.edits),
+    }

@@ -1,0 +1,29 @@
+"""Become a command that does not outlive the process that started it.
+
+Run as a script, `python -SE mortal.py PARENT_PID COMMAND…`: Linux sends SIGTERM to the command as
+soon as its parent is gone, `kill -9` included, and keeps that over `exec`. Elsewhere a command
+that was left behind is found at the next start (`app_server_process.end_leftovers`). What the
+command writes is its user's alone.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Take the command's place."""
+    parent, *command = sys.argv[1:]
+    os.umask(0o077)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != int(parent):
+        sys.exit(1)  # it died before it was asked to be watched
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

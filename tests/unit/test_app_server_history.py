@@ -1,0 +1,40 @@
+"""What a conversation on the App Server tells of a batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from sidecar.letta.app_server_history import trace_of
+from sidecar.letta.port import Post
+
+pytestmark = pytest.mark.unit
+
+POST = Post("batch-1", "agent", "conv", '<transcript batch="batch-1">', 0.0)
+
+
+def said(text: str, kind: str = "user_message") -> Mapping[str, Any]:
+    return {"message_type": kind, "content": text, "date": "2026-11-24T23:24:36.494Z"}
+
+
+def returned(text: str) -> Mapping[str, Any]:
+    return {"message_type": "tool_return_message", "tool_return": text}
+
+
+DONE = said("done", "assistant_message")
+
+
+def test_an_answer_says_that_it_is_digested() -> None:
+    """A batch with an answer after it is digested; one without, or with a later batch, is not."""
+    assert trace_of(POST, [said(POST.text), returned("Block human now reads: x"), DONE]).digested
+    assert not trace_of(POST, [said(POST.text), returned("Block human now reads: x")]).digested
+    later = said('<transcript batch="batch-2">')
+    assert not trace_of(POST, [said(POST.text), later, DONE]).digested
+
+
+@pytest.mark.parametrize("cut", ["External tool call timed out", "Interrupted by user"])
+def test_a_tool_that_was_cut_off_leaves_it_undigested(cut: str) -> None:
+    """What an agent says after an edit of its did not get through is no sign that it is made."""
+    cut_off = [said(POST.text), returned(cut), DONE]
+    assert not trace_of(POST, cut_off).digested
+    assert trace_of(POST, [*cut_off, said("Digest it now"), returned("made"), DONE]).digested
