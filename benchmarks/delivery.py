@@ -23,7 +23,7 @@ import anyio.to_thread
 from benchmarks.figures import Figures
 from benchmarks.processes import LettaProcess
 from sidecar.letta.port import Letta
-from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Event
 from sidecar.testing.fake_letta import FakeLetta

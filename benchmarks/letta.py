@@ -25,11 +25,11 @@ import anyio
 from letta_client import AsyncLetta
 
 from benchmarks.figures import Figures, milliseconds, percentile
-from sidecar.letta.app_server import AppServerLetta
+from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.digest_agent import DIGEST_SYSTEM
-from sidecar.letta.embedded import EmbeddedLetta
+from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Letta, Post
-from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest.letta import RestLetta
 from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL

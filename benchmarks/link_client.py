@@ -18,7 +18,7 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     SUBPROTOCOL,
     Ack,
     CallOpen,

@@ -26,7 +26,7 @@ from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
 from sidecar.channels.console.routes import Console
 from sidecar.channels.console.session import Parts
-from sidecar.channels.spool import erase_damaged
+from sidecar.channels.link.spool import erase_damaged
 from sidecar.channels.vapi.build import build_vapi
 from sidecar.clock import SteadyClock
 from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, read_agent_map
@@ -149,7 +149,7 @@ async def opened_letta(
 def configured_letta(settings: Settings) -> Letta:
     """Return the Letta that a URL or a key in the settings names."""
     if settings.letta_app_server_url:
-        from sidecar.letta.app_server import AppServerLetta  # noqa: PLC0415
+        from sidecar.letta.app_server.letta import AppServerLetta  # noqa: PLC0415
 
         token = settings.letta_app_server_token
         return AppServerLetta(
@@ -159,7 +159,7 @@ def configured_letta(settings: Settings) -> Letta:
             post_timeout_s=settings.post_timeout_s,
             reflect=settings.reflect,
         )
-    from sidecar.letta.rest import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
+    from sidecar.letta.rest.letta import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
 
     key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else None
     return RestLetta(

@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
-from sidecar.channels.frames import hints_of
-from sidecar.channels.spool import SpoolFile, damaged_files, spooled_in
+from sidecar.channels.link.frames import hints_of
+from sidecar.channels.link.spool import SpoolFile, damaged_files, spooled_in
 from sidecar.errors import AgentNotFound, CallerBusy, LettaError
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.identity import IdentityRules, resolve

@@ -12,8 +12,8 @@ import anyio.to_thread
 
 from sidecar import telemetry
 from sidecar.calls import Calls
-from sidecar.channels.frames import CallOpen, hints_of, turn_of
-from sidecar.channels.spool import Spooled, SpoolFile, spool_files
+from sidecar.channels.link.frames import CallOpen, hints_of, turn_of
+from sidecar.channels.link.spool import Spooled, SpoolFile, spool_files
 from sidecar.errors import CallError, JournalError
 from sidecar.model import call_key
 from sidecar.telemetry import Emit

@@ -22,15 +22,15 @@ import anyio.to_thread
 
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, LettaUnavailable
-from sidecar.letta.app_server_local import USED, LocalAppServer
-from sidecar.letta.app_server_process import (
+from sidecar.letta.app_server.local import USED, LocalAppServer
+from sidecar.letta.app_server.process import (
     AppServerProcess,
     FolderLock,
     running,
     why_not,
 )
-from sidecar.letta.embedded import EmbeddedLetta
-from sidecar.letta.embedded_store import holds_agents
+from sidecar.letta.embedded.letta import EmbeddedLetta
+from sidecar.letta.embedded.store import holds_agents
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
 from sidecar.llm.served import served

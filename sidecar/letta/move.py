@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from sidecar.errors import AgentNotFound, LettaUnavailable
-from sidecar.letta.app_server_files import without_own
+from sidecar.letta.app_server.files import without_own
 from sidecar.letta.digest_agent import CALLER_TAG, DIGEST_SYSTEM, tags_of_tenant
 from sidecar.letta.port import AgentSpec, FoundAgent, Letta
 from sidecar.model import Block

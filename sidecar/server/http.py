@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
-from sidecar.channels.frames import MAX_FRAME_BYTES
+from sidecar.channels.link.frames import MAX_FRAME_BYTES
 from sidecar.errors import ConfigError
 from sidecar.server.deadline import DeadlineProtocol
 from sidecar.server.link import LinkServer

@@ -16,7 +16,7 @@ import anyio
 
 from sidecar import telemetry
 from sidecar.calls import Calls, LiveCall, MemoryView
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     Ack,
     CallClose,
     CallOpen,

@@ -16,8 +16,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sidecar import telemetry
 from sidecar.calls import Calls
-from sidecar.channels import frames
-from sidecar.channels.frames import (
+from sidecar.channels.link import frames
+from sidecar.channels.link.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
     CLOSE_PROTOCOL,

@@ -14,7 +14,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     CLOSE_DRAINING,
     MAX_FRAME_BYTES,
     SUBPROTOCOL,

@@ -30,7 +30,7 @@ import msgspec
 from aiohttp import web
 from anyio.abc import TaskGroup
 
-from sidecar.letta.embedded import digested
+from sidecar.letta.embedded.letta import digested
 from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from sidecar.testing.faults import Fault, FaultDraw, FaultScript

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import anyio
 
-from sidecar.channels.frames import Hints
-from sidecar.channels.link import Link
-from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import Hints
+from sidecar.channels.link.link import Link
 from sidecar.telemetry import Telemetry
 from tests.chaos.ledger import lesson_of, text_of
 

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import anyio
 import anyio.lowlevel
 
-from sidecar.letta.app_server import AppServerLetta
-from sidecar.letta.app_server_history import text_of, trace_of
-from sidecar.letta.app_server_socket import Sockets
+from sidecar.letta.app_server.history import text_of, trace_of
+from sidecar.letta.app_server.letta import AppServerLetta
+from sidecar.letta.app_server.socket import Sockets
 from sidecar.letta.port import Post
 from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in

@@ -18,9 +18,9 @@ from sidecar.errors import (
     NotAccepted,
     OutcomeUnknown,
 )
-from sidecar.letta.app_server import AppServerLetta
-from sidecar.letta.app_server_conversation import ALLOWED
-from sidecar.letta.app_server_memory import Memory
+from sidecar.letta.app_server.conversation import ALLOWED
+from sidecar.letta.app_server.letta import AppServerLetta
+from sidecar.letta.app_server.memory import Memory
 from sidecar.letta.port import Letta, Post
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.errors import LettaUnavailable, NotAccepted, OutcomeUnknown
 from sidecar.letta.port import Finding, Letta, Post
-from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest.letta import RestLetta
 from tests.contract.letta_worlds import RealWorld, new_agent, new_post, until_running, value_of
 from tests.letta_server.stack import LettaStack
 

@@ -18,12 +18,12 @@ from letta_client import AsyncLetta
 from typing_extensions import override
 
 from sidecar.errors import LlmError
-from sidecar.letta.app_server import AppServerLetta
-from sidecar.letta.app_server_history import text_of
-from sidecar.letta.app_server_socket import Sockets
-from sidecar.letta.embedded import EmbeddedLetta, digested
+from sidecar.letta.app_server.history import text_of
+from sidecar.letta.app_server.letta import AppServerLetta
+from sidecar.letta.app_server.socket import Sockets
+from sidecar.letta.embedded.letta import EmbeddedLetta, digested
 from sidecar.letta.port import AgentSpec, Letta, Post
-from sidecar.letta.rest import RestLetta
+from sidecar.letta.rest.letta import RestLetta
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sidecar.letta.app_server import AppServerLetta
+from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.model import Block
 from tests.app_server.stack import AppServerStack
 from tests.console_page import opened

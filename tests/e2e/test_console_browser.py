@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.frames import SUBPROTOCOL
+from sidecar.channels.link.frames import SUBPROTOCOL
 from tests.browser import Browser, Tab, chromium
 from tests.sidecar_process import RESTARTED, SidecarProcess, free_port
 

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.frames import MAX_FRAME_BYTES, SUBPROTOCOL
+from sidecar.channels.link.frames import MAX_FRAME_BYTES, SUBPROTOCOL
 from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e

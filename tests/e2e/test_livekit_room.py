@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 import pytest
 
-from sidecar.channels.frames import CallOpen, Hints, Memory
-from sidecar.channels.spool import SpoolFile, spool_files
+from sidecar.channels.link.frames import CallOpen, Hints, Memory
+from sidecar.channels.link.spool import SpoolFile, spool_files
 from sidecar.testing.fake_sidecar import FakeSidecar
 from tests.letta_server.stack import LettaStack
 from tests.livekit_room.caller import Caller, calling

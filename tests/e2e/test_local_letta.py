@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.letta.app_server_process import end_leftovers
+from sidecar.letta.app_server.process import end_leftovers
 from tests.console_page import opened
 from tests.e2e.test_cli import Cli, bytes_below
 from tests.sidecar_process import SidecarProcess, eventually

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.letta.app_server_history import trace_of
+from sidecar.letta.app_server.history import trace_of
 from sidecar.letta.port import Post
 
 pytestmark = pytest.mark.unit

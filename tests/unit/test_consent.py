@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
-from sidecar.channels.bounds import bounded_hints
-from sidecar.channels.frames import (
+from sidecar.channels.link.bounds import bounded_hints
+from sidecar.channels.link.frames import (
     CallClose,
     CallOpen,
     Hints,
@@ -17,8 +17,8 @@ from sidecar.channels.frames import (
     encode,
     hints_of,
 )
+from sidecar.channels.link.outbox import Outbox
 from sidecar.channels.livekit.caller import hints_of_metadata
-from sidecar.channels.outbox import Outbox
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn

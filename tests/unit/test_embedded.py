@@ -23,7 +23,7 @@ from sidecar.errors import (
     OutcomeUnknown,
     Rejected,
 )
-from sidecar.letta.embedded import MAX_STEPS, EmbeddedLetta
+from sidecar.letta.embedded.letta import MAX_STEPS, EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Post
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import Llm, Reply, ToolCall

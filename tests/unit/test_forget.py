@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.channels.frames import CallOpen, Hints, TurnFrame
-from sidecar.channels.spool import SpoolFile
+from sidecar.channels.link.frames import CallOpen, Hints, TurnFrame
+from sidecar.channels.link.spool import SpoolFile
 from sidecar.errors import CallerBusy, LettaUnavailable
 from sidecar.forget import Forgetting, pieces_of
 from sidecar.letta.digest_agent import spec_of_caller

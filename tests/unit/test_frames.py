@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.frames import MAX_FRAME_BYTES, decode_from_sidecar, decode_from_worker
+from sidecar.channels.link.frames import MAX_FRAME_BYTES, decode_from_sidecar, decode_from_worker
 from sidecar.errors import LinkError
 
 pytestmark = pytest.mark.unit

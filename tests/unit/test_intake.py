@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame
-from sidecar.channels.spool import SpoolFile, damaged_files
+from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame
+from sidecar.channels.link.spool import SpoolFile, damaged_files
 from sidecar.errors import CallError, JournalFull
 from sidecar.intake import SpoolIntake
 from sidecar.model import CallerHints, Turn

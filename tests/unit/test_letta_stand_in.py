@@ -29,8 +29,8 @@ from sidecar.errors import (
     OutcomeUnknown,
 )
 from sidecar.letta.port import AgentSpec, Post
-from sidecar.letta.rest import RestLetta
-from sidecar.letta.rest_wire import wire_otid
+from sidecar.letta.rest.letta import RestLetta
+from sidecar.letta.rest.wire import wire_otid
 from sidecar.model import Block
 from sidecar.testing.faults import FaultDraw, Faults, FaultScript
 from sidecar.testing.letta_runs import failing, work

@@ -12,7 +12,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sidecar.channels.frames import (
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import (
     Ack,
     CallClose,
     CallOpen,
@@ -23,10 +24,9 @@ from sidecar.channels.frames import (
     Memory,
     SpeechStarted,
 )
-from sidecar.channels.link import Link
-from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.outbox import SpoolFrame
-from sidecar.channels.spool import SpoolFile, spool_files, spooled_in
+from sidecar.channels.link.link import Link
+from sidecar.channels.link.outbox import SpoolFrame
+from sidecar.channels.link.spool import SpoolFile, spool_files, spooled_in
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
 

@@ -10,7 +10,7 @@ from starlette.websockets import WebSocket
 from typing_extensions import override
 
 from sidecar.calls import CallPolicy, Calls
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     SUBPROTOCOL,
     Ack,
     CallClose,

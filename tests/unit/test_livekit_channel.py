@@ -17,13 +17,13 @@ from livekit.agents import Agent, JobContext, function_tool, llm
 from livekit.agents.testing import fake_job_context
 from livekit.protocol import models
 
-from sidecar.channels.frames import CallOpen, Guidance, Hints, Memory, SpeechStarted, TurnFrame
-from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import CallOpen, Guidance, Hints, Memory, SpeechStarted, TurnFrame
+from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.channels.livekit.caller import hints_of_metadata, hints_of_participant
 from sidecar.channels.livekit.memory import with_memory
 from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, Heeded, Unsettled
-from sidecar.channels.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
 from tests.livekit_room.studio import Studio, on_air, studio

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.channels.bounds import bounded_hints
-from sidecar.channels.frames import (
+from sidecar.channels.link.bounds import bounded_hints
+from sidecar.channels.link.frames import (
     MAX_FRAME_BYTES,
     CallClose,
     CallOpen,
@@ -15,7 +15,7 @@ from sidecar.channels.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.channels.outbox import Outbox
+from sidecar.channels.link.outbox import Outbox
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.frames import MAX_FRAME_BYTES, Memory, encode
+from sidecar.channels.link.frames import MAX_FRAME_BYTES, Memory, encode
 from sidecar.config import load
 from sidecar.memory.prompt import NOTHING, PromptLimits, nonce_of, render
 from sidecar.model import Block, Snapshot, Turn

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.channels.frames import CallClose, CallOpen, Hints, TurnFrame, encode
-from sidecar.channels.spool import (
+from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.channels.link.spool import (
     SpoolFile,
     damaged_files,
     default_spool_dir,

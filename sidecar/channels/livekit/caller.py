@@ -10,7 +10,7 @@ from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
 from livekit.protocol import models
 
 from sidecar import telemetry
-from sidecar.channels.frames import Hints
+from sidecar.channels.link.frames import Hints
 from sidecar.model import consent_of
 from sidecar.telemetry import Emit
 

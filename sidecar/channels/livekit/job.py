@@ -16,12 +16,12 @@ import anyio
 from livekit.agents import AgentSession, JobContext
 
 from sidecar import telemetry
-from sidecar.channels.link import Link
-from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.link import Link
+from sidecar.channels.link.spool import default_spool_dir
 from sidecar.channels.livekit.caller import Identification
 from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
-from sidecar.channels.spool import default_spool_dir
 from sidecar.telemetry import Emit, Telemetry
 
 DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"

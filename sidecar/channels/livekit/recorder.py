@@ -14,8 +14,8 @@ from livekit.agents import (
 )
 
 from sidecar import telemetry
-from sidecar.channels.frames import Memory
-from sidecar.channels.linked_call import LinkedCall
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import Memory
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer

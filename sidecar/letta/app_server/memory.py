@@ -23,10 +23,10 @@ from weakref import WeakValueDictionary
 import anyio
 
 from sidecar.errors import LettaUnavailable
-from sidecar.letta import app_server_files as files
-from sidecar.letta.app_server_socket import AppServerSocket, Frame, Sockets, asking, require
+from sidecar.letta.app_server import files
+from sidecar.letta.app_server.socket import AppServerSocket, Frame, Sockets, asking, require
 from sidecar.letta.changes import Change, batch_of, edits_of
-from sidecar.letta.embedded_tools import edited
+from sidecar.letta.memory_tools import edited
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
 

@@ -18,10 +18,9 @@ from letta_client import APIStatusError
 from typing_extensions import override
 
 from sidecar.errors import AgentNotFound, ConversationGone, LettaUnavailable, OutcomeUnknown
-from sidecar.letta import rest_agents
-from sidecar.letta import rest_wire as wire
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
-from sidecar.letta.rest_client import (
+from sidecar.letta.rest import agents, wire
+from sidecar.letta.rest.client import (
     CLOUD_URL,
     KEEPALIVE_S,
     asking,
@@ -29,13 +28,13 @@ from sidecar.letta.rest_client import (
     open_client,
     unix_s,
 )
-from sidecar.letta.rest_lean import (
+from sidecar.letta.rest.lean import (
     AgentAnswer,
     ConversationAnswer,
     LeanRequests,
     PassagesAnswer,
 )
-from sidecar.letta.rest_lookup import LookUp
+from sidecar.letta.rest.lookup import LookUp
 from sidecar.model import Block, Passage
 
 # How long a server without Redis is believed to have none.
@@ -178,7 +177,7 @@ class RestLetta(Letta):
         # The server compiles the agent's first prompt and checks its model.
         timeout_s = 4 * self._read_timeout_s
         async with asking("a new agent", timeout_s):
-            return await rest_agents.create(
+            return await agents.create(
                 self._reads, spec, on_cloud=self._base_url == CLOUD_URL, timeout_s=timeout_s
             )
 
@@ -186,13 +185,13 @@ class RestLetta(Letta):
         """Return an agent's file, as `KnowsAgentFiles` promises."""
         timeout_s = 4 * self._read_timeout_s
         async with asking("an agent's file", timeout_s), of_agent():
-            return await rest_agents.export_file(self._reads, agent_id, timeout_s=timeout_s)
+            return await agents.export_file(self._reads, agent_id, timeout_s=timeout_s)
 
     async def import_agent(self, file: str, *, tags: Sequence[str]) -> str:
         """Make an agent of a file, as `KnowsAgentFiles` promises."""
         timeout_s = 4 * self._read_timeout_s
         async with asking("an agent's file", timeout_s):
-            return await rest_agents.import_file(self._reads, file, tags=tags, timeout_s=timeout_s)
+            return await agents.import_file(self._reads, file, tags=tags, timeout_s=timeout_s)
 
     @override
     async def delete_agent(self, agent_id: str) -> None:

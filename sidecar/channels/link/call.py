@@ -5,10 +5,10 @@ from typing import Protocol
 
 import anyio
 
-from sidecar.channels.bounds import bounded_hints
-from sidecar.channels.frames import Hints, Memory
-from sidecar.channels.outbox import Outbox
-from sidecar.channels.spool import SpoolFile
+from sidecar.channels.link.bounds import bounded_hints
+from sidecar.channels.link.frames import Hints, Memory
+from sidecar.channels.link.outbox import Outbox
+from sidecar.channels.link.spool import SpoolFile
 from sidecar.model import Speaker
 from sidecar.prompt_wait import PromptWait, Waits
 
@@ -45,7 +45,7 @@ class Line(Protocol):
 
 
 class LinkedCall:
-    """One live call. Made by `sidecar.channels.link.Link.open_call`; every method but the two waits returns at once.
+    """One live call. Made by `sidecar.channels.link.link.Link.open_call`; every method but the two waits returns at once.
 
     Attributes:
         memory: The newest memory of this call, or None when none came yet: read it at the prompt.

@@ -17,9 +17,9 @@ from letta_client.types.agents import UserMessage
 from letta_client.types.agents.letta_streaming_response import LettaStopReason
 
 from sidecar.errors import LettaUnavailable
-from sidecar.letta import rest_wire as wire
 from sidecar.letta.port import Finding, Post
-from sidecar.letta.rest_client import asking, of_agent, unix_s
+from sidecar.letta.rest import wire
+from sidecar.letta.rest.client import asking, of_agent, unix_s
 
 # A stream that goes on for longer belongs to a run at work, or to a server that died.
 _PEEK_S: Final = 1.0

@@ -10,7 +10,7 @@ import httpx
 from letta_client import APIStatusError, AsyncLetta, DefaultAioHttpClient
 
 from sidecar.errors import AgentNotFound, LettaUnavailable
-from sidecar.letta.rest_wire import WIRE_ERRORS, is_missing, read_error
+from sidecar.letta.rest.wire import WIRE_ERRORS, is_missing, read_error
 
 CLOUD_URL: Final = "https://api.letta.com"
 

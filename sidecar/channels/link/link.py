@@ -16,8 +16,9 @@ from websockets.typing import Subprotocol
 
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
-from sidecar.channels.bounds import bounded_hints
-from sidecar.channels.frames import (
+from sidecar.channels.link.bounds import bounded_hints
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
     MAX_FRAME_BYTES,
@@ -34,9 +35,8 @@ from sidecar.channels.frames import (
     decode_from_sidecar,
     encode,
 )
-from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.outbox import NOBODY, Outbox
-from sidecar.channels.spooler import Spooler
+from sidecar.channels.link.outbox import NOBODY, Outbox
+from sidecar.channels.link.spooler import Spooler
 from sidecar.errors import LinkError
 from sidecar.model import Channel, Speaker
 from sidecar.prompt_wait import Waits

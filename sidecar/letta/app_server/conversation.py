@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from sidecar.errors import ConversationGone, LettaUnavailable
-from sidecar.letta.app_server_history import Trace, trace_of
-from sidecar.letta.app_server_socket import AppServerSocket, Frame, is_missing, require
-from sidecar.letta.embedded_tools import TOOL_SCHEMAS
+from sidecar.letta.app_server.history import Trace, trace_of
+from sidecar.letta.app_server.socket import AppServerSocket, Frame, is_missing, require
+from sidecar.letta.memory_tools import TOOL_SCHEMAS
 from sidecar.letta.port import Post
 
 _IDLE: Final = "WAITING_ON_INPUT"

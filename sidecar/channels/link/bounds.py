@@ -2,7 +2,7 @@
 
 import hashlib
 
-from sidecar.channels.frames import MAX_FRAME_BYTES, Hints
+from sidecar.channels.link.frames import MAX_FRAME_BYTES, Hints
 
 MAX_ID_CHARS = 256
 MAX_HINT_CHARS = 1024

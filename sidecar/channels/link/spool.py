@@ -18,7 +18,7 @@ from typing import Self
 
 import msgspec
 
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     CallClose,
     CallOpen,
     Hints,
@@ -26,7 +26,7 @@ from sidecar.channels.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.channels.outbox import SpoolFrame
+from sidecar.channels.link.outbox import SpoolFrame
 from sidecar.errors import LinkError
 
 _SUFFIX = ".jsonl"

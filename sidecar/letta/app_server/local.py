@@ -14,7 +14,7 @@ import anyio.to_thread
 from typing_extensions import override
 
 from sidecar.errors import LettaUnavailable
-from sidecar.letta.app_server import AppServerLetta
+from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.port import AgentSpec
 
 USED = "used"

@@ -8,7 +8,7 @@ from letta_client import APIStatusError, AsyncLetta
 
 from sidecar.errors import Rejected
 from sidecar.letta.port import AgentSpec
-from sidecar.letta.rest_wire import blames, refused_spec
+from sidecar.letta.rest.wire import blames, refused_spec
 
 # An agent of this type edits its blocks by its own tools (memory_insert, memory_replace,
 # memory_rethink) until it calls memory_finish_edits, and writes nobody an answer.

@@ -32,7 +32,7 @@ from sidecar.errors import (
     NotAccepted,
     OutcomeUnknown,
 )
-from sidecar.letta.app_server_conversation import (
+from sidecar.letta.app_server.conversation import (
     ALLOWED,
     is_idle,
     look,
@@ -40,8 +40,8 @@ from sidecar.letta.app_server_conversation import (
     status_of,
     subscribe,
 )
-from sidecar.letta.app_server_history import Trace
-from sidecar.letta.app_server_socket import (
+from sidecar.letta.app_server.history import Trace
+from sidecar.letta.app_server.socket import (
     SOCKET_ERRORS,
     AppServerSocket,
     Frame,

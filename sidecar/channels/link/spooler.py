@@ -8,10 +8,10 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
-from sidecar.channels.frames import TurnFrame
-from sidecar.channels.linked_call import LinkedCall
-from sidecar.channels.outbox import Outbox
-from sidecar.channels.spool import SpoolFile
+from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import TurnFrame
+from sidecar.channels.link.outbox import Outbox
+from sidecar.channels.link.spool import SpoolFile
 from sidecar.telemetry import Emit
 
 SPOOL_AFTER_S: Final = 0.5

@@ -1,17 +1,18 @@
-"""How the embedded Letta's agent sees and edits its memory blocks. Pure.
+"""How an agent whose memory tools are ours sees and edits its blocks. Pure.
 
-The prompt has Letta's own layout, and the tools the names of Letta's own, so that a model finds
+The embedded Letta's agent has them, and the App Server's, which has none of its own. The prompt has Letta's own layout, and the tools the names of Letta's own, so that a model finds
 here what it would find there.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-from sidecar.letta.embedded_store import Blocks, storable
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
+
+Blocks: TypeAlias = Mapping[str, Block]
 
 
 def system_prompt(instructions: str, blocks: Blocks) -> str:
@@ -161,3 +162,8 @@ def _arguments(call: ToolCall, names: Sequence[str]) -> dict[str, str]:
     if missing := sorted(texts.keys() - found.keys()):
         raise _Refused(f"these arguments must be texts: {', '.join(missing)}")
     return found
+
+
+def storable(text: str) -> str:
+    """Return text without lone surrogates, which neither UTF-8 nor SQLite can hold."""
+    return text.encode("utf-8", "replace").decode()

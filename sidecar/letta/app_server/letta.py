@@ -1,9 +1,9 @@
 """The Letta Code App Server (PyPI `letta` from 0.32 on), over its WebSocket.
 
-Theory of operation. Memory is files in the server's keeping (`app_server_memory`); a batch is one
-turn of the agent in the call's conversation (`app_server_turn`). The agent edits its memory by
+Theory of operation. Memory is files in the server's keeping (`memory`); a batch is one
+turn of the agent in the call's conversation (`turn`). The agent edits its memory by
 tools that this process registers and carries out itself, and has no other tool. Look-ups read the
-conversation (`app_server_history`): the server keeps no record of a post but its message.
+conversation (`history`): the server keeps no record of a post but its message.
 
 The protocol calls itself an alpha: version 1 is spoken, any other refused by name.
 """
@@ -28,11 +28,11 @@ from sidecar.errors import (
     OutcomeUnknown,
     Rejected,
 )
-from sidecar.letta import app_server_files as files
-from sidecar.letta.app_server_conversation import look, subscribe
-from sidecar.letta.app_server_memory import Memory
-from sidecar.letta.app_server_socket import AppServerSocket, Sockets, asking, is_missing, require
-from sidecar.letta.app_server_turn import Ended, Turn
+from sidecar.letta.app_server import files
+from sidecar.letta.app_server.conversation import look, subscribe
+from sidecar.letta.app_server.memory import Memory
+from sidecar.letta.app_server.socket import AppServerSocket, Sockets, asking, is_missing, require
+from sidecar.letta.app_server.turn import Ended, Turn
 from sidecar.letta.changes import Change
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.model import Block, Passage

@@ -2,7 +2,7 @@
 
 letta-client 1.12.1 takes 1.6 to 3.8 ms of CPU for a request (typed parameters, httpx, pydantic),
 aiohttp 0.3 ms; the sidecar has one loop for all calls. These go where the SDK's would, with its
-headers, and fail with its errors, so that one reading of errors (`rest_wire`) serves both.
+headers, and fail with its errors, so that one reading of errors (`wire`) serves both.
 """
 
 import json

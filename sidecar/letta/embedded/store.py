@@ -2,13 +2,14 @@
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import apsw
 
 from sidecar.errors import AgentNotFound, ConversationGone, LettaError, Rejected
+from sidecar.letta.memory_tools import storable
 from sidecar.letta.port import AgentSpec, FoundAgent, Post
 from sidecar.model import Block, Passage
 
@@ -57,8 +58,6 @@ CREATE TABLE passages (
 ) STRICT;
 CREATE INDEX passages_of_agent ON passages (agent_id);
 """
-
-Blocks: TypeAlias = Mapping[str, Block]
 
 
 class EmbeddedStore:
@@ -325,8 +324,3 @@ def holds_agents(path: Path) -> bool:
             db.close()
     except apsw.Error:
         return False
-
-
-def storable(text: str) -> str:
-    """Return text without lone surrogates, which neither UTF-8 nor SQLite can hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -2,7 +2,7 @@
 
 Run as a script, `python -SE mortal.py PARENT_PID COMMAND…`: Linux sends SIGTERM to the command as
 soon as its parent is gone, `kill -9` included, and keeps that over `exec`. Elsewhere a command
-that was left behind is found at the next start (`app_server_process.end_leftovers`). What the
+that was left behind is found at the next start (`process.end_leftovers`). What the
 command writes is its user's alone.
 """
 

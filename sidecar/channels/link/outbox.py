@@ -14,14 +14,14 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from sidecar.channels.bounds import (
+from sidecar.channels.link.bounds import (
     MAX_HINT_CHARS,
     MAX_TURN_CHARS,
     call_id,
     item_id,
     sendable,
 )
-from sidecar.channels.frames import (
+from sidecar.channels.link.frames import (
     CallClose,
     CallOpen,
     FromWorker,

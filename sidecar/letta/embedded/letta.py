@@ -27,11 +27,12 @@ import apsw
 from typing_extensions import override
 
 from sidecar.errors import LettaError, LettaUnavailable, LlmError, NotAccepted, OutcomeUnknown
-from sidecar.letta.embedded_store import Blocks, EmbeddedStore
-from sidecar.letta.embedded_tools import (
+from sidecar.letta.embedded.store import EmbeddedStore
+from sidecar.letta.memory_tools import (
     ARCHIVE,
     ARCHIVE_SCHEMA,
     TOOL_SCHEMAS,
+    Blocks,
     archived,
     edited,
     system_prompt,

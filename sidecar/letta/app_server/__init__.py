@@ -1,0 +1,1 @@
+"""The Letta Code App Server, by frames over a WebSocket."""

@@ -1,0 +1,1 @@
+"""Letta Cloud and the classic server, by letta-client."""
