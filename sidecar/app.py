@@ -303,7 +303,7 @@ class Sidecar:
             emit=emit,
             clock=clock,
         )
-        self._admin = Admin(journal, forget=self._forget, clock=clock)
+        self._admin = Admin(journal, live=lambda: self.calls.live, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)
         self._intake = (
             SpoolIntake(self.calls, settings.spool.expanduser(), tenant=tenant, emit=emit)

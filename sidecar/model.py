@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 Speaker: TypeAlias = Literal["caller", "agent"]
 Channel: TypeAlias = Literal["livekit", "vapi", "console"]
 Consent: TypeAlias = Literal["", "yes", "no"]
+Command: TypeAlias = Literal["guide", "say", "hang-up"]
 Served: TypeAlias = Literal["fresh", "stale", "disk", "none"]
 SERVED: Final[tuple[Served, ...]] = ("fresh", "stale", "disk", "none")
 

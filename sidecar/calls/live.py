@@ -35,7 +35,15 @@ class Listener(Protocol):
         ...
 
     def on_guidance(self, text: str) -> None:
-        """Something for the voice agent to heed in this call."""
+        """Something for the voice agent to heed in this call, from its next prompt on."""
+        ...
+
+    def on_say(self, text: str) -> None:
+        """Something for the voice agent to say now, as it stands."""
+        ...
+
+    def on_hang_up(self) -> None:
+        """The call is to end now."""
         ...
 
 
@@ -159,5 +167,13 @@ class LiveCall:
         await self._keeper.refuse(self)
 
     def guide(self, text: str) -> None:
-        """Send guidance to the voice agent of this call."""
+        """Send guidance to the voice agent of this call. Does not promise that it is heeded."""
         self.listener.on_guidance(text)
+
+    def say(self, text: str) -> None:
+        """Have the voice agent say `text`. What the caller heard of it comes back as a turn."""
+        self.listener.on_say(text)
+
+    def hang_up(self) -> None:
+        """Have the channel end the call; its last words are recorded as at any end."""
+        self.listener.on_hang_up()

@@ -16,6 +16,7 @@ app = typer.Typer(help="Past and live calls with their transcripts.", no_args_is
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _LOOK_EVERY_S = 0.5
+_LIVE_HELP = "A live call, as `calls list --live` shows it, with or without tenant."
 
 
 @app.command("list")
@@ -71,6 +72,51 @@ def show_call(
         show.say(_line(turn))
         for line in _measured(turn):
             show.say(line)
+
+
+@app.command("guide")
+def guide(
+    call: Annotated[str, typer.Argument(help=_LIVE_HELP)],
+    text: Annotated[str, typer.Argument(help="What the agent is to heed, not to speak.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Tell the voice agent of a live call something to heed from its next reply on."""
+    _command(call, "guide", text, as_json=as_json)
+
+
+@app.command("say")
+def say(
+    call: Annotated[str, typer.Argument(help=_LIVE_HELP)],
+    text: Annotated[str, typer.Argument(help="What the agent is to say, word for word.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Have the voice agent of a live call say something now."""
+    _command(call, "say", text, as_json=as_json)
+
+
+@app.command("hang-up")
+def hang_up(
+    call: Annotated[str, typer.Argument(help=_LIVE_HELP)], *, as_json: Json = False
+) -> None:
+    """End a live call."""
+    _command(call, "hang-up", "", as_json=as_json)
+
+
+def _command(call: str, command: str, text: str, *, as_json: bool) -> None:
+    """Have the running sidecar pass a command on.
+
+    Raises:
+        NotThere: the call is not live.
+    """
+    body = {"call": call, "command": command, "text": text}
+    if not reach.ask(reach.data_dir(), "/admin/command", body)["done"]:
+        raise reach.NotThere(f"no call {call} is live", hint="see `sidecar calls list --live`")
+    if as_json:
+        show.as_json({"done": True})
+    else:
+        show.say("told its channel; what comes of it stands in the transcript")
 
 
 @app.command("tail")

@@ -10,9 +10,9 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import anyio
 import msgspec
@@ -20,13 +20,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sidecar.calls import LiveCall
 from sidecar.channels.peer import from_this_machine
 from sidecar.errors import SidecarError
+from sidecar.model import Command
 from sidecar.transcript.journal import Journal
 
 CONTROL_FILE = "control.json"
 BUDGET_S = 300.0
 _TEXT_LIMIT_CHARS = 1_024
+_COMMAND_CHARS = 2_000
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -37,11 +40,26 @@ class Forget(msgspec.Struct, frozen=True):
     really: bool = False
 
 
+class Order(msgspec.Struct, frozen=True):
+    """Asks for a command into a live call.
+
+    Attributes:
+        call: Its key, or the channel's own id of it.
+        command: What to do.
+        text: What to heed or to say; empty to hang up.
+    """
+
+    call: str
+    command: Command
+    text: Annotated[str, msgspec.Meta(max_length=_COMMAND_CHARS)] = ""
+
+
 class Admin:
     """The routes below `/admin`.
 
     Args:
         journal: The one this process owns.
+        live: The calls that are live.
         forget: Tells what is held of a caller, or erases it; the result is plain JSON.
         clock: Unix time in seconds.
     """
@@ -50,10 +68,12 @@ class Admin:
         self,
         journal: Journal,
         *,
+        live: Callable[[], Sequence[LiveCall]],
         forget: Callable[[Forget], Awaitable[object]],
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
+        self._live = live
         self._forget = forget
         self._clock = clock
         self._token = secrets.token_urlsafe(32)
@@ -78,6 +98,7 @@ class Admin:
             Route("/admin/status", self._guarded(self._status)),
             Route("/admin/outbox/{batch}/replay", self._guarded(self._replay), methods=["POST"]),
             Route("/admin/outbox/{batch}/drop", self._guarded(self._drop), methods=["POST"]),
+            Route("/admin/command", self._guarded(self._command), methods=["POST"]),
             Route("/admin/forget", self._guarded(self._forget_caller), methods=["POST"]),
         ]
 
@@ -123,6 +144,27 @@ class Admin:
     async def _drop(self, request: Request) -> Response:
         batch = str(request.path_params["batch"])[:_TEXT_LIMIT_CHARS]
         return _outcome(await self._journal.drop(batch, now_s=self._clock()))
+
+    async def _command(self, request: Request) -> Response:
+        """Pass a command on to the call's channel; what becomes of it, its transcript shows."""
+        try:
+            asked = msgspec.json.decode(await request.body(), type=Order)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return JSONResponse({"error": "malformed", "hint": ""}, 400)
+        if (asked.command == "hang-up") == bool(asked.text.strip()):
+            return JSONResponse({"error": "text: what to heed or to say; none to hang up"}, 400)
+        found = [one for one in self._live() if asked.call in {one.key, one.call.call_id}]
+        if len(found) != 1:
+            return _outcome(done=False)
+        (live,) = found
+        match asked.command:
+            case "guide":
+                live.guide(asked.text)
+            case "say":
+                live.say(asked.text)
+            case "hang-up":
+                live.hang_up()
+        return _outcome(done=True)
 
     async def _forget_caller(self, request: Request) -> Response:
         try:

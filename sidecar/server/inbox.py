@@ -23,7 +23,9 @@ from sidecar.channels.link.frames import (
     ErrorFrame,
     FromSidecar,
     Guidance,
+    HangUp,
     Memory,
+    Say,
     SpeechStarted,
     TurnFrame,
     hints_of,
@@ -210,6 +212,12 @@ class _CallListener:
 
     def on_guidance(self, text: str) -> None:
         self._send(Guidance(self._call_id, text))
+
+    def on_say(self, text: str) -> None:
+        self._send(Say(self._call_id, text))
+
+    def on_hang_up(self) -> None:
+        self._send(HangUp(self._call_id))
 
 
 def _unknown_call() -> CallError:

@@ -321,6 +321,23 @@ def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path)
         refused.value.close()
 
 
+def test_a_live_call_is_commanded(sidecar: SidecarProcess, cli: Cli) -> None:
+    """Guidance, a sentence and a hang-up reach the call; one that is not live is a clear error."""
+    with opened(sidecar) as page:
+        call = page.call("ada")
+        page.say("Hello.")
+        cli.ok("calls", "guide", call, "Offer a call back.")
+        cli.ok("calls", "say", call, "One moment, please.")
+        assert page.until("agent.said")["text"] == "One moment, please."
+        turns = cli.json("calls", "show", call)["turns"]
+        assert [(t["speaker"], t["text"]) for t in turns][-1] == ("agent", "One moment, please.")
+        cli.ok("calls", "hang-up", call)
+        page.until("call", call=call, live=False)
+    done = cli.run("calls", "say", call, "Too late.")
+    assert done.returncode == 1
+    assert "is live" in done.stderr
+
+
 def test_words_cannot_command_the_terminal(sidecar: SidecarProcess, cli: Cli) -> None:
     """Escape sequences that a caller's words hold never reach the terminal."""
     talked(sidecar, "ada", "look \x1b]0;owned\x07 here \x1b[31mred")

@@ -19,9 +19,11 @@ from sidecar.channels.link.frames import (
     CallOpen,
     ErrorFrame,
     Guidance,
+    HangUp,
     Hello,
     Hints,
     Memory,
+    Say,
     SpeechStarted,
 )
 from sidecar.channels.link.link import Link
@@ -638,23 +640,25 @@ async def test_a_call_of_somebody_unknown_yet_does_not_wait(
         assert "hers" == call.memory.text
 
 
-async def test_guidance_reaches_the_voice_agent_and_its_fault_ends_nothing(
+async def test_commands_reach_the_voice_agent_and_their_fault_ends_nothing(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """What heeds guidance may fail: the link lives on."""
+    """What heeds guidance, speaks or hangs up may fail: the link lives on."""
     heard: list[str] = []
 
-    def heed(text: str) -> None:
+    def heed(text: str = "hung up") -> None:
         heard.append(text)
         raise RuntimeError("the channel's own fault")
 
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.guidance = heed
+        call.guidance = call.say = call.hang_up = heed
         await until(lambda: call.memory is not None)
         await sidecar.push(Guidance(call=CALL, text="offer the discount"))
+        await sidecar.push(Say(call=CALL, text="one moment"))
+        await sidecar.push(HangUp(call=CALL))
         await sidecar.push(memory("still here"))
         await until(lambda: call.memory is not None and call.memory.text == "still here")
 
-    assert ["offer the discount"] == heard
-    assert 1 == worker.telemetry.counts["part_failed"]
+    assert ["offer the discount", "one moment", "hung up"] == heard
+    assert 3 == worker.telemetry.counts["part_failed"]

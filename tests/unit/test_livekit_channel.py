@@ -18,7 +18,16 @@ from livekit.agents.testing import fake_job_context
 from livekit.protocol import models
 
 from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import CallOpen, Guidance, Hints, Memory, SpeechStarted, TurnFrame
+from sidecar.channels.link.frames import (
+    CallOpen,
+    Guidance,
+    HangUp,
+    Hints,
+    Memory,
+    Say,
+    SpeechStarted,
+    TurnFrame,
+)
 from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.channels.livekit.caller import hints_of_metadata, hints_of_participant
@@ -253,6 +262,22 @@ async def test_guidance_is_in_the_next_prompts_beside_the_memory(
         assert (memory, said) == (FENCED, f"number {n}")
     assert contents(after[0])[-3] == contents(after[1])[-3]
     assert "call back" not in str(made.session.history.to_dict())
+
+
+async def test_the_sidecar_has_the_agent_say_something_and_hang_up(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """What is to be said is said and comes back as the agent's turn; hanging up ends the job."""
+    made = studio(lambda text: f"You said {text}", ttft_s=0.05)
+    async with remembered(sidecar, tmp_path, made) as air:
+        await sidecar.push(Say(call=air.call.call_id, text="One moment, please."))
+        await made.until(lambda: bool(sidecar.of_type(TurnFrame)))
+        (turn,) = sidecar.of_type(TurnFrame)
+        assert isinstance(turn, TurnFrame)
+        assert ("agent", "One moment, please.") == (turn.speaker, turn.text)
+        assert [] == air.shutdowns
+        await sidecar.push(HangUp(call=air.call.call_id))
+        await made.until(lambda: bool(air.shutdowns))
 
 
 async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """VAPI calls on a journal in memory, in virtual time: reports, silence, repeats, consent."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -145,6 +146,24 @@ class TestVapiCalls:
             await world.call()
             assert await world.vapi.of("acme", said(BOB)) is None
             assert world.telemetry.counts["vapi_caller_changed"] == 1
+
+    async def test_commands_go_to_the_calls_own_control_url(self) -> None:
+        """Guidance, a sentence and a hang-up reach VAPI as the interface of every channel has them."""
+        sent: list[tuple[str, str]] = []
+
+        async def post(url: str, command: Mapping[str, Any]) -> int:
+            sent.append((url, command["type"]))
+            return 200
+
+        async with opened() as world:
+            world.vapi.control = Control(emit=world.telemetry.emit, post=post)
+            live = (await world.call()).live
+            live.guide("Ask for the date.")
+            live.say("One moment.")
+            live.hang_up()
+            await trio.sleep(1)
+        url = "https://phone.vapi.ai/1/control"
+        assert sorted(sent) == [(url, "add-message"), (url, "end-call"), (url, "say")]
 
     async def test_who_does_not_agree_is_not_kept(self) -> None:
         """A refused consent, also later in the call, keeps everything from then on out."""

@@ -8,6 +8,7 @@ A reply is recorded as it was heard: one that is cut off by the next words, or b
 call, with what was sent of it; one that is read aloud, with what was spoken of it.
 """
 
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -90,6 +91,14 @@ class ConsoleCall:
     def on_guidance(self, text: str) -> None:
         """See `sidecar.calls.Listener`. The console heeds it in the next prompt."""
         self._history.append({"role": "system", "content": text})
+
+    def on_say(self, text: str) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._tasks.start_soon(self._speak, text)
+
+    def on_hang_up(self) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._tasks.start_soon(self._hang_up)
 
     # ---------------------------------------------------------------------------------------
 
@@ -175,6 +184,21 @@ class ConsoleCall:
         return self._prompts.get(turn)
 
     # ---------------------------------------------------------------------------------------
+
+    async def _speak(self, text: str) -> None:
+        live = self.live
+        if live is None or not self.on_the_line:
+            return
+        await self.stop()
+        turn = f"said-{uuid.uuid4()}"
+        self._history.append({"role": "assistant", "content": text})
+        await self._record(live, turn, "agent", text)
+        stored = turn in self._stored
+        await self._send("agent.said", call=self.key, turn=turn, text=text, stored=stored)
+
+    async def _hang_up(self) -> None:
+        await self.end("hung up by the sidecar")
+        await self._send("call", call=self.key, live=False)
 
     async def _answer(self, live: LiveCall, reply: "_Reply") -> None:
         failed = False

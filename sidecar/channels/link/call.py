@@ -50,11 +50,15 @@ class LinkedCall:
     Attributes:
         memory: The newest memory of this call, or None when none came yet: read it at the prompt.
         guidance: Called with text for the voice agent to heed; set it, or leave it None.
+        say: Called with text for the voice agent to speak now; as `guidance`.
+        hang_up: Called when the call is to end; as `guidance`.
     """
 
     def __init__(self, link: Line, outbox: Outbox) -> None:
         self.memory: Memory | None = None
         self.guidance: Callable[[str], None] | None = None
+        self.say: Callable[[str], None] | None = None
+        self.hang_up: Callable[[], None] | None = None
         self.outbox = outbox
         self.spool: SpoolFile | None = None
         self._link = link

@@ -125,6 +125,19 @@ class Guidance(msgspec.Struct, tag="guidance", frozen=True):
     text: str
 
 
+class Say(msgspec.Struct, tag="say", frozen=True):
+    """Sidecar: text for the voice agent to speak now, as it stands."""
+
+    call: str
+    text: str
+
+
+class HangUp(msgspec.Struct, tag="hang_up", frozen=True):
+    """Sidecar: end this call now, as if the agent had hung up."""
+
+    call: str
+
+
 class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Sidecar: it goes away soon. Live calls go on; open no new ones here.
 
@@ -184,13 +197,13 @@ def hints_of(frame: CallOpen) -> CallerHints:
 
 
 FromWorker: TypeAlias = Hello | CallOpen | SpeechStarted | TurnFrame | CallClose
-FromSidecar: TypeAlias = Welcome | Memory | Ack | Guidance | Drain | ErrorFrame
+FromSidecar: TypeAlias = Welcome | Memory | Ack | Guidance | Say | HangUp | Drain | ErrorFrame
 
 _worker_decoder: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(
     Hello | CallOpen | SpeechStarted | TurnFrame | CallClose
 )
 _sidecar_decoder: msgspec.json.Decoder[FromSidecar] = msgspec.json.Decoder(
-    Welcome | Memory | Ack | Guidance | Drain | ErrorFrame
+    Welcome | Memory | Ack | Guidance | Say | HangUp | Drain | ErrorFrame
 )
 _encoder = msgspec.json.Encoder()
 
@@ -211,7 +224,9 @@ _typed_decoder = msgspec.json.Decoder(_Typed)
 _named_decoder = msgspec.json.Decoder(_Named)
 _MALFORMED = (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _WORKER_TYPES = frozenset({"hello", "call.open", "speech.started", "turn", "call.close"})
-_SIDECAR_TYPES = frozenset({"welcome", "memory", "ack", "guidance", "drain", "error"})
+_SIDECAR_TYPES = frozenset(
+    {"welcome", "memory", "ack", "guidance", "say", "hang_up", "drain", "error"}
+)
 
 
 def encode(frame: FromWorker | FromSidecar) -> str:

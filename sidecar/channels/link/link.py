@@ -28,9 +28,11 @@ from sidecar.channels.link.frames import (
     ErrorFrame,
     FromSidecar,
     Guidance,
+    HangUp,
     Hello,
     Hints,
     Memory,
+    Say,
     Welcome,
     decode_from_sidecar,
     encode,
@@ -359,17 +361,21 @@ class Link:
                 call.changed()
                 self._retire(call)
             case Guidance() if call and call.guidance:
-                self._guide(call.guidance, frame.text)
+                self._do("guidance", call.guidance, frame.text)
+            case Say() if call and call.say:
+                self._do("say", call.say, frame.text)
+            case HangUp() if call and call.hang_up:
+                self._do("hang_up", call.hang_up)
             case ErrorFrame():
                 self._take_error(frame, call)
             case _:
                 pass
 
-    def _guide(self, heed: Callable[[str], None], text: str) -> None:
+    def _do(self, what: str, command: Callable[..., None], *text: str) -> None:
         try:
-            heed(text)
+            command(*text)
         except Exception as error:  # noqa: BLE001 - the channel's code must not end the link
-            self._emit(telemetry.part_failed, part="guidance", error=type(error).__name__, hint="")
+            self._emit(telemetry.part_failed, part=what, error=type(error).__name__, hint="")
 
     def _take_error(self, error: ErrorFrame, call: LinkedCall | None) -> None:
         self._emit(

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -182,6 +183,8 @@ async def remember(
     )
     recorder.listen(session)
     job.recorder = recorder
+    call.say = partial(_say, session)
+    call.hang_up = partial(_hang_up, ctx)
     if hints is None:
         await ctx.connect()
         if hints := who.from_room():
@@ -189,6 +192,16 @@ async def remember(
         else:
             who.when_joined(call.identify)
     return call
+
+
+def _say(session: AgentSession[Any], text: str) -> None:
+    session.say(text)
+
+
+def _hang_up(ctx: JobContext) -> None:
+    """End the job, and the room with it: a caller by telephone is in it until it is gone."""
+    ctx.delete_room()
+    ctx.shutdown("hung up by the sidecar")
 
 
 async def finish(ctx: JobContext) -> None:

@@ -22,7 +22,7 @@ from sidecar.channels.vapi.projection import (
     transcript_of,
     with_words,
 )
-from sidecar.model import Turn
+from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
@@ -45,7 +45,7 @@ class VapiCall:
     Args:
         journal: Where the turns are.
         waits: For memory.
-        guide: Sends guidance into the call; returns at once.
+        command: Sends a command into the call; returns at once.
         redact: What the journal does to words, so that what is stored can be told from it.
         emit: Where events go.
         clock: Unix time in seconds.
@@ -68,7 +68,7 @@ class VapiCall:
         journal: Journal,
         *,
         waits: Waits,
-        guide: Callable[["VapiCall", str], None],
+        command: Callable[["VapiCall", Command, str], None],
         redact: Callable[[str], str] | None,
         emit: Emit,
         clock: Callable[[], float],
@@ -81,7 +81,7 @@ class VapiCall:
         self.finished = False
         self._journal = journal
         self._waits = waits
-        self._guide = guide
+        self._command = command
         self._redact = redact
         self._emit = emit
         self._clock = clock
@@ -104,7 +104,15 @@ class VapiCall:
 
     def on_guidance(self, text: str) -> None:
         """See `sidecar.calls.Listener`."""
-        self._guide(self, text)
+        self._command(self, "guide", text)
+
+    def on_say(self, text: str) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._command(self, "say", text)
+
+    def on_hang_up(self) -> None:
+        """See `sidecar.calls.Listener`."""
+        self._command(self, "hang-up", "")
 
     # Before the prompt -------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.errors import CallError, JournalError
-from sidecar.model import call_key
+from sidecar.model import Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
@@ -186,7 +186,7 @@ class VapiCalls:
             call = VapiCall(
                 self._journal,
                 waits=self._waits,
-                guide=self._guide,
+                command=self._command,
                 redact=self._redact,
                 emit=self._emit,
                 clock=self._clock,
@@ -243,8 +243,15 @@ class VapiCalls:
                     error=error.message,
                 )
 
-    def _guide(self, call: VapiCall, text: str) -> None:
-        self.spawn(self._send_guidance, call, text)
+    def _command(self, call: VapiCall, command: Command, text: str) -> None:
+        self.spawn(self._send_command, call, command, text)
 
-    async def _send_guidance(self, call: VapiCall, text: str) -> None:
-        await self.control.guide(call.live.key, call.control_url, text)
+    async def _send_command(self, call: VapiCall, command: Command, text: str) -> None:
+        key, url = call.live.key, call.control_url
+        match command:
+            case "guide":
+                await self.control.guide(key, url, text)
+            case "say":
+                await self.control.say(key, url, text)
+            case "hang-up":
+                await self.control.end_call(key, url)

@@ -158,7 +158,8 @@ receive({
         ? { ...one, stored: held.has(one.id) }
         : { ...one, stored: held.has(one.id), reply: "", marks: { ...one.marks, first: null } },
     );
-    for (const one of call.exchanges) if (!one.over || (call.kept && !one.stored)) tell(call, one);
+    for (const one of call.exchanges)
+      if (one.said && (!one.over || (call.kept && !one.stored))) tell(call, one);
   },
 
   turn(frame) {
@@ -198,6 +199,30 @@ receive({
     if (frame.timing) Object.assign(news, { timing: frame.timing, memory: frame.memory });
     put(call, frame.turn, news);
     if (frame.text) announce(`Agent: ${frame.text}`);
+  },
+
+  // The sidecar's owner had the agent say something of its own accord.
+  "agent.said"(frame) {
+    const call = mine(frame.call);
+    if (!call) return;
+    const now = performance.now();
+    call.exchanges.push({
+      id: frame.turn,
+      said: "",
+      atS: Date.now() / 1000,
+      stored: frame.stored,
+      kept: call.kept,
+      marks: { speechEnd: null, sent: now, told: now, first: null },
+      reply: frame.text,
+      over: true,
+      interrupted: false,
+      replyStored: frame.stored,
+      timing: null,
+      memory: null,
+    });
+    takePiece(call.key, frame.turn, frame.text);
+    announce(`Agent: ${frame.text}`);
+    change();
   },
 
   prompt(frame) {

@@ -67,17 +67,20 @@ export class Exchange extends Component {
   render({ exchange, live, prompt }, { open }) {
     return html`
       <li class="exchange">
-        <div class="said">
-          <p class="bubble">${exchange.said}</p>
-          <p class="fate">${fate(exchange)}</p>
-        </div>
+        ${
+          exchange.said &&
+          html`<div class="said">
+            <p class="bubble">${exchange.said}</p>
+            <p class="fate">${fate(exchange)}</p>
+          </div>`
+        }
         ${
           (exchange.reply || (live && !exchange.over)) &&
           html`<div class="replied">
             <p class=${exchange.over ? "reply" : "reply speaking"}>
               ${exchange.reply}${exchange.interrupted && exchange.over ? html` <span class="tag">interrupted</span>` : ""}
             </p>
-            <${Meta} exchange=${exchange} open=${open} toggle=${this.toggle} />
+            ${exchange.said && html`<${Meta} exchange=${exchange} open=${open} toggle=${this.toggle} />`}
             ${open && html`<${Detail} exchange=${exchange} prompt=${prompt} />`}
           </div>`
         }
