@@ -154,6 +154,11 @@ _KUBECTL = Known(
 _SYSTEMCTL = Known(systemctl, "e2e/test_ops_linters.py::test_systemd_takes_the_units")
 _PIP = "e2e/test_documented_commands.py::test_getting_started"
 
+
+def all_there(paths: list[str]) -> None:
+    assert all((ROOT / path).is_file() for path in paths)
+
+
 KNOWN = {
     r"make test": Known(make_target, ".ci/run"),
     r"make setup-dev": Known(make_target, ".ci/run"),
@@ -172,6 +177,8 @@ KNOWN = {
         lambda words: script_is_there(words[1:]),
         "e2e/test_vapi_examples.py::test_the_script_creates_and_then_updates",
     ),
+    r"sidecar agents move .*": Known(sidecar_words, "e2e/test_move.py"),
+    r"\.venv/bin/python -m pytest .*": Known(lambda words: all_there(words[2:]), ".ci/run"),
     r"docker (build|run) .*": _IMAGE,
     r"docker compose .*": _COMPOSE,
     r"kubectl .*": _KUBECTL,
