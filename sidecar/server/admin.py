@@ -46,7 +46,7 @@ class Order(msgspec.Struct, frozen=True):
     Attributes:
         call: Its key, or the channel's own id of it.
         command: What to do.
-        text: What to heed or to say; empty to hang up.
+        text: What to heed or to say; to hang up it counts for nothing.
     """
 
     call: str
@@ -151,8 +151,8 @@ class Admin:
             asked = msgspec.json.decode(await request.body(), type=Order)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return JSONResponse({"error": "malformed", "hint": ""}, 400)
-        if (asked.command == "hang-up") == bool(asked.text.strip()):
-            return JSONResponse({"error": "text: what to heed or to say; none to hang up"}, 400)
+        if asked.command != "hang-up" and not asked.text:
+            return JSONResponse({"error": "text: say what to heed or to say"}, 400)
         found = [one for one in self._live() if asked.call in {one.key, one.call.call_id}]
         if len(found) != 1:
             return _outcome(done=False)
