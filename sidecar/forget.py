@@ -153,6 +153,7 @@ class Forgetting:
         files = await anyio.to_thread.run_sync(_files_below, (self._directory, self._spool))
         found = await anyio.to_thread.run_sync(_search, files, pieces)
         own = await self._said_by_nobody_else(found)
+        unread = await anyio.to_thread.run_sync(self._unread)
         traces = tuple(
             sorted(str(path) for path, hits in found.items() if not own.isdisjoint(hits))
         )
@@ -167,7 +168,7 @@ class Forgetting:
             searched=len(pieces),
             files=len(files),
             traces=traces,
-            left=(*left, *self._unread(), *self._out_of_reach(held, agents)),
+            left=(*left, *unread, *self._out_of_reach(held, agents)),
         )
 
     async def _agents_of(
@@ -227,7 +228,7 @@ class Forgetting:
         return left
 
     def _unread(self) -> list[str]:
-        """Return the spool files that may be the caller's and do not say so."""
+        """Return the spool files that may be the caller's and do not say so. Blocking."""
         if not self._spool.is_dir():
             return []
         if self._spool_tenant is None:
@@ -315,9 +316,9 @@ def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRul
 
 def _names_a_caller(path: Path) -> bool:
     try:
-        return any(b'"call.open"' in line for line in path.read_bytes().splitlines())
+        return spooled_in(path).opened is not None
     except OSError:
-        return True
+        return False
 
 
 def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIECES) -> list[bytes]:
