@@ -1,7 +1,8 @@
 """How an agent whose memory tools are ours sees and edits its blocks. Pure.
 
-The embedded Letta's agent has them, and the App Server's, which has none of its own. The prompt has Letta's own layout, and the tools the names of Letta's own, so that a model finds
-here what it would find there.
+The embedded Letta's agent has them, and the App Server's, which has none of its own. The prompt
+has Letta's own layout, and the tools the names of Letta's own, so that a model finds here what it
+would find there.
 """
 
 import json

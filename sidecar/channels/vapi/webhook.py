@@ -150,11 +150,13 @@ class Webhook:
     async def _served(self, scope: Scope, receive: Receive) -> Answer:
         headers, client = headers_of(scope), client_of(scope)
         refused = Refused(401, "wrong, missing or outdated secret or signature")
-        if "x-signature" not in headers and self._door.admit_webhook(headers, client, b"") is None:
+        # A signature is over the body, so that alone is read before it is known whose it is.
+        signed = "x-signature" in headers
+        admitted = None if signed else self._door.admit_webhook(headers, client, b"")
+        if admitted is None and not signed:
             raise refused
-        # A signature is over the body, so that is read before it is known whose it is.
         body = await body_of(scope, receive)
-        admitted = self._door.admit_webhook(headers, client, body)
+        admitted = admitted or self._door.admit_webhook(headers, client, body)
         if admitted is None:
             raise refused
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
