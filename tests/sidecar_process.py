@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -92,10 +91,13 @@ class SidecarProcess:
         self._readers = [threading.Thread(target=r, daemon=True) for r in (read_banner, read_log)]
         for reader in self._readers:
             reader.start()
-        assert up.wait(START_S), "the sidecar did not start in time"
+        in_time = up.wait(START_S)
         self.banner = text = "".join(banner)
         link = re.search(r"link +ws://[^:]+:(\d+)/link", text)
-        assert link is not None, f"the sidecar did not start: {text} {''.join(self.log)}"
+        if link is None:
+            self.kill()
+            why = "".join(self.log) if in_time else f"no banner within {START_S:g} s"
+            raise AssertionError(f"the sidecar did not start: {text} {why}")
         self.port = int(link[1])
         page = re.search(r"page +\S+/#(\S+)", text)
         self.token = page[1] if page else ""
@@ -164,13 +166,6 @@ class SidecarProcess:
 
 RESTARTED = (sys.executable, "-m", "sidecar", "run", "--restart")
 """Below a parent that starts it again when it is killed; `pid` is the parent's."""
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def get(url: str) -> tuple[int, str]:

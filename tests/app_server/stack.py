@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LETTA = ROOT / ".app-server-venv/bin/letta"
@@ -59,7 +60,7 @@ class AppServerStack:
     def __init__(self, workdir: Path, *, openai_api: bool = False) -> None:
         self._dir = workdir.resolve()
         self._options = ["--openai-api"] if openai_api else []
-        self._port, self._llm_port = _free_ports(2)
+        self._port, self._llm_port = free_ports(2)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.home = self._dir / "home"
         self.url = f"ws://127.0.0.1:{self._port}"
@@ -200,16 +201,6 @@ class AppServerStack:
 
     def _tail(self, name: str) -> str:
         return (self._dir / f"{name}.log").read_text(errors="replace")[-2000:]
-
-
-def _free_ports(count: int) -> list[int]:
-    held: list[socket.socket] = []
-    try:
-        held.extend(socket.create_server(("127.0.0.1", 0)) for _ in range(count))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _answers(url: str) -> bool:

@@ -38,11 +38,11 @@ from tests.chaos.lettas import (
     Stuck,
     answers,
     ask,
-    free_ports,
     start,
     wait_for_port,
 )
 from tests.chaos.mutated_sidecar import MUTATIONS
+from tests.ports import free_port
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
 WORKERS = 2
@@ -116,7 +116,7 @@ class Loop:
     def __post_init__(self) -> None:
         directory = self.options.directory
         self.dice = random.Random(self.options.seed)
-        (self._port,) = free_ports(1)
+        self._port = free_port()
         if self.options.letta in REAL:
             self.letta = REAL[self.options.letta](directory)
         elif self.options.mutation:

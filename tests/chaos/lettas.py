@@ -28,6 +28,7 @@ from sidecar.letta.port import Post
 from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 MORTAL = ROOT / "tests/letta_server/mortal.py"
@@ -146,7 +147,7 @@ class StandIn(Letta):
     ) -> None:
         self.moods = moods
         self._directory = directory
-        (self._port,) = free_ports(1)
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
         self.env = {
@@ -371,18 +372,6 @@ def ask(url: str, body: bytes | None = None, *, key: str = "") -> Any:
     request = urllib.request.Request(url, data=body, headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nobody has, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def answers(port: int) -> bool:

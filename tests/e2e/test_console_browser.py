@@ -18,7 +18,8 @@ from websockets.typing import Subprotocol
 
 from sidecar.channels.link.frames import SUBPROTOCOL
 from tests.browser import Browser, Tab, chromium
-from tests.sidecar_process import RESTARTED, SidecarProcess, free_port
+from tests.ports import free_port
+from tests.sidecar_process import RESTARTED, SidecarProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

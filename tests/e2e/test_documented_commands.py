@@ -26,6 +26,7 @@ from sidecar.cli import app
 from tests.console_page import opened
 from tests.dockerfile import stages
 from tests.documents import ROOT, Fence, commands, fences, spoken
+from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_docs import names_in
 from tests.unit.test_ops_files import compose, manifests, pod, unit_file
@@ -196,12 +197,6 @@ def known(line: str) -> Known | None:
 # What is run.
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 class Shell:
     """Plays blocks as a person at a terminal in the checkout would, in a home of its own.
 
@@ -216,7 +211,7 @@ class Shell:
         self.env |= {
             "HOME": str(home),
             "PATH": f"{BIN}:{os.environ['PATH']}",
-            "SIDECAR_PORT": free_port(),
+            "SIDECAR_PORT": str(free_port()),
         }
         for place in ("var/backups", "etc/systemd/system", "opt"):
             (home / place).mkdir(parents=True)
@@ -300,7 +295,7 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture
 def upstreams(shell: Shell) -> Iterator[Mapping[str, str]]:
     """A Letta and a language model that stand in for the real ones, by their base URLs."""
-    ports = {"letta_server": free_port(), "openai_server": free_port()}
+    ports = {"letta_server": str(free_port()), "openai_server": str(free_port())}
     running = [
         subprocess.Popen(
             [sys.executable, "-m", f"sidecar.testing.{name}", "--port", port],
@@ -314,16 +309,18 @@ def upstreams(shell: Shell) -> Iterator[Mapping[str, str]]:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
-    for port in ports.values():
-        eventually(lambda port=port: listening(port))
-    shell.env |= {
-        "LETTA_BASE_URL": f"http://127.0.0.1:{ports['letta_server']}",
-        "LLM_BASE_URL": f"http://127.0.0.1:{ports['openai_server']}/v1",
-    }
-    yield ports
-    for process in running:
-        process.terminate()
-        process.wait(10)
+    try:
+        for port in ports.values():
+            eventually(lambda port=port: listening(port))
+        shell.env |= {
+            "LETTA_BASE_URL": f"http://127.0.0.1:{ports['letta_server']}",
+            "LLM_BASE_URL": f"http://127.0.0.1:{ports['openai_server']}/v1",
+        }
+        yield ports
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(10)
 
 
 def test_the_readme(shell: Shell) -> None:

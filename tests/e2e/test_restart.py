@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sidecar_process import RESTARTED, SidecarProcess, eventually, free_port, get
+from tests.ports import free_port
+from tests.sidecar_process import RESTARTED, SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.dockerfile import ROOT, Image, built, rights_missing, stages
+from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_ops_files import PATHS
 
@@ -148,14 +149,6 @@ def rights(request: pytest.FixtureRequest) -> None:
         pytest.skip(missing)
 
 
-def free_port() -> str:
-    import socket  # noqa: PLC0415
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def answers(url: str) -> bool:
     try:
         return get(url)[0] == 200
@@ -175,7 +168,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
         code, written = image.run(stage.command)
         assert code == 2
         assert "SIDECAR_LINK_TOKEN" in written
-        env = {"SIDECAR_LINK_TOKEN": TOKEN, "SIDECAR_PORT": free_port()}
+        env = {"SIDECAR_LINK_TOKEN": TOKEN, "SIDECAR_PORT": str(free_port())}
         assert image.run(stage.health, env)[0] == 1
         url = f"http://127.0.0.1:{env['SIDECAR_PORT']}"
         process = image.start(stage.command, env)

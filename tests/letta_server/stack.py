@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.ports import free_ports
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LETTA_PYTHON = ROOT / ".letta-venv/bin/python"
@@ -65,7 +67,7 @@ class LettaStack:
     def __init__(self, workdir: Path, *, redis: bool, password: str = "") -> None:
         self._dir = workdir.resolve()
         self._redis = redis
-        self._port, self._llm_port, self._postgres_port, self._redis_port = _free_ports(4)
+        self._port, self._llm_port, self._postgres_port, self._redis_port = free_ports(4)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._postgres_dir: Path | None = None
         self.api_key = password
@@ -310,16 +312,6 @@ class LettaStack:
 
     def _tail(self, name: str) -> str:
         return (self._dir / f"{name}.log").read_text(errors="replace")[-2000:]
-
-
-def _free_ports(count: int) -> list[int]:
-    held: list[socket.socket] = []
-    try:
-        held.extend(socket.create_server(("127.0.0.1", 0)) for _ in range(count))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _listens(port: int) -> bool:

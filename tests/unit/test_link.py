@@ -1,7 +1,6 @@
 """The worker's end of the link, against a fake sidecar on a real socket."""
 
 import random
-import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -31,6 +30,7 @@ from sidecar.channels.link.outbox import SpoolFrame
 from sidecar.channels.link.spool import SpoolFile, spool_files, spooled_in
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
+from tests import ports
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -86,9 +86,7 @@ def sidecar() -> FakeSidecar:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port()
 
 
 async def until(holds: Callable[[], bool], budget_s: float = 10.0) -> None:

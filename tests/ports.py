@@ -1,0 +1,31 @@
+"""Ports of this machine for servers that are told where to listen."""
+
+import random
+import socket
+
+_FROM, _BELOW = 10_000, 32_000  # below the ports that the kernel gives to outgoing connections
+_dice = random.SystemRandom()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, all different.
+
+    They stay free until they are used: no outgoing connection takes one in between, and two
+    processes that ask at once are given different ones, but for one chance in ten thousand.
+    """
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = _dice.randrange(_FROM, _BELOW)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.add(port)
+    return list(ports)
+
+
+def free_port() -> int:
+    """Return one such port."""
+    return free_ports(1)[0]
