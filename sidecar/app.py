@@ -253,6 +253,7 @@ class Sidecar:
             clock=clock,
             dice=random.random,  # noqa: S311 - jitter
             emit=emit,
+            on_changed=self.calls.changed,
             on_settled=self.calls.digested,
             tracer=tracer,
         )

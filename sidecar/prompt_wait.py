@@ -1,9 +1,11 @@
 """How long a prompt waits for its memory: one rule for the link's workers and for the other channels.
 
-With memory at hand and no read under way a prompt does not wait. While a read is under way it
-waits until that ends, at most until `Waits.memory_s` after the read *began*, so a Letta that hangs
-costs nothing once the caller has spoken for longer (ADR 4). Before a call's first memory it waits
-at most until `Waits.cold_start_s` after the call opened, once.
+With memory at hand and no read under way a prompt does not wait. The first read of a call, and each
+read while nothing is at hand, it waits for at most until `Waits.memory_s` after the read *began*, so
+a Letta that hangs costs nothing once the caller has spoken for longer (ADR 4). A later read of a call
+that has memory at hand only renews it: no prompt waits for that one (ADR 10), save for what the
+journal of this process is being asked meanwhile. Before a call's first memory a prompt waits at most
+until `Waits.cold_start_s` after the call opened, once.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ class Waits:
     """What a prompt may wait for memory, in seconds.
 
     Attributes:
-        memory_s: From the start of a read under way (`SIDECAR_MEMORY_WAIT_S`).
+        memory_s: From the start of a read that is waited for (`SIDECAR_MEMORY_WAIT_S`).
         cold_start_s: From the opening of a call without any memory (`SIDECAR_COLD_START_S`).
     """
 
@@ -30,17 +32,33 @@ class PromptWait:
     def __init__(self) -> None:
         self._opened_at_s: float | None = None
         self._read_began_at_s: float | None = None
+        self._first_read_at_s: float | None = None
         self._told = False
+        self._at_hand = False
+        self._confirmed = False
+        self._looking = False
         self._changed = anyio.Event()
 
     def opened(self) -> None:
         """It is known now whose call it is: a first memory is on its way."""
         self._opened_at_s = anyio.current_time()
 
-    def read_began(self) -> None:
-        """A read of this call's memory is under way; one that was already counts from its start."""
+    def read_began(self, *, looking: bool = False) -> None:
+        """A read of this call's memory is under way; one that was already counts from its start.
+
+        Args:
+            looking: The journal is asked for newer words as well, until `looked`.
+        """
+        self._looking = looking
         if self._read_began_at_s is None:
             self._read_began_at_s = anyio.current_time()
+            if self._first_read_at_s is None:
+                self._first_read_at_s = self._read_began_at_s
+
+    def looked(self) -> None:
+        """What the journal knows is at hand; what Letta knows may still come."""
+        self._looking = False
+        self.changed()
 
     def memory_came(self, *, empty: bool, settled: bool) -> None:
         """Newer memory is at hand.
@@ -50,8 +68,10 @@ class PromptWait:
             settled: No newer one is on its way just now.
         """
         self._told = self._told or settled or not empty
+        self._at_hand = not empty
         if settled:
             self._read_began_at_s = None
+            self._confirmed = True
         self.changed()
 
     def read_lost(self) -> None:
@@ -81,6 +101,12 @@ class PromptWait:
         until_s = 0.0
         if not self._told and self._opened_at_s is not None:
             until_s = self._opened_at_s + waits.cold_start_s
-        if self._read_began_at_s is not None:
+        if self._read_began_at_s is not None and not self._renews:
             until_s = max(until_s, self._read_began_at_s + waits.memory_s)
         return until_s
+
+    @property
+    def _renews(self) -> bool:
+        """Whether the read under way can only renew what is at hand."""
+        first = not self._confirmed and self._read_began_at_s == self._first_read_at_s
+        return self._at_hand and not first and not self._looking

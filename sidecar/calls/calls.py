@@ -272,8 +272,12 @@ class Calls:
             if live.stored or live.key in self._orphans:
                 self._orphans[live.key] = self._clock()
 
+    def changed(self, agent_id: str) -> None:
+        """Letta has changed the memory of an agent: what is held of it is no longer fresh."""
+        self._feed.changed(agent_id)
+
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
-        """Letta has digested a batch: read that agent again, for the calls that are live."""
+        """Read the agent of a batch that was digested, for the calls that are live."""
         await self._feed.digested(ref, batch)
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:

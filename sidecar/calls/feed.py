@@ -83,12 +83,15 @@ class MemoryFeed:
         if not of_agent:
             self._of_agent.pop(live.agent_id, None)
 
+    def changed(self, agent_id: str) -> None:
+        """Letta has changed the memory of an agent: what is held of it is no longer fresh."""
+        self._snapshots.changed(agent_id)
+
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
-        """Letta has digested a batch: read that agent again, for the calls that are live."""
+        """Read the agent of a batch that was digested, for the calls that are live."""
         agent_id = batch.agent_id or await self._identity.known_agent(ref)
         if agent_id is not None:
-            refresh = self._snapshots.refresh(agent_id, changed_since=True)
-            await refresh.done.wait()
+            await self._snapshots.refresh(agent_id).done.wait()
 
     def held(self, live: LiveCall) -> Held | None:
         """Return the snapshot at hand for a call."""
@@ -101,7 +104,9 @@ class MemoryFeed:
         read_at_s = held.snapshot.read_at_s
         served: Served = "disk"
         if not held.from_disk:
-            freshness = judge(read_at_s, now_s=self._clock(), policy=self._freshness)
+            freshness = judge(
+                read_at_s, now_s=self._clock(), policy=self._freshness, outdated=held.outdated
+            )
             served = "fresh" if freshness == "fresh" else "stale"
         return MemoryView(rendered.text, rendered.version, read_at_s, served)
 
@@ -122,7 +127,7 @@ class MemoryFeed:
     def refresh(self, live: LiveCall, *, traceparent: str) -> None:
         """Start a read for a call and tell its listener when it has ended."""
         if live.agent_id is not None:
-            live.wait.read_began()
+            live.wait.read_began(looking=True)
         elif live.told_version is None:
             return  # the first word about it is on its way
         self._spawn(self._tell_newest, live, traceparent)
@@ -181,6 +186,7 @@ class MemoryFeed:
             if read is not None and not read.done.is_set():
                 if live.memory.version != live.told_version:
                     self._tell(live, settled=False)
+                live.wait.looked()
                 await read.done.wait()
             if not live.closed:
                 self._tell(live, settled=True)

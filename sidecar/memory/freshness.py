@@ -2,7 +2,8 @@
 
 Theory of operation: a *fresh* snapshot is as good as a read. A *stale* one is served at once
 while a read goes on behind it (stale-while-revalidate), also when that read fails
-(stale-if-error). An *expired* one is so old that a call's first prompt waits for a read, within
+(stale-if-error). One that was read before a change that is known of is *outdated*, and stale
+however young it is. An *expired* one is so old that a call's first prompt waits for a read, within
 the cold-start budget, before it is served all the same: old memory is better than none.
 *Absent*: there is nothing to serve.
 """
@@ -26,11 +27,20 @@ def age_s(read_at_s: float, *, now_s: float) -> float:
     return max(0.0, now_s - read_at_s)
 
 
-def judge(read_at_s: float | None, *, now_s: float, policy: FreshnessPolicy) -> Freshness:
-    """Return how fresh a snapshot read at `read_at_s` is; None stands for no snapshot."""
+def judge(
+    read_at_s: float | None, *, now_s: float, policy: FreshnessPolicy, outdated: bool = False
+) -> Freshness:
+    """Return how fresh a snapshot is.
+
+    Args:
+        read_at_s: Unix time at which its read began; None stands for no snapshot.
+        now_s: Unix time.
+        policy: Ages.
+        outdated: The agent's memory is known to have changed since that read began.
+    """
     if read_at_s is None:
         return "absent"
     age = age_s(read_at_s, now_s=now_s)
-    if age <= policy.fresh_s:
+    if age <= policy.fresh_s and not outdated:
         return "fresh"
     return "stale" if age <= policy.expired_s else "expired"

@@ -2,8 +2,8 @@
 
 Theory of operation: the prompt path looks at `held` and never at Letta. Events start a read
 (`refresh`): a call opens, the caller begins to speak, a batch settled, the poll of live calls.
-One read per agent is in flight; a read asked for after Letta changed something must not be
-answered by one that started before, so such a read runs again (`changed_since`). A breaker over
+One read per agent is in flight; a read asked for after Letta changed something (`changed`) must not
+be answered by one that started before, so such a read runs again. A breaker over
 all agents refuses reads while Letta is down: what is held serves at once, and one probe at a
 time goes out. The poll is spread over its period and bounded, since a read that waits for a
 connection spends its deadline there: a thousand at once would pass for a Letta that is down.
@@ -12,7 +12,7 @@ connection spends its deadline there: a thousand at once would pass for a Letta 
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import anyio
@@ -43,17 +43,26 @@ class BlockSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A snapshot at hand. `from_disk`: no read of this process has confirmed it yet."""
+    """A snapshot at hand.
+
+    Attributes:
+        snapshot: What was read.
+        from_disk: No read of this process has confirmed it yet.
+        outdated: The memory is known to have changed since its read began.
+    """
 
     snapshot: Snapshot
     from_disk: bool
+    outdated: bool = False
 
 
 class Refresh:
     """A read under way, or one that ended. `done` is set when it has ended, either way."""
 
-    def __init__(self, started_s: float) -> None:
+    def __init__(self, started_s: float, changes: int) -> None:
         self.started_s = started_s
+        self.changes = changes
+        """How many changes were known of when it began."""
         self.done = anyio.Event()
         self.succeeded = False
 
@@ -70,6 +79,7 @@ class _Entry:
     saved_at_s: float = -math.inf
     saved_version: str = ""
     forgotten: int = 0
+    changes: int = 0
     disk_lock: anyio.Lock = field(default_factory=anyio.Lock)
     loaded: bool = False
 
@@ -168,22 +178,27 @@ class Snapshots:
                     entry.held = Held(copy, from_disk=True)
         return entry.held
 
-    def refresh(self, agent_id: str, *, changed_since: bool = False) -> Refresh:
-        """Start a read of the agent and return it; joins one already under way.
+    def changed(self, agent_id: str) -> None:
+        """Letta has changed the agent's memory: what was read before is no longer fresh."""
+        entry = self._entry(agent_id)
+        entry.changes += 1
+        if entry.held is not None:
+            entry.held = replace(entry.held, outdated=True)
 
-        Args:
-            agent_id: The agent.
-            changed_since: Letta may have changed since a read under way began: join it no more,
-                but run another one after it.
+    def refresh(self, agent_id: str) -> Refresh:
+        """Start a read of the agent and return it.
+
+        Joins one already under way, unless the memory is known to have changed since that began:
+        then another one runs after it.
         """
         entry = self._entry(agent_id)
         if entry.refresh is not None:
-            if not changed_since:
+            if entry.refresh.changes == entry.changes:
                 return entry.refresh
             if entry.again is None:
-                entry.again = Refresh(self._clock())
+                entry.again = Refresh(self._clock(), entry.changes)
             return entry.again
-        refresh = Refresh(self._clock())
+        refresh = Refresh(self._clock(), entry.changes)
         if self._tasks is None or not self._breaker.admits(now_s=self._clock()):
             refresh.done.set()
             return refresh
@@ -221,6 +236,7 @@ class Snapshots:
                 return
             refresh = entry.refresh
             refresh.started_s = self._clock()
+            refresh.changes = entry.changes
             if not self._breaker.admits(now_s=refresh.started_s):
                 refresh.done.set()
                 entry.refresh = None
@@ -229,6 +245,7 @@ class Snapshots:
     async def _read(self, agent_id: str, entry: _Entry) -> bool:
         read_at_s = self._clock()
         forgotten = entry.forgotten
+        changes = entry.changes
         verdict = False
         try:
             blocks = await self._read_in_time(agent_id)
@@ -249,7 +266,7 @@ class Snapshots:
         if not self._believable(agent_id, entry, blocks):
             return False
         snapshot = Snapshot.of(agent_id, blocks, read_at_s=read_at_s)
-        entry.held = Held(snapshot, from_disk=False)
+        entry.held = Held(snapshot, from_disk=False, outdated=entry.changes != changes)
         self._emit(
             telemetry.memory_read,
             agent=agent_id,

@@ -56,6 +56,10 @@ _ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED}
 _OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
 
 
+def _heard_by_nobody(agent_id: str) -> None:
+    """Stand in for `on_changed`."""
+
+
 async def _tell_nobody(ref: AgentRef, batch: Batch) -> None:
     """Stand in for `on_settled`."""
 
@@ -74,6 +78,8 @@ class Relay:
         dice: Uniform in [0, 1).
         emit: Where events go.
         tracer: Makes a span of each delivery, linked to the turns it holds.
+        on_changed: Called with the id of an agent whose memory a batch has changed, before that
+            batch is settled; it returns at once and never raises.
         on_settled: Told of each settled batch, beside the delivery; what it raises is logged.
     """
 
@@ -89,6 +95,7 @@ class Relay:
         emit: Emit,
         concurrency: int = 64,
         breaker: Breaker | None = None,
+        on_changed: Callable[[str], None] = _heard_by_nobody,
         on_settled: Callable[[AgentRef, Batch], Awaitable[None]] = _tell_nobody,
         tracer: Tracer = NO_TRACES,
     ) -> None:
@@ -101,6 +108,7 @@ class Relay:
         self._dice = dice
         self._emit = emit
         self._tracer = tracer
+        self._on_changed = on_changed
         self._on_settled = on_settled
         self._under_way = 0
         self._changed = anyio.Event()
@@ -344,6 +352,8 @@ class Relay:
             self._rejections[batch.batch_id] += 1
         match step:
             case Settle(hold_until_s):
+                if batch.agent_id is not None:
+                    self._on_changed(batch.agent_id)
                 await self._until_taken(
                     lambda: self._journal.settle(batch, now_s=now_s, hold_until_s=hold_until_s)
                 )

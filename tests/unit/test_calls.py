@@ -285,6 +285,38 @@ def test_a_read_under_way_is_waited_for_from_its_start() -> None:
     virtual(body)
 
 
+@pytest.mark.parametrize("letta_s", [0.3, 10_000.0])
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_read_that_only_renews_the_memory_is_not_waited_for(
+    letta_s: float, *, confirmed: bool
+) -> None:
+    """With memory at hand the first read of a call may cost `memory_s`; no later one costs any."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.values["agent-0"] = "a fact"
+        live.speech_started()
+        await anyio.sleep(1.0)
+        await live.close("bye")
+        if not confirmed:
+            bench.letta.delay_s = letta_s
+        again, _ = await bench.open("c2")
+        await anyio.sleep(0.01)
+        first_s = 0.0 if confirmed else WAITS.memory_s - 0.01
+        assert await again.ready(WAITS) == pytest.approx(first_s)
+        bench.letta.delay_s = letta_s
+        await anyio.sleep(1.0)
+        for _ in range(3):
+            again.speech_started()
+            await anyio.sleep(0.05)
+            assert await again.ready(WAITS) == 0.0
+            assert "a fact" in again.memory.text
+            await anyio.sleep(2.0)
+
+    virtual(body)
+
+
 def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
     """A call in an outage has the memory of before; when Letta is back it has the new one."""
 

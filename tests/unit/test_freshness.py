@@ -32,6 +32,13 @@ def test_a_snapshot_never_gets_fresher_with_time(
     assert age_s(read_at_s, now_s=now_s) >= 0
 
 
+@given(st.floats(0, 1e10), st.floats(0, 1e9), st.floats(0, 100))
+def test_what_is_outdated_is_never_fresh(read_at_s: float, age: float, fresh_s: float) -> None:
+    """A snapshot that is known to have been overtaken is stale however young it is."""
+    policy = FreshnessPolicy(fresh_s)
+    assert judge(read_at_s, now_s=read_at_s + age, policy=policy, outdated=True) != "fresh"
+
+
 def test_no_snapshot_is_absent() -> None:
     """Nothing read is not the same as something old."""
     assert judge(None, now_s=5.0, policy=FreshnessPolicy()) == "absent"

@@ -58,6 +58,7 @@ class World:
         any_agent: bool = True,
         resolve: Callable[[AgentRef], Awaitable[str]] | None = None,
         on_settled: Callable[[AgentRef, Batch], Awaitable[None]] | None = None,
+        on_changed: Callable[[str], None] = lambda _agent_id: None,
     ) -> None:
         self.journal = MemoryJournal(PostPolicy(max_turns=4), clock=unix_s)
         self.letta = FakeLetta(clock=unix_s, faults=faults, any_agent=any_agent)
@@ -80,6 +81,7 @@ class World:
             clock=unix_s,
             dice=random.Random(7).random,
             emit=self.telemetry.emit,
+            on_changed=on_changed,
             on_settled=on_settled or keep,
         )
 
@@ -483,6 +485,26 @@ class TestFaults:
                 await world.delivered(within_s=60)
             assert world.letta.posts == 1
             assert len(world.events("journal_failed")) == 5
+
+        virtual(test)
+
+    def test_a_change_is_told_before_its_batch_is_settled(self) -> None:
+        """Who sees that nothing is undelivered finds the old memory marked as outdated already."""
+
+        async def test() -> None:
+            happened: list[str] = []
+            world = World(on_changed=happened.append)
+            settle = world.journal.settle
+
+            async def settled(batch: Batch, **when: float) -> None:
+                happened.append("settled")
+                await settle(batch, **when)
+
+            world.journal.settle = settled  # type: ignore[method-assign]
+            async with world.running():
+                await world.say("one", 2)
+                await world.delivered(within_s=10)
+            assert happened == ["agent-of-k1", "settled"]
 
         virtual(test)
 

@@ -9,6 +9,8 @@ import anyio
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.errors import AgentNotFound, LettaUnavailable
 from sidecar.memory.snapshots import POLLS_AT_ONCE, SUSPECT_S, Snapshots
@@ -94,6 +96,10 @@ class Bench:
             yield self
             tasks.cancel_scope.cancel()
 
+    def outdated(self) -> bool:
+        held = self.snapshots.held(A)
+        return held is not None and held.outdated
+
     def value(self) -> str | None:
         held = self.snapshots.held(A)
         return held.snapshot.blocks[0].value if held and held.snapshot.blocks else None
@@ -129,13 +135,40 @@ def test_a_read_from_before_a_change_does_not_answer_for_it() -> None:
         early = bench.snapshots.refresh(A)
         await anyio.sleep(0.5)
         bench.source.values[A] = (Block("human", "Grace"),)
-        late = bench.snapshots.refresh(A, changed_since=True)
-        assert late is bench.snapshots.refresh(A, changed_since=True)
+        bench.snapshots.changed(A)
+        late = bench.snapshots.refresh(A)
+        assert late is bench.snapshots.refresh(A)
         await early.done.wait()
         assert bench.value() == "Ada"
+        assert bench.outdated()
         await late.done.wait()
         assert bench.value() == "Grace"
+        assert not bench.outdated()
         assert bench.source.reads == 2
+
+    virtual(body)
+
+
+@given(st.lists(st.sampled_from(["change", "read", "time"]), max_size=30))
+def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> None:
+    """Whatever reads and changes overlap, what is not outdated was read after the last change."""
+
+    async def body(bench: Bench) -> None:
+        bench.source.delay_s = 1.0
+        bench.source.values[A] = (Block("human", "0"),)
+        changes = 0
+        for step in steps:
+            if step == "change":
+                changes += 1
+                bench.source.values[A] = (Block("human", str(changes)),)
+                bench.snapshots.changed(A)
+            elif step == "read":
+                bench.snapshots.refresh(A)
+            await anyio.sleep(0.4 if step == "time" else 0.0)
+            if bench.snapshots.held(A) is not None and not bench.outdated():
+                assert bench.value() == str(changes)
+        await bench.snapshots.refresh(A).done.wait()
+        assert (bench.value(), bench.outdated()) == (str(changes), False)
 
     virtual(body)
 
