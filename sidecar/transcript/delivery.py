@@ -176,6 +176,11 @@ class DeliveryPolicy:
         """Seconds after a try was recorded during which it may still land."""
         return self.post_timeout_s + self.grace_s
 
+    @property
+    def longest_wait_s(self) -> float:
+        """No due time that `decide` sets is further ahead than this."""
+        return max(self.retry_cap_s, self.busy_cap_s, self.retry_after_cap_s, _POLL_CAP_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -225,9 +230,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """It is digested. Until `hold_until_s` (Unix time, 0 for none) nothing else leaves the lane."""
-
-    hold_until_s: float
+    """It is digested, and nothing of it is at work any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Make it a dead letter."""
+    """Make it a dead letter. Nothing else leaves the lane before `hold_until_s` (Unix time, or 0).
+
+    A try that nobody has answered may still be at work until then.
+    """
+
+    hold_until_s: float = 0.0
 
 
 Step: TypeAlias = LookUp | Send | Settle | Release | Retire
@@ -272,13 +280,14 @@ def decide(
         case State.UNKNOWN if event is Event.CLAIMED:
             return LookUp()
         case State.SETTLED:
-            return Settle(_hold_until_s(facts, event, now_s=now_s))
+            return Settle()
         case State.DEAD:
             return Retire()
         case State.RETRY | State.UNKNOWN as kept:
             if now_s - facts.tried_since_s > policy.give_up_s:
                 after(kept, Event.EXPIRED)
-                return Retire()
+                silent = kept is State.UNKNOWN and event not in _ANSWERED
+                return Retire(facts.horizon_s if silent and facts.horizon_s > now_s else 0.0)
             wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
             return Release(now_s + wait_s, unknown=kept is State.UNKNOWN, over=event in _ANSWERED)
         case impossible:
@@ -293,11 +302,6 @@ def _qualified(facts: Facts, event: Event, *, now_s: float, policy: DeliveryPoli
     if event is Event.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
         return Event.REJECTED_FOR_GOOD
     return event
-
-
-def _hold_until_s(facts: Facts, event: Event, *, now_s: float) -> float:
-    """A batch found before its horizon may still be worked on by the server."""
-    return facts.horizon_s if event is Event.FOUND and facts.horizon_s > now_s else 0.0
 
 
 # These answer the try they end, so it can no longer land; and a try in doubt was sent again only

@@ -122,7 +122,13 @@ class Relay:
         """
         self._under_way = 0
         self._breaker.abandoned()
-        await self._until_taken(lambda: self._journal.take_back(now_s=self._clock()))
+        await self._until_taken(
+            lambda: self._journal.take_back(
+                now_s=self._clock(),
+                wait_s=self._policy.longest_wait_s,
+                horizon_s=self._policy.horizon_s,
+            )
+        )
         async with anyio.create_task_group() as deliveries:
             while True:
                 if not await self._start_some(deliveries):
@@ -343,10 +349,8 @@ class Relay:
         if outcome.event is Event.REJECTED:
             self._rejections[batch.batch_id] += 1
         match step:
-            case Settle(hold_until_s):
-                await self._until_taken(
-                    lambda: self._journal.settle(batch, now_s=now_s, hold_until_s=hold_until_s)
-                )
+            case Settle():
+                await self._until_taken(lambda: self._journal.settle(batch, now_s=now_s))
                 self._emit(
                     telemetry.batch_settled,
                     lane=batch.lane,
@@ -369,9 +373,11 @@ class Relay:
                 )
                 self._say_released(batch, outcome, due_in_s=due_s - now_s)
                 return
-            case Retire():
+            case Retire(hold_until_s):
                 await self._until_taken(
-                    lambda: self._journal.retire(batch, error=outcome.error, now_s=now_s)
+                    lambda: self._journal.retire(
+                        batch, error=outcome.error, now_s=now_s, hold_until_s=hold_until_s
+                    )
                 )
                 self._emit(
                     telemetry.batch_dead,

@@ -1,6 +1,7 @@
 """The relay on a journal in memory and a Letta that misbehaves on cue, in virtual time."""
 
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -114,6 +115,17 @@ class World:
             for piece in taken.post.text.split(f"{name}:")[1:]
         ]
 
+    async def append(self, name: str, n: int, *, at_s: float | None = None) -> None:
+        """Store one more turn of a call."""
+        said_s = unix_s() if at_s is None else at_s
+        turn = Turn(f"acme/{name}", f"{name}-{n}", n, "caller", f"{name}:{n}.", said_s)
+        await self.journal.append([turn])
+
+    def order(self) -> list[str]:
+        """Return every turn's text in the order Letta got them, without the full stop."""
+        texts = [taken.post.text for taken in self.letta.taken]
+        return [word for text in texts for word in re.findall(r">([^<>]+:[0-9]+)\.</turn>", text)]
+
     def events(self, name: str) -> list[dict[str, object]]:
         return [fields for event, fields in self.log.lines if event == name]
 
@@ -153,6 +165,7 @@ class TestDelivery:
                 await world.say("one", 4, close=False)
                 await anyio.sleep(5)
                 await world.say("two", 1)
+                await anyio.sleep(1)
                 await world.journal.append(
                     [
                         Turn("acme/one", f"late-{i}", i, "agent", f"one:{i}.", unix_s())
@@ -230,6 +243,98 @@ class TestDelivery:
                 await world.delivered()
             assert len(world.letta.taken) == 6
             assert world.letta.overlaps == 0
+
+        virtual(test)
+
+
+class TestOrder:
+    def test_what_was_said_first_is_heard_first_across_calls(self) -> None:
+        """A caller whose call was killed rings back: the words of before reach Letta before."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("lyon", 1, close=False)
+                await anyio.sleep(2)
+                await world.say("oslo", 0, close=False)
+                await anyio.sleep(1)
+                assert world.heard("lyon") == [0], "due as soon as the caller is back"
+                await world.append("oslo", 0)
+                await world.journal.close_call("acme/oslo", at_s=unix_s())
+                await world.delivered(within_s=5)
+            assert world.order() == ["lyon:0", "oslo:0"]
+
+        virtual(test)
+
+    def test_the_tail_of_a_killed_call_goes_before_the_next_call(self) -> None:
+        """Last words that come out of the spool during the next call are heard before its own."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("lyon", 1, close=False)
+                await anyio.sleep(2)
+                said_s = unix_s()
+                await world.say("oslo", 1, close=False)
+                await anyio.sleep(1)
+                await world.append("lyon", 1, at_s=said_s - 1)
+                await world.journal.close_call("acme/oslo", at_s=unix_s())
+                await world.delivered()
+            assert world.order() == ["lyon:0", "lyon:1", "oslo:0"]
+
+        virtual(test)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        fault_scripts,
+        st.lists(
+            st.tuples(
+                st.sampled_from(["say", "say", "call", "hang up", "kill", "return"]),
+                st.floats(0.0, 30.0),
+            ),
+            max_size=25,
+        ),
+    )
+    def test_no_word_overtakes_an_earlier_call(
+        self, faults: list[Fault], steps: list[tuple[str, float]]
+    ) -> None:
+        """Whatever ends or returns, and when: what was stored before a call opened goes before it."""
+
+        async def test() -> None:
+            world = World(faults)
+            said: dict[int, list[str]] = {}
+            before: dict[int, list[str]] = {}
+            on_line: int | None = None
+            async with world.running():
+                for step, wait_s in steps:
+                    match step:
+                        case "call":
+                            on_line = len(before)
+                            before[on_line] = [word for words in said.values() for word in words]
+                            await world.say(f"c{on_line}-", 0, close=False)
+                        case "say" if on_line is not None:
+                            words = said.setdefault(on_line, [])
+                            words.append(f"c{on_line}-:{len(words)}")
+                            await world.append(f"c{on_line}-", len(words) - 1)
+                        case "hang up" if on_line is not None:
+                            await world.journal.close_call(f"acme/c{on_line}-", at_s=unix_s())
+                            on_line = None
+                        case "kill":
+                            on_line = None
+                        case "return" if before:
+                            on_line = max(before)
+                        case _:
+                            pass
+                    await anyio.sleep(wait_s)
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+            order = world.order()
+            assert sorted(order) == sorted(word for words in said.values() for word in words)
+            place = {word: n for n, word in enumerate(order)}
+            for call, words in said.items():
+                assert [word for word in order if word in words] == words
+                for word in words:
+                    assert all(place[earlier] < place[word] for earlier in before[call])
 
         virtual(test)
 
