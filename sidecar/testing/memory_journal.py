@@ -372,9 +372,10 @@ class MemoryJournal:
         return claimed
 
     def _next_batch(self, name: str, now_s: float) -> _Batch | None:
-        for batch in self._batches.values():
-            if batch.lane == name and batch.state in _OPEN:
-                return batch
+        waiting = [b for b in self._batches.values() if b.lane == name and b.state in _OPEN]
+        if waiting:
+            calls = list(self._calls)
+            return min(waiting, key=lambda b: (b.sealed_at_s, calls.index(b.call), b.lo))
         due = sorted(
             (
                 (stored.due_s, stored)
@@ -498,6 +499,31 @@ class MemoryJournal:
             stored.horizon_s = min(stored.horizon_s, now_s)
         self._lanes[stored.lane].due_s = due_s
         self._due.set()
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.split`."""
+        await anyio.lowlevel.checkpoint()
+        whole = self._batches.get(batch.batch_id)
+        if whole is None or whole.state is not State.SENDING or whole.hi - whole.lo < 2:  # noqa: PLR2004
+            return
+        del self._batches[batch.batch_id]
+        call = self._calls[whole.call]
+        call.parts += 1
+        middle = (whole.lo + whole.hi + 1) // 2
+        for part, lo, hi in ((whole.part, whole.lo, middle), (call.parts, middle, whole.hi)):
+            half = _Batch(
+                str(uuid.uuid4()),
+                whole.lane,
+                whole.call,
+                part,
+                lo,
+                hi,
+                last_part=whole.last_part and hi == whole.hi,
+                sealed_at_s=whole.sealed_at_s,
+                replayed_s=whole.replayed_s,
+            )
+            self._batches[half.batch_id] = half
+        self._free(whole.lane, now_s=now_s, hold_until_s=0.0)
 
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
         """See `Journal.batches`."""

@@ -10,6 +10,7 @@ try is recorded with its horizon (`sending`) before a byte goes out, so that aft
     pending ─cut→ sealed ─sent→ sending ─digested──────────────→ settled
                     ↑              │ ├──refused, busy, denied …─→ retry ─sent→ sending
                     │              │ ├──rejected, for good──────→ dead
+                    │              │ ├──too large, for good─────→ two halves of it, sealed
                     │              ↓ lost, failed, crashed
                     │           unknown ─found─────────────────→ settled
                     │              │ ↺ running, absent, unanswered: look again later
@@ -65,6 +66,8 @@ class Event(StrEnum):
     AGENT_GONE = "agent_gone"
     CONVERSATION_GONE = "conversation_gone"
     REJECTED = "rejected"
+    TOO_LARGE = "too_large"
+    SPLIT = "split"
     REJECTED_FOR_GOOD = "rejected_for_good"
     LOST = "lost"
     FAILED = "failed"
@@ -109,6 +112,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SENDING, Event.DIGESTED): State.SETTLED,
     **{(State.SENDING, event): State.RETRY for event in _NOT_TAKEN},
     (State.SENDING, Event.REJECTED_FOR_GOOD): State.DEAD,
+    (State.SENDING, Event.SPLIT): State.PENDING,
     (State.SENDING, Event.LOST): State.UNKNOWN,
     (State.SENDING, Event.FAILED): State.UNKNOWN,
     (State.SENDING, Event.CRASHED): State.UNKNOWN,
@@ -118,6 +122,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.UNKNOWN, Event.FOUND): State.SETTLED,
     (State.UNKNOWN, Event.ABSENT_FOR_GOOD): State.SEALED,
     (State.UNKNOWN, Event.REJECTED_FOR_GOOD): State.DEAD,
+    (State.UNKNOWN, Event.SPLIT): State.PENDING,
     (State.RETRY, Event.EXPIRED): State.DEAD,
     (State.UNKNOWN, Event.EXPIRED): State.DEAD,
     (State.DEAD, Event.REPLAYED): State.UNKNOWN,
@@ -192,6 +197,7 @@ class Facts:
         horizon_s: Unix time until which a recorded try may still land.
         tried_since_s: Unix time from which its giving up counts.
         rejections: Definite rejections so far.
+        turns: How many turns it holds.
     """
 
     attempt: int
@@ -199,6 +205,7 @@ class Facts:
     horizon_s: float
     tried_since_s: float
     rejections: int = 0
+    turns: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +259,12 @@ class Retire:
     hold_until_s: float = 0.0
 
 
-Step: TypeAlias = LookUp | Send | Settle | Release | Retire
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Replace it by two of half its turns: nothing of it is stored, and whole it never will be."""
+
+
+Step: TypeAlias = LookUp | Send | Settle | Release | Retire | Split
 
 
 def decide(
@@ -283,6 +295,8 @@ def decide(
             return Settle()
         case State.DEAD:
             return Retire()
+        case State.PENDING:
+            return Split()
         case State.RETRY | State.UNKNOWN as kept:
             if now_s - facts.tried_since_s > policy.give_up_s:
                 after(kept, Event.EXPIRED)
@@ -299,6 +313,8 @@ def _qualified(facts: Facts, event: Event, *, now_s: float, policy: DeliveryPoli
     """Tell apart what only figures tell apart."""
     if event is Event.ABSENT and now_s >= facts.horizon_s:
         return Event.ABSENT_FOR_GOOD
+    if event is Event.TOO_LARGE:
+        return Event.SPLIT if facts.turns > 1 else Event.REJECTED_FOR_GOOD
     if event is Event.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
         return Event.REJECTED_FOR_GOOD
     return event

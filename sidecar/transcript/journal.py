@@ -350,6 +350,13 @@ class Journal(Protocol):
         """
         ...
 
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """Replace a batch of several turns by two of half its turns, due now, the first one first.
+
+        For one of which Letta certainly holds nothing. Repeating it does no harm.
+        """
+        ...
+
     async def try_write(self) -> None:
         """Write what changes nothing, durably: returns when turns can be stored, else raises."""
         ...

@@ -35,6 +35,7 @@ from sidecar.transcript.delivery import (
     Retire,
     Send,
     Settle,
+    Split,
     decide,
 )
 from sidecar.transcript.journal import Journal
@@ -52,7 +53,7 @@ _FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
 # digest for longer than its deadline. The look-up that follows at once tells how Letta is.
 _ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
-_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED}
+_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED, Event.TOO_LARGE}
 _OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
 
 
@@ -286,6 +287,7 @@ class Relay:
                 horizon_s,
                 batch.tried_since_s,
                 self._rejections[batch.batch_id],
+                len(batch.turns),
             )
             step = decide(facts, outcome, now_s=now_s, dice=self._dice(), policy=self._policy)
             match step:
@@ -343,7 +345,7 @@ class Relay:
         return renewed.horizon_s
 
     async def _end(
-        self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire, now_s: float
+        self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
     ) -> None:
         """Store how this claim of the batch ends, and say it."""
         if outcome.event is Event.REJECTED:
@@ -373,6 +375,9 @@ class Relay:
                 )
                 self._say_released(batch, outcome, due_in_s=due_s - now_s)
                 return
+            case Split():
+                await self._until_taken(lambda: self._journal.split(batch, now_s=now_s))
+                self._say_released(batch, outcome, due_in_s=0.0)
             case Retire(hold_until_s):
                 await self._until_taken(
                     lambda: self._journal.retire(
@@ -451,7 +456,7 @@ def _asked(addressed: Addressed) -> dict[str, Value | None]:
 
 
 def _told(
-    batch: Batch, outcome: Outcome, step: Settle | Release | Retire, now_s: float
+    batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
 ) -> dict[str, Value | None]:
     """Return how a delivery ended, for its span."""
     return {

@@ -556,6 +556,30 @@ class TestBatches:
             clock.now_s += 20.0
         assert set(tried) == {"retry", "unknown", "held", "live"}
 
+    async def test_a_split_batch_is_two_in_order(self, journal: Journal, clock: Clock) -> None:
+        """A batch that is too large comes back as fresh halves, and they as theirs, in order."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(1, 6)])
+        await journal.close_call("acme/one", at_s=clock())
+        whole = await claim_one(journal, clock)
+        assert whole.last_part
+        await journal.split(whole, now_s=clock())
+        await journal.split(whole, now_s=clock())
+        recent = await journal.recent(REF, caller_key="k1", except_call="", since_s=0.0, limit=99)
+        assert [stored.seq for stored in recent] == [1, 2, 3, 4, 5]
+        await journal.split(await claim_one(journal, clock), now_s=clock())
+        parts: list[Batch] = []
+        for _ in range(3):
+            assert (await journal.counts()).undelivered == 5 - sum(len(p.turns) for p in parts)
+            parts.append(await claim_one(journal, clock))
+            await journal.settle(parts[-1], now_s=clock())
+        assert [n for part in parts for n in numbers(part)] == [1, 2, 3, 4, 5]
+        assert all(part.turns for part in parts)
+        assert [part.last_part for part in parts] == [False, False, True]
+        assert not any(part.in_doubt or part.attempt for part in parts)
+        assert len({whole.batch_id, *(part.batch_id for part in parts)}) == 4
+        await claim_none(journal, clock)
+
     async def test_settling_twice_is_once(self, journal: Journal, clock: Clock) -> None:
         """A settle whose answer was lost may be repeated, also when the lane has gone on."""
         await journal.open_call(call())

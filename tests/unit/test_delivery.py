@@ -19,6 +19,7 @@ from sidecar.transcript.delivery import (
     Retire,
     Send,
     Settle,
+    Split,
     State,
     after,
     decide,
@@ -49,7 +50,7 @@ class TestTable:
         """Every state but the ends leads on, and every state can be reached."""
         sources = {state for state, _ in TRANSITIONS}
         assert set(State) - sources == ENDS
-        assert set(State) - set(TRANSITIONS.values()) == {State.PENDING}
+        assert set(State) == set(TRANSITIONS.values())
 
     def test_an_impossible_event_is_refused(self) -> None:
         """What cannot happen is an error, not a silent step."""
@@ -71,6 +72,7 @@ class TestTable:
             Event.ABSENT_FOR_GOOD: State.SEALED,
             Event.REJECTED_FOR_GOOD: State.DEAD,
             Event.EXPIRED: State.DEAD,
+            Event.SPLIT: State.PENDING,
         }
 
 
@@ -159,6 +161,12 @@ class TestDecide:
         for rejections in (0, 1):
             assert isinstance(step(replace(FRESH, rejections=rejections), Event.REJECTED), Release)
         assert step(replace(FRESH, rejections=2), Event.REJECTED) == Retire()
+
+    def test_what_is_too_large_is_split_down_to_one_turn(self) -> None:
+        """A batch no model takes goes out in halves; a single turn is a dead letter at once."""
+        for facts in (FRESH, DOUBTFUL):
+            assert step(replace(facts, turns=2), Event.TOO_LARGE) == Split()
+            assert step(replace(facts, turns=1), Event.TOO_LARGE) == Retire()
 
     @pytest.mark.parametrize("event", [*NOT_TAKEN, Event.LOST, Event.FAILED])
     def test_a_week_is_enough(self, event: Event) -> None:
@@ -305,7 +313,7 @@ class Deliveries(RuleBasedStateMachine):
                     self.end(batch, following)
                     return
 
-    def end(self, batch: Kept, following: Settle | Release | Retire) -> None:
+    def end(self, batch: Kept, following: Settle | Release | Retire | Split) -> None:
         match following:
             case Settle():
                 batch.state = State.SETTLED
@@ -314,7 +322,7 @@ class Deliveries(RuleBasedStateMachine):
                 batch.due_s = due_s
                 if over:
                     batch.horizon_s = min(batch.horizon_s, self.now_s)
-            case Retire():
+            case Retire() | Split():
                 raise AssertionError("nothing here is rejected or a week old")
 
     def send(self, batch: Kept, fault: str) -> Event:

@@ -339,6 +339,67 @@ class TestOrder:
         virtual(test)
 
 
+class TestTooLarge:
+    def test_a_full_conversation_is_left_for_a_new_one(self) -> None:
+        """A batch that no longer fits behind those before it goes into a new conversation, whole."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.context_chars = 1_500
+            async with world.running():
+                for part in range(4):
+                    for n in range(4):
+                        await world.append("one", 4 * part + n) if part or n else await world.say(
+                            "one", 1, close=False
+                        )
+                    await anyio.sleep(61)
+                await world.delivered(within_s=30)
+            assert world.heard("one") == list(range(16))
+            assert not world.events("batch_dead")
+
+        virtual(test)
+
+    @settings(max_examples=30, deadline=None)
+    @given(fault_scripts, st.integers(500, 2_000), st.integers(1, 30))
+    def test_a_batch_too_large_for_the_model_goes_in_parts(
+        self, faults: list[Fault], context_chars: int, turns: int
+    ) -> None:
+        """However small the context: all arrives in order, or is a dead letter, within minutes."""
+
+        async def test() -> None:
+            world = World(faults)
+            world.letta.context_chars = context_chars
+            async with world.running():
+                await world.say("one", turns)
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+                dead = sum(letter.turns for letter in await world.journal.dead_letters())
+            heard = world.heard("one")
+            assert heard == sorted(set(heard))
+            assert len(heard) + dead == turns
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    def test_what_never_fits_is_a_dead_letter_at_once(self) -> None:
+        """One turn that no context takes is set aside within seconds; the next call goes on."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.context_chars = 10
+            async with world.running():
+                await world.say("one", 1)
+                await world.delivered(within_s=5)
+                assert len(await world.journal.dead_letters()) == 1
+                assert len(world.events("batch_dead")) == 1
+                world.letta.context_chars = None
+                await world.say("two", 1)
+                await world.delivered(within_s=5)
+            assert world.heard("two") == [0]
+
+        virtual(test)
+
+
 class TestFaults:
     @pytest.mark.parametrize("fault", [f for f in Fault if f is not Fault.REJECT])
     def test_each_fault_alone(self, fault: Fault) -> None:

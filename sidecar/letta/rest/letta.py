@@ -17,7 +17,14 @@ import anyio
 from letta_client import APIStatusError
 from typing_extensions import override
 
-from sidecar.errors import AgentNotFound, ConversationGone, LettaUnavailable, OutcomeUnknown
+from sidecar.errors import (
+    AgentNotFound,
+    ConversationGone,
+    LettaUnavailable,
+    NotAccepted,
+    OutcomeUnknown,
+    Rejected,
+)
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.letta.rest import agents, wire
 from sidecar.letta.rest.client import (
@@ -92,6 +99,8 @@ class RestLetta(Letta):
         )
         self._no_background_until_s = 0.0
         self._next_otid: OrderedDict[str, int] = OrderedDict()
+        # Refused by what may be a proxy, under the protection of an otid. Redis may be gone next.
+        self._perhaps_taken: set[str] = set()
 
     @property
     @override
@@ -230,8 +239,12 @@ class RestLetta(Letta):
             await self._send(post, background=self._may_use_background())
         except _NoBackground:
             self._no_background_until_s = self._clock() + _BACKGROUND_AGAIN_S
+            if post.batch_id in self._perhaps_taken:
+                self._perhaps_taken.discard(post.batch_id)
+                raise OutcomeUnknown("an earlier try may have been taken, by a run") from None
             await self._send(post, background=False)
         self._next_otid.pop(post.batch_id, None)
+        self._perhaps_taken.discard(post.batch_id)
 
     async def _send(self, post: Post, *, background: bool) -> None:
         number = self._next_otid.get(post.batch_id, 0)
@@ -251,19 +264,48 @@ class RestLetta(Letta):
                 f"the agent had not digested the post in {self._post_timeout_s:.0f} s"
             ) from error
         except wire.WIRE_ERRORS as error:
-            if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
-                raise _NoBackground from error
-            ours = wire.post_error(error)
-            if isinstance(ours, ConversationGone):
-                if wire.was_accepted(error):
-                    self._send_next_under(post.batch_id, number + 1)
-                with suppress(LettaUnavailable):
-                    await self._look_up.check_agent(post.agent_id)
-            raise ours from error
+            await self._raise_ours(post, error, number, background=background)
+            return
         if reason is None:
             raise OutcomeUnknown("the post's stream ended early")
         if reason not in wire.DONE:
-            raise wire.stopped(reason)
+            ours = wire.stopped(reason)
+            if not isinstance(ours, Rejected):
+                raise ours
+            await self._require_absent(post, ours)
+
+    async def _raise_ours(
+        self, post: Post, error: Exception, number: int, *, background: bool
+    ) -> None:
+        """Raise our error for a post that failed; return where it is stored all the same."""
+        if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
+            raise _NoBackground from error
+        ours = wire.post_error(error, protected=background)
+        if isinstance(ours, NotAccepted) and wire.may_be_a_proxys(error):
+            self._perhaps_taken.add(post.batch_id)
+        if isinstance(ours, Rejected) and wire.was_accepted(error):
+            await self._require_absent(post, ours)
+            return
+        if isinstance(ours, ConversationGone):
+            if wire.was_accepted(error):
+                self._send_next_under(post.batch_id, number + 1)
+            with suppress(LettaUnavailable):
+                await self._look_up.check_agent(post.agent_id)
+        raise ours from error
+
+    async def _require_absent(self, post: Post, error: Rejected) -> None:
+        """Raise the error of a run that will fail each time, if it has left nothing.
+
+        Returns when it has failed in a later step: the message is stored, and is not sent again.
+        """
+        try:
+            finding = await self.find(post)
+        except LettaUnavailable as failure:
+            raise OutcomeUnknown(error.message, over=True, hint=error.hint) from failure
+        if finding == "running":
+            raise OutcomeUnknown(error.message, hint=error.hint)
+        if finding == "absent":
+            raise error
 
     async def _stop_reason(self, conversation_id: str, body: Mapping[str, object]) -> str | None:
         """Post, and follow the run to its end; returns its stop reason, None when it names none."""

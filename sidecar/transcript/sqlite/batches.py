@@ -71,14 +71,14 @@ def _draw_in(
 
 
 def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
-    """Return a replayed batch of the lane, or one newly cut, or None when nothing is due."""
-    replayed = tx.row(
+    """Return a replayed batch or a half of the lane, or one newly cut; None: nothing is due."""
+    sealed_before = tx.row(
         "SELECT id FROM batches WHERE lane = ?"
-        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY id LIMIT 1",
+        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY sealed_at_s, call, lo LIMIT 1",
         lane,
     )
-    if replayed is not None:
-        return replayed[0]
+    if sealed_before is not None:
+        return sealed_before[0]
     due = tx.row(
         "SELECT caller_key, id FROM calls WHERE lane = ? AND due_s <= ? ORDER BY due_s, id LIMIT 1",
         lane,
@@ -266,6 +266,40 @@ def release(
             batch_id,
         )
         tx.wakes = True
+
+
+def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
+    """Replace a batch under way by two halves of it."""
+    row = tx.row(
+        "SELECT id, lane, call, part, lo, hi, last_part, sealed_at_s, replayed_s FROM batches"
+        " WHERE batch_id = ? AND state = ? AND hi > lo",
+        batch_id,
+        State.SENDING,
+    )
+    if row is None:
+        return
+    batch, lane, call_id, part, lo, hi, last_part, sealed_at_s, replayed_s = row
+    tx.run("UPDATE lanes SET open_batch = NULL WHERE id = ?", lane)
+    tx.run("DELETE FROM batches WHERE id = ?", batch)
+    tx.run("UPDATE calls SET parts = parts + 1 WHERE id = ?", call_id)
+    ((parts,),) = tx.rows("SELECT parts FROM calls WHERE id = ?", call_id)
+    middle = (lo + hi) // 2
+    for number, first, last, ends in ((part, lo, middle, 0), (parts, middle + 1, hi, last_part)):
+        tx.run(
+            "INSERT INTO batches(batch_id, lane, call, part, lo, hi, last_part, state, sealed_at_s,"
+            " replayed_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            str(uuid.uuid4()),
+            lane,
+            call_id,
+            number,
+            first,
+            last,
+            ends,
+            State.SEALED,
+            sealed_at_s,
+            replayed_s,
+        )
+    free_lane(tx, lane, now_s=now_s, hold_until_s=0.0)
 
 
 def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:

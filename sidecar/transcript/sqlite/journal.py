@@ -306,6 +306,10 @@ class SqliteJournal:
             )
         )
 
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.split`."""
+        await self._writer.submit(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
+
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
         """See `Journal.batches`."""
         return await self._reader.submit(
