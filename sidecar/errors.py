@@ -6,6 +6,7 @@
     ├── ConfigError                 a setting is missing or wrong; names the field; exit code 2
     ├── LettaError
     │   ├── LettaUnavailable        a read failed; the last good copy serves; read again later
+    │   │   └── NotLetta            what answered is something else: a login page, another API
     │   ├── LettaDenied             401, 403: the key is wrong; nobody's retry helps
     │   ├── AgentNotFound           the agent is gone or never was
     │   ├── NotOffered              this generation of Letta has no such thing; nobody's retry helps
@@ -70,6 +71,10 @@ class LettaUnavailable(LettaError):
     """A read failed or was too slow. Reading again later may succeed."""
 
     retryable = True
+
+
+class NotLetta(LettaUnavailable):
+    """What answered has not the shape of a Letta's answer: a proxy's page, or another API."""
 
 
 class LettaDenied(LettaError):

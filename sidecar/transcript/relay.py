@@ -107,6 +107,7 @@ class Relay:
         self._changed = anyio.Event()
         self._agents = _OneAtATime()
         self._rejections: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
 
     @property
     def degraded(self) -> bool:
@@ -245,8 +246,15 @@ class Relay:
     async def _give_up_try(self, batch: Batch, error: str) -> None:
         """Give a batch back when nothing is known of its try. No effect on one that has ended."""
         now_s = self._clock()
+        self._faults[batch.lane] += 1
+        wait_s = backoff_s(
+            self._faults[batch.lane],
+            base_s=1.0,
+            cap_s=self._policy.retry_cap_s,
+            dice=self._dice(),
+        )
         await self._journal.release(
-            batch, due_s=now_s + 1.0, unknown=True, over=False, error=error, now_s=now_s
+            batch, due_s=now_s + wait_s, unknown=True, over=False, error=error, now_s=now_s
         )
 
     def _span_of(self, batch: Batch) -> Span:
@@ -348,6 +356,7 @@ class Relay:
         self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
     ) -> None:
         """Store how this claim of the batch ends, and say it."""
+        self._faults.pop(batch.lane, None)
         if outcome.event is Event.REJECTED:
             self._rejections[batch.batch_id] += 1
         match step:
