@@ -58,6 +58,8 @@ from sidecar.transcript.sqlite import SqliteJournal
 
 RETENTION_EVERY_S = 3_600.0
 DAY_S = 86_400.0
+FIRST_LOOK_S = 5.0
+"""Longest that delivery waits at the start for the first look through the spool."""
 FLUSH_TRACES_S = 2.0
 
 
@@ -311,6 +313,8 @@ class Sidecar:
             if tenant
             else None
         )
+        if self._intake is not None:
+            self.calls.on_opened = self._intake.look_soon
 
     async def run(
         self,
@@ -349,7 +353,7 @@ class Sidecar:
                 await parts.start(self.vapi.run)
             if self.found.keep is not None:
                 parts.start_soon(self._keep, "app server", self.found.keep)
-            parts.start_soon(self._keep, "relay", self.relay.run)
+            parts.start_soon(self._deliver)
             parts.start_soon(self._keep, "retention", self._retain)
             if self._intake is not None:
                 parts.start_soon(self._keep, "spool", self._intake.run)
@@ -365,6 +369,13 @@ class Sidecar:
             parts.cancel_scope.cancel()
         if self.vapi is not None:
             await self.vapi.aclose()
+
+    async def _deliver(self) -> None:
+        """Run the relay, once what dead workers left is taken up: it was said before what is new."""
+        if self._intake is not None:
+            with anyio.move_on_after(FIRST_LOOK_S):
+                await self._intake.looked.wait()
+        await self._keep("relay", self.relay.run)
 
     async def _forget(self, asked: Forget) -> object:
         forgetting = self._forgetting

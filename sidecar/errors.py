@@ -6,6 +6,7 @@
     ├── ConfigError                 a setting is missing or wrong; names the field; exit code 2
     ├── LettaError
     │   ├── LettaUnavailable        a read failed; the last good copy serves; read again later
+    │   │   └── NotLetta            what answered is something else: a login page, another API
     │   ├── LettaDenied             401, 403: the key is wrong; nobody's retry helps
     │   ├── AgentNotFound           the agent is gone or never was
     │   ├── NotOffered              this generation of Letta has no such thing; nobody's retry helps
@@ -14,6 +15,7 @@
     │       ├── NotAccepted         Letta certainly did not take it: send again, after `retry_after_s`
     │       ├── OutcomeUnknown      Letta may have taken it: look it up before sending again
     │       └── Rejected            Letta will never take it: dead letter
+    │           └── TooLarge        its model takes no request of this length: smaller, or elsewhere
     ├── JournalError
     │   ├── JournalFull             no room to make a turn durable; nothing was stored
     │   ├── JournalLocked           another process owns the file
@@ -71,6 +73,10 @@ class LettaUnavailable(LettaError):
     retryable = True
 
 
+class NotLetta(LettaUnavailable):
+    """What answered has not the shape of a Letta's answer: a proxy's page, or another API."""
+
+
 class LettaDenied(LettaError):
     """Letta refused the key (401 or 403)."""
 
@@ -94,7 +100,7 @@ class PostError(LettaError):
 
 
 class NotAccepted(PostError):
-    """Letta certainly did not take the post: refused connection, 409 busy, 429, 503.
+    """Letta certainly did not take the post: refused connection, 409 busy, 429, a 503 for Redis.
 
     Args:
         message: As for `SidecarError`.
@@ -134,7 +140,14 @@ class OutcomeUnknown(PostError):
 
 
 class Rejected(PostError):
-    """Letta answered that it will not take this post (4xx), now or later."""
+    """Letta will not take this post, now or later: a 4xx, or a run that fails at it each time.
+
+    Nothing of it is stored.
+    """
+
+
+class TooLarge(Rejected):
+    """The post does not fit into the model's context beside what its conversation holds."""
 
 
 class JournalError(SidecarError):

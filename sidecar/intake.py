@@ -19,10 +19,12 @@ from sidecar.model import call_key
 from sidecar.telemetry import Emit
 
 LOOK_EVERY_S = 2.0
+LOOKS_APART_S = 0.1
+"""So much lies between two looks, however often one is asked for."""
 
 
 class SpoolIntake:
-    """Looks through the spool directory, at the start and then every two seconds.
+    """Looks through the spool directory, at the start, every two seconds, and when asked to.
 
     Args:
         calls: Where what is found is stored.
@@ -36,12 +38,23 @@ class SpoolIntake:
         self._directory = directory
         self._tenant = tenant
         self._emit = emit
+        self._asked = anyio.Event()
+        self.looked = anyio.Event()
+        """Set once what was there at the start is taken up."""
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            self._asked = anyio.Event()
             await self.look()
-            await anyio.sleep(LOOK_EVERY_S)
+            self.looked.set()
+            await anyio.sleep(LOOKS_APART_S)
+            with anyio.move_on_after(LOOK_EVERY_S):
+                await self._asked.wait()
+
+    def look_soon(self) -> None:
+        """Have the next look now: who calls may be calling back, out of a call whose worker died."""
+        self._asked.set()
 
     async def look(self) -> None:
         """Take up every file whose writer is gone."""

@@ -53,6 +53,10 @@ class CallPolicy:
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
 
 
+def _tell_nobody() -> None:
+    """Stand in for `Calls.on_opened`."""
+
+
 class Calls:
     """All live calls.
 
@@ -102,6 +106,8 @@ class Calls:
         self._live: dict[str, LiveCall] = {}
         self._orphans: dict[str, float] = {}
         self._fewer = anyio.Event()
+        self.on_opened: Callable[[], None] = _tell_nobody
+        """Called when a new call has been opened."""
         self.draining = False
         self.journal_error: str = ""
         """Why turns can't be stored just now; empty while they can."""
@@ -214,6 +220,7 @@ class Calls:
             lane=live.call.ref.lane,
             resumed=resumed,
         )
+        self.on_opened()
         self._feed.begin(live)
         return live
 

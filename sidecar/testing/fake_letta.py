@@ -18,6 +18,7 @@ from sidecar.errors import (
     NotAccepted,
     OutcomeUnknown,
     Rejected,
+    TooLarge,
 )
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Post
 from sidecar.model import Block, Passage
@@ -96,6 +97,8 @@ class FakeLetta:
         self.down = False
         """Every call fails, as with nothing listening."""
         self.lookups_fail = False
+        self.context_chars: int | None = None
+        """What the texts of a conversation may come to; None for any."""
 
     @property
     def name(self) -> str:
@@ -189,6 +192,11 @@ class FakeLetta:
             raise Rejected("400")
         if fault is Fault.DENY:
             raise LettaDenied("401")
+        stored = [
+            t.post.text for t in self._taken if t.post.conversation_id == post.conversation_id
+        ]
+        if self.context_chars and sum(map(len, [*stored, post.text])) > self.context_chars:
+            raise TooLarge("the context is full")
         await self._work_on(post, fault)
 
     async def _work_on(self, post: Post, fault: Fault) -> None:

@@ -23,6 +23,8 @@ Fault: TypeAlias = Literal[
     "mute",  # posts only: taken and digested, but the client hears nothing
     "broken_after",  # posts only: taken and digested, then answered with 500
     "cut_after",  # posts only: taken and digested, then the connection is cut
+    "gateway",  # posts only: taken; a proxy's 503 at once, while it is digested
+    "overflow",  # posts only: the model's context is exceeded, said inside the stream; nothing stored
     "stream_error",  # posts only: the run fails inside its stream and leaves nothing
 ]
 

@@ -20,14 +20,14 @@ async def work(world: World, run: Run, text: str, digest: Digest, *, wait_s: flo
     await anyio.sleep(wait_s)
     try:
         await world.carry_out(run, text, digest)
-    except (LlmError, KeyError):
+    except (LlmError, KeyError) as failure:
         world.end_run(run, "failed")
         error = frame(
             message_type="error_message",
             run_id=run.run_id,
             error_type="llm_error",
             message="An error occurred with the LLM request.",
-            detail=None,
+            detail=failure.message if isinstance(failure, LlmError) else None,
         )
         run.tell(frame(message_type="stop_reason", stop_reason="llm_api_error"))
         run.tell(b"event: error\n" + error)
@@ -62,3 +62,12 @@ async def unchanged(_: str, blocks: Mapping[str, Block], __: str) -> Mapping[str
 async def failing(_: str, __: Mapping[str, Block], ___: str) -> Mapping[str, Block]:
     """Digest by failing, as a model does that cannot be reached."""
     raise LlmError("a fault was asked for")
+
+
+async def overflowing(_: str, __: Mapping[str, Block], ___: str) -> Mapping[str, Block]:
+    """Digest by failing, as a model does whose context is too small."""
+    raise LlmError("context_window_exceeded")
+
+
+FAILING: dict[str | None, Digest] = {"stream_error": failing, "overflow": overflowing}
+"""How runs fail, by the fault that asks for it."""

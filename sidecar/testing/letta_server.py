@@ -34,7 +34,7 @@ from sidecar.letta.embedded.letta import digested
 from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from sidecar.testing.faults import Fault, FaultDraw, FaultScript
-from sidecar.testing.letta_runs import failing, frames_of, unchanged, work
+from sidecar.testing.letta_runs import FAILING, frames_of, unchanged, work
 from sidecar.testing.letta_wire import (
     BUSY,
     agent_json,
@@ -61,6 +61,7 @@ from sidecar.testing.letta_world import (
     iso,
 )
 
+GATEWAY_PAGE = "<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>"
 _MAX_BODY_BYTES = 64 << 20
 _FAULT = web.RequestKey("fault", object)
 
@@ -309,7 +310,7 @@ class LettaStandIn:
             await self._unhung.wait()
             return cut(request)
         run = self.world.start_run(conversation, otid, background=background)
-        digest = failing if fault == "stream_error" else self.options.digest or unchanged
+        digest = FAILING.get(fault, self.options.digest or unchanged)
         wait_s = self.options.delay_s + (self.draw.script.late_s if fault == "late" else 0.0)
         text = text_of(messages[0].get("content"))
         self._tasks.start_soon(partial(work, self.world, run, text, digest, wait_s=wait_s))
@@ -362,6 +363,8 @@ class LettaStandIn:
         self, request: web.Request, run: Run, fault: Fault | None = None
     ) -> web.StreamResponse:
         """Answer with a run's stream, from its start to its end."""
+        if fault == "gateway":
+            return web.Response(status=503, text=GATEWAY_PAGE, content_type="text/html")
         if fault in {"broken_after", "cut_after", "mute"}:
             async for _ in frames_of(run):
                 pass

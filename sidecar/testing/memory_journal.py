@@ -1,5 +1,6 @@
 """A journal in memory: the same promises but durability, on any loop, in virtual time."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -82,10 +83,26 @@ class MemoryJournal:
         self._batches: dict[str, _Batch] = {}
         self._due = anyio.Event()
 
-    async def take_back(self, *, now_s: float) -> None:
+    async def take_back(
+        self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
+    ) -> None:
         """See `Journal.take_back`."""
         await anyio.lowlevel.checkpoint()
+        max_age_s = self._policy.max_age_s
+        for batch in self._batches.values():
+            if batch.state in _OPEN:
+                batch.horizon_s = min(batch.horizon_s, now_s + horizon_s)
+                batch.sealed_at_s = min(batch.sealed_at_s, now_s)
+                if batch.replayed_s is not None:
+                    batch.replayed_s = min(batch.replayed_s, now_s)
+        for stored in self._calls.values():
+            if stored.due_s is not None:
+                stored.due_s = min(stored.due_s, now_s + max_age_s)
         for lane in self._lanes.values():
+            lane.hold_s = min(lane.hold_s, now_s + horizon_s)
+            if lane.due_s is not None:
+                longest_s = max(max_age_s, horizon_s) if lane.open_batch is None else wait_s
+                lane.due_s = min(lane.due_s, now_s + longest_s)
             batch = lane.open_batch
             if batch is not None and batch.state is State.SENDING:
                 batch.state = after(batch.state, Event.CRASHED)
@@ -101,6 +118,7 @@ class MemoryJournal:
         if stored is None:
             self._calls[call.key] = _Call(call, last_s=self._clock())
             self._lanes.setdefault(call.ref.lane, _Lane())
+            self._hasten_earlier(call)
             return call
         if stored.call.caller_key not in {"", call.caller_key}:
             raise CallError("call_claimed", "the call is stored as another caller's")
@@ -110,6 +128,20 @@ class MemoryJournal:
         consent = joined_consent(stored.call.consent, call.consent)
         stored.call = replace(stored.call, consent=consent)
         return stored.call
+
+    def _hasten_earlier(self, call: Call) -> None:
+        now_s = self._clock()
+        for stored in self._of_caller(call.ref.lane, call.caller_key):
+            if stored.due_s is not None and stored.due_s > now_s:
+                stored.due_s = now_s
+                self._hasten(call.ref.lane, now_s)
+
+    def _of_caller(self, lane: str, caller_key: str) -> Iterator[_Call]:
+        return (
+            stored
+            for stored in self._of_lane(lane)
+            if caller_key and stored.call.caller_key == caller_key
+        )
 
     async def append(self, turns: Sequence[Turn]) -> None:
         """See `Journal.append`."""
@@ -340,9 +372,10 @@ class MemoryJournal:
         return claimed
 
     def _next_batch(self, name: str, now_s: float) -> _Batch | None:
-        for batch in self._batches.values():
-            if batch.lane == name and batch.state in _OPEN:
-                return batch
+        waiting = [b for b in self._batches.values() if b.lane == name and b.state in _OPEN]
+        if waiting:
+            calls = list(self._calls)
+            return min(waiting, key=lambda b: (b.sealed_at_s, calls.index(b.call), b.lo))
         due = sorted(
             (
                 (stored.due_s, stored)
@@ -354,6 +387,13 @@ class MemoryJournal:
         if not due:
             return None
         stored = due[0][1]
+        pending = [
+            other
+            for other in self._of_caller(name, stored.call.caller_key)
+            if other.due_s is not None
+        ]
+        if pending:
+            stored = min(pending, key=lambda other: other.turns[other.sealed].at_s)
         lo = stored.sealed
         stored.sealed += self._policy.cut([len(turn.text) for turn in stored.turns[lo:]])
         stored.parts += 1
@@ -409,15 +449,18 @@ class MemoryJournal:
         stored.horizon_s = now_s + post_timeout_s
         return self._seen(stored, attempt=attempt, in_doubt=False)
 
-    async def settle(self, batch: Batch, *, now_s: float, hold_until_s: float = 0.0) -> None:
+    async def settle(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.settle`."""
         await anyio.lowlevel.checkpoint()
-        self._end(batch, Event.DIGESTED, error="", now_s=now_s, hold_until_s=hold_until_s)
+        self._end(batch, Event.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
 
-    async def retire(self, batch: Batch, *, error: str, now_s: float) -> None:
+    async def retire(
+        self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
+    ) -> None:
         """See `Journal.retire`."""
         await anyio.lowlevel.checkpoint()
-        self._end(batch, Event.REJECTED_FOR_GOOD, error=error, now_s=now_s, hold_until_s=0.0)
+        event = Event.REJECTED_FOR_GOOD
+        self._end(batch, event, error=error, now_s=now_s, hold_until_s=hold_until_s)
 
     def _end(
         self, batch: Batch, event: Event, *, error: str, now_s: float, hold_until_s: float
@@ -456,6 +499,31 @@ class MemoryJournal:
             stored.horizon_s = min(stored.horizon_s, now_s)
         self._lanes[stored.lane].due_s = due_s
         self._due.set()
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.split`."""
+        await anyio.lowlevel.checkpoint()
+        whole = self._batches.get(batch.batch_id)
+        if whole is None or whole.state is not State.SENDING or whole.hi - whole.lo < 2:  # noqa: PLR2004
+            return
+        del self._batches[batch.batch_id]
+        call = self._calls[whole.call]
+        call.parts += 1
+        middle = (whole.lo + whole.hi + 1) // 2
+        for part, lo, hi in ((whole.part, whole.lo, middle), (call.parts, middle, whole.hi)):
+            half = _Batch(
+                str(uuid.uuid4()),
+                whole.lane,
+                whole.call,
+                part,
+                lo,
+                hi,
+                last_part=whole.last_part and hi == whole.hi,
+                sealed_at_s=whole.sealed_at_s,
+                replayed_s=whole.replayed_s,
+            )
+            self._batches[half.batch_id] = half
+        self._free(whole.lane, now_s=now_s, hold_until_s=0.0)
 
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
         """See `Journal.batches`."""

@@ -19,6 +19,7 @@ from sidecar.errors import (
     OutcomeUnknown,
     Rejected,
     SidecarError,
+    TooLarge,
 )
 from sidecar.letta.port import Finding, Letta, Post
 from sidecar.model import AgentRef, Batch
@@ -69,6 +70,7 @@ class Courier:
         self._policy = policy
         self._conversations_gone: set[str] = set()
         self._times_gone: dict[str, int] = {}
+        self._moved: set[str] = set()
 
     async def address(self, batch: Batch) -> Addressed | Outcome:
         """Find the agent and the call's conversation; both are durable on return.
@@ -150,6 +152,8 @@ class Courier:
             return Outcome(event, error.message, error.retry_after_s)
         except OutcomeUnknown as error:
             return _outcome(Event.FAILED if error.over else Event.LOST, error)
+        except TooLarge as error:
+            return self._too_large(batch, error)
         except Rejected as error:
             return _outcome(Event.REJECTED, error)
         except ConversationGone as error:
@@ -164,7 +168,17 @@ class Courier:
         except TimeoutError:
             return Outcome(Event.LOST, "the post took too long")
         self._times_gone.pop(batch.lane, None)
+        self._moved.discard(batch.batch_id)
         return Outcome(Event.DIGESTED)
+
+    def _too_large(self, batch: Batch, error: TooLarge) -> Outcome:
+        """Try once in a new conversation, which holds nothing else; there it is too large itself."""
+        if batch.batch_id in self._moved:
+            self._moved.discard(batch.batch_id)
+            return _outcome(Event.TOO_LARGE, error)
+        self._moved.add(batch.batch_id)
+        self._conversations_gone.add(batch.call.key)
+        return _outcome(Event.CONVERSATION_GONE, error)
 
     async def _agent_gone(self, batch: Batch, error: AgentNotFound) -> Outcome:
         """Count it; a caller's own agent is looked for again when it stays away.

@@ -10,6 +10,7 @@ try is recorded with its horizon (`sending`) before a byte goes out, so that aft
     pending ─cut→ sealed ─sent→ sending ─digested──────────────→ settled
                     ↑              │ ├──refused, busy, denied …─→ retry ─sent→ sending
                     │              │ ├──rejected, for good──────→ dead
+                    │              │ ├──too large, for good─────→ two halves of it, sealed
                     │              ↓ lost, failed, crashed
                     │           unknown ─found─────────────────→ settled
                     │              │ ↺ running, absent, unanswered: look again later
@@ -65,6 +66,8 @@ class Event(StrEnum):
     AGENT_GONE = "agent_gone"
     CONVERSATION_GONE = "conversation_gone"
     REJECTED = "rejected"
+    TOO_LARGE = "too_large"
+    SPLIT = "split"
     REJECTED_FOR_GOOD = "rejected_for_good"
     LOST = "lost"
     FAILED = "failed"
@@ -109,6 +112,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SENDING, Event.DIGESTED): State.SETTLED,
     **{(State.SENDING, event): State.RETRY for event in _NOT_TAKEN},
     (State.SENDING, Event.REJECTED_FOR_GOOD): State.DEAD,
+    (State.SENDING, Event.SPLIT): State.PENDING,
     (State.SENDING, Event.LOST): State.UNKNOWN,
     (State.SENDING, Event.FAILED): State.UNKNOWN,
     (State.SENDING, Event.CRASHED): State.UNKNOWN,
@@ -118,6 +122,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.UNKNOWN, Event.FOUND): State.SETTLED,
     (State.UNKNOWN, Event.ABSENT_FOR_GOOD): State.SEALED,
     (State.UNKNOWN, Event.REJECTED_FOR_GOOD): State.DEAD,
+    (State.UNKNOWN, Event.SPLIT): State.PENDING,
     (State.RETRY, Event.EXPIRED): State.DEAD,
     (State.UNKNOWN, Event.EXPIRED): State.DEAD,
     (State.DEAD, Event.REPLAYED): State.UNKNOWN,
@@ -176,6 +181,11 @@ class DeliveryPolicy:
         """Seconds after a try was recorded during which it may still land."""
         return self.post_timeout_s + self.grace_s
 
+    @property
+    def longest_wait_s(self) -> float:
+        """No due time that `decide` sets is further ahead than this."""
+        return max(self.retry_cap_s, self.busy_cap_s, self.retry_after_cap_s, _POLL_CAP_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -187,6 +197,7 @@ class Facts:
         horizon_s: Unix time until which a recorded try may still land.
         tried_since_s: Unix time from which its giving up counts.
         rejections: Definite rejections so far.
+        turns: How many turns it holds.
     """
 
     attempt: int
@@ -194,6 +205,7 @@ class Facts:
     horizon_s: float
     tried_since_s: float
     rejections: int = 0
+    turns: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +237,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """It is digested. Until `hold_until_s` (Unix time, 0 for none) nothing else leaves the lane."""
-
-    hold_until_s: float
+    """It is digested, and nothing of it is at work any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +251,20 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Make it a dead letter."""
+    """Make it a dead letter. Nothing else leaves the lane before `hold_until_s` (Unix time, or 0).
+
+    A try that nobody has answered may still be at work until then.
+    """
+
+    hold_until_s: float = 0.0
 
 
-Step: TypeAlias = LookUp | Send | Settle | Release | Retire
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Replace it by two of half its turns: nothing of it is stored, and whole it never will be."""
+
+
+Step: TypeAlias = LookUp | Send | Settle | Release | Retire | Split
 
 
 def decide(
@@ -272,13 +292,16 @@ def decide(
         case State.UNKNOWN if event is Event.CLAIMED:
             return LookUp()
         case State.SETTLED:
-            return Settle(_hold_until_s(facts, event, now_s=now_s))
+            return Settle()
         case State.DEAD:
             return Retire()
+        case State.PENDING:
+            return Split()
         case State.RETRY | State.UNKNOWN as kept:
             if now_s - facts.tried_since_s > policy.give_up_s:
                 after(kept, Event.EXPIRED)
-                return Retire()
+                silent = kept is State.UNKNOWN and event not in _ANSWERED
+                return Retire(facts.horizon_s if silent and facts.horizon_s > now_s else 0.0)
             wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
             return Release(now_s + wait_s, unknown=kept is State.UNKNOWN, over=event in _ANSWERED)
         case impossible:
@@ -290,14 +313,11 @@ def _qualified(facts: Facts, event: Event, *, now_s: float, policy: DeliveryPoli
     """Tell apart what only figures tell apart."""
     if event is Event.ABSENT and now_s >= facts.horizon_s:
         return Event.ABSENT_FOR_GOOD
+    if event is Event.TOO_LARGE:
+        return Event.SPLIT if facts.turns > 1 else Event.REJECTED_FOR_GOOD
     if event is Event.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
         return Event.REJECTED_FOR_GOOD
     return event
-
-
-def _hold_until_s(facts: Facts, event: Event, *, now_s: float) -> float:
-    """A batch found before its horizon may still be worked on by the server."""
-    return facts.horizon_s if event is Event.FOUND and facts.horizon_s > now_s else 0.0
 
 
 # These answer the try they end, so it can no longer land; and a try in doubt was sent again only

@@ -8,6 +8,7 @@ the contract suite is tests/contract/test_journal.py.
 Calls whose `ref` is nobody's are stored and never delivered: their turns count as settled.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,7 +47,8 @@ class PostPolicy:
             return None
         if closed or pending >= self.max_turns:
             return now_s
-        return oldest_s + self.max_age_s
+        # A turn that was stored by a clock that was ahead is no younger than now.
+        return min(oldest_s, now_s) + self.max_age_s
 
     def cut(self, chars: Sequence[int]) -> int:
         """Return how many of the pending turns, given by their lengths, go into one batch."""
@@ -197,6 +199,8 @@ class Journal(Protocol):
     async def open_call(self, call: Call) -> Call:
         """Store a call and return it as stored. The same key again returns the first one.
 
+        A new call makes what is pending of its caller's earlier calls due at once: what was said
+        first is delivered first (see `claim`).
         A call that was closed and is opened again is live again. Its `consent` is joined
         (`sidecar.model.joined_consent`). Whose memory it belongs to never changes: where the rules
         have given its caller another agent since, the stored `ref` stands to the end of the call,
@@ -277,7 +281,8 @@ class Journal(Protocol):
     async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
         """Take up to `limit` due lanes and return the batch each has to deliver.
 
-        A lane with no open batch gets one sealed first. Promises: a batch is durable, and marked
+        A lane with no open batch gets one sealed first: of the call that is due, or of another
+        call of the same caller when what is pending there was said before, due or not. Promises: a batch is durable, and marked
         `sending` with `horizon_s = now_s + post_timeout_s`, before it is returned; until it is
         settled, released or retired no other claim returns its lane. Batches that an earlier
         process left as `sending`, and those released as unknown, come back with `in_doubt`;
@@ -285,10 +290,20 @@ class Journal(Protocol):
         """
         ...
 
-    async def take_back(self, *, now_s: float) -> None:
+    async def take_back(
+        self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
+    ) -> None:
         """Take every batch that is marked as being sent for one in doubt, due now.
 
-        For whoever claims, before its first claim: nothing is under way then.
+        For whoever claims, before its first claim: nothing is under way then. What an earlier
+        process stored by another clock is drawn in to the longest it can mean by this one: no
+        batch was sealed later than now, no try lands after `now_s + horizon_s`, no lane waits
+        for its batch longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s`.
+
+        Args:
+            now_s: Unix time.
+            wait_s: Longest wait between two tries.
+            horizon_s: Longest time in which a try may land.
         """
         ...
 
@@ -303,14 +318,8 @@ class Journal(Protocol):
         """Remember Letta's conversation of a call. A later one replaces it."""
         ...
 
-    async def settle(self, batch: Batch, *, now_s: float, hold_until_s: float = 0.0) -> None:
-        """Record that Letta has digested the batch; its turns are done. Repeating does no harm.
-
-        Args:
-            batch: As claimed.
-            now_s: Unix time.
-            hold_until_s: No other batch leaves the lane before: the server may still be at work.
-        """
+    async def settle(self, batch: Batch, *, now_s: float) -> None:
+        """Record that Letta has digested the batch; its turns are done. Repeating does no harm."""
         ...
 
     async def release(
@@ -328,8 +337,24 @@ class Journal(Protocol):
         """
         ...
 
-    async def retire(self, batch: Batch, *, error: str, now_s: float) -> None:
-        """Make a batch a dead letter; its lane goes on with the next one."""
+    async def retire(
+        self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
+    ) -> None:
+        """Make a batch a dead letter; its lane goes on with the next one.
+
+        Args:
+            batch: As claimed.
+            error: What happened, without a caller's words.
+            now_s: Unix time.
+            hold_until_s: No other batch leaves the lane before: the server may still be at work.
+        """
+        ...
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """Replace a batch of several turns by two of half its turns, due now, the first one first.
+
+        For one of which Letta certainly holds nothing. Repeating it does no harm.
+        """
         ...
 
     async def try_write(self) -> None:

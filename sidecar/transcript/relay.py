@@ -35,6 +35,7 @@ from sidecar.transcript.delivery import (
     Retire,
     Send,
     Settle,
+    Split,
     decide,
 )
 from sidecar.transcript.journal import Journal
@@ -52,7 +53,7 @@ _FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
 # digest for longer than its deadline. The look-up that follows at once tells how Letta is.
 _ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
-_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED}
+_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED, Event.TOO_LARGE}
 _OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
 
 
@@ -114,6 +115,7 @@ class Relay:
         self._changed = anyio.Event()
         self._agents = _OneAtATime()
         self._rejections: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
 
     @property
     def degraded(self) -> bool:
@@ -130,7 +132,13 @@ class Relay:
         """
         self._under_way = 0
         self._breaker.abandoned()
-        await self._until_taken(lambda: self._journal.take_back(now_s=self._clock()))
+        await self._until_taken(
+            lambda: self._journal.take_back(
+                now_s=self._clock(),
+                wait_s=self._policy.longest_wait_s,
+                horizon_s=self._policy.horizon_s,
+            )
+        )
         async with anyio.create_task_group() as deliveries:
             while True:
                 if not await self._start_some(deliveries):
@@ -246,8 +254,15 @@ class Relay:
     async def _give_up_try(self, batch: Batch, error: str) -> None:
         """Give a batch back when nothing is known of its try. No effect on one that has ended."""
         now_s = self._clock()
+        self._faults[batch.lane] += 1
+        wait_s = backoff_s(
+            self._faults[batch.lane],
+            base_s=1.0,
+            cap_s=self._policy.retry_cap_s,
+            dice=self._dice(),
+        )
         await self._journal.release(
-            batch, due_s=now_s + 1.0, unknown=True, over=False, error=error, now_s=now_s
+            batch, due_s=now_s + wait_s, unknown=True, over=False, error=error, now_s=now_s
         )
 
     def _span_of(self, batch: Batch) -> Span:
@@ -288,6 +303,7 @@ class Relay:
                 horizon_s,
                 batch.tried_since_s,
                 self._rejections[batch.batch_id],
+                len(batch.turns),
             )
             step = decide(facts, outcome, now_s=now_s, dice=self._dice(), policy=self._policy)
             match step:
@@ -345,18 +361,17 @@ class Relay:
         return renewed.horizon_s
 
     async def _end(
-        self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire, now_s: float
+        self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
     ) -> None:
         """Store how this claim of the batch ends, and say it."""
+        self._faults.pop(batch.lane, None)
         if outcome.event is Event.REJECTED:
             self._rejections[batch.batch_id] += 1
         match step:
-            case Settle(hold_until_s):
+            case Settle():
                 if batch.agent_id is not None:
                     self._on_changed(batch.agent_id)
-                await self._until_taken(
-                    lambda: self._journal.settle(batch, now_s=now_s, hold_until_s=hold_until_s)
-                )
+                await self._until_taken(lambda: self._journal.settle(batch, now_s=now_s))
                 self._emit(
                     telemetry.batch_settled,
                     lane=batch.lane,
@@ -379,9 +394,14 @@ class Relay:
                 )
                 self._say_released(batch, outcome, due_in_s=due_s - now_s)
                 return
-            case Retire():
+            case Split():
+                await self._until_taken(lambda: self._journal.split(batch, now_s=now_s))
+                self._say_released(batch, outcome, due_in_s=0.0)
+            case Retire(hold_until_s):
                 await self._until_taken(
-                    lambda: self._journal.retire(batch, error=outcome.error, now_s=now_s)
+                    lambda: self._journal.retire(
+                        batch, error=outcome.error, now_s=now_s, hold_until_s=hold_until_s
+                    )
                 )
                 self._emit(
                     telemetry.batch_dead,
@@ -455,7 +475,7 @@ def _asked(addressed: Addressed) -> dict[str, Value | None]:
 
 
 def _told(
-    batch: Batch, outcome: Outcome, step: Settle | Release | Retire, now_s: float
+    batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
 ) -> dict[str, Value | None]:
     """Return how a delivery ended, for its span."""
     return {

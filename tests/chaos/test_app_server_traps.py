@@ -1,7 +1,9 @@
 """Each trap of the App Server, sprung on the adapter: nothing is lost, doubled or made up."""
 
+import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +30,7 @@ from tests.app_server.cuttable import Cuttable
 from tests.app_server.scripted import IDLE, Frame, Say, scripted
 from tests.app_server.stack import AppServerStack
 from tests.contract.letta_worlds import (
+    HUMAN,
     AppServerWorld,
     new_agent,
     new_post,
@@ -490,3 +493,34 @@ async def test_a_token_that_is_absent_is_denied(world: AppServerWorld) -> None:
             await letta.read_blocks("agent-nobody")
         with pytest.raises(LettaDenied):
             await letta.post(next_post("a", "c", "hello"))
+
+
+def break_repository(world: AppServerWorld, agent_id: str) -> None:
+    """Leave an agent's memory as a server does that is killed while it makes the repository."""
+    git = next(world.stack.home.rglob(f"{agent_id}/memory/.git"))
+    shutil.rmtree(git)
+    git.mkdir()
+
+
+async def test_an_agent_made_half_way_is_made_anew(world: AppServerWorld) -> None:
+    """An agent whose memory is no repository, and that heard nothing, makes room for another."""
+    tags = (f"voice-caller:{uuid.uuid4().hex}",)
+    agent_id = await world.letta.create_agent(world.spec(HUMAN, tags=tags))
+    break_repository(world, agent_id)
+    for _ in range(2):
+        with pytest.raises(AgentNotFound):
+            await world.letta.open_conversation(agent_id, label="a call")
+    assert await world.letta.find_agents(tags) == []
+
+
+async def test_an_agent_that_has_heard_something_is_never_made_anew(world: AppServerWorld) -> None:
+    """A repository that is damaged later costs no memory, nor does that of an owner's agent."""
+    tags = (f"voice-caller:{uuid.uuid4().hex}",)
+    heard = await world.letta.create_agent(world.spec(HUMAN, tags=tags))
+    await world.letta.post(await new_post(world, heard))
+    owners = await world.letta.create_agent(world.spec(HUMAN, tags=("my-own",)))
+    for agent_id in (heard, owners):
+        break_repository(world, agent_id)
+        with pytest.raises(LettaUnavailable):
+            await world.letta.open_conversation(agent_id, label="a call")
+    assert [agent.agent_id for agent in await world.letta.find_agents(tags)] == [heard]

@@ -451,11 +451,11 @@ class TestBatches:
         assert (await claim_one(journal, clock)).attempt == 2
 
     async def test_a_hold_keeps_the_lane_closed(self, journal: Journal, clock: Clock) -> None:
-        """After a settle with a hold nothing of the lane is claimed before its end."""
+        """After a batch is given up with a hold nothing of the lane is claimed before its end."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
-        await journal.settle(batch, now_s=clock(), hold_until_s=clock() + 10)
+        await journal.retire(batch, error="", now_s=clock(), hold_until_s=clock() + 10)
         await journal.append([turn(n) for n in range(4, 7)])
         await journal.close_call("acme/one", at_s=clock())
         await journal.hurry(now_s=clock())
@@ -476,6 +476,108 @@ class TestBatches:
         assert again.horizon_s == first.horizon_s
         await journal.settle(again, now_s=clock())
         await journal.take_back(now_s=clock())
+        await claim_none(journal, clock)
+
+    async def test_a_new_call_makes_its_callers_earlier_words_due(
+        self, journal: Journal, clock: Clock
+    ) -> None:
+        """What is pending of a caller's earlier call is due when they call again; no one else's."""
+        shared = AgentRef("acme", agent_id="agent-shared")
+        for name, caller in (("ada", "k1"), ("bob", "k2"), ("hidden", "")):
+            await journal.open_call(call(name, shared, caller))
+            await journal.append([turn(1, name)])
+        await claim_none(journal, clock)
+        await journal.open_call(call("bob-again", shared, "k2"))
+        await journal.open_call(call("hidden-again", shared, ""))
+        batch = await claim_one(journal, clock)
+        assert batch.call.call_id == "bob"
+        await journal.settle(batch, now_s=clock())
+        await claim_none(journal, clock)
+
+    async def test_what_a_caller_said_first_goes_first(
+        self, journal: Journal, clock: Clock
+    ) -> None:
+        """Words of an earlier call that are stored late go before later ones that are due sooner."""
+        await journal.open_call(call("one"))
+        await journal.open_call(call("two"))
+        await journal.append([turn(50, "two", at_s=clock() + 50)])
+        await journal.close_call("acme/two", at_s=clock())
+        await journal.append([turn(20, "one", at_s=clock() + 20)])
+        for said in ([20], [50]):
+            batch = await claim_one(journal, clock)
+            assert numbers(batch) == said
+            await journal.settle(batch, now_s=clock())
+
+    async def test_a_callers_words_wait_for_no_other_caller(
+        self, journal: Journal, clock: Clock
+    ) -> None:
+        """On a shared agent a call that is due is not held up by what others are just saying."""
+        shared = AgentRef("acme", agent_id="agent-shared")
+        await journal.open_call(call("ada", shared, "k1"))
+        await journal.append([turn(1, "ada")])
+        await journal.open_call(call("bob", shared, "k2"))
+        await journal.append([turn(2, "bob")])
+        await journal.close_call("acme/bob", at_s=clock())
+        batch = await claim_one(journal, clock)
+        assert batch.call.call_id == "bob"
+
+    @pytest.mark.parametrize("jump_s", [-1e9, -86_400.0, -200.0, 200.0, 86_400.0])
+    async def test_a_clock_that_was_set_at_a_restart_holds_no_lane(
+        self, journal: Journal, clock: Clock, jump_s: float
+    ) -> None:
+        """Whatever was stored by another clock: each lane is tried within the policy's own waits."""
+        for name in ("retry", "unknown", "held", "live"):
+            ref = AgentRef("acme", caller_key=name)
+            await journal.open_call(call(name, ref, name))
+            await journal.append([turn(n, name) for n in range(3)])
+        now_s = clock()
+        taken = await journal.claim(9, now_s=now_s, post_timeout_s=50.0)
+        by_name = {batch.call.call_id: batch for batch in taken}
+        for name, due_s in (("retry", now_s + 60), ("unknown", now_s + 10)):
+            await journal.release(
+                by_name[name],
+                due_s=due_s,
+                unknown=name == "unknown",
+                over=False,
+                error="",
+                now_s=now_s,
+            )
+        await journal.retire(by_name["held"], error="", now_s=now_s, hold_until_s=now_s + 50)
+        await journal.append([turn(9, "held")])
+        clock.now_s += jump_s
+        await journal.take_back(now_s=clock(), wait_s=60.0, horizon_s=50.0)
+        tried: dict[str, Batch] = {}
+        for _ in range(4):
+            for batch in await journal.claim(9, now_s=clock(), post_timeout_s=50.0):
+                tried[batch.call.call_id] = batch
+                assert batch.horizon_s <= clock() + 50.0
+                assert batch.sealed_at_s <= clock()
+                await journal.settle(batch, now_s=clock())
+            clock.now_s += 20.0
+        assert set(tried) == {"retry", "unknown", "held", "live"}
+
+    async def test_a_split_batch_is_two_in_order(self, journal: Journal, clock: Clock) -> None:
+        """A batch that is too large comes back as fresh halves, and they as theirs, in order."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(1, 6)])
+        await journal.close_call("acme/one", at_s=clock())
+        whole = await claim_one(journal, clock)
+        assert whole.last_part
+        await journal.split(whole, now_s=clock())
+        await journal.split(whole, now_s=clock())
+        recent = await journal.recent(REF, caller_key="k1", except_call="", since_s=0.0, limit=99)
+        assert [stored.seq for stored in recent] == [1, 2, 3, 4, 5]
+        await journal.split(await claim_one(journal, clock), now_s=clock())
+        parts: list[Batch] = []
+        for _ in range(3):
+            assert (await journal.counts()).undelivered == 5 - sum(len(p.turns) for p in parts)
+            parts.append(await claim_one(journal, clock))
+            await journal.settle(parts[-1], now_s=clock())
+        assert [n for part in parts for n in numbers(part)] == [1, 2, 3, 4, 5]
+        assert all(part.turns for part in parts)
+        assert [part.last_part for part in parts] == [False, False, True]
+        assert not any(part.in_doubt or part.attempt for part in parts)
+        assert len({whole.batch_id, *(part.batch_id for part in parts)}) == 4
         await claim_none(journal, clock)
 
     async def test_settling_twice_is_once(self, journal: Journal, clock: Clock) -> None:

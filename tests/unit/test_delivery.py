@@ -19,6 +19,7 @@ from sidecar.transcript.delivery import (
     Retire,
     Send,
     Settle,
+    Split,
     State,
     after,
     decide,
@@ -49,7 +50,7 @@ class TestTable:
         """Every state but the ends leads on, and every state can be reached."""
         sources = {state for state, _ in TRANSITIONS}
         assert set(State) - sources == ENDS
-        assert set(State) - set(TRANSITIONS.values()) == {State.PENDING}
+        assert set(State) == set(TRANSITIONS.values())
 
     def test_an_impossible_event_is_refused(self) -> None:
         """What cannot happen is an error, not a silent step."""
@@ -71,6 +72,7 @@ class TestTable:
             Event.ABSENT_FOR_GOOD: State.SEALED,
             Event.REJECTED_FOR_GOOD: State.DEAD,
             Event.EXPIRED: State.DEAD,
+            Event.SPLIT: State.PENDING,
         }
 
 
@@ -85,12 +87,19 @@ class TestDecide:
 
     def test_digested_settles(self) -> None:
         """A post that returned frees the lane at once."""
-        assert step(FRESH, Event.DIGESTED) == Settle(hold_until_s=0.0)
+        assert step(FRESH, Event.DIGESTED) == Settle()
 
-    def test_found_settles_and_holds_to_the_horizon(self) -> None:
-        """Found before the horizon, the server may still be at work: the lane stays closed."""
-        assert step(DOUBTFUL, Event.FOUND, now_s=10.0) == Settle(hold_until_s=35.0)
-        assert step(DOUBTFUL, Event.FOUND, now_s=40.0) == Settle(hold_until_s=0.0)
+    @pytest.mark.parametrize("now_s", [10.0, 40.0])
+    def test_found_frees_the_lane_at_once(self, now_s: float) -> None:
+        """Found says that nothing is at work any more: nobody waits for the horizon."""
+        assert step(DOUBTFUL, Event.FOUND, now_s=now_s) == Settle()
+
+    def test_a_batch_given_up_in_doubt_keeps_its_lane_to_the_horizon(self) -> None:
+        """What is given up while its try may still be at work overlaps with nothing behind it."""
+        late_s = POLICY.give_up_s + 1.0
+        out = replace(DOUBTFUL, horizon_s=late_s + 20.0)
+        assert step(out, Event.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
+        assert step(out, Event.FAILED, now_s=late_s) == Retire()
 
     def test_absent_waits_for_the_horizon(self) -> None:
         """Absent is final only past the horizon; a look falls right behind it."""
@@ -153,12 +162,18 @@ class TestDecide:
             assert isinstance(step(replace(FRESH, rejections=rejections), Event.REJECTED), Release)
         assert step(replace(FRESH, rejections=2), Event.REJECTED) == Retire()
 
+    def test_what_is_too_large_is_split_down_to_one_turn(self) -> None:
+        """A batch no model takes goes out in halves; a single turn is a dead letter at once."""
+        for facts in (FRESH, DOUBTFUL):
+            assert step(replace(facts, turns=2), Event.TOO_LARGE) == Split()
+            assert step(replace(facts, turns=1), Event.TOO_LARGE) == Retire()
+
     @pytest.mark.parametrize("event", [*NOT_TAKEN, Event.LOST, Event.FAILED])
     def test_a_week_is_enough(self, event: Event) -> None:
         """A batch older than the give-up age is given up when a try fails, not before it."""
         late_s = POLICY.give_up_s + 1.0
         assert step(FRESH, Event.CLAIMED, now_s=late_s) == Send(record_anew=False)
-        assert step(FRESH, Event.DIGESTED, now_s=late_s) == Settle(hold_until_s=0.0)
+        assert step(FRESH, Event.DIGESTED, now_s=late_s) == Settle()
         assert step(FRESH, event, now_s=late_s) == Retire()
 
     @given(
@@ -237,7 +252,6 @@ class Deliveries(RuleBasedStateMachine):
         self.now_s = 0.0
         self.letta = Oracle()
         self.lanes: list[list[Kept]] = []
-        self.hold_s = [0.0] * LANES
 
     @initialize()
     def fill(self) -> None:
@@ -270,7 +284,7 @@ class Deliveries(RuleBasedStateMachine):
     def attempt(self, lane: int, fault: str, dice: float) -> None:
         """Claim the lane's batch, if it is due, and take every step of that claim."""
         batch = self.head(lane)
-        if batch is None or max(batch.due_s, self.hold_s[lane]) > self.now_s:
+        if batch is None or batch.due_s > self.now_s:
             return
         in_doubt = batch.state is State.UNKNOWN
         facts_attempt = batch.attempt
@@ -299,17 +313,16 @@ class Deliveries(RuleBasedStateMachine):
                     self.end(batch, following)
                     return
 
-    def end(self, batch: Kept, following: Settle | Release | Retire) -> None:
+    def end(self, batch: Kept, following: Settle | Release | Retire | Split) -> None:
         match following:
-            case Settle(hold_until_s):
+            case Settle():
                 batch.state = State.SETTLED
-                self.hold_s[batch.lane] = hold_until_s
             case Release(due_s, unknown, over):
                 batch.state = State.UNKNOWN if unknown else State.RETRY
                 batch.due_s = due_s
                 if over:
                     batch.horizon_s = min(batch.horizon_s, self.now_s)
-            case Retire():
+            case Retire() | Split():
                 raise AssertionError("nothing here is rejected or a week old")
 
     def send(self, batch: Kept, fault: str) -> Event:

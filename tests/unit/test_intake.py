@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame
 from sidecar.channels.link.spool import SpoolFile, damaged_files
 from sidecar.errors import CallError, JournalFull
-from sidecar.intake import SpoolIntake
+from sidecar.intake import LOOK_EVERY_S, SpoolIntake
 from sidecar.model import CallerHints, Turn
 from sidecar.telemetry import Telemetry
 
@@ -198,3 +199,18 @@ async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path
     emit = Telemetry(strict=True).emit
     intake = SpoolIntake(calls, tmp_path / "none", tenant="t", emit=emit)  # type: ignore[arg-type]
     await intake.look()
+
+
+async def test_a_look_that_is_asked_for_is_had_at_once(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """Who opens a call has the spool looked through well before the next look is due."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(intake.run)
+        await intake.looked.wait()
+        left_behind(tmp_path)
+        with anyio.fail_after(LOOK_EVERY_S - 0.5):
+            while not calls.restored:
+                intake.look_soon()
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()

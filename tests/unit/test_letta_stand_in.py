@@ -27,6 +27,7 @@ from sidecar.errors import (
     LettaUnavailable,
     NotAccepted,
     OutcomeUnknown,
+    TooLarge,
 )
 from sidecar.letta.port import AgentSpec, Post
 from sidecar.letta.rest.letta import RestLetta
@@ -314,3 +315,56 @@ def _is_up(port: int) -> bool:
             return answer.status == 200
     except OSError:
         return False
+
+
+async def test_a_gateways_503_is_no_refusal_where_no_otid_protects() -> None:
+    """What a proxy says in Letta's place is looked up: Letta may have taken the post."""
+    async with adapted(dedupe=False, redis=False) as (letta, stand_in):
+        post = await a_post(letta, "batch b1")
+        stand_in.draw.script.posts.next = ["none", "gateway"]
+        with pytest.raises(OutcomeUnknown) as unknown:
+            await letta.post(post)
+        assert not unknown.value.over, "Letta may still be at work"
+        assert await letta.find(post) == "found"
+        assert len(otids(stand_in)) == 1
+
+
+async def test_a_gateways_503_is_tried_again_under_the_same_otid() -> None:
+    """Where a second post joins the run of the first, six such answers store it once."""
+    async with adapted() as (letta, stand_in):
+        post = await a_post(letta, "batch b1")
+        stand_in.draw.script.posts.next = ["gateway"] * 6
+        for _ in range(6):
+            with suppress(NotAccepted):
+                await letta.post(post)
+        await letta.post(post)
+        assert len(otids(stand_in)) == 1
+
+
+async def test_a_lost_redis_behind_a_gateways_503_is_looked_up() -> None:
+    """When the protection is lost after such an answer, the batch is not posted without it."""
+    async with adapted() as (letta, stand_in):
+        post = await a_post(letta, "batch b1")
+        stand_in.draw.script.posts.next = ["gateway"]
+        with pytest.raises(NotAccepted):
+            await letta.post(post)
+        stand_in.options = replace(stand_in.options, redis=False)
+        with pytest.raises(OutcomeUnknown):
+            await letta.post(post)
+        assert await letta.find(post) == "found"
+        assert len(otids(stand_in)) == 1
+
+
+@pytest.mark.parametrize("redis", [True, False])
+async def test_a_run_that_overflows_is_told_from_a_model_that_is_down(redis: bool) -> None:
+    """A context that is exceeded is definite, and nothing is stored; a failed model may be well."""
+    async with adapted(redis=redis) as (letta, stand_in):
+        post = await a_post(letta, "batch b1")
+        for fault, error in (("overflow", TooLarge), ("stream_error", OutcomeUnknown)):
+            stand_in.draw.script.posts.chances = {fault: 1.0}
+            with pytest.raises(error):
+                await letta.post(post)
+        stand_in.draw.script.posts.chances = {}
+        assert await letta.find(post) == "absent"
+        await letta.post(post)
+        assert len(otids(stand_in)) == 1

@@ -1,6 +1,7 @@
 """The relay on a journal in memory and a Letta that misbehaves on cue, in virtual time."""
 
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -116,6 +117,17 @@ class World:
             for piece in taken.post.text.split(f"{name}:")[1:]
         ]
 
+    async def append(self, name: str, n: int, *, at_s: float | None = None) -> None:
+        """Store one more turn of a call."""
+        said_s = unix_s() if at_s is None else at_s
+        turn = Turn(f"acme/{name}", f"{name}-{n}", n, "caller", f"{name}:{n}.", said_s)
+        await self.journal.append([turn])
+
+    def order(self) -> list[str]:
+        """Return every turn's text in the order Letta got them, without the full stop."""
+        texts = [taken.post.text for taken in self.letta.taken]
+        return [word for text in texts for word in re.findall(r">([^<>]+:[0-9]+)\.</turn>", text)]
+
     def events(self, name: str) -> list[dict[str, object]]:
         return [fields for event, fields in self.log.lines if event == name]
 
@@ -155,6 +167,7 @@ class TestDelivery:
                 await world.say("one", 4, close=False)
                 await anyio.sleep(5)
                 await world.say("two", 1)
+                await anyio.sleep(1)
                 await world.journal.append(
                     [
                         Turn("acme/one", f"late-{i}", i, "agent", f"one:{i}.", unix_s())
@@ -232,6 +245,159 @@ class TestDelivery:
                 await world.delivered()
             assert len(world.letta.taken) == 6
             assert world.letta.overlaps == 0
+
+        virtual(test)
+
+
+class TestOrder:
+    def test_what_was_said_first_is_heard_first_across_calls(self) -> None:
+        """A caller whose call was killed rings back: the words of before reach Letta before."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("lyon", 1, close=False)
+                await anyio.sleep(2)
+                await world.say("oslo", 0, close=False)
+                await anyio.sleep(1)
+                assert world.heard("lyon") == [0], "due as soon as the caller is back"
+                await world.append("oslo", 0)
+                await world.journal.close_call("acme/oslo", at_s=unix_s())
+                await world.delivered(within_s=5)
+            assert world.order() == ["lyon:0", "oslo:0"]
+
+        virtual(test)
+
+    def test_the_tail_of_a_killed_call_goes_before_the_next_call(self) -> None:
+        """Last words that come out of the spool during the next call are heard before its own."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("lyon", 1, close=False)
+                await anyio.sleep(2)
+                said_s = unix_s()
+                await world.say("oslo", 1, close=False)
+                await anyio.sleep(1)
+                await world.append("lyon", 1, at_s=said_s - 1)
+                await world.journal.close_call("acme/oslo", at_s=unix_s())
+                await world.delivered()
+            assert world.order() == ["lyon:0", "lyon:1", "oslo:0"]
+
+        virtual(test)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        fault_scripts,
+        st.lists(
+            st.tuples(
+                st.sampled_from(["say", "say", "call", "hang up", "kill", "return"]),
+                st.floats(0.0, 30.0),
+            ),
+            max_size=25,
+        ),
+    )
+    def test_no_word_overtakes_an_earlier_call(
+        self, faults: list[Fault], steps: list[tuple[str, float]]
+    ) -> None:
+        """Whatever ends or returns, and when: what was stored before a call opened goes before it."""
+
+        async def test() -> None:
+            world = World(faults)
+            said: dict[int, list[str]] = {}
+            before: dict[int, list[str]] = {}
+            on_line: int | None = None
+            async with world.running():
+                for step, wait_s in steps:
+                    match step:
+                        case "call":
+                            on_line = len(before)
+                            before[on_line] = [word for words in said.values() for word in words]
+                            await world.say(f"c{on_line}-", 0, close=False)
+                        case "say" if on_line is not None:
+                            words = said.setdefault(on_line, [])
+                            words.append(f"c{on_line}-:{len(words)}")
+                            await world.append(f"c{on_line}-", len(words) - 1)
+                        case "hang up" if on_line is not None:
+                            await world.journal.close_call(f"acme/c{on_line}-", at_s=unix_s())
+                            on_line = None
+                        case "kill":
+                            on_line = None
+                        case "return" if before:
+                            on_line = max(before)
+                        case _:
+                            pass
+                    await anyio.sleep(wait_s)
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+            order = world.order()
+            assert sorted(order) == sorted(word for words in said.values() for word in words)
+            place = {word: n for n, word in enumerate(order)}
+            for call, words in said.items():
+                assert [word for word in order if word in words] == words
+                for word in words:
+                    assert all(place[earlier] < place[word] for earlier in before[call])
+
+        virtual(test)
+
+
+class TestTooLarge:
+    def test_a_full_conversation_is_left_for_a_new_one(self) -> None:
+        """A batch that no longer fits behind those before it goes into a new conversation, whole."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.context_chars = 1_500
+            async with world.running():
+                for part in range(4):
+                    for n in range(4):
+                        await world.append("one", 4 * part + n) if part or n else await world.say(
+                            "one", 1, close=False
+                        )
+                    await anyio.sleep(61)
+                await world.delivered(within_s=30)
+            assert world.heard("one") == list(range(16))
+            assert not world.events("batch_dead")
+
+        virtual(test)
+
+    @settings(max_examples=30, deadline=None)
+    @given(fault_scripts, st.integers(500, 2_000), st.integers(1, 30))
+    def test_a_batch_too_large_for_the_model_goes_in_parts(
+        self, faults: list[Fault], context_chars: int, turns: int
+    ) -> None:
+        """However small the context: all arrives in order, or is a dead letter, within minutes."""
+
+        async def test() -> None:
+            world = World(faults)
+            world.letta.context_chars = context_chars
+            async with world.running():
+                await world.say("one", turns)
+                await world.delivered()
+                await anyio.sleep(RECOVERED_S)
+                dead = sum(letter.turns for letter in await world.journal.dead_letters())
+            heard = world.heard("one")
+            assert heard == sorted(set(heard))
+            assert len(heard) + dead == turns
+            assert world.letta.overlaps == 0
+
+        virtual(test)
+
+    def test_what_never_fits_is_a_dead_letter_at_once(self) -> None:
+        """One turn that no context takes is set aside within seconds; the next call goes on."""
+
+        async def test() -> None:
+            world = World()
+            world.letta.context_chars = 10
+            async with world.running():
+                await world.say("one", 1)
+                await world.delivered(within_s=5)
+                assert len(await world.journal.dead_letters()) == 1
+                assert len(world.events("batch_dead")) == 1
+                world.letta.context_chars = None
+                await world.say("two", 1)
+                await world.delivered(within_s=5)
+            assert world.heard("two") == [0]
 
         virtual(test)
 

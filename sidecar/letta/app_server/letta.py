@@ -31,15 +31,24 @@ from sidecar.errors import (
 from sidecar.letta.app_server import files
 from sidecar.letta.app_server.conversation import look, subscribe
 from sidecar.letta.app_server.memory import Memory
-from sidecar.letta.app_server.socket import AppServerSocket, Sockets, asking, is_missing, require
+from sidecar.letta.app_server.socket import (
+    AppServerSocket,
+    Frame,
+    Sockets,
+    asking,
+    is_missing,
+    require,
+)
 from sidecar.letta.app_server.turn import Ended, Turn
 from sidecar.letta.changes import Change
+from sidecar.letta.digest_agent import CALLER_TAG
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.model import Block, Passage
 
 _PAGE: Final = 1_000
 _BATCHES_REMEMBERED: Final = 10_000
 _REFUSED_MEMORY: Final = "Memory validation"
+_NO_REPOSITORY: Final = ("inside a git repository", "not a git repository")
 _SMALL_MODELS: Final = ("mini", "haiku", "flash")
 
 
@@ -133,8 +142,14 @@ class AppServerLetta(Letta):
             self._sockets.lend() as socket,
         ):
             answer = await socket.ask("conversation_create", body=body)
-            opened = require(answer, "a new conversation")["conversation"]
-        return str(opened["id"])
+            half_made = _lacks_a_repository(answer) and await _holds_nothing(socket, agent_id)
+        if half_made:
+            await self.delete_agent(agent_id)
+            raise AgentNotFound(
+                "the agent was made half-way, when its App Server was killed, and is deleted",
+                hint="another one is made for its caller",
+            )
+        return str(require(answer, "a new conversation")["conversation"]["id"])
 
     @override
     async def create_agent(self, spec: AgentSpec) -> str:
@@ -316,6 +331,32 @@ class AppServerLetta(Letta):
     @override
     async def aclose(self) -> None:
         await self._sockets.aclose()
+
+
+def _lacks_a_repository(answer: Frame) -> bool:
+    """Return whether an agent's memory is no git repository: no conversation of it can be opened.
+
+    A server that is killed while it makes an agent leaves one so.
+    """
+    error = str(answer.get("error") or "")
+    return not answer.get("success") and any(words in error for words in _NO_REPOSITORY)
+
+
+async def _holds_nothing(socket: AppServerSocket, agent_id: str) -> bool:
+    """Return whether an agent is one that was made for a caller, and has never heard anything."""
+    agent, listed = await socket.ask_all(
+        [
+            {"type": "agent_retrieve", "agent_id": agent_id},
+            {"type": "conversation_list", "query": {"agent_id": agent_id, "limit": _PAGE}},
+        ]
+    )
+    tags = require(agent, "the agent")["agent"].get("tags") or ()
+    conversations = require(listed, "conversations")["conversations"]
+    return (
+        any(str(tag).startswith(CALLER_TAG) for tag in tags)
+        and len(conversations) < _PAGE
+        and all(one["last_message_at"] is None for one in conversations)
+    )
 
 
 async def _models(socket: AppServerSocket) -> Sequence[str]:

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.protocol import State
 
-from sidecar.errors import AgentNotFound, LettaDenied, LettaUnavailable
+from sidecar.errors import AgentNotFound, LettaDenied, LettaUnavailable, NotLetta
 
 PROTOCOL_VERSION: Final = 1
 """The one version of the App Server's protocol that this adapter speaks."""
@@ -244,8 +244,8 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
     except SOCKET_ERRORS as error:
         raise LettaUnavailable(f"{what}: the socket broke ({type(error).__name__})") from error
-    except ValueError as error:
-        raise LettaUnavailable(f"{what}: the answer is no JSON") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotLetta(f"{what}: the answer is no App Server's", hint=_CHECK_URL) from error
 
 
 def is_missing(answer: Frame, noun: str) -> bool:

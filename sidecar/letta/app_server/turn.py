@@ -31,6 +31,8 @@ from sidecar.errors import (
     LettaUnavailable,
     NotAccepted,
     OutcomeUnknown,
+    Rejected,
+    TooLarge,
 )
 from sidecar.letta.app_server.conversation import (
     ALLOWED,
@@ -47,6 +49,7 @@ from sidecar.letta.app_server.socket import (
     Frame,
     Sockets,
 )
+from sidecar.letta.failures import says_invalid, says_too_large
 from sidecar.letta.port import Post
 from sidecar.llm.port import ToolCall
 
@@ -103,6 +106,7 @@ class Turn:
         self._runtime = {"agent_id": post.agent_id, "conversation_id": post.conversation_id}
         self._sent = False
         self._heard_of: set[str] = set()
+        self._failure = ""
 
     async def digest(self) -> None:
         """Return when the batch is digested; a turn that is given up is aborted.
@@ -251,11 +255,12 @@ class Turn:
             elif kind == "update_loop_status":
                 self._note_runs(frame)
             elif kind == "stream_delta" and _is_failed_run(frame):
+                self._failure = json.dumps(frame.get("delta"))
                 await self._abort(socket)
             elif kind == "turn_finished" and self._is_ours(frame):
                 break
         self.ended = "idle"
-        _require_end(frame)
+        require_end(frame, self._failure)
         if message_id not in self._heard_of and not await self._is_digested():
             raise OutcomeUnknown("the turn that ended was another's", over=True)
 
@@ -338,17 +343,34 @@ def _is_failed_run(frame: Frame) -> bool:
     return delta.get("message_type") in {"retry", "loop_error"} and not delta.get("is_terminal")
 
 
-def _require_end(frame: Frame) -> None:
+def require_end(frame: Frame, failure: str) -> None:
+    """Raise unless a turn ended well.
+
+    Args:
+        frame: Its `turn_finished`.
+        failure: What the server said of the run that the turn was aborted for; empty for none.
+
+    Raises:
+        ConversationGone: the conversation takes nothing more.
+        Rejected: the model will never take the batch as it is.
+        OutcomeUnknown: it ended otherwise.
+    """
     reason = frame.get("stop_reason")
     if reason == "end_turn":
         return
     if _WEDGED in str(frame.get("error") or ""):
         raise ConversationGone("the conversation lost its sockets mid-turn and takes nothing more")
+    hint = "look at the App Server's log, and at the agent's model"
+    words = f"{failure} {frame.get('error') or ''} {reason}"
+    if says_too_large(words):
+        raise TooLarge("the batch is too large for the context of the agent's model", hint=hint)
+    if says_invalid(words):
+        raise Rejected("the agent's model refuses the batch", hint=hint)
     shown = reason if isinstance(reason, str) and reason.replace("_", "").isalpha() else "unnamed"
     raise OutcomeUnknown(
         f"the agent's turn stopped: {shown}",
         over=True,
-        hint="look at the App Server's log, and at the agent's model",
+        hint=hint,
     )
 
 

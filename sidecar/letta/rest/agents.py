@@ -60,6 +60,8 @@ async def create(client: AsyncLetta, spec: AgentSpec, *, on_cloud: bool, timeout
             else:
                 raise
         else:
+            if not isinstance(created.id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError
             return created.id
 
 

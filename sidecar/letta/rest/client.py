@@ -3,14 +3,15 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from json import JSONDecodeError
 from typing import Final
 
 import anyio
 import httpx
 from letta_client import APIStatusError, AsyncLetta, DefaultAioHttpClient
 
-from sidecar.errors import AgentNotFound, LettaUnavailable
-from sidecar.letta.rest.wire import WIRE_ERRORS, is_missing, read_error
+from sidecar.errors import AgentNotFound, LettaUnavailable, NotLetta
+from sidecar.letta.rest.wire import NO_LETTA, WIRE_ERRORS, is_missing, read_error
 
 CLOUD_URL: Final = "https://api.letta.com"
 
@@ -51,6 +52,9 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
             yield
     except TimeoutError as error:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
+    except (AttributeError, KeyError, TypeError, JSONDecodeError) as error:
+        # The SDK builds its objects of whatever JSON it gets, and of a page of HTML a text.
+        raise NotLetta(f"{what}: what answered is no Letta", hint=NO_LETTA) from error
     except WIRE_ERRORS as error:
         raise read_error(error, what) from error
 

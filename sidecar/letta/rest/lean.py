@@ -8,9 +8,10 @@ headers, and fail with its errors, so that one reading of errors (`wire`) serves
 import json
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from datetime import datetime
+from typing import Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,10 +20,15 @@ import httpx
 import msgspec
 from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 
+from sidecar.errors import NotLetta
+from sidecar.letta.rest.wire import NO_LETTA
+
 T = TypeVar("T")
+Params: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
 
 _CONNECT_S: Final = 5.0
 _REFUSED: Final = 300
+_NO_CONTENT: Final = 204
 _END_S: Final = 0.05  # for what follows the last event: a connection read to its end is kept
 
 
@@ -30,6 +36,7 @@ class BlockAnswer(msgspec.Struct):
     """A block, as an agent's answer holds it."""
 
     value: str
+    id: str = ""
     label: str | None = None
     description: str | None = None
     limit: int | None = None
@@ -42,8 +49,8 @@ class AgentAnswer(msgspec.Struct):
     blocks: list[BlockAnswer]
 
 
-class ConversationAnswer(msgspec.Struct):
-    """A conversation."""
+class IdAnswer(msgspec.Struct):
+    """A thing that was made or exists: a conversation, an agent."""
 
     id: str
 
@@ -61,11 +68,40 @@ class PassagesAnswer(msgspec.Struct):
     results: list[PassageAnswer]
 
 
+class ListedAgentAnswer(msgspec.Struct):
+    """An agent of a list that was asked for with its tags."""
+
+    id: str
+    name: str
+    tags: list[str]
+    created_at: datetime | None = None
+
+
+class RunAnswer(msgspec.Struct):
+    """A run."""
+
+    id: str
+    status: str
+    stop_reason: str | None = None
+    created_at: datetime | None = None
+
+
+class MessageAnswer(msgspec.Struct):
+    """A stored message."""
+
+    id: str
+    date: datetime
+    message_type: str
+    content: object = None
+    otid: str | None = None
+
+
 class EventAnswer(msgspec.Struct):
     """What matters of an event of a run's stream."""
 
     message_type: str = ""
     stop_reason: str | None = None
+    run_id: str | None = None
 
 
 class LeanRequests:
@@ -100,7 +136,7 @@ class LeanRequests:
         path: str,
         answered: type[T],
         *,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
         body: Mapping[str, object] | None = None,
     ) -> T:
         """Make a request and return its answer, as `answered` describes it.
@@ -108,14 +144,14 @@ class LeanRequests:
         Raises:
             APIStatusError: the server refused.
             APIConnectionError: there is no answer; its cause says why.
-            ValueError: the answer is not like that.
+            NotLetta: the answer is not like that.
         """
         async with self._answer(method, path, params=params, body=body) as answer:
-            raw = await answer.read()
+            raw = await answer.read() if answer.status != _NO_CONTENT else b"null"
         try:
             return msgspec.json.decode(raw, type=answered)
         except msgspec.MsgspecError as error:
-            raise ValueError(f"{answered.__name__}: not as expected") from error
+            raise NotLetta("what answered is no Letta: not its JSON", hint=NO_LETTA) from error
 
     @asynccontextmanager
     async def events(
@@ -126,9 +162,12 @@ class LeanRequests:
         Raises:
             APIStatusError: the server refused, or (with status 200) said so in an event.
             APIConnectionError: there is no answer, or it broke off; its cause says why.
+            NotLetta: the answer is no stream of events.
             ValueError: an event is not as expected.
         """
         async with self._answer("POST", path, params=None, body=body) as answer:
+            if answer.content_type != "text/event-stream":
+                raise NotLetta("what answered is no Letta: no stream of events", hint=NO_LETTA)
             yield _events_of(answer)
 
     async def aclose(self) -> None:
@@ -142,7 +181,7 @@ class LeanRequests:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str] | None,
+        params: Params | None,
         body: Mapping[str, object] | None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         session = self._open_session()

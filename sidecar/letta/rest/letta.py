@@ -17,7 +17,14 @@ import anyio
 from letta_client import APIStatusError
 from typing_extensions import override
 
-from sidecar.errors import AgentNotFound, ConversationGone, LettaUnavailable, OutcomeUnknown
+from sidecar.errors import (
+    AgentNotFound,
+    ConversationGone,
+    LettaUnavailable,
+    NotAccepted,
+    OutcomeUnknown,
+    Rejected,
+)
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
 from sidecar.letta.rest import agents, wire
 from sidecar.letta.rest.client import (
@@ -30,11 +37,12 @@ from sidecar.letta.rest.client import (
 )
 from sidecar.letta.rest.lean import (
     AgentAnswer,
-    ConversationAnswer,
+    IdAnswer,
     LeanRequests,
+    ListedAgentAnswer,
     PassagesAnswer,
 )
-from sidecar.letta.rest.lookup import LookUp
+from sidecar.letta.rest.lookup import OTID_LOOKUP_S, LookUp
 from sidecar.model import Block, Passage
 
 # How long a server without Redis is believed to have none.
@@ -87,11 +95,19 @@ class RestLetta(Letta):
         self._lean_posts = LeanRequests(
             self._posts, timeout_s=post_timeout_s, limit=post_limit, keepalive_s=KEEPALIVE_S
         )
+        self._lean_lookups = LeanRequests(
+            self._posts,
+            timeout_s=OTID_LOOKUP_S + read_timeout_s,
+            limit=post_limit,
+            keepalive_s=KEEPALIVE_S,
+        )
         self._look_up = LookUp(
-            self._posts, timeout_s=read_timeout_s, cutoff_s=run_cutoff_s, clock=clock
+            self._lean_lookups, timeout_s=read_timeout_s, cutoff_s=run_cutoff_s, clock=clock
         )
         self._no_background_until_s = 0.0
         self._next_otid: OrderedDict[str, int] = OrderedDict()
+        # Refused by what may be a proxy, under the protection of an otid. Redis may be gone next.
+        self._perhaps_taken: set[str] = set()
 
     @property
     @override
@@ -138,10 +154,16 @@ class RestLetta(Letta):
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
         found: list[FoundAgent] = []
         async with asking("agents by tag", self._read_timeout_s):
-            page = await self._reads.agents.list(
-                tags=list(tags), match_all_tags=True, include=["agent.tags"], limit=_PAGE
-            )
+            params = [
+                *(("tags", tag) for tag in tags),
+                ("match_all_tags", "true"),
+                ("include", "agent.tags"),
+                ("limit", str(_PAGE)),
+            ]
             while True:
+                page = await self._lean_reads.ask(
+                    "GET", "/v1/agents/", list[ListedAgentAnswer], params=params
+                )
                 # A server that knew no `match_all_tags` would hand over other callers' agents.
                 found += [
                     FoundAgent(
@@ -150,12 +172,12 @@ class RestLetta(Letta):
                         tags=tuple(agent.tags),
                         created_at_s=unix_s(agent.created_at) or 0.0,
                     )
-                    for agent in page.items
+                    for agent in page
                     if set(tags) <= set(agent.tags)
                 ]
-                if len(page.items) < _PAGE:
+                if len(page) < _PAGE:
                     break
-                page = await page.get_next_page()
+                params = [*(p for p in params if p[0] != "after"), ("after", page[-1].id)]
         return sorted(found, key=lambda agent: (agent.created_at_s, agent.agent_id))
 
     # Agents and conversations
@@ -166,7 +188,7 @@ class RestLetta(Letta):
             opened = await self._lean_posts.ask(
                 "POST",
                 "/v1/conversations/",
-                ConversationAnswer,
+                IdAnswer,
                 params={"agent_id": agent_id},
                 body={"summary": label},
             )
@@ -197,7 +219,9 @@ class RestLetta(Letta):
     async def delete_agent(self, agent_id: str) -> None:
         with suppress(AgentNotFound):
             async with asking("deleting an agent", self._read_timeout_s), of_agent():
-                await self._reads.agents.delete(agent_id)
+                await self._lean_reads.ask(
+                    "DELETE", f"/v1/agents/{quote(agent_id, safe='')}", object
+                )
 
     @override
     async def erase_agent(self, agent_id: str) -> None:
@@ -205,19 +229,29 @@ class RestLetta(Letta):
         # first: once the agent is gone, nothing tells which were its.
         with suppress(AgentNotFound):
             async with asking("an agent's blocks", self._read_timeout_s), of_agent():
-                agent = await self._reads.agents.retrieve(agent_id, include=["agent.blocks"])
+                agent = await self._lean_reads.ask(
+                    "GET",
+                    f"/v1/agents/{quote(agent_id, safe='')}",
+                    AgentAnswer,
+                    params=_WITH_BLOCKS,
+                )
             for block_id in [block.id for block in agent.blocks if block.id]:
+                path = f"/v1/blocks/{quote(block_id, safe='')}"
                 async with asking("deleting a block", self._read_timeout_s):
-                    users = await self._reads.blocks.agents.list(block_id, limit=2)
-                    if {user.id for user in users.items} <= {agent_id}:
-                        await self._reads.blocks.delete(block_id)
+                    users = await self._lean_reads.ask(
+                        "GET", f"{path}/agents", list[IdAnswer], params={"limit": "2"}
+                    )
+                    if {user.id for user in users} <= {agent_id}:
+                        await self._lean_reads.ask("DELETE", path, object)
         await self.delete_agent(agent_id)
 
     @override
     async def erase_conversation(self, agent_id: str, conversation_id: str) -> None:
         async with asking("deleting a conversation", self._read_timeout_s):
             try:
-                await self._reads.conversations.delete(conversation_id)
+                await self._lean_reads.ask(
+                    "DELETE", f"/v1/conversations/{quote(conversation_id, safe='')}", object
+                )
             except APIStatusError as error:
                 if not wire.is_missing(error, parameter="conversation_id"):
                     raise
@@ -230,8 +264,12 @@ class RestLetta(Letta):
             await self._send(post, background=self._may_use_background())
         except _NoBackground:
             self._no_background_until_s = self._clock() + _BACKGROUND_AGAIN_S
+            if post.batch_id in self._perhaps_taken:
+                self._perhaps_taken.discard(post.batch_id)
+                raise OutcomeUnknown("an earlier try may have been taken, by a run") from None
             await self._send(post, background=False)
         self._next_otid.pop(post.batch_id, None)
+        self._perhaps_taken.discard(post.batch_id)
 
     async def _send(self, post: Post, *, background: bool) -> None:
         number = self._next_otid.get(post.batch_id, 0)
@@ -251,19 +289,48 @@ class RestLetta(Letta):
                 f"the agent had not digested the post in {self._post_timeout_s:.0f} s"
             ) from error
         except wire.WIRE_ERRORS as error:
-            if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
-                raise _NoBackground from error
-            ours = wire.post_error(error)
-            if isinstance(ours, ConversationGone):
-                if wire.was_accepted(error):
-                    self._send_next_under(post.batch_id, number + 1)
-                with suppress(LettaUnavailable):
-                    await self._look_up.check_agent(post.agent_id)
-            raise ours from error
+            await self._raise_ours(post, error, number, background=background)
+            return
         if reason is None:
             raise OutcomeUnknown("the post's stream ended early")
         if reason not in wire.DONE:
-            raise wire.stopped(reason)
+            ours = wire.stopped(reason)
+            if not isinstance(ours, Rejected):
+                raise ours
+            await self._require_absent(post, ours)
+
+    async def _raise_ours(
+        self, post: Post, error: Exception, number: int, *, background: bool
+    ) -> None:
+        """Raise our error for a post that failed; return where it is stored all the same."""
+        if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
+            raise _NoBackground from error
+        ours = wire.post_error(error, protected=background)
+        if isinstance(ours, NotAccepted) and wire.may_be_a_proxys(error):
+            self._perhaps_taken.add(post.batch_id)
+        if isinstance(ours, Rejected) and wire.was_accepted(error):
+            await self._require_absent(post, ours)
+            return
+        if isinstance(ours, ConversationGone):
+            if wire.was_accepted(error):
+                self._send_next_under(post.batch_id, number + 1)
+            with suppress(LettaUnavailable):
+                await self._look_up.check_agent(post.agent_id)
+        raise ours from error
+
+    async def _require_absent(self, post: Post, error: Rejected) -> None:
+        """Raise the error of a run that will fail each time, if it has left nothing.
+
+        Returns when it has failed in a later step: the message is stored, and is not sent again.
+        """
+        try:
+            finding = await self.find(post)
+        except LettaUnavailable as failure:
+            raise OutcomeUnknown(error.message, over=True, hint=error.hint) from failure
+        if finding == "running":
+            raise OutcomeUnknown(error.message, hint=error.hint)
+        if finding == "absent":
+            raise error
 
     async def _stop_reason(self, conversation_id: str, body: Mapping[str, object]) -> str | None:
         """Post, and follow the run to its end; returns its stop reason, None when it names none."""
@@ -301,7 +368,7 @@ class RestLetta(Letta):
 
     @override
     async def aclose(self) -> None:
-        for connections in (self._lean_reads, self._lean_posts):
+        for connections in (self._lean_reads, self._lean_posts, self._lean_lookups):
             await connections.aclose()
         await self._reads.close()
         await self._posts.close()

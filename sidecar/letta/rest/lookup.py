@@ -10,21 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
+from urllib.parse import quote
 
 import anyio
-from letta_client import APIStatusError, AsyncLetta, Omit, omit
-from letta_client.types.agents import UserMessage
-from letta_client.types.agents.letta_streaming_response import LettaStopReason
+from letta_client import APIStatusError
 
 from sidecar.errors import LettaUnavailable
 from sidecar.letta.port import Finding, Post
 from sidecar.letta.rest import wire
 from sidecar.letta.rest.client import asking, of_agent, unix_s
+from sidecar.letta.rest.lean import IdAnswer, LeanRequests, MessageAnswer, RunAnswer
 
 # A stream that goes on for longer belongs to a run at work, or to a server that died.
 _PEEK_S: Final = 1.0
 # stream(otid=) of 0.16.8 asks Redis three times over 1.75 s before it answers 404.
-_OTID_LOOKUP_S: Final = 3.0
+OTID_LOOKUP_S: Final = 3.0
 # Between this machine's clock and the server's.
 _SKEW_S: Final = 120.0
 _PAGE: Final = 100
@@ -48,7 +48,7 @@ class LookUp:
     """Looks posts up; one for all of them.
 
     Args:
-        client: Over which it asks.
+        requests: Over which it asks.
         timeout_s: Deadline of each step; the look-up of an otid gets 3 s more, since the server
             spends 1.75 s on one it does not know.
         cutoff_s: A run that is active for longer is taken for dead.
@@ -56,9 +56,14 @@ class LookUp:
     """
 
     def __init__(
-        self, client: AsyncLetta, *, timeout_s: float, cutoff_s: float, clock: Callable[[], float]
+        self,
+        requests: LeanRequests,
+        *,
+        timeout_s: float,
+        cutoff_s: float,
+        clock: Callable[[], float],
     ) -> None:
-        self._client = client
+        self._requests = requests
         self._timeout_s = timeout_s
         self._cutoff_s = cutoff_s
         self._clock = clock
@@ -100,27 +105,24 @@ class LookUp:
     async def _trace(self, post: Post, otid: str) -> _Trace:
         """Return what Redis knows of the run that took this otid."""
         run_id, reason = "", None
-        async with asking("a post's run", _OTID_LOOKUP_S + self._timeout_s):
+        async with asking("a post's run", OTID_LOOKUP_S + self._timeout_s):
             try:
-                stream = await self._client.conversations.messages.stream(
-                    post.conversation_id,
-                    otid=otid,
-                    include_pings=False,
-                    timeout=_OTID_LOOKUP_S + self._timeout_s,
-                )
-            except APIStatusError as error:
-                if error.status_code in wire.NO_STREAM or wire.wants_no_background(error):
-                    return _Trace("unheard")
-                raise
-            with anyio.move_on_after(_PEEK_S):
-                async with stream:
-                    try:
-                        async for event in stream:
-                            run_id = run_id or getattr(event, "run_id", None) or ""
-                            if isinstance(event, LettaStopReason):
+                async with self._requests.events(
+                    f"/v1/conversations/{quote(post.conversation_id, safe='')}/stream",
+                    body={"otid": otid, "include_pings": False},
+                ) as events:
+                    with anyio.move_on_after(_PEEK_S):
+                        async for event in events:
+                            run_id = run_id or event.run_id or ""
+                            if event.message_type == "stop_reason":
                                 reason = event.stop_reason
-                    except APIStatusError:
-                        reason = reason or "error"
+            except APIStatusError as error:
+                if wire.was_accepted(error):
+                    reason = reason or "error"
+                elif error.status_code in wire.NO_STREAM or wire.wants_no_background(error):
+                    return _Trace("unheard")
+                else:
+                    raise
         if reason is not None:
             return _Trace("done" if reason in wire.DONE else "over", run_id)
         return await self._trace_of_run(run_id) if run_id else _Trace("over")
@@ -128,7 +130,7 @@ class LookUp:
     async def _trace_of_run(self, run_id: str) -> _Trace:
         """Return what the database knows of a run whose stream has not ended."""
         async with asking("a run", self._timeout_s):
-            run = await self._client.runs.retrieve(run_id, timeout=self._timeout_s)
+            run = await self._requests.ask("GET", f"/v1/runs/{quote(run_id, safe='')}", RunAnswer)
         if run.stop_reason is not None:
             return _Trace("done" if run.stop_reason in wire.DONE else "over", run_id)
         alive = run.status in wire.ACTIVE and self._is_young(run.created_at)
@@ -138,54 +140,56 @@ class LookUp:
         """Return whether a run that may be this post's is active in its conversation."""
         async with asking("active runs", self._timeout_s):
             try:
-                page = await self._client.runs.list(
-                    conversation_id=post.conversation_id,
-                    active=True,
-                    limit=_PAGE,
-                    timeout=self._timeout_s,
+                runs = await self._requests.ask(
+                    "GET",
+                    "/v1/runs/",
+                    list[RunAnswer],
+                    params={
+                        "conversation_id": post.conversation_id,
+                        "active": "true",
+                        "limit": str(_PAGE),
+                    },
                 )
             except APIStatusError as error:
                 if not wire.is_missing(error, parameter="conversation_id"):
                     raise
                 return False
-        return any(run.id not in ended and self._is_young(run.created_at) for run in page.items)
+        return any(run.id not in ended and self._is_young(run.created_at) for run in runs)
 
     async def _is_stored(self, post: Post, number: int) -> bool:
         """Return whether the conversation holds the post's message, by otid or by batch id."""
         since_s = post.first_sent_at_s - _SKEW_S
         otids = {wire.wire_otid(post.batch_id, number) for number in range(number + _OTIDS_TRIED)}
         async with asking("stored messages", 2 * self._timeout_s):
-            before: str | Omit = omit
+            params = {"limit": str(_PAGE), "order": "desc"}
             for _ in range(_PAGES):
-                # The SDK's next page asks by `after`, which this list takes for "newer than" in
-                # either order: it would be this page again. A page is not `limit` long either,
-                # since one stored message shows as several.
+                # This list takes `after` for "newer than" in either order. A page is not `limit`
+                # long, since one stored message shows as several.
                 try:
-                    page = await self._client.conversations.messages.list(
-                        post.conversation_id,
-                        limit=_PAGE,
-                        order="desc",
-                        before=before,
-                        timeout=self._timeout_s,
+                    page = await self._requests.ask(
+                        "GET",
+                        f"/v1/conversations/{quote(post.conversation_id, safe='')}/messages",
+                        list[MessageAnswer],
+                        params=params,
                     )
                 except APIStatusError as error:
                     if wire.is_missing(error, parameter="conversation_id"):
                         return False
                     raise
-                for message in page.items:
-                    if isinstance(message, UserMessage) and (
+                for message in page:
+                    if message.message_type == "user_message" and (
                         message.otid in otids or post.batch_id in str(message.content)
                     ):
                         return True
-                if not page.items or page.items[-1].date.timestamp() < since_s:
+                if not page or page[-1].date.timestamp() < since_s:
                     return False
-                before = page.items[-1].id
+                params["before"] = page[-1].id
         raise LettaUnavailable("stored messages: too many since the post to look through")
 
     async def check_agent(self, agent_id: str) -> None:
         """Raise AgentNotFound when the agent is gone."""
         async with asking("the agent", self._timeout_s), of_agent():
-            await self._client.agents.retrieve(agent_id, timeout=self._timeout_s)
+            await self._requests.ask("GET", f"/v1/agents/{quote(agent_id, safe='')}", IdAnswer)
 
     def _is_young(self, created_at: datetime | None) -> bool:
         created_s = unix_s(created_at)

@@ -7,14 +7,20 @@ what was seen                        what it means
 ===================================  ==========================================
 no connection was made               not accepted
 401, 403                             denied
-402, 409, 429, 503                   not accepted
+402, 409, 429 in Letta's own shape   not accepted
+503 of a Letta without Redis         not accepted (background alone)
+503 to a post that an otid protects  not accepted
 an earlier turn waits for approval   the conversation takes nothing any more
 404                                  agent or conversation gone: the agent tells
 404 of an unknown route              not accepted: this is no Letta server
-other 4xx                            rejected
-500, other 5xx, 408                  unknown
+413                                  too large
+other 4xx in Letta's own shape       rejected
+any other 4xx                        not accepted: this is no Letta server
+5xx, 408; 402, 409, 429 of a proxy   unknown: what a proxy says, Letta may have taken
 200, then a stop reason of DONE      settled
 200, then an error or another stop   unknown, and over
+200, then an error that stays one    rejected, or too large, once it is looked up
+200, and no stream of events         unknown: this is no Letta server
 200, then silence or a cut           unknown, and perhaps still at work
 ===================================  ==========================================
 
@@ -39,7 +45,9 @@ from sidecar.errors import (
     NotAccepted,
     OutcomeUnknown,
     Rejected,
+    TooLarge,
 )
+from sidecar.letta.failures import says_invalid, says_too_large
 
 # Stop reasons that end a turn with the message stored (StopReasonType.run_status of letta 0.16.8).
 DONE: Final = frozenset({"end_turn", "max_steps", "requires_approval", "tool_rule"})
@@ -64,8 +72,9 @@ _TIMED_OUT = 408
 _CONFLICT = 409
 _UNPROCESSABLE = 422
 _SERVER_ERRORS = 500
+_TOO_LARGE = 413
 _UNAVAILABLE = 503
-_WAIT = frozenset({_NO_CREDITS, _CONFLICT, 429, _UNAVAILABLE})
+_WAIT = frozenset({_NO_CREDITS, _CONFLICT, 429})
 
 _NAMESPACE = uuid.UUID("6e1e5d1c-7f0f-4f0b-9a55-3d4b0b8a7f27")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
@@ -95,6 +104,11 @@ def never_connected(error: BaseException) -> bool:
     return False
 
 
+def may_be_a_proxys(error: Exception) -> bool:
+    """Return whether a proxy may have answered in Letta's place: Letta may have taken the post."""
+    return isinstance(error, APIStatusError) and error.status_code >= _SERVER_ERRORS
+
+
 def was_accepted(error: Exception) -> bool:
     """Return whether a run was made of the post: its otid is taken."""
     return isinstance(error, APIStatusError) and error.status_code == _ACCEPTED
@@ -112,7 +126,7 @@ def is_missing(error: APIStatusError, *, parameter: str) -> bool:
     that says nothing comes from a server that does not have the route, and is no such answer.
     """
     if error.status_code == _NOT_FOUND:
-        return bool(_body(error)) and _detail(error) != "Not Found"
+        return _is_lettas(error) and _detail(error) != "Not Found"
     named = f"'path', '{parameter}'"
     return error.status_code == _UNPROCESSABLE and named in _detail(error)
 
@@ -138,10 +152,15 @@ def denied(error: APIStatusError) -> LettaDenied:
     )
 
 
-def post_error(error: Exception) -> LettaError:
-    """Return our error for a post that failed; a 404 has to be told apart before."""
+def post_error(error: Exception, *, protected: bool) -> LettaError:
+    """Return our error for a post that failed; a 404 has to be told apart before.
+
+    Args:
+        error: As caught.
+        protected: A post of the same otid joins the run of this one, if there is one.
+    """
     if isinstance(error, APIStatusError):
-        return _run_error(error) if was_accepted(error) else _status_error(error)
+        return _run_error(error) if was_accepted(error) else _status_error(error, protected)
     if never_connected(error):
         return NotAccepted(
             "no connection to Letta", hint="check LETTA_BASE_URL and that the server runs"
@@ -149,12 +168,15 @@ def post_error(error: Exception) -> LettaError:
     return OutcomeUnknown(f"the connection broke during the post ({_cause_name(error)})")
 
 
-def stopped(reason: str) -> OutcomeUnknown:
+def stopped(reason: str) -> LettaError:
     """Return our error for a run that ended with a stop reason that is not in `DONE`."""
+    if says_too_large(reason):
+        return TooLarge(f"the agent's run stopped: {_kind(reason)}", hint=_LOOK)
     return OutcomeUnknown(f"the agent's run stopped: {_kind(reason)}", over=True, hint=_LOOK)
 
 
 _NO_SUCH_ROUTE = "check LETTA_BASE_URL: what answers there is no Letta server with conversations"
+NO_LETTA: Final = "check LETTA_BASE_URL and what stands between: what answers there is no Letta"
 _LOOK = "look at the runs of this agent on the Letta server, and at its model"
 
 
@@ -162,10 +184,15 @@ def _run_error(error: APIStatusError) -> LettaError:
     if _wants_approval(error):
         return _approval()
     kind = _kind(_body(error).get("error_type"))
+    words = f"{_body(error).get('error_type')} {_detail(error)}"
+    if says_too_large(words):
+        return TooLarge("the batch is too large for the context of the agent's model", hint=_LOOK)
+    if says_invalid(words):
+        return Rejected(f"the agent's model refuses the batch: {kind}", hint=_LOOK)
     return OutcomeUnknown(f"the agent's run ended in an error: {kind}", over=True, hint=_LOOK)
 
 
-def _status_error(error: APIStatusError) -> LettaError:
+def _status_error(error: APIStatusError, protected: bool) -> LettaError:
     status = error.status_code
     if status in _DENIED:
         return denied(error)
@@ -173,7 +200,7 @@ def _status_error(error: APIStatusError) -> LettaError:
         return ConversationGone("the conversation does not exist")
     if status == _CONFLICT and _wants_approval(error):
         return _approval()
-    if status in _WAIT:
+    if (status in _WAIT and _is_lettas(error)) or (status == _UNAVAILABLE and protected):
         return NotAccepted(
             f"Letta answered {status}",
             retry_after_s=_retry_after_s(error),
@@ -182,8 +209,12 @@ def _status_error(error: APIStatusError) -> LettaError:
         )
     if status == _NOT_FOUND:
         return NotAccepted(f"Letta answered {status}", hint=_NO_SUCH_ROUTE)
-    if status >= _SERVER_ERRORS or status == _TIMED_OUT:
-        return OutcomeUnknown(f"Letta answered {status}")
+    if status >= _SERVER_ERRORS or status == _TIMED_OUT or status in _WAIT:
+        return OutcomeUnknown(f"Letta, or a proxy before it, answered {status}")
+    if status == _TOO_LARGE or (_is_lettas(error) and says_too_large(_detail(error))):
+        return TooLarge(f"Letta answered {status}: the batch is too large")
+    if not _is_lettas(error):
+        return NotAccepted(f"{status}, and not from Letta", hint=NO_LETTA)
     return Rejected(f"Letta answered {status}", hint="`sidecar outbox` shows what was refused")
 
 
@@ -216,6 +247,11 @@ def refused_spec(error: APIStatusError) -> Rejected:
 def blames(error: APIStatusError, field: str) -> bool:
     """Return whether a refused agent spec is refused for `field`."""
     return error.status_code in {_BAD_REQUEST, _UNPROCESSABLE} and field in _detail(error)
+
+
+def _is_lettas(error: APIStatusError) -> bool:
+    """Return whether a refusal has the shape that Letta gives its own: an object that says why."""
+    return bool(_detail(error)) and bool(_body(error))
 
 
 def _body(error: APIStatusError) -> Mapping[str, Any]:

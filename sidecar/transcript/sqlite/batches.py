@@ -33,8 +33,11 @@ def claim(
     return batches
 
 
-def take_back(tx: Transaction, *, now_s: float) -> None:
-    """Take what is marked as being sent for in doubt."""
+def take_back(
+    tx: Transaction, *, now_s: float, wait_s: float, horizon_s: float, policy: PostPolicy
+) -> None:
+    """Take what is marked as being sent for in doubt; draw in what another clock left."""
+    _draw_in(tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=policy)
     tx.run(
         "UPDATE batches SET state = ? WHERE state = ?",
         after(State.SENDING, Event.CRASHED),
@@ -44,24 +47,58 @@ def take_back(tx: Transaction, *, now_s: float) -> None:
         tx.wakes = True
 
 
+def _draw_in(
+    tx: Transaction, *, now_s: float, wait_s: float, horizon_s: float, policy: PostPolicy
+) -> None:
+    tx.run(
+        "UPDATE batches SET horizon_s = min(horizon_s, ?1 + ?2), sealed_at_s = min(sealed_at_s, ?1),"
+        " replayed_s = min(replayed_s, ?1)"
+        " WHERE state IN ('sealed', 'sending', 'unknown', 'retry')"
+        " AND (horizon_s > ?1 + ?2 OR sealed_at_s > ?1 OR replayed_s > ?1)",
+        now_s,
+        horizon_s,
+    )
+    tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s + policy.max_age_s)
+    tx.run("UPDATE lanes SET hold_s = ?1 WHERE hold_s > ?1", now_s + horizon_s)
+    tx.run(
+        "UPDATE lanes SET due_s = min(due_s, ?1 + iif(open_batch IS NULL, max(?2, ?3), ?4))"
+        " WHERE due_s > ?1",
+        now_s,
+        policy.max_age_s,
+        horizon_s,
+        wait_s,
+    )
+
+
 def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
-    """Return a replayed batch of the lane, or one newly cut, or None when nothing is due."""
-    replayed = tx.row(
+    """Return a replayed batch or a half of the lane, or one newly cut; None: nothing is due."""
+    sealed_before = tx.row(
         "SELECT id FROM batches WHERE lane = ?"
-        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY id LIMIT 1",
+        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY sealed_at_s, call, lo LIMIT 1",
         lane,
     )
-    if replayed is not None:
-        return replayed[0]
+    if sealed_before is not None:
+        return sealed_before[0]
     due = tx.row(
-        "SELECT id, closed_at_s, head, sealed, parts FROM calls"
-        " WHERE lane = ? AND due_s <= ? ORDER BY due_s LIMIT 1",
+        "SELECT caller_key, id FROM calls WHERE lane = ? AND due_s <= ? ORDER BY due_s, id LIMIT 1",
         lane,
         now_s,
     )
     if due is None:
         return None
-    call_id, closed_at_s, head, sealed, parts = due
+    caller_key, call_id = due
+    if caller_key:
+        # Among what is pending in the lane, not among all calls that are kept of the caller.
+        ((call_id,),) = tx.rows(
+            "SELECT c.id FROM calls c JOIN turns t ON t.call = c.id AND t.n = c.sealed + 1"
+            " WHERE c.lane = ? AND c.due_s IS NOT NULL AND +c.caller_key = ?"
+            " ORDER BY t.at_s, c.id LIMIT 1",
+            lane,
+            caller_key,
+        )
+    ((closed_at_s, head, sealed, parts),) = tx.rows(
+        "SELECT closed_at_s, head, sealed, parts FROM calls WHERE id = ?", call_id
+    )
     lengths = tx.rows(
         "SELECT chars FROM turns WHERE call = ? AND n > ? ORDER BY n LIMIT ?",
         call_id,
@@ -147,14 +184,16 @@ def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: floa
     return _load(tx, batch, attempt=attempt, in_doubt=False)
 
 
-def settle(tx: Transaction, batch_id: str, *, now_s: float, hold_until_s: float) -> None:
+def settle(tx: Transaction, batch_id: str, *, now_s: float) -> None:
     """End a batch well; its call's cursor moves over it."""
-    _end(tx, batch_id, Event.DIGESTED, error="", now_s=now_s, hold_until_s=hold_until_s)
+    _end(tx, batch_id, Event.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
 
 
-def retire(tx: Transaction, batch_id: str, *, error: str, now_s: float) -> None:
+def retire(
+    tx: Transaction, batch_id: str, *, error: str, now_s: float, hold_until_s: float
+) -> None:
     """Make a batch a dead letter; its call's cursor moves over it."""
-    _end(tx, batch_id, Event.REJECTED_FOR_GOOD, error=error, now_s=now_s, hold_until_s=0.0)
+    _end(tx, batch_id, Event.REJECTED_FOR_GOOD, error=error, now_s=now_s, hold_until_s=hold_until_s)
 
 
 def _end(
@@ -227,6 +266,40 @@ def release(
             batch_id,
         )
         tx.wakes = True
+
+
+def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
+    """Replace a batch under way by two halves of it."""
+    row = tx.row(
+        "SELECT id, lane, call, part, lo, hi, last_part, sealed_at_s, replayed_s FROM batches"
+        " WHERE batch_id = ? AND state = ? AND hi > lo",
+        batch_id,
+        State.SENDING,
+    )
+    if row is None:
+        return
+    batch, lane, call_id, part, lo, hi, last_part, sealed_at_s, replayed_s = row
+    tx.run("UPDATE lanes SET open_batch = NULL WHERE id = ?", lane)
+    tx.run("DELETE FROM batches WHERE id = ?", batch)
+    tx.run("UPDATE calls SET parts = parts + 1 WHERE id = ?", call_id)
+    ((parts,),) = tx.rows("SELECT parts FROM calls WHERE id = ?", call_id)
+    middle = (lo + hi) // 2
+    for number, first, last, ends in ((part, lo, middle, 0), (parts, middle + 1, hi, last_part)):
+        tx.run(
+            "INSERT INTO batches(batch_id, lane, call, part, lo, hi, last_part, state, sealed_at_s,"
+            " replayed_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            str(uuid.uuid4()),
+            lane,
+            call_id,
+            number,
+            first,
+            last,
+            ends,
+            State.SEALED,
+            sealed_at_s,
+            replayed_s,
+        )
+    free_lane(tx, lane, now_s=now_s, hold_until_s=0.0)
 
 
 def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:

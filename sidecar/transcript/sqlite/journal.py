@@ -1,6 +1,7 @@
 """`SqliteJournal`: the promises of `Journal`, kept by one file and two threads."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +34,6 @@ from sidecar.transcript.sqlite.file import (
 from sidecar.transcript.sqlite.threads import Reader, Writer
 
 RESERVE_BYTES = 4 << 20
-FAR_S = 3_600.0  # longer than any wait the relay sets, shorter than a clock set wrong by a day
 
 _CHECKPOINT_TRIES = 40
 _CHECKPOINT_AGAIN_S = 0.05
@@ -119,10 +119,7 @@ class SqliteJournal:
             redact=redact,
         )
         try:
-            now_s = clock()
-            far_s = max(FAR_S, policy.max_age_s)
-            await journal.take_back(now_s=now_s)
-            await journal._writer.submit(lambda tx: writes.recover(tx, now_s=now_s, far_s=far_s))
+            await journal.take_back(now_s=clock())
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await journal.aclose()
@@ -261,9 +258,15 @@ class SqliteJournal:
             )
         )
 
-    async def take_back(self, *, now_s: float) -> None:
+    async def take_back(
+        self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
+    ) -> None:
         """See `Journal.take_back`."""
-        await self._writer.submit(lambda tx: batches.take_back(tx, now_s=now_s))
+        await self._writer.submit(
+            lambda tx: batches.take_back(
+                tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=self._policy
+            )
+        )
 
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """See `Journal.resend`."""
@@ -273,11 +276,9 @@ class SqliteJournal:
             )
         )
 
-    async def settle(self, batch: Batch, *, now_s: float, hold_until_s: float = 0.0) -> None:
+    async def settle(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.settle`."""
-        await self._writer.submit(
-            lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s, hold_until_s=hold_until_s)
-        )
+        await self._writer.submit(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
 
     async def release(
         self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
@@ -295,11 +296,19 @@ class SqliteJournal:
             )
         )
 
-    async def retire(self, batch: Batch, *, error: str, now_s: float) -> None:
+    async def retire(
+        self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
+    ) -> None:
         """See `Journal.retire`."""
         await self._writer.submit(
-            lambda tx: batches.retire(tx, batch.batch_id, error=error, now_s=now_s)
+            lambda tx: batches.retire(
+                tx, batch.batch_id, error=error, now_s=now_s, hold_until_s=hold_until_s
+            )
         )
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.split`."""
+        await self._writer.submit(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
 
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
         """See `Journal.batches`."""

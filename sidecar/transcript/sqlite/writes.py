@@ -22,26 +22,6 @@ from sidecar.transcript.sqlite.threads import Transaction
 _ERASE_CALLS = 50
 
 
-def recover(tx: Transaction, *, now_s: float, far_s: float) -> None:
-    """Draw in what an earlier process left by another clock.
-
-    A due time or horizon further ahead than any it could have set by this clock becomes
-    `now_s + far_s`.
-    """
-    far = now_s + far_s
-    tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", far)
-    tx.run(
-        "UPDATE lanes SET due_s = min(due_s, ?1), hold_s = min(hold_s, ?1)"
-        " WHERE due_s > ?1 OR hold_s > ?1",
-        far,
-    )
-    tx.run(
-        "UPDATE batches SET horizon_s = ?1"
-        " WHERE state IN ('sealed', 'sending', 'unknown', 'retry') AND horizon_s > ?1",
-        far,
-    )
-
-
 # Calls and turns
 
 
@@ -64,6 +44,8 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
             call.consent,
             now_s,
         )
+        if call.caller_key:
+            _hasten_earlier(tx, call, now_s=now_s)
         return call
     stored = call_of_row(row)
     if stored.caller_key not in {"", call.caller_key}:
@@ -75,6 +57,18 @@ def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) 
     if consent != stored.consent:
         tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
     return replace(stored, closed_at_s=None, consent=consent)
+
+
+def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
+    """Make what is pending of the caller's other calls in this lane due now."""
+    lane = _lane_id(tx, call.ref)
+    if tx.run(
+        "UPDATE calls SET due_s = ?1 WHERE lane = ?2 AND due_s > ?1 AND +caller_key = ?3",
+        now_s,
+        lane,
+        call.caller_key,
+    ):
+        hasten_lane(tx, lane, now_s)
 
 
 def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:

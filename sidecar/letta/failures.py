@@ -1,0 +1,29 @@
+"""What the words of a failed run say of its batch. Pure; the words themselves go no further.
+
+A model that cannot be reached may be well tomorrow. One that answers that the request is too long,
+or malformed, gives the same answer to the same request for ever.
+"""
+
+import re
+from typing import Final
+
+_TOO_LARGE: Final = re.compile(
+    r"context[_ ]window[_ ](exceeded|overflow)|context[_ ]length[_ ]exceeded"
+    r"|maximum[_ ]context[_ ]length|exceeds?[^.]{0,40}context[_ ](window|length|size)"
+    r"|prompt is too long|input is too long|input token count[^.]{0,40}exceeds",
+    re.IGNORECASE,
+)
+_INVALID: Final = re.compile(
+    r"\binvalid_argument\b|\binvalid_request(_error)?\b|\bcontent_policy_violation\b",
+    re.IGNORECASE,
+)
+
+
+def says_too_large(words: str) -> bool:
+    """Return whether a run failed since its model takes no request of this length."""
+    return bool(_TOO_LARGE.search(words))
+
+
+def says_invalid(words: str) -> bool:
+    """Return whether a run failed since its model will never take this request."""
+    return bool(_INVALID.search(words))

@@ -1,0 +1,70 @@
+"""What the words of a failed run say of its batch."""
+
+import pytest
+
+from sidecar.errors import LettaError, OutcomeUnknown, Rejected, TooLarge
+from sidecar.letta.app_server.turn import require_end
+from sidecar.letta.failures import says_invalid, says_too_large
+
+pytestmark = pytest.mark.unit
+
+TOO_LARGE = [
+    "context_window_exceeded",
+    "CONTEXT_WINDOW_EXCEEDED: the request does not fit",
+    "context_window_overflow_in_system_prompt",
+    "Error code: 400 - {'error': {'code': 'context_length_exceeded'}}",
+    "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens",
+    "prompt is too long: 210000 tokens > 200000 maximum",
+    "Input is too long for requested model.",
+    "The input token count (40000) exceeds the maximum number of tokens allowed (32768).",
+]
+INVALID = ["INVALID_ARGUMENT: Bad request to OpenAI", "invalid_request_error", "invalid_request"]
+MENDABLE = [
+    "",
+    "llm_error",
+    "llm_timeout",
+    "llm_rate_limit",
+    "llm_authentication",
+    "Rate limit exceeded for LLM model provider.",
+    "Connection refused",
+    "model not found",
+    "insufficient_credits",
+    "An error occurred with the LLM request.",
+]
+
+
+@pytest.mark.parametrize("words", TOO_LARGE)
+def test_too_large_is_known_in_each_providers_words(words: str) -> None:
+    """A context that is exceeded is definite, whichever provider says it."""
+    assert says_too_large(words)
+
+
+@pytest.mark.parametrize("words", INVALID)
+def test_an_invalid_request_stays_invalid(words: str) -> None:
+    """A request that the model will never take is told from one that does not fit."""
+    assert says_invalid(words)
+    assert not says_too_large(words)
+
+
+@pytest.mark.parametrize("words", MENDABLE)
+def test_what_may_be_mended_is_tried_again(words: str) -> None:
+    """Words that are not known for certain count as an outage."""
+    assert not says_too_large(words)
+    assert not says_invalid(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [(TOO_LARGE[4], TooLarge), (INVALID[0], Rejected), (MENDABLE[-2], OutcomeUnknown)],
+)
+def test_the_app_servers_turn_ends_by_what_failed_before(
+    words: str, error: type[LettaError]
+) -> None:
+    """The failure that a turn was aborted for tells what is to become of the batch."""
+    for frame, failure in (
+        ({"stop_reason": "cancelled"}, f'{{"message": "{words}"}}'),
+        ({"stop_reason": "error", "error": words}, ""),
+    ):
+        with pytest.raises(LettaError) as raised:
+            require_end(frame, failure)
+        assert type(raised.value) is error

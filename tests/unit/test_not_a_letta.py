@@ -1,0 +1,141 @@
+"""What answers in a Letta's place is told from one, at every call of the adapter."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from aiohttp import web
+
+from sidecar import telemetry
+from sidecar.errors import LettaUnavailable, NotLetta, OutcomeUnknown
+from sidecar.letta.port import AgentSpec, Letta, Post
+from sidecar.letta.rest.letta import RestLetta
+from sidecar.model import AgentRef, Call, Turn
+from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.transcript.delivery import DeliveryPolicy
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.relay import Relay
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+POST = Post("b1", "agent-1", "conv-1", "hello", 0.0)
+SPEC = AgentSpec("ada", "", (), ("caller-1",), model="demo/m", embedding="demo/e")
+PAGE = "<html><body>Please log in</body></html>"
+ANSWERS = {
+    "login page": (PAGE, "text/html"),
+    "login page called JSON": (PAGE, "application/json"),
+    "empty": ("", "text/html"),
+    "empty JSON": ("", "application/json"),
+    "text": ("ok", "text/plain"),
+    "null": ("null", "application/json"),
+    "number": ("5", "application/json"),
+    "list of numbers": ("[1, 2]", "application/json"),
+    "list of lists": ("[[]]", "application/json"),
+    "object": ('{"status": "ok"}', "application/json"),
+    "page of another API": ('{"items": [], "total": 0}', "application/json"),
+}
+CALLS: dict[str, Callable[[Letta], Awaitable[object]]] = {
+    "read_blocks": lambda letta: letta.read_blocks("agent-1"),
+    "search_passages": lambda letta: letta.search_passages("agent-1", "boat", limit=5),
+    "open_conversation": lambda letta: letta.open_conversation("agent-1", label="a call"),
+    "find": lambda letta: letta.find(POST),
+    "find_agents": lambda letta: letta.find_agents(["caller-1"]),
+    "create_agent": lambda letta: letta.create_agent(SPEC),
+    "erase_agent": lambda letta: letta.erase_agent("agent-1"),
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # aiohttp knows no other
+
+
+@asynccontextmanager
+async def answered(body: str, content_type: str) -> AsyncIterator[RestLetta]:
+    """An adapter on a server that answers everything alike, with 200."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type=content_type)
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    letta = RestLetta(f"http://{host}:{port}", None)
+    try:
+        yield letta
+    finally:
+        await letta.aclose()
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("call", CALLS)
+async def test_no_other_answer_passes_for_a_lettas(call: str, answer: str) -> None:
+    """Whatever stands there says nothing about memory, agents or batches, and is named."""
+    async with answered(*ANSWERS[answer]) as letta:
+        with pytest.raises(NotLetta):
+            await CALLS[call](letta)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_a_post_that_something_else_answers_is_in_doubt(answer: str) -> None:
+    """Nothing is taken for digested, and nothing for refused, on another one's word."""
+    async with answered(*ANSWERS[answer]) as letta:
+        with pytest.raises((NotLetta, OutcomeUnknown)):
+            await letta.post(POST)
+
+
+@pytest.mark.parametrize("answer", ["login page", "empty", "text"])
+async def test_nothing_is_deleted_by_a_login_page(answer: str) -> None:
+    """A deletion that something else answered counts as not made."""
+    async with answered(*ANSWERS[answer]) as letta:
+        for deleted in (
+            letta.delete_agent("agent-1"),
+            letta.erase_conversation("agent-1", "conv-1"),
+        ):
+            with pytest.raises(LettaUnavailable):
+                await deleted
+
+
+async def test_a_relay_before_a_login_page_backs_off_and_says_so() -> None:
+    """Delivery behind a login page is degraded after its eighth failure, and not busy with it."""
+    failed = anyio.Event()
+    asked = 0
+
+    def emit(event: object, **_: object) -> None:
+        if event is telemetry.relay_breaker_opened:
+            failed.set()
+
+    async with answered(PAGE, "text/html") as letta:
+        journal = MemoryJournal(PostPolicy(max_turns=1))
+
+        async def resolve(_: AgentRef) -> str:
+            nonlocal asked
+            asked += 1
+            await letta.find_agents(["caller-1"])
+            return "agent-1"
+
+        relay = Relay(
+            journal,
+            letta,
+            resolve,
+            policy=DeliveryPolicy(retry_base_s=0.01),
+            clock=time.time,
+            dice=lambda: 0.5,
+            emit=emit,
+        )
+        ref = AgentRef("acme", caller_key="k1")
+        await journal.open_call(Call("acme/one", ref, "livekit", "k1", 0.0))
+        await journal.append([Turn("acme/one", "i1", 1, "caller", "hello", 0.0)])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.run)
+            with anyio.fail_after(30):
+                await failed.wait()
+            assert relay.degraded
+            assert asked == 8
+            tasks.cancel_scope.cancel()
