@@ -57,6 +57,7 @@ turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got")
 turns_not_kept = _event("turns_not_kept", "debug", "call", "turns")
 # Memory
 memory_read = _event("memory_read", "debug", "agent", "version", "blocks", "took_s")
+memory_withheld = _event("memory_withheld", "warning", "call", "channel")
 memory_changed = _event("memory_changed", "info", "agent", "version", "blocks")
 memory_read_failed = _event("memory_read_failed", "warning", "agent", "error", "hint", "took_s")
 memory_suspect = _event("memory_suspect", "warning", "agent", "blocks_before")

@@ -12,10 +12,21 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from livekit import rtc
-from livekit.agents import Agent, JobContext, function_tool, llm
+from livekit.agents import (
+    Agent,
+    ConversationItemAddedEvent,
+    JobContext,
+    StopResponse,
+    UserInputTranscribedEvent,
+    function_tool,
+    llm,
+)
 from livekit.agents.testing import fake_job_context
 from livekit.protocol import models
+from typing_extensions import override
 
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import (
@@ -28,11 +39,18 @@ from sidecar.channels.link.frames import (
     SpeechStarted,
     TurnFrame,
 )
+from sidecar.channels.link.outbox import Outbox
 from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
-from sidecar.channels.livekit.caller import hints_of_metadata, hints_of_participant
+from sidecar.channels.livekit.caller import (
+    Identification,
+    hints_of_metadata,
+    hints_of_participant,
+)
 from sidecar.channels.livekit.memory import with_memory
-from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, Heeded, Unsettled
+from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, CallRecorder, Heeded
+from sidecar.channels.livekit.unsettled import Unsettled
+from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
 from tests.livekit_room.studio import Studio, on_air, studio
@@ -499,6 +517,101 @@ def test_everything_heard_and_not_settled_is_kept() -> None:
     assert "My number is five" == heard.rest()
 
 
+class Choosy(Friend):
+    """An agent that leaves some turns without an answer."""
+
+    @override
+    async def on_user_turn_completed(
+        self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage
+    ) -> None:
+        said = new_message.text_content or ""
+        if "stop" in said:
+            raise StopResponse
+        if "raise" in said:
+            raise ValueError
+        if "change" in said:
+            new_message.content = ["something else"]
+
+
+@pytest.mark.parametrize("dropped", ["stop there", "raise it"])
+@pytest.mark.parametrize(("said", "stored"), [("go on", "go on"), ("change", "something else")])
+async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
+    sidecar: FakeSidecar, tmp_path: Path, dropped: str, said: str, stored: str
+) -> None:
+    """What an agent ends with `StopResponse`, or a hook that raises, is stored before what follows."""
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+        made.ear.says(dropped)
+        await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
+        assert [] == made.items
+        made.ear.says(said)
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert [dropped, stored, "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_words_of_a_turn_that_is_cleared_are_a_turn(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`clear_user_turn` takes words from the agent, not from what was heard."""
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.starts()
+        made.ear.final("my number is five")
+        await made.until(lambda: bool(made.model.prompts))
+        made.session.clear_user_turn()
+        made.ear.stops()
+        await made.until(lambda: len(made.ear.stt.streams) > 1)
+        made.ear.says("go on")
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert ["my number is five", "go on", "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_what_is_said_beside_the_conversation_is_stored(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`say(add_to_chat_ctx=False)` is a turn as heard, also one that is cut off, and once."""
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        await made.session.say("One moment.", add_to_chat_ctx=False)
+        await made.session.say("Here I am.")
+        speech = made.session.say(STORY, add_to_chat_ctx=False)
+        await made.until(lambda: made.mouth.playing)
+        await anyio.sleep(1.0)
+        speech.interrupt()
+        await speech
+        await made.until(lambda: len(sidecar.texts("AJ_1")) == 3)
+        await made.until(lambda: air.call.outbox.settled)
+    one, two, story = sidecar.stored["AJ_1"].values()
+    assert ("One moment.", "Here I am.") == (one.text, two.text)
+    assert story.interrupted
+    assert STORY.startswith(story.text.rstrip())
+    assert len(story.text) < len(STORY) * 0.8
+
+
+@given(
+    turns=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["yes", "no", "-5", "5", "Yes."]), min_size=1), st.booleans()
+        ),
+        max_size=8,
+    )
+)
+def test_each_word_heard_is_in_one_turn(turns: list[tuple[list[str], bool]]) -> None:
+    """Whichever turns the session drops, all that was heard is told once, word for word."""
+    heard, told = Unsettled(), list[str]()
+    for pieces, committed in turns:
+        for piece in pieces:
+            heard.heard(piece, final=True)
+        if committed:
+            told += [left.text for left in heard.settled(" ".join(pieces))]
+            told.append(" ".join(pieces))
+    told.append(heard.rest())
+    said = [piece for pieces, _ in turns for piece in pieces]
+    assert sorted(said) == sorted(" ".join(told).split())
+
+
 # Who is on the line
 
 
@@ -562,10 +675,153 @@ async def test_a_caller_who_joins_later_is_identified_then(
         assert Hints(identity="ada") == await opened(sidecar, ctx, tmp_path)
 
 
-async def test_between_two_people_nobody_is_picked(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """With two possible callers in the room neither's memory is used."""
+async def test_who_comes_by_telephone_is_preferred(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """Beside a watcher the SIP participant is the caller."""
     with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
-        assert Hints() == await opened(sidecar, ctx, tmp_path)
+        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+
+
+class FakeSession:
+    """A session in a room, whose ears the test links."""
+
+    def __init__(self) -> None:
+        self.linked_participant: Any = None
+        self.room_io = self
+
+
+PEOPLE = (
+    Person("ada"),
+    Person("wanda"),
+    SIP,
+    Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT),
+    Person("recorder", rtc.ParticipantKind.PARTICIPANT_KIND_EGRESS),
+    Person("avatar", attributes={"lk.publish_on_behalf": "agent"}),
+)
+_STEPS = st.lists(
+    st.tuples(st.sampled_from(["joins", "leaves", "link", "unlink"]), st.sampled_from(PEOPLE)),
+    max_size=14,
+)
+
+
+class FakeLine:
+    """A link of which each call's memory is its own caller's."""
+
+    waits = Waits()
+    clock = staticmethod(time.time)
+    connected = True
+    away = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def take(self, call: LinkedCall, item_id: str, speaker: str, text: str, **_: Any) -> None:
+        hints = call.outbox.opening().hints
+        self.told.append((hints.phone or hints.identity, text))
+
+    def wake(self) -> None: ...
+
+    def open(self, call_id: str, hints: Hints | None) -> LinkedCall:
+        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))  # type: ignore[arg-type]
+
+
+def key_of(person: Person | None) -> str:
+    return (person.attributes.get("sip.phoneNumber") or person.identity) if person else ""
+
+
+class Party:
+    """A job with its room, its ears and its calls."""
+
+    def __init__(self, ctx: JobContext, *, shared: bool) -> None:
+        assert isinstance(ctx.room, FakeRoom)
+        self.room, self.session, self.line = ctx.room, FakeSession(), FakeLine()
+        self.shared, self.said = shared, 0
+        who = Identification(ctx, self.session, None, shared_line=shared)  # type: ignore[arg-type]
+        self.recorder = CallRecorder(
+            self.line.open("J", who.from_job()),
+            emit=Telemetry(strict=True, logger=_Quiet()).emit,
+            clock=time.time,
+            ended=lambda _: None,
+            listeners=who,
+            open_next=lambda hints: self.line.open("J.n", hints),
+        )
+        who.when_moved(self.recorder.look)
+        self.recorder.look()
+
+    async def step(self, step: str, person: Person) -> None:
+        there = person.identity in self.room.remote_participants
+        if step == "joins" and not there:
+            self.room.joins(person)
+        elif step == "leaves" and there:
+            del self.room.remote_participants[person.identity]
+            if self.session.linked_participant is person:
+                self.session.linked_participant = None
+            self.room.emit("participant_disconnected", person)
+        elif step == "link" and there and person in PEOPLE[:3]:
+            self.session.linked_participant = person
+        elif step == "unlink":
+            self.session.linked_participant = None
+        await asyncio.sleep(0)
+
+    async def prompt(self) -> None:
+        self._remember()  # of the call as it was
+        before = await self.recorder.memory()
+        self._judge(before)
+        self._remember()  # and of the call as it is
+        memory = await self.recorder.memory()
+        self._judge(memory)
+        linked = self.session.linked_participant
+        if linked is not None and self._people() == [linked]:
+            assert memory is not None, "alone on the line, and no memory"
+
+    def _remember(self) -> None:
+        call = self.recorder.call
+        if call.identified:
+            hints = call.outbox.opening().hints
+            text = hints.phone or hints.identity
+            call.take_memory(Memory("J", text, "v", 1.0, "fresh", settled=True))
+
+    def _people(self) -> list[Person]:
+        return [p for p in PEOPLE[:3] if p.identity in self.room.remote_participants]
+
+    def _judge(self, memory: Memory | None) -> None:
+        linked = self.session.linked_participant
+        if memory is not None and linked is not None:
+            assert key_of(linked) == memory.text
+        if memory is not None and not self.shared:
+            assert [memory.text] * len(self._people()) == [key_of(p) for p in self._people()]
+            assert len(self._people()) <= 1
+
+    def words(self) -> None:
+        linked = self.session.linked_participant
+        if linked is None:
+            return
+        self.said += 1
+        text = f"word {self.said}"
+        self.recorder._transcribed(UserInputTranscribedEvent(transcript=text, is_final=True))
+        said = llm.ChatMessage(role="user", content=[text])
+        self.recorder._item_added(ConversationItemAddedEvent(item=said))
+        assert (key_of(linked), text) == self.line.told[-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=_STEPS, shared=st.booleans())
+def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
+    steps: list[tuple[str, Person]], shared: bool
+) -> None:
+    """However people come, go and are listened to, memory and words are those of the one linked.
+
+    And while another person is in the room there is no memory, unless the line is shared.
+    """
+
+    async def run() -> None:
+        with job("{}", FakeRoom()) as ctx:
+            party = Party(ctx, shared=shared)
+            for step, person in steps:
+                await party.step(step, person)
+                await party.prompt()
+                party.words()
+
+    anyio.run(run)
 
 
 async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_path: Path) -> None:

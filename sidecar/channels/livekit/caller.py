@@ -1,18 +1,18 @@
 """Who is on the line, as a LiveKit job and its room tell."""
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from livekit import rtc
-from livekit.agents import JobContext
+from livekit.agents import AgentSession, JobContext
 from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
+from livekit.agents.types import ATTRIBUTE_PUBLISH_ON_BEHALF
 from livekit.protocol import models
 
-from sidecar import telemetry
 from sidecar.channels.link.frames import Hints
 from sidecar.model import consent_of
-from sidecar.telemetry import Emit
 
 
 def hints_of_metadata(metadata: str) -> Hints:
@@ -20,13 +20,7 @@ def hints_of_metadata(metadata: str) -> Hints:
 
     The owner's own backend writes it, so all of it is vouched for.
     """
-    try:
-        raw: object = json.loads(metadata) if metadata.strip() else {}
-    except (ValueError, RecursionError):
-        return Hints()
-    if not isinstance(raw, dict):
-        return Hints()
-    fields = cast("dict[str, object]", raw)
+    fields = _fields_of(metadata)
 
     def text(name: str) -> str:
         value = fields.get(name)
@@ -34,6 +28,14 @@ def hints_of_metadata(metadata: str) -> Hints:
 
     consent = consent_of(fields.get("consent"))
     return Hints(caller=text("caller"), agent_id=text("agent_id"), consent=consent)
+
+
+def _fields_of(metadata: str) -> dict[str, object]:
+    try:
+        raw: object = json.loads(metadata) if metadata.strip() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, object]", raw) if isinstance(raw, dict) else {}
 
 
 def hints_of_participant(identity: str, attributes: Mapping[str, str], *, sip: bool) -> Hints:
@@ -62,64 +64,126 @@ class _Events(Protocol):
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
 
-    def off(self, event: str, callback: Callable[[Any], None]) -> None: ...
-
 
 class Identification:
-    """Finds out who is on the line: from the job, from the room, or when the caller joins it."""
+    """Finds out who is on the line: from the job, the room, and then from whom the agent hears.
 
-    def __init__(self, ctx: JobContext, participant_identity: str | None, emit: Emit) -> None:
+    `AgentSession` links its ears to one participant, and may link them to another in the middle
+    of a job (`RoomIO.set_participant`, or one leaves and the next comes). It has no event for it,
+    so this asks each time.
+
+    Args:
+        ctx: The job.
+        session: Whose ears they are.
+        participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        shared_line: All who hear the agent may hear what is remembered of its caller.
+    """
+
+    def __init__(
+        self,
+        ctx: JobContext,
+        session: AgentSession[Any],
+        participant_identity: str | None,
+        *,
+        shared_line: bool = False,
+    ) -> None:
         self._ctx = ctx
+        self._session = session
         self._wanted = participant_identity
-        self._emit = emit
+        self._shared_line = shared_line or _says_shared_line(ctx.job.metadata)
+        self._person: str | None = None
         self.named = hints_of_metadata(ctx.job.metadata)
         """What the job says, whoever is on the line."""
 
     def from_job(self) -> Hints | None:
         """Return what the job says, or None when it does not name a caller."""
-        if self.named.caller:
-            return self.named
+        seen = Hints()
         if self._ctx.job.HasField("participant"):
             info = self._ctx.job.participant
+            self._person = info.identity
             sip = info.kind == models.ParticipantInfo.Kind.SIP
             seen = hints_of_participant(info.identity, dict(info.attributes), sip=sip)
-            return _joined(self.named, seen)
-        return None
+        if self.named.caller:
+            return self.named
+        return _joined(self.named, seen) if self._person is not None else None
 
     def from_room(self) -> Hints | None:
-        """Return what the room says; None while no caller is in it, nobody if there are several.
+        """Return who in the room is the caller; None while nobody is.
 
-        With two people in the room nothing tells which of them the agent will listen to, and
-        one's memory must not be heard by the other.
+        One who comes by telephone is preferred. Between several nobody is picked: nothing tells
+        yet which of them the agent will listen to.
         """
-        callers = [
-            p
-            for p in self._ctx.room.remote_participants.values()
-            if p.kind in DEFAULT_PARTICIPANT_KINDS and self._wanted in {None, p.identity}
-        ]
+        callers = [p for p in self._people() if self._wanted in {None, p.identity}]
         if not callers:
             return None
-        if len(callers) > 1:
-            self._emit(
-                telemetry.caller_unresolved,
-                call=self._ctx.job.id,
-                channel="livekit",
-                why="several participants; name the caller in the job's metadata",
-            )
-            return self.named
-        caller = callers[0]
-        sip = caller.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
-        return _joined(
-            self.named, hints_of_participant(caller.identity, caller.attributes, sip=sip)
+        by_telephone = [p for p in callers if _is_sip(p)]
+        if len(callers) > 1 and len(by_telephone) == 1:
+            callers = by_telephone
+        return self._hints_of(callers[0]) if len(callers) == 1 else None
+
+    def changed(self) -> Hints | None:
+        """Return who is heard now, if it is somebody else than before; None otherwise."""
+        linked = self._linked()
+        if linked is not None:
+            return None if linked.identity == self._person else self._hints_of(linked)
+        if self._person is None and not self.named.caller:
+            return self.from_room()
+        return None
+
+    @property
+    def shared(self) -> bool:
+        """Whether somebody hears the agent who is not the one on the line."""
+        if self._shared_line:
+            return False
+        others = [p for p in self._people() if p.identity != self._person]
+        return len(others) > (1 if self._person is None else 0)
+
+    def _hints_of(self, participant: rtc.RemoteParticipant) -> Hints:
+        """Return who a participant is, and take him for the one on the line.
+
+        Who the job names is the first; what it says of that caller does not hold for the next.
+        """
+        first, self._person = self._person is None, participant.identity
+        seen = hints_of_participant(
+            participant.identity, participant.attributes, sip=_is_sip(participant)
         )
+        if first:
+            return self.named if self.named.caller else _joined(self.named, seen)
+        agent_id = "" if self.named.caller else self.named.agent_id
+        consent = "no" if self.named.consent == "no" else ""
+        return _joined(Hints(agent_id=agent_id, consent=consent), seen)
 
-    def when_joined(self, tell: Callable[[Hints], None]) -> None:
-        """Tell who it is when the first caller joins the room."""
+    def _linked(self) -> rtc.RemoteParticipant | None:
+        try:
+            return self._session.room_io.linked_participant
+        except RuntimeError:  # not started, or not in a room
+            return None
 
-        def joined(_: rtc.RemoteParticipant) -> None:
-            if hints := self.from_room():
-                events.off("participant_connected", joined)
-                tell(hints)
+    def _people(self) -> list[rtc.RemoteParticipant]:
+        """Return those in the room who hear: no agents, no recorders, no avatars of an agent."""
+        return [
+            p
+            for p in self._ctx.room.remote_participants.values()
+            if p.kind in DEFAULT_PARTICIPANT_KINDS
+            and not p.attributes.get(ATTRIBUTE_PUBLISH_ON_BEHALF)
+        ]
+
+    def when_moved(self, look: Callable[[], None]) -> None:
+        """Have somebody look when a participant comes or goes, and once LiveKit has heeded it."""
+        loop = asyncio.get_running_loop()
+
+        def moved(_: rtc.RemoteParticipant) -> None:
+            look()
+            loop.call_soon(look)
 
         events = cast("_Events", self._ctx.room)
-        events.on("participant_connected", joined)
+        events.on("participant_connected", moved)
+        events.on("participant_disconnected", moved)
+
+
+def _is_sip(participant: rtc.RemoteParticipant) -> bool:
+    return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
+
+
+def _says_shared_line(metadata: str) -> bool:
+    return _fields_of(metadata).get("shared_line") is True

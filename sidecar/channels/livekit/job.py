@@ -18,6 +18,7 @@ from livekit.agents import AgentSession, JobContext
 
 from sidecar import telemetry
 from sidecar.channels.link.call import LinkedCall
+from sidecar.channels.link.frames import Hints
 from sidecar.channels.link.link import Link
 from sidecar.channels.link.spool import default_spool_dir
 from sidecar.channels.livekit.caller import Identification
@@ -100,6 +101,7 @@ class _LinkedJob:
         self.link = link
         self.traces = traces
         self.recorder: CallRecorder | None = None
+        self.calls: list[LinkedCall] = []
         self._emit = emit
         self._scope = anyio.CancelScope()
         self._task = asyncio.create_task(self._hold(), name="sidecar-link")
@@ -132,6 +134,7 @@ async def remember(
     session: AgentSession[Any],
     *,
     participant_identity: str | None = None,
+    shared_line: bool = False,
     settings: LinkSettings | None = None,
     emit: Emit | None = None,
 ) -> LinkedCall:
@@ -145,6 +148,9 @@ async def remember(
         ctx: The job; its id is the id of the call.
         session: Not started yet. When it closes, the job is shut down.
         participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        shared_line: Several people may be on the line and hear what is remembered of the one the
+            agent listens to (a family's loudspeaker). Otherwise no prompt holds memory while
+            somebody else is in the room. The job's metadata may say it, too.
         settings: Where the sidecar is; by default what the environment says.
         emit: Events; by default they go to the job's log.
     """
@@ -163,34 +169,42 @@ async def remember(
     )
     job = _LinkedJob(link, traces, emit)
     _jobs[ctx] = job
-    who = Identification(ctx, participant_identity, emit)
+    who = Identification(ctx, session, participant_identity, shared_line=shared_line)
+
+    def open_call(hints: Hints | None) -> LinkedCall:
+        """Open the call of whoever is on the line; those after the first are `JOB.2` and so on."""
+        number = len(job.calls) + 1
+        call = link.open_call(
+            ctx.job.id if number == 1 else f"{ctx.job.id}.{number}",
+            "livekit",
+            hints,
+            opened_at_s=time.time(),
+            meanwhile=who.named,
+            traceparent=traces.traceparent,
+        )
+        call.say = partial(_say, session)
+        call.hang_up = partial(_hang_up, ctx)
+        job.calls.append(call)
+        return call
+
     hints = who.from_job()
-    call = link.open_call(
-        ctx.job.id,
-        "livekit",
-        hints,
-        opened_at_s=time.time(),
-        meanwhile=who.named,
-        traceparent=traces.traceparent,
-    )
+    call = open_call(hints)
     recorder = CallRecorder(
         call,
         emit=emit,
         clock=time.time,
         ended=ctx.shutdown,
+        listeners=who,
+        open_next=open_call,
         tracer=traces.tracer,
         traceparent=traces.traceparent,
     )
     recorder.listen(session)
     job.recorder = recorder
-    call.say = partial(_say, session)
-    call.hang_up = partial(_hang_up, ctx)
+    who.when_moved(recorder.look)
     if hints is None:
         await ctx.connect()
-        if hints := who.from_room():
-            call.identify(hints)
-        else:
-            who.when_joined(call.identify)
+        recorder.look()
     return call
 
 
@@ -214,8 +228,9 @@ async def finish(ctx: JobContext) -> None:
     if job is None or job.recorder is None:
         return
     job.recorder.end("job ended")
-    call = job.recorder.call
-    if call.identified:
-        await call.flushed(FLUSH_S)
+    with anyio.move_on_after(FLUSH_S):
+        for call in job.calls:
+            if call.identified:
+                await call.flushed(FLUSH_S)
     await job.close()
     await job.traces.end()

@@ -49,6 +49,22 @@ class CallerMemory(Agent):
         elif answer is not None:
             yield answer
 
+    @override
+    async def transcription_node(
+        self, text: AsyncIterable[Any], model_settings: ModelSettings
+    ) -> AsyncGenerator[Any, None]:
+        """Run the agent's own `transcription_node`, and tell what it gives the voice."""
+        recorder = recorder_of(cast("_InSession", self).session)
+        answer = super().transcription_node(text, model_settings)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer is None:
+            return
+        async for piece in answer:
+            if recorder is not None:
+                recorder.speaks(str(piece))
+            yield piece
+
     async def _prompt(self, chat_ctx: llm.ChatContext) -> llm.ChatContext:
         recorder = recorder_of(cast("_InSession", self).session)
         if recorder is None:

@@ -9,13 +9,17 @@ from livekit.agents import (
     AgentSession,
     CloseEvent,
     ConversationItemAddedEvent,
+    SpeechCreatedEvent,
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
+from livekit.agents.voice import SpeechHandle
+from livekit.agents.voice.io import PlaybackFinishedEvent
 
 from sidecar import telemetry
 from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import Memory
+from sidecar.channels.link.frames import Hints, Memory
+from sidecar.channels.livekit.unsettled import Unsettled
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
@@ -49,46 +53,55 @@ class Heeded:
         return cut
 
 
-class Unsettled:
-    """What a caller has said that is not in a turn yet: final pieces, and the latest interim."""
-
-    def __init__(self) -> None:
-        self._finals: list[str] = []
-        self._interim = ""
-
-    def heard(self, text: str, *, final: bool) -> None:
-        """Take what the recogniser reports; a final piece replaces the interim it grew from."""
-        if final:
-            self._finals.append(text)
-        self._interim = "" if final else text
-
-    def settled(self, text: str) -> None:
-        """A turn of the caller was committed; an interim of the next one is kept."""
-        self._finals.clear()
-        if _bare(self._interim) in _bare(text):
-            self._interim = ""
-
-    def rest(self) -> str:
-        """Return what no turn holds; empty when everything is settled."""
-        return " ".join(filter(None, (part.strip() for part in (*self._finals, self._interim))))
-
-
-def _bare(text: str) -> str:
-    """Return a text without case and punctuation, in which recognisers change their mind."""
-    return "".join(character for character in text.casefold() if character.isalnum())
-
-
 class _Events(Protocol):
     """An `AgentSession` as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
 
 
+class _Audio(Protocol):
+    """An `AudioOutput` as a source of events; its own types say less."""
+
+    def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
+
+    def off(self, event: str, callback: Callable[[Any], None]) -> None: ...
+
+
+class Listeners(Protocol):
+    """Who is on the line, asked anew each time; see `sidecar.channels.livekit.caller`."""
+
+    def changed(self) -> Hints | None:
+        """Return who listens now, if it is somebody else than before."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether somebody hears the agent whose memory is not the one at hand."""
+        ...
+
+
+class _Said:
+    """What a `say` has spoken so far, for one that leaves no item in the conversation."""
+
+    def __init__(self, handle: SpeechHandle, at_s: float) -> None:
+        self.handle = handle
+        self.at_s = at_s
+        self.text = ""
+        self.heard: str | None = None
+        """What was played of it; None where no transcript is kept beside the audio."""
+        self.played = False
+
+
 class CallRecorder:
     """Reports what happens in an `AgentSession` to its call on the link, as heard.
 
+    When the agent listens to somebody else, the call is over and another is opened: words and
+    memory go by person.
+
     Args:
         call: The call.
+        listeners: Who is on the line; None: nobody but the caller ever is.
+        open_next: Opens the call of the next person on the line.
         emit: Events.
         clock: Unix time.
         ended: Called once when the session has closed, with the reason.
@@ -103,10 +116,21 @@ class CallRecorder:
         emit: Emit,
         clock: Callable[[], float],
         ended: Callable[[str], None],
+        listeners: Listeners | None = None,
+        open_next: Callable[[Hints], LinkedCall] | None = None,
         tracer: Tracer = NO_TRACES,
         traceparent: str = "",
     ) -> None:
         self.call = call
+        self._listeners = listeners
+        self._open_next = open_next
+        self._before: LinkedCall | None = None
+        self._split_at_s = 0.0
+        self._left = 0
+        self._began_s: float | None = None
+        self._withheld = False
+        self._session: AgentSession[Any] | None = None
+        self._says: dict[str, _Said] = {}
         self._tracer = tracer
         self._traceparent = traceparent
         self._speech: Span | None = None
@@ -129,15 +153,50 @@ class CallRecorder:
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
+        events.on("speech_created", self._guarded(self._speech_created))
         events.on("close", self._guarded(self._closed))
+        self._session = session
         _recorders[session] = self
 
+    def follow(self) -> None:
+        """See who is on the line: if it is somebody else now, the call is split here."""
+        if self._listeners is None or self.call.outbox.closed:
+            return
+        hints = self._listeners.changed()
+        if hints is None:
+            return
+        if not self.call.identified:
+            self.call.identify(hints)
+        elif self._open_next is not None:
+            if self._speech is not None:
+                self._speech.end()
+                self._speech = None
+            if rest := self._unsettled.tell():
+                self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
+            self.call.close("another participant")
+            self._before, self._split_at_s = self.call, self._clock()
+            self.call = self._open_next(hints)
+            self._heeded = Heeded()
+            self.call.guidance = self._heed
+
+    def look(self) -> None:
+        """As `follow`, for whoever must not feel an error of ours."""
+        try:
+            self.follow()
+        except Exception as error:  # noqa: BLE001 - the room must not feel it
+            self.failed("look", error)
+
     async def memory(self) -> Memory | None:
-        """Return the newest memory that a prompt may wait for, and say how it was had."""
+        """Return the newest memory that a prompt may wait for, and say how it was had.
+
+        None while others hear the agent, too: one caller's memory is for that caller alone.
+        """
         asked_s = anyio.current_time()
         with self._span("wait for memory", inside=True) as span:
+            self.follow()
             await self.call.ready()
-            memory = self.call.memory
+            self.follow()  # others may have come meanwhile
+            memory = None if self._withhold() else self.call.memory
             span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
@@ -153,6 +212,13 @@ class CallRecorder:
             wait_s=wait_s,
         )
         return memory
+
+    def _withhold(self) -> bool:
+        shared = self._listeners is not None and self._listeners.shared
+        if shared and not self._withheld:
+            self._emit(telemetry.memory_withheld, call=self.call.call_id, channel="livekit")
+        self._withheld = shared
+        return shared
 
     def end(self, reason: str) -> None:
         """The call is over: what was said and never became a turn is one now."""
@@ -184,13 +250,16 @@ class CallRecorder:
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
+            self.follow()
+            self._began_s = event.created_at
             # The span of a turn begins with the first words of it, and ends when it is settled.
             if self._speech is None:
                 self._speech = self._span("caller turn")
             self.call.speech_started(traceparent=self._speech.traceparent)
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
-        self._unsettled.heard(event.transcript, final=event.is_final)
+        self.follow()
+        self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -200,15 +269,23 @@ class CallRecorder:
         text = item.text_content
         if not text:
             return
+        self.follow()
         speaker: Speaker = "caller" if item.role == "user" else "agent"
+        measured = cast("Mapping[str, object]", item.metrics)
         if speaker == "caller":
-            self._unsettled.settled(text)
-        metrics = _seconds(cast("Mapping[str, object]", item.metrics))
+            began_s = measured.get("started_speaking_at")
+            if began_s is None and "stt_metadata" in measured:  # spoken, and too short to time
+                began_s = self._began_s
+            self._settle(text, began_s if isinstance(began_s, int | float) else None)
+            text = self._unsettled.untold(text)
+            if not text:
+                return
+        metrics = _seconds(measured)
         if speaker == "agent":
             metrics |= self._prompt
             self._prompt = {}
         span = self._turn_span(speaker, item.created_at)
-        self.call.record(
+        self._call_at(speaker, item.created_at).record(
             item.id,
             speaker,
             text,
@@ -220,6 +297,72 @@ class CallRecorder:
         span.set({f"sidecar.turn.{name}": value for name, value in metrics.items()})
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
+
+    def _settle(self, text: str, began_s: float | None) -> None:
+        """Words that the session dropped, and that were said before this turn, are one of their own."""
+        if left := self._unsettled.settled(text, began_s=began_s):
+            self._left += 1
+            self.call.record(
+                f"unsettled.{self._left}",
+                "caller",
+                " ".join(piece.text.strip() for piece in left),
+                at_s=left[0].at_s,
+            )
+
+    def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
+        """Return the call of a turn: what the agent began to say before a split is of the old one."""
+        if speaker == "agent" and self._before is not None and at_s < self._split_at_s:
+            return self._before
+        return self.call
+
+    # What the agent says without leaving it in the conversation
+
+    def _speech_created(self, event: SpeechCreatedEvent) -> None:
+        if event.source != "say" or self._session is None:
+            return
+        said = _Said(event.speech_handle, event.created_at)
+        self._says[said.handle.id] = said
+
+        def finished(played: PlaybackFinishedEvent) -> None:
+            if self._speaks(said):
+                said.played = said.played or played.playback_position > 0
+                said.heard = played.synchronized_transcript
+
+        def done(handle: SpeechHandle) -> None:
+            if audio is not None:
+                audio.off("playback_finished", finished)
+            self._says.pop(handle.id, None)
+            self._said(said)
+
+        audio = cast("_Audio | None", self._session.output.audio)
+        if audio is not None:
+            audio.on("playback_finished", finished)
+        said.handle.add_done_callback(self._guarded(done))
+
+    def _speaks(self, said: _Said) -> bool:
+        return self._session is not None and self._session.current_speech is said.handle
+
+    def speaks(self, text: str) -> None:
+        """The agent's voice is given these words, by whatever is being said now."""
+        speech = self._session.current_speech if self._session is not None else None
+        said = self._says.get(speech.id) if speech is not None else None
+        if said is not None:
+            said.at_s = said.at_s if said.text else self._clock()
+            said.text += text
+
+    def _said(self, said: _Said) -> None:
+        if said.handle.chat_items:
+            return  # it is a turn already
+        text = said.text
+        if said.handle.interrupted and self._session is not None and self._session.output.audio:
+            text = (said.heard if said.heard is not None else text) if said.played else ""
+        self._call_at("agent", said.at_s).record(
+            said.handle.id,
+            "agent",
+            text,
+            at_s=said.at_s,
+            interrupted=said.handle.interrupted,
+        )
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
         """Return the span of a turn: that of the caller's speech, or one of the agent's turn."""
