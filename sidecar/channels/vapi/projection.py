@@ -8,23 +8,25 @@ is a projection of the newest history and never a log of requests.
 Theory of operation: a history is read as *blocks*, each one speaker's words until the other
 speaks (VAPI merges neighbouring messages at will, so the border between two messages of one
 speaker means nothing). All blocks before the caller's last one are settled: nobody can add to
-them. `plan` aligns them with the turns that are stored and says what to store instead. A turn in
-a batch is on its way to Letta and never changes: what is learnt later about one is *appended*, as
-a correction that names the words it takes back. Stored turns alone are enough to go on from, so
+them. `plan` aligns them with the turns that are stored and says what to add, and which of
+them were misheard. What a history merely lacks was said all the same: windows, hand-offs between
+assistants and late bodies all lack something. A turn in a batch is on its way to Letta and never
+changes: what is learnt later about one is *appended*, as a correction that names it. Stored turns alone are enough to go on from, so
 a restarted process carries on with the next history.
 
 A stored text is its words on one line; a first line in square brackets is a note of ours.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Literal, TypeAlias
 
+from sidecar.channels.vapi.alignment import align, alike, fingerprint, words_of
 from sidecar.model import Speaker, Turn
 
 FALLBACK_NOTE = "the language model failed; this was said in its place"
+VOICEMAIL_NOTE = "a voicemail's greeting; nobody was on the line"
 UNCONFIRMED_NOTE = "written before it was spoken; not confirmed as heard"
 
 Reach: TypeAlias = Literal["part", "end", "all"]
@@ -34,6 +36,7 @@ its beginning may be lost; or a `part`, after which something may be stored alre
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _QUOTE_CHARS = 400
+_NEAR = 8
 _SPEAKERS: Mapping[str, Speaker] = {
     "user": "caller",
     "assistant": "agent",
@@ -73,12 +76,6 @@ class Plan:
     turns: tuple[Turn, ...]
 
 
-def fingerprint(text: str) -> str:
-    """Return the words alone: letters and digits, case folded; the text itself where it has none."""
-    folded = "".join(char for char in text.casefold() if char.isalnum())
-    return folded or text.strip()
-
-
 # A history as blocks -------------------------------------------------------------------------
 
 
@@ -90,24 +87,33 @@ def blocks_of(messages: Iterable[object]) -> tuple[Block, ...]:
             times in Unix milliseconds. System, tool and empty messages are nobody's words.
     """
     blocks: list[Block] = []
+    texts: list[str] = []  # of the last block
     end_s = 0.0
     for message in messages:
         if not isinstance(message, Mapping):
             continue
         fields: Mapping[object, object] = message  # pyright: ignore[reportUnknownVariableType]
-        speaker = _SPEAKERS.get(str(fields.get("role")))
+        role = fields.get("role")
+        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
+        if speaker is None:
+            continue
         text = _one_line(_text(fields.get("content", fields.get("message"))))
-        if speaker is None or not text:
+        if not text:
             continue
         at_s = _seconds(fields.get("time"))
         last = blocks[-1] if blocks else None
         if last is not None and last.speaker == speaker:
-            blocks[-1] = replace(last, text=f"{last.text} {text}")
+            texts.append(text)
         else:
-            if last is not None and last.speaker == "agent" and at_s is not None and at_s < end_s:
-                blocks[-1] = replace(last, interrupted=True)
+            if last is not None:
+                cut = last.speaker == "agent" and at_s is not None and at_s < end_s
+                if cut or len(texts) > 1:
+                    blocks[-1] = replace(last, text=" ".join(texts), interrupted=cut)
             blocks.append(Block(speaker, text, at_s))
+            texts = [text]
         end_s = _seconds(fields.get("endTime")) or 0.0
+    if len(texts) > 1:
+        blocks[-1] = replace(blocks[-1], text=" ".join(texts))
     return tuple(blocks)
 
 
@@ -129,9 +135,10 @@ def with_words(blocks: Sequence[Block], heard: Block) -> tuple[Block, ...]:
     last = blocks[-1] if blocks else None
     if last is None or last.speaker != heard.speaker:
         return (*blocks, heard)
-    if fingerprint(heard.text) in fingerprint(last.text):
+    known, said = words_of(last.text), words_of(heard.text)
+    if known[-len(said) :] == said or fingerprint(last.text) == fingerprint(heard.text):
         return tuple(blocks)
-    if fingerprint(last.text) in fingerprint(heard.text):
+    if said[: len(known)] == known:
         return (*blocks[:-1], replace(last, text=heard.text))
     return (*blocks[:-1], replace(last, text=f"{last.text} {heard.text}"))
 
@@ -175,7 +182,7 @@ def was_cut(generated: str, spoken: str) -> bool:
     What was spoken comes back transcribed anew ("3:30" as "three thirty"), so words are looked
     for near the end and not compared one by one. In doubt: it was not.
     """
-    written, heard = _words(generated), _words(spoken)
+    written, heard = words_of(generated), words_of(spoken)
     if len(heard) >= len(written) or not set(heard[:3]) & set(written[:4]):
         return False
     return not set(written[-2:]) & set(heard[-3:])
@@ -199,6 +206,9 @@ def transcript_of(turns: Iterable[Turn]) -> tuple[Block, ...]:
 
 def _entries(turns: Iterable[Turn]) -> list[_Entry]:
     entries: list[_Entry] = []
+    fixed: dict[int, _Entry | None] = {}
+    before: dict[int, list[_Entry]] = {}
+    numbers: set[int] = set()
     for turn in turns:
         named = _ITEM.fullmatch(turn.item_id)
         if named is None:
@@ -206,18 +216,36 @@ def _entries(turns: Iterable[Turn]) -> list[_Entry]:
         number, kind = int(named["n"]), named["kind"]
         note, text = _parted(turn.text)
         entry = _Entry(number, Block(turn.speaker, text, turn.at_s, turn.interrupted, note))
-        numbers = [one.number for one in entries]
+        unnoted = _Entry(number, replace(entry.block, note=""))
         if kind in {"fix", "drop"}:
-            if number in numbers:
-                place = numbers.index(number)
-                fixed = _Entry(number, replace(entry.block, note=""))
-                entries[place : place + 1] = [] if kind == "drop" else [fixed]
-        elif kind == "before" and int(named["arg"]) in numbers:
-            unnoted = _Entry(number, replace(entry.block, note=""))
-            entries.insert(numbers.index(int(named["arg"])), unnoted)
+            fixed[number] = None if kind == "drop" else unnoted
+            continue
+        if kind == "before" and int(named["arg"]) in numbers:
+            before.setdefault(int(named["arg"]), []).append(unnoted)
         else:
             entries.append(entry)
-    return entries
+        numbers.add(number)
+    return list(_in_place(entries, fixed, before))
+
+
+def _in_place(
+    entries: Iterable[_Entry],
+    fixed: Mapping[int, _Entry | None],
+    before: Mapping[int, Sequence[_Entry]],
+) -> Iterator[_Entry]:
+    """Yield entries corrected, each after those that were said before it."""
+    waiting = list(entries)[::-1]
+    opened: set[int] = set()
+    while waiting:
+        entry = waiting.pop()
+        earlier = before.get(entry.number)
+        if earlier and entry.number not in opened:
+            opened.add(entry.number)
+            waiting += [entry, *earlier[::-1]]
+            continue
+        now = fixed.get(entry.number, entry)
+        if now is not None:
+            yield now
 
 
 # What to store -------------------------------------------------------------------------------
@@ -269,27 +297,21 @@ def _pending(
 ) -> list[Turn]:
     """Return the turns that lead from what is sent to what is wanted."""
     sent_blocks = {entry.number: entry.block for entry in sent}
-    wanted_numbers = {entry.number for entry in wanted}
     numbers = [int(named["n"]) for turn in stored if (named := _ITEM.fullmatch(turn.item_id))]
     fresh = max(numbers, default=0)
     at_s = {turn.item_id: turn.at_s for turn in stored[sealed:]}
 
-    def turn(item_id: str, block: Block, note: str = "", text: str | None = None) -> Turn:
-        text = block.text if text is None else text
-        said = f"[{note}]\n{text}" if note else text
+    def turn(item_id: str, block: Block, note: str = "") -> Turn:
+        said = f"[{note}]\n{block.text}" if note else block.text
         when = block.at_s if block.at_s is not None else at_s.get(item_id, now_s)
         return Turn(call, item_id, 0, block.speaker, said, when, block.interrupted)
 
-    pending = [
-        turn(
-            f"p{number}.drop",
-            block,
-            f'correction: "{_quoted(block.text)}", noted before, was not said',
-            "",
-        )
-        for number, block in sent_blocks.items()
-        if number not in wanted_numbers
-    ]
+    later_of: dict[int, int] = {}  # by place in `wanted`: the next turn that is sent
+    later = 0
+    for index in range(len(wanted) - 1, -1, -1):
+        later_of[index] = later
+        later = wanted[index].number if wanted[index].number in sent_blocks else later
+    pending: list[Turn] = []
     for index, entry in enumerate(wanted):
         block = entry.block
         was = sent_blocks.get(entry.number)
@@ -303,40 +325,40 @@ def _pending(
         if number == 0:
             fresh += 1
             number = fresh
-        later = next((one for one in wanted[index + 1 :] if one.number in sent_blocks), None)
-        if later is None:
+        later = later_of[index]
+        if not later:
             pending.append(turn(f"p{number}", block, block.note))
         else:
-            quote = _quoted(sent_blocks[later.number].text)
+            quote = _quoted(sent_blocks[later].text)
             note = f'correction: this was said before "{quote}", noted before'
-            pending.append(turn(f"p{number}.before{later.number}", block, note))
+            pending.append(turn(f"p{number}.before{later}", block, note))
     return pending
 
 
 def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:
-    """Align, and take the newer word where the two differ. New blocks get the number 0."""
+    """Align, keep every stored turn, and add what is new. New blocks get the number 0."""
+    same = _common_start(stored, blocks)
+    old, new = stored[same:], blocks[same:]
+    pairs = [(n, n) for n in range(same)]
+    if old and new:
+        aligned = align(
+            [one.block.key for one in old],
+            [one.key for one in new],
+            newest=not same,
+        )
+        pairs += [(i + same, j + same) for i, j in aligned]
+    # A report says what it does not hold of no turn; where it begins with the call and agrees
+    # with most of it, it also has the last word on the turns between those it agrees with.
+    whole = reach == "all" and bool(pairs) and pairs[0][0] == 0 and len(pairs) * 2 >= len(stored)
+    if not pairs and stored and not _alike(stored[0].block, blocks[0]):
+        return [*stored, *(_Entry(0, block) for block in blocks)]
     merged: list[_Entry] = []
-    spans = _spans([entry.block for entry in stored], blocks)
-    anchored = any(tag == "equal" for tag, *_ in spans)
-    for place, (tag, i1, i2, j1, j2) in enumerate(spans):
-        old, new = stored[i1:i2], blocks[j1:j2]
-        if tag == "equal":
-            merged += [
-                _agreed(entry, block, reach=reach) for entry, block in zip(old, new, strict=True)
-            ]
-        elif reach == "all":
-            merged += _paired(old, new)
-        elif not new and (
-            (place == 0 and anchored) or (place == len(spans) - 1 and reach == "part")
-        ):
-            merged += old  # a history without its beginning, or older than what is stored
-        elif place == 0 and anchored:
-            backward = _paired(old[::-1], new[::-1])[::-1]
-            kept = {entry.number for entry in backward}
-            merged += [entry for entry in old if entry.number not in kept]
-            merged += backward
-        else:
-            merged += _paired(old, new)
+    i = j = 0
+    for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
+        merged += _beside(stored[i:next_i], blocks[j:next_j], reach=reach, whole=whole)
+        if next_i < len(stored):
+            merged.append(_agreed(stored[next_i], blocks[next_j], reach=reach))
+        i, j = next_i + 1, next_j + 1
     return merged
 
 
@@ -344,43 +366,65 @@ def _agreed(entry: _Entry, block: Block, *, reach: Reach) -> _Entry:
     """Both say the same words: the last word on a call also has its spelling and its time."""
     was = entry.block
     interrupted = was.interrupted or block.interrupted
+    note = block.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
     if reach != "all":
-        note = block.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
         return _Entry(entry.number, replace(was, interrupted=interrupted, note=note))
     at_s = was.at_s if block.at_s is None else block.at_s
-    return _Entry(entry.number, replace(block, at_s=at_s, interrupted=interrupted))
+    return _Entry(entry.number, replace(block, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _paired(old: Sequence[_Entry], new: Sequence[Block]) -> list[_Entry]:
-    """Return the new blocks, each in the place of an old one of the same speaker while there are."""
+def _beside(
+    old: Sequence[_Entry], new: Sequence[Block], *, reach: Reach, whole: bool
+) -> list[_Entry]:
+    """Merge what stands between two agreed turns: none of `old` goes, some may be `new` misheard."""
+    if not old or not new:
+        return [*old, *(_Entry(0, block) for block in new)]
+    in_step = whole and [one.block.speaker for one in old] == [one.speaker for one in new]
+    said = [] if in_step else [words_of(block.text) for block in new]
     merged: list[_Entry] = []
-    left = list(old)
-    for index, block in enumerate(new):
-        while left and left[0].block.speaker != block.speaker and len(left) > len(new) - index:
-            left.pop(0)
-        if left and left[0].block.speaker == block.speaker:
-            was = left.pop(0)
-            at_s = was.block.at_s if block.at_s is None else block.at_s
-            merged.append(_Entry(was.number, replace(block, at_s=at_s)))
+    start = 0
+    for place, entry in enumerate(old):
+        was = entry.block
+        if in_step:
+            match = place
         else:
-            merged.append(_Entry(0, block))
-    return merged
+            heard = words_of(was.text)
+            near = range(start, min(start + _NEAR, len(new)))
+            match = next(
+                (
+                    n
+                    for n in near
+                    if new[n].speaker == was.speaker
+                    and (was.note == UNCONFIRMED_NOTE or alike(heard, said[n]))
+                ),
+                -1,
+            )
+        if match < 0:
+            merged.append(entry)
+            continue
+        merged += [_Entry(0, block) for block in new[start:match]]
+        block = new[match]
+        start = match + 1
+        unsure = reach != "all" and was.note != UNCONFIRMED_NOTE
+        if unsure and len(block.text) < len(was.text):
+            merged.append(entry)  # never less than was known
+        else:
+            at_s = was.at_s if block.at_s is None else block.at_s
+            merged.append(_Entry(entry.number, replace(block, at_s=at_s)))
+    return [*merged, *(_Entry(0, block) for block in new[start:])]
 
 
-def _spans(old: Sequence[Block], new: Sequence[Block]) -> list[tuple[str, int, int, int, int]]:
-    """Return difflib's opcodes; the common beginning, most often all there is, costs O(n)."""
+def _alike(old: Block, new: Block) -> bool:
+    return old.speaker == new.speaker and alike(words_of(old.text), words_of(new.text))
+
+
+def _common_start(stored: Sequence[_Entry], blocks: Sequence[Block]) -> int:
     same = 0
-    while same < min(len(old), len(new)) and _same_words(old[same], new[same]):
+    for entry, block in zip(stored, blocks, strict=False):
+        if not _same_words(entry.block, block):
+            break
         same += 1
-    spans = [("equal", 0, same, 0, same)] if same else []
-    if same < max(len(old), len(new)):
-        was, is_now = [one.key for one in old[same:]], [one.key for one in new[same:]]
-        matcher = SequenceMatcher(None, was, is_now, autojunk=False)
-        spans += [
-            (tag, i1 + same, i2 + same, j1 + same, j2 + same)
-            for tag, i1, i2, j1, j2 in matcher.get_opcodes()
-        ]
-    return spans
+    return same
 
 
 def _same_words(old: Block, new: Block) -> bool:
@@ -419,10 +463,6 @@ def _parted(text: str) -> tuple[str, str]:
 
 def _quoted(text: str) -> str:
     return text if len(text) <= _QUOTE_CHARS else text[: _QUOTE_CHARS - 1] + "…"
-
-
-def _words(text: str) -> list[str]:
-    return [word for raw in text.split() if (word := "".join(filter(str.isalnum, raw.casefold())))]
 
 
 def _seconds(milliseconds: object) -> float | None:

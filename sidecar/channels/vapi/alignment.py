@@ -1,0 +1,206 @@
+"""Which blocks of two histories of one call are the same. Pure; costs n log n.
+
+Two texts are the same where the same was said: case, spacing and sentence punctuation are the
+transcriber's; signs, decimal points and combining marks are the speaker's.
+"""
+
+import unicodedata
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+Pair = tuple[int, int]
+
+_AHEAD = 8
+_MINUS = "-\u2212"
+
+
+class _Marks(dict[int, int | None]):
+    """Letters, digits, marks and symbols, filled in as they are met; other characters go."""
+
+    def __missing__(self, code: int) -> int | None:
+        kind = unicodedata.category(chr(code))
+        minus = chr(code) in _MINUS or kind == "Pd"
+        kept = kind[0] in "LNMS" or chr(code) in ".,:/%_"
+        self[code] = ord("-") if minus else code if kept else None
+        return self[code]
+
+
+_MARKS = _Marks()
+
+
+def words_of(text: str) -> list[str]:
+    """Return what was said, word by word, as it is compared."""
+    return [word for raw in text.casefold().split() if (word := _word(raw))]
+
+
+def _word(raw: str) -> str:
+    if raw.isalnum() and raw.isascii():
+        return raw
+    kept = unicodedata.normalize("NFC", raw).translate(_MARKS)
+    if kept.isalnum():
+        return kept
+    return "".join(char for n, char in enumerate(kept) if _counts(kept, n))
+
+
+def _counts(word: str, n: int) -> bool:
+    """Whether the character at `n` is said, and not written alone."""
+    if word[n] not in ".,:/-_":
+        return True
+    before = word[n - 1] if n else ""
+    after = word[n + 1] if n + 1 < len(word) else ""
+    if before.isdigit() and after.isdigit():
+        return True
+    if word[n] == "-":
+        return not before and (after.isdigit() or (after == "." and word[n + 2 : n + 3].isdigit()))
+    return word[n] == "." and before in {"", "-", "+"} and after.isdigit()
+
+
+def fingerprint(text: str) -> str:
+    """Return a text that is equal for two in which the same was said; never empty for words."""
+    said: list[str] = []
+    for word in words_of(text):
+        if said and said[-1][-1].isdigit() and not word[0].isalpha():
+            said.append(" ")
+        said.append(word)
+    return "".join(said) or text.strip()
+
+
+def alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two texts, as words, are plainly two hearings of one utterance."""
+    short, long = sorted((one, other), key=len)
+    if not short:
+        return False
+    if list(long[: len(short)]) == list(short):
+        return True
+    shared = sum((Counter(short) & Counter(long)).values())
+    return shared * 3 >= len(long) * 2
+
+
+def align(old: Sequence[Hashable], new: Sequence[Hashable], *, newest: bool) -> list[Pair]:
+    """Return pairs of places that hold the same, both rising.
+
+    Args:
+        old: What is known, from the beginning.
+        new: A history that may lack its beginning.
+        newest: `new` may be a window. It is one piece of the call and goes at least as far as
+            what is known, unless all of it is known: what would end earlier is another place.
+    """
+    head = _common(old, new)
+    if head in {len(old), len(new)}:
+        return [(n, n) for n in range(head)]
+    if not head and newest:
+        place, length = _window(old, new)
+        if length:
+            return [(place + n, n) for n in range(length)]
+    tail = _common(old[head:][::-1], new[head:][::-1])
+    pairs = [(n, n) for n in range(head)]
+    pairs += _anchored(old, new, head, len(old) - tail, head, len(new) - tail)
+    pairs += [(len(old) - n, len(new) - n) for n in range(tail, 0, -1)]
+    if not head and newest:
+        pairs = [(i, j) for i, j in pairs if len(old) - i <= len(new) - j]
+    return pairs
+
+
+def _common(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
+    same = 0
+    for one, other in zip(old, new, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
+
+
+def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
+    """Return where in `old` the longest beginning of `new` lies that is all of it, or reaches the end."""
+    back = [0] * len(new)
+    held = 0
+    for n in range(1, len(new)):
+        while held and new[n] != new[held]:
+            held = back[held - 1]
+        held += new[n] == new[held]
+        back[n] = held
+    held = 0
+    whole = -1
+    for n, key in enumerate(old):
+        while held and (held == len(new) or key != new[held]):
+            held = back[held - 1]
+        held += key == new[held]
+        if held == len(new):
+            whole = n + 1 - held
+    return (whole, len(new)) if whole >= 0 else (len(old) - held, held)
+
+
+def _anchored(  # noqa: PLR0917 - two ranges
+    old: Sequence[Hashable], new: Sequence[Hashable], i1: int, i2: int, j1: int, j2: int
+) -> list[Pair]:
+    """Align two ranges by what each holds once, longest rising run first, then from each onwards."""
+    if i1 == i2 or j1 == j2:
+        return []
+    where_old, where_new = _once(old, i1, i2), _once(new, j1, j2)
+    anchors = _rising([(where_old[k], j) for k, j in where_new.items() if k in where_old])
+    pairs: list[Pair] = []
+    i, j = i1, j1
+    for anchor_i, anchor_j in [*anchors, (i2, j2)]:
+        if anchor_i < i:  # taken by the run before it
+            continue
+        back = 0
+        while anchor_i - back > i and anchor_j - back > j:
+            if old[anchor_i - back - 1] != new[anchor_j - back - 1]:
+                break
+            back += 1
+        pairs += _near(old, new, i, anchor_i - back, j, anchor_j - back)
+        pairs += [(anchor_i - n, anchor_j - n) for n in range(back, 0, -1)]
+        i, j = anchor_i, anchor_j
+        while i < i2 and j < j2 and old[i] == new[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+    return pairs
+
+
+def _once(keys: Sequence[Hashable], start: int, end: int) -> dict[Hashable, int]:
+    counts = Counter(keys[start:end])
+    return {keys[n]: n for n in range(start, end) if counts[keys[n]] == 1}
+
+
+def _rising(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the longest run of pairs, ordered by their second place, whose first places rise."""
+    ends: list[int] = []
+    last: list[int] = []
+    before: list[int] = []
+    for n, (i, _) in enumerate(pairs):
+        place = bisect_left(ends, i)
+        before.append(last[place - 1] if place else -1)
+        ends[place : place + 1] = [i]
+        last[place : place + 1] = [n]
+    run: list[Pair] = []
+    n = last[-1] if last else -1
+    while n >= 0:
+        run.append(pairs[n])
+        n = before[n]
+    return run[::-1]
+
+
+def _near(  # noqa: PLR0917 - two ranges
+    old: Sequence[Hashable], new: Sequence[Hashable], i1: int, i2: int, j1: int, j2: int
+) -> list[Pair]:
+    """Align ranges that have no anchor: the next same one, if it is not far."""
+    pairs: list[Pair] = []
+    i, j = i1, j1
+    while i < i2 and j < j2:
+        best = min(
+            (
+                (di + dj, di, dj)
+                for di in range(min(_AHEAD, i2 - i))
+                for dj in range(min(_AHEAD, j2 - j))
+                if old[i + di] == new[j + dj]
+            ),
+            default=None,
+        )
+        if best is None:
+            i, j = i + _AHEAD // 2, j + _AHEAD // 2
+            continue
+        i, j = i + best[1], j + best[2]
+        pairs.append((i, j))
+        i, j = i + 1, j + 1
+    return pairs
