@@ -95,7 +95,11 @@ class SidecarProcess:
         self.banner = text = "".join(banner)
         link = re.search(r"link +ws://[^:]+:(\d+)/link", text)
         if link is None:
-            self.kill()
+            try:
+                process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             why = "".join(self.log) if in_time else f"no banner within {START_S:g} s"
             raise AssertionError(f"the sidecar did not start: {text} {why}")
         self.port = int(link[1])
