@@ -58,7 +58,11 @@ SIDECAR_ENV = {
     "SIDECAR_DRAIN_FLUSH_S": "5",
 }
 # Without a rule the loop is run where the rule matters, so that it shows within a few kills.
-MOODS_OF_MUTATION = {"no_lookup": ("slow", "lying"), "no_horizon": ("slow",)}
+MOODS_OF_MUTATION = {
+    "no_lookup": ("slow", "lying"),
+    "no_horizon": ("slow",),
+    "trusted_503": ("lying",),
+}
 
 
 @dataclass(slots=True)

@@ -1,19 +1,26 @@
 """The sidecar with one of its rules taken out, to prove that the kill loop can fail.
 
-usage: CHAOS_MUTATION=no_lookup|no_horizon python -m tests.chaos.mutated_sidecar run
+usage: CHAOS_MUTATION=no_lookup|no_horizon|trusted_503 python -m tests.chaos.mutated_sidecar run
 
 * `no_lookup`: a batch in doubt is sent again without a look.
 * `no_horizon`: absent counts for good at once, though an earlier try may still land.
+* `trusted_503`: a 503 counts as a refusal, though a proxy may have said it after Letta took the post.
 """
 
 import os
 from typing import Any
 
+from letta_client import APIStatusError
+
 from sidecar.cli import main
+from sidecar.errors import LettaError, NotAccepted
+from sidecar.letta.rest import wire
 from sidecar.transcript import relay
 from sidecar.transcript.delivery import Event, Facts, LookUp, Outcome, Send, Step, decide
 
-MUTATIONS = ("no_lookup", "no_horizon")
+MUTATIONS = ("no_lookup", "no_horizon", "trusted_503")
+
+post_error = wire.post_error
 
 
 def no_lookup(facts: Facts, outcome: Outcome, **rest: Any) -> Step:
@@ -27,6 +34,20 @@ def no_horizon(facts: Facts, outcome: Outcome, **rest: Any) -> Step:
     return decide(facts, outcome, **rest)
 
 
+def trusted_503(error: Exception, *, protected: bool) -> LettaError:
+    if isinstance(error, APIStatusError) and error.status_code == 503:
+        return NotAccepted("Letta answered 503")
+    return post_error(error, protected=protected)
+
+
 if __name__ == "__main__":
-    relay.decide = {"no_lookup": no_lookup, "no_horizon": no_horizon}[os.environ["CHAOS_MUTATION"]]
+    match os.environ["CHAOS_MUTATION"]:
+        case "no_lookup":
+            relay.decide = no_lookup
+        case "no_horizon":
+            relay.decide = no_horizon
+        case "trusted_503":
+            wire.post_error = trusted_503
+        case unknown:
+            raise SystemExit(f"no mutation {unknown!r}")
     main()

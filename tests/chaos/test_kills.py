@@ -98,9 +98,9 @@ def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutation", ["no_lookup", "no_horizon"])
+@pytest.mark.parametrize("mutation", ["no_lookup", "no_horizon", "trusted_503"])
 def test_the_loop_can_fail(tmp_path: Path, mutation: str) -> None:
-    """Without the look-up, or without the horizon, the loop finds turns that came twice."""
+    """Without the look-up, or the horizon, or with faith in a 503, the loop finds doubled turns."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     assert run(Options(40, seed, tmp_path, mutation)).doubled

@@ -21,7 +21,6 @@ from sidecar.errors import (
     AgentNotFound,
     ConversationGone,
     LettaUnavailable,
-    NotAccepted,
     OutcomeUnknown,
     Rejected,
 )
@@ -106,8 +105,6 @@ class RestLetta(Letta):
         )
         self._no_background_until_s = 0.0
         self._next_otid: OrderedDict[str, int] = OrderedDict()
-        # Refused by what may be a proxy, under the protection of an otid. Redis may be gone next.
-        self._perhaps_taken: set[str] = set()
 
     @property
     @override
@@ -264,12 +261,8 @@ class RestLetta(Letta):
             await self._send(post, background=self._may_use_background())
         except _NoBackground:
             self._no_background_until_s = self._clock() + _BACKGROUND_AGAIN_S
-            if post.batch_id in self._perhaps_taken:
-                self._perhaps_taken.discard(post.batch_id)
-                raise OutcomeUnknown("an earlier try may have been taken, by a run") from None
             await self._send(post, background=False)
         self._next_otid.pop(post.batch_id, None)
-        self._perhaps_taken.discard(post.batch_id)
 
     async def _send(self, post: Post, *, background: bool) -> None:
         number = self._next_otid.get(post.batch_id, 0)
@@ -306,8 +299,6 @@ class RestLetta(Letta):
         if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
             raise _NoBackground from error
         ours = wire.post_error(error, protected=background)
-        if isinstance(ours, NotAccepted) and wire.may_be_a_proxys(error):
-            self._perhaps_taken.add(post.batch_id)
         if isinstance(ours, Rejected) and wire.was_accepted(error):
             await self._require_absent(post, ours)
             return

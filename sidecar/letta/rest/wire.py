@@ -9,7 +9,7 @@ no connection was made               not accepted
 401, 403                             denied
 402, 409, 429 in Letta's own shape   not accepted
 503 of a Letta without Redis         not accepted (background alone)
-503 to a post that an otid protects  not accepted
+503 to a post that an otid protects  unknown, and over: a repeat joins what there is
 an earlier turn waits for approval   the conversation takes nothing any more
 404                                  agent or conversation gone: the agent tells
 404 of an unknown route              not accepted: this is no Letta server
@@ -104,11 +104,6 @@ def never_connected(error: BaseException) -> bool:
     return False
 
 
-def may_be_a_proxys(error: Exception) -> bool:
-    """Return whether a proxy may have answered in Letta's place: Letta may have taken the post."""
-    return isinstance(error, APIStatusError) and error.status_code >= _SERVER_ERRORS
-
-
 def was_accepted(error: Exception) -> bool:
     """Return whether a run was made of the post: its otid is taken."""
     return isinstance(error, APIStatusError) and error.status_code == _ACCEPTED
@@ -200,7 +195,7 @@ def _status_error(error: APIStatusError, protected: bool) -> LettaError:
         return ConversationGone("the conversation does not exist")
     if status == _CONFLICT and _wants_approval(error):
         return _approval()
-    if (status in _WAIT and _is_lettas(error)) or (status == _UNAVAILABLE and protected):
+    if status in _WAIT and _is_lettas(error):
         return NotAccepted(
             f"Letta answered {status}",
             retry_after_s=_retry_after_s(error),
@@ -210,7 +205,10 @@ def _status_error(error: APIStatusError, protected: bool) -> LettaError:
     if status == _NOT_FOUND:
         return NotAccepted(f"Letta answered {status}", hint=_NO_SUCH_ROUTE)
     if status >= _SERVER_ERRORS or status == _TIMED_OUT or status in _WAIT:
-        return OutcomeUnknown(f"Letta, or a proxy before it, answered {status}")
+        return OutcomeUnknown(
+            f"Letta, or a proxy before it, answered {status}",
+            over=protected and status == _UNAVAILABLE,
+        )
     if status == _TOO_LARGE or (_is_lettas(error) and says_too_large(_detail(error))):
         return TooLarge(f"Letta answered {status}: the batch is too large")
     if not _is_lettas(error):
