@@ -27,6 +27,7 @@ from sidecar.channels.link.frames import (
     encode,
 )
 from sidecar.channels.link.outbox import SpoolFrame
+from sidecar.environment import default_data_dir
 from sidecar.errors import LinkError
 
 _SUFFIX = ".jsonl"
@@ -35,8 +36,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 def default_spool_dir() -> Path:
     """Where both ends look when nothing else is said: below the XDG state directory."""
-    root = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(root) / "letta-sidecar" / "spool"
+    return default_data_dir() / "spool"
 
 
 def spool_path(directory: Path, call: str) -> Path:
