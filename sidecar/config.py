@@ -9,8 +9,9 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import (
     AliasChoices,
@@ -27,6 +28,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
+from sidecar import environment
+from sidecar.environment import HTTP_SCHEMES, WS_SCHEMES, default_data_dir
 from sidecar.errors import ConfigError
 from sidecar.privacy import names_in
 from sidecar.tracing import exporter_of
@@ -38,21 +41,60 @@ _SECRET_CHARS = 16
 _MAKE_ONE = "make one with: openssl rand -hex 16"
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 # Read by the worker's end (sidecar/channels), not by the sidecar itself.
-_WORKER_NAMES = frozenset({"SIDECAR_LINK_URL"})
+_WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url, schemes=WS_SCHEMES)}
+# What people write for a country that has other letters.
+_NOT_ITS_REGION = {"UK": "Great Britain is GB", "EL": "Greece is GR", "EN": "Great Britain is GB"}
+_DAY_S = 86_400.0
+_YEAR_S = 366 * _DAY_S
+_NO_MORE_TOKENS = 10**12
 
 
-def default_data_dir() -> Path:
-    """Where state lives when nothing else is said: the XDG state directory of this user."""
-    root = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(root) / "letta-sidecar"
+def _unless_set(check: Any) -> Any:
+    """Check what comes as text; a default is taken as it is."""
+    return BeforeValidator(lambda value: check(value) if isinstance(value, str) else value)
 
 
-def _blank_is_unset(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
+def _values_for_headers(text: str) -> str:
+    """Check each of two values with a comma between them."""
+    for part in text.split(","):
+        if part.strip():
+            environment.header_value(part.strip())
+    return text
 
 
-OptionalStr = Annotated[str | None, BeforeValidator(_blank_is_unset)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_is_unset)]
+def _token_or_blank(text: str) -> str:
+    """Check a token; a blank one is refused for its length, with that remedy."""
+    return environment.header_value(text.strip()) if text.strip() else ""
+
+
+def _region(text: str) -> str:
+    from phonenumbers import SUPPORTED_REGIONS  # noqa: PLC0415 - 70 ms, where a region is set
+
+    name = text.upper()
+    if name in _NOT_ITS_REGION:
+        raise ValueError(f"{name} is no region; {_NOT_ITS_REGION[name]}")
+    if name not in SUPPORTED_REGIONS:
+        raise ValueError("name a country by its two letters of ISO 3166, as in US or GB")
+    return name
+
+
+Flag: TypeAlias = Annotated[bool, _unless_set(environment.flag)]
+Text: TypeAlias = Annotated[str, _unless_set(environment.plain)]
+OptionalText: TypeAlias = Annotated[str | None, _unless_set(environment.plain)]
+OptionalId: TypeAlias = Annotated[str | None, _unless_set(environment.word)]
+OptionalSecret: TypeAlias = Annotated[SecretStr | None, _unless_set(environment.header_value)]
+TenantToken: TypeAlias = Annotated[SecretStr, _unless_set(_token_or_blank)]
+OneOrTwoSecrets: TypeAlias = Annotated[SecretStr | None, _unless_set(_values_for_headers)]
+StatePath: TypeAlias = Annotated[Path, _unless_set(environment.path)]
+HttpUrl: TypeAlias = Annotated[
+    str | None, _unless_set(partial(environment.base_url, schemes=HTTP_SCHEMES))
+]
+SocketUrl: TypeAlias = Annotated[
+    str | None, _unless_set(partial(environment.base_url, schemes=WS_SCHEMES))
+]
+LiveKitUrl: TypeAlias = Annotated[
+    str | None, _unless_set(partial(environment.url, schemes=(*WS_SCHEMES, *HTTP_SCHEMES)))
+]
 
 
 class VapiCredential(BaseModel):
@@ -63,94 +105,102 @@ class VapiCredential(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: SecretStr
-    secret: SecretStr
+    key: Annotated[SecretStr, _unless_set(_values_for_headers)]
+    secret: Annotated[SecretStr, _unless_set(_values_for_headers)]
 
 
 class Settings(BaseSettings):
     """All settings of the sidecar process. Each field's environment variable is its alias."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=False)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=False, allow_inf_nan=False
+    )
 
     # Where it listens
-    host: str = Field("127.0.0.1", alias="SIDECAR_HOST")
+    host: Annotated[str, _unless_set(environment.host)] = Field("127.0.0.1", alias="SIDECAR_HOST")
     port: int = Field(DEFAULT_PORT, alias="SIDECAR_PORT", ge=0, le=65535)
     link_token: OptionalSecret = Field(None, alias="SIDECAR_LINK_TOKEN")
-    tenants: dict[str, SecretStr] = Field(default_factory=dict, alias="SIDECAR_TENANTS")
-    console: bool = Field(True, alias="SIDECAR_CONSOLE")
+    tenants: dict[str, TenantToken] = Field(default_factory=dict, alias="SIDECAR_TENANTS")
+    console: Flag = Field(True, alias="SIDECAR_CONSOLE")
 
     # Where it keeps things
-    data_dir: Path = Field(default_factory=default_data_dir, alias="SIDECAR_DATA_DIR")
-    spool_dir: Path | None = Field(None, alias="SIDECAR_SPOOL_DIR")
-    retention_days: float = Field(30, alias="SIDECAR_RETENTION_DAYS", gt=0)
+    data_dir: StatePath = Field(default_factory=default_data_dir, alias="SIDECAR_DATA_DIR")
+    spool_dir: StatePath | None = Field(None, alias="SIDECAR_SPOOL_DIR")
+    retention_days: float = Field(30, alias="SIDECAR_RETENTION_DAYS", gt=0, le=36_500)
 
     # What it keeps of a call
-    redact: str = Field("", alias="SIDECAR_REDACT")
+    redact: Text = Field("", alias="SIDECAR_REDACT")
     consent: Literal["assumed", "required"] = Field("assumed", alias="SIDECAR_CONSENT")
 
     # Letta
     letta_api_key: OptionalSecret = Field(None, alias="LETTA_API_KEY")
-    letta_base_url: OptionalStr = Field(None, alias="LETTA_BASE_URL")
-    letta_app_server_url: OptionalStr = Field(None, alias="LETTA_APP_SERVER_URL")
+    letta_base_url: HttpUrl = Field(None, alias="LETTA_BASE_URL")
+    letta_app_server_url: SocketUrl = Field(None, alias="LETTA_APP_SERVER_URL")
     letta_app_server_token: OptionalSecret = Field(None, alias="LETTA_APP_SERVER_TOKEN")
-    letta_agent_model: str = Field("", alias="LETTA_AGENT_MODEL")
-    letta_agent_embedding: str = Field("", alias="LETTA_AGENT_EMBEDDING")
+    letta_agent_model: Text = Field("", alias="LETTA_AGENT_MODEL")
+    letta_agent_embedding: Text = Field("", alias="LETTA_AGENT_EMBEDDING")
 
-    reflect: bool = Field(False, alias="SIDECAR_REFLECT")
+    reflect: Flag = Field(False, alias="SIDECAR_REFLECT")
 
     # Where none of these is set: the Letta of this machine
     letta: Literal["auto", "app-server", "embedded"] = Field("auto", alias="SIDECAR_LETTA")
-    app_server_program: Path = Field(
+    app_server_program: StatePath = Field(
         Path(".app-server-venv/bin/letta"),
         alias="SIDECAR_APP_SERVER_PROGRAM",
         validate_default=True,
     )
 
     # Whose memory
-    agent_id: OptionalStr = Field(
+    agent_id: OptionalId = Field(
         None, validation_alias=AliasChoices("SIDECAR_AGENT_ID", "LETTA_AGENT_ID")
     )
-    agent_map: Path | None = Field(None, alias="SIDECAR_AGENT_MAP")
-    create_agents: bool = Field(True, alias="SIDECAR_CREATE_AGENTS")
-    default_region: OptionalStr = Field(None, alias="SIDECAR_DEFAULT_REGION")
+    agent_map: StatePath | None = Field(None, alias="SIDECAR_AGENT_MAP")
+    create_agents: Flag = Field(True, alias="SIDECAR_CREATE_AGENTS")
+    default_region: Annotated[str | None, _unless_set(_region)] = Field(
+        None, alias="SIDECAR_DEFAULT_REGION"
+    )
 
     # The language model of the console and of the embedded Letta
-    llm_base_url: OptionalStr = Field(None, alias="LLM_BASE_URL")
+    llm_base_url: HttpUrl = Field(None, alias="LLM_BASE_URL")
     llm_api_key: OptionalSecret = Field(
         None, validation_alias=AliasChoices("LLM_API_KEY", "OPENAI_API_KEY")
     )
-    llm_model: str = Field("gpt-4o-mini", alias="LLM_MODEL", min_length=1)
+    llm_model: Text = Field("gpt-4o-mini", alias="LLM_MODEL")
 
     # LiveKit
-    livekit_url: OptionalStr = Field(None, alias="LIVEKIT_URL")
+    livekit_url: LiveKitUrl = Field(None, alias="LIVEKIT_URL")
     livekit_api_key: OptionalSecret = Field(None, alias="LIVEKIT_API_KEY")
     livekit_api_secret: OptionalSecret = Field(None, alias="LIVEKIT_API_SECRET")
 
     # VAPI: the model endpoint and the server URL
-    vapi_key: OptionalSecret = Field(None, alias="SIDECAR_VAPI_KEY")
-    vapi_secret: OptionalSecret = Field(None, alias="SIDECAR_VAPI_SECRET")
+    vapi_key: OneOrTwoSecrets = Field(None, alias="SIDECAR_VAPI_KEY")
+    vapi_secret: OneOrTwoSecrets = Field(None, alias="SIDECAR_VAPI_SECRET")
     vapi_tenants: dict[str, VapiCredential] = Field(
         default_factory=dict, alias="SIDECAR_VAPI_TENANTS"
     )
-    vapi_models: str = Field("", alias="SIDECAR_VAPI_MODELS")
-    vapi_max_tokens: int = Field(1_024, alias="SIDECAR_VAPI_MAX_TOKENS", ge=1)
-    vapi_call_tokens: int = Field(500_000, alias="SIDECAR_VAPI_CALL_TOKENS", ge=0)
-    vapi_day_tokens: int = Field(20_000_000, alias="SIDECAR_VAPI_DAY_TOKENS", ge=0)
-    vapi_rate_per_s: float = Field(200.0, alias="SIDECAR_VAPI_RATE_PER_S", gt=0)
+    vapi_models: Text = Field("", alias="SIDECAR_VAPI_MODELS")
+    vapi_max_tokens: int = Field(1_024, alias="SIDECAR_VAPI_MAX_TOKENS", ge=1, le=1_000_000)
+    vapi_call_tokens: int = Field(
+        500_000, alias="SIDECAR_VAPI_CALL_TOKENS", ge=0, le=_NO_MORE_TOKENS
+    )
+    vapi_day_tokens: int = Field(
+        20_000_000, alias="SIDECAR_VAPI_DAY_TOKENS", ge=0, le=_NO_MORE_TOKENS
+    )
+    vapi_rate_per_s: float = Field(200.0, alias="SIDECAR_VAPI_RATE_PER_S", gt=0, le=1_000_000)
     vapi_fallback_s: float = Field(8.0, alias="SIDECAR_VAPI_FALLBACK_S", gt=0, le=15)
-    vapi_fallback_text: OptionalStr = Field(None, alias="SIDECAR_VAPI_FALLBACK_TEXT")
-    vapi_assistant_id: OptionalStr = Field(None, alias="SIDECAR_VAPI_ASSISTANT_ID")
-    vapi_assistant: Path | None = Field(None, alias="SIDECAR_VAPI_ASSISTANT")
-    vapi_trust_web: bool = Field(False, alias="SIDECAR_VAPI_TRUST_WEB")
-    vapi_report_s: float = Field(30.0, alias="SIDECAR_VAPI_REPORT_S", gt=0)
-    vapi_idle_s: float = Field(300.0, alias="SIDECAR_VAPI_IDLE_S", gt=0)
+    vapi_fallback_text: OptionalText = Field(None, alias="SIDECAR_VAPI_FALLBACK_TEXT")
+    vapi_assistant_id: OptionalId = Field(None, alias="SIDECAR_VAPI_ASSISTANT_ID")
+    vapi_assistant: StatePath | None = Field(None, alias="SIDECAR_VAPI_ASSISTANT")
+    vapi_trust_web: Flag = Field(False, alias="SIDECAR_VAPI_TRUST_WEB")
+    vapi_report_s: float = Field(30.0, alias="SIDECAR_VAPI_REPORT_S", gt=0, le=_DAY_S)
+    vapi_idle_s: float = Field(300.0, alias="SIDECAR_VAPI_IDLE_S", gt=0, le=_DAY_S)
 
     # Before the prompt
     memory_wait_s: float = Field(0.15, alias="SIDECAR_MEMORY_WAIT_S", ge=0, le=5)
     cold_start_s: float = Field(0.8, alias="SIDECAR_COLD_START_S", ge=0, le=10)
-    fresh_s: float = Field(5.0, alias="SIDECAR_FRESH_S", ge=0)
-    poll_s: float = Field(10.0, alias="SIDECAR_POLL_S", gt=0)
-    read_timeout_s: float = Field(5.0, alias="SIDECAR_READ_TIMEOUT_S", gt=0)
+    fresh_s: float = Field(5.0, alias="SIDECAR_FRESH_S", ge=0, le=_DAY_S)
+    poll_s: float = Field(10.0, alias="SIDECAR_POLL_S", gt=0, le=_DAY_S)
+    read_timeout_s: float = Field(5.0, alias="SIDECAR_READ_TIMEOUT_S", gt=0, le=_DAY_S)
     # At most so much that a memory fits into one frame of the link, whatever is in it.
     memory_chars: int = Field(12_000, alias="SIDECAR_MEMORY_CHARS", ge=0, le=50_000)
     block_chars: int = Field(4_000, alias="SIDECAR_BLOCK_CHARS", ge=0, le=50_000)
@@ -158,23 +208,23 @@ class Settings(BaseSettings):
 
     # After the reply
     post_max_turns: int = Field(20, alias="SIDECAR_POST_MAX_TURNS", ge=1, le=200)
-    post_max_age_s: float = Field(60.0, alias="SIDECAR_POST_MAX_AGE_S", ge=0)
-    post_timeout_s: float = Field(60.0, alias="SIDECAR_POST_TIMEOUT_S", gt=0)
+    post_max_age_s: float = Field(60.0, alias="SIDECAR_POST_MAX_AGE_S", ge=0, le=_DAY_S)
+    post_timeout_s: float = Field(60.0, alias="SIDECAR_POST_TIMEOUT_S", gt=0, le=_DAY_S)
     post_concurrency: int = Field(64, alias="SIDECAR_POST_CONCURRENCY", ge=1, le=1024)
-    give_up_s: float = Field(7 * 86_400.0, alias="SIDECAR_GIVE_UP_S", gt=0)
-    orphan_s: float = Field(30.0, alias="SIDECAR_ORPHAN_S", gt=0)
+    give_up_s: float = Field(7 * _DAY_S, alias="SIDECAR_GIVE_UP_S", gt=0, le=10 * _YEAR_S)
+    orphan_s: float = Field(30.0, alias="SIDECAR_ORPHAN_S", gt=0, le=_DAY_S)
 
     # Going away
-    drain_calls_s: float = Field(600.0, alias="SIDECAR_DRAIN_CALLS_S", ge=0)
-    drain_flush_s: float = Field(20.0, alias="SIDECAR_DRAIN_FLUSH_S", ge=0)
+    drain_calls_s: float = Field(600.0, alias="SIDECAR_DRAIN_CALLS_S", ge=0, le=_DAY_S)
+    drain_flush_s: float = Field(20.0, alias="SIDECAR_DRAIN_FLUSH_S", ge=0, le=_DAY_S)
 
     # What it says of itself
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="SIDECAR_LOG_LEVEL"
     )
-    log_json: bool = Field(False, alias="SIDECAR_LOG_JSON")
-    log_text: bool = Field(False, alias="SIDECAR_LOG_TEXT")
-    trace_text: bool = Field(False, alias="SIDECAR_TRACE_TEXT")
+    log_json: Flag = Field(False, alias="SIDECAR_LOG_JSON")
+    log_text: Flag = Field(False, alias="SIDECAR_LOG_TEXT")
+    trace_text: Flag = Field(False, alias="SIDECAR_TRACE_TEXT")
 
     @classmethod
     @override
@@ -193,11 +243,10 @@ class Settings(BaseSettings):
     @classmethod
     def _tenants_from_json(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            if not value.strip():
-                return {}
+            environment.lines(value)
             try:
                 return json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 shape = '"token"' if info.field_name == "tenants" else '{"key": "…", "secret": "…"}'
                 raise ValueError(f'write it as JSON: {{"tenant": {shape}}}') from None
         return value
@@ -210,31 +259,10 @@ class Settings(BaseSettings):
                 raise ValueError("a tenant's name is letters, digits, - and _")
         return value
 
-    @field_validator("letta_app_server_url")
-    @classmethod
-    def _socket_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("ws://", "wss://")):
-            raise ValueError("start it with ws:// or wss://")
-        return value.rstrip("/") if value else value
-
-    @field_validator("letta_base_url", "llm_base_url")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("start it with http:// or https://")
-        return value.rstrip("/") if value else value
-
-    @field_validator("livekit_url")
-    @classmethod
-    def _ws_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
-            raise ValueError("start it with wss:// (or ws:// on this machine)")
-        return value
-
     @field_validator("agent_map", "vapi_assistant")
     @classmethod
     def _map_is_there(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and not value.is_file():
+        if value is not None and not os.path.isfile(value):  # noqa: PTH113 - raises nothing
             what = "of caller to agent id" if info.field_name == "agent_map" else "of an assistant"
             raise ValueError(f"name a JSON file {what}")
         return value
@@ -242,20 +270,13 @@ class Settings(BaseSettings):
     @field_validator("app_server_program")
     @classmethod
     def _from_here(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        return value.absolute()
 
     @field_validator("redact")
     @classmethod
     def _redactions(cls, value: str) -> str:
         names_in(value)
         return value
-
-    @field_validator("default_region")
-    @classmethod
-    def _region(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 2 or not value.isalpha()):  # noqa: PLR2004
-            raise ValueError("name a country by two letters, as in US or FR")
-        return value.upper() if value else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -340,8 +361,8 @@ class Settings(BaseSettings):
     def _link_values(self) -> list[tuple[str, list[str]]]:
         link = [self.link_token] if self.link_token is not None else []
         return [
-            ("SIDECAR_LINK_TOKEN", [token.get_secret_value().strip() for token in link]),
-            ("SIDECAR_TENANTS", [one.get_secret_value().strip() for one in self.tenants.values()]),
+            ("SIDECAR_LINK_TOKEN", [token.get_secret_value() for token in link]),
+            ("SIDECAR_TENANTS", [one.get_secret_value() for one in self.tenants.values()]),
         ]
 
     def _vapi_values(self) -> list[tuple[str, list[tuple[str, ...]]]]:
@@ -384,9 +405,9 @@ class Settings(BaseSettings):
         if place in {"embedded", "app-server"}:
             change |= {"letta_api_key": None, "letta": place}
         elif place.startswith(("ws://", "wss://")):
-            change |= {"letta_app_server_url": place.rstrip("/")}
+            change |= {"letta_app_server_url": _url_of_place(place, WS_SCHEMES)}
         elif place.startswith(("http://", "https://")):
-            change |= {"letta_base_url": place.rstrip("/")}
+            change |= {"letta_base_url": _url_of_place(place, HTTP_SCHEMES)}
         elif place != "cloud":
             remedy = "write embedded, app-server, cloud, or a URL (ws://, http://, https://)"
             raise ConfigError(f"{place[:100]}: no such Letta: {remedy}", fields=(("", remedy),))
@@ -418,6 +439,13 @@ class Settings(BaseSettings):
             elif value is not None:
                 shown[variable[0]] = _without_userinfo(str(value))
         return shown
+
+
+def _url_of_place(place: str, schemes: tuple[str, ...]) -> str:
+    try:
+        return environment.base_url(place, schemes)
+    except ValueError as error:
+        raise ConfigError(f"no such Letta: {error}", fields=(("", str(error)),)) from None
 
 
 def _without_userinfo(text: str) -> str:
@@ -452,20 +480,20 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: one or more fields are wrong; `fields` names every one with its remedy.
     """
     environ = os.environ if environ is None else environ
-    known = [variable for names in environment_names().values() for variable in names]
-    fields: list[tuple[str, str]] = []
-    for name in environ:
-        if name.startswith("SIDECAR_") and name not in known and name not in _WORKER_NAMES:
-            near = difflib.get_close_matches(name, known, n=1)
-            fields.append(
-                (
-                    name,
-                    f"no such setting; did you mean {near[0]}?"
-                    if near
-                    else "no such setting; remove it",
-                )
-            )
-    values = {name: environ[name] for name in known if name in environ}
+    names = environment_names()
+    known = [*(variable for variables in names.values() for variable in variables), *_WORKER_NAMES]
+    fields = [
+        (name, _no_such_setting(name, known))
+        for name in environ
+        if name.startswith("SIDECAR_") and name not in known
+    ]
+    used = {
+        variables[0]: variable
+        for variables in names.values()
+        for variable in variables[::-1]
+        if environment.said(environ, variable) is not None
+    }
+    values = {first: environment.said(environ, variable) for first, variable in used.items()}
     settings: Settings | None = None
     try:
         settings = Settings.model_validate(values)
@@ -475,15 +503,35 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             message = item["msg"].removeprefix("Value error, ")
             if not field:
                 field, _, message = message.partition(": ")
-            fields.append((field, message))
+            fields.append((used.get(field, field), message))
+    for name, check in _WORKER_NAMES.items():
+        try:
+            environment.read(environ, name, check)
+        except ConfigError as error:
+            fields.extend(error.fields)
     try:
         exporter_of(environ)
     except ConfigError as error:
         fields.extend(error.fields)
     if fields or settings is None:
-        lines = [f"  {field}: {remedy}" for field, remedy in fields]
-        raise ConfigError("wrong settings:\n" + "\n".join(lines), fields=tuple(fields))
+        raise environment.wrong(fields)
     return settings
+
+
+def _no_such_setting(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no such setting; did you mean {near[0]}?" if near else "no such setting; remove it"
+
+
+def for_a_worker(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a voice worker, in which each setting is as the sidecar reads it.
+
+    What LiveKit reads itself is cleaned for it, too: it strips nothing.
+    """
+    known = {variable for variables in environment_names().values() for variable in variables}
+    cleaned = {name: environment.said(environ, name) for name in {*known, *_WORKER_NAMES}}
+    kept = {name: value for name, value in environ.items() if name not in cleaned}
+    return kept | {name: value for name, value in cleaned.items() if value is not None}
 
 
 def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
@@ -500,7 +548,7 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
     remedy = f'write it as JSON: {{"{"TENANT/" if several else ""}+12025550100": "agent-…"}}'
     try:
         raw: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"SIDECAR_AGENT_MAP can't be read: {type(error).__name__}",
             fields=(("SIDECAR_AGENT_MAP", remedy),),

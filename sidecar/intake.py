@@ -2,7 +2,8 @@
 
 A file is deleted after the journal holds all of it, so a crash in between repeats the intake,
 and the journal drops what it knows. A file that can't be read is set aside; it is deleted with the
-transcripts of its age, and at once where the caller did not agree that words are kept.
+transcripts of its age, and at once where the caller did not agree that words are kept. A file that
+no worker wrote is left as it is.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ import anyio.to_thread
 from sidecar import telemetry
 from sidecar.calls import Calls
 from sidecar.channels.link.frames import CallOpen, hints_of, turn_of
-from sidecar.channels.link.spool import Spooled, SpoolFile, spool_files
+from sidecar.channels.link.spool import Spooled, SpoolFile, look_into
 from sidecar.errors import CallError, JournalError
 from sidecar.model import call_key
 from sidecar.telemetry import Emit
@@ -38,6 +39,7 @@ class SpoolIntake:
         self._directory = directory
         self._tenant = tenant
         self._emit = emit
+        self._told: dict[str, str] = {}
         self._asked = anyio.Event()
         self.looked = anyio.Event()
         """Set once what was there at the start is taken up."""
@@ -57,8 +59,13 @@ class SpoolIntake:
         self._asked.set()
 
     async def look(self) -> None:
-        """Take up every file whose writer is gone."""
-        for path in await anyio.to_thread.run_sync(spool_files, self._directory):
+        """Take up every file whose writer is gone; the fault of one holds up no other."""
+        found = await anyio.to_thread.run_sync(look_into, self._directory)
+        there = {*found.foreign, *(path.name for path in found.files)}
+        self._told = {name: why for name, why in self._told.items() if name in there}
+        for name, why in found.foreign.items():
+            self._refuse(name, f"no file of a worker's: {why}; it is left as it is")
+        for path in found.files:
             try:
                 file = await anyio.to_thread.run_sync(SpoolFile.take, path)
                 if file is not None:
@@ -66,20 +73,26 @@ class SpoolIntake:
                         await self._take_up(file)
                     finally:
                         file.close()
-            except OSError as error:
-                self._emit(telemetry.spool_refused, file=path.name, error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - said; this file waits for the next look
+                self._refuse(path.name, getattr(error, "strerror", "") or type(error).__name__)
+
+    def _refuse(self, name: str, why: str) -> None:
+        """Say once for as long as it is so that a file is not taken up."""
+        if self._told.get(name) != why:
+            self._told[name] = why
+            self._emit(telemetry.spool_refused, file=name, error=why)
 
     async def _take_up(self, file: SpoolFile) -> None:
         spooled = await anyio.to_thread.run_sync(file.read)
         if spooled.damaged or (spooled.opened is None and (spooled.turns or spooled.closed)):
-            self._emit(telemetry.spool_refused, file=file.path.name, error="damaged: set aside")
+            self._refuse(file.path.name, "damaged: set aside")
             if spooled.opened is None:
                 await anyio.to_thread.run_sync(file.set_aside)
                 return
         try:
             stored = spooled.opened is None or await self._store(spooled.opened, spooled)
         except CallError as error:
-            self._emit(telemetry.spool_refused, file=file.path.name, error=error.message)
+            self._refuse(file.path.name, error.message)
             await anyio.to_thread.run_sync(file.set_aside)
             return
         except JournalError:

@@ -21,7 +21,7 @@ from sidecar.app import (
     prepare_data_dir,
     spool_tenant,
 )
-from sidecar.config import Settings, load
+from sidecar.config import Settings, for_a_worker, load
 from sidecar.errors import LettaError
 from sidecar.forget import Forgetting, Forgotten
 from sidecar.letta.changes import Change, KeepsChanges
@@ -145,7 +145,7 @@ def _worker_part(
             await _outlived(group, stopping)
         if stopping.is_set():
             await anyio.sleep_forever()
-        env = dict(os.environ)
+        env = for_a_worker(os.environ)
         env.setdefault("SIDECAR_LINK_URL", f"ws://127.0.0.1:{settings.port}/link")
         # `start` refuses calls above 0.7 of the CPU, which a small machine reaches by loading models.
         command = [sys.executable, str(worker), "dev", "--no-reload", "--log-level", "info"]

@@ -2,10 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sidecar.config import load, read_agent_map
+from sidecar.channels.livekit.job import LinkSettings
+from sidecar.config import (
+    Settings,
+    environment_names,
+    for_a_worker,
+    load,
+    read_agent_map,
+)
+from sidecar.environment import said
 from sidecar.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -38,7 +49,7 @@ def test_every_wrong_field_is_named_with_its_remedy() -> None:
 
 def test_a_token_is_replaced_without_a_gap() -> None:
     """The old token as that of the tenant `default`, the new as the link's: both open one tenant."""
-    old, new = "the old token, long enough", "the new token, long enough"
+    old, new = "the-old-token-long-enough", "the-new-token-long-enough"
     settings = load({"SIDECAR_TENANTS": json.dumps({"default": old}), "SIDECAR_LINK_TOKEN": new})
     assert settings.tokens == {old: "default", new: "default"}
     assert settings.tenant_names == {"default"}
@@ -117,9 +128,187 @@ def test_wrong_values_are_not_repeated_in_the_error() -> None:
     assert "canary" not in str(caught.value)
 
 
-def test_a_blank_variable_is_unset() -> None:
-    """`LETTA_API_KEY=` in an .env file asks for no Letta."""
-    assert load({"LETTA_API_KEY": "", "LETTA_BASE_URL": " "}).letta_generation == "local"
+VARIABLES = [name for names in environment_names().values() for name in names]
+BLANKS = ("", " ", "\t", "\r", " \r\n", "\u00a0")
+WORKERS = {
+    "SIDECAR_LINK_URL": "ws://sidecar.example:8377/link",
+    "SIDECAR_LINK_TOKEN": SECRET,
+    "SIDECAR_DATA_DIR": "/data",
+    "SIDECAR_SPOOL_DIR": "/spool",
+    "SIDECAR_LOG_TEXT": "true",
+    "SIDECAR_TRACE_TEXT": "on",
+}
+
+
+def good() -> dict[str, str]:
+    """A value of each setting that is taken, not its default."""
+    texts = {
+        "SIDECAR_HOST": "::1",
+        "SIDECAR_TENANTS": json.dumps({"acme": SECRET + "a"}),
+        "SIDECAR_LINK_TOKEN": SECRET,
+        "SIDECAR_DATA_DIR": "/data",
+        "SIDECAR_SPOOL_DIR": "/spool",
+        "SIDECAR_REDACT": "cards",
+        "SIDECAR_CONSENT": "required",
+        "LETTA_BASE_URL": "http://127.0.0.1:8283",
+        "LETTA_APP_SERVER_URL": "ws://127.0.0.1:4500",
+        "SIDECAR_LETTA": "embedded",
+        "SIDECAR_APP_SERVER_PROGRAM": "/bin/letta",
+        "SIDECAR_AGENT_MAP": __file__,
+        "SIDECAR_DEFAULT_REGION": "FR",
+        "LLM_BASE_URL": "https://llm.example/v1",
+        "LIVEKIT_URL": "wss://livekit.example",
+        "SIDECAR_VAPI_KEY": SECRET + "k",
+        "SIDECAR_VAPI_SECRET": SECRET + "s",
+        "SIDECAR_VAPI_TENANTS": json.dumps({"acme": {"key": SECRET + "1", "secret": SECRET + "2"}}),
+        "SIDECAR_VAPI_ASSISTANT": __file__,
+        "SIDECAR_LOG_LEVEL": "debug",
+    }
+    for name, variables in environment_names().items():
+        field = Settings.model_fields[name]
+        kind: Any = field.annotation
+        off = "no" if field.default is True else "yes"
+        text = {bool: off, int: "7", float: "2.5"}.get(kind, "text")
+        texts.setdefault(variables[0], text)
+    return texts
+
+
+GOOD = good()
+TOGETHER = {
+    "SIDECAR_VAPI_KEY": ("SIDECAR_VAPI_SECRET",),
+    "SIDECAR_VAPI_SECRET": ("SIDECAR_VAPI_KEY",),
+    "SIDECAR_VAPI_TENANTS": (),
+}
+LIVEKIT = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
+TOGETHER |= dict.fromkeys(LIVEKIT, LIVEKIT)
+
+
+def alone(name: str) -> dict[str, str]:
+    """One setting with what must be set beside it."""
+    return {one: GOOD[one] for one in (name, *TOGETHER.get(name, ()))}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_blank_variable_is_unset(variable: str) -> None:
+    """`X=` in an .env file, or an X of blanks, is as no X at all, whatever the setting."""
+    for blank in BLANKS:
+        assert load({variable: blank}) == load({})
+
+
+@pytest.mark.parametrize("variable", [names[0] for names in environment_names().values()])
+def test_blanks_around_a_value_are_no_part_of_it(variable: str) -> None:
+    """A carriage return of a Windows editor, or a blank behind a value, changes no setting."""
+    clean = alone(variable)
+    assert load(clean) != load({})
+    for around in ("{}\r", "{} ", "\t{} \r\n"):
+        assert load(clean | {variable: around.format(clean[variable])}) == load(clean)
+
+
+def test_a_blank_first_name_leaves_it_to_the_second() -> None:
+    """`SIDECAR_AGENT_ID=` does not hide LETTA_AGENT_ID, nor a blank LLM_API_KEY OpenAI's."""
+    settings = load({"SIDECAR_AGENT_ID": "", "LETTA_AGENT_ID": "agent-1"})
+    assert settings.agent_id == "agent-1"
+    assert load({"LLM_API_KEY": " ", "OPENAI_API_KEY": "sk-1"}).llm_is_real
+    assert "LETTA_AGENT_ID" in wrong({"LETTA_AGENT_ID": "a/b"})
+
+
+@given(st.sampled_from(sorted(WORKERS)), st.sampled_from(BLANKS), st.sampled_from(BLANKS))
+def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> None:
+    """What both ends read is the same at both, whatever blanks stand around it."""
+    environ = WORKERS | {name: f"{before}{WORKERS[name]}{after}"}
+    worker, sidecar = LinkSettings.of(environ), load(environ)
+    assert worker == LinkSettings.of(WORKERS)
+    assert [worker.token] == list(sidecar.tokens)
+    assert (worker.spool_dir, worker.log_text, worker.trace_text) == (sidecar.spool, True, True)
+    blank = WORKERS | {name: before + after}
+    unset = {key: value for key, value in WORKERS.items() if key != name}
+    assert LinkSettings.of(blank) == LinkSettings.of(unset)
+    assert load(blank) == load(unset)
+    assert LinkSettings.of(blank).spool_dir == load(blank).spool
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SIDECAR_LINK_URL", "http://sidecar.example/link"),
+        ("SIDECAR_LINK_URL", "ws://:8377/link"),
+        ("SIDECAR_LINK_URL", "ws://host:port/link"),
+        ("SIDECAR_LINK_URL", "ws://host:70000/link"),
+        ("SIDECAR_LINK_URL", "ws://ho st/link"),
+        ("SIDECAR_LINK_URL", "ws://[::1/link"),
+        ("SIDECAR_LINK_TOKEN", "two words and more"),
+        ("SIDECAR_LINK_TOKEN", "schlüssel-mit-umlaut"),
+        ("SIDECAR_LINK_TOKEN", "broken\r\nX-Header: 1"),
+        ("SIDECAR_LINK_TOKEN", "not-utf-8-\udcff-at-all"),
+        ("SIDECAR_SPOOL_DIR", "/spool\0"),
+        ("SIDECAR_SPOOL_DIR", "/" + "x" * 300),
+        ("SIDECAR_DATA_DIR", "~nobody-of-that-name/x"),
+        ("SIDECAR_LOG_TEXT", "maybe"),
+        ("SIDECAR_TRACE_TEXT", "2"),
+    ],
+)
+def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -> None:
+    """A worker and a sidecar refuse the same value, each by the name of the variable."""
+    with pytest.raises(ConfigError, match=name) as worker:
+        LinkSettings.of({name: text})
+    assert [field for field, _ in worker.value.fields] == [name]
+    assert wrong({name: text}) == dict(worker.value.fields)
+    assert text not in str(worker.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "remedy"),
+    [
+        ("SIDECAR_DEFAULT_REGION", "UK", "UK is no region; Great Britain is GB"),
+        ("SIDECAR_DEFAULT_REGION", "XX", "two letters"),
+        ("SIDECAR_DEFAULT_REGION", "+44", "two letters"),
+        ("LETTA_BASE_URL", "http://", "host"),
+        ("LETTA_BASE_URL", "http://a..b", "host"),
+        ("LETTA_BASE_URL", "http://letta:0", "port"),
+        ("LETTA_BASE_URL", "http://letta/?key=1", "?"),
+        ("LLM_API_KEY", "sk-\u2013dash", "ASCII"),
+        ("LETTA_API_KEY", "sk 1", "ASCII"),
+        ("SIDECAR_HOST", "http://127.0.0.1", "host"),
+        ("SIDECAR_AGENT_ID", "agent 1", "blank"),
+        ("SIDECAR_POLL_S", "inf", "finite"),
+        ("SIDECAR_POLL_S", "1e300", "less"),
+        ("SIDECAR_RETENTION_DAYS", "nan", "finite"),
+        ("SIDECAR_PORT", "9" * 5_000, "integer"),
+        ("SIDECAR_TENANTS", "[" * 100_000, "JSON"),
+        ("SIDECAR_TENANTS", '{"a": "b', "JSON"),
+        ("SIDECAR_AGENT_MAP", "/" + "x" * 5_000, "long"),
+        ("SIDECAR_AGENT_MAP", "/dev/zero", "JSON file"),
+        ("SIDECAR_VAPI_KEY", "two words here, and-one-more-key", "ASCII"),
+        ("LLM_MODEL", "m" * 10_000, "characters"),
+        ("SIDECAR_VAPI_FALLBACK_TEXT", "one\x1b[2Jtwo", "control"),
+    ],
+)
+def test_a_setting_is_checked_against_its_use(name: str, text: str, remedy: str) -> None:
+    """What would fail later, or be silently nobody's, is refused at the start with its remedy."""
+    fields = wrong(alone(name) | {name: text} if name in TOGETHER else {name: text})
+    assert remedy in fields[name]
+    assert text[:40] not in fields[name] or name == "SIDECAR_DEFAULT_REGION"
+
+
+def test_a_worker_of_ours_gets_what_was_read() -> None:
+    """The voice worker that `run` starts sees clean values, LiveKit's own among them, no blank one."""
+    given = {"LIVEKIT_URL": "wss://x\r", "SIDECAR_LINK_URL": " ", "PATH": " /bin ", "LLM_MODEL": ""}
+    assert for_a_worker(given) == {"LIVEKIT_URL": "wss://x", "PATH": " /bin "}
+    assert said(given, "SIDECAR_LINK_URL") is None
+
+
+def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as containers have, is told which setting to set."""
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for read in (load, LinkSettings.of):
+        with pytest.raises(ConfigError, match="SIDECAR_DATA_DIR"):
+            read({})
+        assert read({"SIDECAR_DATA_DIR": "/data"})
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """What dead workers left in the spool."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import pytest
 
-from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame
-from sidecar.channels.link.spool import SpoolFile, damaged_files
+from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.channels.link.spool import MAX_FILE_BYTES, SpoolFile, damaged_files, erase_damaged
 from sidecar.errors import CallError, JournalFull
 from sidecar.intake import LOOK_EVERY_S, SpoolIntake
 from sidecar.model import CallerHints, Turn
@@ -60,6 +63,10 @@ def left_behind(directory: Path, *, raw: bytes = b"", opened: CallOpen = OPEN) -
         with file.path.open("ab") as more:
             more.write(raw)
     return file.path
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
 
 
 def contents(directory: Path) -> list[bytes]:
@@ -183,15 +190,123 @@ async def test_a_file_that_fails_is_let_go_and_holds_up_no_other(
         remove(file)
 
     monkeypatch.setattr(SpoolFile, "remove", refuse)
-    if isinstance(fault, OSError):
-        await intake.look()
-        assert [call for _, call, _, _ in calls.restored] == ["c1", "c2"]
-    else:
-        with pytest.raises(ValueError, match="ours"):
-            await intake.look()
+    await intake.look()
+    assert [call for _, call, _, _ in calls.restored] == ["c1", "c2"]
     file = SpoolFile.take(path)
     assert file is not None
     file.close()
+
+
+OURS = f"{encode(OPEN)}\n{encode(TURNS[0])}\n"
+
+
+def _written(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o600)
+
+
+def _sparse(path: Path) -> None:
+    _written(path, OURS)
+    os.truncate(path, 200 << 30)
+
+
+def _linked(path: Path) -> None:
+    target = path.parent.parent / "elsewhere.jsonl"
+    _written(target, OURS)
+    path.symlink_to(target)
+
+
+def _open_and_empty(path: Path) -> None:
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+
+
+def _another_users(path: Path) -> None:
+    _written(path, OURS)
+    os.chown(path, 65_534, 65_534)
+
+
+FOREIGN = {
+    "training.jsonl": lambda path: _written(path, '{"prompt": "hi", "completion": "ho"}\n' * 9),
+    "chat.jsonl": lambda path: _written(path, '{"type":"turn","text":"hi"}\n'),
+    "event.jsonl": lambda path: _written(path, '{"type":"hello","worker":"w"}\n'),
+    "text.jsonl": lambda path: _written(path, "no json at all"),
+    "binary.jsonl": lambda path: path.write_bytes(bytes(range(256)) * 10),
+    "zeros.jsonl": lambda path: path.write_bytes(b"\0" * 4_096),
+    "empty.jsonl": _open_and_empty,
+    "sparse.jsonl": _sparse,
+    "link.jsonl": _linked,
+    "dangling.jsonl": lambda path: path.symlink_to("nowhere"),
+    "pipe.jsonl": os.mkfifo,
+    "folder.jsonl": lambda path: path.mkdir(),
+    "a name of a person.jsonl": lambda path: _written(path, OURS),
+    "two.dots.jsonl": lambda path: _written(path, OURS),
+    "another.jsonl": _another_users,
+    "training.damaged": lambda path: _written(path, '{"prompt": "hi"}\n'),
+    "folder.damaged": lambda path: path.mkdir(),
+    "notes.txt": lambda path: _written(path, OURS),
+}
+
+
+def _as_it_is(path: Path) -> tuple[object, ...]:
+    status = path.lstat()
+    small = stat.S_ISREG(status.st_mode) and status.st_size < MAX_FILE_BYTES
+    return status.st_ino, status.st_mtime_ns, status.st_size, path.read_bytes() if small else b""
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_a_file_that_no_worker_wrote_is_left_as_it_is(
+    calls: Calls, tmp_path: Path, name: str
+) -> None:
+    """Anybody's file in the spool is neither taken, renamed, read to its end nor erased; said once."""
+    if name == "another.jsonl" and os.geteuid():
+        pytest.skip("only root may give a file away")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    foreign = spool / name
+    FOREIGN[name](foreign)
+    before = _as_it_is(foreign)
+    telemetry = Telemetry(strict=True)
+    intake = SpoolIntake(calls, spool, tenant="t", emit=telemetry.emit)  # type: ignore[arg-type]
+    for n in range(3):
+        ours = left_behind(spool)
+        await intake.look()
+        assert len(calls.restored) == n + 1
+        assert not ours.exists()
+    assert erase_damaged(spool, before_s=1e12) == 0
+    assert _as_it_is(foreign) == before
+    assert names_in(spool) == [name]
+    assert telemetry.counts["spool_refused"] == name.endswith(".jsonl")
+
+
+async def test_one_trouble_is_said_once_until_it_is_another(
+    intake: SpoolIntake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that refuses a file for an hour writes one line, not one every two seconds."""
+    left_behind(tmp_path)
+    said: list[object] = []
+    monkeypatch.setattr(intake, "_emit", lambda _, **fields: said.append(fields.get("error")))
+
+    for trouble in ("Input/output error", "Read-only file system", "Input/output error"):
+        refusing = Mock(side_effect=OSError(5, trouble))
+        monkeypatch.setattr(SpoolFile, "read", refusing)
+        for _ in range(3):
+            await intake.look()
+    assert said == ["Input/output error", "Read-only file system", "Input/output error"]
+
+
+async def test_a_file_of_the_previous_release_is_taken_up(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """What an earlier version left is stored, also where its first line was torn."""
+    (tmp_path / "AJ_old.jsonl").write_text(OURS)
+    torn = encode(OPEN)[:40]
+    (tmp_path / "AJ_torn.jsonl").write_text(f"{torn}\n{OURS}")
+    (tmp_path / "AJ_cut.jsonl").write_text(torn)
+    (tmp_path / "AJ_none.jsonl").touch(mode=0o600)
+    await intake.look()
+    assert [call for _, call, _, _ in calls.restored] == ["c1", "c1"]
+    assert names_in(tmp_path) == ["AJ_torn.damaged"]
 
 
 async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path) -> None:

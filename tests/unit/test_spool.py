@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.channels.link import spool
 from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame, encode
 from sidecar.channels.link.spool import (
     SpoolFile,
@@ -203,6 +204,41 @@ def test_a_file_removed_before_the_lock_was_had_is_made_anew(
 
     assert f"{encode(OPENED)}\n" == path.read_text()
     file.close()
+
+
+def test_a_worker_never_writes_into_anothers_file(tmp_path: Path) -> None:
+    """Where somebody's file has the name of a call, the call's gets another one, always the same."""
+    theirs = tmp_path / "AJ_1.jsonl"
+    theirs.write_text('{"prompt": "hi"}\n')
+    target = tmp_path / "target"
+    target.write_text("theirs")
+    (tmp_path / "AJ_2.jsonl").symlink_to(target)
+    for call in ("AJ_1", "AJ_2"):
+        for n in (1, 2):
+            file = SpoolFile.create(tmp_path, call)
+            file.append([OPENED, turn(n)])
+            file.close()
+        taken = SpoolFile.take(file.path)
+        assert taken is not None
+        assert [1, 2] == [one.seq for one in taken.read().turns]
+        taken.remove()
+    assert theirs.read_text() == '{"prompt": "hi"}\n'
+    assert target.read_text() == "theirs"
+    assert [] == spool_files(tmp_path)
+
+
+def test_a_worker_writes_no_more_than_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that would become too large to be taken up is refused its frames, whole ones kept."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    file.append([OPENED, turn(1)])
+    monkeypatch.setattr(spool, "MAX_FILE_BYTES", file.path.stat().st_size + 10)
+    with pytest.raises(OSError, match="holds"):
+        file.append([turn(2)])
+    assert (turn(1),) == file.read().turns
+    file.close()
+    assert [file.path] == spool_files(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["../../etc/passwd", "a/b", "", "x" * 300, "ünïcode", ".hidden"])

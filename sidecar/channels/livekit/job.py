@@ -6,17 +6,17 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
 from livekit.agents import AgentSession, JobContext
 
-from sidecar import telemetry
+from sidecar import environment, telemetry
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints
 from sidecar.channels.link.link import Link
@@ -24,7 +24,10 @@ from sidecar.channels.link.spool import default_spool_dir
 from sidecar.channels.livekit.caller import Identification
 from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
+from sidecar.errors import ConfigError
 from sidecar.telemetry import Emit, Telemetry
+
+T = TypeVar("T")
 
 DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"
 FLUSH_S: Final = 5.0  # at the end of a call; a worker that is told to stop has ten seconds
@@ -40,8 +43,8 @@ class LinkSettings:
         token: `SIDECAR_LINK_TOKEN`, or None.
         spool_dir: `SIDECAR_SPOOL_DIR`, or `spool` in `SIDECAR_DATA_DIR`: the directory in which
             the sidecar looks, too.
-        log_text: `SIDECAR_LOG_TEXT=1` lets callers' words into the log.
-        trace_text: `SIDECAR_TRACE_TEXT=1` lets them into traces.
+        log_text: `SIDECAR_LOG_TEXT` lets callers' words into the log.
+        trace_text: `SIDECAR_TRACE_TEXT` lets them into traces.
     """
 
     url: str
@@ -52,17 +55,34 @@ class LinkSettings:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
-        """Read them; what is unset or blank has its default."""
-        data_dir = environ.get("SIDECAR_DATA_DIR", "").strip()
-        spool_dir = environ.get("SIDECAR_SPOOL_DIR", "").strip() or (
-            data_dir and f"{data_dir}/spool"
-        )
+        """Read them as the sidecar reads its own; what is unset or blank has its default.
+
+        Raises:
+            ConfigError: one or more can't be used; `fields` names each with its remedy.
+        """
+        fields: list[tuple[str, str]] = []
+
+        def read(name: str, check: Callable[[str], T]) -> T | None:
+            try:
+                return environment.read(environ, name, check)
+            except ConfigError as error:
+                fields.extend(error.fields)
+                return None
+
+        url = read("SIDECAR_LINK_URL", partial(environment.url, schemes=environment.WS_SCHEMES))
+        token = read("SIDECAR_LINK_TOKEN", environment.header_value)
+        data_dir = read("SIDECAR_DATA_DIR", environment.path)
+        spool_dir = read("SIDECAR_SPOOL_DIR", environment.path)
+        log_text = read("SIDECAR_LOG_TEXT", environment.flag)
+        trace_text = read("SIDECAR_TRACE_TEXT", environment.flag)
+        if fields:
+            raise environment.wrong(fields)
         return cls(
-            url=environ.get("SIDECAR_LINK_URL", "").strip() or DEFAULT_LINK_URL,
-            token=environ.get("SIDECAR_LINK_TOKEN", "").strip() or None,
-            spool_dir=Path(spool_dir).expanduser() if spool_dir else default_spool_dir(),
-            log_text=environ.get("SIDECAR_LOG_TEXT", "").strip() == "1",
-            trace_text=environ.get("SIDECAR_TRACE_TEXT", "").strip() == "1",
+            url=url or DEFAULT_LINK_URL,
+            token=token,
+            spool_dir=spool_dir or (data_dir / "spool" if data_dir else default_spool_dir()),
+            log_text=bool(log_text),
+            trace_text=bool(trace_text),
         )
 
 
