@@ -8,7 +8,6 @@ a backoff and says so; the journal is closed last.
 
 import os
 import random
-import secrets
 import signal
 import sys
 from collections import Counter
@@ -44,6 +43,7 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
+from sidecar.private import installation_secret, link_token, make_directory, refuse_shared
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import Direct, listen, routes, serving
@@ -65,12 +65,13 @@ def prepare_data_dir(settings: Settings) -> Path:
     """Make the data directory, 0700, and return it.
 
     Raises:
-        ConfigError: it can't be made or written.
+        ConfigError: it can't be made or written, or it is open to other users.
     """
     directory = settings.data_dir.expanduser()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.spool.expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory)
+        refuse_shared(directory)
+        make_directory(settings.spool.expanduser())
     except OSError as error:
         raise ConfigError(
             f"the data directory can't be made: {error.strerror}",
@@ -82,23 +83,6 @@ def prepare_data_dir(settings: Settings) -> Path:
             fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
         )
     return directory
-
-
-def installation_secret(directory: Path) -> bytes:
-    """Return this installation's own secret, made on the first start; 32 bytes, file 0600."""
-    path = directory / "secret"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        kept = path.read_bytes()
-        if len(kept) >= 16:  # noqa: PLR2004
-            return kept
-        path.unlink()
-        return installation_secret(directory)
-    made = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made)
-    return made
 
 
 def build_llm(settings: Settings) -> Llm:
@@ -206,6 +190,7 @@ class Sidecar:
         clock: Callable[[], float],
         tracer: Tracer = NO_TRACES,
         page_token: str = "",
+        made_token: str = "",
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -258,8 +243,7 @@ class Sidecar:
         )
         self.link = LinkServer(
             self.calls,
-            tokens=settings.tokens,
-            default_tenant=DEFAULT_TENANT if settings.link_open else None,
+            tokens=settings.tokens or ({made_token: DEFAULT_TENANT} if made_token else {}),
             memory_wait_s=settings.memory_wait_s,
             cold_start_s=settings.cold_start_s,
             emit=emit,
@@ -285,6 +269,8 @@ class Sidecar:
             journal,
             llm,
             self.archive,
+            made_token=made_token,
+            directory=directory,
             redact=redaction(settings.redact),
             emit=emit,
             clock=clock,
@@ -548,6 +534,7 @@ async def opened(
             clock=clock,
             tracer=tracer,
             page_token=page_token,
+            made_token=link_token(directory) if settings.makes_token else "",
         )
         events.observe = sidecar.metrics.observe
         yield sidecar

@@ -93,10 +93,12 @@ frame_refused = _event("frame_refused", "warning", "worker", "code", "field")
 # The worker's end
 link_lost = _event("link_lost", "warning", "error", "retry_in_s", "unacked")
 link_restored = _event("link_restored", "info", "unacked", "down_s")
+link_token_unread = _event("link_token_unread", "warning", "file", "error", "hint")
 turns_spooled = _event("turns_spooled", "warning", "call", "turns")
 turns_dropped = _event("turns_dropped", "error", "call", "turns", "why")
 # VAPI
 vapi_refused = _event("vapi_refused", "warning", "route", "status", "why")
+deliveries_not_kept = _event("deliveries_not_kept", "warning", "error")
 vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant")
 vapi_caller_changed = _event("vapi_caller_changed", "error", "call")
 vapi_stream_ended = _event(

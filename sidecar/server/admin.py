@@ -9,7 +9,6 @@ import hmac
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, cast
@@ -24,6 +23,7 @@ from sidecar.calls import LiveCall
 from sidecar.channels.peer import from_this_machine
 from sidecar.errors import SidecarError
 from sidecar.model import Command
+from sidecar.private import write_whole
 from sidecar.transcript.journal import Journal
 
 CONTROL_FILE = "control.json"
@@ -81,9 +81,7 @@ class Admin:
     def announce(self, directory: Path, url: str) -> None:
         """Write where this sidecar is reached, and its token, for this user alone (0600)."""
         content = {"url": url, "token": self._token, "pid": os.getpid()}
-        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:  # 0600
-            json.dump(content, file)
-        Path(file.name).replace(directory / CONTROL_FILE)
+        write_whole(directory / CONTROL_FILE, json.dumps(content).encode())
 
     def withdraw(self, directory: Path) -> None:
         """Take `announce` back, unless a later sidecar has announced itself."""

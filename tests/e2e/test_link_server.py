@@ -58,6 +58,8 @@ def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
 ) -> Iterator[Worker]:
     options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
+    if "additional_headers" not in options:
+        options["additional_headers"] = sidecar.bearer
     with connect(sidecar.link_url, **options) as socket:
         peer = Worker(socket)
         if hello:
@@ -241,12 +243,39 @@ def test_without_a_token_a_tunnel_is_refused(
         assert error.code == 403
 
 
-def test_with_vapi_in_front_the_link_is_closed(tmp_path: Path) -> None:
-    """VAPI's secrets mean a tunnel to this port: without a token of its own nobody gets a link."""
-    env = {"SIDECAR_VAPI_KEY": "key-0123456789abc", "SIDECAR_VAPI_SECRET": "sec-0123456789abc"}
-    with SidecarProcess(tmp_path / "data", env) as sidecar:
-        with pytest.raises(InvalidStatus), worker(sidecar):
-            pass
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"SIDECAR_VAPI_KEY": "key-0123456789abc", "SIDECAR_VAPI_SECRET": "sec-0123456789abc"},
+        {
+            "SIDECAR_VAPI_TENANTS": json.dumps(
+                {"acme": {"key": "key-0123456789abc", "secret": "sec-0123456789abc"}}
+            )
+        },
+    ],
+    ids=["nothing is set", "VAPI's secrets are set", "only VAPI has tenants"],
+)
+def test_without_a_token_set_one_is_made(tmp_path: Path, env: dict[str, str]) -> None:
+    """Nobody gets a link by being here: the token of the data directory opens, where one is made."""
+    data = tmp_path / "data"
+    with SidecarProcess(data, env) as sidecar:
+        for headers in ({}, {"Authorization": "Bearer made-up-0123456789"}):
+            refused = pytest.raises(InvalidStatus)
+            with refused, worker(sidecar, additional_headers=headers):
+                pass
+        if "SIDECAR_VAPI_TENANTS" in env:
+            assert not (data / "link-token").exists()
+        else:
+            with worker(sidecar):
+                pass
+            assert (data / "link-token").stat().st_mode & 0o777 == 0o600
+            kept = sidecar.link_token
+            sidecar.kill()
+            sidecar.start()
+            assert sidecar.link_token == kept
+            with worker(sidecar):
+                pass
         assert get(f"{sidecar.url}/metrics")[0] == 200
 
 

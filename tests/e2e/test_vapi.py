@@ -313,27 +313,28 @@ class TestWebhooks:
             letta.archive(agent, "Her boat is called Moewe.")
             env = settings(model, LETTA_BASE_URL=letta.url, SIDECAR_AGENT_ID=agent)
             with SidecarProcess(tmp_path / "data", env) as process:
-                ask(process, body("Hello"), key="")
+                shown = {"secret": process.link_token}
+                ask(process, body("Hello"), key=process.link_token)
                 eventually(lambda: any('"memory_read"' in line for line in process.log))
                 assert not any('"archive_' in line for line in process.log)
                 history = [{"role": "user", "message": "Which boat do I have?"}]
-                answered = tell(process, "knowledge-base-request", messages=history)[1]
+                answered = tell(process, "knowledge-base-request", messages=history, **shown)[1]
                 (document,) = [d for d in answered["documents"] if "boat" in d["content"]]
                 assert document["uuid"].startswith("passage-")
                 call = {"id": "a", "name": "recall", "parameters": {"query": "boat"}}
-                answered = tell(process, "tool-calls", toolCallList=[call])[1]
+                answered = tell(process, "tool-calls", toolCallList=[call], **shown)[1]
                 assert '"archive", "text": "Her boat' in answered["results"][0]["result"]
                 letta.fault({"reads": {"chances": {"hang": 1.0}}})
                 history = [{"role": "user", "message": "And what is in my archive?"}]
-                assert tell(process, "knowledge-base-request", messages=history)[0] == 200
+                assert tell(process, "knowledge-base-request", messages=history, **shown)[0] == 200
                 letta.fault({"reads": {"chances": {}}})
 
     def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
         """No report comes: the last words are stored, the reply marked as unconfirmed."""
         env = settings(model, SIDECAR_VAPI_REPORT_S="0.5", SIDECAR_LOG_TEXT="1")
         with SidecarProcess(tmp_path / "data", env) as process:
-            ask(process, body("My name is Ada."), key="")
-            tell(process, "status-update", status="ended")
+            ask(process, body("My name is Ada."), key=process.link_token)
+            tell(process, "status-update", status="ended", secret=process.link_token)
             eventually(lambda: process.readiness()["live_calls"] == 0)
             eventually(lambda: process.undelivered() == 0)
             assert any("not confirmed as heard" in line for line in process.log)
@@ -354,7 +355,8 @@ class TestWebhooks:
         with hung, SidecarProcess(tmp_path / "data", env) as process:
             for number in range(20):
                 began_s = time.monotonic()
-                status, answered = tell(process, "assistant-request", call_id=f"call-{number}")
+                shown = {"call_id": f"call-{number}", "secret": process.link_token}
+                status, answered = tell(process, "assistant-request", **shown)
                 took_s.append(time.monotonic() - began_s)
                 assert status == 200
                 assert answered["assistantId"] == "5b0a4a08"
@@ -390,18 +392,23 @@ class TestWhoBelongs:
         assert signed(raw, str(int(time.time()) - 400)) == 401
         assert signed(raw, now, "another-secret-0123") == 401
 
-    def test_without_keys_a_tunnel_does_not_get_in(self, tmp_path: Path, model: Model) -> None:
-        """Without a key only direct requests of this machine are served."""
+    def test_without_keys_the_made_token_opens(self, tmp_path: Path, model: Model) -> None:
+        """Without a key, being on this machine opens nothing: the token of its user does."""
         with SidecarProcess(tmp_path / "data", settings(model)) as process:
             raw = json.dumps(body()).encode()
-            path = "/vapi/chat/completions"
-            assert post(process, path, raw, {})[0] == 200
-            for header in (
-                {"X-Forwarded-For": "203.0.113.9"},
-                {"Host": "abc.ngrok.app"},
-                {"Origin": "http://evil.example"},
-            ):
-                assert post(process, path, raw, header)[0] == 401
+            report = json.dumps({"message": {"type": "hang", "call": {"id": "call-1"}}}).encode()
+            for path, sent in (("/vapi/chat/completions", raw), ("/vapi/webhook", report)):
+                for header in (
+                    {},
+                    {"Authorization": "Bearer "},
+                    {"Authorization": "Bearer made-up-0123456789"},
+                    {"X-Forwarded-For": "203.0.113.9"},
+                    {"Host": "abc.ngrok.app"},
+                    {"Origin": "http://evil.example"},
+                ):
+                    assert post(process, path, sent, header)[0] == 401
+                assert post(process, path, sent, process.bearer)[0] == 200
+            assert process.link_token not in "".join([process.banner, *process.log])
 
     def test_bounds(self, sidecar: SidecarProcess) -> None:
         """Too large is 413, no JSON is 400, no messages is 400."""
@@ -416,9 +423,11 @@ class TestWhoBelongs:
         """A call that used its budget up hears so, and the model is not asked."""
         env = settings(model, SIDECAR_VAPI_CALL_TOKENS="1")
         with SidecarProcess(tmp_path / "data", env) as process:
-            assert spoken(ask(process, body("Hello"), key="")[1])
+            assert spoken(ask(process, body("Hello"), key=process.link_token)[1])
             asked = len(model.prompts())
-            assert "call again later" in spoken(ask(process, body("More"), key="")[1])
+            assert "call again later" in spoken(
+                ask(process, body("More"), key=process.link_token)[1]
+            )
             assert len(model.prompts()) == asked
 
     def test_nothing_private_is_logged(self, sidecar: SidecarProcess, model: Model) -> None:

@@ -6,11 +6,12 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -23,6 +24,8 @@ from sidecar.channels.link.spool import default_spool_dir
 from sidecar.channels.livekit.caller import Identification
 from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
+from sidecar.channels.peer import is_loopback
+from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Emit, Telemetry
 
 DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"
@@ -41,6 +44,8 @@ class LinkSettings:
             the sidecar looks, too.
         log_text: `SIDECAR_LOG_TEXT=1` lets callers' words into the log.
         trace_text: `SIDECAR_TRACE_TEXT=1` lets them into traces.
+        token_file: Where a sidecar of this user on this machine keeps the token that it has made,
+            which is shown where none is set; None: the sidecar is elsewhere.
     """
 
     url: str
@@ -48,21 +53,40 @@ class LinkSettings:
     spool_dir: Path
     log_text: bool = False
     trace_text: bool = False
+    token_file: Path | None = None
+
+    @property
+    def shown(self) -> str | Callable[[], str] | None:
+        """The token, or what reads the one that a sidecar of this user has made."""
+        if self.token or self.token_file is None:
+            return self.token
+        return partial(token_in, self.token_file)
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
         """Read them; what is unset or blank has its default."""
         data_dir = environ.get("SIDECAR_DATA_DIR", "").strip()
+        url = environ.get("SIDECAR_LINK_URL", "").strip() or DEFAULT_LINK_URL
+        state = Path(data_dir).expanduser() if data_dir else default_spool_dir().parent
         spool_dir = environ.get("SIDECAR_SPOOL_DIR", "").strip() or (
             data_dir and f"{data_dir}/spool"
         )
         return cls(
-            url=environ.get("SIDECAR_LINK_URL", "").strip() or DEFAULT_LINK_URL,
+            url=url,
             token=environ.get("SIDECAR_LINK_TOKEN", "").strip() or None,
             spool_dir=Path(spool_dir).expanduser() if spool_dir else default_spool_dir(),
             log_text=environ.get("SIDECAR_LOG_TEXT", "").strip() == "1",
             trace_text=environ.get("SIDECAR_TRACE_TEXT", "").strip() == "1",
+            token_file=state / LINK_TOKEN_FILE if _is_here(url) else None,
         )
+
+
+def _is_here(url: str) -> bool:
+    """Whether a URL names this machine: no other is shown the token of this one."""
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 class _JobLog:
@@ -154,7 +178,7 @@ async def remember(
     traces.begin(ctx.job.id)
     link = Link(
         settings.url,
-        settings.token,
+        settings.shown,
         worker=uuid.uuid4().hex,
         spool_dir=settings.spool_dir,
         emit=emit,
