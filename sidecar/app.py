@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -413,13 +414,16 @@ class Sidecar:
             )
 
     async def _retain(self) -> None:
+        kept_s = self.settings.retention_days * DAY_S
         while True:
-            before_s = self._clock() - self.settings.retention_days * DAY_S
+            wall_s = time.time()
+            # Nothing is erased early for a clock that was ahead, be it at the start or just now.
+            before_s = min(self._clock(), wall_s) - kept_s
             erased = await self.journal.erase_settled(before_s=before_s)
             if erased:
                 self._emit(telemetry.turns_erased, turns=erased)
             spool = self.settings.spool.expanduser()
-            await anyio.to_thread.run_sync(partial(erase_damaged, spool, before_s=before_s))
+            await anyio.to_thread.run_sync(partial(erase_damaged, spool, before_s=wall_s - kept_s))
             await anyio.sleep(RETENTION_EVERY_S)
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -5,6 +5,7 @@ import hmac
 import http.client
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -125,6 +126,17 @@ def report(sidecar: SidecarProcess, *lines: tuple[str, str], call_id: str = "cal
     messages = [{"role": role, "message": text} for role, text in lines]
     artifact = {"messages": messages}
     return tell(sidecar, "end-of-call-report", call_id=call_id, artifact=artifact)[0]
+
+
+def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
+    """Deliver a request for an assistant, signed as of a time; return the status."""
+    call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
+    raw = json.dumps({"message": {"type": "assistant-request", "call": call}}).encode()
+    stamp = str(int(at_s))
+    mac = hmac.new(SECRET.encode(), stamp.encode() + b"." + raw, hashlib.sha256)
+    return post(
+        sidecar, "/vapi/webhook", raw, {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+    )[0]
 
 
 class TestRecordedCalls:
@@ -391,6 +403,47 @@ class TestWhoBelongs:
         assert signed(json.dumps(json.loads(raw), indent=1).encode(), now) == 401
         assert signed(raw, str(int(time.time()) - 400)) == 401
         assert signed(raw, now, "another-secret-0123") == 401
+
+    def test_the_machines_clock_is_set(self, tmp_path: Path, model: Model) -> None:
+        """While it runs the clock is set by hours and years, either way: VAPI is admitted still."""
+        clock = tmp_path / "clock"
+        clock.write_text("0")
+        env = settings(
+            model,
+            SIDECAR_VAPI_KEY=KEY,
+            SIDECAR_VAPI_SECRET=SECRET,
+            SIDECAR_VAPI_DAY_TOKENS="1",
+            CLOCK_FILE=str(clock),
+        )
+        command = (sys.executable, "-m", "tests.moved_clock", "run")
+        with SidecarProcess(tmp_path / "data", env, command=command) as process:
+            for number, ahead_s in enumerate((0, 3_600, -3_600, 10 * 365 * 86_400, 0)):
+                clock.write_text(str(ahead_s))
+                now_s = time.time() + ahead_s
+                assert signed_status(process, f"call-{number}", now_s) == 200
+                assert signed_status(process, f"call-{number}", now_s - 301) == 401
+            # A day's budget is the world's day, too.
+            assert "call again" not in spoken(ask(process, body("Hello", call_id="d1"))[1])
+            assert "call again later" in spoken(ask(process, body("Hello", call_id="d2"))[1])
+            clock.write_text("86400")
+            assert "call again" not in spoken(ask(process, body("Hello", call_id="d3"))[1])
+
+    def test_a_delivery_is_known_after_a_restart(self, tmp_path: Path, model: Model) -> None:
+        """Memory goes out once for each signature, whatever kills the sidecar in between."""
+        env = settings(model, SIDECAR_VAPI_KEY=KEY, SIDECAR_VAPI_SECRET=SECRET)
+        env["SIDECAR_VAPI_ASSISTANT_ID"] = "5b0a4a08"
+        process = SidecarProcess(tmp_path / "data", env)
+        now_s = time.time()
+        try:
+            for number in range(3):
+                process.start()
+                for earlier in range(number):
+                    assert signed_status(process, f"call-{earlier}", now_s) == 401
+                assert signed_status(process, f"call-{number}", now_s) == 200
+                assert signed_status(process, f"call-{number}", now_s) == 401
+                process.kill()
+        finally:
+            process.stop()
 
     def test_without_keys_the_made_token_opens(self, tmp_path: Path, model: Model) -> None:
         """Without a key, being on this machine opens nothing: the token of its user does."""
