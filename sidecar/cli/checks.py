@@ -202,7 +202,10 @@ def binding(settings: Settings) -> Finding:
     """Look at who can reach the sidecar. Settings without a long secret for it are refused before."""
     where = f"{settings.host}:{settings.port}"
     if settings.loopback:
-        token = "with a token" if settings.tokens else f"with the token of {LINK_TOKEN_FILE}"
+        token = "with a token"
+        if not settings.tokens:
+            made = f"with the token of {LINK_TOKEN_FILE} in the data directory"
+            token = made if settings.makes_token else "closed to voice workers"
         return Finding("bind", "ok", f"{where}, this machine alone, {token}")
     return Finding("bind", "ok", f"{where}, open to the network, with a token")
 
