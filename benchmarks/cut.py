@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 
 from benchmarks.processes import LettaProcess, sidecar
+from tests.sidecar_process import SidecarProcess
 
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -76,7 +77,7 @@ async def cut_streams(
                     names = [str(n) for n in range(first, min(first + _AT_ONCE, streams))]
                     async with anyio.create_task_group() as cutting:
                         for name in names:
-                            cutting.start_soon(_cut_one, session, process.url, name, model, took_s)
+                            cutting.start_soon(_cut_one, session, process, name, model, took_s)
         finally:
             await anyio.to_thread.run_sync(process.stop)
         tasks.cancel_scope.cancel()
@@ -84,14 +85,20 @@ async def cut_streams(
 
 
 async def _cut_one(
-    session: aiohttp.ClientSession, url: str, name: str, model: _Endless, took_s: list[float]
+    session: aiohttp.ClientSession,
+    process: SidecarProcess,
+    name: str,
+    model: _Endless,
+    took_s: list[float],
 ) -> None:
     body = {
         "stream": True,
         "messages": [{"role": "user", "content": f"stream-{name}"}],
         "call": {"id": f"cut-{name}", "type": "inboundPhoneCall"},
     }
-    response = await session.post(f"{url}/vapi/chat/completions", json=body)
+    response = await session.post(
+        f"{process.url}/vapi/chat/completions", json=body, headers=process.bearer
+    )
     await response.content.readline()
     response.close()
     gone_s = time.perf_counter()

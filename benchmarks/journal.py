@@ -25,6 +25,7 @@ from benchmarks.processes import LettaProcess, sidecar
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
+from tests.sidecar_process import SidecarProcess
 
 RATE_PER_S = 200.0
 SECONDS = 8.0
@@ -45,12 +46,12 @@ async def measure(quick: bool) -> Figures:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        def start() -> str:
+        def start() -> SidecarProcess:
             letta = stack.enter_context(LettaProcess(delay_ms=20))
             process = sidecar(directory / "sidecar", letta, SIDECAR_LOG_LEVEL="error")
-            return stack.enter_context(process).link_url
+            return stack.enter_context(process)
 
-        url = await anyio.to_thread.run_sync(start)
+        process = await anyio.to_thread.run_sync(start)
         rows: dict[str, Figures] = {}
         rows["bare fsync, before"] = await _fsync(directory / "bare", seconds)
         rows["journal, no link"] = await _direct(directory / "journal.db", seconds)
@@ -59,15 +60,15 @@ async def measure(quick: bool) -> Figures:
             ("link, 4 clients", 4, ""),
             ("link, 1 client, delivering", 1, "ada"),
         ):
-            rows[name] = await anyio.to_thread.run_sync(_linked, url, clients, caller, seconds)
+            rows[name] = await anyio.to_thread.run_sync(_linked, process, clients, caller, seconds)
         rows["bare fsync, after"] = await _fsync(directory / "bare", seconds)
     linked = rows["link, 1 client"]
     return rows | {name: linked[name] for name in ("append_p50_ms", "append_p99_ms", "max_per_s")}
 
 
-def _linked(url: str, clients: int, caller: str, seconds: float) -> Figures:
-    steady = _clients(url, clients, seconds, caller=caller, rate=RATE_PER_S / clients)
-    flat_out = _clients(url, clients, seconds / 2, caller=caller, rate=0.0)
+def _linked(process: SidecarProcess, clients: int, caller: str, seconds: float) -> Figures:
+    steady = _clients(process, clients, seconds, caller=caller, rate=RATE_PER_S / clients)
+    flat_out = _clients(process, clients, seconds / 2, caller=caller, rate=0.0)
     return {
         **latency([s for seen in steady for s in seen["acks_s"]], prefix="append_"),
         "max_per_s": round(sum(seen["sent"] / seen["took_s"] for seen in flat_out)),
@@ -76,13 +77,21 @@ def _linked(url: str, clients: int, caller: str, seconds: float) -> Figures:
 
 
 def _clients(
-    url: str, count: int, seconds: float, *, caller: str, rate: float
+    process: SidecarProcess, count: int, seconds: float, *, caller: str, rate: float
 ) -> list[dict[str, Any]]:
     """Run so many client processes at once and return what each saw."""
-    command = [sys.executable, "-m", "benchmarks.link_client", url, "--rate", str(rate)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.link_client",
+        process.link_url,
+        "--rate",
+        str(rate),
+    ]
     command += ["--seconds", str(seconds), "--caller", caller]
+    env = {**os.environ, "SIDECAR_LINK_TOKEN": process.link_token}  # no other user sees it there
     running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
     try:

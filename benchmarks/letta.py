@@ -187,7 +187,9 @@ async def _first_token_of_app_server(
     with SidecarProcess(directory / "data", env) as sidecar:
         ways = {
             "first token: model, beside App Server": _Way(f"{server.llm_url}/v1", "demo"),
-            "first token: ours": _Way(f"{sidecar.url}/vapi", "demo", as_vapi=True),
+            "first token: ours": _Way(
+                f"{sidecar.url}/vapi", "demo", sidecar.link_token, as_vapi=True
+            ),
             "first token: Letta, App Server, one chat": _Way(
                 api, agent_id, server.token, chat="bench"
             ),

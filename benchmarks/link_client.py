@@ -1,12 +1,13 @@
 """A worker process that does nothing but hand over turns: `python -m benchmarks.link_client`.
 
 It speaks the protocol itself (docs/link-protocol.md), so that what is measured is the link and
-the sidecar behind it. Prints what it saw as JSON.
+the sidecar behind it. Prints what it saw as JSON. SIDECAR_LINK_TOKEN is the link's token.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -127,7 +128,11 @@ async def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Connect, wait for a line on standard input, send; return what was seen."""
     name = uuid.uuid4().hex[:12]
     async with connect(
-        asked.url, subprotocols=[Subprotocol(SUBPROTOCOL)], compression=None, proxy=None
+        asked.url,
+        subprotocols=[Subprotocol(SUBPROTOCOL)],
+        additional_headers={"Authorization": f"Bearer {os.environ['SIDECAR_LINK_TOKEN']}"},
+        compression=None,
+        proxy=None,
     ) as socket:
         await socket.send(encode(Hello(name)))
         client = Client(socket, name, asked.caller)

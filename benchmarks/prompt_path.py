@@ -101,7 +101,9 @@ async def measure(quick: bool) -> Figures:
             for name, process in sidecars.items():
                 for n in range(CALLS):
                     agent_id = await anyio.to_thread.run_sync(lettas[name].agent, f"agent {n}")
-                    settings = LinkSettings(process.link_url, None, process.data_dir / "spool")
+                    settings = LinkSettings(
+                        process.link_url, process.link_token, process.data_dir / "spool"
+                    )
                     calls.start_soon(
                         _call_with_memory, f"{n}", agent_id, settings, floor, remembered[name]
                     )

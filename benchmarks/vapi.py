@@ -80,7 +80,10 @@ def opened(stack: ExitStack, directory: Path) -> "Stage":
         "direct": Way(f"{model.url}/v1/chat/completions"),
         "bare": Way(bare_url, psutil.Process(bare.pid)),
         "through": Way(
-            f"{process.url}/vapi/chat/completions", psutil.Process(process.pid), memory=True
+            f"{process.url}/vapi/chat/completions",
+            psutil.Process(process.pid),
+            memory=True,
+            headers=process.bearer,
         ),
     }
     return Stage(model, letta, process, callers[_number(1, 0)], ways)
@@ -93,12 +96,19 @@ class Way:
         url: Asked for chat completions.
         process: Whose CPU is counted.
         memory: It puts the memory in by itself.
+        headers: What it wants shown.
     """
 
     def __init__(
-        self, url: str, process: psutil.Process | None = None, *, memory: bool = False
+        self,
+        url: str,
+        process: psutil.Process | None = None,
+        *,
+        memory: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
+        self.headers = dict(headers or {})
         self.memory = memory
         self.first_s: list[float] = []
         self.chunks = 0
@@ -163,7 +173,9 @@ async def _announce(session: aiohttp.ClientSession, process: SidecarProcess, str
     """Say that each call has begun, as VAPI does before it asks the model."""
     for index in range(streams):
         message = {"type": "status-update", "status": "in-progress", "call": _call(streams, index)}
-        async with session.post(f"{process.url}/vapi/webhook", json={"message": message}) as told:
+        url = f"{process.url}/vapi/webhook"
+        headers = process.bearer
+        async with session.post(url, json={"message": message}, headers=headers) as told:
             assert told.status == 200
 
 
@@ -200,7 +212,7 @@ async def _round(
             body["call"] = _call(streams, index)
         began_s = time.perf_counter()
         first_s, chunks = 0.0, 0
-        async with session.post(way.url, json=body) as response:
+        async with session.post(way.url, json=body, headers=way.headers) as response:
             async for line in response.content:
                 if not line.startswith(b"data: {"):
                     continue

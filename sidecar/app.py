@@ -8,9 +8,9 @@ a backoff and says so; the journal is closed last.
 
 import os
 import random
-import secrets
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -44,6 +44,7 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
+from sidecar.private import installation_secret, link_token, make_directory, refuse_shared
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import Direct, listen, routes, serving
@@ -67,12 +68,13 @@ def prepare_data_dir(settings: Settings) -> Path:
     """Make the data directory, 0700, and return it.
 
     Raises:
-        ConfigError: it can't be made or written.
+        ConfigError: it can't be made or written, or it is open to other users.
     """
     directory = settings.data_dir.expanduser()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.spool.expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory)
+        refuse_shared(directory)
+        make_directory(settings.spool.expanduser())
     except OSError as error:
         raise ConfigError(
             f"the data directory can't be made: {error.strerror}",
@@ -84,23 +86,6 @@ def prepare_data_dir(settings: Settings) -> Path:
             fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
         )
     return directory
-
-
-def installation_secret(directory: Path) -> bytes:
-    """Return this installation's own secret, made on the first start; 32 bytes, file 0600."""
-    path = directory / "secret"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        kept = path.read_bytes()
-        if len(kept) >= 16:  # noqa: PLR2004
-            return kept
-        path.unlink()
-        return installation_secret(directory)
-    made = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made)
-    return made
 
 
 def build_llm(settings: Settings) -> Llm:
@@ -208,6 +193,7 @@ class Sidecar:
         clock: Callable[[], float],
         tracer: Tracer = NO_TRACES,
         page_token: str = "",
+        made_token: str = "",
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -261,8 +247,7 @@ class Sidecar:
         )
         self.link = LinkServer(
             self.calls,
-            tokens=settings.tokens,
-            default_tenant=DEFAULT_TENANT if settings.link_open else None,
+            tokens=settings.tokens or ({made_token: DEFAULT_TENANT} if made_token else {}),
             memory_wait_s=settings.memory_wait_s,
             cold_start_s=settings.cold_start_s,
             emit=emit,
@@ -288,6 +273,8 @@ class Sidecar:
             journal,
             llm,
             self.archive,
+            made_token=made_token,
+            directory=directory,
             redact=redaction(settings.redact),
             emit=emit,
             clock=clock,
@@ -439,13 +426,16 @@ class Sidecar:
             )
 
     async def _retain(self) -> None:
+        kept_s = self.settings.retention_days * DAY_S
         while True:
-            before_s = self._clock() - self.settings.retention_days * DAY_S
+            wall_s = time.time()
+            # Nothing is erased early for a clock that was ahead, be it at the start or just now.
+            before_s = min(self._clock(), wall_s) - kept_s
             erased = await self.journal.erase_settled(before_s=before_s)
             if erased:
                 self._emit(telemetry.turns_erased, turns=erased)
             spool = self.settings.spool.expanduser()
-            await anyio.to_thread.run_sync(partial(erase_damaged, spool, before_s=before_s))
+            await anyio.to_thread.run_sync(partial(erase_damaged, spool, before_s=wall_s - kept_s))
             await anyio.sleep(RETENTION_EVERY_S)
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -560,6 +550,7 @@ async def opened(
             clock=clock,
             tracer=tracer,
             page_token=page_token,
+            made_token=link_token(directory) if settings.makes_token else "",
         )
         events.observe = sidecar.metrics.observe
         yield sidecar

@@ -9,7 +9,9 @@ class SteadyClock:
 
     Every due time, horizon and age in one process comes from one of these, so that setting the
     clock neither holds deliveries back nor makes a post look older than it is. It differs from
-    the wall clock by the jumps since it was built; a restart takes the new time.
+    the wall clock by the jumps since it was built; a restart takes the new time. So what the
+    world outside has dated (a signature, a file, a run of Letta's, a day's budget) is compared
+    with `time.time`, never with this.
 
     Args:
         wall: Unix time, read once.

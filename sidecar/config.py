@@ -295,10 +295,10 @@ class Settings(BaseSettings):
                 f"{missing}: set SIDECAR_VAPI_KEY (the model endpoint) and SIDECAR_VAPI_SECRET"
                 " (the server URL) together"
             )
-        if self.livekit_url is not None and not self.link_open and not self.tokens:
+        if self.livekit_url is not None and not self.makes_token and not self.tokens:
             raise ValueError(
-                "SIDECAR_LINK_TOKEN: VAPI reaches this port from outside, so voice workers need a"
-                f" token: {_MAKE_ONE}"
+                "SIDECAR_LINK_TOKEN: with SIDECAR_VAPI_TENANTS, voice workers need a token of their"
+                f" tenant: set SIDECAR_TENANTS, or {_MAKE_ONE}"
             )
         if self.agent_id is not None and len(self.tenant_names) > 1:
             raise ValueError(
@@ -335,16 +335,16 @@ class Settings(BaseSettings):
             return False
 
     @property
-    def link_open(self) -> bool:
-        """Whether programs on this machine may connect as workers without a token.
+    def makes_token(self) -> bool:
+        """Whether the sidecar makes the token itself, in its data directory: none is set.
 
-        Not where VAPI's secrets are set: then a tunnel or a proxy brings the outside to this port.
+        Not where VAPI's secrets name tenants: it could not say whose workers those are.
         """
-        return not self.tokens and self.loopback and not self.vapi_credentials
+        return not self.tokens and set(self.tenant_names) == {DEFAULT_TENANT}
 
     @property
     def tokens(self) -> Mapping[str, str]:
-        """Tenant by bearer token. Empty: see `link_open`."""
+        """Tenant by bearer token, as set. Empty: see `makes_token`."""
         by_token = {token.get_secret_value(): name for name, token in self.tenants.items()}
         if self.link_token is not None:
             by_token[self.link_token.get_secret_value()] = DEFAULT_TENANT
@@ -352,7 +352,7 @@ class Settings(BaseSettings):
 
     @property
     def vapi_credentials(self) -> Mapping[str, VapiCredential]:
-        """What each tenant's VAPI account shows. Empty: this machine alone may use the routes."""
+        """What each tenant's VAPI account shows, as set. Empty: see `makes_token`."""
         credentials = dict(self.vapi_tenants)
         if self.vapi_key is not None and self.vapi_secret is not None:
             credentials[DEFAULT_TENANT] = VapiCredential(key=self.vapi_key, secret=self.vapi_secret)

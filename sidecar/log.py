@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from typing import TextIO, cast
 
 import structlog
+from typing_extensions import override
+
+from sidecar.sparing import Sparing
 
 
 class LogWriter:
@@ -56,11 +59,28 @@ class LogWriter:
                 self.dropped += 1
 
 
+class Spared(logging.Filter):
+    """Lets few lines of one text pass in a minute: a stranger's bad requests are some library's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sparing = Sparing()
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        left_out = self._sparing.admits((record.name, record.msg))
+        if left_out:
+            record.msg = f"{record.msg} (and {left_out} more before)"
+        return left_out is not None
+
+
 def configure_logging(*, level: str, json: bool) -> None:
     """Send structlog to standard error, as JSON lines or for a console, without ever waiting for it.
 
     Tracebacks are rendered without the values of local variables: those hold callers' words.
     """
+    if logging.lastResort is not None:  # what libraries say that nobody else takes
+        logging.lastResort.addFilter(Spared())
     writer = LogWriter(sys.stderr)
     atexit.register(writer.close)
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

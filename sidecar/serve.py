@@ -33,6 +33,7 @@ from sidecar.log import configure_logging
 from sidecar.memory.store import DirectoryStore
 from sidecar.model import Block
 from sidecar.privacy import redaction
+from sidecar.private import LINK_TOKEN_FILE
 from sidecar.server.http import lift_file_limit
 from sidecar.telemetry import Telemetry
 from sidecar.transcript.journal import Journal
@@ -98,11 +99,12 @@ async def serve(settings: Settings, worker: Path | None, kept: Kept | None = Non
 def _banner(
     settings: Settings, url: str, *, token: str, found: OpenLetta, llm: str, worker: Path | None
 ) -> str:
-    access = "voice workers connect here, from this machine alone, no token set"
+    access = "closed: set SIDECAR_LINK_TOKEN or SIDECAR_TENANTS"
     if settings.tokens:
         access = "voice workers connect here, with its token"
-    elif not settings.link_open:
-        access = "closed: set SIDECAR_LINK_TOKEN, since VAPI reaches this port from outside"
+    elif settings.makes_token:
+        access = f"voice workers of this user connect here; token in {LINK_TOKEN_FILE} of"
+        access += " the data directory"
     lines = [
         "",
         "  The voice sidecar for Letta is up.",

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 import structlog
 
 from sidecar.model import TURN_SECONDS
+from sidecar.sparing import Sparing
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -26,15 +27,19 @@ class Event:
         name: Past tense, stable; dashboards and alerts refer to it.
         level: How loud it is logged.
         fields: The names it may carry.
+        kinds: Where anybody can make it happen as often as they like: the fields that tell one
+            reason from another. Few of each are logged in a minute, the next with the number
+            left out; all are counted. None: each is logged.
     """
 
     name: str
     level: Level
     fields: frozenset[str]
+    kinds: tuple[str, ...] | None = None
 
 
-def _event(name: str, level: Level, *fields: str) -> Event:
-    return Event(name, level, frozenset(fields))
+def _event(name: str, level: Level, *fields: str, kinds: tuple[str, ...] | None = None) -> Event:
+    return Event(name, level, frozenset(fields), kinds)
 
 
 # Process
@@ -89,15 +94,19 @@ caller_forgotten = _event("caller_forgotten", "info", "turns", "agents", "conver
 # Link
 link_opened = _event("link_opened", "info", "worker", "tenant")
 link_closed = _event("link_closed", "info", "worker", "code")
-link_refused = _event("link_refused", "warning", "why")
-frame_refused = _event("frame_refused", "warning", "worker", "code", "field")
+link_refused = _event("link_refused", "warning", "why", kinds=("why",))
+frame_refused = _event("frame_refused", "warning", "worker", "code", "field", kinds=("code",))
 # The worker's end
 link_lost = _event("link_lost", "warning", "error", "retry_in_s", "unacked")
 link_restored = _event("link_restored", "info", "unacked", "down_s")
+link_token_unread = _event("link_token_unread", "warning", "file", "error", "hint")
 turns_spooled = _event("turns_spooled", "warning", "call", "turns")
 turns_dropped = _event("turns_dropped", "error", "call", "turns", "why")
 # VAPI
-vapi_refused = _event("vapi_refused", "warning", "route", "status", "why")
+vapi_refused = _event(
+    "vapi_refused", "warning", "route", "status", "why", kinds=("route", "status")
+)
+deliveries_not_kept = _event("deliveries_not_kept", "warning", "error")
 vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant")
 vapi_caller_changed = _event("vapi_caller_changed", "error", "call")
 vapi_stream_ended = _event(
@@ -130,6 +139,7 @@ class Telemetry:
         strict: Raise on a field the catalogue does not list (tests do).
         log_text: Let `pii_` fields through.
         logger: A structlog logger, or anything with `debug`, `info`, `warning`, `error`.
+        sparing: Bounds the lines of events that strangers cause.
         redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
         observe: Told of each event with the fields its entry lists; returns at once.
 
@@ -143,12 +153,14 @@ class Telemetry:
         strict: bool = False,
         log_text: bool = False,
         logger: object | None = None,
+        sparing: Sparing | None = None,
         redact: Callable[[str], str] | None = None,
         observe: Callable[[Event, Mapping[str, object]], None] | None = None,
     ) -> None:
         self._strict = strict
         self._log_text = log_text
         self._logger = logger if logger is not None else structlog.get_logger()
+        self._sparing = sparing or Sparing()
         self._redact = redact
         self.observe = observe
         self.counts: Counter[str] = Counter()
@@ -170,11 +182,19 @@ class Telemetry:
     def _say(self, event: Event, fields: Mapping[str, object]) -> None:
         if self.observe is not None:
             self.observe(event, fields)
+        left_out: int | None = 0
+        if event.kinds is not None:
+            kind = (event.name, *(str(fields.get(name)) for name in event.kinds))
+            left_out = self._sparing.admits(kind)
+            if left_out is None:
+                return
         shown = {
             name: self._safe(name, value)
             for name, value in fields.items()
             if name in event.fields and (self._log_text or not name.startswith("pii_"))
         }
+        if left_out:
+            shown["left_out"] = left_out
         cast("Callable[..., None]", getattr(self._logger, event.level))(event.name, **shown)
 
     def _safe(self, name: str, value: object) -> object:

@@ -116,6 +116,17 @@ class SidecarProcess:
         return f"ws://127.0.0.1:{self.port}/link"
 
     @property
+    def link_token(self) -> str:
+        """What opens the link: set, or made by it."""
+        made = self.data_dir / "link-token"
+        return self._env.get("SIDECAR_LINK_TOKEN") or made.read_text(encoding="ascii").strip()
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The headers that show `link_token`."""
+        return {"Authorization": f"Bearer {self.link_token}"}
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

@@ -66,11 +66,11 @@ def running(command: list[str], ready: str, env: dict[str, str], log: Path) -> I
             process.wait(20)
 
 
-def play(name: str, url: str, upstream: str) -> None:
+def play(name: str, url: str, token: str, upstream: str) -> None:
     """Play one call and show the memory in its last prompt."""
     recorded = json.loads((HERE / "calls" / name).read_text(encoding="utf-8"))
     sys.stdout.write(f"\n{name}\n")
-    Player(url, speed=SPEED).play(recorded)
+    Player(url, key=token, secret=token, speed=SPEED).play(recorded)
     prompts = [seen for seen in get(f"{upstream}/_log?tail=50") if seen["path"] == "chat"]
     ours = [
         p["body"]["messages"]
@@ -123,8 +123,9 @@ def main() -> None:
                 [*python, "sidecar", "run"], f"{url}/livez", sidecar_env, directory / "sidecar.log"
             ),
         ):
-            play("first-call.json", url, upstream)
-            play("second-call.json", url, upstream)
+            token = (directory / "data" / "link-token").read_text(encoding="ascii").strip()
+            play("first-call.json", url, token, upstream)
+            play("second-call.json", url, token, upstream)
             deadline = time.monotonic() + START_S
             while get(f"{url}/readyz")["undelivered_turns"] and time.monotonic() < deadline:
                 threading.Event().wait(0.1)

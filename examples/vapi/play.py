@@ -49,8 +49,8 @@ class Player:
 
     Args:
         url: The sidecar's.
-        key: SIDECAR_VAPI_KEY, empty where none is set.
-        secret: SIDECAR_VAPI_SECRET, empty where none is set.
+        key: SIDECAR_VAPI_KEY; where none is set, the token that the sidecar has made.
+        secret: SIDECAR_VAPI_SECRET; where none is set, that token.
         speed: 2 plays twice as fast; 0 leaves the pauses out.
         say: Called with a line of text for people.
     """
@@ -165,6 +165,16 @@ def _spoken(line: bytes) -> str:
     return choices[0].get("delta", {}).get("content") or ""
 
 
+def made_token() -> str:
+    """Return the token that a sidecar of this user makes at its first start, empty without one."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    directory = os.environ.get("SIDECAR_DATA_DIR", "").strip() or f"{state}/letta-sidecar"
+    try:
+        return (Path(directory).expanduser() / "link-token").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def main() -> None:
     """Play the call named on the command line."""
     parser = argparse.ArgumentParser(description="Play a recorded VAPI call against a sidecar.")
@@ -175,8 +185,8 @@ def main() -> None:
     asked = parser.parse_args()
     player = Player(
         asked.url,
-        key=os.environ.get("SIDECAR_VAPI_KEY", "").partition(",")[0],
-        secret=os.environ.get("SIDECAR_VAPI_SECRET", "").partition(",")[0],
+        key=os.environ.get("SIDECAR_VAPI_KEY", "").partition(",")[0].strip() or made_token(),
+        secret=os.environ.get("SIDECAR_VAPI_SECRET", "").partition(",")[0].strip() or made_token(),
         speed=asked.speed,
     )
     recorded = json.loads(asked.recording.read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import anyio.to_thread
 from sidecar.config import Settings, default_data_dir, read_agent_map
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
+from sidecar.private import LINK_TOKEN_FILE, refuse_shared
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
 
@@ -63,6 +63,9 @@ def usable(settings: Settings) -> None:
         ConfigError: one of them can't be used.
     """
     redaction(settings.redact)
+    directory = settings.data_dir.expanduser()
+    if directory.exists():
+        refuse_shared(directory)
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
     if exporter_of(os.environ)[0] != "none":
@@ -135,19 +138,11 @@ def permissions(directory: Path) -> Finding:
             f"{directory} can't be written",
             f"run as its owner, or: chown -R $(id -un) {directory}",
         )
-    open_to_others = [
-        path
-        for path in (directory, *sorted(directory.rglob("*")))
-        if not path.is_symlink() and stat.S_IMODE(path.lstat().st_mode) & 0o077
-    ]
-    # A file in a closed directory is closed, whatever its own mode says.
-    if open_to_others and directory in open_to_others:
-        return Finding(
-            "permissions",
-            "warning",
-            f"{directory} is open to other users of this machine",
-            f"chmod -R go-rwx {directory}",
-        )
+    try:
+        # A file in a closed directory is closed, whatever its own mode says.
+        refuse_shared(directory)
+    except ConfigError as error:
+        return Finding("permissions", "bad", error.message, error.fields[0][1])
     return Finding("permissions", "ok", f"{directory} is this user's alone")
 
 
@@ -207,8 +202,11 @@ def binding(settings: Settings) -> Finding:
     """Look at who can reach the sidecar. Settings without a long secret for it are refused before."""
     where = f"{settings.host}:{settings.port}"
     if settings.loopback:
-        token = "with a token" if settings.tokens else "no token needed"
-        return Finding("bind", "ok", f"{where}, this machine alone, {token}")
+        opened = "with a token"
+        if not settings.tokens:
+            made = f"with the token of {LINK_TOKEN_FILE} in the data directory"
+            opened = made if settings.makes_token else "closed to voice workers"
+        return Finding("bind", "ok", f"{where}, this machine alone, {opened}")
     return Finding("bind", "ok", f"{where}, open to the network, with a token")
 
 

@@ -14,6 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from sidecar.model import Block, Snapshot
+from sidecar.private import make_directory
 
 
 class SnapshotStore(Protocol):
@@ -75,7 +76,7 @@ class DirectoryStore:
         return Snapshot.of(agent_id, copy.blocks, read_at_s=copy.read_at_s)
 
     def _save(self, snapshot: Snapshot) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self._directory)
         copy = _Copy(snapshot.agent_id, list(snapshot.blocks), snapshot.read_at_s)
         path = self._path(snapshot.agent_id)
         unfinished = _unfinished(path)

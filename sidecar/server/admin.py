@@ -9,10 +9,9 @@ import hmac
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TypeVar, cast
 
 import anyio
 import msgspec
@@ -24,12 +23,16 @@ from sidecar.calls import LiveCall
 from sidecar.channels.peer import from_this_machine
 from sidecar.errors import SidecarError
 from sidecar.model import Command
+from sidecar.private import write_whole
 from sidecar.transcript.journal import Journal
 
 CONTROL_FILE = "control.json"
 BUDGET_S = 300.0
+_BODY_LIMIT_BYTES = 65_536
 _TEXT_LIMIT_CHARS = 1_024
 _COMMAND_CHARS = 2_000
+
+T = TypeVar("T")
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -81,9 +84,7 @@ class Admin:
     def announce(self, directory: Path, url: str) -> None:
         """Write where this sidecar is reached, and its token, for this user alone (0600)."""
         content = {"url": url, "token": self._token, "pid": os.getpid()}
-        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:  # 0600
-            json.dump(content, file)
-        Path(file.name).replace(directory / CONTROL_FILE)
+        write_whole(directory / CONTROL_FILE, json.dumps(content).encode())
 
     def withdraw(self, directory: Path) -> None:
         """Take `announce` back, unless a later sidecar has announced itself."""
@@ -147,10 +148,9 @@ class Admin:
 
     async def _command(self, request: Request) -> Response:
         """Pass a command on to the call's channel; what becomes of it, its transcript shows."""
-        try:
-            asked = msgspec.json.decode(await request.body(), type=Order)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return JSONResponse({"error": "malformed", "hint": ""}, 400)
+        asked = await _asked(request, Order)
+        if asked is None:
+            return _malformed()
         if asked.command != "hang-up" and not asked.text:
             return JSONResponse({"error": "text: say what to heed or to say"}, 400)
         found = [one for one in self._live() if asked.call in {one.key, one.call.call_id}]
@@ -167,12 +167,28 @@ class Admin:
         return _outcome(done=True)
 
     async def _forget_caller(self, request: Request) -> Response:
-        try:
-            asked = msgspec.json.decode(await request.body(), type=Forget)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return JSONResponse({"error": "malformed", "hint": ""}, 400)
+        asked = await _asked(request, Forget)
+        if asked is None:
+            return _malformed()
         report = await self._forget(asked)
         return Response(msgspec.json.encode(report), media_type="application/json")
+
+
+async def _asked(request: Request, kind: type[T]) -> T | None:
+    """Return what a body asks; None where it is too long, no JSON or not of that kind."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _BODY_LIMIT_BYTES:
+            return None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _malformed() -> Response:
+    return JSONResponse({"error": "malformed", "hint": ""}, 400)
 
 
 def _outcome(done: bool) -> Response:

@@ -21,11 +21,14 @@ from typing_extensions import override
 
 from sidecar.channels.link.frames import MAX_FRAME_BYTES
 from sidecar.errors import ConfigError
-from sidecar.server.deadline import DeadlineProtocol
+from sidecar.server.deadline import Busy, bounded
 from sidecar.server.link import LinkServer
 
 MAX_CONNECTIONS = 4_000
-"""Beyond it a request is answered 503: more than the calls of one machine need."""
+"""Of clients, and of requests at once: more than the calls of one machine need."""
+_MIN_CONNECTIONS = 64
+_OTHER_FILES = 256
+"""Open files that are no connection of a client's, nor the one to a model that goes with it."""
 OPENAPI = Path(__file__).with_name("openapi.json")
 """The HTTP routes of every part, as OpenAPI 3.1."""
 
@@ -110,6 +113,14 @@ def lift_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def connections_limit() -> int:
+    """Return how many connections of clients the file limit of this process has room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(_MIN_CONNECTIONS, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Bind; port 0 takes a free one.
 
@@ -132,11 +143,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, bound: socket.socket) -> AsyncGenerator[None]:
-    """Serve `app` on a bound socket while the context is open."""
+async def serving(
+    app: ASGIApp, bound: socket.socket, *, limit: int | None = None
+) -> AsyncGenerator[None]:
+    """Serve `app` on a bound socket while the context is open.
+
+    Args:
+        app: All routes.
+        bound: As from `listen`.
+        limit: Connections, and requests at once; by default `connections_limit`.
+    """
+    limit = limit or connections_limit()
     config = uvicorn.Config(
-        app,
-        http=DeadlineProtocol,
+        Busy(app, limit),
+        http=bounded(limit),
         ws="websockets-sansio",
         # Larger than a frame may be: the link answers with an error that names the limit.
         ws_max_size=4 * MAX_FRAME_BYTES,
@@ -146,7 +166,8 @@ async def serving(app: ASGIApp, bound: socket.socket) -> AsyncGenerator[None]:
         access_log=False,
         server_header=False,
         lifespan="off",
-        limit_concurrency=MAX_CONNECTIONS,
+        # So many are accepted in one go, before any of them can make room.
+        backlog=min(1_024, limit // 2),
         timeout_graceful_shutdown=2,
         timeout_keep_alive=75,
     )

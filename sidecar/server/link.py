@@ -35,7 +35,6 @@ from sidecar.channels.link.frames import (
     TurnFrame,
     Welcome,
 )
-from sidecar.channels.peer import from_this_machine
 from sidecar.errors import LinkError
 from sidecar.server.inbox import OPEN_FIRST, UNKNOWN_CALL, CallFrame, CallInbox
 from sidecar.telemetry import Emit
@@ -73,9 +72,7 @@ class LinkServer:
 
     Args:
         calls: Where calls live.
-        tokens: Tenant by bearer token.
-        default_tenant: Without tokens, the tenant of programs on this machine, which alone are
-            let in; None: nobody is.
+        tokens: Tenant by bearer token; without any, nobody is let in.
         memory_wait_s: What a worker may spend at a prompt on a read under way.
         cold_start_s: What a worker may spend at a call's first prompt.
         retry_after_s: Told to workers when the sidecar goes away.
@@ -87,7 +84,6 @@ class LinkServer:
         calls: Calls,
         *,
         tokens: Mapping[str, str],
-        default_tenant: str | None,
         memory_wait_s: float,
         cold_start_s: float,
         retry_after_s: float = 1.0,
@@ -95,7 +91,6 @@ class LinkServer:
     ) -> None:
         self._calls = calls
         self._tokens = tokens
-        self._default_tenant = default_tenant
         self._welcome = Welcome(memory_wait_s, cold_start_s, MAX_FRAME_BYTES)
         self._retry_after_s = retry_after_s
         self._emit = emit
@@ -105,7 +100,7 @@ class LinkServer:
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
         why = ""
-        tenant = self._tenant_of(socket)
+        tenant = tenant_of(socket.headers.get("authorization", ""), self._tokens)
         if socket.headers.get("origin") is not None:
             why = "a browser's request"
         elif SUBPROTOCOL not in socket.scope.get("subprotocols", []):
@@ -126,12 +121,6 @@ class LinkServer:
             if self._of_worker.get(connection.owner) is connection:
                 del self._of_worker[connection.owner]
                 self._calls.orphan(connection.owner)
-
-    def _tenant_of(self, socket: WebSocket) -> str | None:
-        if self._tokens:
-            return tenant_of(socket.headers.get("authorization", ""), self._tokens)
-        client = socket.client.host if socket.client else ""
-        return self._default_tenant if from_this_machine(socket.headers, client) else None
 
     @property
     def connections(self) -> int:

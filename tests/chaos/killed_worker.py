@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,7 @@ import anyio
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints
 from sidecar.channels.link.link import Link
+from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Telemetry
 from tests.chaos.ledger import lesson_of, text_of
 
@@ -96,6 +98,7 @@ async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> Non
     dice = random.Random(seed)
     link = Link(
         url,
+        partial(token_in, Path(os.environ["SIDECAR_DATA_DIR"]) / LINK_TOKEN_FILE),
         worker=name,
         spool_dir=spool,
         emit=Telemetry(strict=True, logger=Quiet()).emit,

@@ -157,7 +157,7 @@ class Loop:
             str(directory / "ledgers" / name),
             str(self.dice.randrange(1 << 30)),
         ]
-        env = os.environ | self.letta.env
+        env = os.environ | self.letta.env | {"SIDECAR_DATA_DIR": str(directory / "data")}
         worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
 
     # Harm

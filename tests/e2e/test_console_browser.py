@@ -418,7 +418,7 @@ def call_by_vapi(sidecar: SidecarProcess) -> None:
     request = urllib.request.Request(
         f"{sidecar.url}/vapi/chat/completions",
         json.dumps(asked).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", **sidecar.bearer},
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert b"[DONE]" in answer.read()
@@ -426,7 +426,11 @@ def call_by_vapi(sidecar: SidecarProcess) -> None:
 
 def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProcess) -> None:
     """Several calls are live at once, those of LiveKit and VAPI too; each has its transcript."""
-    link = connect(sidecar.link_url, subprotocols=[Subprotocol(SUBPROTOCOL)])
+    link = connect(
+        sidecar.link_url,
+        subprotocols=[Subprotocol(SUBPROTOCOL)],
+        additional_headers=sidecar.bearer,
+    )
     with link as worker, page(browser, sidecar) as tab:
         turn = {
             "item": "i1",

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,15 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.channels.link.frames import MAX_FRAME_BYTES, SUBPROTOCOL
+from sidecar.server.http import lift_file_limit
 from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e
 
+UPGRADE = (
+    b"GET /link HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 CANARY = "canary-7c1e words of a caller"
 
 
@@ -58,6 +63,8 @@ def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
 ) -> Iterator[Worker]:
     options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
+    if "additional_headers" not in options:
+        options["additional_headers"] = sidecar.bearer
     with connect(sidecar.link_url, **options) as socket:
         peer = Worker(socket)
         if hello:
@@ -241,12 +248,39 @@ def test_without_a_token_a_tunnel_is_refused(
         assert error.code == 403
 
 
-def test_with_vapi_in_front_the_link_is_closed(tmp_path: Path) -> None:
-    """VAPI's secrets mean a tunnel to this port: without a token of its own nobody gets a link."""
-    env = {"SIDECAR_VAPI_KEY": "key-0123456789abc", "SIDECAR_VAPI_SECRET": "sec-0123456789abc"}
-    with SidecarProcess(tmp_path / "data", env) as sidecar:
-        with pytest.raises(InvalidStatus), worker(sidecar):
-            pass
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"SIDECAR_VAPI_KEY": "key-0123456789abc", "SIDECAR_VAPI_SECRET": "sec-0123456789abc"},
+        {
+            "SIDECAR_VAPI_TENANTS": json.dumps(
+                {"acme": {"key": "key-0123456789abc", "secret": "sec-0123456789abc"}}
+            )
+        },
+    ],
+    ids=["nothing is set", "VAPI's secrets are set", "only VAPI has tenants"],
+)
+def test_without_a_token_set_one_is_made(tmp_path: Path, env: dict[str, str]) -> None:
+    """Nobody gets a link by being here: the token of the data directory opens, where one is made."""
+    data = tmp_path / "data"
+    with SidecarProcess(data, env) as sidecar:
+        for headers in ({}, {"Authorization": "Bearer made-up-0123456789"}):
+            refused = pytest.raises(InvalidStatus)
+            with refused, worker(sidecar, additional_headers=headers):
+                pass
+        if "SIDECAR_VAPI_TENANTS" in env:
+            assert not (data / "link-token").exists()
+        else:
+            with worker(sidecar):
+                pass
+            assert (data / "link-token").stat().st_mode & 0o777 == 0o600
+            kept = sidecar.link_token
+            sidecar.kill()
+            sidecar.start()
+            assert sidecar.link_token == kept
+            with worker(sidecar):
+                pass
         assert get(f"{sidecar.url}/metrics")[0] == 200
 
 
@@ -348,3 +382,38 @@ def test_a_slow_reader_of_memory_holds_nobody_up(sidecar: SidecarProcess) -> Non
             assert quick.until("ack")["items"] == [f"i{n}"]
         stop.set()
         shouting.join(10)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n"], ids=["silent", "half asked"])
+def test_thousands_of_idle_connections_starve_nobody(sidecar: SidecarProcess, sent: bytes) -> None:
+    """With 4,200 connections that ask nothing, health is told, a link opens and words are stored."""
+    lift_file_limit()
+    with ExitStack() as stack:
+        for _ in range(4_200):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", sidecar.port)))
+            idle.sendall(sent)
+        for path in ("/livez", "/readyz"):
+            assert get(f"{sidecar.url}{path}")[0] == 200
+        with worker(sidecar, f"w-late-{len(sent)}") as peer:
+            peer.open(f"c-late-{len(sent)}", identity="ada")
+            peer.turn(f"c-late-{len(sent)}", "i1")
+            assert peer.until("ack")["items"] == ["i1"]
+
+
+def test_a_flood_of_strangers_fills_no_log(tmp_path: Path) -> None:
+    """Thousands of refused and broken requests are counted, and a few lines of the log."""
+    with SidecarProcess(tmp_path / "data") as sidecar:
+        for _ in range(300):
+            for asked in (
+                b"POST /vapi/webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+                b"rubbish\r\n\r\n",
+                UPGRADE,
+            ):
+                with socket.create_connection(("127.0.0.1", sidecar.port), timeout=5) as stranger:
+                    stranger.sendall(asked)
+                    assert stranger.recv(100).startswith(b"HTTP/1.1 4")
+        counted = get(f"{sidecar.url}/metrics")[1]
+        sidecar.stop()
+        assert len(sidecar.log) < 60
+        for event in ("vapi_refused", "link_refused"):
+            assert f'sidecar_events_total{{event="{event}"}} 300.0' in counted

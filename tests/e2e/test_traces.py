@@ -164,7 +164,7 @@ def test_a_request_from_vapi_is_traced_on_to_the_model(
     with Model() as model:
         env = {**settings(model), **collector.env}
         with SidecarProcess(tmp_path / "data", env) as sidecar:
-            headers = {"Content-Type": "application/json", "traceparent": given}
+            headers = {"Content-Type": "application/json", "traceparent": given, **sidecar.bearer}
             asked = json.dumps(body(CANARY)).encode()
             assert post(sidecar, "/vapi/chat/completions", asked, headers)[0] == 200
             traced = one(collector, "chat demo")
@@ -229,7 +229,7 @@ async def traced_job(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(JobTraces, "_of_process", None)
     made = studio(lambda _: f"{CANARY}, I reply.")
-    link = LinkSettings(sidecar.link_url, None, tmp_path / "spool", trace_text=text)
+    link = LinkSettings(sidecar.link_url, sidecar.link_token, tmp_path / "spool", trace_text=text)
     with fake_job_context(job_id="AJ_1", job_metadata='{"caller": "ada"}') as ctx:
         try:
             ctx._on_shutdown = lambda _: None

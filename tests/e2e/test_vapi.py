@@ -5,6 +5,7 @@ import hmac
 import http.client
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -125,6 +126,17 @@ def report(sidecar: SidecarProcess, *lines: tuple[str, str], call_id: str = "cal
     messages = [{"role": role, "message": text} for role, text in lines]
     artifact = {"messages": messages}
     return tell(sidecar, "end-of-call-report", call_id=call_id, artifact=artifact)[0]
+
+
+def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
+    """Deliver a request for an assistant, signed as of a time; return the status."""
+    call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
+    raw = json.dumps({"message": {"type": "assistant-request", "call": call}}).encode()
+    stamp = str(int(at_s))
+    mac = hmac.new(SECRET.encode(), stamp.encode() + b"." + raw, hashlib.sha256)
+    return post(
+        sidecar, "/vapi/webhook", raw, {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+    )[0]
 
 
 class TestRecordedCalls:
@@ -313,27 +325,28 @@ class TestWebhooks:
             letta.archive(agent, "Her boat is called Moewe.")
             env = settings(model, LETTA_BASE_URL=letta.url, SIDECAR_AGENT_ID=agent)
             with SidecarProcess(tmp_path / "data", env) as process:
-                ask(process, body("Hello"), key="")
+                shown = {"secret": process.link_token}
+                ask(process, body("Hello"), key=process.link_token)
                 eventually(lambda: any('"memory_read"' in line for line in process.log))
                 assert not any('"archive_' in line for line in process.log)
                 history = [{"role": "user", "message": "Which boat do I have?"}]
-                answered = tell(process, "knowledge-base-request", messages=history)[1]
+                answered = tell(process, "knowledge-base-request", messages=history, **shown)[1]
                 (document,) = [d for d in answered["documents"] if "boat" in d["content"]]
                 assert document["uuid"].startswith("passage-")
                 call = {"id": "a", "name": "recall", "parameters": {"query": "boat"}}
-                answered = tell(process, "tool-calls", toolCallList=[call])[1]
+                answered = tell(process, "tool-calls", toolCallList=[call], **shown)[1]
                 assert '"archive", "text": "Her boat' in answered["results"][0]["result"]
                 letta.fault({"reads": {"chances": {"hang": 1.0}}})
                 history = [{"role": "user", "message": "And what is in my archive?"}]
-                assert tell(process, "knowledge-base-request", messages=history)[0] == 200
+                assert tell(process, "knowledge-base-request", messages=history, **shown)[0] == 200
                 letta.fault({"reads": {"chances": {}}})
 
     def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
         """No report comes: the last words are stored, the reply marked as unconfirmed."""
         env = settings(model, SIDECAR_VAPI_REPORT_S="0.5", SIDECAR_LOG_TEXT="1")
         with SidecarProcess(tmp_path / "data", env) as process:
-            ask(process, body("My name is Ada."), key="")
-            tell(process, "status-update", status="ended")
+            ask(process, body("My name is Ada."), key=process.link_token)
+            tell(process, "status-update", status="ended", secret=process.link_token)
             eventually(lambda: process.readiness()["live_calls"] == 0)
             eventually(lambda: process.undelivered() == 0)
             assert any("not confirmed as heard" in line for line in process.log)
@@ -354,7 +367,8 @@ class TestWebhooks:
         with hung, SidecarProcess(tmp_path / "data", env) as process:
             for number in range(20):
                 began_s = time.monotonic()
-                status, answered = tell(process, "assistant-request", call_id=f"call-{number}")
+                shown = {"call_id": f"call-{number}", "secret": process.link_token}
+                status, answered = tell(process, "assistant-request", **shown)
                 took_s.append(time.monotonic() - began_s)
                 assert status == 200
                 assert answered["assistantId"] == "5b0a4a08"
@@ -390,18 +404,64 @@ class TestWhoBelongs:
         assert signed(raw, str(int(time.time()) - 400)) == 401
         assert signed(raw, now, "another-secret-0123") == 401
 
-    def test_without_keys_a_tunnel_does_not_get_in(self, tmp_path: Path, model: Model) -> None:
-        """Without a key only direct requests of this machine are served."""
+    def test_the_machines_clock_is_set(self, tmp_path: Path, model: Model) -> None:
+        """While it runs the clock is set by hours and years, either way: VAPI is admitted still."""
+        clock = tmp_path / "clock"
+        clock.write_text("0")
+        env = settings(
+            model,
+            SIDECAR_VAPI_KEY=KEY,
+            SIDECAR_VAPI_SECRET=SECRET,
+            SIDECAR_VAPI_DAY_TOKENS="1",
+            CLOCK_FILE=str(clock),
+        )
+        command = (sys.executable, "-m", "tests.moved_clock", "run")
+        with SidecarProcess(tmp_path / "data", env, command=command) as process:
+            for number, ahead_s in enumerate((0, 3_600, -3_600, 10 * 365 * 86_400, 0)):
+                clock.write_text(str(ahead_s))
+                now_s = time.time() + ahead_s
+                assert signed_status(process, f"call-{number}", now_s) == 200
+                assert signed_status(process, f"call-{number}", now_s - 301) == 401
+            # A day's budget is the world's day, too.
+            assert "call again" not in spoken(ask(process, body("Hello", call_id="d1"))[1])
+            assert "call again later" in spoken(ask(process, body("Hello", call_id="d2"))[1])
+            clock.write_text("86400")
+            assert "call again" not in spoken(ask(process, body("Hello", call_id="d3"))[1])
+
+    def test_a_delivery_is_known_after_a_restart(self, tmp_path: Path, model: Model) -> None:
+        """Memory goes out once for each signature, whatever kills the sidecar in between."""
+        env = settings(model, SIDECAR_VAPI_KEY=KEY, SIDECAR_VAPI_SECRET=SECRET)
+        env["SIDECAR_VAPI_ASSISTANT_ID"] = "5b0a4a08"
+        process = SidecarProcess(tmp_path / "data", env)
+        now_s = time.time()
+        try:
+            for number in range(3):
+                process.start()
+                for earlier in range(number):
+                    assert signed_status(process, f"call-{earlier}", now_s) == 401
+                assert signed_status(process, f"call-{number}", now_s) == 200
+                assert signed_status(process, f"call-{number}", now_s) == 401
+                process.kill()
+        finally:
+            process.stop()
+
+    def test_without_keys_the_made_token_opens(self, tmp_path: Path, model: Model) -> None:
+        """Without a key, being on this machine opens nothing: the token of its user does."""
         with SidecarProcess(tmp_path / "data", settings(model)) as process:
             raw = json.dumps(body()).encode()
-            path = "/vapi/chat/completions"
-            assert post(process, path, raw, {})[0] == 200
-            for header in (
-                {"X-Forwarded-For": "203.0.113.9"},
-                {"Host": "abc.ngrok.app"},
-                {"Origin": "http://evil.example"},
-            ):
-                assert post(process, path, raw, header)[0] == 401
+            report = json.dumps({"message": {"type": "hang", "call": {"id": "call-1"}}}).encode()
+            for path, sent in (("/vapi/chat/completions", raw), ("/vapi/webhook", report)):
+                for header in (
+                    {},
+                    {"Authorization": "Bearer "},
+                    {"Authorization": "Bearer made-up-0123456789"},
+                    {"X-Forwarded-For": "203.0.113.9"},
+                    {"Host": "abc.ngrok.app"},
+                    {"Origin": "http://evil.example"},
+                ):
+                    assert post(process, path, sent, header)[0] == 401
+                assert post(process, path, sent, process.bearer)[0] == 200
+            assert process.link_token not in "".join([process.banner, *process.log])
 
     def test_bounds(self, sidecar: SidecarProcess) -> None:
         """Too large is 413, no JSON is 400, no messages is 400."""
@@ -416,9 +476,11 @@ class TestWhoBelongs:
         """A call that used its budget up hears so, and the model is not asked."""
         env = settings(model, SIDECAR_VAPI_CALL_TOKENS="1")
         with SidecarProcess(tmp_path / "data", env) as process:
-            assert spoken(ask(process, body("Hello"), key="")[1])
+            assert spoken(ask(process, body("Hello"), key=process.link_token)[1])
             asked = len(model.prompts())
-            assert "call again later" in spoken(ask(process, body("More"), key="")[1])
+            assert "call again later" in spoken(
+                ask(process, body("More"), key=process.link_token)[1]
+            )
             assert len(model.prompts()) == asked
 
     def test_nothing_private_is_logged(self, sidecar: SidecarProcess, model: Model) -> None:

@@ -71,7 +71,7 @@ async def voice_worker(
     Args:
         server: Where it registers.
         link_url: Its sidecar.
-        directory: For its scripts, spool and log.
+        directory: For its scripts, spool and log; `data` in it is the sidecar's.
         parts: A function of `tests.livekit_room.parts`.
         env: More of its environment.
     """
@@ -88,6 +88,7 @@ async def voice_worker(
         "LIVEKIT_API_KEY": API_KEY,
         "LIVEKIT_API_SECRET": API_SECRET,
         "SIDECAR_LINK_URL": link_url,
+        "SIDECAR_DATA_DIR": str(directory / "data"),  # there is the token
         "SIDECAR_SPOOL_DIR": str(spool_dir),
         "VOICE_PARTS": f"tests.livekit_room.parts:{parts}",
         "VOICE_SCRIPTS": str(scripts),

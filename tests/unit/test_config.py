@@ -93,12 +93,16 @@ def test_one_agent_for_several_tenants_is_refused() -> None:
 
 
 def test_with_vapi_in_front_workers_need_a_token() -> None:
-    """A tunnel for VAPI brings the outside to the link: it is closed until it has a token."""
-    vapi = {"SIDECAR_VAPI_KEY": SECRET, "SIDECAR_VAPI_SECRET": SECRET}
-    assert load({}).link_open
-    assert not load(vapi).link_open
+    """Where only VAPI's secrets name tenants, nobody can say whose the workers are: set a token."""
+    one = {"SIDECAR_VAPI_KEY": SECRET, "SIDECAR_VAPI_SECRET": SECRET}
+    vapi = {"SIDECAR_VAPI_TENANTS": json.dumps({"acme": {"key": SECRET, "secret": SECRET}})}
+    assert load({}).makes_token
+    assert load(one).makes_token
+    assert not load(vapi).makes_token
+    assert not load({"SIDECAR_LINK_TOKEN": SECRET}).makes_token
     livekit = {"LIVEKIT_URL": "ws://127.0.0.1:7880", "LIVEKIT_API_KEY": "k"}
     livekit["LIVEKIT_API_SECRET"] = "s"
+    assert load(one | livekit).makes_token
     assert "SIDECAR_LINK_TOKEN" in wrong(vapi | livekit)
     assert load(vapi | livekit | {"SIDECAR_LINK_TOKEN": SECRET}).tokens
 

@@ -1,4 +1,7 @@
-"""The deadline on a request's headers, on a real socket."""
+"""The bounds of a connection in time and number, on a real socket."""
+
+import resource
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
@@ -9,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from sidecar.server.deadline import DeadlineProtocol
-from sidecar.server.http import listen, serving
+from sidecar.server.http import connections_limit, listen, serving
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -74,3 +77,104 @@ async def test_slow_headers_are_cut_and_slow_answers_are_not(
         await good.send(REQUEST[:-2])
         for stream in (silent, halting, good):
             assert await ended(stream)
+
+
+async def answered(stream: ByteStream) -> bytes:
+    with anyio.fail_after(5):
+        got = await stream.receive()
+        while b"\r\n\r\n" not in got:
+            got += await stream.receive()
+    return got
+
+
+def health(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections stay without a request, the next one is served; a busy one stays."""
+    monkeypatch.setattr(DeadlineProtocol, "headers_s", 60.0)
+    goes_on, served = anyio.Event(), anyio.Event()
+
+    async def waits(_: Request) -> Response:
+        served.set()
+        await goes_on.wait()
+        return PlainTextResponse("waited")
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/waits", waits), Route("/livez", livez)])
+    bound = listen("127.0.0.1", 0)
+    host, port = bound.getsockname()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(app, bound, limit=10))
+
+        async def connected() -> ByteStream:
+            return await stack.enter_async_context(await anyio.connect_tcp(host, port))
+
+        busy = await connected()
+        await busy.send(health("/waits"))
+        with anyio.fail_after(5):
+            await served.wait()
+        idle = [await connected() for _ in range(8)]
+        for stream in idle[4:]:  # kept alive after a request, or with a half of one
+            await stream.send(health("/livez"))
+            assert b"200 OK" in await answered(stream)
+        await idle[3].send(health("/livez")[:-2])
+        for _ in range(50):
+            late = await connected()
+            await late.send(health("/livez"))
+            assert b"200 OK" in await answered(late)
+        assert await ended(idle[0])
+        goes_on.set()
+        assert b"200 OK" in await answered(busy)
+
+
+async def test_past_as_many_requests_the_next_is_told_to_come_back() -> None:
+    """Past the limit a request gets 503 and a time to come back, and `/livez` its answer still."""
+    goes_on, full = anyio.Event(), anyio.Event()
+    begun: list[Request] = []
+
+    async def waits(request: Request) -> Response:
+        begun.append(request)
+        if len(begun) == 4:
+            full.set()
+        await goes_on.wait()
+        return PlainTextResponse("waited")
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/waits", waits), Route("/livez", livez)])
+    bound = listen("127.0.0.1", 0)
+    host, port = bound.getsockname()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(app, bound, limit=4))
+        streams = [
+            await stack.enter_async_context(await anyio.connect_tcp(host, port)) for _ in range(4)
+        ]
+        for stream in streams:
+            await stream.send(health("/waits"))
+        with anyio.fail_after(5):
+            await full.wait()
+        for path, status in (("/waits", b" 503 "), ("/livez", b" 200 ")):
+            late = await stack.enter_async_context(await anyio.connect_tcp(host, port))
+            await late.send(health(path))
+            got = await answered(late)
+            assert status in got
+            assert (b"retry-after" in got) is (status == b" 503 ")
+        goes_on.set()
+        for stream in streams:
+            assert b" 200 " in await answered(stream)
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"), [(1_024, 384), (4_096, 1_920), (20_000, 4_000), (-1, 4_000), (300, 64)]
+)
+def test_connections_leave_files_for_the_rest(
+    files: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connections that are taken leave open files for models, journal and accepting more."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert connections_limit() == limit

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from sidecar.channels.link.frames import (
 from sidecar.channels.link.link import Link
 from sidecar.channels.link.outbox import SpoolFrame
 from sidecar.channels.link.spool import SpoolFile, spool_files, spooled_in
-from sidecar.telemetry import Telemetry
+from sidecar.private import token_in
+from sidecar.telemetry import Event, Telemetry, link_token_unread
 from sidecar.testing.fake_sidecar import FakeSidecar
 from tests import ports
 
@@ -270,6 +271,33 @@ async def test_an_oversized_turn_arrives_whole(sidecar: FakeSidecar, tmp_path: P
         assert await call.flushed(10.0)
 
     assert text == "".join(sidecar.texts(CALL))
+
+
+async def test_a_token_that_is_not_there_yet_is_said_once_and_found(
+    tmp_path: Path, free_port: int
+) -> None:
+    """Whichever starts first: the token is read at each connect, and its absence told once."""
+    file, reads = tmp_path / "link-token", [0]
+    told: list[Mapping[str, object]] = []
+
+    def token() -> str:
+        reads[0] += 1
+        return token_in(file)
+
+    def observe(event: Event, fields: Mapping[str, object]) -> None:
+        told.extend([fields] if event is link_token_unread else [])
+
+    url = f"ws://127.0.0.1:{free_port}/link"
+    async with running(url, tmp_path / "spool", token=token) as worker:
+        worker.telemetry.observe = observe
+        await until(lambda: reads[0] > 2)
+        file.write_text("made-at-the-first-start")
+        async with FakeSidecar(token="made-at-the-first-start").serving(free_port):
+            await until(lambda: worker.link.connected)
+    (fields,) = told
+    assert fields["file"] == str(file)
+    assert "SIDECAR_DATA_DIR" in str(fields["hint"])
+    assert "SIDECAR_LINK_TOKEN" in str(fields["hint"])
 
 
 async def test_the_token_is_shown_and_a_wrong_one_keeps_the_turns(tmp_path: Path) -> None:

@@ -156,7 +156,6 @@ class World:
         self.server = LinkServer(
             self.calls,
             tokens={"token": "acme"},
-            default_tenant=None,
             memory_wait_s=0.1,
             cold_start_s=0.1,
             emit=self.events.emit,

@@ -50,6 +50,7 @@ from sidecar.channels.livekit.caller import (
 from sidecar.channels.livekit.memory import with_memory
 from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, CallRecorder, Heeded
 from sidecar.channels.livekit.unsettled import Unsettled
+from sidecar.private import link_token
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -902,7 +903,10 @@ async def test_finish_without_remember_is_nothing() -> None:
 def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blank and unset settings have their defaults; a token is optional."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    assert LinkSettings("ws://127.0.0.1:8377/link", None, default_spool_dir()) == LinkSettings.of(
+    spool = default_spool_dir()
+    token_file = spool.parent / "link-token"
+    here = "ws://127.0.0.1:8377/link"
+    assert LinkSettings(here, None, spool, token_file=token_file) == LinkSettings.of(
         {"SIDECAR_LINK_URL": " "}
     )
     assert LinkSettings("wss://sidecar.example/link", "t", Path("/spool")) == LinkSettings.of(
@@ -913,3 +917,35 @@ def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPat
         }
     )
     assert Path("/data/spool") == LinkSettings.of({"SIDECAR_DATA_DIR": "/data"}).spool_dir
+
+
+def test_a_worker_of_the_same_user_finds_the_token(tmp_path: Path) -> None:
+    """Without a token set, the one in the data directory is read, each time anew; one set counts."""
+    environ = {"SIDECAR_DATA_DIR": str(tmp_path)}
+    shown = LinkSettings.of(environ).shown
+    assert callable(shown)
+    with pytest.raises(FileNotFoundError):
+        shown()
+    made = link_token(tmp_path)
+    assert shown() == made
+    assert LinkSettings.of(environ | {"SIDECAR_LINK_TOKEN": "set"}).shown == "set"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("ws://127.0.0.1:8377/link", True),
+        ("ws://[::1]:8377/link", True),
+        ("ws://localhost/link", True),
+        ("wss://sidecar.example/link", False),
+        ("ws://127.0.0.1.sidecar.example/link", False),
+        ("ws://localhost@sidecar.example/link", False),
+        ("ws://[::1/link", False),
+    ],
+)
+def test_the_token_of_this_machine_is_shown_to_no_other(
+    url: str, here: bool, tmp_path: Path
+) -> None:
+    """Only a sidecar on this machine is shown the token that it has made."""
+    environ = {"SIDECAR_DATA_DIR": str(tmp_path), "SIDECAR_LINK_URL": url}
+    assert callable(LinkSettings.of(environ).shown) is here

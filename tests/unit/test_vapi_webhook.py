@@ -5,6 +5,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.channels.vapi.auth import Credential, Door
+from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
 from sidecar.memory.archive import Archive
@@ -43,13 +45,24 @@ class Source:
 
 
 class Served(World):
-    def __init__(self) -> None:
+    def __init__(self, kept: Path | None = None) -> None:
         super().__init__()
+        self.kept = kept
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
         self.webhook = Webhook(
             self.vapi,
-            Door([Credential("acme", (b"key",), (SECRET,))], clock=self.clock, open_tenant="acme"),
+            Door(
+                [Credential("acme", (b"key",), (SECRET,))],
+                wall=self.clock,
+                deliveries=Deliveries(
+                    window_s=REPLAY_WINDOW_S,
+                    wall=self.clock,
+                    clock=self.clock,
+                    path=self.kept,
+                    emit=self.telemetry.emit,
+                ),
+            ),
             assistant=Assistant(assistant_id="5b0a4a08"),
             archive=self.archive,
             rate=RateCap(200.0, 600.0),

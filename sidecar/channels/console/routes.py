@@ -18,6 +18,8 @@ from starlette.websockets import WebSocket
 
 from sidecar.channels.console.session import ConsoleSession, Parts
 
+PAGES_LIMIT = 64
+"""Open pages, those among them that have shown no token yet: they are held for ten seconds."""
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {
     ".html": "text/html",
@@ -83,6 +85,9 @@ class Console:
         async def socket(websocket: WebSocket) -> None:
             if not _from_here(websocket, hosts) or "origin" not in websocket.headers:
                 await websocket.close(4401)
+                return
+            if len(self._sessions) >= PAGES_LIMIT:
+                await websocket.close(1013)
                 return
             await websocket.accept()
             session = ConsoleSession(websocket, self._parts, admits=self.admits)

@@ -116,7 +116,7 @@ class ConsoleSession:
                 hello = await self._receive()
         except (TimeoutError, WebSocketDisconnect):
             return
-        if hello.get("type") != "hello" or not self._admits(str(hello.get("token", ""))):
+        if hello.get("type") != "hello" or not self._admits(_text(hello, "token")):
             await self._socket.close(4401, "wrong token: use the link that the sidecar printed")
             return
         parts = self._parts
@@ -360,7 +360,7 @@ class ConsoleSession:
             raise WebSocketDisconnect(message.get("code") or 1005)
         try:
             frame: object = msgspec.json.decode(message.get("text") or "")
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
         return cast("dict[str, Any]", frame) if isinstance(frame, dict) else {}
 

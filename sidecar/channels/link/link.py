@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
@@ -60,7 +61,8 @@ class Link:
 
     Args:
         url: `ws://HOST:PORT/link`, or `wss://`.
-        token: Bearer token, or None on a loopback sidecar without one.
+        token: Bearer token, or None without one; what returns it is asked at each connect, in a
+            thread, and says by an OSError or ValueError that it can't.
         worker: Names this process; new with each start.
         spool_dir: Where turns go that can't be handed over.
         emit: Events.
@@ -74,7 +76,7 @@ class Link:
     def __init__(
         self,
         url: str,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         *,
         worker: str,
         spool_dir: Path,
@@ -89,6 +91,7 @@ class Link:
         self.waits = Waits()
         self._url = url
         self._token = token
+        self._token_told = False
         self._hello = Hello(worker=worker, version=version)
         self._emit = emit
         self._dice = dice
@@ -235,14 +238,13 @@ class Link:
 
     async def _connection(self) -> str:
         """Connect, serve until the link is lost; returns why it ended."""
+        token = await self._read_token()
         try:
             with anyio.fail_after(CONNECT_S):
                 socket = await connect(
                     self._url,
                     subprotocols=[Subprotocol(SUBPROTOCOL)],
-                    additional_headers=(
-                        {"Authorization": f"Bearer {self._token}"} if self._token else None
-                    ),
+                    additional_headers={"Authorization": f"Bearer {token}"} if token else None,
                     compression=None,
                     proxy=None,
                     max_size=MAX_FRAME_BYTES,
@@ -263,6 +265,26 @@ class Link:
             with anyio.move_on_after(2, shield=True):
                 await socket.close()
         return f"closed {socket.close_code}"
+
+    async def _read_token(self) -> str | None:
+        """Return the token there is now; one that can't be read is said once for each outage."""
+        if self._token is None or isinstance(self._token, str):
+            return self._token
+        try:
+            token = await anyio.to_thread.run_sync(self._token)
+        except (OSError, ValueError) as error:
+            if not self._token_told:
+                self._token_told = True
+                self._emit(
+                    telemetry.link_token_unread,
+                    file=str(getattr(error, "filename", None) or ""),
+                    error=getattr(error, "strerror", None) or str(error),
+                    hint="start the sidecar as this user and on the same SIDECAR_DATA_DIR, or set"
+                    " SIDECAR_LINK_TOKEN at both ends",
+                )
+            return None
+        self._token_told = False
+        return token
 
     async def _welcomed(self, socket: ClientConnection) -> bool:
         try:

@@ -37,6 +37,7 @@ from sidecar.channels.link.frames import (
 from sidecar.channels.link.outbox import SpoolFrame
 from sidecar.environment import default_data_dir
 from sidecar.errors import LinkError
+from sidecar.private import make_directory
 
 _SUFFIX = ".jsonl"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -255,7 +256,7 @@ class SpoolFile:
         Raises:
             OSError: no right, or (BlockingIOError) another process holds it.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory)
         path = spool_path(directory, call)
         while True:
             try:

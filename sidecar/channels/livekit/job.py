@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -24,7 +25,9 @@ from sidecar.channels.link.spool import default_spool_dir
 from sidecar.channels.livekit.caller import Identification
 from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
+from sidecar.channels.peer import is_loopback
 from sidecar.errors import ConfigError
+from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Emit, Telemetry
 
 T = TypeVar("T")
@@ -45,6 +48,8 @@ class LinkSettings:
             the sidecar looks, too.
         log_text: `SIDECAR_LOG_TEXT` lets callers' words into the log.
         trace_text: `SIDECAR_TRACE_TEXT` lets them into traces.
+        token_file: Where a sidecar of this user on this machine keeps the token that it has made,
+            which is shown where none is set; None: the sidecar is elsewhere.
     """
 
     url: str
@@ -52,6 +57,14 @@ class LinkSettings:
     spool_dir: Path
     log_text: bool = False
     trace_text: bool = False
+    token_file: Path | None = None
+
+    @property
+    def shown(self) -> str | Callable[[], str] | None:
+        """The token, or what reads the one that a sidecar of this user has made."""
+        if self.token or self.token_file is None:
+            return self.token
+        return partial(token_in, self.token_file)
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
@@ -77,13 +90,23 @@ class LinkSettings:
         trace_text = read("SIDECAR_TRACE_TEXT", environment.flag)
         if fields:
             raise environment.wrong(fields)
+        state = data_dir or default_spool_dir().parent
         return cls(
             url=url or DEFAULT_LINK_URL,
             token=token,
             spool_dir=spool_dir or (data_dir / "spool" if data_dir else default_spool_dir()),
             log_text=bool(log_text),
             trace_text=bool(trace_text),
+            token_file=state / LINK_TOKEN_FILE if _is_here(url or DEFAULT_LINK_URL) else None,
         )
+
+
+def _is_here(url: str) -> bool:
+    """Whether a URL names this machine: no other is shown the token of this one."""
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 class _JobLog:
@@ -180,7 +203,7 @@ async def remember(
     traces.begin(ctx.job.id)
     link = Link(
         settings.url,
-        settings.token,
+        settings.shown,
         worker=uuid.uuid4().hex,
         spool_dir=settings.spool_dir,
         emit=emit,

@@ -12,14 +12,12 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.channels.peer import from_this_machine
+from sidecar.channels.vapi.deliveries import Deliveries
 
 REPLAY_WINDOW_S = 300.0
-_SEEN_LIMIT = 20_000
 _MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
 
 
@@ -45,55 +43,51 @@ class Admitted:
     Attributes:
         tenant: The credential's.
         again: A signed delivery whose very signature was here before.
+        signature: Of a signed delivery.
+        stamp_s: The time a signed delivery says, Unix seconds.
     """
 
     tenant: str
     again: bool = False
+    signature: bytes = b""
+    stamp_s: float = 0.0
 
 
 class Door:
     """Checks requests.
 
     Args:
-        credentials: Empty: open to direct requests from this machine, and to nothing else.
-        open_tenant: Whose calls those are.
-        clock: Unix time in seconds.
+        credentials: Without any, nobody is let in.
+        wall: Unix time in seconds, as the machine has it now: VAPI's times are compared with it.
+        deliveries: Which signed deliveries were here.
     """
 
     def __init__(
         self,
         credentials: Sequence[Credential],
         *,
-        open_tenant: str,
-        clock: Callable[[], float],
+        wall: Callable[[], float],
+        deliveries: Deliveries,
     ) -> None:
         self._credentials = tuple(credentials)
-        self._open_tenant = open_tenant
-        self._clock = clock
-        self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._wall = wall
+        self._deliveries = deliveries
 
-    def admit_model(self, headers: Mapping[str, str], client: str) -> Admitted | None:
+    def admit_model(self, headers: Mapping[str, str]) -> Admitted | None:
         """Admit a request to the model endpoint.
 
         Args:
             headers: By lower-case name.
-            client: The peer's address, empty where unknown.
         """
-        if not self._credentials:
-            return self._of_this_machine(headers, client)
         shown = _bearer(headers.get("authorization", ""))
         return self._holder(shown, [(c.tenant, c.keys) for c in self._credentials])
 
-    def admit_webhook(
-        self, headers: Mapping[str, str], client: str, body: bytes
-    ) -> Admitted | None:
+    def admit_webhook(self, headers: Mapping[str, str], body: bytes) -> Admitted | None:
         """Admit a delivery to the server URL, judged on the bytes as they came.
 
         A signed delivery is admitted within `REPLAY_WINDOW_S` of its time, either side. The unit
         of VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
         """
-        if not self._credentials:
-            return self._of_this_machine(headers, client)
         secrets = [(c.tenant, c.secrets) for c in self._credentials]
         signature = headers.get("x-signature", "")
         if signature:
@@ -125,8 +119,7 @@ class Door:
             return None
         if stamp_s >= _MILLISECONDS_FROM:
             stamp_s /= 1_000
-        now_s = self._clock()
-        if not abs(now_s - stamp_s) <= REPLAY_WINDOW_S:
+        if not abs(self._wall() - stamp_s) <= REPLAY_WINDOW_S:
             return None
         given = _signature_bytes(signature)
         signed = timestamp.encode() + b"." + body
@@ -135,20 +128,14 @@ class Door:
             for value in values:
                 if hmac.compare_digest(given, hmac.digest(value, signed, "sha256")):
                     tenant = name
-        return Admitted(tenant, again=self._was_here(given, now_s)) if tenant else None
+        if not tenant:
+            return None
+        return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
 
-    def _was_here(self, signature: bytes, now_s: float) -> bool:
-        again = signature in self._seen
-        self._seen[signature] = now_s
-        while self._seen:
-            oldest_s = next(iter(self._seen.values()))
-            if len(self._seen) <= _SEEN_LIMIT and now_s - oldest_s <= 2 * REPLAY_WINDOW_S:
-                break
-            self._seen.popitem(last=False)
-        return again
-
-    def _of_this_machine(self, headers: Mapping[str, str], client: str) -> Admitted | None:
-        return Admitted(self._open_tenant) if from_this_machine(headers, client) else None
+    async def keep(self, admitted: Admitted) -> None:
+        """Return when a signed delivery will be known again after a restart; others are let go."""
+        if admitted.signature:
+            await self._deliveries.keep(admitted.signature, admitted.stamp_s)
 
 
 def _bearer(authorization: str) -> str:

@@ -1,16 +1,19 @@
 """The VAPI channel from the settings."""
 
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
 from sidecar.calls import Calls
-from sidecar.channels.vapi.auth import Credential, Door
+from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import Object
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.completions import FALLBACK_TEXT, Completions, Policy
 from sidecar.channels.vapi.control import Control
+from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.routes import Vapi
 from sidecar.channels.vapi.upstream import HttpUpstream, LlmUpstream, Upstream
@@ -35,15 +38,20 @@ def build_vapi(
     llm: Llm,
     archive: Archive,
     *,
+    made_token: str = "",
+    directory: Path | None = None,
     redact: Redact | None,
     emit: Emit,
     clock: Callable[[], float],
+    wall: Callable[[], float] = time.time,
     tracer: Tracer = NO_TRACES,
 ) -> Vapi | None:
-    """Return the channel; None where only this machine could be let in, and may not be.
+    """Return the channel; None where nothing is set that could open its routes.
 
-    Without a key only direct requests of this machine belong, so there are no routes beyond
-    loopback, nor where workers need a token: that asks for more than being on this machine.
+    Where no secret of VAPI's is set, `made_token` opens both routes; where there is none either,
+    the workers' token was set by somebody, who did not mean VAPI to have it. Without a
+    `directory`, no delivery is remembered over a restart. `wall` is Unix time as the machine has
+    it now, `clock` never jumps.
 
     Raises:
         ConfigError: `SIDECAR_VAPI_ASSISTANT` holds no JSON object.
@@ -56,9 +64,19 @@ def build_vapi(
         )
         for tenant, one in settings.vapi_credentials.items()
     ]
-    if not credentials and (settings.tokens or not settings.loopback):
+    if not credentials and made_token:
+        opens = (made_token.encode(),)
+        credentials = [Credential(DEFAULT_TENANT, opens, opens)]
+    if not credentials:
         return None
-    door = Door(credentials, open_tenant=DEFAULT_TENANT, clock=clock)
+    deliveries = Deliveries(
+        window_s=REPLAY_WINDOW_S,
+        wall=wall,
+        clock=clock,
+        path=directory / "vapi-deliveries" if directory else None,
+        emit=emit,
+    )
+    door = Door(credentials, wall=wall, deliveries=deliveries)
     vapi_calls = VapiCalls(
         calls,
         journal,
@@ -79,6 +97,7 @@ def build_vapi(
         budget=Budget(settings.vapi_day_tokens),
         emit=emit,
         clock=clock,
+        wall=wall,
         tracer=tracer,
     )
     webhook = Webhook(

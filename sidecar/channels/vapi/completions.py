@@ -8,6 +8,7 @@ A client that goes is noticed by reading on from it, and the model's stream is c
 What is not needed for the reply (the journal, the reading of the copy) waits until the model is asked.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ from sidecar.channels.vapi.exchange import (
     Refused,
     answer,
     body_of,
-    client_of,
     headers_of,
     object_of,
     refuse,
@@ -117,7 +117,8 @@ class Completions:
         rate: Cap per tenant.
         budget: Of each tenant and day.
         emit: Where events go.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds that never jumps.
+        wall: Unix time as the machine has it now: a day of the budget is the world's.
         tracer: Makes a span of each request to the model.
     """
 
@@ -132,6 +133,7 @@ class Completions:
         budget: Budget,
         emit: Emit,
         clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         self._calls = calls
@@ -143,6 +145,7 @@ class Completions:
         self._budget = budget
         self._emit = emit
         self._clock = clock
+        self._wall = wall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -172,7 +175,7 @@ class Completions:
     async def _heard(self, scope: Scope, receive: Receive) -> _Turn:
         """Check a request and prepare what goes to the model."""
         headers = headers_of(scope)
-        admitted = self._door.admit_model(headers, client_of(scope))
+        admitted = self._door.admit_model(headers)
         if admitted is None:
             raise Refused(401, "wrong or missing key: set the custom-llm credential")
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
@@ -348,7 +351,7 @@ class Completions:
         """Say `text`, after whatever was sent."""
         about_answer: Any = {
             "model": turn.model,
-            "created_s": self._clock(),
+            "created_s": self._wall(),
             "answer_id": f"chatcmpl-fallback-{uuid.uuid4().hex}",
         }
         if turn.asked.get("stream") is not True:
@@ -373,7 +376,7 @@ class Completions:
         limit = self._policy.call_tokens
         if limit and turn.call is not None and turn.call.tokens >= limit:
             return False
-        return self._budget.left(turn.tenant, now_s=self._clock())
+        return self._budget.left(turn.tenant, now_s=self._wall())
 
     def _account(self, turn: _Turn, began_s: float) -> None:
         """Note what was written and what it cost."""
@@ -388,7 +391,7 @@ class Completions:
         tokens = told.tokens or len(turn.body) // CHARS_PER_TOKEN + written
         if turn.how == "over budget":
             tokens = 0
-        self._budget.use(turn.tenant, tokens, now_s=self._clock())
+        self._budget.use(turn.tenant, tokens, now_s=self._wall())
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]

@@ -49,12 +49,6 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def client_of(scope: Scope) -> str:
-    """Return the peer's address; empty where unknown."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
 async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Read the body.
 

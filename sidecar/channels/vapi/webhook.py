@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.channels.vapi import recall
-from sidecar.channels.vapi.auth import Door
+from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
@@ -26,7 +26,6 @@ from sidecar.channels.vapi.exchange import (
     Refused,
     answer,
     body_of,
-    client_of,
     headers_of,
     object_of,
     refuse,
@@ -147,18 +146,23 @@ class Webhook:
         else:
             await answer(send, 200, msgspec.json.encode(answered))
 
-    async def _served(self, scope: Scope, receive: Receive) -> Answer:
-        headers, client = headers_of(scope), client_of(scope)
+    async def _admitted(self, scope: Scope, receive: Receive) -> tuple[Admitted, bytes]:
+        """Return whose delivery it is, and its body."""
+        headers = headers_of(scope)
         refused = Refused(401, "wrong, missing or outdated secret or signature")
         # A signature is over the body, so that alone is read before it is known whose it is.
         signed = "x-signature" in headers
-        admitted = None if signed else self._door.admit_webhook(headers, client, b"")
+        admitted = None if signed else self._door.admit_webhook(headers, b"")
         if admitted is None and not signed:
             raise refused
         body = await body_of(scope, receive)
-        admitted = admitted or self._door.admit_webhook(headers, client, body)
+        admitted = admitted or self._door.admit_webhook(headers, body)
         if admitted is None:
             raise refused
+        return admitted, body
+
+    async def _served(self, scope: Scope, receive: Receive) -> Answer:
+        admitted, body = await self._admitted(scope, receive)
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
@@ -168,6 +172,8 @@ class Webhook:
             raise Refused(400, "message: an object with a type, as VAPI's server messages are")
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
+        if kind in _HOLDS_MEMORY:
+            await self._door.keep(admitted)
         act = self._answers.get(kind)
         if act is None:
             return {}

@@ -73,7 +73,7 @@ class AppServerLetta(Letta):
             does that by an agent of its own, whose tools include a shell.
         run_cutoff_s: So long a stored message without an answer may be at work for another
             process; None is the deadline of a post and 5 s.
-        clock: Unix time in seconds.
+        clock: Unix time as the machine has it now.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AppServerLetta(Letta):
         self._clock = clock
         self._reflect = reflect
         self._sockets = Sockets(url, token or None, timeout_s=read_timeout_s)
-        self._memory = Memory(self._sockets, timeout_s=read_timeout_s, clock=clock)
+        self._memory = Memory(self._sockets, timeout_s=read_timeout_s)
         self._running: dict[str, _Run] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._reflection_is_off = False

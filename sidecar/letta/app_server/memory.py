@@ -53,11 +53,11 @@ class Memory:
     Args:
         sockets: To the server.
         timeout_s: Deadline of a read and of each step of an edit.
-        clock: Unix time in seconds.
+        clock: Seconds that never go back.
     """
 
     def __init__(
-        self, sockets: Sockets, *, timeout_s: float, clock: Callable[[], float] = time.time
+        self, sockets: Sockets, *, timeout_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._sockets = sockets
         self._timeout_s = timeout_s

@@ -32,6 +32,7 @@ import anyio.abc
 import anyio.to_thread
 
 from sidecar.errors import LettaUnavailable
+from sidecar.private import make_directory
 
 MORTAL: Final = Path(__file__).with_name("mortal.py")
 START_S: Final = 60.0
@@ -76,7 +77,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(folder)
         self._path = folder / "lock"
         self._held: int | None = None
 
@@ -182,7 +183,7 @@ class AppServerProcess:
 
     def _prepare(self, model_url: str, model_key: str) -> None:
         for folder in (self._folder, self._home, self._home / "work"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(folder)
         end_leftovers(self._token_file)
         write_private(self._token_file, self.token)
         self._name_model(model_url, model_key)
@@ -204,7 +205,7 @@ class AppServerProcess:
             "updated_at": now,
         }
         path = self._home / ".letta/lc-local-backend/providers/auth.json"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_private(path, json.dumps({"version": 1, "providers": {_PROVIDER: provider}}))
 
     async def _spawn(self) -> None:

@@ -12,6 +12,7 @@ from sidecar.errors import AgentNotFound, ConversationGone, LettaError, Rejected
 from sidecar.letta.memory_tools import storable
 from sidecar.letta.port import AgentSpec, FoundAgent, Post
 from sidecar.model import Block, Passage
+from sidecar.private import make_directory
 
 _FORMAT = 2
 _BUSY_MS = 5_000
@@ -74,7 +75,7 @@ class EmbeddedStore:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)
         # apsw's own types are only partly known to a strict checker; rows are `Any` here.

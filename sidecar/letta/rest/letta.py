@@ -6,6 +6,7 @@ and a look-up can ask for it. A server without Redis answers 503; then posts go 
 foreground, without these two helps (docs/letta.md has the windows).
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class RestLetta(Letta):
         run_cutoff_s: A run that is active for longer is taken for dead. Over the 300 s for which
             a classic server locks a conversation, else a re-post would only meet the lock.
         post_limit: Posts that may be under way at once; more wait for a connection.
-        clock: Unix time in seconds.
+        clock: Unix time as the machine has it now: runs' times are compared with it.
     """
 
     def __init__(
@@ -81,7 +82,6 @@ class RestLetta(Letta):
         self._base_url = base_url or CLOUD_URL
         self._read_timeout_s = read_timeout_s
         self._post_timeout_s = post_timeout_s
-        self._clock = clock
         self._reads = open_client(
             self._base_url, api_key, timeout_s=read_timeout_s, limit=_READS_LIMIT
         )
@@ -103,7 +103,7 @@ class RestLetta(Letta):
         self._look_up = LookUp(
             self._lean_lookups, timeout_s=read_timeout_s, cutoff_s=run_cutoff_s, clock=clock
         )
-        self._no_background_until_s = 0.0
+        self._no_background_until_s = -math.inf
         self._next_otid: OrderedDict[str, int] = OrderedDict()
 
     @property
@@ -260,7 +260,7 @@ class RestLetta(Letta):
         try:
             await self._send(post, background=self._may_use_background())
         except _NoBackground:
-            self._no_background_until_s = self._clock() + _BACKGROUND_AGAIN_S
+            self._no_background_until_s = time.monotonic() + _BACKGROUND_AGAIN_S
             await self._send(post, background=False)
         self._next_otid.pop(post.batch_id, None)
 
@@ -334,7 +334,7 @@ class RestLetta(Letta):
         return reason
 
     def _may_use_background(self) -> bool:
-        return self._clock() >= self._no_background_until_s
+        return time.monotonic() >= self._no_background_until_s
 
     # Looking up
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import apsw
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked
+from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
 SCHEMA_VERSION = 3
@@ -180,7 +181,7 @@ def open_reader(path: Path) -> apsw.Connection:
 
 def _touch_private(path: Path) -> None:
     """Create what is missing: the directory 0700, the file 0600 (SQLite's side files follow)."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
 

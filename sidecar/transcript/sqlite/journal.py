@@ -14,6 +14,7 @@ import apsw
 
 from sidecar.errors import CallError, JournalError
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
+from sidecar.private import make_directory
 from sidecar.transcript.journal import (
     Backlog,
     BatchRow,
@@ -393,7 +394,7 @@ class SqliteJournal:
 
 def _lock(path: Path) -> FileLock:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         return FileLock(path)
     except OSError as error:
         raise journal_error(error, path) from error

@@ -1,0 +1,156 @@
+"""Which signed deliveries were here, over restarts too.
+
+A signature is good for as long as its time is near ours (`auth.REPLAY_WINDOW_S`), so nothing is
+remembered for longer. What was answered with somebody's memory is on disk before its answer goes
+out: a file of records, each the time of the delivery and a digest of its signature.
+"""
+
+import hashlib
+import os
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.private import write_whole
+from sidecar.telemetry import Emit
+
+LIMIT = 20_000
+KEEP_S = 1.0
+"""What an answer waits for the disk, at most."""
+_RECORD = struct.Struct(">d32s")
+_SLACK = 1_024
+"""Records that the file may hold beside twice those that counted when it was written anew."""
+
+
+class Deliveries:
+    """Signed deliveries that were here.
+
+    Args:
+        window_s: How far from ours the time of a delivery may be.
+        wall: Unix time, as the world outside has it.
+        clock: Seconds that never jump.
+        path: Where they are kept over a restart; None: they are not.
+        emit: Where events go.
+    """
+
+    def __init__(
+        self,
+        *,
+        window_s: float,
+        wall: Callable[[], float],
+        clock: Callable[[], float],
+        path: Path | None,
+        emit: Emit,
+    ) -> None:
+        self._window_s = window_s
+        self._wall = wall
+        self._clock = clock
+        self._path = path
+        self._emit = emit
+        self._seen: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+        self._kept: OrderedDict[bytes, float] = OrderedDict()
+        self._waiting: list[tuple[float, bytes]] = []
+        self._turn = anyio.Lock()
+        self._file = threading.Lock()
+        self._in_file = 0
+        self._room = 2 * _SLACK
+        if path is not None:
+            self._load(path)
+
+    def was_here(self, signature: bytes, stamp_s: float) -> bool:
+        """Take note of a delivery; returns whether it was here before.
+
+        Args:
+            signature: Checked.
+            stamp_s: Its time, as it says.
+        """
+        name = _name(signature)
+        again = name in self._seen
+        now_s = self._clock()
+        self._seen[name] = (stamp_s, now_s)
+        self._seen.move_to_end(name)
+        while self._seen:
+            oldest_stamp_s, since_s = next(iter(self._seen.values()))
+            # By both clocks: one that was set forward and back must not open the window again.
+            gone = now_s - since_s > 2 * self._window_s and not self._is_good(oldest_stamp_s)
+            if len(self._seen) <= LIMIT and not gone:
+                break
+            self._seen.popitem(last=False)
+        return again
+
+    async def keep(self, signature: bytes, stamp_s: float) -> None:
+        """Have a delivery on disk; one that can't be had there in `KEEP_S` is said and let go."""
+        if self._path is None:
+            return
+        self._waiting.append((stamp_s, _name(signature)))
+        error = "no answer in time"
+        with anyio.move_on_after(KEEP_S):
+            async with self._turn:  # one write takes all that came during the one before
+                records, self._waiting = self._waiting, []
+                if not records:
+                    return
+                try:
+                    await anyio.to_thread.run_sync(
+                        partial(self._append, self._path, records), abandon_on_cancel=True
+                    )
+                except OSError as failure:
+                    error = failure.strerror or type(failure).__name__
+                else:
+                    return
+        self._emit(telemetry.deliveries_not_kept, error=error)
+
+    def _is_good(self, stamp_s: float) -> bool:
+        return self._wall() - stamp_s <= self._window_s
+
+    def _load(self, path: Path) -> None:
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = raw[: len(raw) // _RECORD.size * _RECORD.size]  # the last one may be torn
+        now_s = self._clock()
+        for stamp_s, name in list(_RECORD.iter_unpack(whole))[-LIMIT:]:
+            if self._is_good(stamp_s):
+                self._kept[name] = stamp_s
+                self._seen[name] = (stamp_s, now_s)
+        self._write_anew(path)
+
+    def _append(self, path: Path, records: Sequence[tuple[float, bytes]]) -> None:
+        with self._file:
+            for stamp_s, name in records:
+                self._kept[name] = stamp_s
+            if self._in_file + len(records) > self._room:
+                for name in [n for n, stamp_s in self._kept.items() if not self._is_good(stamp_s)]:
+                    del self._kept[name]
+                while len(self._kept) > LIMIT:
+                    self._kept.popitem(last=False)
+                self._write_anew(path)
+                return
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            size = os.lseek(file, 0, os.SEEK_END)
+            try:
+                with os.fdopen(os.dup(file), "ab") as stream:
+                    stream.write(b"".join(_RECORD.pack(*record) for record in records))
+                os.fsync(file)
+            except OSError:
+                os.ftruncate(file, size)
+                raise
+            finally:
+                os.close(file)
+            self._in_file += len(records)
+
+    def _write_anew(self, path: Path) -> None:
+        write_whole(path, b"".join(_RECORD.pack(s, name) for name, s in self._kept.items()))
+        self._in_file = len(self._kept)
+        self._room = 2 * self._in_file + _SLACK
+
+
+def _name(signature: bytes) -> bytes:
+    return hashlib.sha256(signature).digest()

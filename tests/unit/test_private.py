@@ -1,0 +1,157 @@
+"""What is this user's alone, whatever the umask and whoever else is on the machine."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.app import prepare_data_dir
+from sidecar.channels.link.spool import SpoolFile
+from sidecar.cli.checks import permissions, usable
+from sidecar.config import load
+from sidecar.errors import ConfigError
+from sidecar.letta.app_server.process import FolderLock
+from sidecar.letta.embedded.store import EmbeddedStore
+from sidecar.private import (
+    LINK_TOKEN_FILE,
+    installation_secret,
+    link_token,
+    make_directory,
+    token_in,
+    write_whole,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_directory,
+        lambda path: prepare_data_dir(load({"SIDECAR_DATA_DIR": str(path)})),
+        lambda path: SpoolFile.create(path, "call").close(),
+        FolderLock,
+        lambda path: EmbeddedStore(path / "letta.db").close(),
+    ],
+    ids=["directory", "data directory", "spool", "app server", "embedded letta"],
+)
+@pytest.mark.usefixtures("umask")
+def test_parents_are_this_users_alone(make: Callable[[Path], object], tmp_path: Path) -> None:
+    """Every directory that is made on the way is 0700 under any umask; what was there is left."""
+    there = tmp_path / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    make(there / "state" / "letta-sidecar" / "data")
+    made = [there / "state", there / "state/letta-sidecar", there / "state/letta-sidecar/data"]
+    assert [mode(path) for path in made] == [0o700] * 3
+    assert mode(there) == 0o755
+
+
+def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
+    """A directory that can't be had is said to be so."""
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    for name in ("file", "nowhere", "file/below"):
+        with pytest.raises(OSError):  # noqa: PT011 - any of its kinds
+            make_directory(tmp_path / name)
+
+
+@pytest.mark.parametrize("others", [0o755, 0o750, 0o701, 0o720, 0o704, 0o1777])
+def test_a_data_directory_open_to_others_is_refused(others: int, tmp_path: Path) -> None:
+    """A directory that others may look into is refused by name, with the command that closes it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(others)
+    settings = load({"SIDECAR_DATA_DIR": str(data)})
+    for refuses in (prepare_data_dir, usable):
+        with pytest.raises(ConfigError, match=str(data)) as refused:
+            refuses(settings)
+        assert refused.value.fields == (("SIDECAR_DATA_DIR", f"close it: chmod 700 {data}"),)
+    assert permissions(data).verdict == "bad"
+    assert not any(data.iterdir())
+    data.chmod(0o700)
+    assert prepare_data_dir(settings) == data
+    usable(settings)
+    assert permissions(data).verdict == "ok"
+
+
+def test_a_data_directory_of_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of another user is refused, however closed it is to the rest."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    us = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: us + 1)
+    with pytest.raises(ConfigError, match="another user") as refused:
+        prepare_data_dir(load({"SIDECAR_DATA_DIR": str(data)}))
+    ((field, remedy),) = refused.value.fields
+    assert field == "SIDECAR_DATA_DIR"
+    assert f"chown -R {us + 1} {data}" in remedy
+
+
+class TestToken:
+    def test_it_is_made_once(self, tmp_path: Path) -> None:
+        """The first start makes it, each later one and each worker reads the same; 0600."""
+        made = link_token(tmp_path)
+        assert link_token(tmp_path) == made == token_in(tmp_path / LINK_TOKEN_FILE)
+        assert len(made) >= 32
+        assert mode(tmp_path / LINK_TOKEN_FILE) == 0o600
+        assert link_token_of_another(tmp_path) != made
+
+    @pytest.mark.parametrize("left", ["", "short", "\n", "two words that are long", "\x00" * 40])
+    def test_what_is_no_token_is_made_anew(self, left: str, tmp_path: Path) -> None:
+        """A file that a power cut or a hand left without a token is no token, at either end."""
+        (tmp_path / LINK_TOKEN_FILE).write_text(left)
+        with pytest.raises(ValueError, match="no token"):
+            token_in(tmp_path / LINK_TOKEN_FILE)
+        assert link_token(tmp_path) == token_in(tmp_path / LINK_TOKEN_FILE)
+
+    def test_one_of_the_users_own_is_kept(self, tmp_path: Path) -> None:
+        """A token that a user has put there opens the sidecar from then on."""
+        (tmp_path / LINK_TOKEN_FILE).write_text("  my-own-token-0123456789\n")
+        assert link_token(tmp_path) == "my-own-token-0123456789"
+
+
+def link_token_of_another(tmp_path: Path) -> str:
+    (tmp_path / "other").mkdir()
+    return link_token(tmp_path / "other")
+
+
+def test_the_secret_of_an_installation_stays(tmp_path: Path) -> None:
+    """It is made once and kept; one cut short is made anew."""
+    made = installation_secret(tmp_path)
+    assert installation_secret(tmp_path) == made
+    assert mode(tmp_path / "secret") == 0o600
+    (tmp_path / "secret").write_bytes(b"cut")
+    assert len(installation_secret(tmp_path)) == 32
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault while it is written leaves what was there, and nothing beside it."""
+    path = tmp_path / "file"
+    write_whole(path, b"before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]

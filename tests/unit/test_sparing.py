@@ -1,0 +1,82 @@
+"""What strangers can cause as often as they like fills no log."""
+
+import logging
+from collections.abc import Mapping
+
+import pytest
+
+from sidecar import telemetry
+from sidecar.log import Spared
+from sidecar.sparing import Sparing
+from sidecar.telemetry import Telemetry, catalogue
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, Mapping[str, object]]] = []
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.lines.append((event, fields))
+
+    info = error = debug = warning
+
+
+def test_few_of_a_kind_are_logged_and_the_rest_counted() -> None:
+    """A flood of refusals is ten lines a minute and reason, each is counted, and the number told."""
+    clock, log = Clock(), Lines()
+    events = Telemetry(strict=True, logger=log, sparing=Sparing(clock=clock))
+    for n in range(5_000):
+        events.emit(telemetry.link_refused, why="wrong or missing token")
+        events.emit(telemetry.vapi_refused, route="webhook", status=401, why=f"stranger {n}")
+    assert len(log.lines) == 20
+    assert events.counts["link_refused"] == 5_000
+    events.emit(telemetry.link_refused, why="a browser's request")
+    assert log.lines[-1] == ("link_refused", {"why": "a browser's request"})
+    clock.now_s += 61
+    events.emit(telemetry.link_refused, why="wrong or missing token")
+    assert log.lines[-1][1]["left_out"] == 4_990
+
+
+def test_what_is_no_strangers_is_always_logged() -> None:
+    """Events of our own calls are logged each time, however many there are."""
+    log = Lines()
+    events = Telemetry(strict=True, logger=log)
+    for n in range(100):
+        events.emit(telemetry.call_closed, call=f"c{n}", reason="", turns=1)
+    assert len(log.lines) == 100
+    refusals = [event for event in catalogue() if event.name.endswith("_refused")]
+    spared = {event.name for event in catalogue() if event.kinds is not None}
+    assert spared == {"link_refused", "frame_refused", "vapi_refused"}
+    assert spared < {event.name for event in refusals}
+
+
+def test_kinds_are_bounded() -> None:
+    """A stranger who makes each reason anew fills neither the log nor the memory."""
+    sparing = Sparing(burst=2, clock=Clock())
+    passed = sum(sparing.admits(n) is not None for n in range(10_000))
+    assert passed < 300
+    assert len(sparing._kinds) < 300
+
+
+def test_lines_of_libraries_are_spared_too() -> None:
+    """What a library logs of each bad request is a few lines a minute."""
+    spared = Spared()
+
+    def passes(text: str) -> bool:
+        return spared.filter(logging.LogRecord("uvicorn.error", 30, "", 0, text, (), None))
+
+    assert sum(passes("Invalid HTTP request received.") for _ in range(1_000)) == 10
+    assert passes("Something else")
