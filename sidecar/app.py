@@ -8,7 +8,6 @@ a backoff and says so; the journal is closed last.
 
 import os
 import random
-import secrets
 import signal
 import sys
 from collections import Counter
@@ -32,6 +31,7 @@ from sidecar.clock import SteadyClock
 from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, read_agent_map
 from sidecar.errors import ConfigError
 from sidecar.forget import Forgetting
+from sidecar.installation import installation_secret
 from sidecar.intake import SpoolIntake
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.letta.plug import PluggedLetta
@@ -82,23 +82,6 @@ def prepare_data_dir(settings: Settings) -> Path:
             fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
         )
     return directory
-
-
-def installation_secret(directory: Path) -> bytes:
-    """Return this installation's own secret, made on the first start; 32 bytes, file 0600."""
-    path = directory / "secret"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        kept = path.read_bytes()
-        if len(kept) >= 16:  # noqa: PLR2004
-            return kept
-        path.unlink()
-        return installation_secret(directory)
-    made = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made)
-    return made
 
 
 def build_llm(settings: Settings) -> Llm:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -12,6 +12,7 @@ import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
+from sidecar.installation import installation_secret
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.transcript.journal import (
     Backlog,
@@ -22,7 +23,7 @@ from sidecar.transcript.journal import (
     LaneStatus,
     PostPolicy,
 )
-from sidecar.transcript.sqlite import batches, forgetting, reads, writes
+from sidecar.transcript.sqlite import batches, forgetting, reads, tombstones, writes
 from sidecar.transcript.sqlite.file import (
     FileLock,
     Reserve,
@@ -54,6 +55,7 @@ class SqliteJournal:
         lock: FileLock,
         reserve: Reserve,
         connections: tuple[apsw.Connection, apsw.Connection],
+        secret: bytes,
         policy: PostPolicy,
         clock: Callable[[], float],
         redact: Callable[[str], str] | None,
@@ -61,6 +63,7 @@ class SqliteJournal:
         self._path = path
         self._lock = lock
         self._reserve = reserve
+        self._secret = secret
         self._policy = policy
         self._clock = clock
         self._redact = redact
@@ -84,7 +87,8 @@ class SqliteJournal:
         Batches that an earlier process was sending are in doubt from here on.
 
         Args:
-            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it.
+            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it. Tombstones are
+                keyed by the `secret` of its directory, the installation's own.
             policy: When turns are due.
             clock: Unix time in seconds.
             reserve_bytes: Disk kept aside for a full disk.
@@ -97,23 +101,25 @@ class SqliteJournal:
         """
         path = Path(path)
 
-        def prepare() -> tuple[FileLock, Reserve, tuple[apsw.Connection, apsw.Connection]]:
+        def prepare() -> tuple[FileLock, Reserve, tuple[apsw.Connection, apsw.Connection], bytes]:
             lock = _lock(path)
             try:
                 writer = open_writer(path)
+                secret = _secret(path)
                 reserve = Reserve(path, size_bytes=reserve_bytes)
                 reserve.take()
-                return lock, reserve, (writer, open_reader(path))
+                return lock, reserve, (writer, open_reader(path)), secret
             except BaseException:
                 lock.release()
                 raise
 
-        lock, reserve, connections = await anyio.to_thread.run_sync(prepare)
+        lock, reserve, connections, secret = await anyio.to_thread.run_sync(prepare)
         journal = cls(
             path,
             lock=lock,
             reserve=reserve,
             connections=connections,
+            secret=secret,
             policy=policy,
             clock=clock,
             redact=redact,
@@ -140,8 +146,10 @@ class SqliteJournal:
         """See `Journal.open_call`."""
         _check_text(call.key, call.caller_key, call.channel)
         now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
         return await self._writer.submit(
-            lambda tx: writes.open_call(tx, call, now_s=now_s, policy=self._policy), grows=True
+            lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
         )
 
     async def append(self, turns: Sequence[Turn]) -> None:
@@ -199,6 +207,7 @@ class SqliteJournal:
             if some is None:
                 break
             erased += some
+        await self._writer.submit(lambda tx: tombstones.clear(tx, before_s=before_s))
         if erased:
             await self._emptied_log()  # else it is emptied after the next time, or in due course
         return erased
@@ -215,7 +224,7 @@ class SqliteJournal:
         """See `Journal.held_of_caller`."""
         return await self._reader.submit(lambda tx: forgetting.held_of_caller(tx, caller_key))
 
-    async def erase_caller(self, caller_key: str, *, now_s: float) -> int:
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`. The words are overwritten in the file, and in its log.
 
         Raises:
@@ -224,7 +233,9 @@ class SqliteJournal:
                 holds the file open. Repeat it.
         """
         erased = await self._writer.submit(
-            lambda tx: forgetting.erase_caller(tx, caller_key, now_s=now_s)
+            lambda tx: forgetting.erase_caller(
+                tx, caller_key, also=also, secret=self._secret, now_s=now_s
+            )
         )
         if not await self._emptied_log():
             raise JournalError(
@@ -232,6 +243,20 @@ class SqliteJournal:
                 hint="end the program that reads the journal, and repeat this",
             )
         return erased
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """See `Journal.said_of`. Some calls at a time: other reads wait for no more than those."""
+        left, found, after = set(pieces), set[bytes](), 0
+        while left:
+            last, said = await self._reader.submit(
+                lambda tx, after=after, left=tuple(left): reads.said_of(tx, left, after=after)
+            )
+            if last is None:
+                break
+            found |= said
+            left -= said
+            after = last
+        return found
 
     # What was learnt of Letta
 
@@ -386,6 +411,13 @@ def _lock(path: Path) -> FileLock:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FileLock(path)
+    except OSError as error:
+        raise journal_error(error, path) from error
+
+
+def _secret(path: Path) -> bytes:
+    try:
+        return installation_secret(path.parent)
     except OSError as error:
         raise journal_error(error, path) from error
 
