@@ -4,6 +4,9 @@ Theory of operation: nothing is touched before it is known that the caller is no
 that Letta answers. Then, in this order: spool files, the journal (from here on nothing more of
 the caller is posted), the last good copies, Letta. What was erased is then looked for in the bytes
 of every file below the data directory and the spool. Each step may be repeated.
+
+What comes late for an erased call (a report that VAPI repeats, turns that a worker still holds) is
+not stored: the journal keeps a tombstone of each, which names nobody, for as long as transcripts.
 """
 
 import re
@@ -22,6 +25,7 @@ from sidecar.errors import AgentNotFound, CallerBusy, LettaError
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.identity import IdentityRules, resolve
 from sidecar.letta.port import Letta
+from sidecar.model import call_key
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import CallerHolding, Journal
 
@@ -54,6 +58,7 @@ class Forgotten:
         undelivered: Turns that Letta never got, and now never will.
         dead_letters: Batches of them that were given up.
         spool_files: Files that workers left.
+        tombstones: Calls that are kept from coming back, by a keyed hash that names nobody.
         agents: Letta agents of this caller alone.
         conversations: Conversations of agents that others use as well.
         searched: Pieces of what was said that were looked for in `files`.
@@ -71,6 +76,7 @@ class Forgotten:
     spool_files: int
     agents: tuple[str, ...]
     conversations: int
+    tombstones: int = 0
     searched: int = 0
     files: int = 0
     traces: tuple[str, ...] = ()
@@ -145,11 +151,12 @@ class Forgetting:
         said = [turn.text for key in held.calls for turn in await self._journal.turns(key)]
         spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
         said += [text for file in spooled for text in file.texts]
+        also = [file.call for file in spooled]
         await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
-        await self._journal.erase_caller(caller_key, now_s=self._clock())
+        await self._journal.erase_caller(caller_key, also=also, now_s=self._clock())
         left = await self._erase_at_letta(agents, held)
         report = self._report(caller_key, held, agents, spooled, done=True)
-        pieces = pieces_of(said, caller_key)
+        pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
         files = await anyio.to_thread.run_sync(_files_below, (self._directory, self._spool))
         found = await anyio.to_thread.run_sync(_search, files, pieces)
         own = await self._said_by_nobody_else(found)
@@ -200,6 +207,7 @@ class Forgetting:
             spool_files=len(spooled),
             agents=agents,
             conversations=sum(agent not in agents for agent, _ in held.conversations),
+            tombstones=len({*held.calls, *(file.call for file in spooled)}),
         )
 
     async def _erase_at_letta(self, agents: Sequence[str], held: CallerHolding) -> list[str]:
@@ -255,16 +263,7 @@ class Forgetting:
     async def _said_by_nobody_else(self, found: dict[Path, set[bytes]]) -> set[bytes]:
         """Return the pieces that no call still in the journal holds."""
         own = {piece for pieces in found.values() for piece in pieces}
-        if not own:
-            return own
-        total = (await self._journal.counts()).calls
-        for call in await self._journal.calls(limit=total):
-            for turn in await self._journal.turns(call.key):
-                raw = turn.text.encode("utf-8", "replace")
-                own = {piece for piece in own if piece not in raw}
-            if not own:
-                break
-        return own
+        return own - await self._journal.said_of(own)
 
     def _spooled(self, caller_key: str) -> list["_Spooled"]:
         """Return the spool files of a caller, damaged ones too. Blocking.
@@ -295,13 +294,15 @@ class Forgetting:
                 continue
             hints = hints_of(read.opened)
             if resolve(self._spool_tenant, hints, self._rules).caller_key == caller_key:
-                found.append(_Spooled(path, tuple(turn.text for turn in read.turns)))
+                call = call_key(self._spool_tenant, read.opened.call)
+                found.append(_Spooled(path, call, tuple(turn.text for turn in read.turns)))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Spooled:
     path: Path
+    call: str
     texts: tuple[str, ...]
 
 

@@ -258,7 +258,13 @@ class Calls:
             opened_at_s,
             consent=hints.consent,
         )
-        stored = await self._journal.open_call(call)
+        try:
+            stored = await self._journal.open_call(call)
+        except CallError as error:
+            if error.code != "erased":
+                raise
+            self._emit(telemetry.erased_call_refused, call=key)
+            return True
         if stored.consent == "no":
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
         else:
@@ -306,10 +312,8 @@ class Calls:
             if not await self._append(live, turns):
                 self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                 return
-        except CallError as error:
-            # This turn's fault, not the journal's; a call that was erased is stored anew.
-            live.stored = live.stored and error.code != "unknown_call"
-            raise
+        except CallError:
+            raise  # this turn's fault, not the journal's
         except JournalError as error:
             self._journal_failed(error)
             raise
@@ -344,8 +348,11 @@ class Calls:
     async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
         """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
 
+        A call that retention has erased meanwhile is stored anew.
+
         Returns:
-            False when the call turns out to be stored as one the caller refused.
+            False when the call turns out to be one that the caller refused, or that was erased
+            with its caller.
         """
         await self._store_call(live)
         if not live.kept:
@@ -359,9 +366,17 @@ class Calls:
         with self._tracer.start(
             "store turns", parent=parents[0], links=parents[1:], attributes=about
         ) as span:
-            await self._journal.append(
-                [replace(turn, traceparent=turn.traceparent or span.traceparent) for turn in turns]
-            )
+            traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
+            try:
+                await self._journal.append(traced)
+            except CallError as error:
+                if error.code != "unknown_call":
+                    raise
+                live.stored = False  # erased since it was stored
+                await self._store_call(live)
+                if not live.kept:
+                    return False
+                await self._journal.append(traced)
         return True
 
     async def close(self, live: LiveCall, reason: str) -> None:
@@ -387,8 +402,16 @@ class Calls:
     # ---------------------------------------------------------------------------------------
 
     async def _store_call(self, live: LiveCall) -> None:
+        """Store a call unless it is; of one that was erased with its caller nothing is kept."""
         if live.kept and not live.stored:
-            live.call = await self._journal.open_call(live.call)
+            try:
+                live.call = await self._journal.open_call(live.call)
+            except CallError as error:
+                if error.code != "erased":
+                    raise
+                live.kept = False
+                self._emit(telemetry.erased_call_refused, call=live.key)
+                return
             live.stored = True
             live.kept = live.call.consent != "no"
             self._orphans.pop(live.key, None)

@@ -103,6 +103,7 @@ def _print(report: "Forgotten") -> None:
         (report.spool_files, "spool files"),
         (len(report.agents), "Letta agents of this caller alone, with blocks and messages"),
         (report.conversations, "conversations of Letta agents that others use as well"),
+        (report.tombstones, "calls kept from coming back late, by a hash that names nobody"),
     ):
         show.say(f"  {count:6}  {what}")
     if not report.done:

@@ -3,7 +3,7 @@
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -81,6 +81,7 @@ class MemoryJournal:
         self._calls: dict[str, _Call] = {}
         self._lanes: dict[str, _Lane] = {}
         self._batches: dict[str, _Batch] = {}
+        self._erased: dict[str, float] = {}
         self._due = anyio.Event()
 
     async def take_back(
@@ -116,6 +117,8 @@ class MemoryJournal:
         await anyio.lowlevel.checkpoint()
         stored = self._calls.get(call.key)
         if stored is None:
+            if call.key in self._erased:
+                raise CallError("erased", "the call was erased with its caller")
             self._calls[call.key] = _Call(call, last_s=self._clock())
             self._lanes.setdefault(call.ref.lane, _Lane())
             self._hasten_earlier(call)
@@ -218,6 +221,7 @@ class MemoryJournal:
         """See `Journal.erase_settled`."""
         await anyio.lowlevel.checkpoint()
         erased = 0
+        self._erased = {key: at_s for key, at_s in self._erased.items() if at_s >= before_s}
         for key, stored in list(self._calls.items()):
             ended_s = stored.call.closed_at_s
             of_call = [batch for batch in self._batches.values() if batch.call == key]
@@ -274,13 +278,15 @@ class MemoryJournal:
             if caller_key and stored.call.caller_key == caller_key
         ]
 
-    async def erase_caller(self, caller_key: str, *, now_s: float) -> int:
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`."""
         await anyio.lowlevel.checkpoint()
         held = self._held_of(caller_key)
         if held.live_calls or held.under_way:
             raise CallerBusy("a call of this caller is live, or on its way to Letta")
         keys = self._keys_of(caller_key)
+        if caller_key:
+            self._erased |= dict.fromkeys((*keys, *also), now_s)
         names = {self._calls[key].call.ref.lane for key in keys}
         for batch in [b for b in self._batches.values() if b.call in keys]:
             del self._batches[batch.batch_id]
@@ -294,6 +300,12 @@ class MemoryJournal:
             if caller_key and not any(self._of_lane(name)):
                 del self._lanes[name]
         return held.turns
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """See `Journal.said_of`."""
+        await anyio.lowlevel.checkpoint()
+        said = [turn.text.encode() for stored in self._calls.values() for turn in stored.turns]
+        return {piece for piece in pieces if any(piece in text for text in said)}
 
     def _known(self, call: str) -> _Call:
         if call not in self._calls:

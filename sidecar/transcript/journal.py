@@ -9,7 +9,7 @@ Calls whose `ref` is nobody's are stored and never delivered: their turns count 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -207,7 +207,8 @@ class Journal(Protocol):
         as does an empty `caller_key`.
 
         Raises:
-            CallError: the key is stored with another `caller_key` (`call_claimed`).
+            CallError: the key is stored with another `caller_key` (`call_claimed`), or the call was
+                erased with its caller (`erased`): nothing of it is to be stored again.
         """
         ...
 
@@ -391,7 +392,8 @@ class Journal(Protocol):
     async def erase_settled(self, *, before_s: float) -> int:
         """Erase calls that ended before and hold nothing undelivered or dead; return the turns.
 
-        A call that was never closed has ended with its last turn.
+        A call that was never closed has ended with its last turn. What keeps an erased caller's
+        calls from coming back (`erase_caller`) goes at the same age.
         """
         ...
 
@@ -399,15 +401,25 @@ class Journal(Protocol):
         """Return what is held of a caller, in whatever state; an empty key holds nothing."""
         ...
 
-    async def erase_caller(self, caller_key: str, *, now_s: float) -> int:
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """Erase every call of a caller, undelivered and dead ones too; return the turns.
 
         Promises: of the words nothing stays in the journal, nor in its log. The lanes of others
-        go on. The agent learnt for the caller is forgotten.
+        go on. The agent learnt for the caller is forgotten. The calls can't be opened again
+        (`open_call`) until `erase_settled` passes `now_s`; what is kept for that names nobody.
+
+        Args:
+            caller_key: Of the caller.
+            also: Keys of other calls of the caller, which the journal need not hold.
+            now_s: Unix time.
 
         Raises:
             CallerBusy: a call is live or a batch under way; nothing was erased.
         """
+        ...
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """Return those of some pieces of UTF-8 text that a stored turn holds. Looks at every turn."""
         ...
 
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import CallerBusy
+from sidecar.errors import CallerBusy, CallError
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
 from sidecar.transcript.journal import CallerHolding, Journal, PostPolicy
@@ -165,3 +165,83 @@ async def test_no_byte_of_an_erased_caller_stays(tmp_path: Path, clock: Clock) -
     assert b"Barnaby" not in found
     assert b"kept for good" in found
     await journal.aclose()
+
+
+async def refused(journal: Journal, name: str, *, caller_key: str = "k1") -> str:
+    """Why a call can't be opened; empty when it can."""
+    try:
+        await journal.open_call(Call(f"acme/{name}", OWN, "vapi", caller_key, 1.0))
+    except CallError as error:
+        return error.code
+    return ""
+
+
+async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: Clock) -> None:
+    """A late word for an erased call stores nothing; a new call of the same caller does."""
+    await had(journal, "one", ref=OWN, caller_key="k1")
+    await journal.erase_caller("k1", also=["acme/spooled"], now_s=clock())
+    assert [await refused(journal, name) for name in ("one", "spooled")] == ["erased"] * 2
+    assert await refused(journal, "one", caller_key="k2") == "erased"
+    with pytest.raises(CallError):
+        await journal.append([Turn("acme/one", "late", 9, "caller", SECRET, 1.0)])
+    assert await journal.held_of_caller("k1") == NOTHING
+    assert await refused(journal, "new") == ""
+    assert (await journal.held_of_caller("k1")).calls == ("acme/new",)
+
+
+async def test_a_tombstone_goes_with_the_transcripts_of_its_age(
+    journal: Journal, clock: Clock
+) -> None:
+    """What keeps an erased call away is kept as long as transcripts are, and no longer."""
+    await had(journal, "one", ref=OWN, caller_key="k1")
+    await journal.erase_caller("k1", now_s=clock())
+    await journal.erase_settled(before_s=clock() - 1)
+    assert await refused(journal, "one") == "erased"
+    await journal.erase_settled(before_s=clock() + 1)
+    assert await refused(journal, "one") == ""
+
+
+async def test_erasing_again_keeps_what_was_erased_away(journal: Journal, clock: Clock) -> None:
+    """A second `forget`, which finds nothing, takes nothing back; one refused sets no tombstone."""
+    await had(journal, "one", ref=OWN, caller_key="k1")
+    await journal.erase_caller("k1", now_s=clock())
+    await journal.erase_caller("k1", now_s=clock())
+    assert await refused(journal, "one") == "erased"
+    await had(journal, "live", ref=OWN, caller_key="k1", closed=False)
+    with pytest.raises(CallerBusy):
+        await journal.erase_caller("k1", also=["acme/other"], now_s=clock())
+    assert await refused(journal, "live") == ""
+    assert await refused(journal, "other") == ""
+
+
+async def test_a_tombstone_outlives_a_restart_and_names_nobody(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """No file of the journal holds the erased call's id or its caller's key, and it stays away."""
+    path = tmp_path / "journal.db"
+    name, key = "01a0a3c4-6b1e-7aa2-9d0e-3f5b8a1c2d44", "5f2d0a3bc8de4471a0b1c2d3e4f50617"
+    ref = AgentRef("acme", caller_key=key)
+    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=clock)
+    await had(journal, name, ref=ref, caller_key=key)
+    await journal.learn_agent(ref, "agent-of-the-caller")
+    assert name.encode() in bytes_below(tmp_path)
+    await journal.erase_caller(key, now_s=clock())
+    for telling in (name, key, "agent-of-the-caller", "Barnaby"):
+        assert telling.encode() not in bytes_below(tmp_path)
+    await journal.aclose()
+    again = await SqliteJournal.open(path, policy=PostPolicy(), clock=clock)
+    assert await refused(again, name) == "erased"
+    await again.aclose()
+    for telling in (name, key):
+        assert telling.encode() not in bytes_below(tmp_path)
+
+
+async def test_pieces_of_what_others_said_are_found(journal: Journal) -> None:
+    """Of some pieces of text, those that a stored turn holds are told, over many calls."""
+    for n in range(120):
+        await had(journal, f"c{n}", ref=SHARED, caller_key="k2")
+    key = "acme/c7"
+    await journal.append([Turn(key, "x", 3, "caller", "l\u00e0-bas, he said", 1.0)])
+    pieces = ["l\u00e0-bas".encode(), b"Barnaby the Ninth 2", b"nobody has said this"]
+    assert await journal.said_of(pieces) == set(pieces[:2])
+    assert await journal.said_of([]) == set()

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +20,20 @@ from blockbuster import blockbuster_ctx
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal, reads
+from sidecar.transcript.sqlite import SqliteJournal, batches, forgetting, reads, writes
 from sidecar.transcript.sqlite.backup import back_up
 from sidecar.transcript.sqlite.reports import journal_file
+from sidecar.transcript.sqlite.threads import Transaction
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
 REF = AgentRef("acme", agent_id="agent-1")
 CALL = Call("acme/one", REF, "livekit", "k1", 1_800_000_000.0)
 POLICY = PostPolicy(max_turns=3)
+COLUMNS = {
+    "table": "SELECT name FROM pragma_table_info(?)",
+    "index": "SELECT coalesce(name, 'an expression') FROM pragma_index_info(?)",
+}
 
 
 @pytest.fixture
@@ -51,6 +56,65 @@ async def journal(path: Path) -> AsyncIterator[SqliteJournal]:
 
 def turn(n: int, text: str = "hello") -> Turn:
     return Turn(CALL.key, f"item-{n}", n, "caller", text, 1_800_000_000.0)
+
+
+async def keep_calls(
+    journal: SqliteJournal, first: int, end: int, *, caller_key: str, settled: bool
+) -> None:
+    """Calls of one caller with an agent of their own, of two turns each, that have ended."""
+
+    def store(tx: Transaction) -> None:
+        for n in range(first, end):
+            key = f"acme/{caller_key}-{n}"
+            call = Call(key, AgentRef("acme", caller_key=caller_key), "livekit", caller_key, 1.0)
+            writes.open_call(tx, call, seal=b"", now_s=float(n), policy=POLICY)
+            said = [Turn(key, f"i{m}", m, "caller", "hello", 10.0 * n + m) for m in (1, 2)]
+            writes.append(tx, said, now_s=float(n), policy=POLICY)
+            writes.close_call(tx, key, at_s=float(n), now_s=float(n), policy=POLICY)
+        if not settled:
+            return
+        while batches.claim(tx, 1, now_s=1e9, post_timeout_s=1.0, policy=POLICY):
+            tx.run("UPDATE batches SET state = 'settled', ended_s = 1e9")
+            tx.run("UPDATE calls SET acked = sealed, settled_s = 1e9 WHERE sealed > 0")
+            tx.run("UPDATE lanes SET open_batch = NULL, due_s = 0 WHERE open_batch IS NOT NULL")
+
+    await journal._writer.submit(store)
+
+
+async def steps_of(
+    journal: SqliteJournal, ask: Callable[[Transaction], object], *, writing: bool = False
+) -> int:
+    """How many steps SQLite's machine takes for a read or a write, in tens."""
+    worker = journal._writer if writing else journal._reader
+    steps = 0
+
+    def step() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    def counted(tx: Transaction) -> None:
+        worker._connection.set_progress_handler(step, 10)
+        try:
+            ask(tx)
+        finally:
+            worker._connection.set_progress_handler(None)
+
+    await worker.submit(counted)
+    return steps
+
+
+def schema_of(connection: apsw.Connection) -> set[tuple[str, str, tuple[str, ...]]]:
+    """Tables and indexes, each with the names of its columns."""
+    named = connection.execute("SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {
+        (
+            kind,
+            name,
+            tuple(sorted(str(row[0]) for row in connection.execute(COLUMNS[kind], (name,)))),
+        )
+        for kind, name in named.fetchall()
+    }
 
 
 def names_in(directory: Path) -> set[str]:
@@ -263,6 +327,59 @@ class TestThreads:
         assert asked
         assert all("USING" in step and "INDEX" in step for step in scanned), scanned
 
+    @pytest.mark.parametrize("settled", [True, False], ids=["settled", "Letta away"])
+    async def test_what_a_callers_calls_cost_does_not_grow_with_them(
+        self, path: Path, settled: bool
+    ) -> None:
+        """Recent words, and what another caller has, cost as much with 2,000 calls as with 100."""
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        ref = AgentRef("acme", caller_key="k1")
+        asks = (
+            lambda tx: reads.recent(
+                tx, ref, caller_key="k1", except_call="", since_s=now_s - 1, limit=60
+            ),
+            lambda tx: reads.recent(
+                tx, ref, caller_key="k1", except_call="", since_s=0.0, limit=60
+            ),
+            lambda tx: forgetting.held_of_caller(tx, "k2"),
+            reads.live_calls,
+            lambda tx: reads.agent_of(tx, ref),
+        )
+        cost: list[list[int]] = []
+        kept = 0
+        await keep_calls(journal, 0, 1, caller_key="k2", settled=settled)
+        for many in (100, 2_000):
+            await keep_calls(journal, kept, many, caller_key="k1", settled=settled)
+            kept, now_s = many, time.time() + 10
+            cost.append([await steps_of(journal, ask) for ask in asks])
+        await journal.aclose()
+        few, lots = cost
+        # A B-tree of twenty times as many rows is a level deeper, no more.
+        assert all(after <= 1.2 * before + 200 for before, after in zip(few, lots, strict=True)), (
+            cost
+        )
+
+    async def test_forgetting_looks_at_no_other_callers_calls(self, path: Path) -> None:
+        """Erasing one caller costs as much beside 2,000 calls of others as beside 100."""
+        journal = await SqliteJournal.open(path, policy=POLICY)
+        cost: list[int] = []
+        kept = 0
+        for many in (100, 2_000):
+            await keep_calls(journal, kept, many, caller_key="k1", settled=False)
+            await keep_calls(journal, 0, 3, caller_key="k2", settled=False)
+            kept = many
+            cost.append(
+                await steps_of(
+                    journal,
+                    lambda tx: forgetting.erase_caller(
+                        tx, "k2", also=(), secret=b"x" * 32, now_s=1.0
+                    ),
+                    writing=True,
+                )
+            )
+        await journal.aclose()
+        assert cost[1] <= 1.2 * cost[0] + 200, cost
+
     async def test_one_bad_append_spoils_no_other(self, journal: SqliteJournal) -> None:
         """An operation that fails leaves those that were committed with it alone."""
         errors: list[str] = []
@@ -344,7 +461,7 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("version", [1, 2, 3])
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
@@ -355,7 +472,14 @@ class TestForeignFiles:
         await journal.retire(batch, error="400", now_s=now_s)
         await journal.aclose()
         older = apsw.Connection(str(path))
-        older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
+        made = schema_of(older)
+        older.execute(
+            "DROP TABLE tombstones; DROP INDEX calls_settled; DROP INDEX calls_waiting;"
+            "DROP INDEX calls_live; DROP INDEX lanes_of_caller; DROP INDEX batches_dead_of_lane;"
+            "DROP INDEX calls_of_caller; CREATE INDEX calls_of_caller ON calls(lane, caller_key)"
+        )
+        if version <= 2:
+            older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
         if version == 1:
             older.execute("ALTER TABLE turns DROP COLUMN traceparent")
             older.execute("ALTER TABLE calls DROP COLUMN consent")
@@ -371,6 +495,7 @@ class TestForeignFiles:
             assert await again.replay(batch.batch_id, now_s=now_s + 9)
             (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
             assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
+            assert schema_of(again._reader._connection) == made
         finally:
             await again.aclose()
         with journal_file(path) as file:

@@ -22,6 +22,7 @@ from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e
 
+SECRET = "secret-0123456789abcdef"
 FACT = "I keep a parrot called Barnaby the Ninth in my kitchen"
 
 
@@ -394,3 +395,49 @@ def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
         assert b"4242 4242" not in found
         assert b"ann@example.org" not in found
         assert "4242 4242" not in "".join(sidecar.log)
+
+
+def reported(sidecar: SidecarProcess, call_id: str, number: str) -> None:
+    """VAPI's report of a call."""
+    said = [{"role": "bot", "message": "Hello?"}, {"role": "user", "message": FACT}]
+    call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": number}}
+    message = {"type": "end-of-call-report", "call": call, "artifact": {"messages": said}}
+    request = urllib.request.Request(
+        f"{sidecar.url}/vapi/webhook",
+        json.dumps({"message": message}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {SECRET}"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.status == 200
+
+
+@pytest.fixture
+def of_vapi(tmp_path: Path) -> Iterator[SidecarProcess]:
+    keys = {"SIDECAR_VAPI_KEY": f"{SECRET}-model", "SIDECAR_VAPI_SECRET": SECRET}
+    with SidecarProcess(tmp_path / "data", keys) as process:
+        yield process
+
+
+def test_a_report_repeated_after_the_erasure_brings_nothing_back(
+    of_vapi: SidecarProcess, cli: Cli, tmp_path: Path
+) -> None:
+    """Taken, so that nobody repeats it for ever: no word, no agent, also after a restart."""
+    sidecar, ada, call_id = of_vapi, "+12025550143", "01a0a3c4-6b1e-7aa2-9d0e-3f5b8a1c2d44"
+    reported(sidecar, call_id, ada)
+    eventually(lambda: sidecar.undelivered() == 0)
+    plan = cli.json("forget", "--caller", f"tel:{ada}")
+    assert (plan["calls"], plan["tombstones"], len(plan["agents"])) == (1, 1, 1)
+    assert cli.json("forget", "--caller", f"tel:{ada}", "--yes")["traces"] == []
+    for _ in range(2):
+        reported(sidecar, call_id, ada)
+        assert cli.json("calls", "list") == []
+        assert cli.json("agents", "list") == []
+        for path, raw in bytes_below(tmp_path / "data").items():
+            assert b"Barnaby" not in raw, path
+            assert call_id.encode() not in raw, path
+        sidecar.stop()
+        sidecar.start()
+    reported(sidecar, "another-call", ada)
+    eventually(lambda: sidecar.undelivered() == 0)
+    assert len(cli.json("calls", "list")) == 1
+    assert len(cli.json("agents", "list")) == 1

@@ -571,13 +571,11 @@ def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
 
 
 def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
-    """A turn that finds its call gone from the journal is refused once, not for ever."""
+    """A turn that finds its call gone from the journal, as retention leaves it, opens it again."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
         bench.journal._calls.clear()
-        with pytest.raises(CallError):
-            await live.record([turn(live, "i1", "hello")])
         await live.record([turn(live, "i1", "hello")])
         assert len(await bench.journal.turns(live.key)) == 1
 
@@ -736,5 +734,51 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
         assert bench.telemetry.counts["caller_unresolved"] == 1
         assert len(await bench.journal.turns(live.key)) == 1
         assert bench.letta.agents == {}
+
+    virtual(body)
+
+
+def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
+    """A worker or VAPI may repeat itself after `forget`: acked, nothing stored, no agent made."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        await live.record([turn(live, "i1", "hello")])
+        await live.close("hung up")
+        await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
+        bench.letta.agents.clear()
+        late, ear = await bench.open("c1")
+        await ear.settled()
+        await late.record([turn(late, "i1", "hello"), turn(late, "i2", "more")])
+        late.speech_started()
+        await anyio.sleep(60.0)
+        await late.close("hung up")
+        assert await bench.calls.restore(
+            "t", "c1", channel="livekit", hints=ADA, opened_at_s=1.0, turns=[turn(late, "i3", "x")]
+        )
+        assert await bench.journal.calls(limit=9) == []
+        assert bench.letta.agents == {}
+        assert bench.telemetry.counts["erased_call_refused"] == 2
+        again, _ = await bench.open("c2")
+        await again.record([turn(again, "i1", "hello again")])
+        await anyio.sleep(1.0)
+        assert len(bench.letta.agents) == 1
+
+    virtual(body)
+
+
+def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
+    """The words that a channel holds of it are taken, dropped, and asked for no more."""
+
+    async def body(bench: Bench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        await bench.journal.close_call(live.key, at_s=1.0)
+        await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
+        await live.record([turn(live, "i2", "more")])
+        assert not live.kept
+        assert await bench.journal.calls(limit=9) == []
+        await live.close("hung up")
 
     virtual(body)

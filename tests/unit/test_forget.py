@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.channels.link.frames import CallOpen, Hints, TurnFrame
 from sidecar.channels.link.spool import SpoolFile
-from sidecar.errors import CallerBusy, LettaUnavailable
+from sidecar.errors import CallerBusy, CallError, LettaUnavailable
 from sidecar.forget import Forgetting, pieces_of
 from sidecar.letta.digest_agent import spec_of_caller
 from sidecar.letta.identity import IdentityRules
@@ -112,12 +112,26 @@ async def test_a_caller_goes_from_every_place(world: World) -> None:
     assert world.events.counts["caller_forgotten"] == 1
 
 
+async def test_no_erased_call_comes_back(world: World) -> None:
+    """Calls of the journal and of the spool stay away; how many is said, and in no file who."""
+    await world.call("01a0a3c4-6b1e-7aa2", ref=OWN, key=KEY, text=SECRET)
+    world.spooled("AJ_9f2b11c07", "bob", SECRET).close()
+    report = await world.forgetting.forget("acme", KEY)
+    assert report.tombstones == 2
+    for name in ("01a0a3c4-6b1e-7aa2", "AJ_9f2b11c07"):
+        with pytest.raises(CallError, match="erased"):
+            await world.call(name, ref=OWN, key=KEY, text=SECRET)
+        assert world.files_with(name) == []
+    assert world.files_with(SECRET) == world.files_with(KEY) == []
+
+
 async def test_a_dry_run_touches_nothing(world: World) -> None:
     """The plan counts the same things, and everything is where it was."""
     agent_id = await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     plan = await world.forgetting.plan("acme", KEY)
     assert (plan.done, plan.calls, plan.agents) == (False, 1, (agent_id,))
+    assert plan.tombstones == 1
     assert (await world.journal.counts()).turns == 1
     assert len(await world.letta.find_agents(())) == 1
 

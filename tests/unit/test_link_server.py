@@ -199,10 +199,16 @@ FULL = JournalFull("full")
 # Order
 
 
-@pytest.mark.parametrize("error", [FULL, CallError("unknown_call", "erased")])
-async def test_no_turn_overtakes_one_that_was_refused(world: World, error: JournalError) -> None:
+ERASED = CallError("unknown_call", "erased")
+
+
+@pytest.mark.parametrize("errors", [[FULL], [ERASED, ERASED]], ids=["full", "erased"])
+async def test_no_turn_overtakes_one_that_was_refused(
+    world: World, errors: list[JournalError]
+) -> None:
     """After a turn failed, those behind it are refused until it has come again."""
-    world.journal.will_fail("t1", error)
+    error = errors[0]
+    world.journal.will_fail("t1", *errors)
     async with world.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.refused == ["t1"])
         peer.says(turn(2), CLOSE)

@@ -16,12 +16,21 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLoc
 from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What makes a file of version N one of N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
     "ALTER TABLE calls ADD COLUMN consent TEXT NOT NULL DEFAULT ''",
     2: "ALTER TABLE batches ADD COLUMN replayed_s REAL",
+    3: "DROP INDEX calls_of_caller;"
+    "CREATE INDEX calls_of_caller ON calls(caller_key);"
+    "CREATE INDEX calls_settled ON calls(lane, caller_key, settled_s);"
+    "CREATE INDEX calls_waiting ON calls(lane, caller_key) WHERE head > acked;"
+    "CREATE INDEX calls_live ON calls(id) WHERE closed_at_s IS NULL;"
+    "CREATE INDEX lanes_of_caller ON lanes(substr(name, instr(name, '/') + 1));"
+    "CREATE INDEX batches_dead_of_lane ON batches(lane, call) WHERE state = 'dead';"
+    "CREATE TABLE tombstones(seal BLOB PRIMARY KEY, erased_s REAL NOT NULL) WITHOUT ROWID;"
+    "CREATE INDEX tombstones_by_age ON tombstones(erased_s)",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

@@ -1,10 +1,13 @@
 """What the journal holds of one caller, and how all of it is erased."""
 
+from collections.abc import Sequence
+
 from sidecar.errors import CallerBusy
 from sidecar.model import AgentRef
 from sidecar.transcript.journal import CallerHolding
 from sidecar.transcript.sqlite.batches import free_lane
 from sidecar.transcript.sqlite.threads import Transaction
+from sidecar.transcript.sqlite.tombstones import bury, seal_of
 
 
 def held_of_caller(tx: Transaction, caller_key: str) -> CallerHolding:
@@ -25,8 +28,9 @@ def held_of_caller(tx: Transaction, caller_key: str) -> CallerHolding:
     lanes = [
         (AgentRef.of_lane(name), agent_id)
         for name, agent_id in tx.rows(
-            "SELECT name, agent_id FROM lanes WHERE substr(name, instr(name, '/') + 1) = ?2"
-            " OR id IN (SELECT lane FROM calls WHERE caller_key = ?1)",
+            "SELECT name, agent_id FROM lanes WHERE id IN"
+            " (SELECT id FROM lanes WHERE substr(name, instr(name, '/') + 1) = ?2"
+            "  UNION SELECT lane FROM calls WHERE caller_key = ?1)",
             caller_key,
             f"caller/{caller_key}",
         )
@@ -53,8 +57,13 @@ def held_of_caller(tx: Transaction, caller_key: str) -> CallerHolding:
     )
 
 
-def erase_caller(tx: Transaction, caller_key: str, *, now_s: float) -> int:
-    """Erase all calls of a caller; return the turns.
+def erase_caller(
+    tx: Transaction, caller_key: str, *, also: Sequence[str], secret: bytes, now_s: float
+) -> int:
+    """Erase all calls of a caller, with a tombstone for each, and for those in `also`.
+
+    Returns:
+        How many turns.
 
     Raises:
         CallerBusy: a call is live or a batch under way; nothing was erased.
@@ -68,6 +77,7 @@ def erase_caller(tx: Transaction, caller_key: str, *, now_s: float) -> int:
         raise CallerBusy(
             "a batch of this caller is on its way to Letta", hint="try again in a minute"
         )
+    bury(tx, (seal_of(secret, key) for key in (*held.calls, *also)), now_s=now_s)
     lanes = tx.rows("SELECT DISTINCT lane FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         tx.run(

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ import apsw
 
 from sidecar.errors import CallError, JournalError
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
-from sidecar.private import make_directory
+from sidecar.private import installation_secret, make_directory
 from sidecar.transcript.journal import (
     Backlog,
     BatchRow,
@@ -24,7 +24,7 @@ from sidecar.transcript.journal import (
     LaneStatus,
     PostPolicy,
 )
-from sidecar.transcript.sqlite import batches, forgetting, reads, writes
+from sidecar.transcript.sqlite import batches, forgetting, reads, tombstones, writes
 from sidecar.transcript.sqlite.file import (
     FileLock,
     Reserve,
@@ -55,6 +55,7 @@ class SqliteJournal:
         lock: FileLock,
         reserve: Reserve,
         connections: tuple[apsw.Connection, apsw.Connection],
+        secret: bytes,
         policy: PostPolicy,
         clock: Callable[[], float],
         redact: Callable[[str], str] | None,
@@ -62,6 +63,7 @@ class SqliteJournal:
         self._path = path
         self._lock = lock
         self._reserve = reserve
+        self._secret = secret
         self._policy = policy
         self._clock = clock
         self._redact = redact
@@ -85,7 +87,8 @@ class SqliteJournal:
         Batches that an earlier process was sending are in doubt from here on.
 
         Args:
-            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it.
+            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it. Tombstones are
+                keyed by the `secret` of its directory, the installation's own.
             policy: When turns are due.
             clock: Unix time in seconds.
             reserve_bytes: Disk kept aside for a full disk.
@@ -98,23 +101,25 @@ class SqliteJournal:
         """
         path = Path(path)
 
-        def prepare() -> tuple[FileLock, Reserve, tuple[apsw.Connection, apsw.Connection]]:
+        def prepare() -> tuple[FileLock, Reserve, tuple[apsw.Connection, apsw.Connection], bytes]:
             lock = _lock(path)
             try:
                 writer = open_writer(path)
+                secret = _secret(path)
                 reserve = Reserve(path, size_bytes=reserve_bytes)
                 reserve.take()
-                return lock, reserve, (writer, open_reader(path))
+                return lock, reserve, (writer, open_reader(path)), secret
             except BaseException:
                 lock.release()
                 raise
 
-        lock, reserve, connections = await anyio.to_thread.run_sync(prepare)
+        lock, reserve, connections, secret = await anyio.to_thread.run_sync(prepare)
         journal = cls(
             path,
             lock=lock,
             reserve=reserve,
             connections=connections,
+            secret=secret,
             policy=policy,
             clock=clock,
             redact=redact,
@@ -138,8 +143,10 @@ class SqliteJournal:
         """See `Journal.open_call`."""
         _check_text(call.key, call.caller_key, call.channel)
         now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
         return await self._writer.submit(
-            lambda tx: writes.open_call(tx, call, now_s=now_s, policy=self._policy), grows=True
+            lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
         )
 
     async def append(self, turns: Sequence[Turn]) -> None:
@@ -197,6 +204,7 @@ class SqliteJournal:
             if some is None:
                 break
             erased += some
+        await self._writer.submit(lambda tx: tombstones.clear(tx, before_s=before_s))
         if erased:
             await self._emptied_log()  # else it is emptied after the next time, or in due course
         return erased
@@ -213,7 +221,7 @@ class SqliteJournal:
         """See `Journal.held_of_caller`."""
         return await self._reader.submit(lambda tx: forgetting.held_of_caller(tx, caller_key))
 
-    async def erase_caller(self, caller_key: str, *, now_s: float) -> int:
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`. The words are overwritten in the file, and in its log.
 
         Raises:
@@ -222,7 +230,9 @@ class SqliteJournal:
                 holds the file open. Repeat it.
         """
         erased = await self._writer.submit(
-            lambda tx: forgetting.erase_caller(tx, caller_key, now_s=now_s)
+            lambda tx: forgetting.erase_caller(
+                tx, caller_key, also=also, secret=self._secret, now_s=now_s
+            )
         )
         if not await self._emptied_log():
             raise JournalError(
@@ -230,6 +240,20 @@ class SqliteJournal:
                 hint="end the program that reads the journal, and repeat this",
             )
         return erased
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """See `Journal.said_of`. Some calls at a time: other reads wait for no more than those."""
+        left, found, after = set(pieces), set[bytes](), 0
+        while left:
+            last, said = await self._reader.submit(
+                lambda tx, after=after, left=tuple(left): reads.said_of(tx, left, after=after)
+            )
+            if last is None:
+                break
+            found |= said
+            left -= said
+            after = last
+        return found
 
     # What was learnt of Letta
 
@@ -396,6 +420,13 @@ def _lock(path: Path) -> FileLock:
     try:
         make_directory(path.parent)
         return FileLock(path)
+    except OSError as error:
+        raise journal_error(error, path) from error
+
+
+def _secret(path: Path) -> bytes:
+    try:
+        return installation_secret(path.parent)
     except OSError as error:
         raise journal_error(error, path) from error
 

@@ -11,6 +11,7 @@ from sidecar.transcript.journal import Backlog, BatchRow, DeadLetter, JournalCou
 from sidecar.transcript.sqlite.threads import Transaction
 
 _CHECKPOINT_BUSY_MS = 50
+_CALLS_AT_ONCE = 50
 _METRICS = msgspec.json.Decoder(dict[str, float])
 
 SELECT_CALL = (
@@ -26,16 +27,28 @@ SELECT_BATCH = (
     "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
     " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
 )
-_RECENT = (
-    SELECT_TURN  # noqa: S608 - constants only
-    + " LEFT JOIN batches b ON b.call = c.id AND t.n BETWEEN b.lo AND b.hi"
-    " WHERE c.lane = (SELECT id FROM lanes WHERE name = ?) AND c.caller_key = ? AND c.key <> ?"
-    " AND (c.head > c.acked OR c.settled_s >= ?"
-    "  OR EXISTS (SELECT 1 FROM batches d WHERE d.call = c.id AND d.state = 'dead'))"
-    " AND (b.id IS NULL OR b.state NOT IN ('settled', 'dropped')"
-    "  OR (b.state = 'settled' AND b.ended_s >= ?))"
-    " ORDER BY t.at_s DESC, c.id DESC, t.n DESC LIMIT ?"
-)
+# Each of the three finds a caller's calls by an index of its own and takes the newest, each of which
+# holds a turn that is asked for: so what is read does not grow with the calls that are kept.
+_RECENT_CALLS = """
+    SELECT * FROM (SELECT id FROM calls INDEXED BY calls_waiting
+      WHERE lane = ?1 AND caller_key = ?2 AND head > acked AND key <> ?3
+      ORDER BY id DESC LIMIT ?5)
+    UNION SELECT * FROM (SELECT id FROM calls INDEXED BY calls_settled
+      WHERE lane = ?1 AND caller_key = ?2 AND settled_s >= ?4 AND key <> ?3
+      ORDER BY settled_s DESC LIMIT ?5)
+    UNION SELECT * FROM (SELECT DISTINCT d.call
+      FROM batches d INDEXED BY batches_dead_of_lane CROSS JOIN calls c ON c.id = d.call
+      WHERE d.state = 'dead' AND d.lane = ?1 AND c.caller_key = ?2 AND c.key <> ?3
+      ORDER BY d.call DESC LIMIT ?5)
+"""
+_RECENT = f"""
+    {SELECT_TURN} LEFT JOIN batches b ON b.hi >= t.n AND b.id =
+      (SELECT id FROM batches x WHERE x.call = c.id AND x.lo <= t.n ORDER BY x.lo DESC LIMIT 1)
+    WHERE c.id IN ({_RECENT_CALLS})
+    AND (b.id IS NULL OR b.state NOT IN ('settled', 'dropped')
+      OR (b.state = 'settled' AND b.ended_s >= ?4))
+    ORDER BY t.at_s DESC, c.id DESC, t.n DESC LIMIT ?5
+"""  # noqa: S608 - constants only
 
 
 def call_of_row(row: tuple[Any, ...]) -> Call:
@@ -79,15 +92,10 @@ def recent(
     limit: int,
 ) -> tuple[Turn, ...]:
     """Return a caller's newest turns in other calls which Letta had not digested at `since_s`."""
-    rows = tx.rows(
-        _RECENT,
-        ref.lane,
-        caller_key,
-        except_call,
-        since_s,
-        since_s,
-        limit,
-    )
+    lane = tx.row("SELECT id FROM lanes WHERE name = ?", ref.lane)
+    if lane is None:
+        return ()
+    rows = tx.rows(_RECENT, lane[0], caller_key, except_call, since_s, limit)
     return tuple(turn_of_row(row) for row in reversed(rows))
 
 
@@ -195,6 +203,37 @@ def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
     """Return all turns of a call, in order."""
     rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", call)
     return tuple(turn_of_row(row) for row in rows)
+
+
+def said_of(
+    tx: Transaction, pieces: Sequence[bytes], *, after: int
+) -> tuple[int | None, set[bytes]]:
+    """Return which pieces some calls hold, and the last of these; None when there are no more.
+
+    Args:
+        tx: Of the reader.
+        pieces: Of UTF-8 text.
+        after: Number of the last call that was looked at.
+    """
+    (last,) = tx.rows(
+        "SELECT max(id) FROM (SELECT id FROM calls WHERE id > ? ORDER BY id LIMIT ?)",
+        after,
+        _CALLS_AT_ONCE,
+    )[0]
+    if last is None:
+        return None, set()
+    found = {
+        piece
+        for piece in pieces
+        if tx.row(
+            "SELECT 1 FROM turns WHERE call > ? AND call <= ?"
+            " AND instr(CAST(text AS BLOB), ?) LIMIT 1",
+            after,
+            last,
+            piece,
+        )
+    }
+    return last, found
 
 
 def checkpoint(tx: Transaction) -> bool:

@@ -1,4 +1,4 @@
--- Version 3. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 4. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
 
 -- One queue per agent: at most one batch of it is open at a time.
 CREATE TABLE lanes(
@@ -10,6 +10,7 @@ CREATE TABLE lanes(
   open_batch INTEGER REFERENCES batches(id)
 );
 CREATE INDEX lanes_due ON lanes(due_s) WHERE due_s IS NOT NULL;
+CREATE INDEX lanes_of_caller ON lanes(substr(name, instr(name, '/') + 1));
 
 -- A call is a log of turns 1..head with two cursors: acked <= sealed <= head.
 CREATE TABLE calls(
@@ -32,8 +33,11 @@ CREATE TABLE calls(
   settled_s       REAL                        -- last settlement
 );
 CREATE INDEX calls_due ON calls(lane, due_s) WHERE due_s IS NOT NULL;
-CREATE INDEX calls_of_caller ON calls(lane, caller_key);
+CREATE INDEX calls_of_caller ON calls(caller_key);
+CREATE INDEX calls_settled ON calls(lane, caller_key, settled_s);
+CREATE INDEX calls_waiting ON calls(lane, caller_key) WHERE head > acked;
 CREATE INDEX calls_undelivered ON calls(id) WHERE head > acked;
+CREATE INDEX calls_live ON calls(id) WHERE closed_at_s IS NULL;
 CREATE INDEX calls_ended ON calls(coalesce(closed_at_s, last_s));
 
 CREATE TABLE turns(
@@ -74,3 +78,12 @@ CREATE TABLE batches(
 CREATE INDEX batches_of_call ON batches(call, lo);
 CREATE INDEX batches_open ON batches(lane, id) WHERE state IN ('sealed', 'sending', 'unknown', 'retry');
 CREATE INDEX batches_dead ON batches(id) WHERE state = 'dead';
+CREATE INDEX batches_dead_of_lane ON batches(lane, call) WHERE state = 'dead';
+
+-- Calls that were erased with their caller, by a keyed hash of the call's key: it names nobody, and
+-- what comes late for such a call is known by it.
+CREATE TABLE tombstones(
+  seal     BLOB PRIMARY KEY,
+  erased_s REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX tombstones_by_age ON tombstones(erased_s);

@@ -18,6 +18,7 @@ from sidecar.model import AgentRef, Call, Turn, joined_consent
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite.reads import SELECT_CALL, call_of_row
 from sidecar.transcript.sqlite.threads import Transaction
+from sidecar.transcript.sqlite.tombstones import is_buried
 
 _ERASE_CALLS = 50
 
@@ -25,10 +26,18 @@ _ERASE_CALLS = 50
 # Calls and turns
 
 
-def open_call(tx: Transaction, call: Call, *, now_s: float, policy: PostPolicy) -> Call:
-    """Store a call, or wake the stored one; return it as stored."""
+def open_call(
+    tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy
+) -> Call:
+    """Store a call, or wake the stored one; return it as stored.
+
+    Raises:
+        CallError: it was erased with its caller (`erased`), or is another caller's.
+    """
     row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
     if row is None:
+        if is_buried(tx, seal):
+            raise CallError("erased", "the call was erased with its caller")
         tx.run(
             "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
             " closed_at_s, conversation_id, consent, last_s)"
