@@ -160,8 +160,13 @@ def _opened(path: Path, flags: int = os.O_RDWR) -> int:
     """
     if why := _why_no_file_of_ours(path):
         raise ForeignFile(why)
-    safe = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags | safe, 0o600)
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+            os.fchmod(descriptor, 0o600)  # a umask may have taken rights of ours
+            return descriptor
+    descriptor = os.open(path, flags, 0o600)
     ours = False
     try:
         ours = _begins_as_ours(descriptor)
