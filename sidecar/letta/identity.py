@@ -3,9 +3,11 @@
 Theory of operation: the rules say, without asking Letta, whose memory a call belongs to
 (`resolve`): an agent named by the owner's own backend, one in the owner's map, the one fixed
 agent, or the caller's own. A caller's own agent carries tags made of the tenant and the caller's
-key; it is found by all of them and otherwise created (`Identity.agent_of`). Two sidecars may
-create one at the same moment: after creating, the tags are looked up again, and the oldest agent
-wins everywhere. Never by name, and never the first of several that merely resemble.
+key; it is found by all of them and otherwise created (`Identity.agent_of`). What was created is
+learnt at once, whatever becomes of the rest: a Letta whose list is late, or has no tags, would be
+asked for another each time. Two sidecars may create one at the same moment: after creating, the
+tags are looked up again, and the oldest agent wins everywhere. Never by name, and never the first of
+several that merely resemble.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ import anyio
 import phonenumbers
 
 from sidecar import telemetry
-from sidecar.errors import LettaUnavailable, Rejected
+from sidecar.errors import Rejected
 from sidecar.letta.digest_agent import caller_tags, spec_of_caller
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.model import AgentRef, CallerHints, caller_key
@@ -167,9 +169,7 @@ class Identity:
             known = await self._directory.agent_of(ref)
             if known is not None:
                 return known
-            agent_id = await self._find_or_create(ref, ref.caller_key)
-            await self._directory.learn_agent(ref, agent_id)
-            return agent_id
+            return await self._find_or_create(ref, ref.caller_key)
 
     async def found_agent(self, ref: AgentRef) -> str | None:
         """Return the agent id where there is an agent; creates none and stores nothing.
@@ -189,6 +189,7 @@ class Identity:
         found = await self._letta.find_agents(tags)
         if found:
             agent_id = _oldest(found)
+            await self._directory.learn_agent(ref, agent_id)
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
             return agent_id
         if not self._rules.create_agents:
@@ -201,18 +202,21 @@ class Identity:
                 ref.tenant, key, model=self._rules.model, embedding=self._rules.embedding
             )
         )
+        with anyio.CancelScope(shield=True):
+            await self._directory.learn_agent(ref, created)
+        self._emit(telemetry.agent_created, lane=ref.lane, agent=created)
+        return await self._oldest_after(ref, tags, created)
+
+    async def _oldest_after(self, ref: AgentRef, tags: Sequence[str], created: str) -> str:
+        """Return the agent that every sidecar agrees on: not ours where another was quicker."""
         found = await self._letta.find_agents(tags)
-        if not found:
-            raise LettaUnavailable(
-                "the agent just created is not found by its tags yet", hint="it is looked up again"
-            )
-        agent_id = _oldest(found)
-        if agent_id != created:
+        agent_id = _oldest(found) if found else created
+        if agent_id != created and any(agent.agent_id == created for agent in found):
+            await self._directory.learn_agent(ref, agent_id)
             await self._letta.delete_agent(created)
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
-        else:
-            self._emit(telemetry.agent_created, lane=ref.lane, agent=agent_id)
-        return agent_id
+            return agent_id
+        return created
 
     def _one_at_a_time(self, lane: str) -> "_LaneLock":
         return _LaneLock(self._locks, lane)

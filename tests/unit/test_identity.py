@@ -130,11 +130,15 @@ class Agents:
         self.created = 0
         self.deleted: list[str] = []
         self.fail = False
+        self.fail_after_creating = False
+        self.lists = True
 
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
         await anyio.lowlevel.checkpoint()
         if self.fail:
             raise LettaUnavailable("down")
+        if not self.lists:
+            return []
         return [agent for agent in self.found if set(tags) <= set(agent.tags)]
 
     async def create_agent(self, spec: AgentSpec) -> str:
@@ -142,6 +146,7 @@ class Agents:
         self.created += 1
         agent_id = f"agent-{self.created}"
         self.found.append(FoundAgent(agent_id, spec.name, tuple(spec.tags), float(self.created)))
+        self.fail = self.fail_after_creating
         return agent_id
 
     async def delete_agent(self, agent_id: str) -> None:
@@ -230,3 +235,40 @@ async def test_letta_down_while_looking_is_tried_again_and_nothing_is_learnt() -
     agents.fail = False
     assert agents.created == 0
     assert await who.agent_of(REF) == "agent-1"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True], ids=["lists nothing", "lists nothing, then fails"])
+async def test_a_letta_whose_list_is_late_is_asked_for_one_agent(fails: bool) -> None:
+    """An agent that was made is the caller's from then on, whether or not the list has it."""
+    agents, learnt = Agents(), Learnt()
+    agents.lists = False
+    agents.fail_after_creating = fails
+    who = identity(agents, learnt)
+    got: list[str] = []
+    for _ in range(9):
+        try:
+            got.append(await who.agent_of(REF))
+        except LettaUnavailable:
+            agents.fail = False
+    assert set(got) == {"agent-1"}
+    assert agents.created == 1
+    assert agents.deleted == []
+
+
+@pytest.mark.anyio
+async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
+    """A caller who hangs up while the agent is made leaves none behind that nobody knows."""
+    agents, scope = Agents(), anyio.CancelScope()
+
+    class Slow(Learnt):
+        async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            await super().learn_agent(ref, agent_id)
+
+    learnt = Slow()
+    with scope:
+        await identity(agents, learnt).agent_of(REF)
+    assert scope.cancelled_caught
+    assert learnt.agents == {REF.lane: "agent-1"}
