@@ -381,7 +381,7 @@ class Sidecar:
         )
 
     async def readiness(self) -> Mapping[str, object]:
-        """Return what `/readyz` shows. Letta away is degraded, and still ready."""
+        """Return what `/readyz` shows. A Letta whose last answer was a failure is degraded, and ready."""
         try:
             with anyio.fail_after(2.0):
                 backlog = await self.journal.backlog()
@@ -395,7 +395,7 @@ class Sidecar:
             "live_calls": len(self.calls.live),
             "undelivered_turns": backlog.undelivered,
             "dead_batches": backlog.dead_batches,
-            "letta": "degraded" if self.relay.degraded or self.snapshots.degraded else "ok",
+            "letta": "degraded" if self.relay.failing or self.snapshots.failing else "ok",
         }
 
     async def _drain(self) -> None:
