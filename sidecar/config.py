@@ -83,6 +83,7 @@ Text: TypeAlias = Annotated[str, _unless_set(environment.plain)]
 OptionalText: TypeAlias = Annotated[str | None, _unless_set(environment.plain)]
 OptionalId: TypeAlias = Annotated[str | None, _unless_set(environment.word)]
 OptionalSecret: TypeAlias = Annotated[SecretStr | None, _unless_set(environment.header_value)]
+LettaPassword: TypeAlias = Annotated[SecretStr | None, _unless_set(environment.password)]
 TenantToken: TypeAlias = Annotated[SecretStr, _unless_set(_token_or_blank)]
 OneOrTwoSecrets: TypeAlias = Annotated[SecretStr | None, _unless_set(_values_for_headers)]
 StatePath: TypeAlias = Annotated[Path, _unless_set(environment.path)]
@@ -133,10 +134,10 @@ class Settings(BaseSettings):
     consent: Literal["assumed", "required"] = Field("assumed", alias="SIDECAR_CONSENT")
 
     # Letta
-    letta_api_key: OptionalSecret = Field(None, alias="LETTA_API_KEY")
+    letta_api_key: LettaPassword = Field(None, alias="LETTA_API_KEY")
     letta_base_url: HttpUrl = Field(None, alias="LETTA_BASE_URL")
     letta_app_server_url: SocketUrl = Field(None, alias="LETTA_APP_SERVER_URL")
-    letta_app_server_token: OptionalSecret = Field(None, alias="LETTA_APP_SERVER_TOKEN")
+    letta_app_server_token: LettaPassword = Field(None, alias="LETTA_APP_SERVER_TOKEN")
     letta_agent_model: Text = Field("", alias="LETTA_AGENT_MODEL")
     letta_agent_embedding: Text = Field("", alias="LETTA_AGENT_EMBEDDING")
 

@@ -84,6 +84,13 @@ def header_value(text: str) -> str:
     return _bounded(text, TEXT_LIMIT_CHARS)
 
 
+def password(text: str) -> str:
+    """Return a secret of another server, which may have chosen one with blanks in it."""
+    if not all(_HEADER_VALUE.fullmatch(part) for part in text.split(" ") if part):
+        raise ValueError("write it in printable ASCII")
+    return _bounded(text, TEXT_LIMIT_CHARS)
+
+
 def flag(text: str) -> bool:
     """Return whether a switch is on."""
     if text.lower() in _TRUE:

@@ -271,7 +271,8 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
         ("LETTA_BASE_URL", "http://letta:0", "port"),
         ("LETTA_BASE_URL", "http://letta/?key=1", "?"),
         ("LLM_API_KEY", "sk-\u2013dash", "ASCII"),
-        ("LETTA_API_KEY", "sk 1", "ASCII"),
+        ("OPENAI_API_KEY", "sk 1", "blank"),
+        ("LETTA_API_KEY", "sk\t1", "ASCII"),
         ("SIDECAR_HOST", "http://127.0.0.1", "host"),
         ("SIDECAR_AGENT_ID", "agent 1", "blank"),
         ("SIDECAR_POLL_S", "inf", "finite"),
@@ -345,3 +346,10 @@ def test_an_app_server_is_asked_for_by_its_url() -> None:
     with pytest.raises(ConfigError) as wrong:
         load({"LETTA_APP_SERVER_URL": "http://127.0.0.1:4500"})
     assert [field for field, _ in wrong.value.fields] == ["LETTA_APP_SERVER_URL"]
+
+
+def test_a_lettas_password_may_have_blanks_in_it() -> None:
+    """Who runs a Letta chooses its password: it is sent as it was set."""
+    settings = load({"LETTA_BASE_URL": "http://letta", "LETTA_API_KEY": " a pass  phrase \r"})
+    assert settings.letta_api_key is not None
+    assert settings.letta_api_key.get_secret_value() == "a pass  phrase"
