@@ -29,8 +29,8 @@ class IdentityRules:
     Attributes:
         agent_id: One agent for every call, or None.
         agent_map: Agent id by number (E.164), identity or caller id; behind `TENANT/` where there
-            are several tenants. An identity that reads like a number is not in it: many
-            applications let people choose their own.
+            are several tenants. An identity that reads like a number is not
+            looked up: many applications let people choose their own.
         create_agents: A caller without an agent gets one.
         default_region: Country of numbers without a country code, as in `US`; None refuses them.
         one_tenant: An agent id that a worker names is heeded, and a bare name in the map. False
