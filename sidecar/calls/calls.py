@@ -190,7 +190,7 @@ class Calls:
         resumed = key in self._orphans
         if self.draining and not resumed:
             raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
-        if not resolution.ref.known:
+        if resolution.why and not resumed:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         call = Call(
             key,
@@ -258,6 +258,8 @@ class Calls:
             opened_at_s,
             consent=hints.consent,
         )
+        if resolution.why and key not in self._orphans:
+            self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         try:
             stored = await self._journal.open_call(call)
         except CallError as error:

@@ -738,6 +738,43 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
     virtual(body)
 
 
+def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
+    """One line is written of a call, though it is opened again or its words come from a spool."""
+
+    async def body(bench: Bench) -> None:
+        for hints in (CallerHints(phone="+8656696"), CallerHints(phone="sip:alice1002@pbx")):
+            bench.telemetry.counts.clear()
+            call_id = "c" + hints.phone
+            live, _ = await bench.open(call_id, hints)
+            await live.record([turn(live, "i1", "hello")])
+            await bench.open(call_id, hints)
+            bench.calls.orphan("w1")
+            await bench.open(call_id, hints)
+            assert bench.telemetry.counts["caller_unresolved"] == 1
+        await bench.open("c2", ADA)
+        assert bench.telemetry.counts["caller_unresolved"] == 1
+        spooled = [Turn("t/c3", "i1", 0, "caller", "hello", 1.0)]
+        nobody = CallerHints(phone="unknown")
+        assert await bench.calls.restore(
+            "t", "c3", channel="livekit", hints=nobody, opened_at_s=1.0, turns=spooled
+        )
+        assert bench.telemetry.counts["caller_unresolved"] == 2
+
+    virtual(body)
+
+
+def test_who_is_nobody_is_in_the_log_where_one_agent_has_all_calls() -> None:
+    """With a fixed agent a refused number is told, too; a call that names nobody is not."""
+
+    async def body(bench: Bench) -> None:
+        await bench.open("c1", CallerHints())
+        assert bench.telemetry.counts["caller_unresolved"] == 0
+        await bench.open("c2", CallerHints(phone="+12025550100;ext=12"))
+        assert bench.telemetry.counts["caller_unresolved"] == 1
+
+    virtual(body, Bench(rules=IdentityRules(agent_id="agent-7")))
+
+
 def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
     """A worker or VAPI may repeat itself after `forget`: acked, nothing stored, no agent made."""
 

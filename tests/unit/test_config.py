@@ -328,6 +328,47 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "+15550100",
+        "+447700900123",
+        "+1202555010\uff10",
+        "\uff0b12025550100",
+        "+12025550100 ",
+        "+12025550100;ext=12",
+        "+1 202 555 0100",
+        "(202) 555-0100",
+        "tel:+12025550100",
+        "sip:+12025550100@pbx.example",
+        "+8656696",
+        "anonymous",
+        "Unknown Caller",
+        " ",
+    ],
+)
+def test_an_entry_of_the_map_that_no_caller_can_have_is_refused(tmp_path: Path, entry: str) -> None:
+    """What reads like a number and is none, or stands for nobody, is named with its remedy."""
+    path = tmp_path / "map.json"
+    for tenants, within in (({"t"}, ""), ({"t", "u"}, "t/")):
+        path.write_text(json.dumps({f"{within}ada": "agent-1", within + entry: "agent-2"}))
+        with pytest.raises(ConfigError) as caught:
+            read_agent_map(path, tenants)
+        (field,) = caught.value.fields
+        assert field[0] == "SIDECAR_AGENT_MAP"
+        assert field[1]
+        assert "entry 2" in caught.value.message
+        assert entry.strip() not in caught.value.message or not entry.strip()
+
+
+def test_names_and_ids_of_an_owner_stay_in_the_map(tmp_path: Path) -> None:
+    """Identities, ids of a database and mail addresses are taken as they are written."""
+    entries = dict.fromkeys(("+12025550100", "alice1002", "8656696", "7", "a@x.example"), "agent-1")
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(entries))
+    assert read_agent_map(path, {"default"}) == entries
+
+
 def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> None:
     """One tenant's entry can't be meant for another's caller of the same name."""
     path = tmp_path / "map.json"

@@ -660,7 +660,7 @@ async def test_a_call_of_somebody_unknown_yet_does_not_wait(
         await until(lambda: worker.link.connected)
         assert await took_s(call.ready) < 0.05
         assert [] == sidecar.of_type(CallOpen)
-        call.identify(Hints(phone="+15550100"))
+        call.identify(Hints(phone="+12025550100"))
         await call.ready()
         assert call.memory is not None
         assert "hers" == call.memory.text

@@ -97,9 +97,9 @@ class Person:
 
 ADA = Person("ada")
 SIP = Person(
-    "sip_+15550100",
+    "sip_+12025550100",
     rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
-    {"sip.phoneNumber": "+15550100"},
+    {"sip.phoneNumber": "+12025550100"},
 )
 
 
@@ -635,9 +635,9 @@ def test_job_metadata_names_the_caller(metadata: str, hints: Hints) -> None:
 
 def test_only_the_sip_bridge_vouches_for_a_number() -> None:
     """A browser that gives itself a `sip.phoneNumber` is not believed."""
-    attributes = {"sip.phoneNumber": "+15550100"}
+    attributes = {"sip.phoneNumber": "+12025550100"}
     assert Hints(identity="eve") == hints_of_participant("eve", attributes, sip=False)
-    assert Hints(phone="+15550100") == hints_of_participant("sip_1", attributes, sip=True)
+    assert Hints(phone="+12025550100") == hints_of_participant("sip_1", attributes, sip=True)
 
 
 async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **options: Any) -> Hints:
@@ -665,7 +665,7 @@ async def test_a_caller_in_the_room_is_identified_at_once(
 ) -> None:
     """A SIP caller who is there already is known before the session starts."""
     with job("{}", FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
-        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
 
 
 async def test_a_caller_who_joins_later_is_identified_then(
@@ -679,7 +679,7 @@ async def test_a_caller_who_joins_later_is_identified_then(
 async def test_who_comes_by_telephone_is_preferred(sidecar: FakeSidecar, tmp_path: Path) -> None:
     """Beside a watcher the SIP participant is the caller."""
     with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
-        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
 
 
 class FakeSession:
@@ -838,7 +838,7 @@ async def test_an_agent_named_by_the_job_goes_with_the_caller_in_the_room(
     """Metadata with an agent alone is joined by who is on the line."""
     with job({"agent_id": "agent-1"}, FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
         hints = await opened(sidecar, ctx, tmp_path)
-        assert Hints(agent_id="agent-1", phone="+15550100") == hints
+        assert Hints(agent_id="agent-1", phone="+12025550100") == hints
 
 
 async def test_a_job_for_one_participant_names_its_caller(
@@ -850,10 +850,10 @@ async def test_a_job_for_one_participant_names_its_caller(
             models.ParticipantInfo(
                 identity="sip_1",
                 kind=models.ParticipantInfo.Kind.SIP,
-                attributes={"sip.phoneNumber": "+15550100"},
+                attributes={"sip.phoneNumber": "+12025550100"},
             )
         )
-        assert Hints(phone="+15550100") == await opened(sidecar, ctx, tmp_path)
+        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
 
 
 @pytest.mark.parametrize(
