@@ -15,6 +15,7 @@ import typer
 
 from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
+from sidecar.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
@@ -44,7 +45,7 @@ def main() -> None:
         app()
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
-        sys.stderr.write(f"sidecar: {error.message if wrong else error}\n")
+        sys.stderr.write(printable(f"sidecar: {error.message if wrong else error}\n"))
         if "--json" in sys.argv:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})

@@ -16,6 +16,7 @@ app = typer.Typer(help="Past and live calls with their transcripts.", no_args_is
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _LOOK_EVERY_S = 0.5
+_INDENT = " " * 18
 _LIVE_HELP = "A live call, as `calls list --live` shows it, with or without tenant."
 
 
@@ -174,12 +175,13 @@ def _measured(turn: "Turn") -> list[str]:
         served, age_s, wait_s = prompt
         age = "" if age_s is None else f", {age_s:.1f} s old"
         told.append(f"memory {served}{age}, waited {wait_s * 1e3:.0f} ms")
-    indent = " " * 18
     return textwrap.wrap(
-        "; ".join(told), show.WIDTH, initial_indent=indent, subsequent_indent=indent
+        "; ".join(told), show.WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
     )
 
 
 def _line(turn: "Turn") -> str:
     cut = " [cut off]" if turn.interrupted else ""
-    return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {turn.text}{cut}"
+    # A line of what was said is not at the place of a line of ours.
+    text = turn.text.replace("\n", "\n" + _INDENT)
+    return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {text}{cut}"
