@@ -27,8 +27,8 @@ from sidecar.llm.demo_facts import (
     fact_of_line,
     facts_of_memory,
     facts_of_speech,
-    is_question,
     plain_lines,
+    questions_of,
 )
 from sidecar.llm.port import Llm, Reply, ToolCall
 
@@ -405,10 +405,10 @@ def _reply(messages: Sequence[_Message]) -> str:
     if not last or _GREETING.match(last):
         welcome = f"Hello {name}, good to hear you again." if name else "Hello!"
         return f"{welcome} {_SUGGESTION}"
-    if is_question(last):
-        return _answer(last, known)
-    if told := facts_of_speech(last):
-        return _acknowledgement(told)
+    said = [_acknowledgement(told)] if (told := facts_of_speech(last)) else []
+    said += [_answer(question, known) for question in questions_of(last)]
+    if said:
+        return " ".join(dict.fromkeys(said))
     address = f", {name}" if name else ""
     if _FAREWELL.search(last):
         return f"Goodbye{address}. I'll remember what you told me."
