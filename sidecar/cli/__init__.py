@@ -9,19 +9,55 @@ command line is wrong, each field named. With `--json` an error is JSON as well.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_GROUPS = {
+    "Run": ("run", "check", "ready"),
+    "Look": ("calls", "memory", "doctor"),
+    "Mend": ("outbox",),
+    "Move": ("agents", "export", "backup"),
+    "Erase": ("forget",),
+}
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
+
+
+class _InGroups(TyperGroup):
+    """Lists the commands by what they are for: what erases comes last."""
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the groups."""
+        return [name for names in _GROUPS.values() for name in names]
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each group below its heading."""
+        longest = max(map(len, self.commands))
+        for heading, names in _GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (
+                            name.ljust(longest),
+                            self.commands[name].get_short_help_str(formatter.width - longest - 6),
+                        )
+                        for name in names
+                    ]
+                )
+
 
 app = typer.Typer(
     name="sidecar",
+    cls=_InGroups,
     help="A voice agent that remembers its callers, without waiting for its memory.",
     epilog="Exit codes: 0 done; 1 failed or not there; 2 wrong configuration or command line.",
     no_args_is_help=True,

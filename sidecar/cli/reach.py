@@ -6,12 +6,13 @@ when none does, the command opens the journal itself.
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from sidecar.call_names import calls_named, several
 from sidecar.errors import JournalError, JournalLocked, SidecarError
 
 if TYPE_CHECKING:
@@ -49,18 +50,30 @@ class NotThere(SidecarError):
     """What was asked for is not there, or its name fits several."""
 
 
-def only_call(found: "CallRow | None", name: str) -> "CallRow":
-    """Return the call that was found.
+def only_call(journal: "JournalFile", name: str) -> "CallRow":
+    """Return the one call of the journal that a name fits, as `calls_named` reads it.
 
     Raises:
-        NotThere: it was not.
+        NotThere: none is, or several are.
     """
+    keys = calls_named(name, journal.keys())
+    found = journal.call(only_one(keys, name))
     if found is None:
-        raise NotThere(
-            f"no call is named {name}, or several are",
-            hint="see `sidecar calls list`, and name its tenant as well",
-        )
+        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
     return found
+
+
+def only_one(keys: Sequence[str], name: str) -> str:
+    """Return the only one of the calls that a name fits.
+
+    Raises:
+        NotThere: none does, or several do.
+    """
+    if not keys:
+        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
+    if len(keys) > 1:
+        raise NotThere(f"several calls are named {name}", hint=f"say which: {several(keys)}")
+    return keys[0]
 
 
 @contextmanager
