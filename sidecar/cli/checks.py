@@ -35,6 +35,7 @@ _DISK_LOW_BYTES = 1 << 30
 _DISK_BAD_BYTES = 100 << 20
 _CLOCK_WRONG_S = 5.0
 _CONNECT_S = 3.0
+_NONE_RUNS = "none runs on this data directory"
 _ANSWER_S = 15.0
 _BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock before it was never set
 
@@ -82,6 +83,8 @@ def of_traces() -> dict[str, str]:
 
 def run(settings: Settings) -> Iterator[Finding]:
     """Look at everything, quick things first. Blocking; no check takes over 20 s."""
+    from sidecar.cli.undelivered import lanes  # noqa: PLC0415 - it knows a Finding
+
     directory = settings.data_dir.expanduser()
     yield sqlite_version()
     yield permissions(directory)
@@ -92,7 +95,10 @@ def run(settings: Settings) -> Iterator[Finding]:
     yield anyio.run(_llm, settings)
     yield anyio.run(_livekit, settings)
     yield traces()
-    yield running(directory)
+    sidecar = running(directory)
+    yield sidecar
+    is_running = sidecar.found != _NONE_RUNS
+    yield lanes(settings, directory, running=is_running, now_s=time.time())
 
 
 def run_without_settings(error: ConfigError) -> Iterator[Finding]:
@@ -376,7 +382,7 @@ def running(directory: Path) -> Finding:
     try:
         state = ask_readiness(directory)
     except Refused:
-        return Finding("sidecar", "ok", "none runs on this data directory")
+        return Finding("sidecar", "ok", _NONE_RUNS)
     if not state.get("ready"):
         return Finding(
             "sidecar", "bad", f"runs, not ready: journal {state.get('journal')}", "see its log"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 
 from sidecar import cli
 from sidecar.call_names import calls_named, several, short_id
+from sidecar.cli.checks import Finding
+from sidecar.cli.undelivered import lanes
+from sidecar.config import load
 from sidecar.model import AgentRef, Call, Turn, caller_key
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
@@ -216,3 +220,61 @@ def test_a_caller_whom_no_agent_remembers_is_an_error(command: Cli) -> None:
     assert "no agent remembers this caller" in done.err
     assert command.run("memory", "log").code == 2
     assert command.run("memory", "log", "agent-1", "--caller", "id:bob").code == 2
+
+
+HELD_AT_S = 1_000_000.0
+RELEASES: dict[str, tuple[str, str]] = {
+    "retry": ("busy elsewhere", "Letta did not take"),
+    "unknown": ("broke off", "may have reached Letta"),
+}
+
+
+def looked(tmp_path: Path, *, now_s: float, running: bool = True) -> Finding:
+    return lanes(load({}), tmp_path / "data", running=running, now_s=now_s)
+
+
+@pytest.mark.parametrize("state", RELEASES)
+def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
+    """A lane that is held is a finding: how many, since when, by what, and the command to look."""
+    error, held_by = RELEASES[state]
+
+    async def fail() -> None:
+        path = tmp_path / "data" / "journal.db"
+        path.parent.mkdir()
+        journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=lambda: HELD_AT_S)
+        call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", HELD_AT_S)
+        await journal.open_call(call)
+        await journal.append([Turn(call.key, "i", 1, "caller", "hello", HELD_AT_S)])
+        await journal.close_call(call.key, at_s=HELD_AT_S)
+        (batch,) = await journal.claim(9, now_s=HELD_AT_S + 1, post_timeout_s=1.0)
+        await journal.release(
+            batch,
+            due_s=HELD_AT_S + 99,
+            unknown=state == "unknown",
+            over=False,
+            error=error,
+            now_s=HELD_AT_S + 2,
+        )
+        await journal.aclose()
+
+    anyio.run(fail)
+    found = looked(tmp_path, now_s=HELD_AT_S + 60)
+    assert (found.what, found.verdict) == ("lanes", "warning")
+    assert "1 held, the oldest for 1 min 0 s" in found.found
+    assert held_by in found.found
+    assert error in found.found
+    assert "sidecar outbox list" in found.fix
+    assert "sidecar run" in looked(tmp_path, now_s=HELD_AT_S + 60, running=False).fix
+
+
+def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Path) -> None:
+    """Words of the last two minutes are no finding; with nobody to send them they become one."""
+    assert looked(tmp_path / "no", now_s=0.0).verdict == "ok"
+    now_s = time.time()
+    assert looked(tmp_path, now_s=now_s).found == "3 wait their turn"
+    old = looked(tmp_path, now_s=now_s + 3_600, running=False)
+    assert old.verdict == "warning"
+    assert "3 held, the oldest for 1 h 0 min" in old.found
+    assert "not sent yet" in old.found
+    told = command.run("doctor", "--json")
+    assert [one["what"] for one in told.json][-1] == "lanes"
