@@ -81,11 +81,17 @@ def main() -> None:
         app()
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
-        sys.stderr.write(printable(f"sidecar: {error.message if wrong else error}\n"))
+        sys.stderr.write(printable(f"sidecar: {_told(error) if wrong else error}\n"))
         if "--json" in sys.argv:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
         sys.exit(2 if wrong else 1)
+
+
+def _told(error: ConfigError) -> str:
+    """Return what is wrong, with the remedy of each field that the message does not name."""
+    unsaid = [f"\n  {field}: {fix}" for field, fix in error.fields if fix not in error.message]
+    return error.message + "".join(unsaid)
 
 
 def _version(asked: bool) -> None:

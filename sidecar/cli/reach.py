@@ -31,8 +31,16 @@ class Refused(SidecarError):
 
 
 def data_dir() -> Path:
-    """Return the data directory the settings name."""
-    return settings().data_dir.expanduser()
+    """Return the data directory the settings name; it may not have been made yet.
+
+    Raises:
+        ConfigError: a setting is wrong, or no directory is or can be made there.
+    """
+    from sidecar.private import refuse_no_directory  # noqa: PLC0415
+
+    directory = settings().data_dir.expanduser()
+    refuse_no_directory(directory)
+    return directory
 
 
 def settings() -> "Settings":
@@ -186,6 +194,11 @@ def _request(
             return answer.status, cast("dict[str, Any]", json.loads(answer.read()))
         finally:
             connection.close()
+    except FileNotFoundError:
+        raise Refused(
+            f"no sidecar answers for {directory}",
+            hint="start one there, or wait until it has started",
+        ) from None
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         raise Refused(
             f"a sidecar holds the journal and does not answer: {type(error).__name__}",
