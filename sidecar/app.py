@@ -44,7 +44,13 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
-from sidecar.private import installation_secret, link_token, make_directory, refuse_shared
+from sidecar.private import (
+    installation_secret,
+    link_token,
+    make_directory,
+    refuse_no_directory,
+    refuse_shared,
+)
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import Direct, listen, routes, serving
@@ -71,21 +77,21 @@ def prepare_data_dir(settings: Settings) -> Path:
         ConfigError: it can't be made or written, or it is open to other users.
     """
     directory = settings.data_dir.expanduser()
+    _make_state_directory(directory, "SIDECAR_DATA_DIR")
+    refuse_shared(directory)
+    _make_state_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    return directory
+
+
+def _make_state_directory(directory: Path, field: str) -> None:
+    refuse_no_directory(directory, field)
     try:
         make_directory(directory)
-        refuse_shared(directory)
-        make_directory(settings.spool.expanduser())
     except OSError as error:
         raise ConfigError(
-            f"the data directory can't be made: {error.strerror}",
-            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
+            f"{field}: {directory} can't be made: {error.strerror}",
+            fields=((field, "name a directory that this user may write"),),
         ) from None
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(
-            "the data directory can't be written",
-            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
-        )
-    return directory
 
 
 def build_llm(settings: Settings) -> Llm:

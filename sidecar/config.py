@@ -40,7 +40,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 _SECRET_CHARS = 16
 _MAKE_ONE = "make one with: openssl rand -hex 16"
 # Read by the worker's end (sidecar/channels), not by the sidecar itself.
-_WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url, schemes=WS_SCHEMES)}
+_WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url_alone, schemes=WS_SCHEMES)}
 # What people write for a country that has other letters.
 _NOT_ITS_REGION = {"UK": "Great Britain is GB", "EL": "Greece is GR", "EN": "Great Britain is GB"}
 _DAY_S = 86_400.0
@@ -93,7 +93,7 @@ SocketUrl: TypeAlias = Annotated[
     str | None, _unless_set(partial(environment.base_url, schemes=WS_SCHEMES))
 ]
 LiveKitUrl: TypeAlias = Annotated[
-    str | None, _unless_set(partial(environment.url, schemes=(*WS_SCHEMES, *HTTP_SCHEMES)))
+    str | None, _unless_set(partial(environment.url_alone, schemes=(*WS_SCHEMES, *HTTP_SCHEMES)))
 ]
 
 
@@ -289,6 +289,21 @@ class Settings(BaseSettings):
             raise ValueError(
                 "LIVEKIT_URL: set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET together"
             )
+        for variable, url, key_variable, key in (
+            ("LLM_BASE_URL", self.llm_base_url, "LLM_API_KEY and OPENAI_API_KEY", self.llm_api_key),
+            ("LETTA_BASE_URL", self.letta_base_url, "LETTA_API_KEY", self.letta_api_key),
+            (
+                "LETTA_APP_SERVER_URL",
+                self.letta_app_server_url,
+                "LETTA_APP_SERVER_TOKEN",
+                self.letta_app_server_token,
+            ),
+        ):
+            if url is not None and key is not None and environment.has_user(url):
+                raise ValueError(
+                    f"{variable}: take the user and password out of it, or unset {key_variable}:"
+                    " a request has one of them"
+                )
         if bool(self.vapi_key) != bool(self.vapi_secret):
             missing = "SIDECAR_VAPI_SECRET" if self.vapi_key else "SIDECAR_VAPI_KEY"
             raise ValueError(

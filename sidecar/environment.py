@@ -124,6 +124,19 @@ def url(text: str, schemes: Sequence[str]) -> str:
     return text.rstrip("/")
 
 
+def url_alone(text: str, schemes: Sequence[str]) -> str:
+    """Return a URL without a user and password: what opens it has a setting of its own."""
+    checked = url(text, schemes)
+    if has_user(checked):
+        raise ValueError("take the user and password out of it: a key or token has its own setting")
+    return checked
+
+
+def has_user(text: str) -> bool:
+    """Whether a URL holds a user or a password."""
+    return "@" in urlsplit(text).netloc
+
+
 def base_url(text: str, schemes: Sequence[str]) -> str:
     """Return a URL that paths are added to."""
     checked = url(text, schemes)

@@ -150,7 +150,7 @@ def export(
         key = caller_key_of(caller, tenant, reach.settings().default_region)
     with reach.looking() as journal:
         if call:
-            rows = [reach.only_call(journal.call(call), call)]
+            rows = [reach.only_call(journal, call)]
         else:
             rows = journal.calls(limit=-1, caller_key=key)[::-1]
         if out is None:

@@ -86,7 +86,7 @@ def show_batch(
     show.say(f"lane   {row.lane}")
     show.say(f"error  {row.error or '-'}\n")
     for turn in turns:
-        show.say(f"{turn.speaker:6}  {turn.text}")
+        show.say(f"{turn.speaker:6}  " + turn.text.replace("\n", "\n" + " " * 8))
 
 
 @app.command("replay")

@@ -5,6 +5,7 @@ process's signals are ours (`sidecar/app.py`), and uvicorn is told to go when ev
 """
 
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
@@ -121,6 +122,16 @@ def connections_limit() -> int:
     return max(_MIN_CONNECTIONS, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2))
 
 
+_NO_ADDRESS = ("SIDECAR_HOST", "name an address of this machine")
+_NOT_BOUND = {
+    errno.EADDRINUSE: (
+        "SIDECAR_PORT",
+        "another program has it: stop that, or choose another port",
+    ),
+    errno.EACCES: ("SIDECAR_PORT", "choose a port from 1024 on: this user may not take that one"),
+}
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Bind; port 0 takes a free one.
 
@@ -135,9 +146,10 @@ def listen(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
+        remedy = _NOT_BOUND.get(error.errno or 0, _NO_ADDRESS)
         raise ConfigError(
             f"can't listen on {host}:{port}: {error.strerror or type(error).__name__}",
-            fields=(("SIDECAR_PORT", "another program has it: stop that, or choose another port"),),
+            fields=(remedy,),
         ) from None
     return bound
 

@@ -111,7 +111,7 @@ def test_no_secret_is_printed() -> None:
     """Neither the printed settings nor their repr holds a key."""
     settings = load(
         {
-            "LETTA_API_KEY": "canary",
+            "LETTA_APP_SERVER_TOKEN": "canary",
             "OPENAI_API_KEY": "canary",
             "SIDECAR_LINK_TOKEN": "canary" + SECRET,
             "SIDECAR_TENANTS": json.dumps({"a": "canary2" + SECRET}),
@@ -239,6 +239,8 @@ def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> No
         ("SIDECAR_LINK_URL", "ws://host:port/link"),
         ("SIDECAR_LINK_URL", "ws://host:70000/link"),
         ("SIDECAR_LINK_URL", "ws://ho st/link"),
+        ("SIDECAR_LINK_URL", "ws://me:secret@host/link"),
+        ("SIDECAR_LINK_URL", "ws://localhost@sidecar.example/link"),
         ("SIDECAR_LINK_URL", "ws://[::1/link"),
         ("SIDECAR_LINK_TOKEN", "two words and more"),
         ("SIDECAR_LINK_TOKEN", "schlüssel-mit-umlaut"),
@@ -270,6 +272,7 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
         ("LETTA_BASE_URL", "http://a..b", "host"),
         ("LETTA_BASE_URL", "http://letta:0", "port"),
         ("LETTA_BASE_URL", "http://letta/?key=1", "?"),
+        ("LIVEKIT_URL", "wss://me:secret@livekit.example", "user and password"),
         ("LLM_API_KEY", "sk-\u2013dash", "ASCII"),
         ("OPENAI_API_KEY", "sk 1", "blank"),
         ("LETTA_API_KEY", "sk\t1", "ASCII"),

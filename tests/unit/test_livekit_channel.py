@@ -939,7 +939,6 @@ def test_a_worker_of_the_same_user_finds_the_token(tmp_path: Path) -> None:
         ("ws://localhost/link", True),
         ("wss://sidecar.example/link", False),
         ("ws://127.0.0.1.sidecar.example/link", False),
-        ("ws://localhost@sidecar.example/link", False),
     ],
 )
 def test_the_token_of_this_machine_is_shown_to_no_other(

@@ -82,7 +82,8 @@ class LinkSettings:
                 fields.extend(error.fields)
                 return None
 
-        url = read("SIDECAR_LINK_URL", partial(environment.url, schemes=environment.WS_SCHEMES))
+        schemes = environment.WS_SCHEMES
+        url = read("SIDECAR_LINK_URL", partial(environment.url_alone, schemes=schemes))
         token = read("SIDECAR_LINK_TOKEN", environment.header_value)
         data_dir = read("SIDECAR_DATA_DIR", environment.path)
         spool_dir = read("SIDECAR_SPOOL_DIR", environment.path)

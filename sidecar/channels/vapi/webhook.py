@@ -314,7 +314,7 @@ class Webhook:
         return {
             "documents": [
                 {
-                    "content": f"{p.source}: {recall.plain(p.text)}",
+                    "content": recall.plain(f"{p.source}: {p.text}"),
                     "similarity": p.score,
                     "uuid": p.passage_id or f"{p.source}:{number}",
                 }
