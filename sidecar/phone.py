@@ -20,7 +20,8 @@ Why: TypeAlias = Literal[
 _MAX_CHARS: Final = 200
 _SCHEME = re.compile(r"(?:sips?|tel):", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9_.:\[\]-]+(?:[;?].*)?")
-_SHAPE = re.compile(r"\+? ?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[0-9]))*")
+_SHAPE = re.compile(r"(?:\+ ?)?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[0-9]))*")
+_NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE)
 _IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
 _EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
 _EXTENSION_OF_URI = re.compile(r";(?:ext|isub|postd)=", re.IGNORECASE)
@@ -129,9 +130,7 @@ def stands_for_nobody(text: str) -> bool:
     A plain row of digits may be somebody's id, so digits are judged only behind a plus.
     """
     scheme, user, host = _parts(_plain(text))
-    if host.partition(";")[0].casefold().endswith(".invalid") or (
-        not user and (scheme or not host)
-    ):
+    if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
         return True
     if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
         return bool(scheme or not host)  # else a mail address
