@@ -66,7 +66,7 @@ _ON_A_KEYPAD: Final = frozenset(
     for typed in (whole, whole[:_NATIONAL_DIGITS])
 )
 _LOCAL_DIGITS: Final = 7  # a shorter word can be a whole subscriber's number of a small country
-_COUNTED: Final = ("01234567890123456789", "98765432109876543210")
+_COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for n in range(7, 11)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,13 @@ def _digits_of(text: str) -> str:
 
 
 def _stands_for_none(digits: str) -> bool:
-    """Whether digits are a withheld number's: a word on a keypad, one digit again and again."""
-    counted = len(digits) >= _LOCAL_DIGITS and any(digits in row for row in _COUNTED)
-    return digits.lstrip("0") in _ON_A_KEYPAD or len(set(digits)) == 1 or counted
+    """Whether all digits there are stand for none: a word on a keypad, one digit, counting."""
+    return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
+
+
+def _is_filler(national: str) -> bool:
+    """Whether a number without its country code is a word on a keypad, or one digit repeated."""
+    return national in _ON_A_KEYPAD or len(set(national)) == 1
 
 
 def _valid(text: str, region: str | None) -> Reading:
@@ -167,7 +171,7 @@ def _valid(text: str, region: str | None) -> Reading:
     except phonenumbers.NumberParseException:
         return Reading(why="invalid")
     national = str(parsed.national_number)
-    if len(national) >= _LOCAL_DIGITS and _stands_for_none(national):
+    if len(national) >= _LOCAL_DIGITS and _is_filler(national):
         return Reading(why="withheld")
     if not phonenumbers.is_valid_number(parsed):
         return Reading(why="invalid")
