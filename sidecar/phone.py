@@ -20,7 +20,8 @@ Why: TypeAlias = Literal[
 _MAX_CHARS: Final = 200
 _SCHEME = re.compile(r"(?:sips?|tel):", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9_.:\[\]-]+(?:[;?].*)?")
-_SHAPE = re.compile(r"\+? ?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[0-9]))*")
+_SHAPE = re.compile(r"(?:\+ ?)?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[0-9]))*")
+_NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE)
 _IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
 _EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
 _EXTENSION_OF_URI = re.compile(r";(?:ext|isub|postd)=", re.IGNORECASE)
@@ -65,7 +66,7 @@ _ON_A_KEYPAD: Final = frozenset(
     for typed in (whole, whole[:_NATIONAL_DIGITS])
 )
 _LOCAL_DIGITS: Final = 7  # a shorter word can be a whole subscriber's number of a small country
-_COUNTED: Final = ("01234567890123456789", "98765432109876543210")
+_COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for n in range(7, 11)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,7 @@ def stands_for_nobody(text: str) -> bool:
     A plain row of digits may be somebody's id, so digits are judged only behind a plus.
     """
     scheme, user, host = _parts(_plain(text))
-    if host.partition(";")[0].casefold().endswith(".invalid") or (
-        not user and (scheme or not host)
-    ):
+    if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
         return True
     if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
         return bool(scheme or not host)  # else a mail address
@@ -157,9 +156,13 @@ def _digits_of(text: str) -> str:
 
 
 def _stands_for_none(digits: str) -> bool:
-    """Whether digits are a withheld number's: a word on a keypad, one digit again and again."""
-    counted = len(digits) >= _LOCAL_DIGITS and any(digits in row for row in _COUNTED)
-    return digits.lstrip("0") in _ON_A_KEYPAD or len(set(digits)) == 1 or counted
+    """Whether all digits there are stand for none: a word on a keypad, one digit, counting."""
+    return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
+
+
+def _is_filler(national: str) -> bool:
+    """Whether a number without its country code is a word on a keypad, or one digit repeated."""
+    return national in _ON_A_KEYPAD or len(set(national)) == 1
 
 
 def _valid(text: str, region: str | None) -> Reading:
@@ -168,7 +171,7 @@ def _valid(text: str, region: str | None) -> Reading:
     except phonenumbers.NumberParseException:
         return Reading(why="invalid")
     national = str(parsed.national_number)
-    if len(national) >= _LOCAL_DIGITS and _stands_for_none(national):
+    if len(national) >= _LOCAL_DIGITS and _is_filler(national):
         return Reading(why="withheld")
     if not phonenumbers.is_valid_number(parsed):
         return Reading(why="invalid")

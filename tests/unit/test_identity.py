@@ -89,6 +89,27 @@ def test_a_number_has_one_key_from_each_channel(raw: str, region: str | None) ->
     assert len(keys) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("+15550100", "in no country's plan"),
+        ("tel:2025550100", "with [+] and its country code"),
+        ("tel:+12025550100 x12", "an extension is nobody"),
+        ("tel:alice1002", "no phone number"),
+        ("tel:+8656696", "it is nobody"),
+        ("id:anonymous", "it is nobody"),
+        ("caller:Unknown Caller", "it is nobody"),
+        ("id:\udcff", "no text in UTF-8"),
+        ("+\udcff", "no phone number"),
+        ("ada", "write tel:NUMBER"),
+    ],
+)
+def test_the_command_line_says_why_a_caller_is_none(said: str, remedy: str) -> None:
+    """What names nobody is refused with the reason, and never taken for another caller."""
+    with pytest.raises(typer.BadParameter, match=remedy):
+        caller_key_of(said, "t", None)
+
+
 @given(raw_phones, raw_phones, regions)
 def test_two_callers_are_one_only_by_one_number(one: str, other: str, region: str | None) -> None:
     """Two texts of carriers have one key only as spellings of one number's digits."""

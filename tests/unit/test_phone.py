@@ -2,6 +2,7 @@
 
 import re
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +124,7 @@ def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None
     """Zeros, nines and 1234567890 stand for no number, whatever their length and country."""
     rows = [digit * length for digit in "0123456789" for length in range(1, 16)]
     rows += ["1234567", "12345678", "123456789", "1234567890", "0123456789", "9876543210"]
+    assert phone.read("+38612345678", region=region).e164 == "+38612345678"
     for row in rows:
         for raw in (row, f"+{row}", f"+1{row}", f"sip:{row}@192.0.2.7"):
             assert phone.read(raw, region=region).e164 == ""
@@ -141,6 +143,10 @@ def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None
         "sip:anonymous@anonymous.invalid",
         "sip:+12025550100@anonymous.invalid",
         "anonymous@anonymous.invalid",
+        "sip:+12025550100@Anonymous.Invalid:5060;user=phone",
+        "sip:+12025550100@anonymous.invalid.",
+        "sip: 2025550100@trunk.example",
+        "anonymous@192.0.2.7",
         "192.168.1.5",
         "10.0.0.1",
         "192.168.1.5:5060",
@@ -208,6 +214,28 @@ def test_a_number_with_an_extension_is_nobody(tail: str) -> None:
         for region in (None, "US"):
             assert phone.read(raw, region=region) == phone.Reading(why="extension")
     assert phone.read("sip:+12025550100@pbx;ext=12", region=None).why == "extension"
+
+
+def test_every_country_has_its_callers() -> None:
+    """An example of each kind of number in each plan is one caller, as E.164 and as it is spaced."""
+    examples = [
+        number
+        for region in phonenumbers.SUPPORTED_REGIONS
+        for kind in range(11)
+        if (number := phonenumbers.example_number_for_type(region, kind)) is not None
+        and phonenumbers.is_valid_number(number)
+        and len(set(str(number.national_number))) > 1
+    ]
+    assert len(examples) > 1000
+    for number in examples:
+        e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+        spaced = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
+        for region in (None, "US", "DE"):
+            assert phone.read(e164, region=region).e164 == e164
+            assert phone.read(spaced, region=region).e164 == e164
+        national = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+        home = phonenumbers.region_code_for_number(number)
+        assert phone.read(national, region=home).e164 in {e164, ""}
 
 
 def test_what_two_countries_may_mean_is_nobody() -> None:

@@ -319,6 +319,19 @@ class TestBodies:
         body["call"]["type"] = "inboundPhoneCall"
         assert about(body, trust_web=False).hints.phone == "+12025550100"
 
+    def test_who_sits_behind_an_extension_is_not_the_numbers_owner(self) -> None:
+        """An extension that VAPI dials, in either place, is told with the number."""
+        customer = {"number": "+12025550100", "extension": "12"}
+        call = {"id": "1", "type": "outboundPhoneCall"}
+        for body in (
+            {"call": call, "customer": customer},
+            {"call": {**call, "customer": customer}},
+            {"call": {**call, "customer": customer}, "customer": {"number": "+12025550100"}},
+        ):
+            assert about(body, trust_web=False).hints.phone == "+12025550100;ext=12"
+        odd = {"call": call, "customer": {"number": "+12025550100", "extension": ["12"]}}
+        assert about(odd, trust_web=False).hints.phone == "+12025550100;ext="
+
     def test_who_dials_in_sets_no_variables(self) -> None:
         """Variables of an inbound call may be a SIP dialler's headers; metadata is the owner's."""
         variables = {"letta_agent_id": "agent-victim", "letta_caller": "victim"}

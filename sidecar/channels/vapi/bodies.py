@@ -63,7 +63,11 @@ def about(body: Object, *, trust_web: bool) -> About:
     """
     call = child(body, "call")
     overrides = child(call, "assistantOverrides")
-    phone = child(body, "customer").get("number") or child(call, "customer").get("number")
+    customers = child(body, "customer"), child(call, "customer")
+    phone = _short(customers[0].get("number") or customers[1].get("number"))
+    extension = customers[0].get("extension") or customers[1].get("extension")
+    if phone and extension:
+        phone += f";ext={_short(extension)}"
     metadata = {
         **child(child(body, "assistant"), "metadata"),
         **child(overrides, "metadata"),
@@ -82,7 +86,7 @@ def about(body: Object, *, trust_web: bool) -> About:
     hints = CallerHints(consent=consent)
     if trusted:
         hints = CallerHints(
-            phone=_short(phone),
+            phone=phone,
             consent=consent,
             caller=_first(
                 metadata.get("lettaCaller"), heeded.get("letta_caller"), body.get("lettaCaller")
