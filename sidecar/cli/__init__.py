@@ -8,6 +8,7 @@ command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,9 @@ app.command()(ready.ready)
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets what it has
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SidecarError as error:

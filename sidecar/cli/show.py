@@ -28,13 +28,18 @@ def as_json(value: object) -> None:
 
     What would command a terminal is spelt by its number, so that a program loses nothing.
     """
-    dumped = json.dumps(value, cls=_Encoder, indent=2, ensure_ascii=False)
-    sys.stdout.write(printable_json(dumped) + "\n")
+    sys.stdout.write(_dumped(value, indent=2) + "\n")
 
 
 def json_line(value: object) -> str:
     """Return a value as one line of JSON, as `as_json` writes it."""
-    return printable_json(json.dumps(value, cls=_Encoder, ensure_ascii=False))
+    return _dumped(value, indent=None)
+
+
+def _dumped(value: object, *, indent: int | None) -> str:
+    ascii_alone = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+    text = json.dumps(value, cls=_Encoder, indent=indent, ensure_ascii=ascii_alone)
+    return printable_json(text)
 
 
 class _Encoder(json.JSONEncoder):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -94,12 +95,12 @@ class Cli:
         return done.out
 
 
-async def fill(path: Path) -> None:
-    """Make a journal with a turn in each call, its words as bad as words can be."""
+async def fill(path: Path, text: str = EVIL) -> None:
+    """Make a journal with a turn in each call, its words by default as bad as words can be."""
     journal = await SqliteJournal.open(path, policy=PostPolicy())
     for call in CALLS:
         await journal.open_call(call)
-        await journal.append([Turn(call.key, "item-1", 1, "caller", EVIL, call.opened_at_s)])
+        await journal.append([Turn(call.key, "item-1", 1, "caller", text, call.opened_at_s)])
     await journal.learn_agent(CALLS[0].ref, "agent-ada")
     await journal.aclose()
 
@@ -189,6 +190,22 @@ def test_words_forge_no_line_and_command_no_terminal(command: Cli) -> None:
     assert command.run("calls", "show", call, "--json").json["turns"][0]["text"] == EVIL
     exported = [json.loads(line) for line in command.ok("export").splitlines()]
     assert {turn["text"] for one in exported for turn in one["turns"]} == {EVIL}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_another_encoding_ends_no_command(tmp_path: Path, encoding: str) -> None:
+    """What a terminal can't show is spelt; JSON stays JSON, and loses nothing."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    anyio.run(fill, tmp_path / "data" / "journal.db", "Grüße, 東京")
+    environ = {"PATH": "/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
+    environ["PYTHONIOENCODING"] = encoding
+    for args in (["calls", "show", CALLS[0].key], ["calls", "show", CALLS[0].key, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "sidecar", *args], env=environ, capture_output=True, check=True
+        )
+        if "--json" in args:
+            assert json.loads(done.stdout.decode(encoding))["turns"][0]["text"] == "Grüße, 東京"
+        assert b"Gr" in done.stdout
 
 
 @pytest.mark.parametrize(

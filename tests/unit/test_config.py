@@ -1,6 +1,8 @@
 """Settings."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.channels.livekit.job import LinkSettings
+from sidecar.channels.livekit.parts import language_model
 from sidecar.config import (
     Settings,
     environment_names,
@@ -229,6 +232,32 @@ def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> No
     assert LinkSettings.of(blank) == LinkSettings.of(unset)
     assert load(blank) == load(unset)
     assert LinkSettings.of(blank).spool_dir == load(blank).spool
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
+    """`LLM_API_KEY=` is no key, `LLM_MODEL=` no model and `VOICE_DISCLOSURE=` no silence."""
+    names = ("LLM_API_KEY", "OPENAI_API_KEY", "LLM_BASE_URL", "LLM_MODEL")
+    assert language_model(dict.fromkeys(names, blank)).name == language_model({}).name
+    clean = {"LLM_API_KEY": "sk-1", "LLM_BASE_URL": "http://llm.example/v1"}
+    padded = {name: f"{blank}{value}{blank}" for name, value in clean.items()}
+    assert language_model(padded | {"LLM_MODEL": blank}).name == language_model(clean).name
+    code = "import voice_worker; print(repr(voice_worker.DISCLOSURE))"
+    environ = {"PATH": "/bin", "VOICE_DISCLOSURE": blank, "LIVEKIT_AGENT_NAME": blank}
+    if blank in {"", " \r\n"}:  # a process each: two of the six will do
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        )
+        assert "AI assistant" in done.stdout
+
+
+def test_a_worker_refuses_what_the_sidecar_refuses_of_its_model() -> None:
+    """A key and a user in the model's URL, or a URL that is none, are named to a worker, too."""
+    for url in ("llm", "http://me:secret@llm.example/v1"):
+        environ = {"LLM_BASE_URL": url, "LLM_API_KEY": "sk-1"}
+        with pytest.raises(ConfigError, match="LLM_BASE_URL"):
+            language_model(environ)
+        assert "LLM_BASE_URL" in wrong(environ)
 
 
 @pytest.mark.parametrize(

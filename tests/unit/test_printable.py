@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import subprocess
 import sys
 import unicodedata
@@ -11,12 +12,16 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
+from sidecar import telemetry
+from sidecar.channels.livekit.job import _JobLog
 from sidecar.channels.vapi import recall
 from sidecar.cli import show
 from sidecar.memory.prompt import PromptLimits, render
 from sidecar.model import AgentRef, Batch, Block, Call, Snapshot, Turn
 from sidecar.printable import printable, printable_json, printable_line
+from sidecar.telemetry import Telemetry
 from sidecar.transcript.posted import render_batch
 
 pytestmark = pytest.mark.unit
@@ -90,9 +95,32 @@ def in_the_prompt(text: str) -> str:
     return render(snapshot, [turn_of(text)], nonce="0" * 12, limits=PromptLimits()).text
 
 
+def in_a_workers_log(text: str) -> str:
+    """Return what a worker's log gets of an event, by LiveKit's job logger."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.extend(v for v in vars(record).values() if isinstance(v, str))
+
+    logger = logging.getLogger("sidecar")
+    handler = Handler()
+    logger.addHandler(handler)
+    try:
+        Telemetry(log_text=True, logger=_JobLog()).emit(
+            telemetry.turns_dropped, call=text, turns=1, why=text
+        )
+    finally:
+        logger.removeHandler(handler)
+    assert lines
+    return "".join(lines)
+
+
 PLACES: dict[str, Callable[[str], str]] = {
     "the prompt": in_the_prompt,
     "a post to Letta": posted,
+    "a worker's log": in_a_workers_log,
     "an answer of recall": lambda text: recall.as_text([recall.Known(text, text)]),
     "a document of the knowledge base": recall.plain,
     "a line of a command": lambda text: written(lambda: show.say(text)),

@@ -27,6 +27,7 @@ from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
 from sidecar.channels.peer import is_loopback
 from sidecar.errors import ConfigError
+from sidecar.printable import printable_line
 from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Emit, Telemetry
 
@@ -130,8 +131,11 @@ class _JobLog:
 
 
 def _beside(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return log fields under names that no attribute of a log record has."""
-    return {f"sidecar.{name}": value for name, value in fields.items()}
+    """Return log fields under names that no attribute of a log record has, each text on one line."""
+    return {
+        f"sidecar.{name}": printable_line(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
 
 
 class _LinkedJob:
