@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sidecar.channels.link import spooler
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import (
     Ack,
@@ -24,6 +25,7 @@ from sidecar.channels.link.frames import (
     Memory,
     Say,
     SpeechStarted,
+    TurnFrame,
 )
 from sidecar.channels.link.link import Link
 from sidecar.channels.link.outbox import SpoolFrame
@@ -180,7 +182,7 @@ async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
         async with sidecar.serving(free_port):
             call.record("i4", "agent", "four")
             call.close()
-            assert await call.flushed(10.0)
+            await until(lambda: call.outbox.settled)
 
     assert ["one", "two", "three", "four"] == sidecar.texts(CALL)
     assert [CALL] == sidecar.closed
@@ -197,7 +199,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
                 sidecar.cut()
             await anyio.lowlevel.checkpoint()
         call.close()
-        assert await call.flushed(20.0)
+        await until(lambda: call.outbox.settled, 20.0)
 
     assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
     assert sidecar.connections >= 3
@@ -347,11 +349,61 @@ async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
         call.record("i3", "caller", "later")
         await until(lambda: call.outbox.settled)
         call.record("i3", "caller", "later")
-        assert {} == worker.link._calls
+        await until(lambda: not worker.link._calls)
 
     assert ["one", "late", "later"] == sidecar.texts(CALL)
     assert isinstance(sidecar.received[-1], CallClose)
     assert [] == spool_files(tmp_path)
+
+
+async def test_with_the_sidecar_away_words_are_on_disk_at_once(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way when the sidecar died, and what is said then, waits for no ack."""
+    monkeypatch.setattr(spooler, "SPOOL_AFTER_S", 3600.0)
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        async with sidecar.serving(free_port):
+            sidecar.acks = False
+            await until(lambda: worker.link.connected)
+            call.record("i1", "caller", "under way")
+            await sidecar.until(lambda: any(isinstance(f, TurnFrame) for f in sidecar.received))
+            assert [] == turns_on_disk(tmp_path)
+        await until(lambda: turns_on_disk(tmp_path) == ["under way"])
+        call.record("i2", "caller", "away")
+        await until(lambda: turns_on_disk(tmp_path) == ["under way", "away"])
+
+
+async def test_a_hang_up_waits_for_no_ack_that_can_not_come(tmp_path: Path, free_port: int) -> None:
+    """With the sidecar away the wait at the end of a call is over when its words are on disk."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+        with anyio.fail_after(10.0):
+            assert not await call.flushed(3600.0)
+        assert ["one"] == turns_on_disk(tmp_path)
+        [path] = spool_files(tmp_path)
+        assert spooled_in(path).closed
+
+
+async def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Words in the spool are no reason to leave while an ack may come."""
+    sidecar.acks = False
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+
+        async def ack_late() -> None:
+            await until(lambda: call.outbox.durable)
+            await sidecar.ack_all()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ack_late)
+            assert await call.flushed(3600.0)
 
 
 async def test_late_words_with_the_sidecar_away_are_in_the_spool(
@@ -489,7 +541,7 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
         assert call.outbox.in_memory <= 9
         async with sidecar.serving(free_port):
             call.close()
-            assert await call.flushed(15.0)
+            await until(lambda: call.outbox.settled, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]

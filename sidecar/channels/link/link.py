@@ -99,6 +99,7 @@ class Link:
         self._max_unacked_chars = max_unacked_chars
         self._calls: dict[str, LinkedCall] = {}
         self._connected = False
+        self._away = False
         self._retry_after_s: float | None = None
         self._lost_at_s: float | None = None
         self._wake_send = anyio.Event()
@@ -108,6 +109,7 @@ class Link:
             emit=emit,
             max_in_memory=max_unacked,
             max_chars_in_memory=max_unacked_chars,
+            away=lambda: self._away,
             moved=self.wake,
             reclaimed=self._retire,
         )
@@ -116,6 +118,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the sidecar has welcomed this connection."""
         return self._connected
+
+    @property
+    def away(self) -> bool:
+        """Whether the sidecar is known to be out of reach: no ack comes until it is back."""
+        return self._away
 
     @property
     def unacked(self) -> int:
@@ -254,17 +261,24 @@ class Link:
                     close_timeout=1,
                 )
         except (OSError, InvalidHandshake, InvalidURI) as error:
+            self._lost()
             return _reason(error)
         try:
             if await self._welcomed(socket):
                 await self._serve(socket)
         finally:
-            self._connected = False
-            for call in self._calls.values():
-                call.link_lost()
+            self._lost()
             with anyio.move_on_after(2, shield=True):
                 await socket.close()
         return f"closed {socket.close_code}"
+
+    def _lost(self) -> None:
+        """Nothing is acked from here on: what is unacked goes to disk at once."""
+        self._connected = False
+        self._away = True
+        for call in self._calls.values():
+            call.link_lost()
+        self._spooler.wake()
 
     async def _read_token(self) -> str | None:
         """Return the token there is now; one that can't be read is said once for each outage."""
@@ -302,6 +316,7 @@ class Link:
     async def _serve(self, socket: ClientConnection) -> None:
         now_s = anyio.current_time()
         self._connected = True
+        self._away = False
         for call in self._calls.values():
             call.outbox.rewind()
         if self._lost_at_s is not None:

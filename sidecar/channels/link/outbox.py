@@ -336,6 +336,11 @@ class Outbox:
             since.append(self._close_since_s)
         return min(since) + after_s if since else None
 
+    @property
+    def durable(self) -> bool:
+        """Whether nothing of the call that is to be on disk is in memory alone."""
+        return self.due_on_disk_s(after_s=0.0) is None
+
     def unspooled(self) -> list[SpoolFrame]:
         """Return the frames that are nowhere but in memory, in order; empty when there are none.
 

@@ -28,6 +28,7 @@ class Spooler:
         emit: Events.
         max_in_memory: Turns of a call that may be in memory.
         max_chars_in_memory: Characters of their text that may be.
+        away: Whether the sidecar is known to be out of reach: no ack is waited for then.
         moved: Called when turns went to disk or came back.
         reclaimed: Called when a call's file is gone because all of it was acked.
     """
@@ -40,6 +41,7 @@ class Spooler:
         emit: Emit,
         max_in_memory: int,
         max_chars_in_memory: int,
+        away: Callable[[], bool],
         moved: Callable[[], None],
         reclaimed: Callable[[LinkedCall], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Spooler:
         self._emit = emit
         self._max_in_memory = max_in_memory
         self._max_chars_in_memory = max_chars_in_memory
+        self._away = away
         self._moved = moved
         self._reclaimed = reclaimed
         self._wake = anyio.Event()
@@ -84,7 +87,7 @@ class Spooler:
                 continue
             if box.disk_only and not box.overflowing and self._has_room(box):
                 await self._read_back(call)
-            due_s = box.due_on_disk_s(after_s=SPOOL_AFTER_S)
+            due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
             if due_s is not None and due_s <= anyio.current_time():
                 written = await self._put_on_disk(call)
                 due_s = None if written else anyio.current_time() + DISK_PAUSE_S
