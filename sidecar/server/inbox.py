@@ -73,35 +73,35 @@ class CallInbox:
         self._calls = calls
         self._send = send
         self._emit = emit
-        self._waiting: deque[CallFrame] = deque()
+        self._waiting: deque[tuple[CallFrame, int]] = deque()
         self._awaited: tuple[str, JournalError] | None = None
         self._acked_seq = 0
 
-    def put(self, frame: CallFrame) -> None:
-        """Queue a frame; never waits."""
-        self._waiting.append(frame)
+    def put(self, frame: CallFrame, size_bytes: int) -> None:
+        """Queue a frame that takes so many bytes, above 0, to hold; never waits."""
+        self._waiting.append((frame, size_bytes))
 
     async def carry_out(self) -> int:
-        """Carry out the next frame, or the turns that stand next; returns how many, 0 for none."""
+        """Carry out the next frame, or the turns that stand next; returns their bytes, 0 for none."""
         if not self._waiting:
             return 0
-        match self._waiting.popleft():
-            case CallOpen() as frame:
+        frame, size_bytes = self._waiting.popleft()
+        match frame:
+            case CallOpen():
                 await self._open(frame)
-            case SpeechStarted() as frame:
+            case SpeechStarted():
                 self.speech_started(frame)
-            case TurnFrame() as frame:
-                turns = [frame, *islice(self._turns_behind(), MOST_AT_ONCE - 1)]
-                await self._record(turns)
-                return len(turns)
-            case CallClose() as frame:
+            case TurnFrame():
+                behind = list(islice(self._turns_behind(), MOST_AT_ONCE - 1))
+                await self._record([frame, *(turn for turn, _ in behind)])
+                size_bytes += sum(size for _, size in behind)
+            case CallClose():
                 await self._close(frame)
-        return 1
+        return size_bytes
 
-    def _turns_behind(self) -> Iterator[TurnFrame]:
-        while self._waiting and isinstance(frame := self._waiting[0], TurnFrame):
-            self._waiting.popleft()
-            yield frame
+    def _turns_behind(self) -> Iterator[tuple[TurnFrame, int]]:
+        while self._waiting and isinstance(frame := self._waiting[0][0], TurnFrame):
+            yield frame, self._waiting.popleft()[1]
 
     def speech_started(self, frame: SpeechStarted) -> None:
         """The caller began to speak; never waits."""

@@ -11,9 +11,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sidecar.channels.link import spooler
+from sidecar.channels.link import link, spooler
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import (
+    OPEN_AGAIN,
     Ack,
     CallClose,
     CallOpen,
@@ -234,11 +235,13 @@ async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_
     assert 0 == worker.telemetry.counts["turns_dropped"]
 
 
-async def test_a_sidecar_that_forgot_the_call_is_told_it_again(
-    sidecar: FakeSidecar, tmp_path: Path
+@pytest.mark.parametrize("code", sorted(OPEN_AGAIN))
+async def test_a_call_that_is_refused_for_now_is_opened_again(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """`unknown_call` is answered by a new `call.open` and the same turn."""
-    sidecar.refusals["i1"] = [ErrorFrame(code="unknown_call", message="", call=CALL, item="i1")]
+    """A sidecar that forgot the call, or can't have it yet, is told it again with the same turn."""
+    monkeypatch.setattr(link, "CLAIMED_PAUSE_S", 0.1)
+    sidecar.refusals["i1"] = [ErrorFrame(code=code, message="", call=CALL, item="i1")]
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         call.record("i1", "caller", "one")

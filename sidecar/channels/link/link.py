@@ -23,6 +23,7 @@ from sidecar.channels.link.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
     MAX_FRAME_BYTES,
+    OPEN_AGAIN,
     SUBPROTOCOL,
     Ack,
     Drain,
@@ -428,7 +429,7 @@ class Link:
                 for each in self._calls.values():
                     each.outbox.refused_for_now("", until_s=until_s, reopen=False)
             return
-        if error.code in {"unknown_call", "call_claimed", "draining"}:
+        if error.code in OPEN_AGAIN:
             call.outbox.refused_for_now(error.item, until_s=until_s, reopen=True)
         elif error.retryable:
             call.outbox.refused_for_now(error.item, until_s=until_s, reopen=False)

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 import msgspec
@@ -22,6 +23,7 @@ from sidecar.channels.link.bounds import (
     sendable,
 )
 from sidecar.channels.link.frames import (
+    MAX_METRICS,
     CallClose,
     CallOpen,
     FromWorker,
@@ -156,7 +158,7 @@ class Outbox:
             now_s: Monotonic time.
             room: False: it shall go to disk and not stay in memory.
             interrupted: The other side cut it off.
-            metrics: Seconds by name; what is not finite is left out.
+            metrics: Seconds by name; what is not finite, or beyond `MAX_METRICS`, is left out.
             traceparent: The span of the turn, or empty.
         """
         item = item_id(item)
@@ -164,6 +166,8 @@ class Outbox:
         if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
+        finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+        finite = dict(islice(finite.items(), MAX_METRICS))
         frames: list[TurnFrame] = []
         for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
             self._seq += 1
@@ -175,7 +179,7 @@ class Outbox:
                 text=clean[start : start + MAX_TURN_CHARS],
                 at_s=max(0.0, at_s),
                 interrupted=interrupted,
-                metrics={k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)},
+                metrics=finite,
                 traceparent=traceparent,
             )
             frames.append(frame)
