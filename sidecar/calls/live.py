@@ -102,6 +102,10 @@ class LiveCall:
         self.kept = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
+        self.bringing = False
+        """Its first memory is on its way."""
+        self.looks = 0
+        """Looks for newer memory that are under way."""
         self.last_seq = 0
         self.turns = 0
         self.told_version: str | None = None
