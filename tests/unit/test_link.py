@@ -550,6 +550,28 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
     assert 0 == worker.telemetry.counts["turns_dropped"]
 
 
+async def test_large_turns_of_an_outage_are_bounded_in_bytes(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """What is in memory is bounded by what it takes there, be the turns few; all arrive in order."""
+    said = [chr(0x4E00 + n) * 50_000 for n in range(40)]
+    async with running(
+        f"ws://127.0.0.1:{free_port}/link", tmp_path, max_unacked_bytes=1 << 20
+    ) as worker:
+        call = worker.call()
+        for n, text in enumerate(said):
+            call.record(f"i{n}", "caller", text)
+            await until(lambda: not call.outbox.overflowing)
+            assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
+        assert call.outbox.disk_only > 20
+        async with sidecar.serving(free_port):
+            call.close()
+            await until(lambda: call.outbox.settled, 15.0)
+
+    assert said == sidecar.texts(CALL)
+    assert 0 == worker.telemetry.counts["turns_dropped"]
+
+
 async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_port: int) -> None:
     """When memory is full and the disk refuses, lost turns are an error event with their number."""
     nowhere = tmp_path / "file"

@@ -70,7 +70,7 @@ class Link:
         clock: Unix time.
         dice: In [0, 1), for the jitter.
         max_unacked: Turns held in memory; more go to disk.
-        max_unacked_chars: Characters of their text held in memory; more go to disk.
+        max_unacked_bytes: Bytes that they take in memory; more go to disk.
         version: What this worker runs, for people.
     """
 
@@ -85,7 +85,7 @@ class Link:
         clock: Callable[[], float],
         dice: Callable[[], float],
         max_unacked: int = 10_000,
-        max_unacked_chars: int = 16_000_000,
+        max_unacked_bytes: int = 32 << 20,
         version: str = "",
     ) -> None:
         self.clock = clock
@@ -97,7 +97,7 @@ class Link:
         self._emit = emit
         self._dice = dice
         self._max_unacked = max_unacked
-        self._max_unacked_chars = max_unacked_chars
+        self._max_unacked_bytes = max_unacked_bytes
         self._calls: dict[str, LinkedCall] = {}
         self._connected = False
         self._away = False
@@ -109,7 +109,7 @@ class Link:
             spool_dir,
             emit=emit,
             max_in_memory=max_unacked,
-            max_chars_in_memory=max_unacked_chars,
+            max_bytes_in_memory=max_unacked_bytes,
             away=lambda: self._away,
             moved=self.wake,
             reclaimed=self._retire,
@@ -182,14 +182,14 @@ class Link:
         """
         outbox = self._calls.get(call.call_id, call).outbox
         held = sum(call.outbox.in_memory for call in self._calls.values())
-        chars = sum(call.outbox.chars_in_memory for call in self._calls.values())
+        held_bytes = sum(call.outbox.bytes_in_memory for call in self._calls.values())
         frames = outbox.record(
             item_id,
             speaker,
             text,
             at_s=self.clock() if at_s is None else at_s,
             now_s=anyio.current_time(),
-            room=held < self._max_unacked and chars < self._max_unacked_chars,
+            room=held < self._max_unacked and held_bytes < self._max_unacked_bytes,
             interrupted=interrupted,
             metrics=metrics,
             traceparent=traceparent,
@@ -205,7 +205,7 @@ class Link:
                 pii_text=frame.text,
             )
         # The disk takes no more, or far too slowly: as much again was held for it.
-        if outbox.overflowing > self._max_unacked or chars > 2 * self._max_unacked_chars:
+        if outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes:
             dropped = outbox.drop_overflow()
             self._emit(
                 telemetry.turns_dropped, call=outbox.call, turns=dropped, why="no room on disk"

@@ -19,6 +19,7 @@ from sidecar.channels.link.bounds import (
     MAX_HINT_CHARS,
     MAX_TURN_CHARS,
     call_id,
+    held_bytes,
     item_id,
     sendable,
 )
@@ -93,7 +94,7 @@ class Outbox:
         self._overflow: list[_Kept] = []
         self._disk_only = 0
         self._last_kept_seq = 0
-        self._chars = 0
+        self._bytes = 0
         # What this connection has yet to be told.
         self._open_due = True
         self._close_due = True
@@ -125,7 +126,7 @@ class Outbox:
             self._kept.clear()
             self._overflow.clear()
             self._disk_only = 0
-            self._chars = 0
+            self._bytes = 0
 
     @property
     def refused(self) -> bool:
@@ -184,7 +185,7 @@ class Outbox:
             )
             frames.append(frame)
             kept = _Kept(frame, now_s)
-            self._chars += len(frame.text)
+            self._bytes += held_bytes(frame.text)
             if room and not self._disk_only and not self._overflow:
                 self._keep(kept)
             else:
@@ -195,7 +196,7 @@ class Outbox:
     def drop_overflow(self) -> int:
         """Give up on the turns that fit neither memory nor disk; returns how many there were."""
         dropped = len(self._overflow)
-        self._chars -= sum(len(kept.frame.text) for kept in self._overflow)
+        self._bytes -= sum(held_bytes(kept.frame.text) for kept in self._overflow)
         self._overflow.clear()
         return dropped
 
@@ -247,9 +248,9 @@ class Outbox:
         return not self.unacked and (self._close is None or self._close_acked)
 
     @property
-    def chars_in_memory(self) -> int:
-        """Characters of text held in memory."""
-        return self._chars
+    def bytes_in_memory(self) -> int:
+        """Bytes that the turns in memory take."""
+        return self._bytes
 
     # The connection
 
@@ -384,7 +385,7 @@ class Outbox:
         leaving = [k for k in self._overflow if k.frame.item in written]
         self._overflow = [k for k in self._overflow if k.frame.item not in written]
         self._disk_only += len(leaving)
-        self._chars -= sum(len(k.frame.text) for k in leaving)
+        self._bytes -= sum(held_bytes(k.frame.text) for k in leaving)
         for frame in frames:
             if isinstance(frame, CallOpen):
                 self._opening_on_disk = frame
@@ -418,7 +419,7 @@ class Outbox:
         if self.refused:
             return
         for frame in frames:
-            self._chars += len(frame.text)
+            self._bytes += held_bytes(frame.text)
             self._keep(_Kept(frame, now_s, on_disk=True))
         self._disk_only = max(0, self._disk_only - len(frames))
 
@@ -431,5 +432,5 @@ class Outbox:
         kept = self._kept.pop(item, None)
         if kept is None:
             return False
-        self._chars -= len(kept.frame.text)
+        self._bytes -= held_bytes(kept.frame.text)
         return True
