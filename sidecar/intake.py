@@ -112,6 +112,7 @@ class SpoolIntake:
             hints=hints_of(opened),
             opened_at_s=opened.opened_at_s,
             turns=[turn_of(self._tenant, frame) for frame in spooled.turns],
+            room=opened.room,
         )
         if stored:
             self._emit(

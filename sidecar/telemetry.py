@@ -61,6 +61,7 @@ turn_refused = _event("turn_refused", "error", "call", "code", "error")
 turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got")
 turns_not_kept = _event("turns_not_kept", "debug", "call", "turns")
 erased_call_refused = _event("erased_call_refused", "info", "call")
+call_recorded_elsewhere = _event("call_recorded_elsewhere", "warning", "call", "by")
 # Memory
 memory_read = _event("memory_read", "debug", "agent", "version", "blocks", "took_s")
 memory_withheld = _event("memory_withheld", "warning", "call", "channel")

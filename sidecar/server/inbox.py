@@ -123,6 +123,7 @@ class CallInbox:
                     owner=self._owner,
                     listener=_CallListener(self.call_id, self._send),
                     traceparent=traceparent_or_none(frame.traceparent),
+                    room=frame.room,
                 )
             self.ended = False
         except CallError as error:
@@ -133,7 +134,7 @@ class CallInbox:
             self._refuse(self._awaited[1] if self._awaited else _unknown_call())
             return
         try:
-            await self.live.close(frame.reason)
+            await self.live.close(frame.reason, at_s=frame.at_s)
         except JournalError as error:
             self._refuse(error)
             return

@@ -59,13 +59,17 @@ class Hints(msgspec.Struct, frozen=True):
 
 
 class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
-    """Worker: a call is live. Sent again for each live call after a reconnect."""
+    """Worker: a call is live. Sent again for each live call after a reconnect.
+
+    `room` names what other calls may hear as well: of several of one room and caller, one is stored.
+    """
 
     call: Id
     channel: Literal["livekit", "vapi", "console"]
     hints: Hints
     opened_at_s: Seconds
     traceparent: str = ""
+    room: MaybeId = ""
 
 
 class SpeechStarted(msgspec.Struct, tag="speech.started", frozen=True):

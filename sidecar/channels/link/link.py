@@ -138,6 +138,7 @@ class Link:
         *,
         opened_at_s: float,
         traceparent: str = "",
+        room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> LinkedCall:
         """Start a call. Never waits; the same live call again is the same object.
@@ -148,6 +149,8 @@ class Link:
             hints: Who is on the line; None when that will be known later (`identify`).
             opened_at_s: Unix time.
             traceparent: The span of the call (W3C Trace Context), or empty.
+            room: What the calls of other workers may hear as well (a LiveKit room's `sid`): of
+                several of one room and caller, one is stored. Empty: none does.
             meanwhile: What is known while `hints` are not, and what the call is told with where
                 it ends before they are.
         """
@@ -157,6 +160,7 @@ class Link:
             opened_at_s=opened_at_s,
             hints=bounded_hints(hints) if hints else None,
             traceparent=traceparent,
+            room=room,
             meanwhile=bounded_hints(meanwhile),
         )
         call = LinkedCall(self, outbox)

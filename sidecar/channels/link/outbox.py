@@ -63,6 +63,7 @@ class Outbox:
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
         traceparent: The span of the call, or empty.
+        room: What other calls may hear as well, or empty.
         meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
             and is told if it ends without them. Its consent "no" holds for the whole call.
     """
@@ -75,6 +76,7 @@ class Outbox:
         opened_at_s: float,
         hints: Hints | None,
         traceparent: str = "",
+        room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> None:
         self.call = call_id(call)
@@ -82,6 +84,7 @@ class Outbox:
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
         self._traceparent = traceparent
+        self._room = call_id(room) if room else ""
         self._meanwhile = meanwhile
         self._close: CallClose | None = None
         self._close_since_s = 0.0
@@ -374,6 +377,7 @@ class Outbox:
             hints=self._hints or self._meanwhile,
             opened_at_s=self._opened_at_s,
             traceparent=self._traceparent,
+            room=self._room,
         )
 
     def spooled(self, frames: Sequence[SpoolFrame]) -> None:

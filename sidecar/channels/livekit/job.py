@@ -224,6 +224,7 @@ async def remember(
             opened_at_s=time.time(),
             meanwhile=who.named,
             traceparent=traces.traceparent,
+            room=ctx.job.room.sid,
         )
         call.say = partial(_say, session)
         call.hang_up = partial(_hang_up, ctx)
