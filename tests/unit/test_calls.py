@@ -790,7 +790,7 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
         await ear.settled()
-        bench.letta.delay_s = 5.0
+        bench.letta.delay_s = 3.0
         before = trio.lowlevel.current_statistics().tasks_living
         for n in range(200):
             live.speech_started()
