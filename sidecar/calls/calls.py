@@ -18,6 +18,7 @@ from anyio.abc import TaskStatus
 from sidecar import telemetry
 from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.live import Listener, LiveCall
+from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
 from sidecar.letta.identity import Identity, IdentityRules, resolve
 from sidecar.memory.freshness import FreshnessPolicy
@@ -105,6 +106,7 @@ class Calls:
         )
         self._live: dict[str, LiveCall] = {}
         self._orphans: dict[str, float] = {}
+        self._records = Records()
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _tell_nobody
         """Called when a new call has been opened."""
@@ -145,6 +147,7 @@ class Calls:
         owner: str,
         listener: Listener,
         traceparent: str = "",
+        room: str = "",
     ) -> LiveCall:
         """Take a call up, or take it up again, and start to bring its memory.
 
@@ -160,6 +163,8 @@ class Calls:
             owner: Who holds the call; the same owner may open it again.
             listener: Told of newer memory.
             traceparent: The channel's own span of the call, where it has one.
+            room: Where the call is heard. Of several of one room and caller one keeps the record
+                (`sidecar.calls.records`); empty: no other hears it.
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
@@ -202,7 +207,8 @@ class Calls:
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.kept = self._policy.keeps(hints)
-        self._live[key] = live
+        live.heard = _heard(tenant, room, resolution.caller_key)
+        self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
@@ -210,6 +216,7 @@ class Calls:
                 await self._store_call(live)
             except CallError:
                 del self._live[key]
+                self._records.leave(live)
                 raise
             except JournalError as error:
                 self._journal_failed(error)  # the call goes on; `record` stores it first
@@ -224,6 +231,12 @@ class Calls:
         self._feed.begin(live)
         return live
 
+    def _enter(self, live: LiveCall) -> None:
+        self._live[live.key] = live
+        if keeper := self._records.enter(live):
+            live.elsewhere = True
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=keeper.key)
+
     async def restore(
         self,
         tenant: str,
@@ -233,11 +246,13 @@ class Calls:
         hints: CallerHints,
         opened_at_s: float,
         turns: Sequence[Turn],
+        room: str = "",
     ) -> bool:
         """Store a call that its dead worker left in a spool, and close it.
 
         Returns:
-            False when a worker holds the call just now: try again when it does not.
+            False when a worker holds the call just now, or another call that keeps the record of
+            its room has not come as far: try again later.
 
         Raises:
             CallError: the call is stored as another's.
@@ -250,6 +265,12 @@ class Calls:
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         resolution = resolve(tenant, hints, self._rules)
+        left = self._records.left_of(_heard(tenant, room, resolution.caller_key), key, turns)
+        if left is None:
+            return False
+        if turns and not left and key not in self._orphans:
+            return True  # all of it stands in the record of another call
+        turns = left
         call = Call(
             key,
             resolution.ref,
@@ -296,8 +317,15 @@ class Calls:
         await self._feed.digested(ref, batch)
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """Make turns of a live call durable; drop them where the caller did not agree."""
+        """Make turns of a live call durable; drop them where the caller did not agree.
+
+        Where another call keeps the record, this returns when that has come as far.
+        """
+        turns = await self._records.own(live, turns)
+        if not turns:
+            return
         if not live.kept:
+            self._records.reached(live, turns)
             self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
             return
         for turn in turns:
@@ -320,6 +348,7 @@ class Calls:
             self._journal_failed(error)
             raise
         self.journal_error = ""
+        self._records.reached(live, turns)
         live.turns += len(turns)
         for turn in turns:
             self._say_recorded(live, turn)
@@ -381,13 +410,15 @@ class Calls:
                 await self._journal.append(traced)
         return True
 
-    async def close(self, live: LiveCall, reason: str) -> None:
+    async def close(self, live: LiveCall, reason: str, *, at_s: float) -> None:
         """End a live call."""
         if not live.closed:
-            await self._store_call(live)
+            if not live.elsewhere:
+                await self._store_call(live)
             if live.stored:
                 await self._journal.close_call(live.key, at_s=self._clock())
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
+            self._records.leave(live, at_s=at_s)
         self._forget(live)
 
     async def refuse(self, live: LiveCall) -> None:
@@ -404,8 +435,11 @@ class Calls:
     # ---------------------------------------------------------------------------------------
 
     async def _store_call(self, live: LiveCall) -> None:
-        """Store a call unless it is; of one that was erased with its caller nothing is kept."""
-        if live.kept and not live.stored:
+        """Store a call unless it is, or another keeps its record.
+
+        Of one that was erased with its caller nothing is kept.
+        """
+        if live.kept and not live.stored and self._records.keeps(live):
             try:
                 live.call = await self._journal.open_call(live.call)
             except CallError as error:
@@ -445,6 +479,7 @@ class Calls:
             del self._live[live.key]
             self._fewer.set()
             self._fewer = anyio.Event()
+        self._records.leave(live)
         self._feed.end(live)
 
     async def _close_orphans(self) -> None:
@@ -468,3 +503,8 @@ class Calls:
             if self._orphans.get(key) == since_s and key not in self._live:
                 del self._orphans[key]
             self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
+
+
+def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
+    """Return what several calls hear together; None where no other hears this, or nobody knows."""
+    return (f"{tenant}/{room}", caller_key) if room and caller_key else None

@@ -4,6 +4,7 @@ uvicorn closes every WebSocket the moment it sees a signal; workers drain for mi
 process's signals are ours (`sidecar/app.py`), and uvicorn is told to go when everything else has.
 """
 
+import asyncio
 import contextlib
 import errno
 import resource
@@ -30,6 +31,8 @@ MAX_CONNECTIONS = 4_000
 _MIN_CONNECTIONS = 64
 _OTHER_FILES = 256
 """Open files that are no connection of a client's, nor the one to a model that goes with it."""
+CUT_SHORT_S = 2.0
+"""What a request has to end in that was cancelled when the server stopped."""
 OPENAPI = Path(__file__).with_name("openapi.json")
 """The HTTP routes of every part, as OpenAPI 3.1."""
 
@@ -196,3 +199,6 @@ async def serving(
 
 async def _serve_on(server: uvicorn.Server, bound: socket.socket) -> None:
     await server.serve(sockets=[bound])
+    if cut_short := set(server.server_state.tasks):
+        # They were cancelled, and end before what they stand on is closed.
+        await asyncio.wait(cut_short, timeout=CUT_SHORT_S)

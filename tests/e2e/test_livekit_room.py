@@ -5,9 +5,10 @@ is real: LiveKit's SDK and worker, WebRTC audio, processes, sockets, signals.
 """
 
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,47 @@ async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
                 assert "Ada" in " ".join(caller.heard)
                 await exchange(caller, "where do I live")
                 await caller.until(lambda: "Lyon" in caller.heard[-1])
+    finally:
+        await anyio.to_thread.run_sync(sidecar.stop)
+
+
+def words_in_journal(data_dir: Path) -> list[str]:
+    """Return what the caller said, of all calls, in the order in which it was stored."""
+    with closing(sqlite3.connect(f"file:{data_dir / 'journal.db'}?mode=ro", uri=True)) as journal:
+        rows = journal.execute(
+            "SELECT text FROM turns WHERE speaker = 'caller' ORDER BY appended_s"
+        )
+        return [text for (text,) in rows]
+
+
+@pytest.mark.timeout(240)
+async def test_two_jobs_in_one_room_store_each_word_once(
+    server: LiveKitServer, tmp_path: Path
+) -> None:
+    """An agent is dispatched twice: both remember, one is stored; the other when it is killed."""
+    before, after = "my name is Ada", "I live in Lyon"
+    sidecar = SidecarProcess(tmp_path / "data")
+    await anyio.to_thread.run_sync(sidecar.start)
+    try:
+        async with voice_worker(server, sidecar.link_url, tmp_path) as first:
+            first.will_hear("twice", before, after)
+            async with (
+                on_the_line(server, "twice", phone="+15550115") as (caller, _),
+                voice_worker(server, sidecar.link_url, tmp_path),
+            ):
+                greeted = len(caller.heard)
+                await server.call_agent("twice")
+                await caller.until(lambda: len(caller.heard) >= greeted + 2, ANSWER_S)
+                await caller.until_agent_is_silent()
+                await exchange(caller, before)
+                await first.kill()
+                await caller.until_agent_is_silent()
+                await exchange(caller, after)
+                await caller.hang_up()
+                await until(lambda: sidecar.readiness()["live_calls"] == 0)
+        assert [before, after] == words_in_journal(sidecar.data_dir)
+        assert 1 == "".join(sidecar.log).count("call_recorded_elsewhere")
+        assert len(first.prompts("twice")) > 3, "both agents answered"
     finally:
         await anyio.to_thread.run_sync(sidecar.stop)
 

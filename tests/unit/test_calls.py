@@ -819,3 +819,26 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
         await live.close("hung up")
 
     virtual(body)
+
+
+def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
+    """However often a worker says so while Letta hangs, few tasks wait; each gets its answer."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.delay_s = 3.0
+        before = trio.lowlevel.current_statistics().tasks_living
+        for n in range(200):
+            live.speech_started()
+            live, ear = await bench.open("c1")
+            assert ear.views or n == 0  # while it is on its way, what is at hand comes at once
+        assert trio.lowlevel.current_statistics().tasks_living < before + 20
+        await ear.settled()
+        await anyio.sleep(60.0)
+        assert trio.lowlevel.current_statistics().tasks_living <= before
+        ear.views.clear()
+        live.speech_started()
+        await ear.settled()
+
+    virtual(body)

@@ -551,6 +551,28 @@ async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
     assert [dropped, stored, "Fine."] == sidecar.texts("AJ_1")
 
 
+@pytest.mark.parametrize("discard", [True, False])
+async def test_words_over_an_agent_that_can_not_be_interrupted_are_a_turn(
+    sidecar: FakeSidecar, tmp_path: Path, discard: bool
+) -> None:
+    """What is said while `allow_interruptions=False` speaks is stored, whether answered or not."""
+    made = studio(lambda _: "Fine.", discard_audio_if_uninterruptible=discard)
+    async with remembered(sidecar, tmp_path, made) as air:
+        speech = made.session.say(STORY, allow_interruptions=False)
+        await made.until(lambda: made.mouth.playing)
+        made.ear.starts()
+        made.ear.final("wait a moment")
+        made.ear.stops()
+        await speech
+        made.ear.says("go on")
+        await made.until(lambda: any(item.text_content == "Fine." for item in made.items))
+        await made.until(lambda: air.call.outbox.settled)
+    heard = " ".join(t.text for t in sidecar.stored["AJ_1"].values() if t.speaker == "caller")
+    assert "wait a moment go on" == heard
+    agents = [t.text for t in sidecar.stored["AJ_1"].values() if t.speaker == "agent"]
+    assert [STORY, "Fine."] == agents
+
+
 async def test_words_of_a_turn_that_is_cleared_are_a_turn(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:

@@ -229,6 +229,7 @@ async def remember(
             opened_at_s=time.time(),
             meanwhile=who.named,
             traceparent=traces.traceparent,
+            room=ctx.job.room.sid,
         )
         call.say = partial(_say, session)
         call.hang_up = partial(_hang_up, ctx)
@@ -269,8 +270,8 @@ def _hang_up(ctx: JobContext) -> None:
 async def finish(ctx: JobContext) -> None:
     """Hand over the last words of a call: give this as `on_session_end`.
 
-    Waits for their ack for at most `FLUSH_S` seconds; what has none then is left in the spool,
-    where the sidecar finds it.
+    Waits for their ack for at most `FLUSH_S` seconds, and not while the sidecar is known to be
+    away; what has none then is left in the spool, where the sidecar finds it.
     """
     job = _jobs.pop(ctx, None)
     if job is None or job.recorder is None:
