@@ -212,6 +212,22 @@ class Journal(Protocol):
         """
         ...
 
+    async def call(self, key: str) -> Call | None:
+        """Return a call as stored, live or closed; None for one that is not."""
+        ...
+
+    async def identify(self, call: Call) -> Call:
+        """Give a stored call without a caller that of `call`; return it as stored.
+
+        For a channel whose first word of a call names nobody. A call of nobody gets the agent
+        with the caller, and what was said in it before is delivered with the rest. One that is
+        somebody's already, or another agent's, stays as it is.
+
+        Raises:
+            CallError: the call was never opened (`unknown_call`), or erased (`erased`).
+        """
+        ...
+
     async def append(self, turns: Sequence[Turn]) -> None:
         """Store turns, in the order given.
 

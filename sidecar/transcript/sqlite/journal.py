@@ -149,6 +149,16 @@ class SqliteJournal:
             grows=True,
         )
 
+    async def identify(self, call: Call) -> Call:
+        """See `Journal.identify`."""
+        _check_text(call.key, call.caller_key)
+        now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
+        return await self._writer.submit(
+            lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
+        )
+
     async def append(self, turns: Sequence[Turn]) -> None:
         """See `Journal.append`."""
         turns = self._checked(turns)
@@ -401,6 +411,10 @@ class SqliteJournal:
     async def live_calls(self) -> list[Call]:
         """See `Journal.live_calls`."""
         return await self._reader.submit(reads.live_calls)
+
+    async def call(self, key: str) -> Call | None:
+        """See `Journal.call`."""
+        return await self._reader.submit(lambda tx: reads.call(tx, key))
 
     async def turns(self, call: str) -> tuple[Turn, ...]:
         """See `Journal.turns`."""

@@ -193,6 +193,12 @@ def calls(tx: Transaction, *, limit: int) -> list[Call]:
     return [call_of_row(row) for row in rows]
 
 
+def call(tx: Transaction, key: str) -> Call | None:
+    """Return a call as stored, or None."""
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", key)
+    return None if row is None else call_of_row(row)
+
+
 def live_calls(tx: Transaction) -> list[Call]:
     """Return the calls that are not closed, oldest first."""
     rows = tx.rows(f"{SELECT_CALL} WHERE c.closed_at_s IS NULL ORDER BY c.id")
