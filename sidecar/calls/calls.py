@@ -379,12 +379,12 @@ class Calls:
                 await self._journal.append(traced)
         return True
 
-    async def close(self, live: LiveCall, reason: str) -> None:
+    async def close(self, live: LiveCall, reason: str, *, final: bool = False) -> None:
         """End a live call."""
         if not live.closed:
             await self._store_call(live)
             if live.stored:
-                await self._journal.close_call(live.key, at_s=self._clock())
+                await self._journal.close_call(live.key, at_s=self._clock(), final=final)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
         self._forget(live)
 

@@ -54,7 +54,7 @@ class Keeper(Protocol):
         """Make turns durable."""
         ...
 
-    async def close(self, live: "LiveCall", reason: str) -> None:
+    async def close(self, live: "LiveCall", reason: str, *, final: bool) -> None:
         """End the call."""
         ...
 
@@ -155,9 +155,14 @@ class LiveCall:
         """
         await self._keeper.record(self, turns)
 
-    async def close(self, reason: str) -> None:
-        """The call has ended: what is pending of it goes to Letta. Repeating it is no error."""
-        await self._keeper.close(self, reason)
+    async def close(self, reason: str, *, final: bool = False) -> None:
+        """The call has ended: what is pending of it goes to Letta. Repeating it is no error.
+
+        Args:
+            reason: For the log.
+            final: The channel has had the last word on it; see `sidecar.model.Call`.
+        """
+        await self._keeper.close(self, reason, final=final)
 
     async def refuse(self) -> None:
         """The caller does not agree, or no more: nothing of the call is kept from here on.

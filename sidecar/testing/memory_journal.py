@@ -219,10 +219,11 @@ class MemoryJournal:
             self._reschedule(stored)
         return stored.sealed if deliver else 0
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         await anyio.lowlevel.checkpoint()
         stored = self._known(call)
+        stored.call = replace(stored.call, final=stored.call.final or final)
         if stored.call.closed_at_s is None:
             stored.call = replace(stored.call, closed_at_s=at_s)
             self._reschedule(stored)

@@ -257,8 +257,14 @@ class Journal(Protocol):
         """
         ...
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
+
+        Args:
+            call: Its key.
+            at_s: Unix time.
+            final: Its channel has had the last word on it. That mark stays, also where the call
+                is opened again.
 
         Raises:
             CallError: the call was never opened (`unknown_call`).

@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
+from sidecar.transcript.sqlite.reports import journal_file
 from tests.sidecar_process import SidecarProcess, eventually
 from tests.vapi.model import Model
 
@@ -128,6 +129,18 @@ def report(sidecar: SidecarProcess, *lines: tuple[str, str], call_id: str = "cal
     return tell(sidecar, "end-of-call-report", call_id=call_id, artifact=artifact)[0]
 
 
+def history_of(lines: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A history as requests to the model have it."""
+    roles = {"user": "user", "bot": "assistant"}
+    return [SYSTEM, *({"role": roles[role], "content": text} for role, text in lines)]
+
+
+def stored(sidecar: SidecarProcess, call_id: str = "call-1") -> list[str]:
+    """What the journal on disk has of a call, note and words."""
+    with journal_file(sidecar.data_dir / "journal.db") as file:
+        return [turn.text for turn in file.turns(f"default/{call_id}")]
+
+
 def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
     """Deliver a request for an assistant, signed as of a time; return the status."""
     call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
@@ -219,6 +232,28 @@ class TestRecordedCalls:
         assert report(sidecar, *lines) == 200
         assert report(sidecar, *lines) == 200
         eventually(lambda: sidecar.undelivered() == 0)
+
+    def test_a_reported_call_stays_as_reported(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Late requests and histories, before and after a kill: answered, and nothing changes."""
+        lines = (
+            ("user", "My name is Ada."),
+            ("bot", "hello ada"),
+            ("user", "I live in Lyon."),
+            ("bot", "nice"),
+        )
+        ask(sidecar, body(messages=history_of(lines[:3])))
+        assert report(sidecar, *lines) == 200
+        for killed in (False, True):
+            if killed:
+                sidecar.kill()
+                sidecar.start()
+            late = (*lines[:2], ("user", "I live in Oslo."), ("bot", "no"), ("user", "Bye."))
+            for said in (lines[:1], lines[2:3], late):
+                assert spoken(ask(sidecar, body(messages=history_of(said)))[1])
+                tell(sidecar, "conversation-update", messages=history_of(said))
+            eventually(lambda: sidecar.undelivered() == 0)
+            assert sidecar.readiness()["live_calls"] == 0
+            assert stored(sidecar) == [text for _, text in lines]
 
 
 class TestFaultsOfTheModel:

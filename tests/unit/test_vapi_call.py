@@ -14,6 +14,7 @@ from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.projection import UNCONFIRMED_NOTE, blocks_of, transcript_of
 from sidecar.model import CallerHints
 from sidecar.prompt_wait import Waits
+from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_calls import ADA, BOB, Bench
 
 pytestmark = pytest.mark.unit
@@ -29,8 +30,8 @@ def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) ->
 
 
 class World(Bench):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, journal: MemoryJournal | None = None) -> None:
+        super().__init__(journal=journal)
         self.vapi = VapiCalls(
             self.calls,
             self.journal,
@@ -114,9 +115,10 @@ class TestVapiCalls:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
             await trio.sleep(400)
-            late = await world.vapi.of("acme", said(), stage="over")
-            assert late is call
+            late = await world.vapi.of("acme", said(), stage="report")
+            assert late is not None
             await late.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye"}])))
+            await world.vapi.end(late, "over", final=True)
             assert (await world.texts())[-1] == ("bye", "")
             assert not world.calls.live
 

@@ -14,13 +14,16 @@ import trio
 import trio.testing
 
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import RateCap
+from sidecar.channels.vapi.projection import blocks_of, transcript_of
 from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
+from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_vapi_call import World
-from tests.vapi.bodies import SENT, message
+from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
 pytestmark = pytest.mark.unit
 
@@ -45,8 +48,8 @@ class Source:
 
 
 class Served(World):
-    def __init__(self, kept: Path | None = None) -> None:
-        super().__init__()
+    def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
+        super().__init__(journal)
         self.kept = kept
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
@@ -96,13 +99,28 @@ class Served(World):
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[Served]:
-    world = Served()
+async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[Served]:
+    """A sidecar; with the journal of another, that one started anew."""
+    world = Served(journal=journal)
     async with trio.open_nursery() as nursery:
         for part in (world.snapshots, world.calls, world.vapi, world.archive):
             await nursery.start(part.run)
         yield world
         nursery.cancel_scope.cancel()
+
+
+async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> None:
+    """Deliver what may come after a report: histories, by either route, and what has none."""
+    for history in histories:
+        for kind in ("conversation-update", "knowledge-base-request", "assistant-request"):
+            assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
+        late = await world.vapi.of("acme", about({"call": CALL}, trust_web=False))
+        if late is not None:
+            await late.take(blocks_of(history["messages"]), stamp_ms=0.0)
+    for kind, sent in SENT.items():
+        if kind != "end-of-call-report":
+            assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
+    await trio.sleep(1_000)
 
 
 @pytest.fixture
@@ -183,6 +201,53 @@ class TestWebhook:
                     assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
             assert not world.calls.live
             assert await world.texts() == before
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_reported_call_is_final(self, restarted: bool) -> None:
+        """No late word, shorter, longer or other, of any kind, opens it or changes what was said."""
+        report = {**SENT["end-of-call-report"].message, "call": CALL}
+        other = [{"role": "user", "message": "I never said that."}, *VAPI_HISTORY[2:]]
+        late = [
+            {"messages": VAPI_HISTORY[:2]},
+            {"messages": [*VAPI_HISTORY, {"role": "bot", "message": "Rex."}, VAPI_HISTORY[1]]},
+            {"messages": other},
+        ]
+        async with opened() as world:
+            await world.deliver(report)
+            before = await world.texts()
+            journal = world.journal
+            if not restarted:
+                await tell_late(world, late)
+                assert await world.texts() == before
+        if restarted:
+            async with opened(journal) as world:
+                await tell_late(world, late)
+                assert await world.texts() == before
+        stored = await journal.call("acme/1")
+        assert stored is not None
+        assert stored.closed_at_s is not None
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_further_report_corrects_what_it_names(self, restarted: bool) -> None:
+        """Another report of a reported call has the last word on what it holds, and ends it again."""
+        report = {**SENT["end-of-call-report"].message, "call": CALL}
+        heard = [dict(one) for one in VAPI_HISTORY]
+        heard[1]["message"] = "My frog is called Rex."
+        again = {**report, "artifact": {"messages": heard}}
+        async with opened() as world:
+            await world.deliver(report)
+            journal = world.journal
+            if not restarted:
+                await world.deliver(again)
+        if restarted:
+            async with opened(journal) as world:
+                await world.deliver(again)
+        texts = [block.text for block in transcript_of(await journal.turns("acme/1"))]
+        assert texts == [one["message"] for one in heard]
+        assert not world.calls.live
+        stored = await journal.call("acme/1")
+        assert stored is not None
+        assert stored.closed_at_s is not None
 
     async def test_a_message_without_a_type_is_refused(self) -> None:
         """What is no server message is told so."""

@@ -59,6 +59,7 @@ class VapiCall:
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
         finished: The transcript has its last word.
+        unsure: The journal could not say yet whether the call was finished before.
     """
 
     live: LiveCall
@@ -79,6 +80,7 @@ class VapiCall:
         self.last_s = clock()
         self.ended_s: float | None = None
         self.finished = False
+        self.unsure = False
         self._journal = journal
         self._waits = waits
         self._command = command
@@ -290,13 +292,22 @@ class VapiCall:
             for block in annotated
         )
 
+    async def _was_finished(self, reach: Reach) -> bool:
+        """Whether only another last word may still change what the journal has."""
+        if self.unsure:
+            known = await self._journal.call(self.live.key)
+            self.unsure = False
+            if known is not None and known.final and reach != "all":
+                self.finished = True
+        return self.finished and reach != "all"
+
     async def _turns(self) -> list[Turn]:
         if self._stored is None:
             self._stored = list(await self._journal.turns(self.live.key))
         return self._stored
 
     async def _store(self, blocks: Sequence[Block], *, reach: Reach) -> None:
-        if not self.live.kept:
+        if not self.live.kept or await self._was_finished(reach):
             return
         stored = await self._turns()
         for _ in range(_PLANS):

@@ -29,7 +29,8 @@ _STORE_SHARE = 50
 """And then takes a fiftieth of what waits at a time: each costs half a millisecond of the CPU that
 replies need, and none may wait for long."""
 
-Stage: TypeAlias = Literal["live", "over"]
+Stage: TypeAlias = Literal["live", "over", "report"]
+"""What a body is about: a call that goes on, one that may have ended, or one that has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,29 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    calls: OrderedDict[str, VapiCall] = field(default_factory=OrderedDict[str, VapiCall])
+class _End:
+    """How a call ended.
 
-    def keep(self, key: str, call: VapiCall) -> None:
-        self.calls[key] = call
-        while len(self.calls) > _ENDED_KEPT:
-            self.calls.popitem(last=False)
+    Attributes:
+        final: By the report.
+        kept: The caller agreed to it.
+    """
+
+    final: bool
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The calls that ended last, without a word of them: those are in the journal."""
+
+    ends: OrderedDict[str, _End] = field(default_factory=OrderedDict[str, _End])
+
+    def add(self, key: str, end: _End) -> None:
+        before = self.ends.pop(key, end)
+        self.ends[key] = _End(end.final or before.final, end.kept and before.kept)
+        while len(self.ends) > _ENDED_KEPT:
+            self.ends.popitem(last=False)
 
 
 class VapiCalls:
@@ -147,11 +164,13 @@ class VapiCalls:
         Args:
             tenant: From the credential.
             about: What the body says.
-            stage: `over`: the body is about a call that may have ended; it wakes none that did.
+            stage: `over` wakes no call that has ended, `live` none that was reported. A
+                `report` takes any up again, for it may correct what was stored.
 
         Returns:
-            None for a body without a call id, and for one that names another caller than the
-            call has: it gets nobody's memory, and nothing of it is stored.
+            None for a body without a call id, for one that comes too late, and for one that
+            names another caller than the call has: it gets nobody's memory, and nothing of it
+            is stored.
 
         Raises:
             CallError: a new call while the sidecar goes away (`draining`).
@@ -164,9 +183,7 @@ class VapiCalls:
         key = call_key(tenant, about.call_id)
         while (opening := self._opening.get(key)) is not None:
             await opening.wait()
-        call = self._live.get(key) or (self._ended.calls.get(key) if stage == "over" else None)
-        if call is None:
-            call = await self._open(tenant, key, about)
+        call = self._live.get(key) or await self._open(tenant, key, about, stage)
         if call is None:
             return None
         phone = about.hints.phone
@@ -180,9 +197,34 @@ class VapiCalls:
         call.last_s = self._clock()
         return call
 
-    async def _open(self, tenant: str, key: str, about: About) -> VapiCall | None:
+    def _may_wake(self, key: str, stage: Stage) -> bool:
+        """Whether a body takes up a call that is not live; for all that is known here, it is new."""
+        end = self._ended.ends.get(key)
+        match stage:
+            case "report":
+                return end is None or end.kept
+            case "over":
+                return end is None
+            case "live":
+                if end is not None and end.final:
+                    self._emit(telemetry.vapi_call_over, call=key)
+                    return False
+                return True
+
+    async def _open(self, tenant: str, key: str, about: About, stage: Stage) -> VapiCall | None:
+        if not self._may_wake(key, stage):
+            return None
         opened = self._opening[key] = anyio.Event()
+        unsure = False
         try:
+            try:
+                known = await self._journal.call(key)
+            except JournalError:  # asked again before anything is stored
+                known, unsure = None, True
+            if known is not None and known.final:
+                self._ended.add(key, _End(final=True, kept=True))
+                if not self._may_wake(key, stage):
+                    return None
             call = VapiCall(
                 self._journal,
                 waits=self._waits,
@@ -206,23 +248,31 @@ class VapiCalls:
             self._emit(telemetry.turn_refused, call=key, code=error.code, error=error.message)
             return None
         else:
-            self._ended.calls.pop(key, None)
+            call.unsure = unsure
+            end = self._ended.ends.get(key)
+            if end is not None and not end.kept:
+                await call.live.refuse()
             self._live[key] = call
             return call
         finally:
             del self._opening[key]
             opened.set()
 
-    async def end(self, call: VapiCall, reason: str) -> None:
+    async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:
         """Close a call whose transcript has its last word.
+
+        Args:
+            call: Which.
+            reason: For the log.
+            final: It was reported: nothing but a further report takes it up again.
 
         Raises:
             JournalError: it is not closed; may be repeated.
         """
-        await call.live.close(reason)
+        await call.live.close(reason, final=final)
         if self._live.get(call.live.key) is call:
             del self._live[call.live.key]
-        self._ended.keep(call.live.key, call)
+        self._ended.add(call.live.key, _End(final, call.live.kept))
 
     async def _end_silent(self) -> None:
         now_s = self._clock()

@@ -20,7 +20,7 @@ from sidecar.channels.vapi import recall
 from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
 from sidecar.channels.vapi.call import VapiCall
-from sidecar.channels.vapi.calls import VapiCalls
+from sidecar.channels.vapi.calls import Stage, VapiCalls
 from sidecar.channels.vapi.exchange import (
     Gone,
     Refused,
@@ -47,18 +47,20 @@ MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
 _RESULTS_KEPT: Final = 5_000
 _FOUND_LIMIT: Final = 6
-# Types about a call that may have ended: they wake none that did.
-_OVER: Final = frozenset(
-    {
-        "end-of-call-report",
-        "conversation-update",
-        "transcript",
-        "hang",
-        "status-update",
-        "speech-update",
-        "user-interrupted",
-    }
-)
+_STAGES: Final[Mapping[str, Stage]] = {
+    "end-of-call-report": "report",
+    **dict.fromkeys(
+        (
+            "conversation-update",
+            "transcript",
+            "hang",
+            "status-update",
+            "speech-update",
+            "user-interrupted",
+        ),
+        "over",
+    ),
+}
 _HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
@@ -179,7 +181,7 @@ class Webhook:
             return {}
         said = about(message, trust_web=self._assistant.trust_web)
         try:
-            stage = "over" if kind in _OVER else "live"
+            stage = _STAGES.get(kind, "live")
             call = await self._calls.of(admitted.tenant, said, stage=stage)
             return await act(call, message)
         except CallError as error:
@@ -255,7 +257,7 @@ class Webhook:
         if call is not None:
             blocks = history_of(message)
             await call.report(blocks)
-            await self._calls.end(call, str(message.get("endedReason", "ended")))
+            await self._calls.end(call, str(message.get("endedReason", "ended")), final=True)
             self._emit(
                 telemetry.vapi_reported,
                 call=call.live.key,

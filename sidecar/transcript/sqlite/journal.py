@@ -191,11 +191,13 @@ class SqliteJournal:
             grows=True,
         )
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
         await self._writer.submit(
-            lambda tx: writes.close_call(tx, call, at_s=at_s, now_s=now_s, policy=self._policy)
+            lambda tx: writes.close_call(
+                tx, call, at_s=at_s, final=final, now_s=now_s, policy=self._policy
+            )
         )
 
     async def try_write(self) -> None:

@@ -207,9 +207,19 @@ def rewrite(
     return sealed if deliver else 0
 
 
-def close_call(tx: Transaction, key: str, *, at_s: float, now_s: float, policy: PostPolicy) -> None:
+def close_call(
+    tx: Transaction,
+    key: str,
+    *,
+    at_s: float,
+    now_s: float,
+    policy: PostPolicy,
+    final: bool = False,
+) -> None:
     """Mark a call as ended; what is pending of it becomes due."""
     call_id = _call_id(tx, key)
+    if final:
+        tx.run("UPDATE calls SET final = 1 WHERE id = ? AND NOT final", call_id)
     if tx.run(
         "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, call_id
     ):
