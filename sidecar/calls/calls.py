@@ -19,7 +19,7 @@ from sidecar import telemetry
 from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.live import Listener, LiveCall
 from sidecar.errors import CallError, JournalError
-from sidecar.letta.identity import Identity, IdentityRules, resolve
+from sidecar.letta.identity import Identity, IdentityRules, Resolution, resolve
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
@@ -34,6 +34,7 @@ from sidecar.model import (
     call_key,
     prompt_of,
 )
+from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 from sidecar.transcript.journal import Journal
@@ -145,6 +146,7 @@ class Calls:
         owner: str,
         listener: Listener,
         traceparent: str = "",
+        whose: Resolution | None = None,
     ) -> LiveCall:
         """Take a call up, or take it up again, and start to bring its memory.
 
@@ -160,13 +162,14 @@ class Calls:
             owner: Who holds the call; the same owner may open it again.
             listener: Told of newer memory.
             traceparent: The channel's own span of the call, where it has one.
+            whose: Whose the call is, in place of what `hints` say.
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
                 the sidecar is draining and the call is new (`draining`).
         """
         key = call_key(tenant, call_id)
-        resolution = resolve(tenant, hints, self._rules)
+        resolution = whose or self.resolve(tenant, hints)
         live = self._live.get(key)
         if live is not None:
             if live.call.caller_key not in {"", resolution.caller_key}:
@@ -277,6 +280,35 @@ class Calls:
     def keeps(self, hints: CallerHints) -> bool:
         """Whether anything of a call with these hints may be kept."""
         return self._policy.keeps(hints)
+
+    def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
+        """Say whose memory a call with these hints belongs to."""
+        return resolve(tenant, hints, self._rules)
+
+    async def identify(self, live: LiveCall, whose: Resolution) -> None:
+        """Give a live call that has no caller yet its caller, and bring their memory.
+
+        A call of nobody gets the agent, too, with what was said in it before. One that has a
+        caller, or another agent, stays as it is.
+
+        Raises:
+            JournalError: it stays as it was; may be repeated.
+        """
+        call = live.call
+        if call.caller_key or (call.ref.known and call.ref != whose.ref):
+            return
+        known = replace(call, ref=whose.ref, caller_key=whose.caller_key)
+        if known == call:
+            return
+        if live.stored:
+            try:
+                known = await self._journal.identify(known)
+            except CallError as error:
+                live.stored = False  # erased since it was stored; with its caller: for good
+                live.kept = live.kept and error.code != "erased"
+        live.call = replace(known, consent=live.call.consent)
+        live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
+        self._feed.begin(live)
 
     def orphan(self, owner: str) -> None:
         """The holder of these calls is lost; it may come back within `orphan_s`."""

@@ -209,6 +209,32 @@ class TestRecordedCalls:
         ask(sidecar, body("Hi", call_id="call-2", customer={"number": "+14155550124"}))
         assert "Rex" not in json.dumps(model.prompts()[-1])
 
+    def test_whose_a_call_is_and_what_it_hears(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Named late, it is the caller's with every word; a body that names nobody hears nothing."""
+        ask(sidecar, body("My dog is called Rex."))
+        report(sidecar, ("user", "My dog is called Rex."))
+        nobody: dict[str, Any] = {"id": "call-2", "type": "inboundPhoneCall"}
+        history = history_of((("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm.")))
+        for killed in (False, True):
+            if killed:
+                sidecar.kill()
+                sidecar.start()
+            tell(sidecar, "conversation-update", call=nobody, messages=history)
+            ask(sidecar, body(messages=history, call=nobody, customer={}))
+            assert "Rex" not in json.dumps(model.prompts()[-1])
+        for spelled in (ADA, "+1 (415) 555-0123", "4155550123", "sip:+14155550123@carrier.example"):
+            named = body(messages=history, call=nobody, customer={"number": spelled})
+            ask(sidecar, named)
+            assert "Rex" in model.prompts()[-1]["messages"][1]["content"]
+        eventually(lambda: len(stored(sidecar, "call-2")) == 2)
+        ask(sidecar, body(messages=history, call=nobody, customer={}))
+        assert "Rex" not in json.dumps(model.prompts()[-1])
+        lines = (("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm."))
+        assert report(sidecar, *lines, call_id="call-2") == 200
+        eventually(lambda: sidecar.undelivered() == 0)
+        ask(sidecar, body("Where do I live?", call_id="call-3"))
+        assert "Lyon" in model.prompts()[-1]["messages"][1]["content"]
+
     def test_a_call_survives_a_kill(self, sidecar: SidecarProcess) -> None:
         """Killed in the middle of a call, it goes on; the report brings every word once."""
         ask(sidecar, body("My name is Ada."))

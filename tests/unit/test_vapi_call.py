@@ -46,16 +46,29 @@ class World(Bench):
     async def call(self, about: About | None = None) -> VapiCall:
         found = await self.vapi.of("acme", about or said())
         assert found is not None
-        return found
+        return found.call
 
     async def texts(self) -> list[tuple[str, str]]:
         blocks = transcript_of(await self.journal.turns("acme/1"))
         return [(block.text, block.note) for block in blocks]
 
 
+async def both_are_strangers(world: World) -> None:
+    """Name two callers in one call, twice."""
+    for hints in (BOB, ADA, CallerHints(), BOB):
+        found = await world.vapi.of("acme", said(hints))
+        if found is not None:
+            assert hints is not BOB
+            await found.call.take(HISTORY, stamp_ms=9.0)
+    for stage in ("live", "over", "report"):
+        found = await world.vapi.of("acme", said(), stage=stage)
+        assert found is None or not found.call.live.kept
+    assert world.telemetry.counts["vapi_caller_changed"] <= 1
+
+
 @asynccontextmanager
-async def opened() -> AsyncIterator[World]:
-    world = World()
+async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
+    world = World(journal)
     async with trio.open_nursery() as nursery:
         await nursery.start(world.snapshots.run)
         await nursery.start(world.calls.run)
@@ -115,8 +128,9 @@ class TestVapiCalls:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
             await trio.sleep(400)
-            late = await world.vapi.of("acme", said(), stage="report")
-            assert late is not None
+            found = await world.vapi.of("acme", said(), stage="report")
+            assert found is not None
+            late = found.call
             await late.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye"}])))
             await world.vapi.end(late, "over", final=True)
             assert (await world.texts())[-1] == ("bye", "")
@@ -142,12 +156,86 @@ class TestVapiCalls:
             await call.take(other, stamp_ms=3.0)
             assert await world.texts() == before
 
-    async def test_another_caller_gets_nothing(self) -> None:
-        """A body that names another number than its call has finds no call."""
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_two_callers_in_one_call(self, restarted: bool) -> None:
+        """From the body on that names another number, neither has memory, and nothing is stored."""
         async with opened() as world:
-            await world.call()
-            assert await world.vapi.of("acme", said(BOB)) is None
-            assert world.telemetry.counts["vapi_caller_changed"] == 1
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=1.0)
+            journal = world.journal
+            if not restarted:
+                await both_are_strangers(world)
+        if restarted:
+            async with opened(journal) as world:
+                await both_are_strangers(world)
+        async with opened(journal) as world:
+            await both_are_strangers(world)
+            assert [text for text, _ in await world.texts()][:2] == ["My name is Ada.", "hello ada"]
+
+    @pytest.mark.parametrize(
+        "phone",
+        [
+            "+1 202 555 0100",
+            "+1 (202) 555-0100",
+            "sip:+12025550100@carrier.example",
+            "tel:+12025550100",
+            "2025550100",
+            "(202) 555-0100",
+            "0012025550100",
+            "12025550100",
+        ],
+    )
+    async def test_a_number_spelled_differently_is_the_same_caller(self, phone: str) -> None:
+        """However a body spells the number of its call, it is the call's own, and drops nothing."""
+        async with opened() as world:
+            call = await world.call()
+            found = await world.vapi.of("acme", said(CallerHints(phone=phone)))
+            assert found is not None
+            assert (found.call, found.own) == (call, True)
+            assert (await world.vapi.of("acme", said())) == found
+
+    @pytest.mark.parametrize("hints", [CallerHints(), CallerHints(phone="anonymous")])
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_body_that_names_nobody(self, hints: CallerHints, restarted: bool) -> None:
+        """It gets no memory of the call whose id it names; the words are kept that go on with it."""
+        other = blocks_of([{"role": "user", "content": "I am somebody else."}])
+        async with opened() as world:
+            await (await world.call()).take(HISTORY, stamp_ms=1.0)
+            found = await world.vapi.of("acme", said(hints))
+            assert found is not None
+            assert not found.own
+            journal = world.journal
+            world.calls.orphan("vapi")
+        async with opened(journal if restarted else None) as world:
+            if not restarted:
+                await (await world.call()).take(HISTORY, stamp_ms=1.0)
+            found = await world.vapi.of("acme", said(hints))
+            assert found is not None
+            assert not found.own
+            assert found.call.live.call.caller_key
+            assert await world.vapi.told(found, HISTORY) is found.call
+            assert await world.vapi.told(found, other) is None
+
+    async def test_the_caller_is_named_later(self) -> None:
+        """A call whose first bodies name nobody is the caller's once one does, with all its words."""
+        async with opened() as world:
+            earlier = await world.call()
+            await earlier.take(HISTORY, stamp_ms=1.0)
+            await world.vapi.end(earlier, "over", final=True)
+            for hints in (CallerHints(), CallerHints(phone="anonymous")):
+                call = await world.call(said(hints, "2"))
+                await call.take(HISTORY, stamp_ms=1.0)
+                assert (await call.memory()).text == ""
+            assert (await world.journal.backlog()).undelivered == 2
+            assert await world.call(said(call_id="2")) is call
+            assert "My name is Ada." in (await call.memory()).text
+            known = await world.journal.call("acme/2")
+            assert known is not None
+            assert known.caller_key == earlier.live.call.caller_key
+            assert (await world.journal.backlog()).undelivered == 4
+            found = await world.vapi.of("acme", said(CallerHints(phone="anonymous"), "2"))
+            assert found is not None
+            assert not found.own
 
     async def test_commands_go_to_the_calls_own_control_url(self) -> None:
         """Guidance, a sentence and a hang-up reach VAPI as the interface of every channel has them."""

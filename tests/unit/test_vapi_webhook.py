@@ -116,7 +116,7 @@ async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> No
             assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
         late = await world.vapi.of("acme", about({"call": CALL}, trust_web=False))
         if late is not None:
-            await late.take(blocks_of(history["messages"]), stamp_ms=0.0)
+            await late.call.take(blocks_of(history["messages"]), stamp_ms=0.0)
     for kind, sent in SENT.items():
         if kind != "end-of-call-report":
             assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200

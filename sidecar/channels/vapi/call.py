@@ -11,6 +11,7 @@ import anyio
 
 from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
+from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.projection import (
     UNCONFIRMED_NOTE,
     Block,
@@ -52,7 +53,8 @@ class VapiCall:
 
     Attributes:
         live: The call as every channel has it.
-        phone: Who is on the line, as the first body that named anyone said.
+        names: Who is on the line, as its bodies have it.
+        disputed: Bodies named different callers: nobody's memory goes out any more.
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
         tokens: Model tokens used so far.
@@ -74,7 +76,8 @@ class VapiCall:
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
-        self.phone = ""
+        self.names = Names()
+        self.disputed = False
         self.control_url = ""
         self.tokens = 0
         self.last_s = clock()
@@ -221,6 +224,16 @@ class VapiCall:
             if settled != self._settled:  # most requests repeat what one before had settled
                 await self._store(settled, reach="part")
                 self._settled = settled
+
+    async def continues(self, blocks: Sequence[Block]) -> bool:
+        """Whether a history is of this call: it shares a turn of the caller's, if any is known.
+
+        Raises:
+            JournalError: nobody knows.
+        """
+        seen = (*self._annotated(self._last), *transcript_of(await self._turns()))
+        known = {block.key for block in seen if block.speaker == "caller"}
+        return not known or any(block.key in known for block in self._annotated(blocks))
 
     async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
         """`saw` and `store_settled` in one."""

@@ -187,15 +187,16 @@ class Completions:
             raise Refused(400, "messages: a list of message objects, not empty")
         said = about(asked, trust_web=self._policy.trust_web)
         try:
-            call = await self._calls.of(admitted.tenant, said)
+            found = await self._calls.of(admitted.tenant, said)
         except CallError as error:
             raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
         blocks = blocks_of(messages)
         memory = ""
-        if call is not None:
+        call = await self._calls.told(found, blocks)
+        if call is not None and found is not None:
             if call.saw(blocks, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
-            memory = (await call.memory()).text
+            memory = (await call.memory()).text if found.own else ""
         model = self._model(asked)
         body = _encode(passed_on(asked, memory, model=model, max_tokens=self._policy.max_tokens))
         span = self._span(headers.get("traceparent", ""), call, model, asked)

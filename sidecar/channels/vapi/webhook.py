@@ -61,6 +61,7 @@ _STAGES: Final[Mapping[str, Stage]] = {
         "over",
     ),
 }
+_TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
 _HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
@@ -182,7 +183,10 @@ class Webhook:
         said = about(message, trust_web=self._assistant.trust_web)
         try:
             stage = _STAGES.get(kind, "live")
-            call = await self._calls.of(admitted.tenant, said, stage=stage)
+            found = await self._calls.of(admitted.tenant, said, stage=stage)
+            call = found.call if found is not None and found.own else None
+            if found is not None and kind in _TELLS:
+                call = await self._calls.told(found, history_of(message))
             return await act(call, message)
         except CallError as error:
             if error.code != "draining":
