@@ -235,6 +235,27 @@ class TestRecordedCalls:
         ask(sidecar, body("Where do I live?", call_id="call-3"))
         assert "Lyon" in model.prompts()[-1]["messages"][1]["content"]
 
+    def test_what_no_history_holds_is_stored(self, tmp_path: Path, model: Model) -> None:
+        """A greeting of the model's, a final transcript and a voicemail, in a call without a report."""
+        keys = {
+            "SIDECAR_VAPI_KEY": KEY,
+            "SIDECAR_VAPI_SECRET": SECRET,
+            "SIDECAR_VAPI_REPORT_S": "1",
+        }
+        with SidecarProcess(tmp_path / "data", settings(model, **keys)) as process:
+            greeting = spoken(ask(process, body(messages=[SYSTEM]))[1])
+            said = {"role": "user", "transcript": "And I live in Lyon."}
+            kind = "transcript[transcriptType='final']"
+            assert tell(process, kind, timestamp=0, **said) == (200, {})
+            tell(process, "status-update", status="ended")
+            ask(process, body(messages=history_of((("user", "Hello."),)), call_id="call-2"))
+            ended = {"status": "ended", "endedReason": "voicemail"}
+            tell(process, "status-update", call_id="call-2", **ended)
+            eventually(lambda: process.readiness()["live_calls"] == 0)
+            assert greeting in stored(process)[0]
+            assert stored(process)[-1] == "And I live in Lyon."
+            assert stored(process, "call-2")[0].startswith("[a voicemail's greeting")
+
     def test_a_call_survives_a_kill(self, sidecar: SidecarProcess) -> None:
         """Killed in the middle of a call, it goes on; the report brings every word once."""
         ask(sidecar, body("My name is Ada."))

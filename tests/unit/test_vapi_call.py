@@ -11,7 +11,12 @@ from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.control import Control
-from sidecar.channels.vapi.projection import UNCONFIRMED_NOTE, blocks_of, transcript_of
+from sidecar.channels.vapi.projection import (
+    UNCONFIRMED_NOTE,
+    VOICEMAIL_NOTE,
+    blocks_of,
+    transcript_of,
+)
 from sidecar.model import CallerHints
 from sidecar.prompt_wait import Waits
 from sidecar.testing.memory_journal import MemoryJournal
@@ -145,6 +150,61 @@ class TestVapiCalls:
             call.heard(blocks_of([{"role": "user", "content": "Bye. And thanks."}]), stamp_ms=6.0)
             await call.give_up()
             assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
+
+    @pytest.mark.parametrize("stamp_ms", [0.0, 9.0])
+    async def test_words_whose_message_names_no_time(self, stamp_ms: float) -> None:
+        """Without a time they count after what was seen before them, and not after what comes next."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=stamp_ms)
+            call.heard(blocks_of([{"role": "user", "content": "And thanks."}]), stamp_ms=0.0)
+            longer = (*HISTORY, *blocks_of([REPLY_1, USER_1]))
+            seen = await world.call(said(call_id="2"))
+            seen.heard(blocks_of([USER_2]), stamp_ms=0.0)
+            await seen.take(longer, stamp_ms=stamp_ms)
+            for one in (call, seen):
+                await one.give_up()
+            assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
+            turns = await world.journal.turns("acme/2")
+            assert [turn.text for turn in turns] == [block.text for block in longer]
+
+    async def test_a_greeting_that_the_model_wrote(self) -> None:
+        """Without a report and a history that has it, it is stored as not confirmed."""
+        async with opened() as world:
+            call = await world.call()
+            stream = call.begin(0, "", trio.CancelScope())  # type: ignore[arg-type]
+            call.wrote(stream, "Hello, this is Ada.", tokens=1, follow_up=False)
+            await call.give_up()
+            assert await world.texts() == [("Hello, this is Ada.", UNCONFIRMED_NOTE)]
+
+    @pytest.mark.parametrize("seen", ["before", "posted", "never"])
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_a_voicemails_greeting_is_no_callees_words(
+        self, seen: str, reported: bool
+    ) -> None:
+        """Each of its turns says that nobody was on the line; one on its way to Letta is corrected."""
+        async with opened() as world:
+            call = await world.call()
+            if seen != "never":
+                await call.take(HISTORY, stamp_ms=1.0)
+            if seen == "posted":
+                await world.journal.hurry(now_s=world.clock())
+                assert await world.journal.claim(1, now_s=world.clock(), post_timeout_s=9.0)
+            call.voicemail = True
+            for _ in range(2):
+                await (call.report(HISTORY) if reported else call.give_up())
+            turns = await world.journal.turns("acme/1")
+            words = {"My name is Ada.", "Bye."} if reported or seen != "never" else set[str]()
+            told = {one.text for one in turns if one.speaker == "caller"}
+            expected = {f"[{VOICEMAIL_NOTE}]\n{text}" for text in words}
+            if seen == "posted":
+                expected.remove(f"[{VOICEMAIL_NOTE}]\nMy name is Ada.")
+                note = f'correction: "My name is Ada.", noted before, was {VOICEMAIL_NOTE}'
+                expected |= {f"[{note}]\nMy name is Ada.", "My name is Ada."}
+            assert told == expected
+            assert len(turns) == len(told) + sum(one.speaker == "agent" for one in turns)
+            notes = {block.note for block in transcript_of(turns) if block.speaker == "caller"}
+            assert notes == ({VOICEMAIL_NOTE} if words else set())
 
     async def test_an_older_history_is_no_news(self) -> None:
         """A webhook that was overtaken changes nothing."""

@@ -60,6 +60,7 @@ class VapiCall:
         tokens: Model tokens used so far.
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
+        voicemail: VAPI said that a machine answered.
         finished: The transcript has its last word.
         unsure: The journal could not say yet whether the call was finished before.
     """
@@ -82,6 +83,7 @@ class VapiCall:
         self.tokens = 0
         self.last_s = clock()
         self.ended_s: float | None = None
+        self.voicemail = False
         self.finished = False
         self.unsure = False
         self._journal = journal
@@ -208,6 +210,8 @@ class VapiCall:
         if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
             return False
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
+        if not stamp_ms:
+            self._heard.clear()  # by its place alone it is newer than they
         self._last = blocks
         return open_from(blocks) > 0
 
@@ -241,8 +245,13 @@ class VapiCall:
             await self.store_settled()
 
     def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
-        """Words were transcribed; they count at the end, where no history has them."""
-        self._heard += [(stamp_ms, block) for block in blocks]
+        """Words were transcribed; they count at the end, where no history has them.
+
+        Args:
+            blocks: What was said.
+            stamp_ms: VAPI's time of it, 0 where unknown: it is newer than what was seen so far.
+        """
+        self._heard += [(stamp_ms or self._stamp_ms + 1.0, block) for block in blocks]
         del self._heard[:-_HEARD_KEPT]
 
     async def report(self, blocks: tuple[Block, ...]) -> None:
@@ -278,16 +287,18 @@ class VapiCall:
             return (*stored, *self._last[open_from(self._last) :])
 
     def _unreported(self) -> tuple[Block, ...]:
-        last = self._last
+        last = self._last or self._written(0)
         for stamp_ms, block in self._heard:
             if stamp_ms > self._stamp_ms:
                 last = with_words(last, block)
-        blocks = last
-        written = self._generated.get(slot_of(blocks), "").strip()
-        if blocks and blocks[-1].speaker == "caller" and written:
-            text = " ".join(written.split())
-            blocks = (*blocks, Block("agent", text, note=UNCONFIRMED_NOTE))
-        return self._annotated(blocks)
+        if last and last[-1].speaker == "caller":
+            last = (*last, *self._written(slot_of(last)))
+        return self._annotated(last)
+
+    def _written(self, slot: int) -> tuple[Block, ...]:
+        """Return what was written for a turn and is in no history."""
+        text = " ".join(self._generated.get(slot, "").split())
+        return (Block("agent", text, note=UNCONFIRMED_NOTE),) if text else ()
 
     def _annotated(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """Return blocks as they are to be stored."""
@@ -331,6 +342,7 @@ class VapiCall:
                 sealed=self._sealed,
                 reach=reach,
                 now_s=self._clock(),
+                voicemail=self.voicemail,
             )
             if planned is None:
                 return

@@ -127,7 +127,6 @@ class VapiCalls:
         self._live: dict[str, VapiCall] = {}
         self._opening: dict[str, anyio.Event] = {}
         self._ended = _Ended()
-        self._unnamed: set[str] = set()
         self._tasks: TaskGroup | None = None
         self._unstored: dict[str, VapiCall] = {}
         self._news = anyio.Event()
@@ -194,9 +193,7 @@ class VapiCalls:
             CallError: a new call while the sidecar goes away (`draining`).
         """
         if not about.call_id:
-            if tenant not in self._unnamed:
-                self._unnamed.add(tenant)
-                self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
+            self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
             return None
         key = call_key(tenant, about.call_id)
         while (opening := self._opening.get(key)) is not None:

@@ -61,6 +61,10 @@ _STAGES: Final[Mapping[str, Stage]] = {
         "over",
     ),
 }
+_ONLY_FINAL: Final = "transcript["
+"""How the type begins where final transcripts alone are asked for: `transcript[transcriptType="final"]`,
+with quotation marks of either kind."""
+_VOICEMAIL: Final = "voicemail"
 _TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
 _HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
@@ -170,9 +174,7 @@ class Webhook:
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
         message = child(object_of(body), "message")
-        kind = message.get("type")
-        if not isinstance(kind, str):
-            raise Refused(400, "message: an object with a type, as VAPI's server messages are")
+        kind = _kind_of(message)
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
         if kind in _HOLDS_MEMORY:
@@ -223,6 +225,7 @@ class Webhook:
         if call is not None:
             if message.get("status") == "ended":
                 call.ended_s = call.ended_s or self._clock()
+                call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             elif not call.finished:
                 call.speech_started()
         return {}
@@ -251,7 +254,7 @@ class Webhook:
         return {}
 
     async def _transcript(self, call: VapiCall | None, message: Object) -> Answer:
-        if call is not None and message.get("transcriptType") == "final":
+        if call is not None and _is_final(message):
             text, speaker = message.get("transcript"), message.get("role")
             stamp = about(message, trust_web=False).stamp_ms
             call.heard(blocks_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
@@ -260,6 +263,7 @@ class Webhook:
     async def _report(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
             blocks = history_of(message)
+            call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             await call.report(blocks)
             await self._calls.end(call, str(message.get("endedReason", "ended")), final=True)
             self._emit(
@@ -342,6 +346,24 @@ class Webhook:
         said: tuple[Block, ...] = await call.transcript() if this_call else ()
         known = recall.known(snapshot.blocks if snapshot else (), call.live.recent, said, archived)
         return recall.search(query, known, limit=_FOUND_LIMIT)
+
+
+def _kind_of(message: Object) -> str:
+    """Return the type of a server message.
+
+    Raises:
+        Refused: it has none.
+    """
+    kind = message.get("type")
+    if not isinstance(kind, str):
+        raise Refused(400, "message: an object with a type, as VAPI's server messages are")
+    return "transcript" if kind.startswith(_ONLY_FINAL) else kind
+
+
+def _is_final(transcript: Object) -> bool:
+    """Whether words will not be transcribed anew."""
+    only_final = str(transcript.get("type", "")).startswith(_ONLY_FINAL)
+    return transcript.get("transcriptType", "final" if only_final else "") == "final"
 
 
 def history_of(message: Object) -> tuple[Block, ...]:
