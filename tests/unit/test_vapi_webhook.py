@@ -249,6 +249,44 @@ class TestWebhook:
         assert stored is not None
         assert stored.closed_at_s is not None
 
+    @pytest.mark.parametrize(
+        ("reason", "logged"),
+        [
+            ("customer-ended-call", "customer-ended-call"),
+            ("call.in-progress.error-vapifault-openai-429-exceeded-quota", None),
+            ({"text": "canary"}, "other"),
+            (["canary"], "other"),
+            ("I said canary", "other"),
+            ("customer-+14155550123", "other"),
+            ("customer-4155550123", "other"),
+            ("canary" * 40, "other"),
+            (7, "other"),
+        ],
+    )
+    async def test_no_ended_reason_brings_words_into_the_log(
+        self, reason: object, logged: str | None
+    ) -> None:
+        """Of why a call ended, a word of VAPI's is logged; whatever else stands there is `other`."""
+        async with opened() as world:
+            said: list[Mapping[str, object]] = []
+            world.telemetry.observe = lambda event, fields: said.append({"": event.name, **fields})
+            sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
+            assert await world.deliver(sent) == (200, {})
+            told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
+            assert told == [(logged or reason)] * 2
+            assert "canary" not in str(said)
+
+    async def test_no_more_tools_run_than_a_few(self) -> None:
+        """Of thousands of tools in one message some dozen run; strange ones have no fault."""
+        async with opened() as world:
+            deep = {"id": "d", "function": {"name": "recall", "arguments": "[" * 9_999}}
+            asked = [deep, *({**RECALL, "id": f"a{n}"} for n in range(9_000))]
+            status, answered = await world.deliver(
+                message("tool-calls", call=CALL, toolCallList=asked)
+            )
+            assert status == 200
+            assert len(answered["results"]) == 32
+
     async def test_a_message_without_a_type_is_refused(self) -> None:
         """What is no server message is told so."""
         async with opened() as world:

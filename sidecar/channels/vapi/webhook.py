@@ -6,6 +6,7 @@ covers a sidecar that was away. Messages may come twice, late and in any order: 
 their time and an older one is no news, tools run once per id, the report may come again.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,12 @@ MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
 _RESULTS_KEPT: Final = 5_000
 _FOUND_LIMIT: Final = 6
+_TOOLS_LIMIT: Final = 32
+"""Tools that run for one message; VAPI sends one or two."""
+_REASON: Final = re.compile(
+    r"(?!.*[0-9]{4})(?=.{1,140}$)[a-z][a-z0-9]*(?:[-.][a-z0-9]+)*", re.ASCII
+)
+"""A word of VAPI's, as `customer-ended-call`."""
 _STAGES: Final[Mapping[str, Stage]] = {
     "end-of-call-report": "report",
     **dict.fromkeys(
@@ -265,12 +272,13 @@ class Webhook:
             blocks = history_of(message)
             call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             await call.report(blocks)
-            await self._calls.end(call, str(message.get("endedReason", "ended")), final=True)
+            reason = _reason_of(message)
+            await self._calls.end(call, reason, final=True)
             self._emit(
                 telemetry.vapi_reported,
                 call=call.live.key,
                 turns=len(blocks),
-                reason=str(message.get("endedReason", ""))[:100],
+                reason=reason,
             )
         return {}
 
@@ -282,7 +290,7 @@ class Webhook:
             asked = [child(one, "toolCall") for one in items(message, "toolWithToolCallList")]
         results = [
             await self._run_once(call, cast("Object", one))
-            for one in asked
+            for one in asked[:_TOOLS_LIMIT]
             if isinstance(one, dict)
         ]
         return {"results": results}
@@ -360,6 +368,12 @@ def _kind_of(message: Object) -> str:
     return "transcript" if kind.startswith(_ONLY_FINAL) else kind
 
 
+def _reason_of(report: Object) -> str:
+    """Return why a call ended where it is a word of VAPI's: nothing else goes into the log."""
+    reason = report.get("endedReason", "ended")
+    return reason if isinstance(reason, str) and _REASON.fullmatch(reason) else "other"
+
+
 def _is_final(transcript: Object) -> bool:
     """Whether words will not be transcribed anew."""
     only_final = str(transcript.get("type", "")).startswith(_ONLY_FINAL)
@@ -391,6 +405,6 @@ def tool_of(asked: Object) -> tuple[str, Object]:
     if isinstance(given, str):
         try:
             given = msgspec.json.decode(given)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             given = None
     return str(function.get("name", "")), child({"given": given}, "given")
