@@ -4,17 +4,19 @@ Nothing that is streamed is stored. `take` stores what a history has settled, `r
 call, `give_up` the last history when no report came.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import anyio
 
 from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
+from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
 from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.projection import (
     UNCONFIRMED_NOTE,
     Block,
+    Plan,
     Reach,
     annotate,
     open_from,
@@ -31,6 +33,8 @@ from sidecar.transcript.journal import Journal
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
 _PLANS = 4
+_RECORDED_AT_ONCE = 200
+"""Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 
 
 @dataclass(slots=True)
@@ -224,8 +228,9 @@ class VapiCall:
         async with self._lock:
             if self.finished:
                 return
-            settled = self._annotated(self._last)[: open_from(self._last)]
-            if settled != self._settled:  # most requests repeat what one before had settled
+            last = self._last
+            settled = await apart(cost_of(last), self._news, last, self._settled)
+            if settled is not None:
                 await self._store(settled, reach="part")
                 self._settled = settled
 
@@ -235,7 +240,14 @@ class VapiCall:
         Raises:
             JournalError: nobody knows.
         """
-        seen = (*self._annotated(self._last), *transcript_of(await self._turns()))
+        stored, last = tuple(await self._turns()), self._last
+        cost = cost_of(blocks) + cost_of(last) + MESSAGE * len(stored)
+        return await apart(cost, self._shares_a_turn, blocks, last, stored)
+
+    def _shares_a_turn(
+        self, blocks: Sequence[Block], last: Sequence[Block], stored: Sequence[Turn]
+    ) -> bool:
+        seen = (*self._annotated(last), *transcript_of(stored))
         known = {block.key for block in seen if block.speaker == "caller"}
         return not known or any(block.key in known for block in self._annotated(blocks))
 
@@ -262,9 +274,10 @@ class VapiCall:
         """
         async with self._lock:
             if blocks:
-                await self._store(self._annotated(blocks), reach="all")
+                annotated = await apart(cost_of(blocks), self._annotated, blocks)
+                await self._store(annotated, reach="all")
             elif not self.finished:
-                await self._store(self._unreported(), reach="end")
+                await self._store(await self._unreported(), reach="end")
             self.finished = True
 
     async def give_up(self) -> None:
@@ -277,23 +290,29 @@ class VapiCall:
         """
         async with self._lock:
             if not self.finished:
-                await self._store(self._unreported(), reach="end")
+                await self._store(await self._unreported(), reach="end")
                 self.finished = True
 
     async def transcript(self) -> tuple[Block, ...]:
         """Return what was said so far, the newest history's open end included."""
         async with self._lock:
-            stored = transcript_of(await self._turns())
+            turns = tuple(await self._turns())
+            stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    def _unreported(self) -> tuple[Block, ...]:
+    async def _unreported(self) -> tuple[Block, ...]:
         last = self._last or self._written(0)
         for stamp_ms, block in self._heard:
             if stamp_ms > self._stamp_ms:
                 last = with_words(last, block)
         if last and last[-1].speaker == "caller":
             last = (*last, *self._written(slot_of(last)))
-        return self._annotated(last)
+        return await apart(cost_of(last), self._annotated, last)
+
+    def _news(self, last: Sequence[Block], before: Sequence[Block]) -> tuple[Block, ...] | None:
+        """Return what a history has settled; None for most: they repeat what one before had."""
+        settled = self._annotated(last)[: open_from(last)]
+        return None if settled == before else settled
 
     def _written(self, slot: int) -> tuple[Block, ...]:
         """Return what was written for a turn and is in no history."""
@@ -305,9 +324,9 @@ class VapiCall:
         redact = self._redact
         annotated = annotate(
             blocks,
-            generated=self._generated,
-            cut_slots=self._cut_slots,
-            fallbacks=self._fallbacks,
+            generated=dict(self._generated),
+            cut_slots=set(self._cut_slots),
+            fallbacks=list(self._fallbacks),
         )
         if redact is None:
             return annotated
@@ -334,31 +353,45 @@ class VapiCall:
         if not self.live.kept or await self._was_finished(reach):
             return
         stored = await self._turns()
+        cost = cost_of(blocks) + MESSAGE * len(stored)
         for _ in range(_PLANS):
-            planned = plan(
-                stored,
-                blocks,
-                call=self.live.key,
-                sealed=self._sealed,
-                reach=reach,
-                now_s=self._clock(),
-                voicemail=self.voicemail,
-            )
+            planned = await apart(cost, self._plan, tuple(stored), blocks, reach)
             if planned is None:
                 return
             if planned.keep == len(stored):
-                await self.live.record(planned.turns)
-            else:
-                traced = [replace(t, traceparent=self.live.traceparent) for t in planned.turns]
-                sealed = await self._journal.rewrite(self.live.key, traced, keep=planned.keep)
-                if sealed > planned.keep:
-                    self._sealed = sealed
-                    continue
+                for part in _parts(planned.turns):
+                    await self.live.record(part)
+                    stored += part
+                return
+            sealed = await self._journal.rewrite(self.live.key, planned.turns, keep=planned.keep)
+            if sealed <= planned.keep:
                 self._emit(
                     telemetry.turns_mended,
                     call=self.live.key,
                     turns=len(planned.turns),
                     kept=planned.keep,
                 )
-            stored[planned.keep :] = planned.turns
-            return
+                stored[planned.keep :] = planned.turns
+                return
+            self._sealed = sealed
+
+    def _plan(self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach) -> Plan | None:
+        planned = plan(
+            stored,
+            blocks,
+            call=self.live.key,
+            sealed=self._sealed,
+            reach=reach,
+            now_s=self._clock(),
+            voicemail=self.voicemail,
+        )
+        if planned is None or planned.keep == len(stored):
+            return planned  # turns that are recorded get their span there
+        traceparent = self.live.traceparent
+        return replace(
+            planned, turns=tuple(replace(t, traceparent=traceparent) for t in planned.turns)
+        )
+
+
+def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
+    return (turns[n : n + _RECORDED_AT_ONCE] for n in range(0, len(turns), _RECORDED_AT_ONCE))

@@ -18,6 +18,7 @@ A stored text is its words on one line; a first line in square brackets is a not
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -304,6 +305,11 @@ def _pending(
     sent_blocks = {entry.number: entry.block for entry in sent}
     numbers = [int(named["n"]) for turn in stored if (named := _ITEM.fullmatch(turn.item_id))]
     fresh = max(numbers, default=0)
+    fixes = Counter(
+        int(named["n"])
+        for turn in stored[:sealed]
+        if (named := _ITEM.fullmatch(turn.item_id)) and named["kind"] == "fix"
+    )
     at_s = {turn.item_id: turn.at_s for turn in stored[sealed:]}
 
     def turn(item_id: str, block: Block, note: str = "") -> Turn:
@@ -323,11 +329,10 @@ def _pending(
         if was is not None:
             machine = block.note == VOICEMAIL_NOTE != was.note
             if was.key != block.key or machine:
-                fixes = sum(t.item_id.startswith(f"p{entry.number}.fix") for t in stored[:sealed])
                 note = f'correction: instead of "{_quoted(was.text)}", noted before, this was said'
                 if machine:
                     note = f'correction: "{_quoted(was.text)}", noted before, was {VOICEMAIL_NOTE}'
-                pending.append(turn(f"p{entry.number}.fix{fixes + 1}", block, note))
+                pending.append(turn(f"p{entry.number}.fix{fixes[entry.number] + 1}", block, note))
             continue
         number = entry.number
         if number == 0:

@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 import anyio
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.channels.vapi import recall
+from sidecar.channels.vapi.apart import MESSAGE, apart
 from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
 from sidecar.channels.vapi.call import VapiCall
@@ -28,7 +30,7 @@ from sidecar.channels.vapi.exchange import (
     answer,
     body_of,
     headers_of,
-    object_of,
+    parsed,
     refuse,
 )
 from sidecar.channels.vapi.limits import RateCap
@@ -48,6 +50,9 @@ MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
 _RESULTS_KEPT: Final = 5_000
 _FOUND_LIMIT: Final = 6
+_SEARCH: Final = 100
+"""What it costs to look through a turn, in the measure of `apart`."""
+_HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
 _TOOLS_LIMIT: Final = 32
 """Tools that run for one message; VAPI sends one or two."""
 _REASON: Final = re.compile(
@@ -180,7 +185,7 @@ class Webhook:
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
-        message = child(object_of(body), "message")
+        message = child(await parsed(body), "message")
         kind = _kind_of(message)
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
@@ -195,7 +200,7 @@ class Webhook:
             found = await self._calls.of(admitted.tenant, said, stage=stage)
             call = found.call if found is not None and found.own else None
             if found is not None and kind in _TELLS:
-                call = await self._calls.told(found, history_of(message))
+                call = await self._calls.told(found, await _history(message))
             return await act(call, message)
         except CallError as error:
             if error.code != "draining":
@@ -252,7 +257,7 @@ class Webhook:
     async def _conversation_update(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
             stamp = about(message, trust_web=False).stamp_ms
-            await call.take(history_of(message), stamp_ms=stamp)
+            await call.take(await _history(message), stamp_ms=stamp)
         return {}
 
     async def _user_interrupted(self, call: VapiCall | None, message: Object) -> Answer:
@@ -269,7 +274,7 @@ class Webhook:
 
     async def _report(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
-            blocks = history_of(message)
+            blocks = await _history(message)
             call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             await call.report(blocks)
             reason = _reason_of(message)
@@ -326,8 +331,8 @@ class Webhook:
         return {"result": recall.as_text(found)}
 
     async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
-        asked = [block for block in history_of(message) if block.speaker == "caller"]
-        query = asked[-1].text if asked else ""
+        blocks = await _history(message)
+        query = next((one.text for one in reversed(blocks) if one.speaker == "caller"), "")
         found = await self._found(call, query, archive_s=KNOWLEDGE_S, this_call=False)
         return {
             "documents": [
@@ -352,8 +357,23 @@ class Webhook:
             archived = await self._archive.search(agent_id, query, budget_s=archive_s)
         snapshot = call.live.snapshot
         said: tuple[Block, ...] = await call.transcript() if this_call else ()
-        known = recall.known(snapshot.blocks if snapshot else (), call.live.recent, said, archived)
-        return recall.search(query, known, limit=_FOUND_LIMIT)
+        memory = snapshot.blocks if snapshot else ()
+        known = partial(recall.known, memory, call.live.recent, said, archived)
+        return await apart(_SEARCH * len(said), _search, query, known)
+
+
+def _search(query: str, known: Callable[[], Sequence[recall.Known]]) -> list[recall.Known]:
+    return recall.search(query, known(), limit=_FOUND_LIMIT)
+
+
+async def _history(message: Object) -> tuple[Block, ...]:
+    """`history_of`, in a thread where the history is long."""
+    lists = [
+        items(holder, name)
+        for holder in (child(message, "artifact"), message)
+        for name in _HISTORIES
+    ]
+    return await apart(MESSAGE * sum(map(len, lists)), history_of, message)
 
 
 def _kind_of(message: Object) -> str:
@@ -387,7 +407,7 @@ def history_of(message: Object) -> tuple[Block, ...]:
     """
     artifact = child(message, "artifact")
     for holder in (artifact, message):
-        for name in ("messages", "messagesOpenAIFormatted"):
+        for name in _HISTORIES:
             blocks = blocks_of(items(holder, name))
             if blocks:
                 return blocks

@@ -36,6 +36,8 @@ from sidecar.transcript.sqlite.threads import Reader, Writer
 
 RESERVE_BYTES = 4 << 20
 
+_MANY_TURNS = 500
+"""Are looked through in a thread: to redact so many costs milliseconds."""
 _CHECKPOINT_TRIES = 40
 _CHECKPOINT_AGAIN_S = 0.05
 
@@ -184,7 +186,10 @@ class SqliteJournal:
 
     async def rewrite(self, call: str, turns: Sequence[Turn], *, keep: int) -> int:
         """See `Journal.rewrite`."""
-        turns = self._checked(turns)
+        if len(turns) < _MANY_TURNS:
+            turns = self._checked(turns)
+        else:
+            turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
         return await self._writer.submit(
             lambda tx: writes.rewrite(tx, call, turns, keep=keep, now_s=now_s, policy=self._policy),
@@ -455,5 +460,7 @@ def _check_text(*texts: str) -> None:
     """
     for text in texts:
         # Not by the codec's own error: that one carries the text.
+        if text.isascii():
+            continue
         if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):
             raise CallError("bad_value", "a text is no Unicode", hint="send no lone surrogates")
