@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
@@ -79,6 +80,7 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
         await nursery.start(world.calls.run)
         await nursery.start(world.vapi.run)
         yield world
+        await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
 
 

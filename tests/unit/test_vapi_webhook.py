@@ -106,6 +106,7 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[Served]:
         for part in (world.snapshots, world.calls, world.vapi, world.archive):
             await nursery.start(part.run)
         yield world
+        await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
 
 
@@ -150,6 +151,22 @@ class TestWebhook:
             assert world.source.asked == 1
             assert {json.dumps(answer) for answer in answers} == {json.dumps(answers[0])}
             assert "Möwe" in answers[0][1]["results"][0]["result"]
+
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_no_tool_repeats_what_was_erased(self, reported: bool) -> None:
+        """After the call and `forget`, the id of an earlier tool brings none of its words again."""
+        async with opened() as world:
+            sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
+            said = [{"role": "user", "content": "My boat is called Rex."}]
+            await world.deliver(message("conversation-update", call=CALL, messages=said))
+            await trio.sleep(5)
+            assert "Rex" in str(await world.deliver(sent))
+            if reported:
+                await world.deliver(message("end-of-call-report", call=CALL, messages=said))
+            await trio.sleep(1_000)
+            (held,) = await world.journal.calls(limit=2)
+            await world.journal.erase_caller(held.caller_key, now_s=world.clock())
+            assert "Rex" not in str(await world.deliver(sent))
 
     async def test_a_tool_answers_within_its_budget(self) -> None:
         """Archival memory that hangs: the tool answers from what is at hand, in time."""

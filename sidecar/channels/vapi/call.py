@@ -5,7 +5,8 @@ call, `give_up` the last history when no report came.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 
@@ -44,6 +45,19 @@ class _Stream:
     scope: anyio.CancelScope
 
 
+@dataclass(slots=True)
+class ToolRun:
+    """A tool that was run for the call, or is.
+
+    Attributes:
+        done: Set once there is a result.
+        result: As it was answered.
+    """
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
 class VapiCall:
     """Made by `VapiCalls.of`; the listener of its `LiveCall`.
 
@@ -62,6 +76,7 @@ class VapiCall:
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
         tokens: Model tokens used so far.
+        tool_runs: By VAPI's id, each run once.
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
         voicemail: VAPI said that a machine answered.
@@ -85,6 +100,7 @@ class VapiCall:
         self.disputed = False
         self.control_url = ""
         self.tokens = 0
+        self.tool_runs: dict[str, ToolRun] = {}
         self.last_s = clock()
         self.ended_s: float | None = None
         self.voicemail = False

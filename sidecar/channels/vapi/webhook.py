@@ -7,9 +7,8 @@ their time and an older one is no news, tools run once per id, the report may co
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
 
@@ -22,7 +21,7 @@ from sidecar.channels.vapi import recall
 from sidecar.channels.vapi.apart import MESSAGE, apart
 from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
-from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.call import ToolRun, VapiCall
 from sidecar.channels.vapi.calls import Stage, VapiCalls
 from sidecar.channels.vapi.exchange import (
     Gone,
@@ -48,7 +47,7 @@ RECALL_S: Final = 2.0
 """What the tool waits for it: the caller knows that something is being looked up."""
 MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
-_RESULTS_KEPT: Final = 5_000
+_RUNS_KEPT: Final = 200
 _FOUND_LIMIT: Final = 6
 _SEARCH: Final = 100
 """What it costs to look through a turn, in the measure of `apart`."""
@@ -98,12 +97,6 @@ class Assistant:
     trust_web: bool = False
 
 
-@dataclass(slots=True)
-class _ToolRun:
-    done: anyio.Event = field(default_factory=anyio.Event)
-    result: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
 class Webhook:
     """The route, as a raw ASGI application.
 
@@ -135,7 +128,6 @@ class Webhook:
         self._rate = rate
         self._emit = emit
         self._clock = clock
-        self._runs: OrderedDict[tuple[str, str], _ToolRun] = OrderedDict()
         self._answers: Mapping[str, Callable[[VapiCall | None, Object], Awaitable[Answer]]] = {
             "assistant-request": self._assistant_request,
             "status-update": self._status_update,
@@ -305,12 +297,13 @@ class Webhook:
         name, arguments = tool_of(asked)
         tool_call_id = str(asked.get("id", ""))
         shown = {"name": name, "toolCallId": tool_call_id}
-        key = (call.live.key if call else "", tool_call_id)
-        run = self._runs.get(key)
+        # They are the call's, and go with it: nothing is repeated of one that was erased.
+        runs = call.tool_runs if call is not None else dict[str, ToolRun]()
+        run = runs.get(tool_call_id)
         if run is None or not tool_call_id:
-            run = self._runs[key] = _ToolRun()
-            while len(self._runs) > _RESULTS_KEPT:
-                self._runs.popitem(last=False)
+            run = runs[tool_call_id] = ToolRun()
+            while len(runs) > _RUNS_KEPT:
+                del runs[next(iter(runs))]
             try:
                 with anyio.move_on_after(TOOL_S) as budget:
                     run.result = await self._run(call, name, arguments)
