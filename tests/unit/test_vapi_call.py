@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from typing_extensions import override
 
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
@@ -18,7 +19,8 @@ from sidecar.channels.vapi.projection import (
     blocks_of,
     transcript_of,
 )
-from sidecar.model import CallerHints
+from sidecar.errors import JournalFull
+from sidecar.model import Call, CallerHints
 from sidecar.prompt_wait import Waits
 from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_calls import ADA, BOB, Bench
@@ -33,6 +35,26 @@ HISTORY = blocks_of([USER_1, REPLY_1, USER_2])
 
 def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) -> About:
     return About(call_id, hints, "https://phone.vapi.ai/1/control", stamp_ms)
+
+
+class Failing(MemoryJournal):
+    """A journal with what another holds, that fails while a test says so."""
+
+    def __init__(self, other: MemoryJournal) -> None:
+        self.__dict__.update(other.__dict__)
+        self.fails = False
+
+    @override
+    async def call(self, key: str) -> Call | None:
+        if self.fails:
+            raise JournalFull("no room")
+        return await super().call(key)
+
+    @override
+    async def identify(self, call: Call) -> Call:
+        if self.fails:
+            raise JournalFull("no room")
+        return await super().identify(call)
 
 
 class World(Bench):
@@ -277,6 +299,37 @@ class TestVapiCalls:
             assert found.call.live.call.caller_key
             assert await world.vapi.told(found, HISTORY) is found.call
             assert await world.vapi.told(found, other) is None
+
+    async def test_a_journal_that_fails_makes_no_reported_call_less_final(self) -> None:
+        """A late history that comes while the journal can't say how a call stands changes nothing."""
+        async with opened() as world:
+            call = await world.call()
+            await call.report(HISTORY)
+            await world.vapi.end(call, "over", final=True)
+            journal, before = world.journal, await world.texts()
+        failing = Failing(journal)
+        async with opened(failing) as world:
+            failing.fails = True
+            late = await world.call()
+            failing.fails = False
+            await late.take(blocks_of([USER_1, {**REPLY_1, "content": "no"}, USER_2]), stamp_ms=1.0)
+            assert await world.texts() == before
+
+    async def test_a_caller_who_could_not_be_stored_is_tried_again(self) -> None:
+        """While the journal fails a call stays nobody's; the next body that names its caller has it."""
+        async with opened() as world:
+            call = await world.call(said(CallerHints()))
+            failing = world.vapi._calls._journal = Failing(world.journal)  # type: ignore[assignment]
+            failing.fails = True
+            found = await world.vapi.of("acme", said())
+            assert found is not None
+            assert not found.own
+            assert not call.live.call.caller_key
+            failing.fails = False
+            found = await world.vapi.of("acme", said())
+            assert found is not None
+            assert found.own
+            assert call.live.call.caller_key
 
     async def test_the_caller_is_named_later(self) -> None:
         """A call whose first bodies name nobody is the caller's once one does, with all its words."""

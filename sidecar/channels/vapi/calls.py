@@ -220,9 +220,13 @@ class VapiCalls:
         if found is None or found.own:
             return found.call if found else None
         try:
-            return found.call if await found.call.continues(blocks) else None
-        except JournalError:
-            return None
+            if await found.call.continues(blocks):
+                return found.call
+            why = "the body names nobody, and shares no turn of the call's caller"
+        except JournalError as error:
+            why = error.message
+        self._emit(telemetry.turn_refused, call=found.call.live.key, code="unnamed", error=why)
+        return None
 
     async def _whose(self, tenant: str, call: VapiCall, hints: CallerHints) -> Whose:
         """Say whose a body of a call is; the first one that names somebody identifies the call."""
