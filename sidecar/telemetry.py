@@ -109,7 +109,8 @@ vapi_refused = _event(
     "vapi_refused", "warning", "route", "status", "why", kinds=("route", "status")
 )
 deliveries_not_kept = _event("deliveries_not_kept", "warning", "error")
-vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant")
+vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant", kinds=("tenant",))
+vapi_call_over = _event("vapi_call_over", "info", "call", kinds=())
 vapi_caller_changed = _event("vapi_caller_changed", "error", "call")
 vapi_stream_ended = _event(
     "vapi_stream_ended", "debug", "call", "how", "first_token_s", "took_s", "bytes", "tokens"

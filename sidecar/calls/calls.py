@@ -20,7 +20,7 @@ from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.live import Listener, LiveCall
 from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
-from sidecar.letta.identity import Identity, IdentityRules, resolve
+from sidecar.letta.identity import Identity, IdentityRules, Resolution, resolve
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
@@ -35,6 +35,7 @@ from sidecar.model import (
     call_key,
     prompt_of,
 )
+from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 from sidecar.transcript.journal import Journal
@@ -148,6 +149,7 @@ class Calls:
         listener: Listener,
         traceparent: str = "",
         room: str = "",
+        whose: Resolution | None = None,
     ) -> LiveCall:
         """Take a call up, or take it up again, and start to bring its memory.
 
@@ -165,13 +167,14 @@ class Calls:
             traceparent: The channel's own span of the call, where it has one.
             room: Where the call is heard. Of several of one room and caller one keeps the record
                 (`sidecar.calls.records`); empty: no other hears it.
+            whose: Whose the call is, in place of what `hints` say.
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
                 the sidecar is draining and the call is new (`draining`).
         """
         key = call_key(tenant, call_id)
-        resolution = resolve(tenant, hints, self._rules)
+        resolution = whose or self.resolve(tenant, hints)
         live = self._live.get(key)
         if live is not None:
             if live.call.caller_key not in {"", resolution.caller_key}:
@@ -301,6 +304,35 @@ class Calls:
         """Whether anything of a call with these hints may be kept."""
         return self._policy.keeps(hints)
 
+    def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
+        """Say whose memory a call with these hints belongs to."""
+        return resolve(tenant, hints, self._rules)
+
+    async def identify(self, live: LiveCall, whose: Resolution) -> None:
+        """Give a live call that has no caller yet its caller, and bring their memory.
+
+        A call of nobody gets the agent, too, with what was said in it before. One that has a
+        caller, or another agent, stays as it is.
+
+        Raises:
+            JournalError: it stays as it was; may be repeated.
+        """
+        call = live.call
+        if call.caller_key or (call.ref.known and call.ref != whose.ref):
+            return
+        known = replace(call, ref=whose.ref, caller_key=whose.caller_key)
+        if known == call:
+            return
+        if live.stored:
+            try:
+                known = await self._journal.identify(known)
+            except CallError as error:
+                live.stored = False  # erased since it was stored; with its caller: for good
+                live.kept = live.kept and error.code != "erased"
+        live.call = replace(known, consent=live.call.consent)
+        live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
+        self._feed.begin(live)
+
     def orphan(self, owner: str) -> None:
         """The holder of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
@@ -410,13 +442,13 @@ class Calls:
                 await self._journal.append(traced)
         return True
 
-    async def close(self, live: LiveCall, reason: str, *, at_s: float) -> None:
+    async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
         """End a live call."""
         if not live.closed:
             if not live.elsewhere:
                 await self._store_call(live)
             if live.stored:
-                await self._journal.close_call(live.key, at_s=self._clock())
+                await self._journal.close_call(live.key, at_s=self._clock(), final=final)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
         self._forget(live)

@@ -54,7 +54,7 @@ class Keeper(Protocol):
         """Make turns durable."""
         ...
 
-    async def close(self, live: "LiveCall", reason: str, *, at_s: float) -> None:
+    async def close(self, live: "LiveCall", reason: str, *, at_s: float, final: bool) -> None:
         """End the call."""
         ...
 
@@ -163,14 +163,15 @@ class LiveCall:
         """
         await self._keeper.record(self, turns)
 
-    async def close(self, reason: str, *, at_s: float = 0.0) -> None:
+    async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
         """The call has ended: what is pending of it goes to Letta. Repeating it is no error.
 
         Args:
             reason: Why, for people.
             at_s: Unix time until which it was heard; 0 where nobody else hears it.
+            final: The channel has had the last word on it; see `sidecar.model.Call`.
         """
-        await self._keeper.close(self, reason, at_s=at_s)
+        await self._keeper.close(self, reason, at_s=at_s, final=final)
 
     async def refuse(self) -> None:
         """The caller does not agree, or no more: nothing of the call is kept from here on.

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.channels.vapi import sse
+from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.channels.vapi.auth import Door
 from sidecar.channels.vapi.bodies import about, items, passed_on
 from sidecar.channels.vapi.call import VapiCall
@@ -32,6 +34,7 @@ from sidecar.channels.vapi.exchange import (
     body_of,
     headers_of,
     object_of,
+    parsed,
     refuse,
 )
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
@@ -181,23 +184,28 @@ class Completions:
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more requests than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
-        asked = object_of(await body_of(scope, receive))
+        raw = await body_of(scope, receive)
+        asked = await parsed(raw)
         messages = items(asked, "messages")
         if not messages or not all(isinstance(message, dict) for message in messages):
             raise Refused(400, "messages: a list of message objects, not empty")
         said = about(asked, trust_web=self._policy.trust_web)
         try:
-            call = await self._calls.of(admitted.tenant, said)
+            found = await self._calls.of(admitted.tenant, said)
         except CallError as error:
             raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
-        blocks = blocks_of(messages)
+        cost = len(raw) // JSON_SHARE
+        blocks = await apart(cost, blocks_of, messages)
         memory = ""
-        if call is not None:
+        call = await self._calls.told(found, blocks)
+        if call is not None and found is not None:
             if call.saw(blocks, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
-            memory = (await call.memory()).text
+            memory = (await call.memory()).text if found.own else ""
         model = self._model(asked)
-        body = _encode(passed_on(asked, memory, model=model, max_tokens=self._policy.max_tokens))
+        limit = self._policy.max_tokens
+        passed = partial(passed_on, asked, memory, model=model, max_tokens=limit)
+        body = await apart(cost, lambda: _encode(passed()))
         span = self._span(headers.get("traceparent", ""), call, model, asked)
         return _Turn(call, asked, blocks, body, model, admitted.tenant, span)
 
