@@ -59,13 +59,14 @@ def test_what_is_no_strangers_is_always_logged() -> None:
     assert len(log.lines) == 100
     spared = {event.name for event in catalogue() if event.kinds is not None}
     of_strangers = {"link_refused", "frame_refused", "vapi_refused"}
+    of_vapi_that_repeats_itself = {"vapi_call_over", "vapi_call_unnamed"}
     of_a_worker_that_repeats_itself = {
         "turn_refused",
         "turn_seq_gap",
         "call_recorded_elsewhere",
         "turns_spooled",
     }
-    assert spared == of_strangers | of_a_worker_that_repeats_itself
+    assert spared == of_strangers | of_vapi_that_repeats_itself | of_a_worker_that_repeats_itself
 
 
 def test_kinds_are_bounded() -> None:
