@@ -12,7 +12,6 @@ import anyio
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about, passed_on
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
@@ -261,33 +260,6 @@ class TestControl:
 
         with pytest.raises(OSError, match="no public address"):
             await PublicResolver(Rebound()).resolve("phone.vapi.ai", 443)
-
-
-class TestFrames:
-    def test_what_we_say_has_choices_in_every_frame(self) -> None:
-        """A spoken fallback is frames that VAPI can read, finished and ended."""
-        stream = sse.spoken("Sorry?", model="m", created_s=1.0, answer_id="x")
-        frames = [f for f in stream.split(b"\n\n") if f]
-        assert frames[-1] == b"data: [DONE]"
-        assert all(isinstance(json.loads(f[5:])["choices"], list) for f in frames[:-1])
-        told = sse.read(stream)
-        assert (told.text, told.ended) == ("Sorry?", True)
-
-    def test_reading_cut_streams(self) -> None:
-        """A copy cut anywhere is read as far as it goes."""
-        stream = sse.spoken("One two", model="m", created_s=1.0, answer_id="x")
-        for cut in range(len(stream)):
-            told = sse.read(stream[:cut])
-            assert told.text in {"", "One two"}
-        assert not sse.read(stream[:40]).ended
-
-    def test_a_role_is_no_word(self) -> None:
-        """Only words and tool calls count as a first token."""
-        assert not sse.is_heard(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
-        assert sse.is_heard(b'data: {"choices":[{"delta":{"content":"Hi"}}]}')
-        assert sse.is_heard(b'data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}')
-        assert sse.is_failure(b'data: {"error": {"message": "x"}}')
-        assert not sse.is_failure(b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}')
 
 
 class TestBodies:

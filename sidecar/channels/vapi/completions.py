@@ -1,13 +1,15 @@
 """VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory put in.
 
 Theory of operation: the request is checked, its call found, the memory at hand put after the
-first system message, and the model asked. The model's bytes go through as they come, in whole
-lines; a copy is read once the stream has ended. VAPI ends the call on an error, so whatever goes
-wrong with the model is answered with 200 and a sentence to speak, within `Policy.fallback_s`.
+first system message, and the model asked. Nothing goes out before there is something to hear; from
+then on the model's frames go through as they come (see `passing`). VAPI ends the call on an error,
+so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
+`Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline off.
 A client that goes is noticed by reading on from it, and the model's stream is closed at once.
-What is not needed for the reply (the journal, the reading of the copy) waits until the model is asked.
+What is not needed for the reply (the journal, the reading of what passed) waits until the model is asked.
 """
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,9 +37,11 @@ from sidecar.channels.vapi.exchange import (
     refuse,
 )
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
+from sidecar.channels.vapi.passing import Passing
 from sidecar.channels.vapi.projection import Block, blocks_of, slot_of
 from sidecar.channels.vapi.upstream import Reply, Upstream
 from sidecar.errors import CallError, LlmError
+from sidecar.llm.wire import ChatReader
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
@@ -49,8 +53,8 @@ STREAM_HEADERS: Final[Headers] = (
 FALLBACK_TEXT: Final = "I'm sorry, I lost my thread for a moment. Could you say that again?"
 OVER_BUDGET_TEXT: Final = "I'm sorry, I have to stop here for now. Please call again later."
 TOTAL_S: Final = 120.0
-_TAP_BYTES: Final = 4 << 20
-_HEARD_WITHIN: Final = 16
+_LOOK_S: Final = 1.0  # between two looks at what passed, at most
+_READ_OUT_S: Final = 1.0  # after the last word: the count of tokens, the end of the body
 _ASK_AGAIN_S: Final = 5.0
 _encode = msgspec.json.Encoder().encode
 
@@ -63,7 +67,8 @@ class Policy:
         model: Asked where VAPI names none that is allowed.
         models: Models VAPI may ask for.
         max_tokens: No reply is longer.
-        fallback_s: Without a word of the model for so long, the fallback is spoken.
+        fallback_s: When nothing came of the model for so long that a caller can hear, the fallback
+            is spoken; between two words up to an eighth of it, or 1 s, sooner.
         fallback_text: What is said when the model fails.
         over_budget_text: What is said when a budget is used up.
         call_tokens: A call's budget of model tokens; 0: none.
@@ -97,13 +102,26 @@ class _Turn:
     model: str
     tenant: str
     span: Span
+    passing: Passing = field(default_factory=Passing)
     stream: object = None
     started: bool = False
-    tap: bytearray = field(default_factory=bytearray)
-    told: sse.Told | None = None
+    sent_bytes: int = 0
+    spoke: str = ""
     how: str = "superseded"
     gone: bool = False
     first_s: float | None = None
+    looked_s: float = 0.0
+
+    @property
+    def reader(self) -> ChatReader:
+        """What the model answered."""
+        return self.passing.reader
+
+    @property
+    def text(self) -> str:
+        """What went out to be spoken."""
+        said = self.reader.text if self.passing.heard else ""
+        return f"{said} {self.spoke}" if said and self.spoke else said or self.spoke
 
 
 class Completions:
@@ -254,62 +272,71 @@ class Completions:
             await self._speak(turn, send, policy.fallback_text)
 
     async def _pass_through(self, turn: _Turn, send: Send) -> None:
-        """Send the model's stream on, whole lines at a time.
+        """Send the model's stream on.
 
         Raises:
-            LlmError, _CutOff: it failed, broke off or fell silent; what was sent ends with a line.
+            LlmError, _CutOff: it failed, broke off, fell silent or said nothing; what was sent ends
+                with a frame.
         """
         reply: Reply | None = None
-        held = b""
+        passing = turn.passing
         try:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
                 reply = await self._upstream.ask(turn.body, turn.span.traceparent)
-                if reply.content_type != "text/event-stream":
-                    raise _CutOff("the language model's answer is no stream")
-                held = await self._copy(turn, reply, send, silence)
-            if silence.cancelled_caught:
+                await self._copy(turn, reply, send, silence)
+            if silence.cancelled_caught and not _is_over(passing):
                 raise _CutOff("the language model was too slow")
-            told = sse.read(bytes(turn.tap) + held)
-            if not told.ended:
-                raise _CutOff("the language model broke off in the middle of a reply")
-            if held:
-                await self._send_piece(turn, send, held)
-            turn.told, turn.how = told, "ended"
+            if rest := passing.close():
+                await self._send_piece(turn, send, rest)
+            if turn.reader.failure:
+                raise _CutOff(turn.reader.failure)
+            turn.how = "ended"
             await send({"type": "http.response.body", "body": b""})
+            if turn.reader.done:
+                await _read_out(reply)
         finally:
             if reply is not None:
                 reply.close()
 
     async def _copy(
         self, turn: _Turn, reply: Reply, send: Send, silence: anyio.CancelScope
-    ) -> bytes:
-        """Send whole lines on to the end of the stream; return what is left of a line.
+    ) -> None:
+        """Send frames on to the end of the stream.
 
-        `silence` ends when no word has come for `fallback_s`; a role alone is no word.
+        `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
+        last word.
         """
-        began_s = silence.deadline - self._policy.fallback_s
-        held = b""
-        pieces = 0
-        while came := await reply.next():
-            pieces += 1
-            piece = held + came if held else came
-            if sse.is_failure(piece):
-                raise _CutOff("the language model failed while it spoke")
-            end = piece.rfind(b"\n") + 1
-            held = piece[end:]
-            if end:
-                await self._send_piece(turn, send, piece[:end])
-            if turn.first_s is None:
-                if pieces < _HEARD_WITHIN and not sse.is_heard(piece):
-                    continue
-                turn.first_s = anyio.current_time() - began_s
-            # Moving a deadline costs more than passing a chunk on: not for every one.
-            deadline_s = anyio.current_time() + self._policy.fallback_s
-            if deadline_s - silence.deadline > 1.0:
-                silence.deadline = min(deadline_s, began_s + TOTAL_S)
-        return held
+        began_s = turn.looked_s = silence.deadline - self._policy.fallback_s
+        passing, reader = turn.passing, turn.reader
+        while came := await _next(reply, passing):
+            if out := passing.feed(came):
+                await self._send_piece(turn, send, out)
+            if reader.failure:
+                raise _CutOff(reader.failure)
+            if reader.done:
+                return
+            if passing.heard:
+                self._put_off(turn, silence, began_s)
+
+    def _put_off(self, turn: _Turn, silence: anyio.CancelScope, began_s: float) -> None:
+        """Put the end of a silence off, if the caller heard something of what came last.
+
+        Reading each frame, and moving a deadline, would cost more than passing it on: it is done
+        once in a while.
+        """
+        fallback_s = self._policy.fallback_s
+        now_s = anyio.current_time()
+        if turn.reader.ended:
+            silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
+        elif turn.first_s is not None and now_s - turn.looked_s < min(_LOOK_S, fallback_s / 8):
+            return
+        elif turn.passing.look():
+            turn.looked_s = now_s
+            silence.deadline = min(now_s + fallback_s, began_s + TOTAL_S)
+        if turn.first_s is None:
+            turn.first_s = now_s - began_s
 
     async def _send_piece(self, turn: _Turn, send: Send, piece: bytes) -> None:
         if not turn.started:
@@ -317,50 +344,56 @@ class Completions:
             await send(
                 {"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)}
             )
-        turn.tap += piece
-        if len(turn.tap) > _TAP_BYTES:
-            raise _CutOff("the language model's answer has no end")
+        turn.sent_bytes += len(piece)
         await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _pass_whole(self, turn: _Turn, send: Send) -> None:
-        """Send the model's whole answer on."""
+        """Send the model's whole answer on, or what it streams in place of one."""
         reply: Reply | None = None
         whole = bytearray()
+        reader = turn.reader
         try:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
                 reply = await self._upstream.ask(turn.body, turn.span.traceparent)
-                while piece := await reply.next():
+                while not reader.failure and (piece := await reply.next()):
+                    reader.feed(piece)
                     whole += piece
-                    if len(whole) > _TAP_BYTES:
-                        raise _CutOff("the language model's answer has no end")
             if silence.cancelled_caught:
                 raise _CutOff("the language model was too slow")
-            told = sse.read_answer(_answer_of(bytes(whole)))
-            if not told.text and not told.tools:
+            reader.close()
+            if not reader.failure and not reader.whole and not reader.words:
                 raise _CutOff("the language model's answer is no chat completion")
+            if reader.failure:
+                raise _CutOff(reader.failure)
         finally:
             if reply is not None:
                 reply.close()
-        turn.started, turn.how = True, "ended"
-        turn.tap += whole
+        turn.started = turn.passing.heard = True
+        turn.how = "ended"
+        if not reader.whole:
+            whole[:] = sse.answer(reader.text, **self._about_answer(turn))
+        turn.sent_bytes = len(whole)
         await answer(send, 200, bytes(whole))
 
     async def _speak(self, turn: _Turn, send: Send, text: str) -> None:
         """Say `text`, after whatever was sent."""
-        about_answer: Any = {
+        turn.spoke = text
+        about_answer = self._about_answer(turn)
+        if turn.asked.get("stream") is not True:
+            await answer(send, 200, sse.answer(text, **about_answer))
+            return
+        frames = sse.spoken(f" {text}" if turn.started else text, **about_answer)
+        await self._send_piece(turn, send, frames)
+        await send({"type": "http.response.body", "body": b""})
+
+    def _about_answer(self, turn: _Turn) -> dict[str, Any]:
+        return {
             "model": turn.model,
             "created_s": self._wall(),
             "answer_id": f"chatcmpl-fallback-{uuid.uuid4().hex}",
         }
-        if turn.asked.get("stream") is not True:
-            await answer(send, 200, sse.answer(text, **about_answer))
-            return
-        frames = sse.spoken(f" {text}" if turn.tap else text, **about_answer)
-        # An event that was cut between its line and its blank line is ended first.
-        await self._send_piece(turn, send, (b"\n" if turn.started else b"") + frames)
-        await send({"type": "http.response.body", "body": b""})
 
     @staticmethod
     async def _end_superseded(turn: _Turn, send: Send) -> None:
@@ -380,15 +413,12 @@ class Completions:
 
     def _account(self, turn: _Turn, began_s: float) -> None:
         """Note what was written and what it cost."""
-        tap = bytes(turn.tap)
-        if turn.asked.get("stream") is True:
-            told = turn.told if turn.told is not None else sse.read(tap)
-        else:
-            told = sse.read_answer(_answer_of(tap) if tap else {})
+        turn.passing.look()
+        reader = turn.reader
         # Without the model's own count: what was asked, and a token for each frame, for a tool's
         # arguments and hidden reasoning are no text.
-        written = max(len(told.text) // CHARS_PER_TOKEN, tap.count(b"data:"))
-        tokens = told.tokens or len(turn.body) // CHARS_PER_TOKEN + written
+        written = max(len(reader.text) // CHARS_PER_TOKEN, reader.frames)
+        tokens = reader.tokens or len(turn.body) // CHARS_PER_TOKEN + written
         if turn.how == "over budget":
             tokens = 0
         self._budget.use(turn.tenant, tokens, now_s=self._wall())
@@ -397,7 +427,7 @@ class Completions:
             messages: Sequence[Any] = turn.asked["messages"]
             call.wrote(
                 turn.stream,
-                told.text,
+                turn.text,
                 tokens=tokens,
                 follow_up=messages[-1].get("role") == "tool",
             )
@@ -405,7 +435,7 @@ class Completions:
             {
                 "gen_ai.response.time_to_first_chunk": turn.first_s,
                 "sidecar.reply.ended": turn.how,
-                TEXT: told.text,
+                TEXT: turn.text,
             }
         )
         turn.span.end(error="failed" if turn.how == "failed" else "")
@@ -415,16 +445,32 @@ class Completions:
             how=turn.how,
             first_token_s=turn.first_s,
             took_s=self._clock() - began_s,
-            bytes=len(tap),
+            bytes=turn.sent_bytes,
             tokens=tokens,
         )
 
 
-def _answer_of(whole: bytes) -> Mapping[str, Any]:
+async def _read_out(reply: Reply | None) -> None:
+    """Read what follows the end of a reply, so that the connection can be used again."""
+    with anyio.move_on_after(_READ_OUT_S), contextlib.suppress(LlmError):
+        while reply is not None and await reply.next():
+            pass
+
+
+async def _next(reply: Reply, passing: Passing) -> bytes:
+    """Return what came since; empty at the end, or where it broke off after the last word."""
     try:
-        return object_of(whole)
-    except Refused:
-        return {}
+        return await reply.next()
+    except LlmError:
+        if _is_over(passing):
+            return b""
+        raise
+
+
+def _is_over(passing: Passing) -> bool:
+    """Whether the model has said its last word, whatever follows."""
+    passing.look()
+    return passing.heard and passing.reader.ended
 
 
 async def _cancel_when_gone(receive: Receive, turn: _Turn, scope: anyio.CancelScope) -> None:
