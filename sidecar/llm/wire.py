@@ -33,7 +33,7 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """One frame of a stream, or a whole answer.
 
@@ -46,11 +46,6 @@ class Chunk:
     data: bytes
     text: str = ""
     tools: bool = False
-
-    @property
-    def audible(self) -> bool:
-        """Whether a caller can hear something of it."""
-        return is_audible(self.text)
 
 
 def is_audible(text: str) -> bool:
@@ -67,7 +62,7 @@ class ChatReader:
         whole: The answer is one JSON object, no stream.
         words: There was something to hear.
         tools: There were tools to run.
-        moved: How many chunks held something to hear, or a tool to run.
+        moved: Grows with each chunk that holds something to hear, or a tool to run.
         ended: A finish reason came, or the end.
         done: The end came; nothing after it is read.
         failure: Why it is no reply, without a word of it; empty when it is one. Nothing after it
@@ -192,28 +187,30 @@ class ChatReader:
 
     def _frame(self, frame: Mapping[str, Any], data: bytes) -> Chunk | None:
         self.frames += 1
-        self._count(frame)
-        choices = frame.get("choices")
+        if "usage" in frame:
+            self._count(frame)
+        choices: object = frame.get("choices")
         choice = _first(choices)
-        if _failed(frame, choice):
+        if frame.get("error") or (choice is not None and choice.get("finish_reason") == "error"):
             self.failure = FAILED + _code_of(frame.get("error"))
             return None
-        if not isinstance(choices, list):
-            return None  # its client would fail on it
         if choice is None:
-            return Chunk(data)
-        delta = _object(choice.get("delta"))
-        message = delta if delta is not None else _object(choice.get("message"))
-        if message is None:
-            self._end(choice)
-            return Chunk(data)
-        content = message.get("content")
-        text = _text_of(content)
-        if delta is None or isinstance(content, list):
-            data = frame_of(frame, {**message, "content": text}, _finish_of(choice))
-        chunk = Chunk(data, text, _calls(message))
-        self._take(chunk)
+            return Chunk(data) if isinstance(choices, list) else None  # a client would fail on it
         self._end(choice)
+        message: object = choice.get("delta")
+        if isinstance(message, dict):
+            delta = cast("dict[str, Any]", message)
+        else:
+            delta = _object(choice.get("message"))
+            if delta is None:
+                return Chunk(data)
+            data = b""
+        content: object = delta.get("content")
+        text = _text_of(content) if content else ""
+        if not data or isinstance(content, list):
+            data = frame_of(frame, {**delta, "content": text}, _finish_of(choice))
+        chunk = Chunk(data, text, "tool_calls" in delta and _calls(delta))
+        self._take(chunk)
         return chunk
 
     def _answer(self, raw: bytes) -> list[Chunk]:
@@ -229,7 +226,7 @@ class ChatReader:
         self.frames = 1
         self._count(answer)
         choice = _first(answer.get("choices"))
-        if _failed(answer, choice):
+        if answer.get("error") or (choice is not None and choice.get("finish_reason") == "error"):
             self.failure = FAILED + _code_of(answer.get("error"))
             return []
         message = _object(choice.get("message")) if choice is not None else None
@@ -253,10 +250,12 @@ class ChatReader:
     def _take(self, chunk: Chunk) -> None:
         if chunk.text:
             self._text.append(chunk.text)
-        audible = chunk.audible
-        self.words = self.words or audible
-        self.tools = self.tools or chunk.tools
-        self.moved += audible or chunk.tools
+            if is_audible(chunk.text):
+                self.words = True
+                self.moved += 1
+        if chunk.tools:
+            self.tools = True
+            self.moved += 1
 
     def _end(self, choice: Mapping[str, Any]) -> None:
         finish = _finish_of(choice)
@@ -309,12 +308,6 @@ def _json(value: object) -> bytes:
         return _encode(value)
     except (UnicodeEncodeError, OverflowError):
         return _whole(json.dumps(value, ensure_ascii=False)).encode()
-
-
-def _failed(frame: Mapping[str, Any], choice: Mapping[str, Any] | None) -> bool:
-    return bool(frame.get("error")) or (
-        choice is not None and choice.get("finish_reason") == "error"
-    )
 
 
 def _object(value: object) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.passing import Passing
 from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
-from tests.llm.answers import ANSWERS, CALLS, DONE, STOP, THOUGHT, USAGE, chunk, data, says
+from tests.llm.answers import ANSWERS, CALLS, DONE, ROLE, STOP, THOUGHT, USAGE, chunk, data, says
 
 pytestmark = pytest.mark.unit
 
@@ -81,7 +82,8 @@ class TestReading:
 
     def test_what_it_cost(self) -> None:
         """The server's own count is read, wherever it stands; one that is none is not."""
-        for usage in (None, {"total_tokens": True}, {"total_tokens": -1}, [], "x"):
+        usages: tuple[Any, ...] = (None, {"total_tokens": True}, {"total_tokens": -1}, [], "x")
+        for usage in usages:
             body = data(says("Hi."), {**USAGE, "usage": usage}, USAGE, STOP)
             assert read([body]).tokens == 15
             assert read([data(says("Hi."), {**USAGE, "usage": usage})]).tokens == 0
@@ -148,7 +150,7 @@ class TestPassing:
         passing.feed(data(says("One")))
         for came in (data(says(" two")), data(says(" three"), says(" {four}\n\n data: "))):
             assert passing.feed(came) is came
-        assert passing.reader.text == "One"
+        assert passing.reader.text == ""
         assert passing.look()
         assert passing.reader.text == "One two three {four}\n\n data: "
 
@@ -173,6 +175,24 @@ class TestPassing:
         passing.feed(came)
         assert passing.look() is heard
         assert passing.look() is heard
+
+    @pytest.mark.parametrize(
+        ("frames", "goes_out"),
+        [
+            ([ROLE], False),
+            ([ROLE, says("Hi")], True),
+            ([ROLE, says("你好")], True),
+            ([says("你好")], True),
+            ([says("…")], False),
+            ([chunk({"role": "assistant", "content": "", "tool_calls": [{"index": 0}]})], True),
+            ([chunk({"role": "assistant", "content": "Hi"})], True),
+            ([chunk({"content": '"1"'})], True),
+            ([chunk({"reasoning": {"content": "hm"}, "content": None})], False),
+        ],
+    )
+    def test_the_first_frames(self, frames: list[dict[str, Any]], goes_out: bool) -> None:
+        """A word goes out with the frame it is in, in every script, and so does a tool call."""
+        assert bool(Passing().feed(data(*frames))) is goes_out
 
     def test_an_error_after_words(self) -> None:
         """Words that came with an error go out, the error does not, and no end."""

@@ -6,8 +6,16 @@ process share one loop; they are read later, many at once. Whatever is unusual i
 written as VAPI wants it: one frame a line with a list of `choices`, and an end.
 """
 
+import re
+
 from sidecar.channels.vapi import sse
 from sidecar.llm import wire
+
+# Of the frames that most servers write; what neither fits is read.
+_FIRST_WORD = re.compile(
+    rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
+)
+_ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
 
 
 class Passing:
@@ -27,10 +35,14 @@ class Passing:
 
     def feed(self, came: bytes) -> bytes:
         """Take what came; return what goes out now."""
-        if self.heard and self.reader.between_lines and _is_usual(came):
-            self._unread.append(came)
-            self._newest = None
-            return came
+        if self.reader.between_lines and _is_usual(came):
+            if self.heard or _FIRST_WORD.search(came):
+                return self._unread_too(came)
+            if _ONLY_ROLE.search(came) and came.count(b"\n") == 2 and b'"tool_calls"' not in came:  # noqa: PLR2004
+                self._held.append(came)
+                self._unread.append(came)
+                self._newest = None
+                return b""
         self._catch_up()
         moved = self.reader.moved
         out = self._out(self.reader.feed(came))
@@ -51,12 +63,21 @@ class Passing:
     def look(self) -> bool:
         """Read what has passed; return whether a caller heard something of what came last."""
         if self._newest is None:
-            newest = self._unread.pop()
+            newest = self._unread.pop()  # of which the others are read apart
             self._catch_up()
             moved = self.reader.moved
             self.reader.feed(newest)
             self._newest = self.reader.moved > moved
         return self._newest
+
+    def _unread_too(self, came: bytes) -> bytes:
+        self._unread.append(came)
+        self._newest = None
+        if self.heard:
+            return came
+        self.heard = True
+        held, self._held = self._held, []
+        return b"".join([*held, came])
 
     def _catch_up(self) -> None:
         if self._unread:
@@ -78,14 +99,16 @@ class Passing:
 
 def _is_usual(came: bytes) -> bool:
     """Whether these are whole frames, each with words in one string, and nothing else."""
-    frames = came.count(b"\n\n")
+    if not (came.startswith(b"data: {") and came.endswith(b"}\n\n")) or b'"error"' in came:
+        return False
+    frames = came.count(b"\n") // 2
+    if frames == 1:
+        return (b'"content":"' in came or b'"content": "' in came) and (
+            b'"choices":[{' in came or b'"choices": [{' in came
+        )
     return (
-        came.endswith(b"}\n\n")
-        and came.startswith(b"data: {")
+        came.count(b"}\n\ndata: {") == frames - 1
         and came.count(b"\n") == 2 * frames
-        and (frames == 1 or came.count(b"\n\ndata: {") == frames - 1)
-        and came.count(b'"choices":[{') + came.count(b'"choices": [{') == frames
         and came.count(b'"content":"') + came.count(b'"content": "') == frames
-        and b'"error"' not in came
-        and b"\r" not in came
+        and came.count(b'"choices":[{') + came.count(b'"choices": [{') == frames
     )
