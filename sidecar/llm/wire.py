@@ -124,8 +124,8 @@ class ChatReader:
             return []
         if self.whole:
             return self._answer(rest) if not self.done else []
-        chunks = self._lines(rest + b"\n\n") if rest.strip() else []
-        if not self.failure and self._part:
+        chunks = self._lines(rest)
+        if not self.failure and self._part and not self.ended:
             self.failure = BROKE_OFF
         if not self.failure and not self.words and not self.tools:
             self.failure = self.empty

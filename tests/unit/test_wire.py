@@ -88,6 +88,11 @@ class TestReading:
             assert read([body]).tokens == 15
             assert read([data(says("Hi."), {**USAGE, "usage": usage})]).tokens == 0
 
+    def test_the_last_word_is_the_last(self) -> None:
+        """A reply that was finished is one, whatever of the rest is missing."""
+        for rest in (b"data: {", b'data: {"choices": [], "us', b"data: {broken}\n"):
+            assert read([data(says("Bye."), STOP) + rest]).failure == ""
+
     def test_an_answer_without_end(self) -> None:
         """No more than its limit is kept of a line, or of a reply."""
         assert "no end" in read([b"data: {" + b"x" * ANSWER_BYTES]).failure
