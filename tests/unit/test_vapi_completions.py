@@ -10,14 +10,21 @@ import trio
 import trio.testing
 
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
-from sidecar.channels.vapi.completions import FALLBACK_TEXT, Completions, Policy
+from sidecar.channels.vapi.completions import (
+    FALLBACK_TEXT,
+    OVER_BUDGET_TEXT,
+    Completions,
+    Policy,
+)
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.errors import LlmError
+from sidecar.llm.dialects import Refusal
 from tests.llm.answers import (
     ANSWERS,
     CALLS,
     DONE,
+    PLAIN,
     ROLE,
     STOP,
     THOUGHT,
@@ -277,3 +284,120 @@ class TestSilence:
         async with opened(data(ROLE, THOUGHT), 5.0, data(says("Yes.")), 2.0, data(STOP)) as world:
             got = await world.ask()
             assert [round(at_s, 1) for at_s, _ in got.pieces] == [5.0, 7.0, 7.0]
+
+
+class TestBudgets:
+    @staticmethod
+    async def together(world: Endpoint, requests: int, **more: Any) -> list[Heard]:
+        got: list[Heard] = []
+
+        async def one(number: int) -> None:
+            call = {**CALL, "id": str(number)}
+            got.append(await world.ask(f"Hello {number}", **{"call": call, **more}))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(requests):
+                nursery.start_soon(one, number)
+        return got
+
+    async def test_a_hundred_at_once_spend_no_more_than_a_day_has(self) -> None:
+        """What is left of a day is given out once, and never more, however many ask at once."""
+        usage = {"choices": [], "usage": {"total_tokens": 1_000}}
+        reply = [1.0, data(says("Fine."), STOP, usage), DONE]
+        async with opened(*reply, day_tokens=2_000, max_tokens=1_000) as world:
+            got = await self.together(world, 100)
+            texts = [one.text for one in got]
+            assert texts.count("Fine.") == len(world.upstream.asked) == 1
+            assert texts.count(OVER_BUDGET_TEXT) == 99
+            assert world.budget.used("acme", now_s=world.clock()) == 1_000
+            assert (await world.ask()).text == OVER_BUDGET_TEXT  # 1,000 left are too few
+
+    async def test_a_call_too(self) -> None:
+        """Requests of one call at the same moment share its budget."""
+        async with opened(1.0, PLAIN, call_tokens=250, max_tokens=100) as world:
+            got = await self.together(world, 10, call=CALL)
+            assert sum(one.text == OVER_BUDGET_TEXT for one in got) == 8
+            assert len(world.upstream.asked) == 2
+
+    @pytest.mark.parametrize(
+        "steps", [[LlmError("cannot be reached")], [Refusal(503)], [Refusal(400, b"no")]]
+    )
+    async def test_a_failure_gives_back_what_was_set_aside(self, steps: list[Any]) -> None:
+        """What a server refused, or never got, cost nothing, of the day and of the call."""
+        async with opened(*steps, day_tokens=2_000, call_tokens=2_000, max_tokens=1_500) as world:
+            for _ in range(3):
+                assert (await world.ask()).text == FALLBACK_TEXT
+            assert world.budget.used("acme", now_s=world.clock()) == 0
+
+    async def test_what_is_not_counted_is_estimated(self) -> None:
+        """Without the server's count the request and each chunk cost, and an image what it costs."""
+        image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+        content = [{"type": "text", "text": "What is it?"}, image]
+        for steps in ([PLAIN], [data(says("Fine")), LlmError("broke off")], [60.0]):
+            async with opened(*steps, day_tokens=10_000) as world:
+                await world.ask(messages=[{"role": "user", "content": content}])
+                assert 1_500 < world.budget.used("acme", now_s=world.clock()) < 1_600
+
+
+class TestRequests:
+    async def test_a_dialect_is_learnt_from_a_refusal(self) -> None:
+        """Each turn gets its words: what the server does not take is learnt by the first."""
+
+        def script(asked: dict[str, Any]) -> list[Any]:
+            if "max_tokens" in asked:
+                said = b'{"error": {"message": "Unsupported parameter", "param": "max_tokens"}}'
+                return [Refusal(400, said)]
+            roles = [message["role"] for message in asked["messages"]]
+            if roles != ["system", "user"]:
+                return [Refusal(500, b'{"error": {"message": "roles must alternate"}}')]
+            return [PLAIN]
+
+        messages = [
+            {"role": role, "content": role} for role in ("system", "user", "system", "user")
+        ]
+        upstream = Scripted(script)
+        async with served(upstream) as world:
+            for _ in range(3):
+                assert (await world.ask(messages=messages)).text == "Fine, thanks."
+            assert len(upstream.asked) == 5
+            assert upstream.asked[-1]["max_completion_tokens"] == 1_024
+            assert [m["content"] for m in upstream.asked[-1]["messages"]] == [
+                "system\n\nsystem",
+                "user\n\nuser",
+            ]
+            assert world.telemetry.counts["model_dialect_learnt"] == 2
+
+    async def test_learning_takes_no_longer_than_the_fallback(self) -> None:
+        """A server that refuses slowly, again and again, costs a caller no more than its limit."""
+
+        class Slow(Scripted):
+            async def ask(self, body: bytes, traceparent: str = "") -> ScriptedReply:
+                await trio.sleep(3.0)
+                return await super().ask(body, traceparent)
+
+        named = ["max_tokens", "temperature", "top_p", "seed", "stop"]
+        refusals = [Refusal(400, f"{name} is not supported".encode()) for name in named]
+        upstream = Slow(lambda asked: [refusals[len(upstream.asked) - 1]] if asked else [])
+        async with served(upstream) as world:
+            got = await world.ask(temperature=1, top_p=1, seed=1, stop="x")
+            assert (got.text, got.ended_s) == (FALLBACK_TEXT, FALLBACK_S)
+
+    async def test_what_the_owner_did_not_allow_is_left_out_and_said(self) -> None:
+        """A tool that the model's server would run, and its effort, do not go on without leave."""
+        tools = [{"type": "web_search"}, {"type": "function", "function": {"name": "endCall"}}]
+        for allow, passed, said in (((), 1, 1), (("web_search", "reasoning_effort"), 2, 0)):
+            async with opened(PLAIN, allow=allow) as world:
+                assert (await world.ask(tools=tools, reasoning_effort="high")).text
+                (asked,) = world.upstream.asked
+                assert len(asked["tools"]) == passed
+                assert ("reasoning_effort" in asked) is bool(allow)
+                assert world.telemetry.counts["vapi_held_back"] == said
+
+    @pytest.mark.parametrize("field", ["seed", "temperature"])
+    async def test_what_cannot_be_written_again_is_refused(self, field: str) -> None:
+        """A number that no JSON of ours can hold is answered with 400, not with a fault."""
+        raw = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+        async with opened(PLAIN) as world:
+            got = await world.ask_raw(f'{raw[:-1]}, "{field}": {"9" * 400}}}'.encode())
+            assert got.status in {200, 400}
+            assert b"Traceback" not in got.body

@@ -11,13 +11,16 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
-from sidecar.channels.vapi.bodies import about, passed_on
+from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.passed import IMAGE_TOKENS, held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.projection import Block as Said
 from sidecar.channels.vapi.recall import Known, as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
@@ -191,10 +194,35 @@ class TestLimits:
     def test_a_day(self) -> None:
         """A tenant's budget ends with its tokens and is new on the next day."""
         budget = Budget(100)
-        budget.use("acme", 100, now_s=10.0)
-        assert not budget.left("acme", now_s=20.0)
-        assert budget.left("zen", now_s=20.0)
-        assert budget.left("acme", now_s=86_401.0)
+        reserved = budget.reserve("acme", 100, now_s=10.0)
+        assert reserved is not None
+        assert budget.reserve("acme", 1, now_s=20.0) is None
+        assert budget.reserve("zen", 100, now_s=20.0)
+        assert budget.reserve("acme", 100, now_s=86_401.0)
+        budget.settle(reserved, 30, now_s=86_402.0)
+        assert budget.used("acme", now_s=86_402.0) == 130
+
+    @given(
+        st.integers(1, 1_000),
+        st.lists(st.tuples(st.integers(0, 400), st.floats(0, 1), st.integers(0, 5)), max_size=60),
+    )
+    def test_no_day_is_overspent(self, limit: int, requests: list[tuple[int, float, int]]) -> None:
+        """However many are under way, what they use is never more than the day's limit."""
+        budget, under_way = Budget(limit), []
+        used = 0
+        for tokens, share, ended in requests:
+            if reserved := budget.reserve("acme", tokens, now_s=0.0):
+                under_way.append((reserved, int(tokens * share)))
+            for _ in range(min(ended, len(under_way))):
+                one, cost = under_way.pop(0)
+                budget.settle(one, cost, now_s=1.0)
+                used += cost
+            assert used + sum(cost for _, cost in under_way) <= limit
+            assert budget.used("acme", now_s=1.0) <= limit
+        for one, cost in under_way:
+            budget.settle(one, cost, now_s=1.0)
+            used += cost
+        assert budget.used("acme", now_s=1.0) == used
 
 
 class TestControl:
@@ -272,6 +300,69 @@ class TestBodies:
         assert set(body) == {"model", "messages", "stream", "max_tokens"}
         bare = passed_on({"messages": [{"role": "user"}]}, "MEMORY", model="m", max_tokens=10)
         assert bare["messages"][0]["content"] == "MEMORY"
+
+    @pytest.mark.parametrize(
+        ("allow", "kept", "said"),
+        [
+            ((), ["endCall"], ("reasoning_effort", "web_search", "a tool without a type")),
+            (("web_search",), ["endCall", "web"], ("reasoning_effort", "a tool without a type")),
+            (
+                ("reasoning_effort",),
+                ["endCall"],
+                ("web_search", "a tool without a type"),
+            ),
+        ],
+    )
+    def test_what_costs_more_passes_by_leave_alone(
+        self, allow: tuple[str, ...], kept: list[str], said: tuple[str, ...]
+    ) -> None:
+        """Tools that the model's server runs and its effort pass where the owner named them."""
+        tools: list[Any] = [
+            {"type": "function", "name": "endCall"},
+            {"type": "web_search", "name": "web"},
+            {"name": "nothing"},
+            {"type": ["function"]},
+            "web_search",
+        ]
+        asked = {"messages": [], "tools": tools, "reasoning_effort": "high"}
+        body = passed_on(asked, "", model="m", max_tokens=10, allow=allow)
+        assert [tool["name"] for tool in body["tools"]] == kept
+        assert ("reasoning_effort" in body) is ("reasoning_effort" in allow)
+        assert held_back(asked, allow) == said
+
+    def test_a_choice_of_no_tool(self) -> None:
+        """Without a tool that may pass there is no choice of one."""
+        choice = {"type": "web_search"}
+        asked = {
+            "messages": [],
+            "tools": [choice],
+            "tool_choice": choice,
+            "parallel_tool_calls": True,
+        }
+        assert set(passed_on(asked, "", model="m", max_tokens=1)) == {
+            "model",
+            "messages",
+            "max_tokens",
+        }
+        both = {**asked, "tools": [{"type": "function"}, choice]}
+        body = passed_on(both, "", model="m", max_tokens=1)
+        assert (body["tools"], "tool_choice" in body) == ([{"type": "function"}], False)
+        assert "tool_choice" in passed_on(both, "", model="m", max_tokens=1, allow=["web_search"])
+
+    def test_what_a_prompt_costs(self) -> None:
+        """Text by its length, an image by what images cost, wherever its data stands."""
+        data_url = "data:image/png;base64," + "A" * 8_000
+        sound = {"type": "input_audio", "input_audio": {"data": "A" * 8_000, "format": "wav"}}
+        for part, least, most in (
+            ({"type": "text", "text": "A" * 8_000}, 2_000, 2_100),
+            ({"type": "image_url", "image_url": {"url": "https://x/y.png"}}, 1_500, 1_600),
+            ({"type": "image_url", "image_url": {"url": data_url}}, 1_500, 1_600),
+            ({"type": "input_image", "image_url": data_url}, 1_500, 1_600),
+            (sound, 2_000, 2_100),
+        ):
+            body = {"messages": [{"role": "user", "content": [part]}, "x", {"content": 7}]}
+            assert least <= prompt_tokens(body, len(json.dumps(body))) <= most
+        assert IMAGE_TOKENS == 1_500
 
     def test_a_browser_names_nobody(self) -> None:
         """On web calls what the overrides say counts only where the owner trusts them."""

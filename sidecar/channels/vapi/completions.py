@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from sidecar import telemetry
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import Door
-from sidecar.channels.vapi.bodies import about, items, passed_on
+from sidecar.channels.vapi.bodies import about, items
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.exchange import (
@@ -36,11 +36,13 @@ from sidecar.channels.vapi.exchange import (
     object_of,
     refuse,
 )
-from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
+from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap, Reservation
+from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.passing import Passing
 from sidecar.channels.vapi.projection import Block, blocks_of, slot_of
 from sidecar.channels.vapi.upstream import Reply, Upstream
 from sidecar.errors import CallError, LlmError
+from sidecar.llm.dialects import Dialect, Dialects
 from sidecar.llm.wire import ChatReader
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
@@ -56,6 +58,7 @@ TOTAL_S: Final = 120.0
 _LOOK_S: Final = 1.0  # between two looks at what passed, at most
 _READ_OUT_S: Final = 1.0  # after the last word: the count of tokens, the end of the body
 _ASK_AGAIN_S: Final = 5.0
+_ALLOW_HINT: Final = "name it in SIDECAR_VAPI_ALLOW if it may cost what it costs"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -72,6 +75,7 @@ class Policy:
         fallback_text: What is said when the model fails.
         over_budget_text: What is said when a budget is used up.
         call_tokens: A call's budget of model tokens; 0: none.
+        allow: See `passed.passed_on`.
         trust_web: See `bodies.about`.
         provider: Whose model it is, as `gen_ai.provider.name` of its spans.
     """
@@ -83,6 +87,7 @@ class Policy:
     fallback_text: str = FALLBACK_TEXT
     over_budget_text: str = OVER_BUDGET_TEXT
     call_tokens: int = 0
+    allow: Collection[str] = ()
     trust_web: bool = False
     provider: str = ""
 
@@ -98,11 +103,15 @@ class _Turn:
     call: VapiCall | None
     asked: Mapping[str, Any]
     blocks: tuple[Block, ...]
+    prompt: Mapping[str, Any]
     body: bytes
     model: str
     tenant: str
     span: Span
     passing: Passing = field(default_factory=Passing)
+    reserved: Reservation | None = None
+    prompt_tokens: int = 0
+    asked_model: bool = False
     stream: object = None
     started: bool = False
     sent_bytes: int = 0
@@ -164,6 +173,7 @@ class Completions:
         self._emit = emit
         self._clock = clock
         self._wall = wall
+        self._dialects = Dialects(self._learnt)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -215,9 +225,18 @@ class Completions:
                 self._calls.store_soon(call)
             memory = (await call.memory()).text
         model = self._model(asked)
-        body = _encode(passed_on(asked, memory, model=model, max_tokens=self._policy.max_tokens))
+        policy = self._policy
+        prompt = passed_on(
+            asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
+        )
+        if held := held_back(asked, policy.allow):
+            self._emit(telemetry.vapi_held_back, names=_shown(held), hint=_ALLOW_HINT)
+        try:
+            body = _encode(prompt)
+        except (ValueError, OverflowError, RecursionError, TypeError):
+            raise Refused(400, "the body holds what can't be written as JSON again") from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)
-        return _Turn(call, asked, blocks, body, model, admitted.tenant, span)
+        return _Turn(call, asked, blocks, prompt, body, model, admitted.tenant, span)
 
     def _span(
         self, given: str, call: VapiCall | None, model: str, asked: Mapping[str, Any]
@@ -247,7 +266,7 @@ class Completions:
     async def _reply(self, turn: _Turn, send: Send, scope: anyio.CancelScope) -> None:
         policy = self._policy
         call = turn.call
-        if not self._affordable(turn):
+        if not self._reserve(turn):
             turn.how = "over budget"
             await self._speak(turn, send, policy.over_budget_text)
             return
@@ -271,6 +290,27 @@ class Completions:
                 call.fell_back(policy.fallback_text)
             await self._speak(turn, send, policy.fallback_text)
 
+    async def _ask(self, turn: _Turn) -> Reply:
+        """Send the request as the model's server takes it."""
+
+        async def ask(raw: bytes) -> Reply:
+            turn.asked_model = True
+            return await self._upstream.ask(raw, turn.span.traceparent)
+
+        try:
+            return await self._dialects.asked(turn.prompt, ask, raw=turn.body)
+        except LlmError:
+            turn.asked_model = False
+            raise
+
+    def _learnt(self, model: str, dialect: Dialect) -> None:
+        self._emit(
+            telemetry.model_dialect_learnt,
+            model=model,
+            refused=", ".join(sorted(dialect.refused)),
+            roles=dialect.roles.name.lower(),
+        )
+
     async def _pass_through(self, turn: _Turn, send: Send) -> None:
         """Send the model's stream on.
 
@@ -284,7 +324,7 @@ class Completions:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
-                reply = await self._upstream.ask(turn.body, turn.span.traceparent)
+                reply = await self._ask(turn)
                 await self._copy(turn, reply, send, silence)
             if silence.cancelled_caught and not _is_over(passing):
                 raise _CutOff("the language model was too slow")
@@ -356,7 +396,7 @@ class Completions:
             with anyio.CancelScope(
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
-                reply = await self._upstream.ask(turn.body, turn.span.traceparent)
+                reply = await self._ask(turn)
                 while not reader.failure and (piece := await reply.next()):
                     reader.feed(piece)
                     whole += piece
@@ -405,30 +445,51 @@ class Completions:
         else:
             await refuse(send, Refused(409, "a newer request of this call took its place"))
 
-    def _affordable(self, turn: _Turn) -> bool:
+    def _reserve(self, turn: _Turn) -> bool:
+        """Set aside what a request may cost; whether that is within its call's and its day's limits.
+
+        Nothing is awaited here: of two requests at the same moment the second sees the first.
+        """
         limit = self._policy.call_tokens
-        if limit and turn.call is not None and turn.call.tokens >= limit:
+        call = turn.call
+        turn.prompt_tokens = prompt_tokens(turn.prompt, len(turn.body))
+        tokens = turn.prompt_tokens + self._reply_tokens(turn)
+        if limit and call is not None and call.tokens + tokens > limit:
             return False
-        return self._budget.left(turn.tenant, now_s=self._wall())
+        turn.reserved = self._budget.reserve(turn.tenant, tokens, now_s=self._wall())
+        if turn.reserved is None:
+            return False
+        if call is not None:
+            call.tokens += tokens
+        return True
+
+    @staticmethod
+    def _reply_tokens(turn: _Turn) -> int:
+        limits = (turn.prompt.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        return next(limit for limit in limits if limit is not None)
 
     def _account(self, turn: _Turn, began_s: float) -> None:
-        """Note what was written and what it cost."""
+        """Note what was written, and what it cost in place of what was set aside for it.
+
+        A request that its server refused cost nothing.
+        """
         turn.passing.look()
         reader = turn.reader
         # Without the model's own count: what was asked, and a token for each frame, for a tool's
         # arguments and hidden reasoning are no text.
         written = max(len(reader.text) // CHARS_PER_TOKEN, reader.frames)
-        tokens = reader.tokens or len(turn.body) // CHARS_PER_TOKEN + written
-        if turn.how == "over budget":
-            tokens = 0
-        self._budget.use(turn.tenant, tokens, now_s=self._wall())
+        tokens = reader.tokens or (turn.prompt_tokens + written if turn.asked_model else 0)
+        reserved = 0
+        if turn.reserved is not None:
+            reserved = turn.reserved.tokens
+            self._budget.settle(turn.reserved, tokens, now_s=self._wall())
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]
             call.wrote(
                 turn.stream,
                 turn.text,
-                tokens=tokens,
+                tokens=tokens - reserved,
                 follow_up=messages[-1].get("role") == "tool",
             )
         turn.span.set(
@@ -448,6 +509,11 @@ class Completions:
             bytes=turn.sent_bytes,
             tokens=tokens,
         )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return names as a log may have them: they come from outside."""
+    return ", ".join(name[:40] if name.isprintable() else "?" for name in names[:5])
 
 
 async def _read_out(reply: Reply | None) -> None:
