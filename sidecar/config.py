@@ -446,7 +446,7 @@ class Settings(BaseSettings):
             elif name in {"tenants", "vapi_tenants"}:
                 shown[variable[0]] = ", ".join(f"{tenant}=***" for tenant in value)
             elif value is not None:
-                shown[variable[0]] = _without_userinfo(str(value))
+                shown[variable[0]] = str(value)
         return shown
 
 
@@ -455,11 +455,6 @@ def _url_of_place(place: str, schemes: tuple[str, ...]) -> str:
         return environment.base_url(place, schemes)
     except ValueError as error:
         raise ConfigError(f"no such Letta: {error}", fields=(("", str(error)),)) from None
-
-
-def _without_userinfo(text: str) -> str:
-    """Take a user and password out of what is a URL."""
-    return re.sub(r"^([a-z]+://)[^/@\s]*@", r"\1***@", text)
 
 
 def values_of(secret: SecretStr) -> tuple[str, ...]:

@@ -96,7 +96,8 @@ def flag(text: str) -> bool:
 def url(text: str, schemes: Sequence[str]) -> str:
     """Return a URL with one of these schemes, a host that can be looked up, and a port if any.
 
-    A slash at its end is taken off.
+    A slash at its end is taken off. A user and password in one of HTTP are refused: our clients send
+    keys of their own, and can't send both.
     """
     starts = " or ".join(f"{scheme}://" for scheme in schemes)
     scheme, separator, _ = text.partition("://")
@@ -109,10 +110,13 @@ def url(text: str, schemes: Sequence[str]) -> str:
         parts = urlsplit(text)
         host_name = parts.hostname or ""
         port = parts.port
+        user = parts.username is not None or parts.password is not None
     except ValueError:
         raise ValueError("write its host and port as HOST:PORT, a port of 1 to 65535") from None
     if port == 0:
         raise ValueError("write its host and port as HOST:PORT, a port of 1 to 65535")
+    if user and scheme.lower() in HTTP_SCHEMES:
+        raise ValueError("take the user and password before the @ out: a key has its own setting")
     host(host_name)
     return text.rstrip("/")
 

@@ -10,7 +10,7 @@ language model is any OpenAI-compatible endpoint, or, without a key, the demo mo
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Protocol, cast
 
 import anyio.to_thread
@@ -30,6 +30,7 @@ from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from livekit.agents.utils import AudioBuffer
 from typing_extensions import override
 
+from sidecar import environment
 from sidecar.channels.livekit.traces import JobTraces
 from sidecar.errors import ConfigError, LlmError
 from sidecar.llm.demo import DemoModel
@@ -38,6 +39,8 @@ from sidecar.llm.port import Llm
 
 _WHISPER_RATE_HZ: Final = 16_000
 _OPENAI_URL: Final = "https://api.openai.com/v1"
+_key = environment.header_value
+_url = partial(environment.base_url, schemes=environment.HTTP_SCHEMES)
 _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[speech]'"
 
 
@@ -75,12 +78,17 @@ def _named(name: str) -> Callable[[], dict[str, Any]]:
 
 
 def language_model(environ: Mapping[str, str]) -> Llm:
-    """Return the model that `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL` name, else the demo model."""
-    key = environ.get("LLM_API_KEY", "").strip() or environ.get("OPENAI_API_KEY", "").strip()
-    url = environ.get("LLM_BASE_URL", "").strip()
+    """Return the model that `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL` name, else the demo model.
+
+    Raises:
+        ConfigError: one of them can't be used; `fields` names it with its remedy.
+    """
+    keys = ("LLM_API_KEY", "OPENAI_API_KEY")
+    key = next((k for name in keys if (k := environment.read(environ, name, _key))), "")
+    url = environment.read(environ, "LLM_BASE_URL", _url)
     if not key and not url:
         return DemoModel()
-    model = environ.get("LLM_MODEL", "").strip() or "gpt-4o-mini"
+    model = environment.read(environ, "LLM_MODEL", environment.plain) or "gpt-4o-mini"
     return OpenAiLlm(url or _OPENAI_URL, key, model, traceparent=JobTraces.current)
 
 
