@@ -191,12 +191,14 @@ class ChatReader:
             self._count(frame)
         choices: object = frame.get("choices")
         choice = _first(choices)
-        if frame.get("error") or (choice is not None and choice.get("finish_reason") == "error"):
+        finish: object = choice.get("finish_reason") if choice is not None else None
+        if finish == "error" or frame.get("error"):
             self.failure = FAILED + _code_of(frame.get("error"))
             return None
         if choice is None:
             return Chunk(data) if isinstance(choices, list) else None  # a client would fail on it
-        self._end(choice)
+        if finish:
+            self._end(choice)
         message: object = choice.get("delta")
         if isinstance(message, dict):
             delta = cast("dict[str, Any]", message)

@@ -361,7 +361,7 @@ class TestBodies:
             (sound, 2_000, 2_100),
         ):
             body = {"messages": [{"role": "user", "content": [part]}, "x", {"content": 7}]}
-            assert least <= prompt_tokens(body, len(json.dumps(body))) <= most
+            assert least <= prompt_tokens(body, json.dumps(body).encode()) <= most
         assert IMAGE_TOKENS == 1_500
 
     def test_a_browser_names_nobody(self) -> None:

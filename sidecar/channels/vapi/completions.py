@@ -9,7 +9,6 @@ A client that goes is noticed by reading on from it, and the model's stream is c
 What is not needed for the reply (the journal, the reading of what passed) waits until the model is asked.
 """
 
-import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -119,7 +118,8 @@ class _Turn:
     how: str = "superseded"
     gone: bool = False
     first_s: float | None = None
-    looked_s: float = 0.0
+    look_at_s: float = 0.0
+    over: bool = False
 
     @property
     def reader(self) -> ChatReader:
@@ -168,6 +168,7 @@ class Completions:
         self._upstream = upstream
         self._door = door
         self._policy = policy
+        self._look_s = min(_LOOK_S, policy.fallback_s / 8)
         self._rate = rate
         self._budget = budget
         self._emit = emit
@@ -325,7 +326,11 @@ class Completions:
                 deadline=anyio.current_time() + self._policy.fallback_s
             ) as silence:
                 reply = await self._ask(turn)
-                await self._copy(turn, reply, send, silence)
+                try:
+                    await self._copy(turn, reply, send, silence)
+                except LlmError:
+                    if not _is_over(passing):
+                        raise
             if silence.cancelled_caught and not _is_over(passing):
                 raise _CutOff("the language model was too slow")
             if rest := passing.close():
@@ -334,8 +339,6 @@ class Completions:
                 raise _CutOff(turn.reader.failure)
             turn.how = "ended"
             await send({"type": "http.response.body", "body": b""})
-            if turn.reader.done:
-                await _read_out(reply)
         finally:
             if reply is not None:
                 reply.close()
@@ -343,40 +346,32 @@ class Completions:
     async def _copy(
         self, turn: _Turn, reply: Reply, send: Send, silence: anyio.CancelScope
     ) -> None:
-        """Send frames on to the end of the stream.
+        """Send frames on to the end of the body.
 
         `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
         last word.
         """
-        began_s = turn.looked_s = silence.deadline - self._policy.fallback_s
+        began_s = silence.deadline - self._policy.fallback_s
+        turn.look_at_s = began_s + self._look_s
         passing, reader = turn.passing, turn.reader
-        while came := await _next(reply, passing):
+        while came := await reply.next():
             if out := passing.feed(came):
                 await self._send_piece(turn, send, out)
             if reader.failure:
                 raise _CutOff(reader.failure)
-            if reader.done:
-                return
-            if passing.heard:
-                self._put_off(turn, silence, began_s)
-
-    def _put_off(self, turn: _Turn, silence: anyio.CancelScope, began_s: float) -> None:
-        """Put the end of a silence off, if the caller heard something of what came last.
-
-        Reading each frame, and moving a deadline, would cost more than passing it on: it is done
-        once in a while.
-        """
-        fallback_s = self._policy.fallback_s
-        now_s = anyio.current_time()
-        if turn.reader.ended:
-            silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
-        elif turn.first_s is not None and now_s - turn.looked_s < min(_LOOK_S, fallback_s / 8):
-            return
-        elif turn.passing.look():
-            turn.looked_s = now_s
-            silence.deadline = min(now_s + fallback_s, began_s + TOTAL_S)
-        if turn.first_s is None:
-            turn.first_s = now_s - began_s
+            if turn.over or not (passing.heard or reader.ended):
+                continue
+            now_s = anyio.current_time()
+            if turn.first_s is None and passing.heard:
+                turn.first_s = now_s - began_s
+            if reader.ended:
+                turn.over = True
+                silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
+            elif now_s >= turn.look_at_s and passing.look():
+                # Once in a while: reading each frame, and moving a deadline for each, would cost
+                # more than passing it on.
+                turn.look_at_s = now_s + self._look_s
+                silence.deadline = min(now_s + self._policy.fallback_s, began_s + TOTAL_S)
 
     async def _send_piece(self, turn: _Turn, send: Send, piece: bytes) -> None:
         if not turn.started:
@@ -452,7 +447,7 @@ class Completions:
         """
         limit = self._policy.call_tokens
         call = turn.call
-        turn.prompt_tokens = prompt_tokens(turn.prompt, len(turn.body))
+        turn.prompt_tokens = prompt_tokens(turn.prompt, turn.body)
         tokens = turn.prompt_tokens + self._reply_tokens(turn)
         if limit and call is not None and call.tokens + tokens > limit:
             return False
@@ -516,27 +511,10 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(name[:40] if name.isprintable() else "?" for name in names[:5])
 
 
-async def _read_out(reply: Reply | None) -> None:
-    """Read what follows the end of a reply, so that the connection can be used again."""
-    with anyio.move_on_after(_READ_OUT_S), contextlib.suppress(LlmError):
-        while reply is not None and await reply.next():
-            pass
-
-
-async def _next(reply: Reply, passing: Passing) -> bytes:
-    """Return what came since; empty at the end, or where it broke off after the last word."""
-    try:
-        return await reply.next()
-    except LlmError:
-        if _is_over(passing):
-            return b""
-        raise
-
-
 def _is_over(passing: Passing) -> bool:
     """Whether the model has said its last word, whatever follows."""
     passing.look()
-    return passing.heard and passing.reader.ended
+    return passing.reader.ended
 
 
 async def _cancel_when_gone(receive: Receive, turn: _Turn, scope: anyio.CancelScope) -> None:

@@ -87,13 +87,15 @@ def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def prompt_tokens(body: Mapping[str, Any], size_bytes: int) -> int:
+def prompt_tokens(body: Mapping[str, Any], raw: bytes) -> int:
     """Return what a request is about to cost, without its reply: an estimate.
 
     Args:
         body: As it goes to the model.
-        size_bytes: Of its JSON.
+        raw: Its JSON.
     """
+    if b"image" not in raw:
+        return len(raw) // CHARS_PER_TOKEN
     images = [
         part
         for message in _listed(body.get("messages"))
@@ -101,7 +103,7 @@ def prompt_tokens(body: Mapping[str, Any], size_bytes: int) -> int:
         if _type_of(part) in _IMAGES
     ]
     data_chars = sum(map(_data_chars, images))
-    return max(0, size_bytes - data_chars) // CHARS_PER_TOKEN + IMAGE_TOKENS * len(images)
+    return max(0, len(raw) - data_chars) // CHARS_PER_TOKEN + IMAGE_TOKENS * len(images)
 
 
 def _passes(tool: object, allow: Collection[str]) -> bool:

@@ -32,10 +32,11 @@ class Passing:
         self._held: list[bytes] = []
         self._unread: list[bytes] = []
         self._newest: bool | None = False
+        self._closed = False
 
     def feed(self, came: bytes) -> bytes:
         """Take what came; return what goes out now."""
-        if self.reader.between_lines and _is_usual(came):
+        if not self._closed and self.reader.between_lines and _is_usual(came):
             if self.heard or _FIRST_WORD.search(came):
                 return self._unread_too(came)
             if _ONLY_ROLE.search(came) and came.count(b"\n") == 2 and b'"tool_calls"' not in came:  # noqa: PLR2004
@@ -47,13 +48,18 @@ class Passing:
         moved = self.reader.moved
         out = self._out(self.reader.feed(came))
         self._newest = self.reader.moved > moved
+        if self.reader.done and self.heard and not self._closed:
+            self._closed = True
+            return out + sse.DONE
         return out
 
     def close(self) -> bytes:
         """Take the end of the body; return what is left to go out, with the end of the stream."""
+        if self._closed:
+            return b""
         self._catch_up()
         reader = self.reader
-        ended = reader.ended
+        ended, self._newest = reader.ended, False
         rest = self._out(reader.close())
         if reader.failure or not self.heard:
             return rest
