@@ -2,7 +2,7 @@
 
 Theory of operation: the request is checked, its call found, the memory at hand put after the
 first system message, and the model asked. Nothing goes out before there is something to hear; from
-then on the model's frames go through as they come (see `passing`). VAPI ends the call on an error,
+then on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an error,
 so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
 `Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline off.
 A client that goes is noticed by reading on from it, and the model's stream is closed at once.
@@ -10,9 +10,8 @@ What is not needed for the reply (the journal, the reading of what passed) waits
 """
 
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
@@ -27,7 +26,6 @@ from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.exchange import (
     Gone,
-    Headers,
     Refused,
     answer,
     body_of,
@@ -35,27 +33,17 @@ from sidecar.channels.vapi.exchange import (
     object_of,
     refuse,
 )
-from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap, Reservation
+from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
 from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
-from sidecar.channels.vapi.passing import Passing
-from sidecar.channels.vapi.projection import Block, blocks_of, slot_of
-from sidecar.channels.vapi.upstream import Reply, Upstream
+from sidecar.channels.vapi.projection import blocks_of, slot_of
+from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
+from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
-from sidecar.llm.dialects import Dialect, Dialects
-from sidecar.llm.wire import ChatReader
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
-STREAM_HEADERS: Final[Headers] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
 FALLBACK_TEXT: Final = "I'm sorry, I lost my thread for a moment. Could you say that again?"
 OVER_BUDGET_TEXT: Final = "I'm sorry, I have to stop here for now. Please call again later."
-TOTAL_S: Final = 120.0
-_LOOK_S: Final = 1.0  # between two looks at what passed, at most
-_READ_OUT_S: Final = 1.0  # after the last word: the count of tokens, the end of the body
 _ASK_AGAIN_S: Final = 5.0
 _ALLOW_HINT: Final = "name it in SIDECAR_VAPI_ALLOW if it may cost what it costs"
 _encode = msgspec.json.Encoder().encode
@@ -91,48 +79,6 @@ class Policy:
     provider: str = ""
 
 
-class _CutOff(Exception):
-    """The reply can't go on; the message says why, in a word."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One request on its way."""
-
-    call: VapiCall | None
-    asked: Mapping[str, Any]
-    blocks: tuple[Block, ...]
-    prompt: Mapping[str, Any]
-    body: bytes
-    model: str
-    tenant: str
-    span: Span
-    passing: Passing = field(default_factory=Passing)
-    reserved: Reservation | None = None
-    prompt_tokens: int = 0
-    asked_model: bool = False
-    stream: object = None
-    started: bool = False
-    sent_bytes: int = 0
-    spoke: str = ""
-    how: str = "superseded"
-    gone: bool = False
-    first_s: float | None = None
-    look_at_s: float = 0.0
-    over: bool = False
-
-    @property
-    def reader(self) -> ChatReader:
-        """What the model answered."""
-        return self.passing.reader
-
-    @property
-    def text(self) -> str:
-        """What went out to be spoken."""
-        said = self.reader.text if self.passing.heard else ""
-        return f"{said} {self.spoke}" if said and self.spoke else said or self.spoke
-
-
 class Completions:
     """The route, as a raw ASGI application.
 
@@ -165,16 +111,14 @@ class Completions:
     ) -> None:
         self._calls = calls
         self._tracer = tracer
-        self._upstream = upstream
+        self._replies = Replies(upstream, fallback_s=policy.fallback_s, emit=emit, wall=wall)
         self._door = door
         self._policy = policy
-        self._look_s = min(_LOOK_S, policy.fallback_s / 8)
         self._rate = rate
         self._budget = budget
         self._emit = emit
         self._clock = clock
         self._wall = wall
-        self._dialects = Dialects(self._learnt)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -201,7 +145,7 @@ class Completions:
         if turn.how == "superseded" and not turn.gone:
             await self._end_superseded(turn, send)
 
-    async def _heard(self, scope: Scope, receive: Receive) -> _Turn:
+    async def _heard(self, scope: Scope, receive: Receive) -> Request:
         """Check a request and prepare what goes to the model."""
         headers = headers_of(scope)
         admitted = self._door.admit_model(headers)
@@ -237,7 +181,7 @@ class Completions:
         except (ValueError, OverflowError, RecursionError, TypeError):
             raise Refused(400, "the body holds what can't be written as JSON again") from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)
-        return _Turn(call, asked, blocks, prompt, body, model, admitted.tenant, span)
+        return Request(call, asked, blocks, prompt, body, model, admitted.tenant, span)
 
     def _span(
         self, given: str, call: VapiCall | None, model: str, asked: Mapping[str, Any]
@@ -264,21 +208,20 @@ class Completions:
             return wanted
         return self._policy.model
 
-    async def _reply(self, turn: _Turn, send: Send, scope: anyio.CancelScope) -> None:
+    async def _reply(self, turn: Request, send: Send, scope: anyio.CancelScope) -> None:
         policy = self._policy
         call = turn.call
         if not self._reserve(turn):
             turn.how = "over budget"
-            await self._speak(turn, send, policy.over_budget_text)
+            await self._replies.speak(turn, send, policy.over_budget_text)
             return
         if call is not None:
             blocks = turn.blocks
             words = blocks[-1].text if blocks and blocks[-1].speaker == "caller" else ""
             turn.stream = call.begin(slot_of(blocks), words, scope)
-        streams = turn.asked.get("stream") is True
         try:
-            await (self._pass_through(turn, send) if streams else self._pass_whole(turn, send))
-        except (LlmError, _CutOff) as error:
+            await self._replies.send(turn, send)
+        except (LlmError, CutOff) as error:
             turn.how = "failed"
             hint = error.hint if isinstance(error, LlmError) else ""
             self._emit(
@@ -289,149 +232,10 @@ class Completions:
             )
             if call is not None:
                 call.fell_back(policy.fallback_text)
-            await self._speak(turn, send, policy.fallback_text)
-
-    async def _ask(self, turn: _Turn) -> Reply:
-        """Send the request as the model's server takes it."""
-
-        async def ask(raw: bytes) -> Reply:
-            turn.asked_model = True
-            return await self._upstream.ask(raw, turn.span.traceparent)
-
-        try:
-            return await self._dialects.asked(turn.prompt, ask, raw=turn.body)
-        except LlmError:
-            turn.asked_model = False
-            raise
-
-    def _learnt(self, model: str, dialect: Dialect) -> None:
-        self._emit(
-            telemetry.model_dialect_learnt,
-            model=model,
-            refused=", ".join(sorted(dialect.refused)),
-            roles=dialect.roles.name.lower(),
-        )
-
-    async def _pass_through(self, turn: _Turn, send: Send) -> None:
-        """Send the model's stream on.
-
-        Raises:
-            LlmError, _CutOff: it failed, broke off, fell silent or said nothing; what was sent ends
-                with a frame.
-        """
-        reply: Reply | None = None
-        passing = turn.passing
-        try:
-            with anyio.CancelScope(
-                deadline=anyio.current_time() + self._policy.fallback_s
-            ) as silence:
-                reply = await self._ask(turn)
-                try:
-                    await self._copy(turn, reply, send, silence)
-                except LlmError:
-                    if not _is_over(passing):
-                        raise
-            if silence.cancelled_caught and not _is_over(passing):
-                raise _CutOff("the language model was too slow")
-            if rest := passing.close():
-                await self._send_piece(turn, send, rest)
-            if turn.reader.failure:
-                raise _CutOff(turn.reader.failure)
-            turn.how = "ended"
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            if reply is not None:
-                reply.close()
-
-    async def _copy(
-        self, turn: _Turn, reply: Reply, send: Send, silence: anyio.CancelScope
-    ) -> None:
-        """Send frames on to the end of the body.
-
-        `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
-        last word.
-        """
-        began_s = silence.deadline - self._policy.fallback_s
-        turn.look_at_s = began_s + self._look_s
-        passing, reader = turn.passing, turn.reader
-        while came := await reply.next():
-            if out := passing.feed(came):
-                await self._send_piece(turn, send, out)
-            if reader.failure:
-                raise _CutOff(reader.failure)
-            if turn.over or not (passing.heard or reader.ended):
-                continue
-            now_s = anyio.current_time()
-            if turn.first_s is None and passing.heard:
-                turn.first_s = now_s - began_s
-            if reader.ended:
-                turn.over = True
-                silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
-            elif now_s >= turn.look_at_s and passing.look():
-                # Once in a while: reading each frame, and moving a deadline for each, would cost
-                # more than passing it on.
-                turn.look_at_s = now_s + self._look_s
-                silence.deadline = min(now_s + self._policy.fallback_s, began_s + TOTAL_S)
-
-    async def _send_piece(self, turn: _Turn, send: Send, piece: bytes) -> None:
-        if not turn.started:
-            turn.started = True
-            await send(
-                {"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)}
-            )
-        turn.sent_bytes += len(piece)
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-
-    async def _pass_whole(self, turn: _Turn, send: Send) -> None:
-        """Send the model's whole answer on, or what it streams in place of one."""
-        reply: Reply | None = None
-        whole = bytearray()
-        reader = turn.reader
-        try:
-            with anyio.CancelScope(
-                deadline=anyio.current_time() + self._policy.fallback_s
-            ) as silence:
-                reply = await self._ask(turn)
-                while not reader.failure and (piece := await reply.next()):
-                    reader.feed(piece)
-                    whole += piece
-            if silence.cancelled_caught:
-                raise _CutOff("the language model was too slow")
-            reader.close()
-            if not reader.failure and not reader.whole and not reader.words:
-                raise _CutOff("the language model's answer is no chat completion")
-            if reader.failure:
-                raise _CutOff(reader.failure)
-        finally:
-            if reply is not None:
-                reply.close()
-        turn.started = turn.passing.heard = True
-        turn.how = "ended"
-        if not reader.whole:
-            whole[:] = sse.answer(reader.text, **self._about_answer(turn))
-        turn.sent_bytes = len(whole)
-        await answer(send, 200, bytes(whole))
-
-    async def _speak(self, turn: _Turn, send: Send, text: str) -> None:
-        """Say `text`, after whatever was sent."""
-        turn.spoke = text
-        about_answer = self._about_answer(turn)
-        if turn.asked.get("stream") is not True:
-            await answer(send, 200, sse.answer(text, **about_answer))
-            return
-        frames = sse.spoken(f" {text}" if turn.started else text, **about_answer)
-        await self._send_piece(turn, send, frames)
-        await send({"type": "http.response.body", "body": b""})
-
-    def _about_answer(self, turn: _Turn) -> dict[str, Any]:
-        return {
-            "model": turn.model,
-            "created_s": self._wall(),
-            "answer_id": f"chatcmpl-fallback-{uuid.uuid4().hex}",
-        }
+            await self._replies.speak(turn, send, policy.fallback_text)
 
     @staticmethod
-    async def _end_superseded(turn: _Turn, send: Send) -> None:
+    async def _end_superseded(turn: Request, send: Send) -> None:
         """End a reply that a newer request made pointless; VAPI no longer listens to it."""
         if turn.started:
             await send({"type": "http.response.body", "body": b""})
@@ -440,7 +244,7 @@ class Completions:
         else:
             await refuse(send, Refused(409, "a newer request of this call took its place"))
 
-    def _reserve(self, turn: _Turn) -> bool:
+    def _reserve(self, turn: Request) -> bool:
         """Set aside what a request may cost; whether that is within its call's and its day's limits.
 
         Nothing is awaited here: of two requests at the same moment the second sees the first.
@@ -459,11 +263,11 @@ class Completions:
         return True
 
     @staticmethod
-    def _reply_tokens(turn: _Turn) -> int:
+    def _reply_tokens(turn: Request) -> int:
         limits = (turn.prompt.get(name) for name in ("max_tokens", "max_completion_tokens"))
         return next(limit for limit in limits if limit is not None)
 
-    def _account(self, turn: _Turn, began_s: float) -> None:
+    def _account(self, turn: Request, began_s: float) -> None:
         """Note what was written, and what it cost in place of what was set aside for it.
 
         A request that its server refused cost nothing.
@@ -511,13 +315,7 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(name[:40] if name.isprintable() else "?" for name in names[:5])
 
 
-def _is_over(passing: Passing) -> bool:
-    """Whether the model has said its last word, whatever follows."""
-    passing.look()
-    return passing.reader.ended
-
-
-async def _cancel_when_gone(receive: Receive, turn: _Turn, scope: anyio.CancelScope) -> None:
+async def _cancel_when_gone(receive: Receive, turn: Request, scope: anyio.CancelScope) -> None:
     """Cancel when the client goes; ends by itself with the response, which `receive` tells too."""
     while (await receive())["type"] != "http.disconnect":
         pass
