@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from sidecar.errors import LlmError
+from sidecar.llm.wire import json_of
 
 T = TypeVar("T")
 
@@ -25,7 +26,6 @@ RETRIES: Final = 4
 REFUSAL_BYTES: Final = 1 << 16
 """No more of a refusal is read."""
 
-_encode = msgspec.json.Encoder().encode
 _MODELS_KEPT = 256
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Left out where the server names them. Never what is asked, nor the tools that a call relies on.
@@ -186,13 +186,13 @@ class Dialects:
         for _ in range(RETRIES):
             written = dialect.written(body)
             try:
-                return await ask(raw if raw and written is body else _encode(written))
+                return await ask(raw if raw and written is body else json_of(written))
             except Refusal as refusal:
                 taught = dialect.after(refusal.status, refusal.answer, written)
                 if taught is None:
                     raise
                 dialect = self._join(model, taught)
-        return await ask(_encode(dialect.written(body)))
+        return await ask(json_of(dialect.written(body)))
 
     def _join(self, model: str, taught: Dialect) -> Dialect:
         """Add what was taught to what is known; another request may have learnt meanwhile."""

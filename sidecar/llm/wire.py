@@ -289,7 +289,7 @@ def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
         value: object = json.loads(raw.decode("utf-8", "replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return _object(value), _json(value)
+    return _object(value), json_of(value)
 
 
 def frame_of(about: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None) -> bytes:
@@ -302,10 +302,11 @@ def frame_of(about: Mapping[str, Any], delta: Mapping[str, Any], finish: str | N
     """
     head = {name: about[name] for name in ("id", "created", "model") if name in about}
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return _json({**head, "object": "chat.completion.chunk", "choices": [choice]})
+    return json_of({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
 
-def _json(value: object) -> bytes:
+def json_of(value: object) -> bytes:
+    """Return JSON of a value; half a character in a text becomes a mark of one."""
     try:
         return _encode(value)
     except (UnicodeEncodeError, OverflowError):

@@ -348,6 +348,14 @@ async def test_a_dialect_is_learnt_once() -> None:
     assert server.bodies[2]["messages"][1] == said("MEMORY\n\nHello")
 
 
+async def test_half_a_character_costs_no_reply() -> None:
+    """A text that was cut within a character is sent with a mark in its place."""
+    server = Strict(lambda _: None)
+    async with talking(server.app()) as (llm, _):
+        assert await streamed(llm, "cut \ud83d")
+    assert server.bodies[0]["messages"][0]["content"] == "cut \ufffd"
+
+
 async def test_a_refusal_that_teaches_nothing_is_final() -> None:
     """What names nothing that could be left out is an error at once."""
     server = Strict(lambda _: (400, '{"message": "no"}'))
