@@ -13,7 +13,7 @@ import uvicorn
 
 from sidecar.channels.vapi.exchange import body_of
 from sidecar.channels.vapi.upstream import HttpUpstream, Reply
-from sidecar.server.deadline import DeadlineProtocol
+from sidecar.server.deadline import bounded
 
 
 class BareProxy:
@@ -56,7 +56,7 @@ def main() -> None:
     uvicorn.run(
         BareProxy(asked.model_url),
         port=asked.port,
-        http=DeadlineProtocol,
+        http=bounded(4_096),
         access_log=False,
         log_level="warning",
         lifespan="off",

@@ -39,6 +39,7 @@ DEFAULT_TENANT = "default"
 OPENAI_URL = "https://api.openai.com/v1"
 _SECRET_CHARS = 16
 _MAKE_ONE = "make one with: openssl rand -hex 16"
+_ALLOWED = re.compile(r"[a-z][a-z0-9_.:-]{0,63}")
 # Read by the worker's end (sidecar/channels), not by the sidecar itself.
 _WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url_alone, schemes=WS_SCHEMES)}
 # What people write for a country that has other letters.
@@ -75,6 +76,13 @@ def _region(text: str) -> str:
     if name not in SUPPORTED_REGIONS:
         raise ValueError("name a country by its two letters of ISO 3166, as in US or GB")
     return name
+
+
+def _allowed(text: str) -> str:
+    environment.plain(text)
+    if not all(_ALLOWED.fullmatch(name) for name in names_of(text)):
+        raise ValueError("name reasoning_effort or types of tools, with commas, as in web_search")
+    return text
 
 
 Flag: TypeAlias = Annotated[bool, _unless_set(environment.flag)]
@@ -179,6 +187,7 @@ class Settings(BaseSettings):
         default_factory=dict, alias="SIDECAR_VAPI_TENANTS"
     )
     vapi_models: Text = Field("", alias="SIDECAR_VAPI_MODELS")
+    vapi_allow: Annotated[str, _unless_set(_allowed)] = Field("", alias="SIDECAR_VAPI_ALLOW")
     vapi_max_tokens: int = Field(1_024, alias="SIDECAR_VAPI_MAX_TOKENS", ge=1, le=1_000_000)
     vapi_call_tokens: int = Field(
         500_000, alias="SIDECAR_VAPI_CALL_TOKENS", ge=0, le=_NO_MORE_TOKENS
@@ -471,6 +480,11 @@ def _without_userinfo(text: str) -> str:
 def values_of(secret: SecretStr) -> tuple[str, ...]:
     """Return the values of a secret that may be two, with a comma between them."""
     return tuple(part for raw in secret.get_secret_value().split(",") if (part := raw.strip()))
+
+
+def names_of(text: str) -> frozenset[str]:
+    """Return the names of a setting that has several, with commas between them."""
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
 def environment_names() -> dict[str, tuple[str, ...]]:

@@ -1,16 +1,14 @@
 """A language model behind any OpenAI-compatible endpoint, over aiohttp.
 
-Requests are never repeated: a caller is waiting, and who asked decides what to do instead. The
-connection is kept for `KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake
+A request is never repeated as it was: a caller is waiting, and who asked decides what to do
+instead. One that the server does not take is written otherwise (`dialects`). The connection is kept for `KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake
 costs more than the request itself.
 """
 
 import contextlib
-import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import anyio
@@ -18,12 +16,13 @@ from typing_extensions import override
 from yarl import URL
 
 from sidecar.errors import LlmError
+from sidecar.llm.dialects import REFUSAL_BYTES, TEACHING, Dialects, Refusal
 from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, NO_END, ChatReader, parsed
 
 KEEP_ALIVE_S = 75.0
-_MAX_ANSWER_BYTES = 8 << 20
+_REFUSAL_S = 1.0
 _READ_OUT_S = 0.25
-_DONE = b"[DONE]"
 _HINTS = {
     401: "check LLM_API_KEY",
     403: "check LLM_API_KEY and what it may use",
@@ -34,21 +33,21 @@ _HTTP_OK = 200
 
 
 class OpenAiLlm(Llm):
-    """Chat completions of one model.
+    """Chat completions of one model, read as `sidecar.llm.wire` says, asked as `dialects` has learnt.
 
     Args:
         base_url: Up to and without ``/chat/completions``, for instance
             ``https://api.openai.com/v1``.
         api_key: Sent as a bearer token; empty sends none.
         model: The model's name, as the endpoint knows it.
-        first_token_timeout_s: A streamed reply that stays silent this long, before its first
-            piece or between two, has failed.
+        first_token_timeout_s: A streamed reply of which nothing can be heard for so long, from the
+            request on or between two words, has failed.
         total_timeout_s: No reply takes longer.
         traceparent: Asked at each request for the span it belongs to (W3C Trace Context), sent
             to the endpoint unless it is empty.
 
     Every failure is an `LlmError` whose message holds no word of the conversation or the answer,
-    and no key.
+    and no key. A reply without a word in it is one.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class OpenAiLlm(Llm):
         self._silence_s = first_token_timeout_s
         self._total_s = total_timeout_s
         self._traceparent = traceparent
+        self._dialects = Dialects()
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -77,25 +77,30 @@ class OpenAiLlm(Llm):
 
     @override
     async def stream(self, messages: Sequence[Mapping[str, Any]]) -> AsyncIterator[str]:
-        ends_at_s = time.monotonic() + self._total_s
-        response = await self._ask({"messages": messages, "stream": True}, self._silence_s)
+        began_s = time.monotonic()
+        ends_at_s = began_s + self._total_s
+        due_s = min(began_s + self._silence_s, ends_at_s)
+        response = await self._ask({"messages": messages, "stream": True}, due_s)
+        reader = ChatReader()
+        held = ""
         try:
-            lines = _Lines(response)
-            spoken = False
-            while True:
-                left_s = ends_at_s - time.monotonic()
-                event = await _next_event(lines, min(self._silence_s, left_s))
-                if event is None:
-                    raise LlmError("the language model broke off in the middle of a reply")
-                piece, ended = _piece_of(event)
-                if piece:
-                    spoken = True
-                    yield piece
-                if ended:
-                    break
-            await _read_out(lines)
-            if not spoken:
-                raise LlmError("the language model gave an empty reply")
+            while not reader.ended and (came := await _next(response, due_s)):
+                moved = reader.moved
+                held += "".join(chunk.text for chunk in reader.feed(came))
+                # Blanks wait for the word after them: until one came, this is no reply.
+                if held and reader.words:
+                    yield held
+                    held = ""
+                if reader.moved > moved:
+                    due_s = min(time.monotonic() + self._silence_s, ends_at_s)
+                _check(reader)
+            held += "".join(chunk.text for chunk in reader.close())
+            if held and reader.words:
+                yield held
+            _check(reader)
+            if not reader.words:  # nobody here runs tools
+                raise LlmError(reader.empty)
+            await _read_out(response)
         finally:
             response.close()
 
@@ -107,16 +112,16 @@ class OpenAiLlm(Llm):
         body: dict[str, Any] = {"messages": messages}
         if tools:
             body["tools"] = tools
-        response = await self._ask(body, self._total_s)
+        response = await self._ask(body, ends_at_s)
         try:
-            lines = _Lines(response)
-            with anyio.fail_after(max(0.0, ends_at_s - time.monotonic())):
-                answer = await lines.whole()
-        except TimeoutError as error:
-            raise LlmError("the language model was too slow") from error
+            whole = bytearray()
+            while came := await _next(response, ends_at_s):
+                whole += came
+                if len(whole) > ANSWER_BYTES:
+                    raise LlmError(NO_END)
         finally:
             response.close()
-        return _reply_of(_json_object(answer))
+        return _reply_of(bytes(whole))
 
     @override
     async def aclose(self) -> None:
@@ -124,32 +129,31 @@ class OpenAiLlm(Llm):
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, body: Mapping[str, Any], budget_s: float) -> aiohttp.ClientResponse:
+    async def _ask(self, body: Mapping[str, Any], due_s: float) -> aiohttp.ClientResponse:
         """Send a request and return the response once its headers say that it succeeded."""
-        raw = json.dumps({"model": self._model, **body}).encode("utf-8")
-        headers = {"Content-Type": "application/json", **self._headers}
-        if traceparent := self._traceparent():
-            headers["traceparent"] = traceparent
         try:
-            with anyio.fail_after(budget_s):
-                response = await self._connected().post(
-                    self._url, data=raw, headers=headers, allow_redirects=False
-                )
+            with anyio.fail_after(max(0.0, due_s - time.monotonic())):
+                return await self._dialects.asked({"model": self._model, **body}, self._post)
         except TimeoutError as error:
             raise LlmError(
                 "the language model did not answer in time", hint="is LLM_BASE_URL reachable?"
             ) from error
+
+    async def _post(self, raw: bytes) -> aiohttp.ClientResponse:
+        headers = {"Content-Type": "application/json", **self._headers}
+        if traceparent := self._traceparent():
+            headers["traceparent"] = traceparent
+        try:
+            response = await self._connected().post(
+                self._url, data=raw, headers=headers, allow_redirects=False
+            )
         except aiohttp.ClientError as error:
             raise LlmError(
                 f"the language model cannot be reached: {type(error).__name__}",
                 hint="is LLM_BASE_URL reachable?",
             ) from error
         if response.status != _HTTP_OK:
-            response.close()
-            raise LlmError(
-                f"the language model answered {response.status}",
-                hint=_HINTS.get(response.status, ""),
-            )
+            raise await refusal_of(response)
         return response
 
     def _connected(self) -> aiohttp.ClientSession:
@@ -164,107 +168,68 @@ class OpenAiLlm(Llm):
         return self._session
 
 
-class _Lines:
-    """A response's body by lines of any length, up to `_MAX_ANSWER_BYTES` in all."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-        self._held = bytearray()
-        self._read_bytes = 0
-
-    async def next(self) -> bytes | None:
-        """Return the next line without its end; None after the last one."""
-        while (end := self._held.find(b"\n")) < 0:
-            if not await self._read():
-                return None
-        line = bytes(self._held[:end]).rstrip(b"\r")
-        del self._held[: end + 1]
-        return line
-
-    async def whole(self) -> bytes:
-        """Return everything that is left."""
-        while await self._read():
-            pass
-        return bytes(self._held)
-
-    async def _read(self) -> bool:
-        try:
-            some = await self._content.readany()
-        except aiohttp.ClientError as error:
-            raise LlmError("the language model broke off in the middle of a reply") from error
-        self._read_bytes += len(some)
-        if self._read_bytes > _MAX_ANSWER_BYTES:
-            raise LlmError("the language model's answer has no end")
-        self._held += some
-        return bool(some)
-
-
-async def _next_event(lines: _Lines, budget_s: float) -> bytes | None:
-    """Return the data of the next server-sent event; None at the end of the body."""
+async def refusal_of(response: aiohttp.ClientResponse) -> Refusal:
+    """Return what a server refused with, as far as it can be read in a moment; closes the response."""
+    answer = bytearray()
     try:
-        with anyio.fail_after(max(0.0, budget_s)):
-            while (line := await lines.next()) is not None:
-                if line.startswith(b"data:"):
-                    return line[5:].strip()
+        if response.status not in TEACHING:
+            return Refusal(response.status, hint=_HINTS.get(response.status, ""))
+        with anyio.move_on_after(_REFUSAL_S), contextlib.suppress(aiohttp.ClientError, OSError):
+            while len(answer) < REFUSAL_BYTES and (came := await response.content.readany()):
+                answer += came
+    finally:
+        response.close()
+    return Refusal(response.status, bytes(answer[:REFUSAL_BYTES]))
+
+
+async def _next(response: aiohttp.ClientResponse, due_s: float) -> bytes:
+    """Return what came since; empty at the end of the body."""
+    try:
+        with anyio.fail_after(max(0.0, due_s - time.monotonic())):
+            return await response.content.readany()
     except TimeoutError as error:
         raise LlmError("the language model fell silent") from error
-    return None
+    except aiohttp.ClientError as error:
+        raise LlmError(BROKE_OFF) from error
 
 
-async def _read_out(lines: _Lines) -> None:
+async def _read_out(response: aiohttp.ClientResponse) -> None:
     """Read what follows the end of a reply, so that the connection can be used again."""
-    with anyio.move_on_after(_READ_OUT_S), contextlib.suppress(LlmError):
-        while await lines.next() is not None:
+    with anyio.move_on_after(_READ_OUT_S), contextlib.suppress(aiohttp.ClientError):
+        while await response.content.readany():
             pass
 
 
-def _piece_of(event: bytes) -> tuple[str, bool]:
-    """Return the text an event adds, and whether the reply ends with it."""
-    if event == _DONE:
-        return "", True
-    chunk = _json_object(event)
-    if "error" in chunk:
-        raise LlmError(f"the language model failed while it spoke{_code_of(chunk['error'])}")
-    choices = chunk.get("choices")
-    if not isinstance(choices, list) or not choices:
-        return "", False
-    first = cast("Mapping[str, Any]", choices[0])
-    return _text_of(first.get("delta")), first.get("finish_reason") is not None
+def _check(reader: ChatReader) -> None:
+    if reader.failure:
+        raise LlmError(reader.failure)
 
 
-def _reply_of(answer: Mapping[str, Any]) -> Reply:
+def _reply_of(raw: bytes) -> Reply:
+    """Read a whole answer, tools included, or the words of one that was streamed all the same.
+
+    One without either is a reply, too: an agent that is done with its tools has nothing to add.
+    """
+    reader = ChatReader()
+    reader.feed(raw)
+    reader.close()
+    if not reader.whole or reader.failure != reader.empty:
+        _check(reader)
+    calls: tuple[ToolCall, ...] = ()
+    if reader.tools:
+        if not reader.whole:
+            raise LlmError("the language model streamed an answer that was to be whole")
+        calls = _calls_of(raw)
+    return Reply(reader.text, calls)
+
+
+def _calls_of(raw: bytes) -> tuple[ToolCall, ...]:
+    answer, _ = parsed(raw.removeprefix(b"\xef\xbb\xbf"))
     try:
-        message = cast("Mapping[str, Any]", answer["choices"][0]["message"])
-        calls = tuple(
+        message: Any = (answer or {})["choices"][0]["message"]
+        return tuple(
             ToolCall(str(c["id"]), str(c["function"]["name"]), str(c["function"]["arguments"]))
-            for c in message.get("tool_calls") or ()
+            for c in message["tool_calls"]
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise LlmError("the language model's answer is no chat completion") from error
-    return Reply(_text_of(message), calls)
-
-
-def _text_of(message: object) -> str:
-    if not isinstance(message, Mapping):
-        return ""
-    content = cast("Mapping[str, object]", message).get("content")
-    return content if isinstance(content, str) else ""
-
-
-def _json_object(raw: bytes) -> Mapping[str, Any]:
-    try:
-        parsed: object = json.loads(raw)
-    except ValueError as error:
-        raise LlmError("the language model's answer is no JSON") from error
-    if not isinstance(parsed, dict):
-        raise LlmError("the language model's answer is no JSON object")
-    return cast("dict[str, Any]", parsed)
-
-
-def _code_of(error: object) -> str:
-    """Return a provider's error code where it is a plain word; its message may hold prompts."""
-    if isinstance(error, Mapping):
-        code = cast("Mapping[str, object]", error).get("code")
-        if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,64}", code):
-            return f": {code}"
-    return ""

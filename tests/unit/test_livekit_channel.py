@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from livekit import rtc
 from livekit.agents import (
     Agent,
+    APIStatusError,
     ConversationItemAddedEvent,
     JobContext,
     StopResponse,
@@ -42,6 +43,7 @@ from sidecar.channels.link.frames import (
 from sidecar.channels.link.outbox import Outbox
 from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
+from sidecar.channels.livekit import memory as in_prompts
 from sidecar.channels.livekit.caller import (
     Identification,
     hints_of_metadata,
@@ -323,6 +325,79 @@ def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
     assert "- 0: " not in heeded.text
     assert 3_000 <= heeded.heed("y" * (GUIDANCE_CHARS + 3_000))
     assert len(heeded.text) < GUIDANCE_CHARS + 200
+
+
+@pytest.mark.parametrize(
+    ("turns", "joined"),
+    [
+        (
+            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")],
+            ["s\nGUIDE", "a", "b", f"{FENCED}\nc"],
+        ),
+        ([("user", "a")], ["GUIDE", f"{FENCED}\na"]),
+        ([("system", "s")], ["s\nGUIDE", FENCED]),
+        ([("system", "s"), ("assistant", "b")], ["s\nGUIDE", FENCED, "b"]),
+        ([], ["GUIDE", FENCED]),
+    ],
+)
+def test_memory_can_join_a_message(turns: list[tuple[str, str]], joined: list[str]) -> None:
+    """Joined, memory and guidance add no second message of a role; the conversation stays as it is."""
+    context = chat(*turns)
+    before = context.to_dict()
+    prompt = with_memory(context, FENCED, "GUIDE", joined=True)
+    assert contents(prompt.to_provider_format("openai")[0]) == joined
+    assert before == context.to_dict()
+
+
+def alternate(prompt: list[dict[str, Any]]) -> None:
+    """Raise as a model's server does whose template wants roles by turns."""
+    kinds = [kind for kind in roles(prompt) if kind != "system"]
+    if any(kind != ("user", "assistant")[n % 2] for n, kind in enumerate(kinds)):
+        said = "Conversation roles must alternate user/assistant/user/assistant/..."
+        raise APIStatusError("Error code: 400", status_code=400, body={"message": said})
+
+
+async def test_a_model_that_wants_turns_hears_of_the_caller(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a template refuses the memory as a message of its own, it joins the caller's words."""
+    monkeypatch.setattr(in_prompts, "_in_turns", set[str]())
+    sidecar.memory_of = remembering(FENCED)
+    prompts: list[list[dict[str, Any]]] = []
+
+    def reply(_: str) -> str:
+        alternate(prompts[-1])
+        return "Hello Ada."
+
+    made = studio(reply)
+    prompts = made.model.prompts
+    async with remembered(sidecar, tmp_path, made):
+        for number in (1, 2):
+            made.ear.says("Do you know me?")
+            await made.until_committed(2 * number)
+    assert ["Hello Ada."] * 2 == [item.text_content for item in made.items[1::2]]
+    assert ["system", "user", "user"] == roles(made.model.prompts[0])
+    assert all(len(roles(prompt)) in {2, 4} for prompt in made.model.prompts[1:])
+    assert f"{FENCED}\nDo you know me?" == contents(made.model.prompts[-1])[-1]
+
+
+async def test_another_refusal_of_a_model_is_the_agents(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """What is not about the memory's place goes to LiveKit as it came, and nothing is asked twice."""
+    sidecar.memory_of = remembering(FENCED)
+
+    def reply(_: str) -> str:
+        raise APIStatusError("Error code: 400", status_code=400, body={"message": "no such model"})
+
+    made = studio(reply)
+    errors: list[Any] = []
+    made.session.on("error", errors.append)
+    async with remembered(sidecar, tmp_path, made):
+        made.ear.says("Do you know me?")
+        await made.until(lambda: bool(errors))
+        await made.until_committed(1)
+    assert 1 == len(made.model.prompts)
 
 
 async def test_a_tool_call_does_not_double_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from sidecar.errors import LlmError
 from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
 from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
+from tests.llm.answers import ANSWERS, CALLS, PLAIN, THOUGHT, data, says, whole
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -167,12 +168,12 @@ async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("", "broke off"),
+        ("", "empty"),
         ("data: {no json\n\n", "no JSON"),
         ("data: []\n\n", "no JSON object"),
         ('data: {"error": {"message": "canary", "code": "overloaded"}}\n\n', ": overloaded"),
         ("data: [DONE]\n\n", "empty"),
-        (": a comment\n\nevent: x\n\n", "broke off"),
+        (": a comment\n\nevent: x\n\n", "empty"),
     ],
 )
 async def test_a_stream_of_nonsense_is_an_error(body: str, why: str) -> None:
@@ -228,3 +229,137 @@ async def test_the_server_obeys_its_controls() -> None:
         assert [len(d["embedding"]) for d in (await embedded.json())["data"]] == [4, 4]
         assert (await (await client.get("/v1/models")).json())["data"]
     assert server.log.maxlen == LOG_LIMIT
+
+
+def sending(body: bytes, content_type: str, *, size: int = 1 << 20) -> web.Application:
+    """Sends a body in pieces, with this content type or none."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if content_type:
+            response.content_type = content_type
+        await response.prepare(request)
+        for start in range(0, len(body), size):
+            await response.write(body[start : start + size])
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    return app
+
+
+@pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))
+async def test_every_kind_of_answer(name: str) -> None:
+    """Each is heard as its words, and else is an error; a tool call is nothing to hear here."""
+    body, heard, content_type = {**ANSWERS, **CALLS}[name]
+    async with talking(sending(body, content_type, size=97)) as (llm, _):
+        if heard:
+            pieces = await streamed(llm)
+            assert "".join(pieces) == heard
+            assert pieces[0].strip()
+        else:
+            with pytest.raises(LlmError) as failure:
+                await streamed(llm)
+            assert "canary" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+async def test_tool_calls_of_every_kind(name: str) -> None:
+    """A whole answer is read with its calls; calls in a stream nobody asked for are an error."""
+    body, _, content_type = CALLS[name]
+    async with talking(sending(body, content_type)) as (llm, _):
+        if content_type == "application/json":
+            assert (await llm.complete([said("bye")])).tool_calls[0].name == "endCall"
+        else:
+            with pytest.raises(LlmError):
+                await llm.complete([said("bye")])
+
+
+async def test_an_agent_may_have_nothing_to_add() -> None:
+    """A whole answer without words is one; an error beside it is not."""
+    async with talking(sending(whole({"content": None}), "application/json")) as (llm, _):
+        assert await llm.complete([said("done?")]) == Reply("")
+    failed = whole({"content": None}, error={"code": "x"})
+    async with talking(sending(failed, "application/json")) as (llm, _):
+        with pytest.raises(LlmError, match="failed while it spoke: x"):
+            await llm.complete([said("done?")])
+
+
+@pytest.mark.parametrize("first", [b"", data(says("One moment."))])
+@pytest.mark.parametrize("silent", [b": ping\n\n", data(THOUGHT), data(says(" "))])
+async def test_what_nobody_hears_is_silence(first: bytes, silent: bytes) -> None:
+    """Comments, thought and blanks without end put no deadline off, before a word or after it."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(first)
+        while True:
+            await response.write(silent)
+            await anyio.sleep(0.01)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with talking(app, first_token_timeout_s=0.3) as (llm, _):
+        with anyio.fail_after(5), pytest.raises(LlmError, match="silent"):
+            await streamed(llm)
+
+
+class Strict:
+    """A server that takes one dialect alone, and says of anything else what it does not take.
+
+    Args:
+        refuses: Returns what it answers a body with, as status and text; None: it takes it.
+    """
+
+    def __init__(self, refuses: Callable[[dict[str, Any]], tuple[int, str] | None]) -> None:
+        self.refuses = refuses
+        self.bodies: list[dict[str, Any]] = []
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._answer)
+        return app
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.bodies.append(body)
+        if refused := self.refuses(body):
+            return web.Response(status=refused[0], text=refused[1])
+        return web.Response(body=PLAIN)
+
+
+def wants_turns(body: dict[str, Any]) -> tuple[int, str] | None:
+    roles = [message["role"] for message in body["messages"]]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        return None
+    return 400, '{"message": "Conversation roles must alternate user/assistant/user/..."}'
+
+
+async def test_a_dialect_is_learnt_once() -> None:
+    """A template that wants roles by turns gets them, from the first refusal on; no word is lost."""
+    server = Strict(wants_turns)
+    async with talking(server.app()) as (llm, _):
+        messages = [{"role": "system", "content": "Be Ada."}, said("MEMORY"), said("Hello")]
+        for _ in range(2):
+            assert "".join([piece async for piece in llm.stream(messages)]) == "Fine, thanks."
+    assert len(server.bodies) == 3
+    assert server.bodies[2]["messages"][1] == said("MEMORY\n\nHello")
+
+
+async def test_half_a_character_costs_no_reply() -> None:
+    """A text that was cut within a character is sent with a mark in its place."""
+    server = Strict(lambda _: None)
+    async with talking(server.app()) as (llm, _):
+        assert await streamed(llm, "cut \ud83d")
+    assert server.bodies[0]["messages"][0]["content"] == "cut \ufffd"
+
+
+async def test_a_refusal_that_teaches_nothing_is_final() -> None:
+    """What names nothing that could be left out is an error at once."""
+    server = Strict(lambda _: (400, '{"message": "no"}'))
+    async with talking(server.app()) as (llm, _):
+        with pytest.raises(LlmError, match="400"):
+            await streamed(llm)
+    assert len(server.bodies) == 1

@@ -11,16 +11,17 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from hypothesis import given, strategies
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
-from sidecar.channels.vapi.bodies import about, passed_on
+from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.callers import is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.passed import IMAGE_TOKENS, held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.projection import Block as Said
 from sidecar.channels.vapi.recall import Known, as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
@@ -117,12 +118,12 @@ class TestDoor:
 
 
 class TestNames:
-    @given(strategies.from_regex(r"\+[1-9][0-9]{6,14}", fullmatch=True), strategies.data())
+    @given(st.from_regex(r"\+[1-9][0-9]{6,14}", fullmatch=True), st.data())
     def test_two_whole_numbers_are_one_only_if_they_are_equal(
-        self, number: str, data: strategies.DataObject
+        self, number: str, data: st.DataObject
     ) -> None:
         """A number with its country code is no other's, not even where it ends like it."""
-        longer = number[0] + data.draw(strategies.from_regex(r"[1-9]{0,3}", fullmatch=True))
+        longer = number[0] + data.draw(st.from_regex(r"[1-9]{0,3}", fullmatch=True))
         other = longer + number[1:]
         assert is_same_number(number, other) == (number == other)
         assert is_same_number(other, f" {other[:4]} {other[4:]} ")
@@ -225,10 +226,35 @@ class TestLimits:
     def test_a_day(self) -> None:
         """A tenant's budget ends with its tokens and is new on the next day."""
         budget = Budget(100)
-        budget.use("acme", 100, now_s=10.0)
-        assert not budget.left("acme", now_s=20.0)
-        assert budget.left("zen", now_s=20.0)
-        assert budget.left("acme", now_s=86_401.0)
+        reserved = budget.reserve("acme", 100, now_s=10.0)
+        assert reserved is not None
+        assert budget.reserve("acme", 1, now_s=20.0) is None
+        assert budget.reserve("zen", 100, now_s=20.0)
+        assert budget.reserve("acme", 100, now_s=86_401.0)
+        budget.settle(reserved, 30, now_s=86_402.0)
+        assert budget.used("acme", now_s=86_402.0) == 130
+
+    @given(
+        st.integers(1, 1_000),
+        st.lists(st.tuples(st.integers(0, 400), st.floats(0, 1), st.integers(0, 5)), max_size=60),
+    )
+    def test_no_day_is_overspent(self, limit: int, requests: list[tuple[int, float, int]]) -> None:
+        """However many are under way, what they use is never more than the day's limit."""
+        budget, under_way = Budget(limit), []
+        used = 0
+        for tokens, share, ended in requests:
+            if reserved := budget.reserve("acme", tokens, now_s=0.0):
+                under_way.append((reserved, int(tokens * share)))
+            for _ in range(min(ended, len(under_way))):
+                one, cost = under_way.pop(0)
+                budget.settle(one, cost, now_s=1.0)
+                used += cost
+            assert used + sum(cost for _, cost in under_way) <= limit
+            assert budget.used("acme", now_s=1.0) <= limit
+        for one, cost in under_way:
+            budget.settle(one, cost, now_s=1.0)
+            used += cost
+        assert budget.used("acme", now_s=1.0) == used
 
 
 class TestControl:
@@ -296,33 +322,6 @@ class TestControl:
             await PublicResolver(Rebound()).resolve("phone.vapi.ai", 443)
 
 
-class TestFrames:
-    def test_what_we_say_has_choices_in_every_frame(self) -> None:
-        """A spoken fallback is frames that VAPI can read, finished and ended."""
-        stream = sse.spoken("Sorry?", model="m", created_s=1.0, answer_id="x")
-        frames = [f for f in stream.split(b"\n\n") if f]
-        assert frames[-1] == b"data: [DONE]"
-        assert all(isinstance(json.loads(f[5:])["choices"], list) for f in frames[:-1])
-        told = sse.read(stream)
-        assert (told.text, told.ended) == ("Sorry?", True)
-
-    def test_reading_cut_streams(self) -> None:
-        """A copy cut anywhere is read as far as it goes."""
-        stream = sse.spoken("One two", model="m", created_s=1.0, answer_id="x")
-        for cut in range(len(stream)):
-            told = sse.read(stream[:cut])
-            assert told.text in {"", "One two"}
-        assert not sse.read(stream[:40]).ended
-
-    def test_a_role_is_no_word(self) -> None:
-        """Only words and tool calls count as a first token."""
-        assert not sse.is_heard(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
-        assert sse.is_heard(b'data: {"choices":[{"delta":{"content":"Hi"}}]}')
-        assert sse.is_heard(b'data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}')
-        assert sse.is_failure(b'data: {"error": {"message": "x"}}')
-        assert not sse.is_failure(b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}')
-
-
 class TestBodies:
     def test_memory_stands_after_the_first_system_message(self) -> None:
         """The history keeps its order; the fence stands second, or first where no prompt is."""
@@ -333,6 +332,69 @@ class TestBodies:
         assert set(body) == {"model", "messages", "stream", "max_tokens"}
         bare = passed_on({"messages": [{"role": "user"}]}, "MEMORY", model="m", max_tokens=10)
         assert bare["messages"][0]["content"] == "MEMORY"
+
+    @pytest.mark.parametrize(
+        ("allow", "kept", "said"),
+        [
+            ((), ["endCall"], ("reasoning_effort", "web_search", "a tool without a type")),
+            (("web_search",), ["endCall", "web"], ("reasoning_effort", "a tool without a type")),
+            (
+                ("reasoning_effort",),
+                ["endCall"],
+                ("web_search", "a tool without a type"),
+            ),
+        ],
+    )
+    def test_what_costs_more_passes_by_leave_alone(
+        self, allow: tuple[str, ...], kept: list[str], said: tuple[str, ...]
+    ) -> None:
+        """Tools that the model's server runs and its effort pass where the owner named them."""
+        tools: list[Any] = [
+            {"type": "function", "name": "endCall"},
+            {"type": "web_search", "name": "web"},
+            {"name": "nothing"},
+            {"type": ["function"]},
+            "web_search",
+        ]
+        asked = {"messages": [], "tools": tools, "reasoning_effort": "high"}
+        body = passed_on(asked, "", model="m", max_tokens=10, allow=allow)
+        assert [tool["name"] for tool in body["tools"]] == kept
+        assert ("reasoning_effort" in body) is ("reasoning_effort" in allow)
+        assert held_back(asked, allow) == said
+
+    def test_a_choice_of_no_tool(self) -> None:
+        """Without a tool that may pass there is no choice of one."""
+        choice = {"type": "web_search"}
+        asked = {
+            "messages": [],
+            "tools": [choice],
+            "tool_choice": choice,
+            "parallel_tool_calls": True,
+        }
+        assert set(passed_on(asked, "", model="m", max_tokens=1)) == {
+            "model",
+            "messages",
+            "max_tokens",
+        }
+        both = {**asked, "tools": [{"type": "function"}, choice]}
+        body = passed_on(both, "", model="m", max_tokens=1)
+        assert (body["tools"], "tool_choice" in body) == ([{"type": "function"}], False)
+        assert "tool_choice" in passed_on(both, "", model="m", max_tokens=1, allow=["web_search"])
+
+    def test_what_a_prompt_costs(self) -> None:
+        """Text by its length, an image by what images cost, wherever its data stands."""
+        data_url = "data:image/png;base64," + "A" * 8_000
+        sound = {"type": "input_audio", "input_audio": {"data": "A" * 8_000, "format": "wav"}}
+        for part, least, most in (
+            ({"type": "text", "text": "A" * 8_000}, 2_000, 2_100),
+            ({"type": "image_url", "image_url": {"url": "https://x/y.png"}}, 1_500, 1_600),
+            ({"type": "image_url", "image_url": {"url": data_url}}, 1_500, 1_600),
+            ({"type": "input_image", "image_url": data_url}, 1_500, 1_600),
+            (sound, 2_000, 2_100),
+        ):
+            body = {"messages": [{"role": "user", "content": [part]}, "x", {"content": 7}]}
+            assert least <= prompt_tokens(body, json.dumps(body).encode()) <= most
+        assert IMAGE_TOKENS == 1_500
 
     def test_a_browser_names_nobody(self) -> None:
         """On web calls what the overrides say counts only where the owner trusts them."""

@@ -14,23 +14,6 @@ _STAMP_LIMIT_MS = 1e14  # year 5138
 _OUTBOUND = "outboundPhoneCall"
 _BY_PHONE = frozenset({"inboundPhoneCall", _OUTBOUND})
 NONE: Object = {}
-# What goes on to the model's server; everything else in a request is VAPI's own.
-_PASSED = (
-    "messages",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "presence_penalty",
-    "frequency_penalty",
-    "reasoning_effort",
-    "stream",
-    "stream_options",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,35 +88,6 @@ def about(body: Object, *, trust_web: bool) -> About:
         control_url=_short(child(call, "monitor").get("controlUrl"), 1_000),
         stamp_ms=_stamp_ms(body.get("timestamp")),
     )
-
-
-def passed_on(
-    asked: Mapping[str, Any], memory: str, *, model: str, max_tokens: int
-) -> dict[str, Any]:
-    """Return what goes to the model: the request without VAPI's own fields, memory put in.
-
-    Memory stands after the first system message: the assistant's own words stay a cacheable prefix.
-
-    Args:
-        asked: As it came.
-        memory: The fenced text; empty puts nothing in.
-        model: Which is asked.
-        max_tokens: The request's own limit counts where it is lower.
-    """
-    body: dict[str, Any] = {"model": model}
-    body |= {name: asked[name] for name in _PASSED if asked.get(name) is not None}
-    limits = [asked.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    named = [n for n in limits if isinstance(n, int) and not isinstance(n, bool) and n > 0]
-    wanted = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
-    body[wanted] = min([*named, max_tokens])
-    if memory:
-        messages = list(asked["messages"])
-        systems = [i for i, message in enumerate(messages) if message.get("role") == "system"]
-        place = systems[0] + 1 if systems else 0
-        # Role user: it stems from callers' words, which get no system message's authority.
-        messages.insert(place, {"role": "user", "content": memory})
-        body["messages"] = messages
-    return body
 
 
 def child(parent: Object, name: str) -> Object:

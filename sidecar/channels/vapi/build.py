@@ -18,7 +18,7 @@ from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.routes import Vapi
 from sidecar.channels.vapi.upstream import HttpUpstream, LlmUpstream, Upstream
 from sidecar.channels.vapi.webhook import Assistant, Webhook
-from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, values_of
+from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, names_of, values_of
 from sidecar.errors import ConfigError
 from sidecar.llm.port import Llm
 from sidecar.memory.archive import Archive
@@ -124,11 +124,12 @@ def _upstream(settings: Settings, llm: Llm) -> Upstream:
 def _policy(settings: Settings) -> Policy:
     return Policy(
         model=settings.llm_model,
-        models=frozenset(name.strip() for name in settings.vapi_models.split(",") if name.strip()),
+        models=names_of(settings.vapi_models),
         max_tokens=settings.vapi_max_tokens,
         fallback_s=settings.vapi_fallback_s,
         fallback_text=settings.vapi_fallback_text or FALLBACK_TEXT,
         call_tokens=settings.vapi_call_tokens,
+        allow=names_of(settings.vapi_allow),
         trust_web=settings.vapi_trust_web,
         provider=_provider(settings),
     )

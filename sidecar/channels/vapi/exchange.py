@@ -57,10 +57,9 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
         Refused: it is larger than `limit_bytes` (413) or took longer than `BODY_S` (408).
         Gone: the client went.
     """
-    too_large = Refused(413, f"a body holds at most {limit_bytes} bytes")
-    length = headers_of(scope).get("content-length", "0")
+    length = next((v for name, v in scope["headers"] if name == b"content-length"), b"0")
     if not length.isdigit() or int(length) > limit_bytes:
-        raise too_large
+        raise _too_large(limit_bytes)
     parts: list[bytes] = []
     size = 0
     with anyio.CancelScope(deadline=anyio.current_time() + BODY_S):
@@ -71,11 +70,15 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
             part: bytes = message.get("body", b"")
             size += len(part)
             if size > limit_bytes:
-                raise too_large
+                raise _too_large(limit_bytes)
             parts.append(part)
             if not message.get("more_body"):
                 return b"".join(parts)
     raise Refused(408, f"the body did not come within {BODY_S:g} s")
+
+
+def _too_large(limit_bytes: int) -> Refused:
+    return Refused(413, f"a body holds at most {limit_bytes} bytes")
 
 
 def object_of(body: bytes) -> Mapping[str, Any]:

@@ -38,9 +38,21 @@ class RateCap:
         return wait_s
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens that a request may still use; given back by `Budget.settle`."""
+
+    tenant: str
+    day: int
+    tokens: int
+
+
 @dataclass(slots=True)
 class Budget:
-    """Model tokens by tenant and day, UTC.
+    """Model tokens by tenant and day, UTC: reserved before the model is asked, settled after.
+
+    What is reserved counts as used, so that requests at the same moment can't each have what is
+    left of a day.
 
     Attributes:
         day_tokens: A tenant's limit per day; 0: none.
@@ -49,14 +61,27 @@ class Budget:
     day_tokens: int
     _used: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
-    def left(self, tenant: str, *, now_s: float) -> bool:
-        """Whether the tenant has anything left today."""
-        return not self.day_tokens or self._today(tenant, now_s) < self.day_tokens
+    def reserve(self, tenant: str, tokens: int, *, now_s: float) -> Reservation | None:
+        """Set tokens of today aside; None where they don't fit any more."""
+        used = self.used(tenant, now_s=now_s)
+        if self.day_tokens and used + tokens > self.day_tokens:
+            return None
+        day = _day(now_s)
+        self._used[tenant] = (day, used + tokens)
+        return Reservation(tenant, day, tokens)
 
-    def use(self, tenant: str, tokens: int, *, now_s: float) -> None:
-        """Count tokens."""
-        self._used[tenant] = (int(now_s // _DAY_S), self._today(tenant, now_s) + tokens)
+    def settle(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
+        """Put what was used, today, in place of a reservation. Once for each."""
+        day = _day(now_s)
+        back = reservation.tokens if reservation.day == day else 0
+        used = self.used(reservation.tenant, now_s=now_s)
+        self._used[reservation.tenant] = (day, max(0, used - back) + used_tokens)
 
-    def _today(self, tenant: str, now_s: float) -> int:
+    def used(self, tenant: str, *, now_s: float) -> int:
+        """Return what a tenant has used today, what is reserved included."""
         day, used = self._used.get(tenant, (0, 0))
-        return used if day == int(now_s // _DAY_S) else 0
+        return used if day == _day(now_s) else 0
+
+
+def _day(now_s: float) -> int:
+    return int(now_s // _DAY_S)

@@ -18,6 +18,7 @@ from yarl import URL
 
 from sidecar.channels.vapi import sse
 from sidecar.errors import LlmError
+from sidecar.llm.openai import refusal_of
 from sidecar.llm.port import Llm
 
 KEEP_ALIVE_S = 90.0
@@ -52,7 +53,8 @@ class Upstream(Protocol):
         Has no deadline of its own: the caller's scope is. `traceparent` names the span of it.
 
         Raises:
-            LlmError: it cannot be reached or refused; no words of either side are in it.
+            LlmError: it cannot be reached; no words of either side are in it.
+            Refusal: it answered with another status than 200.
         """
         ...
 
@@ -97,8 +99,7 @@ class HttpUpstream:
                 hint="is LLM_BASE_URL reachable?",
             ) from error
         if response.status != _HTTP_OK:
-            response.close()
-            raise LlmError(f"the language model answered {response.status}")
+            raise await refusal_of(response)
         return _HttpReply(response)
 
     async def warm(self) -> None:

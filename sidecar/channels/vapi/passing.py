@@ -1,0 +1,120 @@
+"""A model's stream on its way to VAPI: bytes in, frames that VAPI can read out. Pure.
+
+Nothing goes out before there is something to hear, or a tool to run: until then the reply can still
+be another one. From there on the usual frames pass as they came, unread, since all streams of a
+process share one loop; they are read later, many at once. Whatever is unusual is read at once, and
+written as VAPI wants it: one frame a line with a list of `choices`, and an end.
+"""
+
+import re
+
+from sidecar.channels.vapi import sse
+from sidecar.llm import wire
+
+# Of the frames that most servers write; what neither fits is read.
+_FIRST_WORD = re.compile(
+    rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
+)
+_ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
+
+
+class Passing:
+    """One stream.
+
+    Attributes:
+        reader: What was read so far; `look` brings it up to date.
+        heard: There was something to hear, or a tool to run: bytes went out.
+    """
+
+    def __init__(self) -> None:
+        self.reader = wire.ChatReader()
+        self.heard = False
+        self._held: list[bytes] = []
+        self._unread: list[bytes] = []
+        self._newest: bool | None = False
+        self._closed = False
+
+    def feed(self, came: bytes) -> bytes:
+        """Take what came; return what goes out now."""
+        if not self._closed and self.reader.between_lines and _is_usual(came):
+            if self.heard or _FIRST_WORD.search(came):
+                return self._unread_too(came)
+            if _ONLY_ROLE.search(came) and came.count(b"\n") == 2 and b'"tool_calls"' not in came:  # noqa: PLR2004
+                self._held.append(came)
+                self._unread.append(came)
+                self._newest = None
+                return b""
+        self._catch_up()
+        moved = self.reader.moved
+        out = self._out(self.reader.feed(came))
+        self._newest = self.reader.moved > moved
+        if self.reader.done and self.heard and not self._closed:
+            self._closed = True
+            return out + sse.DONE
+        return out
+
+    def close(self) -> bytes:
+        """Take the end of the body; return what is left to go out, with the end of the stream."""
+        if self._closed:
+            return b""
+        self._catch_up()
+        reader = self.reader
+        ended, self._newest = reader.ended, False
+        rest = self._out(reader.close())
+        if reader.failure or not self.heard:
+            return rest
+        finish = b"" if ended or reader.ended else sse.frame(wire.frame_of({}, {}, "stop"))
+        return rest + finish + sse.DONE
+
+    def look(self) -> bool:
+        """Read what has passed; return whether a caller heard something of what came last."""
+        if self._newest is None:
+            newest = self._unread.pop()  # of which the others are read apart
+            self._catch_up()
+            moved = self.reader.moved
+            self.reader.feed(newest)
+            self._newest = self.reader.moved > moved
+        return self._newest
+
+    def _unread_too(self, came: bytes) -> bytes:
+        self._unread.append(came)
+        self._newest = None
+        if self.heard:
+            return came
+        self.heard = True
+        held, self._held = self._held, []
+        return b"".join([*held, came])
+
+    def _catch_up(self) -> None:
+        if self._unread:
+            self.reader.feed(b"".join(self._unread))
+            self._unread.clear()
+
+    def _out(self, chunks: list[wire.Chunk]) -> bytes:
+        if not chunks:
+            return b""
+        frames = [sse.frame(chunk.data) for chunk in chunks]
+        if not self.heard:
+            self._held += frames
+            if not (self.reader.words or self.reader.tools):
+                return b""
+            self.heard = True
+            frames, self._held = self._held, []
+        return b"".join(frames)
+
+
+def _is_usual(came: bytes) -> bool:
+    """Whether these are whole frames, each with words in one string, and nothing else."""
+    if not (came.startswith(b"data: {") and came.endswith(b"}\n\n")) or b'"error"' in came:
+        return False
+    frames = came.count(b"\n") // 2
+    if frames == 1:
+        return (b'"content":"' in came or b'"content": "' in came) and (
+            b'"choices":[{' in came or b'"choices": [{' in came
+        )
+    return (
+        came.count(b"}\n\ndata: {") == frames - 1
+        and came.count(b"\n") == 2 * frames
+        and came.count(b'"content":"') + came.count(b'"content": "') == frames
+        and came.count(b'"choices":[{') + came.count(b'"choices": [{') == frames
+    )

@@ -1,0 +1,273 @@
+"""One reply on its way from the model to VAPI, and what is said in its place. See `completions`."""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+from starlette.types import Send
+
+from sidecar import telemetry
+from sidecar.channels.vapi import sse
+from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.exchange import Headers, answer
+from sidecar.channels.vapi.limits import Reservation
+from sidecar.channels.vapi.passing import Passing
+from sidecar.channels.vapi.projection import Block
+from sidecar.channels.vapi.upstream import Reply, Upstream
+from sidecar.errors import LlmError
+from sidecar.llm.dialects import Dialect, Dialects
+from sidecar.llm.wire import ChatReader
+from sidecar.telemetry import Emit
+from sidecar.tracing import Span
+
+STREAM_HEADERS: Final[Headers] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+TOTAL_S: Final = 120.0
+_LOOK_S: Final = 1.0  # between two looks at what passed, at most
+_READ_OUT_S: Final = 1.0  # after the last word: the count of tokens, the end of the body
+
+
+class CutOff(Exception):
+    """The reply can't go on; the message says why, in a word."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request for a reply, on its way.
+
+    Attributes:
+        call: Its call; None: the request names none.
+        asked: As VAPI sent it.
+        blocks: Its history, as read.
+        prompt: What goes to the model.
+        body: The JSON of it.
+        model: Who is asked.
+        tenant: Whose credential it came with.
+        span: Of the request to the model.
+        passing: What the model streams.
+        reserved: What was set aside of the day; None: nothing was to be had.
+        prompt_tokens: What `prompt` is about to cost.
+        asked_model: The model's server took it, or may have.
+        stream: Of `VapiCall.begin`.
+        started: Something went out.
+        sent_bytes: How much.
+        spoke: What was said in place of a reply, or after half of one.
+        how: How it ended.
+        gone: VAPI went away.
+        first_s: Seconds to the first thing that a caller can hear; None: nothing came.
+        look_at_s: When what passed is next looked at.
+        over: The model has said its last word.
+    """
+
+    call: VapiCall | None
+    asked: Mapping[str, Any]
+    blocks: tuple[Block, ...]
+    prompt: Mapping[str, Any]
+    body: bytes
+    model: str
+    tenant: str
+    span: Span
+    passing: Passing = field(default_factory=Passing)
+    reserved: Reservation | None = None
+    prompt_tokens: int = 0
+    asked_model: bool = False
+    stream: object = None
+    started: bool = False
+    sent_bytes: int = 0
+    spoke: str = ""
+    how: str = "superseded"
+    gone: bool = False
+    first_s: float | None = None
+    look_at_s: float = 0.0
+    over: bool = False
+
+    @property
+    def reader(self) -> ChatReader:
+        """What the model answered."""
+        return self.passing.reader
+
+    @property
+    def text(self) -> str:
+        """What went out to be spoken."""
+        said = self.reader.text if self.passing.heard else ""
+        return f"{said} {self.spoke}" if said and self.spoke else said or self.spoke
+
+
+class Replies:
+    """Has the model write replies, and passes them on.
+
+    Args:
+        upstream: Who writes them.
+        fallback_s: See `completions.Policy`.
+        emit: Where events go.
+        wall: Unix time as the machine has it now.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        fallback_s: float,
+        emit: Emit,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._upstream = upstream
+        self._fallback_s = fallback_s
+        self._look_s = min(_LOOK_S, fallback_s / 8)
+        self._emit = emit
+        self._wall = wall
+        self._dialects = Dialects(self._learnt)
+
+    async def send(self, turn: Request, send: Send) -> None:
+        """Ask the model and send its reply, streamed or whole, as VAPI asked for it.
+
+        Raises:
+            LlmError, CutOff: it failed, broke off, fell silent or said nothing; what was sent ends
+                with a frame.
+        """
+        if turn.asked.get("stream") is True:
+            await self._pass_through(turn, send)
+        else:
+            await self._pass_whole(turn, send)
+
+    async def _ask(self, turn: Request) -> Reply:
+        """Send the request as the model's server takes it."""
+
+        async def ask(raw: bytes) -> Reply:
+            turn.asked_model = True
+            return await self._upstream.ask(raw, turn.span.traceparent)
+
+        try:
+            return await self._dialects.asked(turn.prompt, ask, raw=turn.body)
+        except LlmError:
+            turn.asked_model = False
+            raise
+
+    def _learnt(self, model: str, dialect: Dialect) -> None:
+        self._emit(
+            telemetry.model_dialect_learnt,
+            model=model,
+            refused=", ".join(sorted(dialect.refused)),
+            roles=dialect.roles.name.lower(),
+        )
+
+    async def _pass_through(self, turn: Request, send: Send) -> None:
+        """Send the model's stream on."""
+        reply: Reply | None = None
+        passing = turn.passing
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
+                reply = await self._ask(turn)
+                try:
+                    await self._copy(turn, reply, send, silence)
+                except LlmError:
+                    if not _is_over(passing):
+                        raise
+            if silence.cancelled_caught and not _is_over(passing):
+                raise CutOff("the language model was too slow")
+            if rest := passing.close():
+                await self._send_piece(turn, send, rest)
+            if turn.reader.failure:
+                raise CutOff(turn.reader.failure)
+            turn.how = "ended"
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            if reply is not None:
+                reply.close()
+
+    async def _copy(
+        self, turn: Request, reply: Reply, send: Send, silence: anyio.CancelScope
+    ) -> None:
+        """Send frames on to the end of the body.
+
+        `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
+        last word.
+        """
+        began_s = silence.deadline - self._fallback_s
+        turn.look_at_s = began_s + self._look_s
+        passing, reader = turn.passing, turn.reader
+        while came := await reply.next():
+            if out := passing.feed(came):
+                await self._send_piece(turn, send, out)
+            if reader.failure:
+                raise CutOff(reader.failure)
+            if turn.over or not (passing.heard or reader.ended):
+                continue
+            now_s = anyio.current_time()
+            if turn.first_s is None and passing.heard:
+                turn.first_s = now_s - began_s
+            if reader.ended:
+                turn.over = True
+                silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
+            elif now_s >= turn.look_at_s and passing.look():
+                # Once in a while: reading each frame, and moving a deadline for each, would cost
+                # more than passing it on.
+                turn.look_at_s = now_s + self._look_s
+                silence.deadline = min(now_s + self._fallback_s, began_s + TOTAL_S)
+
+    async def _send_piece(self, turn: Request, send: Send, piece: bytes) -> None:
+        if not turn.started:
+            turn.started = True
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)}
+            )
+        turn.sent_bytes += len(piece)
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def _pass_whole(self, turn: Request, send: Send) -> None:
+        """Send the model's whole answer on, or what it streams in place of one."""
+        reply: Reply | None = None
+        whole = bytearray()
+        reader = turn.reader
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
+                reply = await self._ask(turn)
+                while not reader.failure and (piece := await reply.next()):
+                    reader.feed(piece)
+                    whole += piece
+            if silence.cancelled_caught:
+                raise CutOff("the language model was too slow")
+            reader.close()
+            if not reader.failure and not reader.whole and not reader.words:
+                raise CutOff("the language model's answer is no chat completion")
+            if reader.failure:
+                raise CutOff(reader.failure)
+        finally:
+            if reply is not None:
+                reply.close()
+        turn.started = turn.passing.heard = True
+        turn.how = "ended"
+        if not reader.whole:
+            whole[:] = sse.answer(reader.text, **self._about_answer(turn))
+        turn.sent_bytes = len(whole)
+        await answer(send, 200, bytes(whole))
+
+    async def speak(self, turn: Request, send: Send, text: str) -> None:
+        """Say `text`, after whatever was sent."""
+        turn.spoke = text
+        about_answer = self._about_answer(turn)
+        if turn.asked.get("stream") is not True:
+            await answer(send, 200, sse.answer(text, **about_answer))
+            return
+        frames = sse.spoken(f" {text}" if turn.started else text, **about_answer)
+        await self._send_piece(turn, send, frames)
+        await send({"type": "http.response.body", "body": b""})
+
+    def _about_answer(self, turn: Request) -> dict[str, Any]:
+        return {
+            "model": turn.model,
+            "created_s": self._wall(),
+            "answer_id": f"chatcmpl-fallback-{uuid.uuid4().hex}",
+        }
+
+
+def _is_over(passing: Passing) -> bool:
+    """Whether the model has said its last word, whatever follows."""
+    passing.look()
+    return passing.reader.ended

@@ -1,0 +1,407 @@
+"""VAPI's model endpoint as an ASGI application on fakes, in virtual time."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.completions import (
+    FALLBACK_TEXT,
+    OVER_BUDGET_TEXT,
+    Completions,
+    Policy,
+)
+from sidecar.channels.vapi.deliveries import Deliveries
+from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.errors import LlmError
+from sidecar.llm.dialects import Refusal
+from tests.llm.answers import (
+    ANSWERS,
+    CALLS,
+    DONE,
+    PLAIN,
+    ROLE,
+    STOP,
+    THOUGHT,
+    USAGE,
+    data,
+    says,
+)
+from tests.unit.test_vapi_call import World
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+CALL = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": "+14155550123"}}
+FALLBACK_S = 8.0
+PING = b": ping\n\n"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+class Scripted:
+    """A model's server that answers by a script: bytes to send, seconds to wait, an error to raise.
+
+    Args:
+        script: Of each request, by its body.
+    """
+
+    def __init__(self, script: Callable[[dict[str, Any]], Sequence[Any]]) -> None:
+        self.script = script
+        self.asked: list[dict[str, Any]] = []
+
+    async def ask(self, body: bytes, traceparent: str = "") -> "ScriptedReply":
+        asked: dict[str, Any] = {}
+        with contextlib.suppress(RecursionError):
+            asked = json.loads(body)
+        self.asked.append(asked)
+        steps = list(self.script(asked))
+        if steps and isinstance(steps[0], LlmError):
+            raise steps[0]
+        return ScriptedReply(steps)
+
+    async def warm(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class ScriptedReply:
+    content_type = "text/event-stream"
+
+    def __init__(self, steps: list[Any]) -> None:
+        self._steps = steps
+
+    async def next(self) -> bytes:
+        while self._steps:
+            step = self._steps.pop(0)
+            if isinstance(step, bytes):
+                if step:
+                    return step
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                await trio.sleep(step)
+        return b""
+
+    def close(self) -> None: ...
+
+
+class Heard:
+    """What VAPI got, and when (seconds since it asked)."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.pieces: list[tuple[float, bytes]] = []
+        self.ended_s = 0.0
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(piece for _, piece in self.pieces)
+
+    @property
+    def text(self) -> str:
+        """What it would say; fails where it would end the call."""
+        *frames, end, rest = self.body.decode("utf-8", "replace").split("\n\n")
+        assert (end, rest) == ("data: [DONE]", "")
+        chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames]
+        deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+        return "".join(delta.get("content") or "" for delta in deltas)
+
+    @property
+    def answer(self) -> str:
+        """What it would say of a whole answer."""
+        return json.loads(self.body)["choices"][0]["message"]["content"]
+
+
+class Endpoint(World):
+    def __init__(self, upstream: Scripted, **limits: Any) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.budget = Budget(limits.pop("day_tokens", 0))
+        deliveries = Deliveries(
+            window_s=REPLAY_WINDOW_S,
+            wall=self.clock,
+            clock=self.clock,
+            path=None,
+            emit=self.telemetry.emit,
+        )
+        self.completions = Completions(
+            self.vapi,
+            upstream,
+            Door([Credential("acme", (b"key",), (b"s",))], wall=self.clock, deliveries=deliveries),
+            policy=Policy(model="m", fallback_s=FALLBACK_S, **limits),
+            rate=RateCap(1e6, 1e6),
+            budget=self.budget,
+            emit=self.telemetry.emit,
+            clock=self.clock,
+            wall=self.clock,
+        )
+
+    async def ask(self, text: str = "Hello", *, stream: bool = True, **more: Any) -> Heard:
+        """Ask for a reply, as VAPI does."""
+        asked = {"messages": [{"role": "user", "content": text}], "stream": stream, "call": CALL}
+        raw = json.dumps({**asked, **more}).encode()
+        return await self.ask_raw(raw)
+
+    async def ask_raw(self, raw: bytes) -> Heard:
+        heard, over = Heard(), trio.Event()
+        began_s = trio.current_time()
+        parts = [{"type": "http.request", "body": raw}]
+
+        async def receive() -> dict[str, Any]:
+            if parts:
+                return parts.pop()
+            await over.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(part: Any) -> None:
+            now_s = trio.current_time() - began_s
+            if part["type"] == "http.response.start":
+                heard.status = part["status"]
+                return
+            if part["body"]:
+                heard.pieces.append((now_s, part["body"]))
+            if not part.get("more_body"):
+                heard.ended_s = now_s
+                over.set()
+
+        headers = [(b"authorization", b"Bearer key")]
+        await self.completions({"type": "http", "headers": headers}, receive, send)
+        return heard
+
+
+@asynccontextmanager
+async def opened(*steps: Any, **limits: Any) -> AsyncIterator[Endpoint]:
+    """The endpoint before a model that takes these steps whatever it is asked."""
+    async with served(Scripted(lambda _: steps), **limits) as world:
+        yield world
+
+
+@asynccontextmanager
+async def served(upstream: Scripted, **limits: Any) -> AsyncIterator[Endpoint]:
+    world = Endpoint(upstream, **limits)
+    async with trio.open_nursery() as nursery:
+        for part in (world.snapshots, world.calls, world.vapi):
+            await nursery.start(part.run)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("size", [1, 7, 1 << 20])
+    @pytest.mark.parametrize("name", sorted(ANSWERS))
+    async def test_a_caller_hears_words_or_the_fallback(self, name: str, size: int) -> None:
+        """Of every kind of answer, however it is cut: its words, and else the fallback at once."""
+        body, heard, _ = ANSWERS[name]
+        pieces = [body[n : n + size] for n in range(0, min(len(body), 4_000), size)]
+        async with opened(*pieces) as world:
+            got = await world.ask()
+            assert got.status == 200
+            assert got.text == (FALLBACK_TEXT if heard is None else heard)
+            assert got.ended_s < 1.0
+            assert world.telemetry.counts["reply_failed"] == (heard is None)
+
+    @pytest.mark.parametrize("name", sorted(ANSWERS))
+    async def test_whole_answers(self, name: str) -> None:
+        """A request that does not stream is answered with the same words, whole."""
+        async with opened(ANSWERS[name].body) as world:
+            got = await world.ask(stream=False)
+            heard = ANSWERS[name].heard
+            assert (got.status, got.answer) == (200, FALLBACK_TEXT if heard is None else heard)
+
+    @pytest.mark.parametrize("name", sorted(CALLS))
+    async def test_a_tool_call_is_an_answer(self, name: str) -> None:
+        """VAPI is given a tool to run at once, and no fallback beside it."""
+        async with opened(CALLS[name].body) as world:
+            got = await world.ask()
+            assert b'"endCall"' in got.body
+            assert got.text == ""
+            assert world.telemetry.counts["reply_failed"] == 0
+
+
+def for_ever(piece: bytes, every_s: float = 0.05) -> list[Any]:
+    """A model that goes on for a minute."""
+    return [piece, every_s] * round(60 / every_s)
+
+
+SILENT = {
+    "comments": PING,
+    "empty deltas": data(says("")),
+    "blanks": data(says(" ")),
+    "roles": data(ROLE),
+    "thought": data(THOUGHT),
+    "usage": data(USAGE),
+    "no choices": data({"ping": 1}),
+    "half a frame": b"data: {",
+}
+
+
+class TestSilence:
+    @pytest.mark.parametrize("kind", SILENT)
+    async def test_before_the_first_word(self, kind: str) -> None:
+        """What no caller can hear, twenty times a second, puts the fallback off by nothing."""
+        async with opened(*for_ever(SILENT[kind])) as world:
+            got = await world.ask()
+            assert got.text == FALLBACK_TEXT
+            assert got.pieces[0][0] == pytest.approx(FALLBACK_S, abs=0.1)
+
+    @pytest.mark.parametrize("kind", SILENT)
+    async def test_between_two_words(self, kind: str) -> None:
+        """After a first word the line is silent no longer than the limit, whatever else comes."""
+        word = data(says("One moment."))
+        async with opened(word, 3.0, word, *for_ever(SILENT[kind])) as world:
+            got = await world.ask()
+            assert got.text.strip().endswith(FALLBACK_TEXT)
+            assert got.text.startswith("One moment.One moment.")
+            assert FALLBACK_S - 1 <= got.ended_s - 3.0 <= FALLBACK_S
+
+    async def test_words_go_on_for_long(self) -> None:
+        """A reply whose words keep coming is never cut, however slow it is."""
+        slow = [data(says("word ")), 6.9] * 10
+        async with opened(*slow, data(STOP), DONE) as world:
+            assert (await world.ask()).text == "word " * 10
+
+    async def test_after_the_last_word(self) -> None:
+        """A server that holds its connection open, or breaks it, after the end changes nothing."""
+        for rest in ([60.0], [DONE, 60.0], [LlmError("broke off")], [60.0, data(USAGE)]):
+            async with opened(data(says("Bye."), STOP), *rest) as world:
+                got = await world.ask()
+                assert got.text == "Bye."
+                assert got.ended_s <= 1.0
+
+    async def test_a_server_that_breaks_off(self) -> None:
+        """A reply cut off in the middle is ended with the fallback."""
+        async with opened(data(says("One ")), LlmError("broke off")) as world:
+            assert (await world.ask()).text == f"One  {FALLBACK_TEXT}"
+
+    async def test_the_first_word_waits_for_nothing(self) -> None:
+        """Words go out at once, also after thought of which nothing went out."""
+        async with opened(data(ROLE, THOUGHT), 5.0, data(says("Yes.")), 2.0, data(STOP)) as world:
+            got = await world.ask()
+            assert [round(at_s, 1) for at_s, _ in got.pieces] == [5.0, 7.0, 7.0]
+
+
+class TestBudgets:
+    @staticmethod
+    async def together(world: Endpoint, requests: int, **more: Any) -> list[Heard]:
+        got: list[Heard] = []
+
+        async def one(number: int) -> None:
+            call = {**CALL, "id": str(number)}
+            got.append(await world.ask(f"Hello {number}", **{"call": call, **more}))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(requests):
+                nursery.start_soon(one, number)
+        return got
+
+    async def test_a_hundred_at_once_spend_no_more_than_a_day_has(self) -> None:
+        """What is left of a day is given out once, and never more, however many ask at once."""
+        usage = {"choices": [], "usage": {"total_tokens": 1_000}}
+        reply = [1.0, data(says("Fine."), STOP, usage), DONE]
+        async with opened(*reply, day_tokens=2_000, max_tokens=1_000) as world:
+            got = await self.together(world, 100)
+            texts = [one.text for one in got]
+            assert texts.count("Fine.") == len(world.upstream.asked) == 1
+            assert texts.count(OVER_BUDGET_TEXT) == 99
+            assert world.budget.used("acme", now_s=world.clock()) == 1_000
+            assert (await world.ask()).text == OVER_BUDGET_TEXT  # 1,000 left are too few
+
+    async def test_a_call_too(self) -> None:
+        """Requests of one call at the same moment share its budget."""
+        async with opened(1.0, PLAIN, call_tokens=250, max_tokens=100) as world:
+            got = await self.together(world, 10, call=CALL)
+            assert sum(one.text == OVER_BUDGET_TEXT for one in got) == 8
+            assert len(world.upstream.asked) == 2
+
+    @pytest.mark.parametrize(
+        "steps", [[LlmError("cannot be reached")], [Refusal(503)], [Refusal(400, b"no")]]
+    )
+    async def test_a_failure_gives_back_what_was_set_aside(self, steps: list[Any]) -> None:
+        """What a server refused, or never got, cost nothing, of the day and of the call."""
+        async with opened(*steps, day_tokens=2_000, call_tokens=2_000, max_tokens=1_500) as world:
+            for _ in range(3):
+                assert (await world.ask()).text == FALLBACK_TEXT
+            assert world.budget.used("acme", now_s=world.clock()) == 0
+
+    async def test_what_is_not_counted_is_estimated(self) -> None:
+        """Without the server's count the request and each chunk cost, and an image what it costs."""
+        image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+        content = [{"type": "text", "text": "What is it?"}, image]
+        for steps in ([PLAIN], [data(says("Fine")), LlmError("broke off")], [60.0]):
+            async with opened(*steps, day_tokens=10_000) as world:
+                await world.ask(messages=[{"role": "user", "content": content}])
+                assert 1_500 < world.budget.used("acme", now_s=world.clock()) < 1_600
+
+
+class TestRequests:
+    async def test_a_dialect_is_learnt_from_a_refusal(self) -> None:
+        """Each turn gets its words: what the server does not take is learnt by the first."""
+
+        def script(asked: dict[str, Any]) -> list[Any]:
+            if "max_tokens" in asked:
+                said = b'{"error": {"message": "Unsupported parameter", "param": "max_tokens"}}'
+                return [Refusal(400, said)]
+            roles = [message["role"] for message in asked["messages"]]
+            if roles != ["system", "user"]:
+                return [Refusal(500, b'{"error": {"message": "roles must alternate"}}')]
+            return [PLAIN]
+
+        messages = [
+            {"role": role, "content": role} for role in ("system", "user", "system", "user")
+        ]
+        upstream = Scripted(script)
+        async with served(upstream) as world:
+            for _ in range(3):
+                assert (await world.ask(messages=messages)).text == "Fine, thanks."
+            assert len(upstream.asked) == 5
+            assert upstream.asked[-1]["max_completion_tokens"] == 1_024
+            assert [m["content"] for m in upstream.asked[-1]["messages"]] == [
+                "system\n\nsystem",
+                "user\n\nuser",
+            ]
+            assert world.telemetry.counts["model_dialect_learnt"] == 2
+
+    async def test_learning_takes_no_longer_than_the_fallback(self) -> None:
+        """A server that refuses slowly, again and again, costs a caller no more than its limit."""
+
+        class Slow(Scripted):
+            async def ask(self, body: bytes, traceparent: str = "") -> ScriptedReply:
+                await trio.sleep(3.0)
+                return await super().ask(body, traceparent)
+
+        named = ["max_tokens", "temperature", "top_p", "seed", "stop"]
+        refusals = [Refusal(400, f"{name} is not supported".encode()) for name in named]
+        upstream = Slow(lambda asked: [refusals[len(upstream.asked) - 1]] if asked else [])
+        async with served(upstream) as world:
+            got = await world.ask(temperature=1, top_p=1, seed=1, stop="x")
+            assert (got.text, got.ended_s) == (FALLBACK_TEXT, FALLBACK_S)
+
+    async def test_what_the_owner_did_not_allow_is_left_out_and_said(self) -> None:
+        """A tool that the model's server would run, and its effort, do not go on without leave."""
+        tools = [{"type": "web_search"}, {"type": "function", "function": {"name": "endCall"}}]
+        for allow, passed, said in (((), 1, 1), (("web_search", "reasoning_effort"), 2, 0)):
+            async with opened(PLAIN, allow=allow) as world:
+                assert (await world.ask(tools=tools, reasoning_effort="high")).text
+                (asked,) = world.upstream.asked
+                assert len(asked["tools"]) == passed
+                assert ("reasoning_effort" in asked) is bool(allow)
+                assert world.telemetry.counts["vapi_held_back"] == said
+
+    async def test_what_cannot_be_written_again_is_refused(self) -> None:
+        """A body so deep that it can be read and hardly written is refused, whatever its depth."""
+        messages = '[{"role": "user", "content": "Hi"}]'
+        async with opened(PLAIN) as world:
+            for depth in range(700, 1_010):
+                stop = "[" * depth + "]" * depth
+                got = await world.ask_raw(f'{{"messages": {messages}, "stop": {stop}}}'.encode())
+                assert got.status in {200, 400}
+            assert got.status == 400

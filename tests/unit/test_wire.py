@@ -1,0 +1,212 @@
+"""The reader of chat completions: every kind of answer, in whatever pieces it comes."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.channels.vapi import sse
+from sidecar.channels.vapi.passing import Passing
+from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
+from tests.llm.answers import ANSWERS, CALLS, DONE, ROLE, STOP, THOUGHT, USAGE, chunk, data, says
+
+pytestmark = pytest.mark.unit
+
+NAMES = sorted(ANSWERS)
+
+
+def pieces_of(body: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """A body cut at these places."""
+    ends = [*sorted({cut % (len(body) + 1) for cut in cuts}), len(body)]
+    return [piece for a, b in zip([0, *ends], ends, strict=False) if (piece := body[a:b])]
+
+
+def read(pieces: Iterable[bytes]) -> ChatReader:
+    reader = ChatReader()
+    for piece in pieces:
+        reader.feed(piece)
+    reader.close()
+    return reader
+
+
+def passed(pieces: Iterable[bytes]) -> tuple[bytes, Passing]:
+    """What goes out of a stream, and the stream."""
+    passing = Passing()
+    out = [passing.feed(piece) for piece in pieces]
+    return b"".join([*out, passing.close()]), passing
+
+
+def spoken(stream: bytes) -> str:
+    """What VAPI would say; fails where it would end the call."""
+    *frames, end, rest = stream.decode("utf-8", "replace").split("\n\n")
+    assert (end, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames]
+    assert all(isinstance(chunk["choices"], list) for chunk in chunks)
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    text = "".join(delta.get("content") or "" for delta in deltas)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class TestReading:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_is_heard_of_it(self, name: str) -> None:
+        """Each kind of answer is read as its words, or as none with a reason that repeats nothing."""
+        answer = ANSWERS[name]
+        reader = read([answer.body])
+        assert bool(reader.failure) is (answer.heard is None)
+        assert "canary" not in reader.failure
+        assert reader.words is (answer.heard is not None)
+        assert answer.heard in {None, reader.text}
+
+    @given(st.sampled_from(NAMES), st.lists(st.integers(0, 4_000), max_size=40))
+    def test_the_pieces_do_not_matter(self, name: str, cuts: list[int]) -> None:
+        """However an answer is cut on its way, also within a character, it is read the same."""
+        body = ANSWERS[name].body
+        one, other = read([body]), read(pieces_of(body, cuts))
+        assert (one.text, one.failure, one.tokens) == (other.text, other.failure, other.tokens)
+
+    @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+    def test_any_bytes(self, body: bytes, cuts: list[int]) -> None:
+        """Bytes of any kind are read to their end, and are no reply without words."""
+        reader = read(pieces_of(body, cuts))
+        assert reader.failure or reader.words or reader.tools
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_tools(self, name: str) -> None:
+        """A tool call is an answer without words."""
+        reader = read([CALLS[name].body])
+        assert (reader.tools, reader.words, reader.failure) == (True, False, "")
+
+    def test_what_it_cost(self) -> None:
+        """The server's own count is read, wherever it stands; one that is none is not."""
+        usages: tuple[Any, ...] = (None, {"total_tokens": True}, {"total_tokens": -1}, [], "x")
+        for usage in usages:
+            body = data(says("Hi."), {**USAGE, "usage": usage}, USAGE, STOP)
+            assert read([body]).tokens == 15
+            assert read([data(says("Hi."), {**USAGE, "usage": usage})]).tokens == 0
+
+    def test_the_last_word_is_the_last(self) -> None:
+        """A reply that was finished is one, whatever of the rest is missing."""
+        for rest in (b"data: {", b'data: {"choices": [], "us', b"data: {broken}\n"):
+            assert read([data(says("Bye."), STOP) + rest]).failure == ""
+
+    def test_an_answer_without_end(self) -> None:
+        """No more than its limit is kept of a line, or of a reply."""
+        assert "no end" in read([b"data: {" + b"x" * ANSWER_BYTES]).failure
+        endless = [data(says("word " * 1_000))] * (ANSWER_BYTES // 5_000 + 1)
+        assert "no end" in read(endless).failure
+
+    @pytest.mark.parametrize("text", ["", " ", "\n", "…", "--", "\u200b", "!?", '"'])
+    def test_what_no_voice_says(self, text: str) -> None:
+        """Blanks and marks alone are nothing to hear."""
+        assert not is_audible(text)
+        assert is_audible(f"{text}a")
+
+
+class TestPassing:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_vapi_is_given_what_it_can_read(self, name: str) -> None:
+        """Every reply goes out as frames with choices and an end; of another nothing goes out."""
+        answer = ANSWERS[name]
+        out, passing = passed([answer.body])
+        assert bool(passing.reader.failure) is (answer.heard is None)
+        assert (spoken(out) if out else None) == answer.heard
+
+    @given(st.sampled_from(NAMES), st.lists(st.integers(0, 4_000), max_size=40))
+    def test_the_pieces_do_not_matter(self, name: str, cuts: list[int]) -> None:
+        """Cut anywhere, the same words go out, whether they pass unread or not."""
+        answer = ANSWERS[name]
+        out, passing = passed(pieces_of(answer.body, cuts))
+        assert (spoken(out) if out else None) == answer.heard
+        assert passing.reader.text == read([answer.body]).text
+
+    @given(st.lists(st.sampled_from([says("a word"), THOUGHT, says(""), USAGE, says(" ")])))
+    def test_what_passes_unread_is_counted(self, frames: list[dict[str, object]]) -> None:
+        """What was passed on and what is read of it later are the same words."""
+        said = [json.loads(json.dumps(frame)) for frame in frames]
+        out, passing = passed([data(says("First.")), *(data(frame) for frame in said), DONE])
+        words = [f["choices"][0]["delta"].get("content", "") for f in said if f["choices"]]
+        assert spoken(out) == passing.reader.text == "First." + "".join(words)
+
+    def test_nothing_goes_out_before_a_word(self) -> None:
+        """Roles, blanks, comments, thought and usage are held; with the first word all goes out."""
+        passing = Passing()
+        held = data(chunk({"role": "assistant"}), THOUGHT, USAGE, says(" "), says("…"))
+        assert passing.feed(b": ping\n\n" + held) == b""
+        assert not passing.heard
+        assert passing.feed(data(says("Hi"))) == held + data(says("Hi"))
+        assert passing.heard
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_a_tool_for_vapi_to_run(self, name: str) -> None:
+        """A tool call goes out at once, and its stream is ended."""
+        out, passing = passed([CALLS[name].body])
+        assert passing.heard
+        assert spoken(out) == ""
+        assert b'"endCall"' in out
+        assert b'"finish_reason":"tool_calls"' in out.replace(b": ", b":")
+
+    def test_usual_frames_pass_as_they_came(self) -> None:
+        """After the first word the bytes are the model's own, several frames at once, too."""
+        passing = Passing()
+        passing.feed(data(says("One")))
+        for came in (data(says(" two")), data(says(" three"), says(" {four}\n\n data: "))):
+            assert passing.feed(came) is came
+        assert passing.reader.text == ""
+        assert passing.look()
+        assert passing.reader.text == "One two three {four}\n\n data: "
+
+    @pytest.mark.parametrize(
+        ("came", "heard"),
+        [
+            (data(says("word")), True),
+            (data(says("word"), says("")), True),
+            (data(says(" ")), False),
+            (data(THOUGHT), False),
+            (data(USAGE), False),
+            (data(chunk({"content": None, "reasoning": {"content": "hm"}})), False),
+            (b": ping\n\n", False),
+            (data(chunk({"tool_calls": [{"index": 0, "function": {}}]})), True),
+        ],
+    )
+    def test_what_a_caller_hears(self, came: bytes, heard: bool) -> None:
+        """A look says whether what came last holds something to hear, whatever came before."""
+        passing = Passing()
+        passing.feed(data(says("One")))
+        passing.feed(data(says(" two")))
+        passing.feed(came)
+        assert passing.look() is heard
+        assert passing.look() is heard
+
+    @pytest.mark.parametrize(
+        ("frames", "goes_out"),
+        [
+            ([ROLE], False),
+            ([ROLE, says("Hi")], True),
+            ([ROLE, says("你好")], True),
+            ([says("你好")], True),
+            ([says("…")], False),
+            ([chunk({"role": "assistant", "content": "", "tool_calls": [{"index": 0}]})], True),
+            ([chunk({"role": "assistant", "content": "Hi"})], True),
+            ([chunk({"content": '"1"'})], True),
+            ([chunk({"reasoning": {"content": "hm"}, "content": None})], False),
+        ],
+    )
+    def test_the_first_frames(self, frames: list[dict[str, Any]], goes_out: bool) -> None:
+        """A word goes out with the frame it is in, in every script, and so does a tool call."""
+        assert bool(Passing().feed(data(*frames))) is goes_out
+
+    def test_an_error_after_words(self) -> None:
+        """Words that came with an error go out, the error does not, and no end."""
+        out, passing = passed([data(says("One")), data(says(" two"), {"error": {"code": "x"}})])
+        assert out == data(says("One"), says(" two"))
+        assert passing.reader.failure.endswith(": x")
+
+
+class TestFrames:
+    def test_what_we_say_has_choices_in_every_frame(self) -> None:
+        """A spoken fallback is frames that VAPI can read, finished and ended."""
+        assert spoken(sse.spoken("Sorry?", model="m", created_s=1.0, answer_id="x")) == "Sorry?"
