@@ -82,6 +82,7 @@ class Spooler:
         """Do what the files need; returns the seconds until they need more, None for a wake."""
         waits: list[float] = []
         for call in list(self._calls.values()):
+            due_s = None
             with anyio.CancelScope(shield=True):  # else a file is written, and known to nobody
                 due_s = await self._tend(call)
             if due_s is not None:
