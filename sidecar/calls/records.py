@@ -33,12 +33,14 @@ class _Reach:
 
     owner: str
     until_s: float = 0.0
-    last: deque[Turn] = field(default_factory=lambda: deque[Turn](maxlen=8))
+    last: deque[tuple[int, float]] = field(
+        default_factory=lambda: deque[tuple[int, float]](maxlen=8)
+    )
+    """What the newest turns said, by its hash, for no words are kept here; and when."""
 
     def covers(self, turn: Turn) -> bool:
         return turn.at_s <= self.until_s or any(
-            turn.speaker == one.speaker and turn.text == one.text and turn.at_s - one.at_s < _SAME_S
-            for one in self.last
+            said == _said(turn) and turn.at_s - at_s < _SAME_S for said, at_s in self.last
         )
 
 
@@ -104,7 +106,7 @@ class Records:
             return
         reach = self._reach(record, live)
         reach.until_s = max(reach.until_s, *(turn.at_s for turn in turns))
-        reach.last.extend(turns)
+        reach.last.extend((_said(turn), turn.at_s) for turn in turns)
         record.moved()
 
     async def own(self, live: LiveCall, turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -131,3 +133,7 @@ class Records:
         while len(record.reaches) > _REACHES:
             del record.reaches[next(iter(record.reaches))]
         return reach
+
+
+def _said(turn: Turn) -> int:
+    return hash((turn.speaker, turn.text))

@@ -221,9 +221,9 @@ class Loop:
     def wait_for_sidecar(self) -> None:
         deadline = time.monotonic() + START_S
         while not answers(self._port):
-            self.pause(0.05)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline:  # not after the pause: Letta's mood may take long
                 raise Stuck("the sidecar does not start")
+            self.pause(0.05)
 
     # Verdict
 

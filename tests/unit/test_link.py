@@ -377,6 +377,33 @@ async def test_with_the_sidecar_away_words_are_on_disk_at_once(
         await until(lambda: turns_on_disk(tmp_path) == ["under way", "away"])
 
 
+async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acked, and the link ended, while the disk is slow: the file goes when it is written."""
+    began, goes_on = threading.Event(), threading.Event()
+    append = SpoolFile.append
+
+    def slow(file: SpoolFile, frames: Sequence[SpoolFrame]) -> None:
+        began.set()
+        goes_on.wait(10.0)
+        append(file, frames)
+
+    monkeypatch.setattr(SpoolFile, "append", slow)
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        await until(lambda: worker.link.away)
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+        await until(began.is_set)
+        async with sidecar.serving(free_port):
+            await until(lambda: call.outbox.settled)
+        threading.Timer(0.2, goes_on.set).start()
+
+    assert ["one"] == sidecar.texts(CALL)
+    assert [] == spool_files(tmp_path)
+
+
 async def test_a_hang_up_waits_for_no_ack_that_can_not_come(tmp_path: Path, free_port: int) -> None:
     """With the sidecar away the wait at the end of a call is over when its words are on disk."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:

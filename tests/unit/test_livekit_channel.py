@@ -109,6 +109,7 @@ SIP = Person(
 def job(metadata: object = None, room: FakeRoom | None = None) -> Iterator[JobContext]:
     text = metadata if isinstance(metadata, str) else json.dumps(metadata or {"caller": "ada"})
     with fake_job_context(job_id="AJ_1", job_metadata=text, room=room or FakeRoom()) as ctx:  # type: ignore[arg-type]
+        ctx.job.room.sid = "RM_1"
         try:
             yield ctx
         finally:
@@ -754,6 +755,7 @@ async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **option
     frame = sidecar.of_type(CallOpen)[0]
     assert isinstance(frame, CallOpen)
     assert "AJ_1" == frame.call
+    assert "RM_1" == frame.room
     return frame.hints
 
 

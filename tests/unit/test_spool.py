@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.channels.link import spool, spooled
@@ -313,6 +313,7 @@ def test_reading_a_file_holds_no_more_than_what_is_asked_for(tmp_path: Path) -> 
     file.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["turn", "junk", "long", "empty"]), max_size=12),
     st.integers(0, 40),

@@ -82,19 +82,25 @@ class Spooler:
         """Do what the files need; returns the seconds until they need more, None for a wake."""
         waits: list[float] = []
         for call in list(self._calls.values()):
-            box = call.outbox
-            if call.spool and box.settled:
-                await self._reclaim(call)
-                continue
-            if box.disk_only and not box.overflowing and self._has_room(box):
-                await self._read_back(call)
-            due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
-            if due_s is not None and due_s <= anyio.current_time():
-                written = await self._put_on_disk(call)
-                due_s = None if written else anyio.current_time() + DISK_PAUSE_S
+            due_s = None
+            with anyio.CancelScope(shield=True):  # else a file is written, and known to nobody
+                due_s = await self._tend(call)
             if due_s is not None:
                 waits.append(max(0.0, due_s - anyio.current_time()))
         return min(waits, default=None)
+
+    async def _tend(self, call: LinkedCall) -> float | None:
+        """Do what the file of a call needs; returns the time at which it needs more, None for a wake."""
+        box = call.outbox
+        if call.spool and box.settled:
+            await self._reclaim(call)
+            return None
+        if box.disk_only and not box.overflowing and self._has_room(box):
+            await self._read_back(call)
+        due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
+        if due_s is not None and due_s <= anyio.current_time():
+            return None if await self._put_on_disk(call) else anyio.current_time() + DISK_PAUSE_S
+        return due_s
 
     def _has_room(self, box: Outbox) -> bool:
         return (
