@@ -33,9 +33,9 @@ GREETING = (
     "Greet the caller in one sentence, by name if it is remembered. "
     "Do not mention that you are an AI: that was just said."
 )
-# Spoken first: who talks to a machine must know it, and that it takes notes. Empty says nothing.
-DISCLOSURE = os.environ.get(
-    "VOICE_DISCLOSURE", "Hi, you are talking to an AI assistant that remembers your calls."
+# Spoken first: who talks to a machine must know it, and that it takes notes. `none` says nothing.
+DISCLOSURE = os.environ.get("VOICE_DISCLOSURE", "").strip() or (
+    "Hi, you are talking to an AI assistant that remembers your calls."
 )
 
 
@@ -55,7 +55,7 @@ server = AgentServer(setup_fnc=prewarm, initialize_process_timeout=60)  # models
 
 
 @server.rtc_session(
-    agent_name=os.environ.get("LIVEKIT_AGENT_NAME", ""),
+    agent_name=os.environ.get("LIVEKIT_AGENT_NAME", "").strip(),
     on_session_end=finish,  # memory
 )
 async def answer(ctx: JobContext) -> None:
@@ -70,7 +70,7 @@ async def answer(ctx: JobContext) -> None:
     await remember(ctx, session)  # memory
     await session.start(agent=Receptionist(), room=ctx.room)
     await ctx.wait_for_participant()  # nobody greets an empty room
-    if DISCLOSURE:
+    if DISCLOSURE != "none":
         session.say(DISCLOSURE)
     session.generate_reply(instructions=GREETING)
 

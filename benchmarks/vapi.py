@@ -185,7 +185,7 @@ def _call(streams: int, index: int) -> dict[str, Any]:
 
 
 def _number(streams: int, index: int) -> str:
-    return f"+1415{streams:03}{index:04}"
+    return f"+1415{200 + streams:03}{index:04}"
 
 
 def _messages(way: Way, number: int) -> list[dict[str, str]]:

@@ -44,7 +44,13 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
-from sidecar.private import installation_secret, link_token, make_directory, refuse_shared
+from sidecar.private import (
+    installation_secret,
+    link_token,
+    make_directory,
+    refuse_no_directory,
+    refuse_shared,
+)
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import Direct, listen, routes, serving
@@ -71,21 +77,21 @@ def prepare_data_dir(settings: Settings) -> Path:
         ConfigError: it can't be made or written, or it is open to other users.
     """
     directory = settings.data_dir.expanduser()
+    _make_state_directory(directory, "SIDECAR_DATA_DIR")
+    refuse_shared(directory)
+    _make_state_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    return directory
+
+
+def _make_state_directory(directory: Path, field: str) -> None:
+    refuse_no_directory(directory, field)
     try:
         make_directory(directory)
-        refuse_shared(directory)
-        make_directory(settings.spool.expanduser())
     except OSError as error:
         raise ConfigError(
-            f"the data directory can't be made: {error.strerror}",
-            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
+            f"{field}: {directory} can't be made: {error.strerror}",
+            fields=((field, "name a directory that this user may write"),),
         ) from None
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(
-            "the data directory can't be written",
-            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
-        )
-    return directory
 
 
 def build_llm(settings: Settings) -> Llm:
@@ -331,7 +337,7 @@ class Sidecar:
             routes(self.link, self.readiness, [*operators, *console, *vapi]),
             self.vapi.posts() if self.vapi else {},
         )
-        stopped = anyio.Event()
+        stopped, unhurried = anyio.Event(), anyio.CancelScope()
         async with anyio.create_task_group() as parts:
             await parts.start(self.snapshots.run)
             await parts.start(self.archive.run)
@@ -345,13 +351,13 @@ class Sidecar:
             if self._intake is not None:
                 parts.start_soon(self._keep, "spool", self._intake.run)
             async with serving(app, bound):
-                parts.start_soon(_heed_signals, stopped, parts.cancel_scope)
+                parts.start_soon(_heed_signals, stopped, unhurried)
                 if extra is not None:
                     parts.start_soon(self._keep, "voice worker", partial(extra, stopped))
                 await anyio.to_thread.run_sync(self._admin.announce, self._directory, here)
                 on_started(url)
                 await stopped.wait()
-                await self._drain()
+                await self._drain(unhurried)
                 await anyio.to_thread.run_sync(self._admin.withdraw, self._directory)
             parts.cancel_scope.cancel()
         if self.vapi is not None:
@@ -381,7 +387,7 @@ class Sidecar:
         )
 
     async def readiness(self) -> Mapping[str, object]:
-        """Return what `/readyz` shows. Letta away is degraded, and still ready."""
+        """Return what `/readyz` shows. A Letta whose last answer was a failure is degraded, and ready."""
         try:
             with anyio.fail_after(2.0):
                 backlog = await self.journal.backlog()
@@ -395,10 +401,14 @@ class Sidecar:
             "live_calls": len(self.calls.live),
             "undelivered_turns": backlog.undelivered,
             "dead_batches": backlog.dead_batches,
-            "letta": "degraded" if self.relay.degraded or self.snapshots.degraded else "ok",
+            "letta": "degraded" if self.relay.failing or self.snapshots.failing else "ok",
         }
 
-    async def _drain(self) -> None:
+    async def _drain(self, unhurried: anyio.CancelScope) -> None:
+        """Let calls finish and hand over what is due, for as long as `unhurried` is not cancelled.
+
+        The connections end before what serves them does: none reaches a journal that is closed.
+        """
         settings = self.settings
         began_s = self._clock()
         self.calls.draining = True
@@ -409,12 +419,13 @@ class Sidecar:
             reason="signal",
         )
         self.link.announce_drain()
-        if self.console is not None:
-            await self.console.close_all()
-        with anyio.move_on_after(settings.drain_calls_s):
-            while self.calls.live:
-                await self.calls.wait_for_fewer()
-        await self.relay.flush(settings.drain_flush_s)
+        with unhurried:
+            if self.console is not None:
+                await self.console.close_all()
+            with anyio.move_on_after(settings.drain_calls_s):
+                while self.calls.live:
+                    await self.calls.wait_for_fewer()
+            await self.relay.flush(settings.drain_flush_s)
         await self.link.close_all()
         with anyio.move_on_after(2.0):
             backlog = await self.journal.backlog()
@@ -462,12 +473,12 @@ def _url_of_this_machine(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _heed_signals(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
+async def _heed_signals(stopped: anyio.Event, unhurried: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if stopped.is_set():
-                scope.cancel()
-                return
+                unhurried.cancel()
+                continue
             stopped.set()
             if sys.stderr.isatty():
                 sys.stderr.write("\nfinishing calls; once more to quit now\n")

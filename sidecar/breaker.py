@@ -44,6 +44,11 @@ class Breaker:
         """Whether calls are being refused, but for the probes."""
         return self._failures >= self.failure_limit
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last call that counted has failed."""
+        return self._failures > 0
+
     def admits(self, *, now_s: float) -> bool:
         """Return whether a call may be made now; True while open makes it the probe."""
         if not self.is_open:

@@ -40,9 +40,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 _SECRET_CHARS = 16
 _MAKE_ONE = "make one with: openssl rand -hex 16"
 _ALLOWED = re.compile(r"[a-z][a-z0-9_.:-]{0,63}")
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 # Read by the worker's end (sidecar/channels), not by the sidecar itself.
-_WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url, schemes=WS_SCHEMES)}
+_WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url_alone, schemes=WS_SCHEMES)}
 # What people write for a country that has other letters.
 _NOT_ITS_REGION = {"UK": "Great Britain is GB", "EL": "Greece is GR", "EN": "Great Britain is GB"}
 _DAY_S = 86_400.0
@@ -91,6 +90,7 @@ Text: TypeAlias = Annotated[str, _unless_set(environment.plain)]
 OptionalText: TypeAlias = Annotated[str | None, _unless_set(environment.plain)]
 OptionalId: TypeAlias = Annotated[str | None, _unless_set(environment.word)]
 OptionalSecret: TypeAlias = Annotated[SecretStr | None, _unless_set(environment.header_value)]
+LettaPassword: TypeAlias = Annotated[SecretStr | None, _unless_set(environment.password)]
 TenantToken: TypeAlias = Annotated[SecretStr, _unless_set(_token_or_blank)]
 OneOrTwoSecrets: TypeAlias = Annotated[SecretStr | None, _unless_set(_values_for_headers)]
 StatePath: TypeAlias = Annotated[Path, _unless_set(environment.path)]
@@ -101,7 +101,7 @@ SocketUrl: TypeAlias = Annotated[
     str | None, _unless_set(partial(environment.base_url, schemes=WS_SCHEMES))
 ]
 LiveKitUrl: TypeAlias = Annotated[
-    str | None, _unless_set(partial(environment.url, schemes=(*WS_SCHEMES, *HTTP_SCHEMES)))
+    str | None, _unless_set(partial(environment.url_alone, schemes=(*WS_SCHEMES, *HTTP_SCHEMES)))
 ]
 
 
@@ -141,10 +141,10 @@ class Settings(BaseSettings):
     consent: Literal["assumed", "required"] = Field("assumed", alias="SIDECAR_CONSENT")
 
     # Letta
-    letta_api_key: OptionalSecret = Field(None, alias="LETTA_API_KEY")
+    letta_api_key: LettaPassword = Field(None, alias="LETTA_API_KEY")
     letta_base_url: HttpUrl = Field(None, alias="LETTA_BASE_URL")
     letta_app_server_url: SocketUrl = Field(None, alias="LETTA_APP_SERVER_URL")
-    letta_app_server_token: OptionalSecret = Field(None, alias="LETTA_APP_SERVER_TOKEN")
+    letta_app_server_token: LettaPassword = Field(None, alias="LETTA_APP_SERVER_TOKEN")
     letta_agent_model: Text = Field("", alias="LETTA_AGENT_MODEL")
     letta_agent_embedding: Text = Field("", alias="LETTA_AGENT_EMBEDDING")
 
@@ -298,6 +298,21 @@ class Settings(BaseSettings):
             raise ValueError(
                 "LIVEKIT_URL: set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET together"
             )
+        for variable, url, key_variable, key in (
+            ("LLM_BASE_URL", self.llm_base_url, "LLM_API_KEY and OPENAI_API_KEY", self.llm_api_key),
+            ("LETTA_BASE_URL", self.letta_base_url, "LETTA_API_KEY", self.letta_api_key),
+            (
+                "LETTA_APP_SERVER_URL",
+                self.letta_app_server_url,
+                "LETTA_APP_SERVER_TOKEN",
+                self.letta_app_server_token,
+            ),
+        ):
+            if url is not None and key is not None and environment.has_user(url):
+                raise ValueError(
+                    f"{variable}: take the user and password out of it, or unset {key_variable}:"
+                    " a request has one of them"
+                )
         if bool(self.vapi_key) != bool(self.vapi_secret):
             missing = "SIDECAR_VAPI_SECRET" if self.vapi_key else "SIDECAR_VAPI_KEY"
             raise ValueError(
@@ -446,7 +461,7 @@ class Settings(BaseSettings):
             elif name in {"tenants", "vapi_tenants"}:
                 shown[variable[0]] = ", ".join(f"{tenant}=***" for tenant in value)
             elif value is not None:
-                shown[variable[0]] = str(value)
+                shown[variable[0]] = _without_userinfo(str(value))
         return shown
 
 
@@ -455,6 +470,11 @@ def _url_of_place(place: str, schemes: tuple[str, ...]) -> str:
         return environment.base_url(place, schemes)
     except ValueError as error:
         raise ConfigError(f"no such Letta: {error}", fields=(("", str(error)),)) from None
+
+
+def _without_userinfo(text: str) -> str:
+    """Take a user and password out of what is a URL."""
+    return re.sub(r"^([a-z]+://)[^/@\s]*@", r"\1***@", text)
 
 
 def values_of(secret: SecretStr) -> tuple[str, ...]:
@@ -571,16 +591,28 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
         raise ConfigError(
             "SIDECAR_AGENT_MAP: every value is an agent id", fields=(("SIDECAR_AGENT_MAP", remedy),)
         )
-    for entry in entries:
+    for place, entry in enumerate(entries, 1):
         tenant, _, caller = entry.partition("/") if several else ("", "", entry)
         if several and tenant not in tenants:
             raise ConfigError(
                 "SIDECAR_AGENT_MAP: an entry names no tenant",
                 fields=(("SIDECAR_AGENT_MAP", remedy),),
             )
-        if caller.startswith("+") and not _E164.fullmatch(caller):
+        wrong = _never_found(caller)
+        if wrong:
             raise ConfigError(
-                "SIDECAR_AGENT_MAP: a number is not written in E.164",
-                fields=(("SIDECAR_AGENT_MAP", remedy),),
+                f"SIDECAR_AGENT_MAP: entry {place} {wrong}: it would never be found",
+                fields=(("SIDECAR_AGENT_MAP", f"take entry {place} out, or {remedy}"),),
             )
     return cast("dict[str, str]", entries)
+
+
+def _never_found(caller: str) -> str:
+    """Say why no call can be this caller's, or return the empty string."""
+    from sidecar import phone  # noqa: PLC0415 - 70 ms, where there is a map
+
+    if phone.stands_for_nobody(caller):
+        return "is what is said in place of a caller"
+    if phone.reads_like_number(caller) and not phone.is_e164(caller):
+        return "reads like a number, and is no valid one as E.164 writes it"
+    return ""

@@ -84,6 +84,13 @@ def header_value(text: str) -> str:
     return _bounded(text, TEXT_LIMIT_CHARS)
 
 
+def password(text: str) -> str:
+    """Return a secret of another server, which may have chosen one with blanks in it."""
+    if not all(_HEADER_VALUE.fullmatch(part) for part in text.split(" ") if part):
+        raise ValueError("write it in printable ASCII")
+    return _bounded(text, TEXT_LIMIT_CHARS)
+
+
 def flag(text: str) -> bool:
     """Return whether a switch is on."""
     if text.lower() in _TRUE:
@@ -96,8 +103,7 @@ def flag(text: str) -> bool:
 def url(text: str, schemes: Sequence[str]) -> str:
     """Return a URL with one of these schemes, a host that can be looked up, and a port if any.
 
-    A slash at its end is taken off. A user and password in one of HTTP are refused: our clients send
-    keys of their own, and can't send both.
+    A slash at its end is taken off.
     """
     starts = " or ".join(f"{scheme}://" for scheme in schemes)
     scheme, separator, _ = text.partition("://")
@@ -110,15 +116,25 @@ def url(text: str, schemes: Sequence[str]) -> str:
         parts = urlsplit(text)
         host_name = parts.hostname or ""
         port = parts.port
-        user = parts.username is not None or parts.password is not None
     except ValueError:
         raise ValueError("write its host and port as HOST:PORT, a port of 1 to 65535") from None
     if port == 0:
         raise ValueError("write its host and port as HOST:PORT, a port of 1 to 65535")
-    if user and scheme.lower() in HTTP_SCHEMES:
-        raise ValueError("take the user and password before the @ out: a key has its own setting")
     host(host_name)
     return text.rstrip("/")
+
+
+def url_alone(text: str, schemes: Sequence[str]) -> str:
+    """Return a URL without a user and password: what opens it has a setting of its own."""
+    checked = url(text, schemes)
+    if has_user(checked):
+        raise ValueError("take the user and password out of it: a key or token has its own setting")
+    return checked
+
+
+def has_user(text: str) -> bool:
+    """Whether a URL holds a user or a password."""
+    return "@" in urlsplit(text).netloc
 
 
 def base_url(text: str, schemes: Sequence[str]) -> str:

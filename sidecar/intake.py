@@ -14,7 +14,8 @@ import anyio.to_thread
 from sidecar import telemetry
 from sidecar.calls import Calls
 from sidecar.channels.link.frames import CallOpen, hints_of, turn_of
-from sidecar.channels.link.spool import Spooled, SpoolFile, look_into
+from sidecar.channels.link.spool import SpoolFile, look_into
+from sidecar.channels.link.spooled import Spooled
 from sidecar.errors import CallError, JournalError
 from sidecar.model import call_key
 from sidecar.telemetry import Emit
@@ -111,6 +112,7 @@ class SpoolIntake:
             hints=hints_of(opened),
             opened_at_s=opened.opened_at_s,
             turns=[turn_of(self._tenant, frame) for frame in spooled.turns],
+            room=opened.room,
         )
         if stored:
             self._emit(

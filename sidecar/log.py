@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import io
 import logging
 import queue
 import sys
@@ -12,6 +13,7 @@ from typing import TextIO, cast
 import structlog
 from typing_extensions import override
 
+from sidecar.printable import printable, printable_line
 from sidecar.sparing import Sparing
 
 
@@ -86,11 +88,12 @@ def configure_logging(*, level: str, json: bool) -> None:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
-        if json
+        if json  # which spells by its number what is no ASCII
         else [
+            _printable_fields,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+                colors=sys.stderr.isatty(), exception_formatter=_printable_traceback
+            ),
         ]
     )
     structlog.configure(
@@ -104,6 +107,22 @@ def configure_logging(*, level: str, json: bool) -> None:
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", writer)),
         cache_logger_on_first_use=True,
     )
+
+
+def _printable_fields(
+    _: object, __: str, fields: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Put each text of a line on that line, without what would command the terminal."""
+    return {
+        name: printable_line(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+
+
+def _printable_traceback(stream: TextIO, error: structlog.typing.ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    stream.write(printable(text.getvalue()))
 
 
 def _level_number(level: str) -> int:

@@ -197,6 +197,7 @@ class Call:
         closed_at_s: Unix time, None while the call is live.
         conversation_id: Letta's conversation for this call, once one was opened.
         consent: Whether the caller agreed that it is kept; with `no`, what was stored before.
+        final: Its channel has had the last word on it: nothing but a further one corrects it.
     """
 
     key: str
@@ -207,6 +208,7 @@ class Call:
     closed_at_s: float | None = None
     conversation_id: str | None = None
     consent: Consent = ""
+    final: bool = False
 
     @property
     def call_id(self) -> str:

@@ -8,6 +8,7 @@ it is missed and one when it is back; the SDK's own complaints, one per try, are
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from typing_extensions import override
 
 from sidecar import telemetry
+from sidecar.environment import said
 from sidecar.errors import ConfigError
 from sidecar.telemetry import Emit
 from sidecar.tracing import TEXT, Kind, Span, Value, exporter_of, traceparent_or_none
@@ -71,6 +73,7 @@ def tracer_of(
     exporter, protocol = exporter_of(environ)
     if exporter == "none":
         return None
+    _as_said()
     try:
         made = ConsoleSpanExporter(out=sys.stderr) if exporter == "console" else _otlp(protocol)
         return OtelTracer.exporting(made, service=service, text=text, emit=emit, redact=redact)
@@ -79,6 +82,15 @@ def tracer_of(
             f"the exporter of traces can't be made: {type(error).__name__}",
             fields=(("OTEL_*", "check OTEL_EXPORTER_OTLP_… and OTEL_BSP_…: one can't be used"),),
         ) from None
+
+
+def _as_said() -> None:
+    """Take the blanks out of OpenTelemetry's variables: the SDK strips none, and a blank is a value."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        if (text := said(os.environ, name)) is not None:
+            os.environ[name] = text
+        else:
+            del os.environ[name]
 
 
 def _otlp(protocol: str) -> SpanExporter:

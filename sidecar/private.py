@@ -42,6 +42,31 @@ def make_directory(path: Path) -> None:
     path.mkdir(exist_ok=True)
 
 
+def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
+    """Refuse a path where no directory of ours is or can be made; nothing is made.
+
+    Args:
+        path: Of the directory.
+        field: The setting that names it.
+
+    Raises:
+        ConfigError: it, or what it would be made in, is a file, a link that leads nowhere, or
+            nothing that this user may use.
+    """
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    wanted = os.R_OK | os.W_OK | os.X_OK if there == path else os.W_OK | os.X_OK
+    if not os.path.isdir(there):  # noqa: PTH112 - raises nothing
+        why = f"{there} is no directory"
+    elif not os.access(there, wanted):
+        why = f"{there} can't be used by this user (uid {os.geteuid()})"
+    else:
+        return
+    remedy = "name a directory that this user may write"
+    raise ConfigError(f"{field}: {why}; {remedy}", fields=((field, remedy),))
+
+
 def refuse_shared(directory: Path) -> None:
     """Refuse a data directory that another user owns, or may look into.
 

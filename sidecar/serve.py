@@ -25,7 +25,7 @@ from sidecar.config import Settings, for_a_worker, load
 from sidecar.errors import LettaError
 from sidecar.forget import Forgetting, Forgotten
 from sidecar.letta.changes import Change, KeepsChanges
-from sidecar.letta.digest_agent import spec_named, tags_of_tenant
+from sidecar.letta.digest_agent import caller_tags, spec_named, tags_of_tenant
 from sidecar.letta.move import Move, agents_to_move, carry_out, plan
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.local_letta import OpenLetta
@@ -265,6 +265,12 @@ async def show_agent(agent_id: str) -> tuple[Block, ...]:
     """Return the blocks of an agent (`sidecar agents show`)."""
     async with letta_at_hand() as (_, letta):
         return await letta.read_blocks(agent_id)
+
+
+async def agents_of_caller(tenant: str, caller_key: str) -> list[str]:
+    """Return the agents at Letta that carry a caller's tags, oldest first (`sidecar memory`)."""
+    async with letta_at_hand() as (_, letta):
+        return [one.agent_id for one in await letta.find_agents(caller_tags(tenant, caller_key))]
 
 
 async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:

@@ -57,10 +57,11 @@ agent_found = _event("agent_found", "info", "lane", "agent")
 agent_unresolved = _event("agent_unresolved", "warning", "lane", "error", "hint")
 turn_recorded = _event("turn_recorded", "debug", "call", "speaker", "chars", "pii_text")
 turn_measured = _event("turn_measured", "debug", "call", *TURN_SECONDS)
-turn_refused = _event("turn_refused", "error", "call", "code", "error")
-turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got")
+turn_refused = _event("turn_refused", "error", "call", "code", "error", kinds=("code",))
+turn_seq_gap = _event("turn_seq_gap", "warning", "call", "expected", "got", kinds=())
 turns_not_kept = _event("turns_not_kept", "debug", "call", "turns")
 erased_call_refused = _event("erased_call_refused", "info", "call")
+call_recorded_elsewhere = _event("call_recorded_elsewhere", "warning", "call", "by", kinds=())
 # Memory
 memory_read = _event("memory_read", "debug", "agent", "version", "blocks", "took_s")
 memory_withheld = _event("memory_withheld", "warning", "call", "channel")
@@ -101,14 +102,15 @@ frame_refused = _event("frame_refused", "warning", "worker", "code", "field", ki
 link_lost = _event("link_lost", "warning", "error", "retry_in_s", "unacked")
 link_restored = _event("link_restored", "info", "unacked", "down_s")
 link_token_unread = _event("link_token_unread", "warning", "file", "error", "hint")
-turns_spooled = _event("turns_spooled", "warning", "call", "turns")
+turns_spooled = _event("turns_spooled", "warning", "call", "turns", kinds=("call",))
 turns_dropped = _event("turns_dropped", "error", "call", "turns", "why")
 # VAPI
 vapi_refused = _event(
     "vapi_refused", "warning", "route", "status", "why", kinds=("route", "status")
 )
 deliveries_not_kept = _event("deliveries_not_kept", "warning", "error")
-vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant")
+vapi_call_unnamed = _event("vapi_call_unnamed", "warning", "tenant", kinds=("tenant",))
+vapi_call_over = _event("vapi_call_over", "info", "call", kinds=())
 vapi_caller_changed = _event("vapi_caller_changed", "error", "call")
 vapi_stream_ended = _event(
     "vapi_stream_ended", "debug", "call", "how", "first_token_s", "took_s", "bytes", "tokens"

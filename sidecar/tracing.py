@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, TypeAlias
+from urllib.parse import urlsplit
 
 from sidecar.errors import ConfigError
 
@@ -151,14 +152,27 @@ def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
         named = ((name, environ.get(name, "").strip()) for name in names)
         return next(((name, value) for name, value in named if value), (names[-1], ""))
 
-    _, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    named, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     name, exporter = said("OTEL_TRACES_EXPORTER")
     _require(name, exporter, _EXPORTERS)
     name, protocol = said("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     _require(name, protocol, _PROTOCOLS)
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         exporter = "none"
+    if endpoint and exporter in {"", "otlp"}:
+        _require_url(named, endpoint)
     return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
+
+
+def _require_url(name: str, value: str) -> None:
+    remedy = "write it as http://HOST:PORT or https://HOST:PORT"
+    try:
+        parts = urlsplit(value if "//" in value else f"//{value}")
+        usable = bool(parts.hostname) and parts.scheme in {"", "http", "https"} and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
 
 
 def _require(name: str, value: str, known: Sequence[str]) -> None:

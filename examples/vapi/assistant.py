@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-API = os.environ.get("VAPI_API_URL", "https://api.vapi.ai")
+API = os.environ.get("VAPI_API_URL", "").strip() or "https://api.vapi.ai"
 TIMEOUT_S = 20.0
 
 
@@ -58,19 +58,22 @@ def main() -> None:
     missing = [
         name
         for name in ("VAPI_API_KEY", "SIDECAR_VAPI_KEY", "SIDECAR_VAPI_SECRET")
-        if not os.environ.get(name)
+        if not os.environ.get(name, "").strip()
     ]
     if missing or len(sys.argv) != 2 or not sys.argv[1].startswith("https://"):  # noqa: PLR2004
         sys.exit(f"set {', '.join(missing) or 'all three keys'} and name the public https address")
-    key = os.environ["VAPI_API_KEY"]
+    key = os.environ["VAPI_API_KEY"].strip()
     remembered = HERE / ".vapi.json"
     ids: dict[str, str] = json.loads(remembered.read_text()) if remembered.exists() else {}
     if "model" not in ids:
-        value = os.environ["SIDECAR_VAPI_KEY"].partition(",")[0]
+        value = os.environ["SIDECAR_VAPI_KEY"].partition(",")[0].strip()
         made = call("POST", "/credential", {"provider": "custom-llm", "apiKey": value}, key)
         ids["model"] = made["id"]
     if "server" not in ids:
-        plan = {"type": "bearer", "token": os.environ["SIDECAR_VAPI_SECRET"].partition(",")[0]}
+        plan = {
+            "type": "bearer",
+            "token": os.environ["SIDECAR_VAPI_SECRET"].partition(",")[0].strip(),
+        }
         body = {"provider": "webhook", "name": "sidecar", "authenticationPlan": plan}
         ids["server"] = call("POST", "/credential", body, key)["id"]
     remembered.write_text(json.dumps(ids))

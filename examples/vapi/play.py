@@ -167,7 +167,7 @@ def _spoken(line: bytes) -> str:
 
 def made_token() -> str:
     """Return the token that a sidecar of this user makes at its first start, empty without one."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    state = os.environ.get("XDG_STATE_HOME", "").strip() or "~/.local/state"
     directory = os.environ.get("SIDECAR_DATA_DIR", "").strip() or f"{state}/letta-sidecar"
     try:
         return (Path(directory).expanduser() / "link-token").read_text(encoding="ascii").strip()

@@ -18,8 +18,9 @@ from anyio.abc import TaskStatus
 from sidecar import telemetry
 from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.live import Listener, LiveCall
+from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
-from sidecar.letta.identity import Identity, IdentityRules, resolve
+from sidecar.letta.identity import Identity, IdentityRules, Resolution, resolve
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
@@ -34,6 +35,7 @@ from sidecar.model import (
     call_key,
     prompt_of,
 )
+from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 from sidecar.transcript.journal import Journal
@@ -105,6 +107,7 @@ class Calls:
         )
         self._live: dict[str, LiveCall] = {}
         self._orphans: dict[str, float] = {}
+        self._records = Records()
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _tell_nobody
         """Called when a new call has been opened."""
@@ -145,6 +148,8 @@ class Calls:
         owner: str,
         listener: Listener,
         traceparent: str = "",
+        room: str = "",
+        whose: Resolution | None = None,
     ) -> LiveCall:
         """Take a call up, or take it up again, and start to bring its memory.
 
@@ -160,13 +165,16 @@ class Calls:
             owner: Who holds the call; the same owner may open it again.
             listener: Told of newer memory.
             traceparent: The channel's own span of the call, where it has one.
+            room: Where the call is heard. Of several of one room and caller one keeps the record
+                (`sidecar.calls.records`); empty: no other hears it.
+            whose: Whose the call is, in place of what `hints` say.
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
                 the sidecar is draining and the call is new (`draining`).
         """
         key = call_key(tenant, call_id)
-        resolution = resolve(tenant, hints, self._rules)
+        resolution = whose or self.resolve(tenant, hints)
         live = self._live.get(key)
         if live is not None:
             if live.call.caller_key not in {"", resolution.caller_key}:
@@ -190,7 +198,7 @@ class Calls:
         resumed = key in self._orphans
         if self.draining and not resumed:
             raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
-        if not resolution.ref.known:
+        if resolution.why and not resumed:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         call = Call(
             key,
@@ -202,7 +210,8 @@ class Calls:
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.kept = self._policy.keeps(hints)
-        self._live[key] = live
+        live.heard = _heard(tenant, room, resolution.caller_key)
+        self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
@@ -210,6 +219,7 @@ class Calls:
                 await self._store_call(live)
             except CallError:
                 del self._live[key]
+                self._records.leave(live)
                 raise
             except JournalError as error:
                 self._journal_failed(error)  # the call goes on; `record` stores it first
@@ -224,6 +234,12 @@ class Calls:
         self._feed.begin(live)
         return live
 
+    def _enter(self, live: LiveCall) -> None:
+        self._live[live.key] = live
+        if keeper := self._records.enter(live):
+            live.elsewhere = True
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=keeper.key)
+
     async def restore(
         self,
         tenant: str,
@@ -233,11 +249,13 @@ class Calls:
         hints: CallerHints,
         opened_at_s: float,
         turns: Sequence[Turn],
+        room: str = "",
     ) -> bool:
         """Store a call that its dead worker left in a spool, and close it.
 
         Returns:
-            False when a worker holds the call just now: try again when it does not.
+            False when a worker holds the call just now, or another call that keeps the record of
+            its room has not come as far: try again later.
 
         Raises:
             CallError: the call is stored as another's.
@@ -250,6 +268,12 @@ class Calls:
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         resolution = resolve(tenant, hints, self._rules)
+        left = self._records.left_of(_heard(tenant, room, resolution.caller_key), key, turns)
+        if left is None:
+            return False
+        if turns and not left and key not in self._orphans:
+            return True  # all of it stands in the record of another call
+        turns = left
         call = Call(
             key,
             resolution.ref,
@@ -258,6 +282,8 @@ class Calls:
             opened_at_s,
             consent=hints.consent,
         )
+        if resolution.why and key not in self._orphans:
+            self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         try:
             stored = await self._journal.open_call(call)
         except CallError as error:
@@ -278,6 +304,35 @@ class Calls:
         """Whether anything of a call with these hints may be kept."""
         return self._policy.keeps(hints)
 
+    def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
+        """Say whose memory a call with these hints belongs to."""
+        return resolve(tenant, hints, self._rules)
+
+    async def identify(self, live: LiveCall, whose: Resolution) -> None:
+        """Give a live call that has no caller yet its caller, and bring their memory.
+
+        A call of nobody gets the agent, too, with what was said in it before. One that has a
+        caller, or another agent, stays as it is.
+
+        Raises:
+            JournalError: it stays as it was; may be repeated.
+        """
+        call = live.call
+        if call.caller_key or (call.ref.known and call.ref != whose.ref):
+            return
+        known = replace(call, ref=whose.ref, caller_key=whose.caller_key)
+        if known == call:
+            return
+        if live.stored:
+            try:
+                known = await self._journal.identify(known)
+            except CallError as error:
+                live.stored = False  # erased since it was stored; with its caller: for good
+                live.kept = live.kept and error.code != "erased"
+        live.call = replace(known, consent=live.call.consent)
+        live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
+        self._feed.begin(live)
+
     def orphan(self, owner: str) -> None:
         """The holder of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
@@ -294,8 +349,15 @@ class Calls:
         await self._feed.digested(ref, batch)
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """Make turns of a live call durable; drop them where the caller did not agree."""
+        """Make turns of a live call durable; drop them where the caller did not agree.
+
+        Where another call keeps the record, this returns when that has come as far.
+        """
+        turns = await self._records.own(live, turns)
+        if not turns:
+            return
         if not live.kept:
+            self._records.reached(live, turns)
             self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
             return
         for turn in turns:
@@ -318,6 +380,7 @@ class Calls:
             self._journal_failed(error)
             raise
         self.journal_error = ""
+        self._records.reached(live, turns)
         live.turns += len(turns)
         for turn in turns:
             self._say_recorded(live, turn)
@@ -379,13 +442,15 @@ class Calls:
                 await self._journal.append(traced)
         return True
 
-    async def close(self, live: LiveCall, reason: str) -> None:
+    async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
         """End a live call."""
         if not live.closed:
-            await self._store_call(live)
+            if not live.elsewhere:
+                await self._store_call(live)
             if live.stored:
-                await self._journal.close_call(live.key, at_s=self._clock())
+                await self._journal.close_call(live.key, at_s=self._clock(), final=final)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
+            self._records.leave(live, at_s=at_s)
         self._forget(live)
 
     async def refuse(self, live: LiveCall) -> None:
@@ -402,8 +467,11 @@ class Calls:
     # ---------------------------------------------------------------------------------------
 
     async def _store_call(self, live: LiveCall) -> None:
-        """Store a call unless it is; of one that was erased with its caller nothing is kept."""
-        if live.kept and not live.stored:
+        """Store a call unless it is, or another keeps its record.
+
+        Of one that was erased with its caller nothing is kept.
+        """
+        if live.kept and not live.stored and self._records.keeps(live):
             try:
                 live.call = await self._journal.open_call(live.call)
             except CallError as error:
@@ -443,6 +511,7 @@ class Calls:
             del self._live[live.key]
             self._fewer.set()
             self._fewer = anyio.Event()
+        self._records.leave(live)
         self._feed.end(live)
 
     async def _close_orphans(self) -> None:
@@ -466,3 +535,8 @@ class Calls:
             if self._orphans.get(key) == since_s and key not in self._live:
                 del self._orphans[key]
             self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
+
+
+def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
+    """Return what several calls hear together; None where no other hears this, or nobody knows."""
+    return (f"{tenant}/{room}", caller_key) if room and caller_key else None

@@ -20,6 +20,8 @@ from sidecar.tracing import CONVERSATION, Tracer
 from sidecar.transcript.journal import Journal
 
 RECENT_TURNS = 60
+LOOKS_AT_ONCE = 8
+"""Of one call: who speaks again and again while a read is slow has more answers on their way."""
 
 
 class MemoryFeed:
@@ -68,9 +70,13 @@ class MemoryFeed:
         snapshots.on_read = self._on_read
 
     def begin(self, live: LiveCall) -> None:
-        """A call is live, or live again: bring its memory."""
+        """A call is live, or live again: bring its memory, unless it is on its way."""
         live.wait.opened()
-        self._spawn(self._bring_memory, live)
+        if live.bringing:
+            self._tell(live, settled=False)
+        else:
+            live.bringing = True
+            self._spawn(self._bring_memory, live)
 
     def end(self, live: LiveCall) -> None:
         """A call is live no more."""
@@ -125,14 +131,32 @@ class MemoryFeed:
         return rendered
 
     def refresh(self, live: LiveCall, *, traceparent: str) -> None:
-        """Start a read for a call and tell its listener when it has ended."""
+        """Start a read for a call and tell its listener when it has ended.
+
+        Where many are under way for this call already, the answer to them is the answer to this.
+        """
+        if live.looks >= LOOKS_AT_ONCE:
+            return
         if live.agent_id is not None:
             live.wait.read_began(looking=True)
         elif live.told_version is None:
             return  # the first word about it is on its way
-        self._spawn(self._tell_newest, live, traceparent)
+        live.looks += 1
+        self._spawn(self._look, live, traceparent)
+
+    async def _look(self, live: LiveCall, traceparent: str) -> None:
+        try:
+            await self._tell_newest(live, traceparent)
+        finally:
+            live.looks -= 1
 
     async def _bring_memory(self, live: LiveCall) -> None:
+        try:
+            await self._bring(live)
+        finally:
+            live.bringing = False
+
+    async def _bring(self, live: LiveCall) -> None:
         """Load what is at hand, tell it, and read what is newest."""
         if not live.call.ref.known:
             self._tell(live, settled=True)

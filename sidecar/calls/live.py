@@ -54,7 +54,7 @@ class Keeper(Protocol):
         """Make turns durable."""
         ...
 
-    async def close(self, live: "LiveCall", reason: str) -> None:
+    async def close(self, live: "LiveCall", reason: str, *, at_s: float, final: bool) -> None:
         """End the call."""
         ...
 
@@ -96,12 +96,20 @@ class LiveCall:
         self.listener = listener
         self.agent_id: str | None = None
         self.recent: tuple[Turn, ...] = ()
+        self.heard: tuple[str, str] | None = None
+        """The room and the caller that other calls may hear, too."""
+        self.elsewhere = False
+        """Another kept its record when it opened: without a turn of its own it is not stored."""
         self.stored = False
         self.traceparent = ""
         """The span that what happens in this call belongs to, where nothing else is said."""
         self.kept = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
+        self.bringing = False
+        """Its first memory is on its way."""
+        self.looks = 0
+        """Looks for newer memory that are under way."""
         self.last_seq = 0
         self.turns = 0
         self.told_version: str | None = None
@@ -155,9 +163,15 @@ class LiveCall:
         """
         await self._keeper.record(self, turns)
 
-    async def close(self, reason: str) -> None:
-        """The call has ended: what is pending of it goes to Letta. Repeating it is no error."""
-        await self._keeper.close(self, reason)
+    async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
+        """The call has ended: what is pending of it goes to Letta. Repeating it is no error.
+
+        Args:
+            reason: Why, for people.
+            at_s: Unix time until which it was heard; 0 where nobody else hears it.
+            final: The channel has had the last word on it; see `sidecar.model.Call`.
+        """
+        await self._keeper.close(self, reason, at_s=at_s, final=final)
 
     async def refuse(self) -> None:
         """The caller does not agree, or no more: nothing of the call is kept from here on.

@@ -8,19 +8,57 @@ command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
 from sidecar.errors import ConfigError, SidecarError
+from sidecar.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_GROUPS = {
+    "Run": ("run", "check", "ready"),
+    "Look": ("calls", "memory", "doctor"),
+    "Mend": ("outbox",),
+    "Move": ("agents", "export", "backup"),
+    "Erase": ("forget",),
+}
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
+
+
+class _InGroups(TyperGroup):
+    """Lists the commands by what they are for: what erases comes last."""
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the groups."""
+        return [name for names in _GROUPS.values() for name in names]
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each group below its heading."""
+        longest = max(map(len, self.commands))
+        for heading, names in _GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (
+                            name.ljust(longest),
+                            self.commands[name].get_short_help_str(formatter.width - longest - 6),
+                        )
+                        for name in names
+                    ]
+                )
+
 
 app = typer.Typer(
     name="sidecar",
+    cls=_InGroups,
     help="A voice agent that remembers its callers, without waiting for its memory.",
     epilog="Exit codes: 0 done; 1 failed or not there; 2 wrong configuration or command line.",
     no_args_is_help=True,
@@ -40,15 +78,24 @@ app.command()(ready.ready)
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets what it has
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
-        sys.stderr.write(f"sidecar: {error.message if wrong else error}\n")
+        sys.stderr.write(printable(f"sidecar: {_told(error) if wrong else error}\n"))
         if "--json" in sys.argv:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
         sys.exit(2 if wrong else 1)
+
+
+def _told(error: ConfigError) -> str:
+    """Return what is wrong, with the remedy of each field that the message does not name."""
+    unsaid = [f"\n  {field}: {fix}" for field, fix in error.fields if fix not in error.message]
+    return error.message + "".join(unsaid)
 
 
 def _version(asked: bool) -> None:

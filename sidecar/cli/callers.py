@@ -21,12 +21,21 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Caller = Annotated[
     str,
     typer.Option(
-        help="tel:+15550100, id:NAME (a token's identity or the console's name), caller:ID (your"
+        help="tel:+12025550100, id:NAME (a token's identity or the console's name), caller:ID (your"
         " backend's), or the key that `calls show` prints; - reads it from standard input."
     ),
 ]
 Tenant = Annotated[str, typer.Option(help="Whose caller.")]
 _KEY_CHARS = 32
+_OR_ITS_KEY = "; a call that is kept under it has a key, which `calls show` prints"
+_NOT_ONE = {
+    "withheld": "carriers say this of those who withhold their number: it is nobody",
+    "no_number": "this is no phone number",
+    "extension": "a number with an extension is nobody",
+    "invalid": "this number is in no country's plan",
+    "ambiguous": "this may be two countries' number: write it with + and its country code",
+    "no_region": "write the number with + and its country code",
+}
 
 
 def caller_key_of(said: str, tenant: str, region: str | None) -> str:
@@ -35,7 +44,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     Raises:
         BadParameter: it is none of the forms that are taken.
     """
-    from sidecar.letta.identity import normal_phone  # noqa: PLC0415
+    from sidecar import phone  # noqa: PLC0415
     from sidecar.model import caller_key  # noqa: PLC0415
 
     if said == "-":
@@ -45,12 +54,17 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     if not colon and len(said) == _KEY_CHARS and all(c in "0123456789abcdef" for c in said):
         return said
     if kind == "tel" or (not colon and said.startswith("+")):
-        phone = normal_phone(name or said, region=region)
-        if phone is None:
-            raise typer.BadParameter("this is no phone number with its country code")
-        return caller_key(tenant, f"tel:{phone}")
+        number = phone.read(name or said, region=region)
+        if not number.e164:
+            raise typer.BadParameter(_NOT_ONE[number.why] + _OR_ITS_KEY)
+        return caller_key(tenant, f"tel:{number.e164}")
     if kind in {"id", "caller"} and name:
-        return caller_key(tenant, f"{kind}:{name}")
+        if phone.stands_for_nobody(name):
+            raise typer.BadParameter(_NOT_ONE["withheld"] + _OR_ITS_KEY)
+        try:
+            return caller_key(tenant, f"{kind}:{name}")
+        except UnicodeEncodeError:
+            raise typer.BadParameter("this is no text in UTF-8") from None
     raise typer.BadParameter("write tel:NUMBER, id:NAME, caller:ID or the caller's key")
 
 
@@ -136,7 +150,7 @@ def export(
         key = caller_key_of(caller, tenant, reach.settings().default_region)
     with reach.looking() as journal:
         if call:
-            rows = [reach.only_call(journal.call(call), call)]
+            rows = [reach.only_call(journal, call)]
         else:
             rows = journal.calls(limit=-1, caller_key=key)[::-1]
         if out is None:

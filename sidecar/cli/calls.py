@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sidecar.call_names import short_id
 from sidecar.cli import reach, show
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ app = typer.Typer(help="Past and live calls with their transcripts.", no_args_is
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _LOOK_EVERY_S = 0.5
-_LIVE_HELP = "A live call, as `calls list --live` shows it, with or without tenant."
+_INDENT = 18
+_CALL_HELP = "As `calls list` shows it, its whole id, or the first characters of either."
+_LIVE_HELP = "A live call, as `calls list --live` shows it, or its whole id."
 
 
 @app.command("list")
@@ -26,7 +29,10 @@ def list_calls(
     live: Annotated[bool, typer.Option("--live", help="Only calls that are live.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the newest calls. Callers show as the key that the journal keeps, not as a number."""
+    """List the newest calls, each by a short id; `calls show` and --json say the whole one.
+
+    Callers show as the key that the journal keeps, not as a number.
+    """
     with reach.looking() as journal:
         rows = journal.calls(limit=limit, live=live)
     if as_json:
@@ -36,7 +42,7 @@ def list_calls(
         ["call", "channel", "opened (UTC)", "lasted", ">turns", ">unsent", "caller"],
         [
             [
-                row.call.key,
+                short_id(row.call.key),
                 row.call.channel,
                 show.moment(row.call.opened_at_s),
                 _lasted(row),
@@ -52,13 +58,13 @@ def list_calls(
 
 @app.command("show")
 def show_call(
-    call: Annotated[str, typer.Argument(help="As `calls list` shows it, with or without tenant.")],
+    call: Annotated[str, typer.Argument(help=_CALL_HELP)],
     *,
     as_json: Json = False,
 ) -> None:
     """Print one call with its transcript."""
     with reach.looking() as journal:
-        row = reach.only_call(journal.call(call), call)
+        row = reach.only_call(journal, call)
         turns = journal.turns(row.call.key)
     if as_json:
         show.as_json({**_call(row), "turns": turns})
@@ -121,24 +127,28 @@ def _command(call: str, command: str, text: str, *, as_json: bool) -> None:
 
 @app.command("tail")
 def tail(
+    call: Annotated[str, typer.Argument(help=f"Only this call. {_CALL_HELP}")] = "",
     *,
     since_s: Annotated[float, typer.Option(help="Begin with turns this old, in seconds.")] = 0.0,
     once: Annotated[bool, typer.Option("--once", help="Do not wait for more.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Follow what is being said in all calls, until Ctrl-C."""
+    """Follow what is being said in all calls, or in one, until Ctrl-C."""
     from_s = time.time() - since_s
     seen: set[tuple[str, str]] = set()
     with reach.looking() as journal:
+        key = reach.only_call(journal, call).call.key if call else ""
         while True:
             for appended_s, turn in journal.turns_since(from_s):
-                if (turn.call, turn.item_id) in seen:
+                if (key and turn.call != key) or (turn.call, turn.item_id) in seen:
                     continue
                 if appended_s > from_s:
                     from_s = appended_s
                     seen.clear()
                 seen.add((turn.call, turn.item_id))
-                show.say(show.json_line(turn) if as_json else f"{turn.call}  {_line(turn)}")
+                show.say(
+                    show.json_line(turn) if as_json else f"{short_id(turn.call)}  {_line(turn, 28)}"
+                )
             if once:
                 return
             time.sleep(_LOOK_EVERY_S)
@@ -148,6 +158,7 @@ def _call(row: "CallRow") -> dict[str, object]:
     call = row.call
     return {
         "call": call.key,
+        "short_id": short_id(call.key),
         "channel": call.channel,
         "caller_key": call.caller_key,
         "lane": call.ref.lane,
@@ -174,12 +185,14 @@ def _measured(turn: "Turn") -> list[str]:
         served, age_s, wait_s = prompt
         age = "" if age_s is None else f", {age_s:.1f} s old"
         told.append(f"memory {served}{age}, waited {wait_s * 1e3:.0f} ms")
-    indent = " " * 18
+    indent = " " * _INDENT
     return textwrap.wrap(
         "; ".join(told), show.WIDTH, initial_indent=indent, subsequent_indent=indent
     )
 
 
-def _line(turn: "Turn") -> str:
+def _line(turn: "Turn", indent: int = _INDENT) -> str:
     cut = " [cut off]" if turn.interrupted else ""
-    return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {turn.text}{cut}"
+    # A line of what was said is not at the place of a line of ours.
+    text = turn.text.replace("\n", "\n" + " " * indent)
+    return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {text}{cut}"

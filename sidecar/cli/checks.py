@@ -1,5 +1,6 @@
 """What `sidecar doctor` looks at: each finding says what is, and, where it is wrong, the remedy."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from sidecar.config import Settings, default_data_dir, read_agent_map
+from sidecar import environment
+from sidecar.config import Settings, read_agent_map
+from sidecar.environment import default_data_dir
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
-from sidecar.private import LINK_TOKEN_FILE, refuse_shared
+from sidecar.private import LINK_TOKEN_FILE, refuse_no_directory, refuse_shared
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
 
@@ -35,6 +38,7 @@ _DISK_LOW_BYTES = 1 << 30
 _DISK_BAD_BYTES = 100 << 20
 _CLOCK_WRONG_S = 5.0
 _CONNECT_S = 3.0
+_NONE_RUNS = "none runs on this data directory"
 _ANSWER_S = 15.0
 _BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock before it was never set
 
@@ -62,10 +66,15 @@ def usable(settings: Settings) -> None:
     Raises:
         ConfigError: one of them can't be used.
     """
+    from sidecar.channels.vapi.build import transient_assistant  # noqa: PLC0415 - slow to load
+
     redaction(settings.redact)
     directory = settings.data_dir.expanduser()
+    refuse_no_directory(directory)
     if directory.exists():
         refuse_shared(directory)
+    refuse_no_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    transient_assistant(settings)
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
     if exporter_of(os.environ)[0] != "none":
@@ -82,28 +91,34 @@ def of_traces() -> dict[str, str]:
 
 def run(settings: Settings) -> Iterator[Finding]:
     """Look at everything, quick things first. Blocking; no check takes over 20 s."""
+    from sidecar.cli.undelivered import lanes  # noqa: PLC0415 - it knows a Finding
+
     directory = settings.data_dir.expanduser()
     yield sqlite_version()
     yield permissions(directory)
     yield from on_disk(directory)
     yield clock()
-    yield binding(settings)
+    sidecar = running(directory)
+    is_running = sidecar.found != _NONE_RUNS
+    yield binding(settings) if is_running else free_port(settings) or binding(settings)
     yield from anyio.run(_letta, settings)
     yield anyio.run(_llm, settings)
     yield anyio.run(_livekit, settings)
     yield traces()
-    yield running(directory)
+    yield sidecar
+    yield lanes(settings, directory, running=is_running, now_s=time.time())
 
 
 def run_without_settings(error: ConfigError) -> Iterator[Finding]:
     """Say which settings are wrong, a public bind without a secret among them, and look at the rest."""
     for field, remedy in error.fields:
         yield Finding("settings", "bad", f"{field} is wrong", f"{field}: {remedy}")
-    directory = Path(os.environ.get("SIDECAR_DATA_DIR", "").strip() or default_data_dir())
-    directory = directory.expanduser()
     yield sqlite_version()
-    yield permissions(directory)
-    yield from on_disk(directory)
+    with contextlib.suppress(ConfigError):  # named above
+        named = environment.read(os.environ, "SIDECAR_DATA_DIR", environment.path)
+        directory = named or default_data_dir()
+        yield permissions(directory)
+        yield from on_disk(directory)
     yield clock()
 
 
@@ -121,24 +136,10 @@ def sqlite_version() -> Finding:
 
 def permissions(directory: Path) -> Finding:
     """Look at who may read the data directory."""
-    if not directory.exists():
-        parent = next((p for p in directory.parents if p.exists()), Path("/"))
-        if not os.access(parent, os.W_OK | os.X_OK):
-            return Finding(
-                "permissions",
-                "bad",
-                f"{directory} can't be made",
-                "set SIDECAR_DATA_DIR to a directory that this user may write",
-            )
-        return Finding("permissions", "ok", f"{directory} is made at the first start")
-    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(
-            "permissions",
-            "bad",
-            f"{directory} can't be written",
-            f"run as its owner, or: chown -R $(id -un) {directory}",
-        )
     try:
+        refuse_no_directory(directory)
+        if not directory.exists():
+            return Finding("permissions", "ok", f"{directory} is made at the first start")
         # A file in a closed directory is closed, whatever its own mode says.
         refuse_shared(directory)
     except ConfigError as error:
@@ -148,7 +149,7 @@ def permissions(directory: Path) -> Finding:
 
 def on_disk(directory: Path) -> Iterator[Finding]:
     """Look at the space and at how long an fsync takes."""
-    there = next((p for p in (directory, *directory.parents) if p.exists()), Path("/"))
+    there = next(p for p in (directory, *directory.parents) if os.path.exists(p))  # noqa: PTH110
     free = shutil.disk_usage(there).free
     verdict: Verdict = (
         "bad" if free < _DISK_BAD_BYTES else "warning" if free < _DISK_LOW_BYTES else "ok"
@@ -208,6 +209,19 @@ def binding(settings: Settings) -> Finding:
             opened = made if settings.makes_token else "closed to voice workers"
         return Finding("bind", "ok", f"{where}, this machine alone, {opened}")
     return Finding("bind", "ok", f"{where}, open to the network, with a token")
+
+
+def free_port(settings: Settings) -> Finding | None:
+    """Look whether a start could listen; None: it could. Nothing of ours runs."""
+    from sidecar.server.http import listen  # noqa: PLC0415
+
+    try:
+        listen(settings.host, settings.port).close()
+    except ConfigError as error:
+        field, remedy = error.fields[0]
+        verdict: Verdict = "warning" if field == "SIDECAR_PORT" else "bad"  # it may be free later
+        return Finding("bind", verdict, error.message, f"{field}: {remedy}")
+    return None
 
 
 async def _letta(settings: Settings) -> list[Finding]:
@@ -350,10 +364,7 @@ def traces() -> Finding:
     named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     url = next((value for name in named if (value := os.environ.get(name, "").strip())), default)
     parts = urlsplit(url if "//" in url else f"//{url}")
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        port = 0
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     where = f"{parts.hostname}:{port}"
     if not parts.hostname or not _connects(parts.hostname, port):
         fix = "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT: calls go on without it"
@@ -376,7 +387,7 @@ def running(directory: Path) -> Finding:
     try:
         state = ask_readiness(directory)
     except Refused:
-        return Finding("sidecar", "ok", "none runs on this data directory")
+        return Finding("sidecar", "ok", _NONE_RUNS)
     if not state.get("ready"):
         return Finding(
             "sidecar", "bad", f"runs, not ready: journal {state.get('journal')}", "see its log"

@@ -1,11 +1,14 @@
 """`sidecar memory`: what an agent learned, and from which call, where its Letta keeps that."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sidecar.call_names import calls_named, short_id
 from sidecar.cli import reach, show
+from sidecar.cli.callers import caller_key_of
 from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
@@ -14,18 +17,31 @@ if TYPE_CHECKING:
 app = typer.Typer(help="What an agent learned, call by call.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-AgentId = Annotated[str, typer.Argument(help="As `agents list` printed it.")]
+AgentId = Annotated[
+    str, typer.Argument(help="As `agents list` printed it; none: that of --caller.")
+]
+OfCaller = Annotated[
+    str, typer.Option("--caller", help="Whose memory, in place of an agent; as for `forget`.")
+]
+Tenant = Annotated[str, typer.Option(help="Whose caller.")]
 Limit = Annotated[int, typer.Option(help="So many changes, the newest.", min=1, max=1000)]
 _SHOWN = 8
 
 
 @app.command("log")
-def log(agent_id: AgentId, *, limit: Limit = 20, as_json: Json = False) -> None:
+def log(
+    agent_id: AgentId = "",
+    *,
+    caller: OfCaller = "",
+    tenant: Tenant = "default",
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
     """List what changed an agent's memory, newest first: the call, and the lines it brought.
 
     Only the App Server keeps this history. With the others it says so, and exits 1.
     """
-    changes = _changes(agent_id, limit)
+    changes = _changes(_agent(agent_id, caller, tenant), limit)
     calls = _calls_of(changes)
     if as_json:
         show.as_json([_as_json(change, calls) for change in changes])
@@ -47,23 +63,30 @@ def log(agent_id: AgentId, *, limit: Limit = 20, as_json: Json = False) -> None:
 
 @app.command("diff")
 def diff(
-    agent_id: AgentId,
+    agent_id: AgentId = "",
     change: Annotated[
         str, typer.Argument(help="As `memory log` printed it; none: the newest.")
     ] = "",
     *,
+    caller: OfCaller = "",
+    tenant: Tenant = "default",
     call: Annotated[str, typer.Option(help="All that this call changed.")] = "",
     limit: Limit = 200,
     as_json: Json = False,
 ) -> None:
     """Print what one change, or all of one call, did to the blocks of an agent.
 
+    With --caller the one argument is the change.
+
     Exit code 1: there is no such change among the newest, or this Letta keeps no history.
     """
-    changes = _changes(agent_id, limit)
+    if caller and not change:
+        agent_id, change = "", agent_id
+    changes = _changes(_agent(agent_id, caller, tenant), limit)
     calls = _calls_of(changes)
     if call:
-        found = [c for c in changes if call in _names(calls.get(c.batch_id, ""))]
+        key = reach.only_one(calls_named(call, sorted(set(calls.values()))), call)
+        found = [c for c in changes if calls.get(c.batch_id) == key]
     elif change:
         found = [c for c in changes if c.change_id.startswith(change)]
         found = found if len(found) == 1 else []
@@ -84,6 +107,36 @@ def diff(
                 show.say(f"- {line}")
             for line in edit.added:
                 show.say(f"+ {line}")
+
+
+def _agent(agent_id: str, caller: str, tenant: str) -> str:
+    """Return the agent that was named, or the one that remembers the caller.
+
+    Raises:
+        BadParameter: neither was named, or both were.
+        NotThere: no agent remembers the caller, or several do.
+    """
+    if bool(agent_id) == bool(caller):
+        raise typer.BadParameter("name an agent, or a caller by --caller")
+    if agent_id:
+        return agent_id
+    key = caller_key_of(caller, tenant, reach.settings().default_region)
+    found: list[str] = []
+    with contextlib.suppress(JournalError), reach.looking() as journal:
+        found = journal.agents_of(key)
+    if not found:  # as after a journal was lost, or before the first call was delivered
+        import anyio  # noqa: PLC0415
+
+        from sidecar.serve import agents_of_caller  # noqa: PLC0415
+
+        found = anyio.run(agents_of_caller, tenant, key)[:1]
+    if not found:
+        raise reach.NotThere("no agent remembers this caller", hint="see `sidecar agents list`")
+    if len(found) > 1:
+        raise reach.NotThere(
+            "several agents remember this caller", hint=f"name one: {', '.join(found)}"
+        )
+    return found[0]
 
 
 def _changes(agent_id: str, limit: int) -> "Sequence[Change]":
@@ -108,15 +161,12 @@ def _calls_of(changes: "Sequence[Change]") -> dict[str, str]:
     return calls
 
 
-def _names(call: str) -> set[str]:
-    """Return what a call goes by: its key, and its key without the tenant."""
-    return {call, call.partition("/")[2]} if call else set()
-
-
 def _source(change: "Change", calls: dict[str, str]) -> str:
     if not change.batch_id:
         return "no call"
-    return calls.get(change.batch_id) or f"batch {change.batch_id[:_SHOWN]}"
+    if call := calls.get(change.batch_id):
+        return short_id(call)
+    return f"batch {change.batch_id[:_SHOWN]}"
 
 
 def _lines(change: "Change") -> list[str]:

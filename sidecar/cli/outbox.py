@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sidecar.call_names import short_id
 from sidecar.cli import reach, show
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+_SHOWN_CHARS = 8
 _OPEN = ("sealed", "sending", "unknown", "retry")
 
 
@@ -51,8 +53,8 @@ def list_outbox(
         ["batch", "call", ">turns", "dead for", "why"],
         [
             [
-                batch.batch_id,
-                batch.call,
+                batch.batch_id[:_SHOWN_CHARS],
+                short_id(batch.call),
                 str(batch.turns),
                 show.span(None if batch.ended_s is None else now_s - batch.ended_s),
                 batch.error,
@@ -86,12 +88,14 @@ def show_batch(
     show.say(f"lane   {row.lane}")
     show.say(f"error  {row.error or '-'}\n")
     for turn in turns:
-        show.say(f"{turn.speaker:6}  {turn.text}")
+        show.say(f"{turn.speaker:6}  " + turn.text.replace("\n", "\n" + " " * 8))
 
 
 @app.command("replay")
 def replay(
-    batches: Annotated[list[str] | None, typer.Argument(help="Dead batches, by id.")] = None,
+    batches: Annotated[
+        list[str] | None, typer.Argument(help="Dead batches, as `outbox list` shows them.")
+    ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
     as_json: Json = False,
@@ -102,7 +106,9 @@ def replay(
 
 @app.command("drop")
 def drop(
-    batches: Annotated[list[str] | None, typer.Argument(help="Dead batches, by id.")] = None,
+    batches: Annotated[
+        list[str] | None, typer.Argument(help="Dead batches, as `outbox list` shows them.")
+    ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
     as_json: Json = False,
@@ -147,8 +153,16 @@ _PAST = {"replay": "replayed", "drop": "dropped"}
 
 
 def _full(name: str, dead: list[str]) -> str:
-    """Return the one dead batch that begins so, or the name as it is."""
+    """Return the one dead batch that begins so, or the name as it is where none does.
+
+    Raises:
+        NotThere: several do.
+    """
     found = [batch for batch in dead if batch.startswith(name)]
+    if len(found) > 1 and name not in found:
+        raise reach.NotThere(
+            f"several dead batches begin with {name}", hint=f"say which: {', '.join(found[:5])}"
+        )
     return found[0] if len(found) == 1 else name
 
 

@@ -6,12 +6,13 @@ when none does, the command opens the journal itself.
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from sidecar.call_names import calls_named, several
 from sidecar.errors import JournalError, JournalLocked, SidecarError
 
 if TYPE_CHECKING:
@@ -30,8 +31,16 @@ class Refused(SidecarError):
 
 
 def data_dir() -> Path:
-    """Return the data directory the settings name."""
-    return settings().data_dir.expanduser()
+    """Return the data directory the settings name; it may not have been made yet.
+
+    Raises:
+        ConfigError: a setting is wrong, or no directory is or can be made there.
+    """
+    from sidecar.private import refuse_no_directory  # noqa: PLC0415
+
+    directory = settings().data_dir.expanduser()
+    refuse_no_directory(directory)
+    return directory
 
 
 def settings() -> "Settings":
@@ -49,18 +58,30 @@ class NotThere(SidecarError):
     """What was asked for is not there, or its name fits several."""
 
 
-def only_call(found: "CallRow | None", name: str) -> "CallRow":
-    """Return the call that was found.
+def only_call(journal: "JournalFile", name: str) -> "CallRow":
+    """Return the one call of the journal that a name fits, as `calls_named` reads it.
 
     Raises:
-        NotThere: it was not.
+        NotThere: none is, or several are.
     """
+    keys = calls_named(name, journal.keys())
+    found = journal.call(only_one(keys, name))
     if found is None:
-        raise NotThere(
-            f"no call is named {name}, or several are",
-            hint="see `sidecar calls list`, and name its tenant as well",
-        )
+        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
     return found
+
+
+def only_one(keys: Sequence[str], name: str) -> str:
+    """Return the only one of the calls that a name fits.
+
+    Raises:
+        NotThere: none does, or several do.
+    """
+    if not keys:
+        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
+    if len(keys) > 1:
+        raise NotThere(f"several calls are named {name}", hint=f"say which: {several(keys)}")
+    return keys[0]
 
 
 @contextmanager
@@ -173,6 +194,11 @@ def _request(
             return answer.status, cast("dict[str, Any]", json.loads(answer.read()))
         finally:
             connection.close()
+    except FileNotFoundError:
+        raise Refused(
+            f"no sidecar answers for {directory}",
+            hint="start one there, or wait until it has started",
+        ) from None
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         raise Refused(
             f"a sidecar holds the journal and does not answer: {type(error).__name__}",

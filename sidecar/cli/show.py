@@ -1,7 +1,6 @@
 """How results are shown: tables that fit 80 columns, or JSON for programs."""
 
 import json
-import re
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import TypeVar
 
 from typing_extensions import override
 
-# What a caller said may hold terminal commands; none is shown.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from sidecar.printable import printable, printable_json
+
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 WIDTH = 80
 
@@ -21,22 +20,26 @@ T = TypeVar("T")
 
 def say(text: str) -> None:
     """Write a line to standard output."""
-    sys.stdout.write(f"{safe(text)}\n")
-
-
-def safe(text: str) -> str:
-    """Return text without characters that would command a terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def as_json(value: object) -> None:
-    """Write a value as JSON, indented; dataclasses become objects."""
-    sys.stdout.write(json.dumps(value, cls=_Encoder, indent=2, ensure_ascii=False) + "\n")
+    """Write a value as JSON, indented; dataclasses become objects.
+
+    What would command a terminal is spelt by its number, so that a program loses nothing.
+    """
+    sys.stdout.write(_dumped(value, indent=2) + "\n")
 
 
 def json_line(value: object) -> str:
-    """Return a value as one line of JSON."""
-    return json.dumps(value, cls=_Encoder, ensure_ascii=False)
+    """Return a value as one line of JSON, as `as_json` writes it."""
+    return _dumped(value, indent=None)
+
+
+def _dumped(value: object, *, indent: int | None) -> str:
+    ascii_alone = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+    text = json.dumps(value, cls=_Encoder, indent=indent, ensure_ascii=ascii_alone)
+    return printable_json(text)
 
 
 class _Encoder(json.JSONEncoder):
@@ -68,7 +71,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) 
         justify = "right" if name.startswith(">") else "left"
         drawn.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(safe(cell)) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False, soft_wrap=False)
     console.print(drawn)
 

@@ -3,9 +3,11 @@
 Theory of operation: the rules say, without asking Letta, whose memory a call belongs to
 (`resolve`): an agent named by the owner's own backend, one in the owner's map, the one fixed
 agent, or the caller's own. A caller's own agent carries tags made of the tenant and the caller's
-key; it is found by all of them and otherwise created (`Identity.agent_of`). Two sidecars may
-create one at the same moment: after creating, the tags are looked up again, and the oldest agent
-wins everywhere. Never by name, and never the first of several that merely resemble.
+key; it is found by all of them and otherwise created (`Identity.agent_of`). What was created is
+learnt at once, whatever becomes of the rest: a Letta whose list is late, or has no tags, would be
+asked for another each time. Two sidecars may create one at the same moment: after creating, the
+tags are looked up again, and the oldest agent wins everywhere. Never by name, and never the first of
+several that merely resemble.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
-import phonenumbers
 
-from sidecar import telemetry
-from sidecar.errors import LettaUnavailable, Rejected
+from sidecar import phone, telemetry
+from sidecar.errors import Rejected
 from sidecar.letta.digest_agent import caller_tags, spec_of_caller
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.model import AgentRef, CallerHints, caller_key
@@ -30,8 +31,8 @@ class IdentityRules:
     Attributes:
         agent_id: One agent for every call, or None.
         agent_map: Agent id by number (E.164), identity or caller id; behind `TENANT/` where there
-            are several tenants. An identity that reads like a number is not in it: many
-            applications let people choose their own.
+            are several tenants. An identity that reads like a number is not
+            looked up: many applications let people choose their own.
         create_agents: A caller without an agent gets one.
         default_region: Country of numbers without a country code, as in `US`; None refuses them.
         one_tenant: An agent id that a worker names is heeded, and a bare name in the map. False
@@ -56,7 +57,9 @@ class Resolution:
     Attributes:
         ref: Whose memory; `ref.known` is False for nobody's.
         caller_key: Key of the caller, empty when anonymous.
-        why: Why nobody's memory was found, for the log; empty otherwise.
+        why: Why the caller is nobody, for the log: a word of `sidecar.phone.Reading`, or `no_hint`.
+            Empty where the caller is somebody, and where one agent has all calls and none named a
+            caller.
     """
 
     ref: AgentRef
@@ -64,54 +67,43 @@ class Resolution:
     why: str = ""
 
 
-def normal_phone(raw: str, *, region: str | None) -> str | None:
-    """Return a number in E.164, or None for what is no number (anonymous, restricted, a SIP name).
-
-    Args:
-        raw: As the carrier reported it; `sip:` and a host part are taken off.
-        region: Country of numbers without a country code.
-    """
-    number = raw.strip().removeprefix("sip:").removeprefix("tel:").partition("@")[0]
-    try:
-        parsed = phonenumbers.parse(number, region)
-    except phonenumbers.NumberParseException:
-        return None
-    if not phonenumbers.is_possible_number(parsed):
-        return None
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
-
-
 def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution:
     """Say whose memory a call belongs to. Pure; Letta is not asked.
 
     The caller is known by the strongest hint there is: an id the owner's backend vouches for, a
     phone number, the identity of a signed token. Each kind has a name space of its own, so an
-    identity that looks like a number is not that number's owner.
+    identity that looks like a number is not that number's owner. What stands for nobody, as
+    `anonymous` does, is no hint.
     """
-    phone = normal_phone(hints.phone, region=rules.default_region) if hints.phone else None
+    number = (
+        phone.read(hints.phone, region=rules.default_region) if hints.phone else phone.Reading()
+    )
+    caller = "" if phone.stands_for_nobody(hints.caller) else hints.caller
+    identity = "" if phone.stands_for_nobody(hints.identity) else hints.identity
     names = [
         name
         for name in (
-            f"caller:{hints.caller}" if hints.caller else "",
-            f"tel:{phone}" if phone else "",
-            f"id:{hints.identity}" if hints.identity else "",
+            f"caller:{caller}" if caller else "",
+            f"tel:{number.e164}" if number.e164 else "",
+            f"id:{identity}" if identity else "",
         )
         if name
     ]
     key = caller_key(tenant, names[0]) if names else ""
+    why = "" if key else number.why or ("withheld" if hints.caller or hints.identity else "")
     if hints.agent_id and rules.one_tenant:
-        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key)
-    identity = "" if normal_phone(hints.identity, region=None) else hints.identity
+        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key, why)
+    if phone.reads_like_number(identity):
+        identity = ""
     within = "" if rules.one_tenant else f"{tenant}/"
-    for name in (hints.caller, phone or "", identity):
+    for name in (caller, number.e164, identity):
         mapped = rules.agent_map.get(within + name) if name else None
         if mapped is not None:
-            return Resolution(AgentRef(tenant, agent_id=mapped), key)
+            return Resolution(AgentRef(tenant, agent_id=mapped), key, why)
     if rules.agent_id is not None:
-        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key)
+        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key, why)
     if not key:
-        why = "the number is withheld or is none" if hints.phone else "no caller hint"
-        return Resolution(AgentRef(tenant), key, why=why)
+        return Resolution(AgentRef(tenant), key, why or "no_hint")
     return Resolution(AgentRef(tenant, caller_key=key), key)
 
 
@@ -167,9 +159,7 @@ class Identity:
             known = await self._directory.agent_of(ref)
             if known is not None:
                 return known
-            agent_id = await self._find_or_create(ref, ref.caller_key)
-            await self._directory.learn_agent(ref, agent_id)
-            return agent_id
+            return await self._find_or_create(ref, ref.caller_key)
 
     async def found_agent(self, ref: AgentRef) -> str | None:
         """Return the agent id where there is an agent; creates none and stores nothing.
@@ -189,6 +179,7 @@ class Identity:
         found = await self._letta.find_agents(tags)
         if found:
             agent_id = _oldest(found)
+            await self._directory.learn_agent(ref, agent_id)
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
             return agent_id
         if not self._rules.create_agents:
@@ -201,18 +192,21 @@ class Identity:
                 ref.tenant, key, model=self._rules.model, embedding=self._rules.embedding
             )
         )
+        with anyio.CancelScope(shield=True):
+            await self._directory.learn_agent(ref, created)
+        self._emit(telemetry.agent_created, lane=ref.lane, agent=created)
+        return await self._oldest_after(ref, tags, created)
+
+    async def _oldest_after(self, ref: AgentRef, tags: Sequence[str], created: str) -> str:
+        """Return the agent that every sidecar agrees on: not ours where another was quicker."""
         found = await self._letta.find_agents(tags)
-        if not found:
-            raise LettaUnavailable(
-                "the agent just created is not found by its tags yet", hint="it is looked up again"
-            )
-        agent_id = _oldest(found)
-        if agent_id != created:
+        agent_id = _oldest(found) if found else created
+        if agent_id != created and any(agent.agent_id == created for agent in found):
+            await self._directory.learn_agent(ref, agent_id)
             await self._letta.delete_agent(created)
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
-        else:
-            self._emit(telemetry.agent_created, lane=ref.lane, agent=agent_id)
-        return agent_id
+            return agent_id
+        return created
 
     def _one_at_a_time(self, lane: str) -> "_LaneLock":
         return _LaneLock(self._locks, lane)

@@ -3,37 +3,71 @@
 The embedded Letta's agent has them, and the App Server's, which has none of its own. The prompt
 has Letta's own layout, and the tools the names of Letta's own, so that a model finds here what it
 would find there.
+
+What a block holds is what a caller said, in the end. In the prompt it is escaped, so that it can
+neither close a tag nor open one; and since a model copies what it sees, the texts it gives the
+tools of such a prompt are read as escaped alike.
 """
 
+import html
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
+from sidecar.printable import printable
 
 Blocks: TypeAlias = Mapping[str, Block]
 
 
+ESCAPES = "Their text is escaped: &amp; stands for &, &lt; and &gt; for angle brackets."
+_NO_TAG_NAME = re.compile(r"[^\w.-]")
+_LAYOUT = frozenset({"memory_blocks", "description", "metadata", "value"})
+# What `system_prompt` and a posted transcript write for a character.
+_ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|#x27|#([0-9]{1,6}));")
+
+
 def system_prompt(instructions: str, blocks: Blocks) -> str:
-    """Return an agent's instructions followed by its blocks, as Letta lays them out."""
+    """Return an agent's instructions followed by its blocks, as Letta lays them out.
+
+    Labels, descriptions and values are escaped and printable: whatever they hold, the tags in the
+    text are these. The agent's tools are `edited(..., escaped=True)`.
+    """
     lines = [
         instructions,
         "",
         "<memory_blocks>",
         "The following memory blocks are currently engaged in your core memory unit:",
+        ESCAPES,
         "",
     ]
     for block in blocks.values():
-        lines += [f"<{block.label}>", "<description>", block.description, "</description>"]
+        tag = _tag_of(block.label)
+        lines += [f"<{tag}>", "<description>", _escape(block.description), "</description>"]
         lines += ["<metadata>", *(["- read_only=true"] if block.read_only else [])]
         lines.append(f"- chars_current={len(block.value)}")
         if block.limit_chars is not None:
             lines.append(f"- chars_limit={block.limit_chars}")
-        lines += ["</metadata>", "<value>", block.value, "</value>", f"</{block.label}>", ""]
+        lines += ["</metadata>", "<value>", _escape(block.value), "</value>", f"</{tag}>", ""]
     lines.append("</memory_blocks>")
     return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return html.escape(printable(text), quote=False)
+
+
+def _tag_of(label: str) -> str:
+    """Return a label as the name of a tag, none of the layout's own; it reads back as the label."""
+    tag = _NO_TAG_NAME.sub(lambda found: f"&#{ord(found[0])};", label)
+    return f"&#{ord(tag[0])};{tag[1:]}" if tag in _LAYOUT else tag
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda f: chr(int(f[1])) if f[1] else html.unescape(f[0]), text)
 
 
 class _Refused(Exception):
@@ -113,43 +147,63 @@ ARCHIVE_SCHEMA: Mapping[str, Any] = {
 def archived(call: ToolCall) -> tuple[str, str]:
     """Read a call of `ARCHIVE`: what to keep, empty where that is nothing, and the answer."""
     try:
-        text = storable(_arguments(call, ("content",))["content"]).strip()
+        text = printable(_unescape(_arguments(call, ("content",))["content"])).strip()
     except _Refused as refusal:
         return "", f"Error: {refusal}"
     return text, "Kept." if text else "Error: content is empty"
 
 
-def edited(blocks: Blocks, call: ToolCall) -> tuple[Blocks, str]:
+def edited(blocks: Blocks, call: ToolCall, *, escaped: bool = False) -> tuple[Blocks, str]:
     """Carry out one tool call.
+
+    Args:
+        blocks: As they are.
+        call: What the model asks.
+        escaped: It saw the blocks in `system_prompt`: its texts are read, and the answer is
+            written, as escaped there.
 
     Returns:
         The blocks after it, and the tool's answer to the model. A call that may not or cannot be
         carried out leaves the blocks as they were and is answered with ``Error: …``.
     """
     try:
-        block = _edited_block(blocks, call)
+        block = _edited_block(blocks, call, escaped=escaped)
     except _Refused as refusal:
-        return blocks, f"Error: {refusal}"
-    return {**blocks, block.label: block}, f"Block {block.label} now reads:\n{block.value}"
+        return blocks, _escape(f"Error: {refusal}") if escaped else f"Error: {refusal}"
+    answer = f"Block {block.label} now reads:\n{block.value}"
+    return {**blocks, block.label: block}, _escape(answer) if escaped else answer
 
 
-def _edited_block(blocks: Blocks, call: ToolCall) -> Block:
+def _edited_block(blocks: Blocks, call: ToolCall, *, escaped: bool) -> Block:
     tool = _TOOLS.get(call.name)
     if tool is None:
         raise _Refused(f"no tool of that name; there are: {', '.join(_TOOLS)}")
     arguments = _arguments(call, ("label", *tool.parameters))
+    if escaped:
+        arguments = _as_meant(arguments, blocks)
     block = blocks.get(arguments["label"])
     if block is None:
         raise _Refused(f"no block of that label; there are: {', '.join(blocks)}")
     if block.read_only:
         raise _Refused("the block is read-only")
-    value = storable(tool.edit(block.value, arguments))
+    value = printable(tool.edit(block.value, arguments))
     if block.limit_chars is not None and len(value) > block.limit_chars:
         raise _Refused(
             f"the block would have {len(value)} characters, its limit is {block.limit_chars};"
             " shorten it with memory_rethink"
         )
     return replace(block, value=value)
+
+
+def _as_meant(given: Mapping[str, str], blocks: Blocks) -> dict[str, str]:
+    """Read a model's texts as escaped; what names a block, or a piece of it, as it is found there."""
+    meant = {name: _unescape(text) for name, text in given.items()}
+    if meant["label"] not in blocks:
+        meant["label"] = given["label"]
+    block = blocks.get(meant["label"])
+    if block and "old_str" in given and meant["old_str"] not in block.value:
+        meant["old_str"] = given["old_str"]
+    return meant
 
 
 def _arguments(call: ToolCall, names: Sequence[str]) -> dict[str, str]:

@@ -27,8 +27,8 @@ from sidecar.llm.demo_facts import (
     fact_of_line,
     facts_of_memory,
     facts_of_speech,
-    is_question,
     plain_lines,
+    questions_of,
 )
 from sidecar.llm.port import Llm, Reply, ToolCall
 
@@ -58,7 +58,8 @@ class DemoModel(Llm):
     async def complete(
         self, messages: Sequence[_Message], *, tools: Sequence[Mapping[str, Any]] = ()
     ) -> Reply:
-        offered = {tool.name: tool for tool in map(_Tool.of, tools)}
+        escaped = _escaped_prompt(messages)
+        offered = {tool.name: tool for tool in (_Tool.of(one, escaped=escaped) for one in tools)}
         if not offered.keys() & _EDITS:
             return _spoken(_reply(messages), offered, messages)
         return _digest_step(messages, offered)
@@ -78,15 +79,17 @@ class _Tool:
     name: str
     properties: Mapping[str, Mapping[str, Any]]
     required: Sequence[str]
+    escaped: bool = False
 
     @classmethod
-    def of(cls, offered: Mapping[str, Any]) -> "_Tool":
+    def of(cls, offered: Mapping[str, Any], *, escaped: bool = False) -> "_Tool":
         function = cast("Mapping[str, Any]", offered.get("function") or offered)
         parameters = cast("Mapping[str, Any]", function.get("parameters") or {})
         return cls(
             str(function.get("name", "")),
             parameters.get("properties") or {},
             parameters.get("required") or (),
+            escaped,
         )
 
     def call(self, place: str, **arguments: str) -> ToolCall:
@@ -95,7 +98,10 @@ class _Tool:
         `place` names the step of the conversation: call ids of two steps differ.
         """
         neutral: dict[str, object] = {"boolean": False, "integer": 0, "number": 0, "array": []}
-        filled: dict[str, object] = dict(arguments)
+        filled: dict[str, object] = {
+            name: html.escape(text, quote=False) if self.escaped else text
+            for name, text in arguments.items()
+        }
         for name in self.required:
             kind = str(self.properties.get(name, {}).get("type", "string"))
             filled.setdefault(name, neutral.get(kind, "demo"))
@@ -125,6 +131,8 @@ def _digest_step(messages: Sequence[_Message], tools: Mapping[str, _Tool]) -> Re
     calls = _calls_since(messages, start)
     place = f"{len(calls)}/{words}"
     told = {line for _, arguments in calls for line in _lines_told(arguments)}
+    if _escaped_prompt(messages):
+        told = set(map(html.unescape, told))
     blocks = _blocks_of(messages)
     for label, fact in _facts_to_keep(words, blocks):
         if fact.line in told:
@@ -308,6 +316,13 @@ _APP_SERVER_BLOCK = re.compile(
     r"<([\w-]{1,64})>\n<description>[^\n]*</description>\n(?!<metadata>|<value>)(.*?)\n?</\1>",
     re.DOTALL,
 )
+# The embedded Letta's (sidecar/letta/memory_tools.py): as Letta's, with all that it holds escaped.
+_ESCAPED_PROMPT = re.compile(r"^<memory_blocks>\n.*\nTheir text is escaped: ", re.MULTILINE)
+_ESCAPED_BLOCK = re.compile(
+    r"^<([\w.&#;-]+)>\n<description>\n.*?\n</description>\n<metadata>\n.*?\n</metadata>\n"
+    r"<value>\n(.*?)\n</value>\n</\1>$",
+    re.DOTALL | re.MULTILINE,
+)
 _FENCE = re.compile(r"<memory-(\w+)>\n(.*?)\n</memory-\1>", re.DOTALL)
 _FENCED_BLOCK = re.compile(r'<block label="([^"]*)"[^>]*>\n(.*?)\n</block>', re.DOTALL)
 _LINE_NUMBER = re.compile(r"^\s*\d+\u2192 ?", re.MULTILINE)
@@ -320,11 +335,22 @@ def _blocks_of(messages: Sequence[_Message]) -> dict[str, str]:
     for message in messages:
         if message.get("role") in {"system", "developer"}:
             text = _text_of(message)
+            if _ESCAPED_PROMPT.search(text):
+                for held in _ESCAPED_BLOCK.findall(text):
+                    label, value = map(html.unescape, held)
+                    blocks[label] = value
+                continue
             blocks |= dict(_APP_SERVER_BLOCK.findall(text))
             for label, value in _LETTA_BLOCK.findall(text):
                 bare = _LINE_NUMBERS_NOTE.sub("", value)
                 blocks[label] = _LINE_NUMBER.sub("", bare)
     return blocks
+
+
+def _escaped_prompt(messages: Sequence[_Message]) -> bool:
+    """Return whether the blocks are in a prompt that escapes what they hold."""
+    systems = (m for m in messages if m.get("role") == "system")
+    return any(_ESCAPED_PROMPT.search(_text_of(message)) for message in systems)
 
 
 def _known(messages: Sequence[_Message]) -> list[Fact]:
@@ -379,10 +405,10 @@ def _reply(messages: Sequence[_Message]) -> str:
     if not last or _GREETING.match(last):
         welcome = f"Hello {name}, good to hear you again." if name else "Hello!"
         return f"{welcome} {_SUGGESTION}"
-    if is_question(last):
-        return _answer(last, known)
-    if told := facts_of_speech(last):
-        return _acknowledgement(told)
+    said = [_acknowledgement(told)] if (told := facts_of_speech(last)) else []
+    said += [_answer(question, known) for question in questions_of(last)]
+    if said:
+        return " ".join(dict.fromkeys(said))
     address = f", {name}" if name else ""
     if _FAREWELL.search(last):
         return f"Goodbye{address}. I'll remember what you told me."

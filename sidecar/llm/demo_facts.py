@@ -136,7 +136,7 @@ _NOTE = re.compile(
     r"^(?:.*\b)?(?:remember|don't forget|do not forget|note|keep in mind)\b(?: that\b)?[:,]?\s*(.*)$",
     re.IGNORECASE,
 )
-_STARTERS = r"(?:i|i'm|im|i've|my|call me)\b"
+_STARTERS = r"(?:(?:i|i'm|im|i've|my|call me)\b(?!\.))"
 _CLAUSE = re.compile(
     rf"[,\s]+(?:(?:and|but|so|also|because|then)\s+)?(?={_STARTERS})", re.IGNORECASE
 )
@@ -150,11 +150,64 @@ def is_question(text: str) -> bool:
     return text.endswith("?") or bool(_QUESTION.match(text))
 
 
+# A full stop that ends no sentence: after a title, never; after any other short form, and after an
+# initial, unless what follows begins one.
+_TITLE = re.compile(r"(?:dr|mr|mrs|ms|mx|st|mt|prof|rev|fr|sgt|capt|lt|col|gen)\.", re.IGNORECASE)
+_SHORT = re.compile(
+    r"(?:jr|sr|ph\.?d|etc|vs|approx|apt|ave|rd|blvd|inc|ltd|co|corp|dept|(?:[a-z]\.)*[a-z])\.",
+    re.IGNORECASE,
+)
+_BEGINNING = re.compile(
+    rf"{_STARTERS}|(?:what|who|where|when|why|how|which|do|does|did|am|can|could|tell me)\b|what's",
+    re.IGNORECASE,
+)
+
+
+def _ends_sentence(before: str, after: str) -> bool:
+    """Whether a stop, at the end of the text before, is the end of a sentence."""
+    last = before.rpartition(" ")[2].lstrip("(\"'")
+    if _TITLE.fullmatch(last) or (last.lower() == "no." and after[:1].isdigit()):
+        return False
+    return not _SHORT.fullmatch(last) or bool(_BEGINNING.match(after))
+
+
 def _sentences(text: str) -> Iterator[str]:
     flat = text.replace("\u2019", "'").replace("\r", "\n")
-    for part in re.split(r"(?<=[.!?])\s+|[;\n]+", flat):
-        if part.strip():
-            yield part.strip()
+    for line in re.split(r"[;\n]+", flat):
+        begun = ""
+        for part in re.split(r"(?<=[.!?])\s+", line):
+            if begun and _ends_sentence(begun, part):
+                yield begun
+                begun = ""
+            begun = f"{begun} {part}".strip()
+        if begun:
+            yield begun
+
+
+_NEXT_QUESTION = re.compile(
+    r"[,\s]+(?:and|also|or|plus|then)\s+(?:also\s+)?"
+    r"(?=(?:what|who|where|when|why|how|which)(?:'?s)?\b|(?:do|did|am|is|are|can|could|will)\b)"
+    r"|[,\s]+(?=(?:what|who|where|when|how)(?:'?s|\s+(?:is|are|am|was|do|did|does|old))\b)",
+    re.IGNORECASE,
+)
+_THE_CALLER = re.compile(r"\b(?:my|mine|i)\b", re.IGNORECASE)
+
+
+def questions_of(text: str) -> list[str]:
+    """Return each question of a text, in order; one sentence may hold several."""
+    asked: list[str] = []
+    for sentence in filter(is_question, _sentences(text)):
+        found: list[str] = []
+        begun = ""
+        for part in _NEXT_QUESTION.split(sentence):
+            begun = f"{begun} {part}".strip()
+            if _THE_CALLER.search(begun):  # else it is the beginning of the one that follows
+                found.append(begun)
+                begun = ""
+        if begun:
+            found.append(begun)
+        asked += [part for part in found if is_question(part)] or [sentence]
+    return asked
 
 
 def _facts_of_sentence(sentence: str) -> Iterator[Fact]:
@@ -218,10 +271,20 @@ _NO_NAME = frozenset(
 )
 
 
+_INITIALS = re.compile(r"(?:[A-Za-z]\.)+")
+
+
 def _name(value: str) -> str:
-    """Return up to three words of a name, capitalised; stops where a name ends."""
+    """Return up to three words of a name, with titles and initials; stops where a name ends."""
     words: list[str] = []
-    for raw in _clean(value).split()[:_NAME_MAX_WORDS]:
+    left = _NAME_MAX_WORDS
+    for raw in _clean(value).split():
+        if _TITLE.fullmatch(raw) or _INITIALS.fullmatch(raw):
+            words.append(raw[0].upper() + raw[1:])
+            continue
+        if not left:
+            break
+        left -= 1
         word = raw.strip(",.!?\"'")
         if not word or word.lower() in _NO_NAME or not word[0].isalpha():
             break

@@ -153,6 +153,11 @@ class Snapshots:
         """Whether Letta is taken to be down: what is held serves, and probes go out."""
         return self._breaker.is_open
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last read failed by Letta's fault."""
+        return self._breaker.failing
+
     def held(self, agent_id: str) -> Held | None:
         """Return what is at hand; never waits."""
         entry = self._entries.get(agent_id)

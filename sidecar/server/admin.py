@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sidecar.call_names import calls_named, several
 from sidecar.calls import LiveCall
 from sidecar.channels.peer import from_this_machine
 from sidecar.errors import SidecarError
@@ -47,7 +48,7 @@ class Order(msgspec.Struct, frozen=True):
     """Asks for a command into a live call.
 
     Attributes:
-        call: Its key, or the channel's own id of it.
+        call: Its key, the channel's own id of it, or what `calls_named` takes beside them.
         command: What to do.
         text: What to heed or to say; to hang up it counts for nothing.
     """
@@ -153,10 +154,14 @@ class Admin:
             return _malformed()
         if asked.command != "hang-up" and not asked.text:
             return JSONResponse({"error": "text: say what to heed or to say"}, 400)
-        found = [one for one in self._live() if asked.call in {one.key, one.call.call_id}]
-        if len(found) != 1:
+        live_calls = {one.key: one for one in self._live()}
+        found = calls_named(asked.call, live_calls)
+        if not found:
             return _outcome(done=False)
-        (live,) = found
+        if len(found) > 1:
+            error = "several live calls are named so"
+            return JSONResponse({"error": error, "hint": f"say which: {several(found)}"}, 409)
+        live = live_calls[found[0]]
         match asked.command:
             case "guide":
                 live.guide(asked.text)

@@ -4,7 +4,9 @@ uvicorn closes every WebSocket the moment it sees a signal; workers drain for mi
 process's signals are ours (`sidecar/app.py`), and uvicorn is told to go when everything else has.
 """
 
+import asyncio
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
@@ -29,6 +31,8 @@ MAX_CONNECTIONS = 4_000
 _MIN_CONNECTIONS = 64
 _OTHER_FILES = 256
 """Open files that are no connection of a client's, nor the one to a model that goes with it."""
+CUT_SHORT_S = 2.0
+"""What a request has to end in that was cancelled when the server stopped."""
 OPENAPI = Path(__file__).with_name("openapi.json")
 """The HTTP routes of every part, as OpenAPI 3.1."""
 
@@ -121,6 +125,16 @@ def connections_limit() -> int:
     return max(_MIN_CONNECTIONS, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2))
 
 
+_NO_ADDRESS = ("SIDECAR_HOST", "name an address of this machine")
+_NOT_BOUND = {
+    errno.EADDRINUSE: (
+        "SIDECAR_PORT",
+        "another program has it: stop that, or choose another port",
+    ),
+    errno.EACCES: ("SIDECAR_PORT", "choose a port from 1024 on: this user may not take that one"),
+}
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Bind; port 0 takes a free one.
 
@@ -135,9 +149,10 @@ def listen(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
+        remedy = _NOT_BOUND.get(error.errno or 0, _NO_ADDRESS)
         raise ConfigError(
             f"can't listen on {host}:{port}: {error.strerror or type(error).__name__}",
-            fields=(("SIDECAR_PORT", "another program has it: stop that, or choose another port"),),
+            fields=(remedy,),
         ) from None
     return bound
 
@@ -184,3 +199,6 @@ async def serving(
 
 async def _serve_on(server: uvicorn.Server, bound: socket.socket) -> None:
     await server.serve(sockets=[bound])
+    if cut_short := set(server.server_state.tasks):
+        # They were cancelled, and end before what they stand on is closed.
+        await asyncio.wait(cut_short, timeout=CUT_SHORT_S)

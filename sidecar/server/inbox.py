@@ -73,35 +73,35 @@ class CallInbox:
         self._calls = calls
         self._send = send
         self._emit = emit
-        self._waiting: deque[CallFrame] = deque()
+        self._waiting: deque[tuple[CallFrame, int]] = deque()
         self._awaited: tuple[str, JournalError] | None = None
         self._acked_seq = 0
 
-    def put(self, frame: CallFrame) -> None:
-        """Queue a frame; never waits."""
-        self._waiting.append(frame)
+    def put(self, frame: CallFrame, size_bytes: int) -> None:
+        """Queue a frame that takes so many bytes, above 0, to hold; never waits."""
+        self._waiting.append((frame, size_bytes))
 
     async def carry_out(self) -> int:
-        """Carry out the next frame, or the turns that stand next; returns how many, 0 for none."""
+        """Carry out the next frame, or the turns that stand next; returns their bytes, 0 for none."""
         if not self._waiting:
             return 0
-        match self._waiting.popleft():
-            case CallOpen() as frame:
+        frame, size_bytes = self._waiting.popleft()
+        match frame:
+            case CallOpen():
                 await self._open(frame)
-            case SpeechStarted() as frame:
+            case SpeechStarted():
                 self.speech_started(frame)
-            case TurnFrame() as frame:
-                turns = [frame, *islice(self._turns_behind(), MOST_AT_ONCE - 1)]
-                await self._record(turns)
-                return len(turns)
-            case CallClose() as frame:
+            case TurnFrame():
+                behind = list(islice(self._turns_behind(), MOST_AT_ONCE - 1))
+                await self._record([frame, *(turn for turn, _ in behind)])
+                size_bytes += sum(size for _, size in behind)
+            case CallClose():
                 await self._close(frame)
-        return 1
+        return size_bytes
 
-    def _turns_behind(self) -> Iterator[TurnFrame]:
-        while self._waiting and isinstance(frame := self._waiting[0], TurnFrame):
-            self._waiting.popleft()
-            yield frame
+    def _turns_behind(self) -> Iterator[tuple[TurnFrame, int]]:
+        while self._waiting and isinstance(frame := self._waiting[0][0], TurnFrame):
+            yield frame, self._waiting.popleft()[1]
 
     def speech_started(self, frame: SpeechStarted) -> None:
         """The caller began to speak; never waits."""
@@ -123,6 +123,7 @@ class CallInbox:
                     owner=self._owner,
                     listener=_CallListener(self.call_id, self._send),
                     traceparent=traceparent_or_none(frame.traceparent),
+                    room=frame.room,
                 )
             self.ended = False
         except CallError as error:
@@ -133,7 +134,7 @@ class CallInbox:
             self._refuse(self._awaited[1] if self._awaited else _unknown_call())
             return
         try:
-            await self.live.close(frame.reason)
+            await self.live.close(frame.reason, at_s=frame.at_s)
         except JournalError as error:
             self._refuse(error)
             return

@@ -1,12 +1,15 @@
 """The sidecar's end of the link (docs/link-protocol.md).
 
 Theory of operation: the reader decodes frames and never waits for the disk; what a call's frames
-ask is done in order by one task per call that has some (`sidecar.server.inbox`); the writer sends. Acks are never dropped; of memory only the newest per call
-is kept, so a slow worker costs a bounded amount of memory here.
+ask is done in order by one task per call that has some (`sidecar.server.inbox`); the writer sends. Acks
+are never dropped; of memory only the newest per call is kept. When more waits for the disk, or for
+the worker to read it, than a bound in bytes, nothing more is read of that worker: what it has to say
+waits at its own end.
 """
 
 import contextlib
 import hmac
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 
@@ -36,6 +39,7 @@ from sidecar.channels.link.frames import (
     Welcome,
 )
 from sidecar.errors import LinkError
+from sidecar.server.allowance import Allowance
 from sidecar.server.inbox import OPEN_FIRST, UNKNOWN_CALL, CallFrame, CallInbox
 from sidecar.telemetry import Emit
 
@@ -44,8 +48,16 @@ SEND_S = 20.0
 CLOSE_S = 2.0
 KEEP_ENDED = 256
 """Ended calls of a connection that still take late turns."""
-MAX_QUEUED = 20_000
-"""Frames of one connection that wait for the disk; beyond it the reader waits."""
+MAX_CALLS = 1_000
+"""Live calls of a connection."""
+MAX_HELD_BYTES = 8 << 20
+"""Of one connection's frames that wait for the disk; beyond it the reader waits."""
+MAX_HELD_OF_ALL_BYTES = 64 << 20
+"""Of all connections' frames; beyond it the reader of one that has frames waiting waits."""
+MAX_UNSENT_BYTES = 1 << 20
+"""Of acks and errors that a worker does not read; beyond it nothing is read of that worker."""
+_FRAME_BYTES = 1 << 10
+"""What a frame takes beside its text."""
 _GONE = (WebSocketDisconnect, RuntimeError, OSError)
 """What sending says where the peer has left, or the connection was closed before."""
 
@@ -96,6 +108,8 @@ class LinkServer:
         self._emit = emit
         self._connections: set[_Connection] = set()
         self._of_worker: dict[str, _Connection] = {}
+        self.held = Allowance(MAX_HELD_OF_ALL_BYTES)
+        """What of all connections waits for the disk."""
 
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
@@ -112,12 +126,15 @@ class LinkServer:
             await socket.close(CLOSE_DENIED)  # before accept: answered with HTTP 403
             return
         await socket.accept(subprotocol=SUBPROTOCOL)
-        connection = _Connection(socket, tenant, self._calls, self._emit)
+        connection = _Connection(
+            socket, tenant, self._calls, emit=self._emit, held=Allowance(MAX_HELD_BYTES, self.held)
+        )
         self._connections.add(connection)
         try:
             await connection.serve(self._welcome, self._take_over)
         finally:
             self._connections.discard(connection)
+            connection.held.give_back()
             if self._of_worker.get(connection.owner) is connection:
                 del self._of_worker[connection.owner]
                 self._calls.orphan(connection.owner)
@@ -147,17 +164,19 @@ class LinkServer:
 
 
 class _Connection:
-    def __init__(self, socket: WebSocket, tenant: str, calls: Calls, emit: Emit) -> None:
+    def __init__(
+        self, socket: WebSocket, tenant: str, calls: Calls, *, emit: Emit, held: Allowance
+    ) -> None:
         self._socket = socket
         self._tenant = tenant
         self._calls = calls
         self._emit = emit
         self._inboxes: dict[str, CallInbox] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._queued = 0
-        self._recorded = anyio.Event()
+        self.held = held
+        self.unsent = Allowance(MAX_UNSENT_BYTES)
         self._tasks: TaskGroup | None = None
-        self._out: deque[FromSidecar] = deque()
+        self._out: deque[str] = deque()
         self._memory: OrderedDict[str, Memory] = OrderedDict()
         self._to_send = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -214,7 +233,8 @@ class _Connection:
                 )
             self._memory[frame.call] = frame
         else:
-            self._out.append(frame)
+            self._out.append(text := frames.encode(frame))
+            self.unsent.take(len(text))
         self._to_send.set()
 
     async def _receive(self) -> str | bytes:
@@ -231,26 +251,30 @@ class _Connection:
             except WebSocketDisconnect as gone:
                 self._close_with = (gone.code, "")
                 return
-            try:
-                frame = frames.decode_from_worker(raw)
-                if frame is not None:
-                    self._take(frame)
-            except LinkError as error:
-                self._refuse(error)
-            while self._queued > MAX_QUEUED:
-                self._recorded = anyio.Event()
-                await self._recorded.wait()
+            self._take_raw(raw)
+            del raw  # it is held no longer than the next takes to come
+            await self.held.room()
+            await self.unsent.room()
 
-    def _take(self, frame: FromWorker) -> None:
+    def _take_raw(self, raw: str | bytes) -> None:
+        try:
+            frame = frames.decode_from_worker(raw)
+            if frame is not None:
+                self._take(frame, sys.getsizeof(raw) + _FRAME_BYTES)
+        except LinkError as error:
+            self._refuse(error)
+
+    def _take(self, frame: FromWorker, size_bytes: int) -> None:
         match frame:
             case Hello():
                 raise LinkError("bad_value", "hello came before", field="type")
             case CallOpen():
-                self._queue(self._inboxes.get(frame.call) or self._new_inbox(frame.call), frame)
+                inbox = self._inboxes.get(frame.call) or self._new_inbox(frame.call)
+                self._queue(inbox, frame, size_bytes)
             case SpeechStarted():
                 inbox = self._inbox(frame.call)
                 if inbox.live is None:
-                    self._queue(inbox, frame)  # behind its call.open
+                    self._queue(inbox, frame, size_bytes)  # behind its call.open
                 else:
                     inbox.speech_started(frame)  # not behind turns that wait for the disk
             case TurnFrame():
@@ -263,9 +287,9 @@ class _Connection:
                         call=frame.call,
                         item=frame.item,
                     )
-                self._queue(self._inbox(frame.call, frame.item), frame)
+                self._queue(self._inbox(frame.call, frame.item), frame, size_bytes)
             case CallClose():
-                self._queue(self._inbox(frame.call), frame)
+                self._queue(self._inbox(frame.call), frame, size_bytes)
 
     def _inbox(self, call_id: str, item: str = "") -> CallInbox:
         inbox = self._inboxes.get(call_id)
@@ -276,6 +300,14 @@ class _Connection:
         return inbox
 
     def _new_inbox(self, call_id: str) -> CallInbox:
+        if len(self._inboxes) - len(self._ended) >= MAX_CALLS:
+            raise LinkError(
+                "too_many_calls",
+                f"this connection holds {MAX_CALLS} live calls",
+                field="call",
+                hint="close calls that are over, or hold some on another connection",
+                call=call_id,
+            )
         inbox = self._inboxes[call_id] = CallInbox(
             call_id,
             tenant=self._tenant,
@@ -299,10 +331,10 @@ class _Connection:
             )
         )
 
-    def _queue(self, inbox: CallInbox, frame: CallFrame) -> None:
+    def _queue(self, inbox: CallInbox, frame: CallFrame, size_bytes: int) -> None:
         """Have a frame carried out behind those of its call; calls do not wait for each other."""
-        inbox.put(frame)
-        self._queued += 1
+        inbox.put(frame, size_bytes)
+        self.held.take(size_bytes)
         if not inbox.at_work:
             inbox.at_work = True
             self._ended.pop(inbox.call_id, None)
@@ -310,9 +342,8 @@ class _Connection:
             self._tasks.start_soon(self._work_off, inbox)
 
     async def _work_off(self, inbox: CallInbox) -> None:
-        while done := await inbox.carry_out():
-            self._queued -= done
-            self._recorded.set()
+        while done_bytes := await inbox.carry_out():
+            self.held.give_back(done_bytes)
         inbox.at_work = False
         if inbox.live is None:  # it could not be opened
             del self._inboxes[inbox.call_id]
@@ -335,5 +366,9 @@ class _Connection:
 
     async def _send_waiting(self) -> None:
         while self._out or self._memory:
-            frame = self._out.popleft() if self._out else self._memory.popitem(last=False)[1]
-            await self._socket.send_text(frames.encode(frame))
+            if not self._out:
+                await self._socket.send_text(frames.encode(self._memory.popitem(last=False)[1]))
+                continue
+            text = self._out.popleft()
+            await self._socket.send_text(text)
+            self.unsent.give_back(len(text))

@@ -146,6 +146,29 @@ class MemoryJournal:
             if caller_key and stored.call.caller_key == caller_key
         )
 
+    async def call(self, key: str) -> Call | None:
+        """See `Journal.call`."""
+        await anyio.lowlevel.checkpoint()
+        stored = self._calls.get(key)
+        return stored.call if stored else None
+
+    async def identify(self, call: Call) -> Call:
+        """See `Journal.identify`."""
+        await anyio.lowlevel.checkpoint()
+        if call.key in self._erased and call.key not in self._calls:
+            raise CallError("erased", "the call was erased with its caller")
+        stored = self._known(call.key)
+        ref = stored.call.ref
+        if stored.call.caller_key or (ref.known and ref != call.ref):
+            return stored.call
+        self._lanes.setdefault(call.ref.lane, _Lane())
+        stored.call = replace(stored.call, ref=call.ref, caller_key=call.caller_key)
+        if call.ref.known and not ref.known:
+            stored.sealed = stored.acked = 0
+            self._reschedule(stored)
+        self._hasten_earlier(stored.call)
+        return stored.call
+
     async def append(self, turns: Sequence[Turn]) -> None:
         """See `Journal.append`."""
         await anyio.lowlevel.checkpoint()
@@ -196,10 +219,11 @@ class MemoryJournal:
             self._reschedule(stored)
         return stored.sealed if deliver else 0
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         await anyio.lowlevel.checkpoint()
         stored = self._known(call)
+        stored.call = replace(stored.call, final=stored.call.final or final)
         if stored.call.closed_at_s is None:
             stored.call = replace(stored.call, closed_at_s=at_s)
             self._reschedule(stored)

@@ -212,6 +212,22 @@ class Journal(Protocol):
         """
         ...
 
+    async def call(self, key: str) -> Call | None:
+        """Return a call as stored, live or closed; None for one that is not."""
+        ...
+
+    async def identify(self, call: Call) -> Call:
+        """Give a stored call without a caller that of `call`; return it as stored.
+
+        For a channel whose first word of a call names nobody. A call of nobody gets the agent
+        with the caller, and what was said in it before is delivered with the rest. One that is
+        somebody's already, or another agent's, stays as it is.
+
+        Raises:
+            CallError: the call was never opened (`unknown_call`), or erased (`erased`).
+        """
+        ...
+
     async def append(self, turns: Sequence[Turn]) -> None:
         """Store turns, in the order given.
 
@@ -241,8 +257,14 @@ class Journal(Protocol):
         """
         ...
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
+
+        Args:
+            call: Its key.
+            at_s: Unix time.
+            final: Its channel has had the last word on it. That mark stays, also where the call
+                is opened again.
 
         Raises:
             CallError: the call was never opened (`unknown_call`).

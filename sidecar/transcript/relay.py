@@ -122,6 +122,11 @@ class Relay:
         """Whether Letta fails so often that only probes go out."""
         return self._breaker.is_open
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last delivery failed by Letta's fault."""
+        return self._breaker.failing
+
     async def run(self) -> None:
         """Deliver until cancelled. One relay runs on a journal.
 

@@ -10,8 +10,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import partial, partialmethod
 from pathlib import Path
 
 import anyio
@@ -19,10 +19,13 @@ import anyio
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints
 from sidecar.channels.link.link import Link
+from sidecar.channels.link.outbox import Outbox
 from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Telemetry
 from tests.chaos.ledger import lesson_of, text_of
 
+# The rule that turns go to disk at once while the sidecar is away, taken out by the kill loop.
+SPOOLS_LATE_S = float(os.environ.get("CHAOS_SPOOL_AFTER_S", "0"))
 CALLS_AT_ONCE = 3
 CALLERS = 24
 TURN_EVERY_S = float(os.environ.get("CHAOS_TURN_EVERY_S", "0.08"))
@@ -94,8 +97,15 @@ class Worker:
                 return
 
 
+def _late(outbox: Outbox, due_s: Callable[..., float | None], *, after_s: float) -> float | None:
+    return due_s(outbox, after_s=max(after_s, SPOOLS_LATE_S))
+
+
 async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> None:
     dice = random.Random(seed)
+    if SPOOLS_LATE_S:
+        due_s = Outbox.due_on_disk_s
+        Outbox.due_on_disk_s = partialmethod(_late, due_s)  # type: ignore[method-assign]
     link = Link(
         url,
         partial(token_in, Path(os.environ["SIDECAR_DATA_DIR"]) / LINK_TOKEN_FILE),

@@ -6,8 +6,9 @@ Two workers hold calls over the real link; the real sidecar posts to a stand-in 
 whatever it is posted, twice if it is posted twice, and that is slow, down, frozen, lying or
 restarted in turn. `--letta classic` posts to the real classic server, slow or frozen in turn;
 `--letta app-server` to the real App Server, slow, frozen or killed, and what it learned is judged
-too. Every so often a process is killed with SIGKILL and started again. At the end all is made well,
-and what Letta has is held against what the workers know to be acked.
+too. Every so often a process is killed with SIGKILL and started again, or the sidecar and then a
+worker. At the end all is made well, and what Letta has is held against what the workers know to be
+acked, and against what the spool must have held where both were dead.
 
 The seed is printed first; the same seed draws the same kills and faults, though a kill meets the
 processes wherever they are. The last printed line is JSON.
@@ -45,6 +46,8 @@ from tests.chaos.mutated_sidecar import MUTATIONS
 from tests.ports import free_port
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
+LATE_SPOOL = "late_spool"
+"""The worker's rule that is taken out: it waits for an ack though the sidecar is away."""
 WORKERS = 2
 START_S = 30.0
 QUIET_S = 2.0
@@ -62,6 +65,7 @@ MOODS_OF_MUTATION = {
     "no_lookup": ("slow", "lying"),
     "no_horizon": ("slow",),
     "trusted_503": ("lying",),
+    LATE_SPOOL: ("well",),
 }
 
 
@@ -143,22 +147,29 @@ class Loop:
             "SIDECAR_SPOOL_DIR": str(self.options.directory / "spool"),
             "CHAOS_MUTATION": self.options.mutation,
         }
-        module = "tests.chaos.mutated_sidecar" if self.options.mutation else "sidecar"
+        mutated = self.options.mutation in MUTATIONS
+        module = "tests.chaos.mutated_sidecar" if mutated else "sidecar"
         self.sidecar.start([sys.executable, "-m", module, "run"], env)
 
     def start_worker(self, worker: Child) -> None:
         self.starts[worker.name] += 1
-        name = f"{worker.name}-{self.starts[worker.name]}"
         directory = self.options.directory
+        ledger = self.ledger_of(worker)
         arguments = [
-            name,
+            ledger.name,
             f"ws://127.0.0.1:{self._port}/link",
             str(directory / "spool"),
-            str(directory / "ledgers" / name),
+            str(ledger),
             str(self.dice.randrange(1 << 30)),
         ]
         env = os.environ | self.letta.env | {"SIDECAR_DATA_DIR": str(directory / "data")}
+        if self.options.mutation == LATE_SPOOL:
+            env["CHAOS_SPOOL_AFTER_S"] = "0.5"
         worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
+
+    def ledger_of(self, worker: Child) -> Path:
+        """The ledger of the process that a worker is just now."""
+        return self.options.directory / "ledgers" / f"{worker.name}-{self.starts[worker.name]}"
 
     # Harm
 
@@ -181,6 +192,8 @@ class Loop:
 
     def kill_one(self) -> str:
         """Kill a process wherever it is, and start it again at once or after a while."""
+        if self.dice.random() < (1.0 if self.options.mutation == LATE_SPOOL else 0.2):
+            return self.kill_both()
         if self.dice.random() < 0.3:
             worker = self.dice.choice(self.workers)
             worker.kill()
@@ -192,6 +205,18 @@ class Loop:
         if self.dice.random() < 0.8:  # else the next kill may meet it while it starts
             self.wait_for_sidecar()
         return "sidecar"
+
+    def kill_both(self) -> str:
+        """Kill the sidecar and, while it is dead, a worker: what it said is in the spool alone."""
+        self.sidecar.kill()
+        self.pause(self.dice.uniform(0.0, 1.5))
+        worker = self.dice.choice(self.workers)
+        worker.kill()
+        self.ledger_of(worker).open("ab").write(b"\nalone\n")
+        self.start_worker(worker)
+        self.start_sidecar()
+        self.wait_for_sidecar()
+        return f"sidecar and {worker.name}"
 
     def wait_for_sidecar(self) -> None:
         deadline = time.monotonic() + START_S
@@ -279,7 +304,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--letta", choices=("stand-in", *REAL), default="stand-in")
-    parser.add_argument("--mutation", choices=MUTATIONS, default="")
+    parser.add_argument("--mutation", choices=(*MUTATIONS, LATE_SPOOL), default="")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if chosen.seed is None else chosen.seed

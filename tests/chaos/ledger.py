@@ -5,6 +5,10 @@ A worker writes one line per fact, in order, and may be cut off in the last one:
     said CALL N      the turn was recorded
     acked CALL N     the sidecar says it is on disk
     ended            the worker ended of itself: all it said was handed over or spooled
+
+The kill loop adds a line where it killed the worker when the sidecar was dead already::
+
+    alone            all it said was spooled, but for the newest, which were still on their way
 """
 
 import re
@@ -16,6 +20,8 @@ from typing import TypeAlias
 
 Spoken: TypeAlias = tuple[str, int]
 _TURN = re.compile(r"\[([\w-]+)/(\d+)\]")
+NEWEST = 12
+"""Turns a lone worker may have said and not spooled yet: a third of a second of talk."""
 _LESSON = re.compile(r"taught by ([\w-]+);")
 
 
@@ -52,18 +58,20 @@ def read_ledgers(ledgers: Iterable[bytes]) -> Ledger:
     said: set[Spoken] = set()
     must_arrive: set[Spoken] = set()
     for raw in ledgers:
-        of_worker: set[Spoken] = set()
+        of_worker: dict[Spoken, None] = {}
         for line in raw.decode().splitlines(keepends=True):
             match line.split() if line.endswith("\n") else []:
                 case ["said", call, n]:
-                    of_worker.add((call, int(n)))
+                    of_worker[call, int(n)] = None
                 case ["acked", call, n]:
                     must_arrive.add((call, int(n)))
                 case ["ended"]:
-                    must_arrive |= of_worker
+                    must_arrive |= of_worker.keys()
+                case ["alone"]:
+                    must_arrive |= set(list(of_worker)[:-NEWEST])
                 case _:
                     pass
-        said |= of_worker
+        said |= of_worker.keys()
     return Ledger(frozenset(said), frozenset(must_arrive))
 
 

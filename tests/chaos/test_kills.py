@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.killloop import Options, run
+from tests.chaos.killloop import LATE_SPOOL, Options, run
 from tests.chaos.ledger import (
+    NEWEST,
     Verdict,
     judge,
     lesson_of,
@@ -60,6 +61,14 @@ class TestOracle:
         )
         assert (verdict.lost, verdict.misordered) == (0, 1)
 
+    def test_a_turn_lost_with_both_ends_is_seen(self) -> None:
+        """Of a worker killed while the sidecar was dead, all but the newest turns must arrive."""
+        said = "".join(f"said a {n}\n" for n in range(NEWEST + 3))
+        ledger = read_ledgers([f"{said}said a\nalone\n".encode()])
+        spoken = [text_of("a", n) for n in range(3)]
+        assert judge(ledger, [("conv-a", "".join(spoken))]).clean
+        assert judge(ledger, [("conv-a", "".join(spoken[:2]))]).lost == 1
+
     def test_a_lesson_not_learned_once_is_seen(self) -> None:
         """Where workers teach, a call that memory lacks is lost, and one it has twice is doubled."""
         said = [text_of("a", n) for n in range(3)]
@@ -83,6 +92,14 @@ def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
     verdict = run(Options(20, seed, tmp_path))
     assert verdict.clean, verdict
     assert verdict.turns > 50
+
+
+@pytest.mark.timeout(300)
+def test_the_loop_can_lose(tmp_path: Path) -> None:
+    """Where workers wait for acks of a sidecar that is away, a kill of both loses turns."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    assert run(Options(8, seed, tmp_path, LATE_SPOOL)).lost
 
 
 @pytest.mark.real_letta

@@ -120,6 +120,38 @@ class TestCalls:
         claimed = await journal.claim(10, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
         assert [batch.call.ref for batch in claimed] == ([first] if first.known else [])
 
+    async def test_a_call_of_nobody_is_given_its_caller(
+        self, journal: Journal, clock: Clock
+    ) -> None:
+        """What was said before a call's caller was known is delivered with the rest."""
+        await journal.open_call(call(ref=AgentRef("acme"), caller_key=""))
+        await journal.append([turn(1)])
+        assert await journal.claim(1, now_s=clock() + 1_000, post_timeout_s=1.0) == []
+        known = await journal.identify(call())
+        assert (known.ref, known.caller_key) == (call().ref, call().caller_key)
+        assert await journal.call(known.key) == known
+        assert await journal.identify(call(ref=OTHER, caller_key="x")) == known
+        await journal.append([turn(2)])
+        await journal.close_call(known.key, at_s=clock())
+        (batch,) = await journal.claim(1, now_s=clock() + 1_000, post_timeout_s=1.0)
+        assert [one.item_id for one in batch.turns] == ["item-1", "item-2"]
+
+    async def test_a_call_of_one_fixed_agent_is_given_its_caller(self, journal: Journal) -> None:
+        """Whose agent is known gets the caller alone; another agent than its own is not taken."""
+        fixed = AgentRef("acme", agent_id="a")
+        await journal.open_call(call(ref=fixed, caller_key=""))
+        assert (await journal.identify(call(ref=OTHER, caller_key="x"))).caller_key == ""
+        assert (await journal.identify(call(ref=fixed, caller_key="k1"))).caller_key == "k1"
+        stored = await journal.call("acme/one")
+        assert stored is not None
+        assert (stored.ref, stored.caller_key) == (fixed, "k1")
+
+    async def test_a_call_that_is_not_there_is_given_no_caller(self, journal: Journal) -> None:
+        """A call that was never opened is nobody's to name."""
+        assert await journal.call("acme/one") is None
+        with pytest.raises(CallError, match="no such call"):
+            await journal.identify(call())
+
     async def test_a_closed_call_opens_again(self, journal: Journal) -> None:
         """A call that was closed is live again when it is opened again."""
         await journal.open_call(call())

@@ -245,3 +245,13 @@ async def test_pieces_of_what_others_said_are_found(journal: Journal) -> None:
     pieces = ["l\u00e0-bas".encode(), b"Barnaby the Ninth 2", b"nobody has said this"]
     assert await journal.said_of(pieces) == set(pieces[:2])
     assert await journal.said_of([]) == set()
+
+
+async def test_an_erased_call_is_given_to_nobody(journal: Journal, clock: Clock) -> None:
+    """Who calls in an erased call is not stored of it: it stays away."""
+    await had(journal, "one", ref=OWN, caller_key="k1")
+    await journal.erase_caller("k1", now_s=clock())
+    with pytest.raises(CallError) as refused:
+        await journal.identify(Call("acme/one", OWN, "vapi", "k1", 1.0))
+    assert refused.value.code == "erased"
+    assert await journal.call("acme/one") is None

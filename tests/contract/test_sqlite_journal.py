@@ -461,7 +461,7 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    @pytest.mark.parametrize("version", [1, 2, 3])
+    @pytest.mark.parametrize("version", [1, 2, 3, 4])
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
@@ -473,11 +473,14 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        older.execute(
-            "DROP TABLE tombstones; DROP INDEX calls_settled; DROP INDEX calls_waiting;"
-            "DROP INDEX calls_live; DROP INDEX lanes_of_caller; DROP INDEX batches_dead_of_lane;"
-            "DROP INDEX calls_of_caller; CREATE INDEX calls_of_caller ON calls(lane, caller_key)"
-        )
+        older.execute("ALTER TABLE calls DROP COLUMN final")
+        if version <= 3:
+            older.execute(
+                "DROP TABLE tombstones; DROP INDEX calls_settled; DROP INDEX calls_waiting;"
+                "DROP INDEX calls_live; DROP INDEX lanes_of_caller;"
+                "DROP INDEX batches_dead_of_lane; DROP INDEX calls_of_caller;"
+                "CREATE INDEX calls_of_caller ON calls(lane, caller_key)"
+            )
         if version <= 2:
             older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
         if version == 1:

@@ -56,7 +56,7 @@ def judged(python: Path, asked: Mapping[str, tuple[str, object]]) -> dict[str, l
 def post(process: SidecarProcess, path: str, body: object) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=20)
     try:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **process.bearer}
         connection.request("POST", path, json.dumps(body).encode(), headers)
         response = connection.getresponse()
         return response.status, response.read()

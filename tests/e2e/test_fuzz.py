@@ -237,6 +237,8 @@ def test_no_bytes_are_too_strange(sidecar: SidecarProcess) -> None:
             del raw[dice.randrange(len(raw)) :]
         fault = route.send(bytes(raw)) or log.fault()
         assert not fault, f"{route.path}: {fault}: {bytes(raw)!r}"
+    for route, _ in routes:
+        route.close()
 
 
 HEADERS = (

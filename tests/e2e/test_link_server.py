@@ -7,7 +7,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,37 @@ def test_a_second_signal_skips_the_rest(tmp_path: Path) -> None:
         with worker(sidecar, "w2") as again:
             again.open("c-again", identity="ada")
             assert "Ada" in again.until("memory")["text"]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: int) -> None:
+    """Workers that go on sending meet a sidecar that leaves, never one whose journal is closed."""
+    drain = {"SIDECAR_DRAIN_CALLS_S": "0" if signals == 1 else "30", "SIDECAR_DRAIN_FLUSH_S": "1"}
+    with SidecarProcess(tmp_path / "data", drain) as sidecar:
+        speaking, threads = threading.Barrier(4), []
+
+        def speak(name: str) -> None:
+            with worker(sidecar, name) as peer, suppress(ConnectionClosed):
+                peer.open(f"c-{name}", identity=name)
+                for n in count(1):
+                    peer.turn(f"c-{name}", f"i{n}", seq=n)
+                    peer.send(type="speech.started", call=f"c-{name}")
+                    peer.until("ack")
+                    if n == 10:
+                        speaking.wait(10.0)
+
+        for name in ("w1", "w2", "w3"):
+            threads.append(threading.Thread(target=speak, args=(name,), daemon=True))
+            threads[-1].start()
+        speaking.wait(10.0)
+        for _ in range(signals):
+            sidecar.terminate()
+            eventually(lambda: any('"draining"' in line for line in sidecar.log))
+        assert sidecar.wait(20.0) == 0
+        for thread in threads:
+            thread.join(10.0)
+        unwell = [line for line in sidecar.log if not line.startswith("{") or '"error"' in line]
+        assert unwell == []
 
 
 def test_a_port_that_is_taken_is_a_clear_error(sidecar: SidecarProcess, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ is real: LiveKit's SDK and worker, WebRTC audio, processes, sockets, signals.
 """
 
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from tests.sidecar_process import SidecarProcess
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(120)]
 
 ANSWER_S = 40.0  # a job's process starts, imports and loads its models, on a busy machine
-ADA = "+15550100"
-BOB = "+15550199"
+ADA = "+12025550100"
+BOB = "+12025550199"
 
 
 def fenced(fact: str) -> str:
@@ -294,7 +295,7 @@ async def test_the_second_call_recalls_what_letta_made_of_the_first(
     server: LiveKitServer, letta_server: LettaStack, tmp_path: Path
 ) -> None:
     """Voice to block to voice: a real Letta agent changed its block between two calls."""
-    fact, phone = "my name is Ada and I live in Lyon", "+15550112"
+    fact, phone = "my name is Ada and I live in Lyon", "+12025550112"
     spool_dir = tmp_path / "spool"
     sidecar = SidecarProcess(
         tmp_path / "data",
@@ -337,16 +338,57 @@ async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
         async with voice_worker(server, sidecar.link_url, tmp_path) as worker:
             worker.will_hear("before", "my name is Ada", "I live in Lyon")
             worker.will_hear("after", "where do I live")
-            async with on_the_line(server, "before", phone="+15550113") as (caller, _):
+            async with on_the_line(server, "before", phone="+12025550113") as (caller, _):
                 await exchange(caller, "my name is Ada")
                 await anyio.to_thread.run_sync(sidecar.kill)
                 await exchange(caller, "I live in Lyon")
             await anyio.to_thread.run_sync(sidecar.start)
             await until(lambda: not spool_files(spool_dir), 20)
-            async with on_the_line(server, "after", phone="+15550113") as (caller, _):
+            async with on_the_line(server, "after", phone="+12025550113") as (caller, _):
                 assert "Ada" in " ".join(caller.heard)
                 await exchange(caller, "where do I live")
                 await caller.until(lambda: "Lyon" in caller.heard[-1])
+    finally:
+        await anyio.to_thread.run_sync(sidecar.stop)
+
+
+def words_in_journal(data_dir: Path) -> list[str]:
+    """Return what the caller said, of all calls, in the order in which it was stored."""
+    with closing(sqlite3.connect(f"file:{data_dir / 'journal.db'}?mode=ro", uri=True)) as journal:
+        rows = journal.execute(
+            "SELECT text FROM turns WHERE speaker = 'caller' ORDER BY appended_s"
+        )
+        return [text for (text,) in rows]
+
+
+@pytest.mark.timeout(240)
+async def test_two_jobs_in_one_room_store_each_word_once(
+    server: LiveKitServer, tmp_path: Path
+) -> None:
+    """An agent is dispatched twice: both remember, one is stored; the other when it is killed."""
+    before, after = "my name is Ada", "I live in Lyon"
+    sidecar = SidecarProcess(tmp_path / "data")
+    await anyio.to_thread.run_sync(sidecar.start)
+    try:
+        async with voice_worker(server, sidecar.link_url, tmp_path) as first:
+            first.will_hear("twice", before, after)
+            async with (
+                on_the_line(server, "twice", phone="+15550115") as (caller, _),
+                voice_worker(server, sidecar.link_url, tmp_path),
+            ):
+                greeted = len(caller.heard)
+                await server.call_agent("twice")
+                await caller.until(lambda: len(caller.heard) >= greeted + 2, ANSWER_S)
+                await caller.until_agent_is_silent()
+                await exchange(caller, before)
+                await first.kill()
+                await caller.until_agent_is_silent()
+                await exchange(caller, after)
+                await caller.hang_up()
+                await until(lambda: sidecar.readiness()["live_calls"] == 0)
+        assert [before, after] == words_in_journal(sidecar.data_dir)
+        assert 1 == "".join(sidecar.log).count("call_recorded_elsewhere")
+        assert len(first.prompts("twice")) > 3, "both agents answered"
     finally:
         await anyio.to_thread.run_sync(sidecar.stop)
 
@@ -360,7 +402,7 @@ async def test_a_call_in_a_room_is_one_trace(server: LiveKitServer, tmp_path: Pa
         try:
             async with voice_worker(server, sidecar.link_url, tmp_path, **collector.env) as worker:
                 worker.will_hear("traced", said)
-                async with on_the_line(server, "traced", phone="+15550114") as (caller, job):
+                async with on_the_line(server, "traced", phone="+12025550114") as (caller, job):
                     await exchange(caller, said)
                 await until(lambda: collector.named("deliver batch") and collector.named("call"))
         finally:

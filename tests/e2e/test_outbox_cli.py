@@ -46,8 +46,15 @@ def test_dead_letters_are_shown(dead: list[str], tmp_path: Path) -> None:
     assert listed["dead"][0]["error"] == "Letta answered 400"
     assert "words number 1" in cli.ok("outbox", "show", dead[1][:13])
     assert cli.run("outbox", "show", "no-such").returncode == 1
-    for line in cli.ok("outbox", "list").splitlines():
-        assert len(line) <= 80
+    lines = cli.ok("outbox", "list").splitlines()
+    assert max(map(len, lines)) <= 80
+    for batch in dead:
+        (line,) = [line for line in lines if batch[:8] in line]
+        assert "Letta answered 400" in line
+        assert cli.json("outbox", "show", batch[:8])["batch"]["batch_id"] == batch
+    done = cli.run("outbox", "drop", "")
+    assert done.returncode == 1
+    assert all(batch in done.stderr for batch in dead)
 
 
 def test_without_a_sidecar_they_are_changed_here(dead: list[str], tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from tests.e2e.test_link_server import worker
-from tests.sidecar_process import SidecarProcess
+from tests.sidecar_process import SidecarProcess, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -46,3 +51,49 @@ def test_ready_follows_the_sidecar(tmp_path: Path) -> None:
         code, said = ready(data)
         assert code == 1
         assert "no sidecar answers" in said
+
+
+@contextmanager
+def login_page() -> Iterator[str]:
+    """A proxy that answers everything with 200 and its login page; yields its URL."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            page = b"<html><body>Please log in</body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_POST = do_GET  # noqa: N815 - the name that http.server looks for
+
+        @override
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_login_page_in_lettas_place_is_told(tmp_path: Path) -> None:
+    """Behind a proxy that answers 200 for Letta, `/readyz` says degraded, and calls are taken."""
+    with (
+        login_page() as url,
+        SidecarProcess(tmp_path, {"SIDECAR_LETTA": "auto", "LETTA_BASE_URL": url}) as sidecar,
+        worker(sidecar) as peer,
+    ):
+        peer.open("c-live", identity="ada")
+        peer.turn("c-live", "i1")
+        peer.until("ack")
+        peer.send(type="call.close", call="c-live", at_s=2.0)
+        eventually(lambda: sidecar.readiness()["letta"] == "degraded")
+        assert sidecar.readiness()["ready"] is True
+        assert sidecar.undelivered() == 1

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 UV = str(ROOT / ".venv/bin/uv")
 STAGES = stages()
-TOKEN = "a token of this test, and of it alone"
+TOKEN = "a-token-of-this-test-and-of-it-alone"
 
 
 def done(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
@@ -169,7 +169,8 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
         assert code == 2
         assert "SIDECAR_LINK_TOKEN" in written
         env = {"SIDECAR_LINK_TOKEN": TOKEN, "SIDECAR_PORT": str(free_port())}
-        assert image.run(stage.health, env)[0] == 1
+        code, written = image.run(stage.health, env)
+        assert code == 1, written
         url = f"http://127.0.0.1:{env['SIDECAR_PORT']}"
         process = image.start(stage.command, env)
         try:

@@ -23,7 +23,7 @@ for part in ("faster_whisper", "piper"):
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(180)]
 
-PHONE = "+15550120"
+PHONE = "+12025550120"
 
 
 @pytest.fixture

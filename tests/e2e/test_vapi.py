@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
+from sidecar.transcript.sqlite.reports import journal_file
 from tests.sidecar_process import SidecarProcess, eventually
 from tests.vapi.model import Model
 
@@ -140,6 +141,18 @@ def report(sidecar: SidecarProcess, *lines: tuple[str, str], call_id: str = "cal
     return tell(sidecar, "end-of-call-report", call_id=call_id, artifact=artifact)[0]
 
 
+def history_of(lines: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A history as requests to the model have it."""
+    roles = {"user": "user", "bot": "assistant"}
+    return [SYSTEM, *({"role": roles[role], "content": text} for role, text in lines)]
+
+
+def stored(sidecar: SidecarProcess, call_id: str = "call-1") -> list[str]:
+    """What the journal on disk has of a call, note and words."""
+    with journal_file(sidecar.data_dir / "journal.db") as file:
+        return [turn.text for turn in file.turns(f"default/{call_id}")]
+
+
 def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
     """Deliver a request for an assistant, signed as of a time; return the status."""
     call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
@@ -208,6 +221,53 @@ class TestRecordedCalls:
         ask(sidecar, body("Hi", call_id="call-2", customer={"number": "+14155550124"}))
         assert "Rex" not in json.dumps(model.prompts()[-1])
 
+    def test_whose_a_call_is_and_what_it_hears(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Named late, it is the caller's with every word; a body that names nobody hears nothing."""
+        ask(sidecar, body("My dog is called Rex."))
+        report(sidecar, ("user", "My dog is called Rex."))
+        nobody: dict[str, Any] = {"id": "call-2", "type": "inboundPhoneCall"}
+        history = history_of((("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm.")))
+        for killed in (False, True):
+            if killed:
+                sidecar.kill()
+                sidecar.start()
+            tell(sidecar, "conversation-update", call=nobody, messages=history)
+            ask(sidecar, body(messages=history, call=nobody, customer={}))
+            assert "Rex" not in json.dumps(model.prompts()[-1])
+        for spelled in (ADA, "+1 (415) 555-0123", "4155550123", "sip:+14155550123@carrier.example"):
+            named = body(messages=history, call=nobody, customer={"number": spelled})
+            ask(sidecar, named)
+            assert "Rex" in model.prompts()[-1]["messages"][1]["content"]
+        eventually(lambda: len(stored(sidecar, "call-2")) == 2)
+        ask(sidecar, body(messages=history, call=nobody, customer={}))
+        assert "Rex" not in json.dumps(model.prompts()[-1])
+        lines = (("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm."))
+        assert report(sidecar, *lines, call_id="call-2") == 200
+        eventually(lambda: sidecar.undelivered() == 0)
+        ask(sidecar, body("Where do I live?", call_id="call-3"))
+        assert "Lyon" in model.prompts()[-1]["messages"][1]["content"]
+
+    def test_what_no_history_holds_is_stored(self, tmp_path: Path, model: Model) -> None:
+        """A greeting of the model's, a final transcript and a voicemail, in a call without a report."""
+        keys = {
+            "SIDECAR_VAPI_KEY": KEY,
+            "SIDECAR_VAPI_SECRET": SECRET,
+            "SIDECAR_VAPI_REPORT_S": "1",
+        }
+        with SidecarProcess(tmp_path / "data", settings(model, **keys)) as process:
+            greeting = spoken(ask(process, body(messages=[SYSTEM]))[1])
+            said = {"role": "user", "transcript": "And I live in Lyon."}
+            kind = "transcript[transcriptType='final']"
+            assert tell(process, kind, timestamp=0, **said) == (200, {})
+            tell(process, "status-update", status="ended")
+            ask(process, body(messages=history_of((("user", "Hello."),)), call_id="call-2"))
+            ended = {"status": "ended", "endedReason": "voicemail"}
+            tell(process, "status-update", call_id="call-2", **ended)
+            eventually(lambda: process.readiness()["live_calls"] == 0)
+            assert greeting in stored(process)[0]
+            assert stored(process)[-1] == "And I live in Lyon."
+            assert stored(process, "call-2")[0].startswith("[a voicemail's greeting")
+
     def test_a_call_survives_a_kill(self, sidecar: SidecarProcess) -> None:
         """Killed in the middle of a call, it goes on; the report brings every word once."""
         ask(sidecar, body("My name is Ada."))
@@ -231,6 +291,28 @@ class TestRecordedCalls:
         assert report(sidecar, *lines) == 200
         assert report(sidecar, *lines) == 200
         eventually(lambda: sidecar.undelivered() == 0)
+
+    def test_a_reported_call_stays_as_reported(self, sidecar: SidecarProcess, model: Model) -> None:
+        """Late requests and histories, before and after a kill: answered, and nothing changes."""
+        lines = (
+            ("user", "My name is Ada."),
+            ("bot", "hello ada"),
+            ("user", "I live in Lyon."),
+            ("bot", "nice"),
+        )
+        ask(sidecar, body(messages=history_of(lines[:3])))
+        assert report(sidecar, *lines) == 200
+        for killed in (False, True):
+            if killed:
+                sidecar.kill()
+                sidecar.start()
+            late = (*lines[:2], ("user", "I live in Oslo."), ("bot", "no"), ("user", "Bye."))
+            for said in (lines[:1], lines[2:3], late):
+                assert spoken(ask(sidecar, body(messages=history_of(said)))[1])
+                tell(sidecar, "conversation-update", messages=history_of(said))
+            eventually(lambda: sidecar.undelivered() == 0)
+            assert sidecar.readiness()["live_calls"] == 0
+            assert stored(sidecar) == [text for _, text in lines]
 
 
 class TestFaultsOfTheModel:

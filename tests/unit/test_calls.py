@@ -738,6 +738,43 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
     virtual(body)
 
 
+def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
+    """One line is written of a call, though it is opened again or its words come from a spool."""
+
+    async def body(bench: Bench) -> None:
+        for hints in (CallerHints(phone="+8656696"), CallerHints(phone="sip:alice1002@pbx")):
+            bench.telemetry.counts.clear()
+            call_id = "c" + hints.phone
+            live, _ = await bench.open(call_id, hints)
+            await live.record([turn(live, "i1", "hello")])
+            await bench.open(call_id, hints)
+            bench.calls.orphan("w1")
+            await bench.open(call_id, hints)
+            assert bench.telemetry.counts["caller_unresolved"] == 1
+        await bench.open("c2", ADA)
+        assert bench.telemetry.counts["caller_unresolved"] == 1
+        spooled = [Turn("t/c3", "i1", 0, "caller", "hello", 1.0)]
+        nobody = CallerHints(phone="unknown")
+        assert await bench.calls.restore(
+            "t", "c3", channel="livekit", hints=nobody, opened_at_s=1.0, turns=spooled
+        )
+        assert bench.telemetry.counts["caller_unresolved"] == 2
+
+    virtual(body)
+
+
+def test_who_is_nobody_is_in_the_log_where_one_agent_has_all_calls() -> None:
+    """With a fixed agent a refused number is told, too; a call that names nobody is not."""
+
+    async def body(bench: Bench) -> None:
+        await bench.open("c1", CallerHints())
+        assert bench.telemetry.counts["caller_unresolved"] == 0
+        await bench.open("c2", CallerHints(phone="+12025550100;ext=12"))
+        assert bench.telemetry.counts["caller_unresolved"] == 1
+
+    virtual(body, Bench(rules=IdentityRules(agent_id="agent-7")))
+
+
 def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
     """A worker or VAPI may repeat itself after `forget`: acked, nothing stored, no agent made."""
 
@@ -780,5 +817,29 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
         assert not live.kept
         assert await bench.journal.calls(limit=9) == []
         await live.close("hung up")
+
+    virtual(body)
+
+
+def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
+    """However often a worker says so while Letta hangs, few tasks wait; each gets its answer."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.settled()
+        bench.letta.delay_s = 3.0
+        before = trio.lowlevel.current_statistics().tasks_living
+        for n in range(200):
+            live.speech_started()
+            live, ear = await bench.open("c1")
+            assert ear.views or n == 0  # while it is on its way, what is at hand comes at once
+        assert trio.lowlevel.current_statistics().tasks_living < before + 20
+        await ear.settled()
+        bench.letta.delay_s = 0.0  # a poll may be under way at any moment
+        await anyio.sleep(60.0)
+        assert trio.lowlevel.current_statistics().tasks_living <= before
+        ear.views.clear()
+        live.speech_started()
+        await ear.settled()
 
     virtual(body)

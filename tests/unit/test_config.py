@@ -1,6 +1,8 @@
 """Settings."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.channels.livekit.job import LinkSettings
+from sidecar.channels.livekit.parts import language_model
 from sidecar.config import (
     Settings,
     environment_names,
@@ -111,11 +114,11 @@ def test_no_secret_is_printed() -> None:
     """Neither the printed settings nor their repr holds a key."""
     settings = load(
         {
-            "LETTA_API_KEY": "canary",
+            "LETTA_APP_SERVER_TOKEN": "canary",
             "OPENAI_API_KEY": "canary",
             "SIDECAR_LINK_TOKEN": "canary" + SECRET,
             "SIDECAR_TENANTS": json.dumps({"a": "canary2" + SECRET}),
-            "LETTA_BASE_URL": "http://letta.internal:8283",
+            "LETTA_BASE_URL": "http://me:canary@letta.internal:8283",
             "LIVEKIT_URL": "wss://x",
             "LIVEKIT_API_KEY": "canary",
             "LIVEKIT_API_SECRET": "canary",
@@ -231,6 +234,32 @@ def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> No
     assert LinkSettings.of(blank).spool_dir == load(blank).spool
 
 
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
+    """`LLM_API_KEY=` is no key, `LLM_MODEL=` no model and `VOICE_DISCLOSURE=` no silence."""
+    names = ("LLM_API_KEY", "OPENAI_API_KEY", "LLM_BASE_URL", "LLM_MODEL")
+    assert language_model(dict.fromkeys(names, blank)).name == language_model({}).name
+    clean = {"LLM_API_KEY": "sk-1", "LLM_BASE_URL": "http://llm.example/v1"}
+    padded = {name: f"{blank}{value}{blank}" for name, value in clean.items()}
+    assert language_model(padded | {"LLM_MODEL": blank}).name == language_model(clean).name
+    code = "import voice_worker; print(repr(voice_worker.DISCLOSURE))"
+    environ = {"PATH": "/bin", "VOICE_DISCLOSURE": blank, "LIVEKIT_AGENT_NAME": blank}
+    if blank in {"", " \r\n"}:  # a process each: two of the six will do
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        )
+        assert "AI assistant" in done.stdout
+
+
+def test_a_worker_refuses_what_the_sidecar_refuses_of_its_model() -> None:
+    """A key and a user in the model's URL, or a URL that is none, are named to a worker, too."""
+    for url in ("llm", "http://me:secret@llm.example/v1"):
+        environ = {"LLM_BASE_URL": url, "LLM_API_KEY": "sk-1"}
+        with pytest.raises(ConfigError, match="LLM_BASE_URL"):
+            language_model(environ)
+        assert "LLM_BASE_URL" in wrong(environ)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -239,6 +268,8 @@ def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> No
         ("SIDECAR_LINK_URL", "ws://host:port/link"),
         ("SIDECAR_LINK_URL", "ws://host:70000/link"),
         ("SIDECAR_LINK_URL", "ws://ho st/link"),
+        ("SIDECAR_LINK_URL", "ws://me:secret@host/link"),
+        ("SIDECAR_LINK_URL", "ws://localhost@sidecar.example/link"),
         ("SIDECAR_LINK_URL", "ws://[::1/link"),
         ("SIDECAR_LINK_TOKEN", "two words and more"),
         ("SIDECAR_LINK_TOKEN", "schlüssel-mit-umlaut"),
@@ -270,14 +301,12 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
         ("LETTA_BASE_URL", "http://a..b", "host"),
         ("LETTA_BASE_URL", "http://letta:0", "port"),
         ("LETTA_BASE_URL", "http://letta/?key=1", "?"),
-        ("LETTA_BASE_URL", "http://me:canary@letta:8283", "user and password"),
-        ("LLM_BASE_URL", "https://me:canary@models.example/v1", "user and password"),
-        ("LLM_BASE_URL", "https://me@models.example/v1", "user and password"),
-        ("LIVEKIT_URL", "https://me:canary@livekit.example", "user and password"),
+        ("LIVEKIT_URL", "wss://me:secret@livekit.example", "user and password"),
         ("SIDECAR_VAPI_ALLOW", "web search", "reasoning_effort"),
         ("SIDECAR_VAPI_ALLOW", "web_search,WEB", "reasoning_effort"),
         ("LLM_API_KEY", "sk-\u2013dash", "ASCII"),
-        ("LETTA_API_KEY", "sk 1", "ASCII"),
+        ("OPENAI_API_KEY", "sk 1", "blank"),
+        ("LETTA_API_KEY", "sk\t1", "ASCII"),
         ("SIDECAR_HOST", "http://127.0.0.1", "host"),
         ("SIDECAR_AGENT_ID", "agent 1", "blank"),
         ("SIDECAR_POLL_S", "inf", "finite"),
@@ -333,6 +362,47 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "+15550100",
+        "+447700900123",
+        "+1202555010\uff10",
+        "\uff0b12025550100",
+        "+12025550100 ",
+        "+12025550100;ext=12",
+        "+1 202 555 0100",
+        "(202) 555-0100",
+        "tel:+12025550100",
+        "sip:+12025550100@pbx.example",
+        "+8656696",
+        "anonymous",
+        "Unknown Caller",
+        " ",
+    ],
+)
+def test_an_entry_of_the_map_that_no_caller_can_have_is_refused(tmp_path: Path, entry: str) -> None:
+    """What reads like a number and is none, or stands for nobody, is named with its remedy."""
+    path = tmp_path / "map.json"
+    for tenants, within in (({"t"}, ""), ({"t", "u"}, "t/")):
+        path.write_text(json.dumps({f"{within}ada": "agent-1", within + entry: "agent-2"}))
+        with pytest.raises(ConfigError) as caught:
+            read_agent_map(path, tenants)
+        (field,) = caught.value.fields
+        assert field[0] == "SIDECAR_AGENT_MAP"
+        assert field[1]
+        assert "entry 2" in caught.value.message
+        assert entry.strip() not in caught.value.message or not entry.strip()
+
+
+def test_names_and_ids_of_an_owner_stay_in_the_map(tmp_path: Path) -> None:
+    """Identities, ids of a database and mail addresses are taken as they are written."""
+    entries = dict.fromkeys(("+12025550100", "alice1002", "8656696", "7", "a@x.example"), "agent-1")
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(entries))
+    assert read_agent_map(path, {"default"}) == entries
+
+
 def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> None:
     """One tenant's entry can't be meant for another's caller of the same name."""
     path = tmp_path / "map.json"
@@ -351,3 +421,10 @@ def test_an_app_server_is_asked_for_by_its_url() -> None:
     with pytest.raises(ConfigError) as wrong:
         load({"LETTA_APP_SERVER_URL": "http://127.0.0.1:4500"})
     assert [field for field, _ in wrong.value.fields] == ["LETTA_APP_SERVER_URL"]
+
+
+def test_a_lettas_password_may_have_blanks_in_it() -> None:
+    """Who runs a Letta chooses its password: it is sent as it was set."""
+    settings = load({"LETTA_BASE_URL": "http://letta", "LETTA_API_KEY": " a pass  phrase \r"})
+    assert settings.letta_api_key is not None
+    assert settings.letta_api_key.get_secret_value() == "a pass  phrase"

@@ -238,7 +238,7 @@ def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
         if n == 1:
             outbox.spooled(outbox.unspooled())
     outbox.identify(caller if of_job else no)
-    assert outbox.unacked == outbox.chars_in_memory == 0
+    assert outbox.unacked == outbox.bytes_in_memory == 0
     assert not any(isinstance(frame, TurnFrame) for frame in outbox.unspooled())
     outbox.close(at_s=3.0, reason="", now_s=0.0)
     frames: list[object] = []

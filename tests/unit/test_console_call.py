@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from sidecar.calls import MemoryView
-from sidecar.channels.console.call import FALLBACK, HEARD_S, ConsoleCall
+from sidecar.channels.console.call import FALLBACK, HEARD_S, UNSTORED_KEPT, ConsoleCall
 from sidecar.errors import JournalFull, LlmError
 from sidecar.model import Turn
 from sidecar.prompt_wait import Waits
@@ -229,3 +229,22 @@ async def test_a_call_goes_on_from_what_is_stored() -> None:
             "<memory>Ada</memory>",
             "Who am I?",
         ]
+
+
+async def test_what_waits_for_a_full_journal_is_bounded() -> None:
+    """Beyond some turns new words are refused; what was taken is stored when there is room."""
+    async with scene() as here:
+        here.model.go_on.set()
+        here.line.full = True
+        for n in range(UNSTORED_KEPT // 2):
+            await here.call.say(f"t{n}", f"word {n}", aloud=False)
+            await here.until("reply.end", times=n + 1)
+        here.frames.clear()
+        await here.call.say("one more", "no room", aloud=False)
+        assert "no room" in here.told("error")[0]["message"]
+        assert [] == here.line.turns
+        here.line.full = False
+        await here.call.say("one more", "room", aloud=False)
+        await here.until("reply.end")
+        said = [turn.text for turn in here.line.turns if turn.speaker == "caller"]
+    assert said == [*(f"word {n}" for n in range(UNSTORED_KEPT // 2)), "room"]

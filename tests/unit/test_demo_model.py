@@ -132,6 +132,23 @@ async def run_tools(
         ("can you remember that I have a peanut allergy?", ["Allergy: peanut"]),
         ("I'm 34 years old", ["Age: 34"]),
         ("my name is Ada. No, my name is Bea.", ["Name: Bea"]),
+        ("My doctor is Dr. Meyer. I live in St. Louis.", ["Doctor: Dr. Meyer", "Home: St. Louis"]),
+        ("my doctor is called dr. anna meyer", ["Doctor: Dr. Anna Meyer"]),
+        ("My name is Mrs. Smith", ["Name: Mrs. Smith"]),
+        ("Hi, I'm Mr. Bean.", ["Name: Mr. Bean"]),
+        ("My boss is Ms. Jones. I like tea.", ["Boss: Ms. Jones", "Likes: tea"]),
+        ("I work for Prof. Dr. Weiss", ["Work: for Prof. Dr. Weiss"]),
+        ("My name is J. R. R. Tolkien.", ["Name: J. R. R. Tolkien"]),
+        (
+            "My name is I. M. Pei. I work as an architect",
+            ["Name: I. M. Pei", "Work: as an architect"],
+        ),
+        ("My name is Sam Jones Jr. I live in Rye", ["Name: Sam Jones Jr", "Home: Rye"]),
+        ("My budget is 3.5 million. I like tea", ["Budget: 3.5 million", "Likes: tea"]),
+        ("My appointment is at 5 p.m. I like tea", ["Appointment: 5 p.m", "Likes: tea"]),
+        ("My flight is No. 12 to Rome.", ["Flight: No. 12 to Rome"]),
+        ("I live in the U.S. I like tea", ["Home: the U.S", "Likes: tea"]),
+        ("I live in Mt. Vernon, N.Y. Do I like tea?", ["Home: Mt. Vernon, N.Y"]),
     ],
 )
 async def test_a_stated_fact_becomes_one_clean_line(speech: str, lines: list[str]) -> None:
@@ -269,6 +286,24 @@ async def test_two_steps_never_share_a_call_id() -> None:
         ("What am I allergic to?", "You are allergic to nuts & seeds."),
         ("what's my favorite color?", "Your favourite colour is green."),
         ("what's my dog called", "Your dog is Rex."),
+        ("What is my name? Where do I live?", "Your name is Ada. You live in Lyon."),
+        ("what is my name and where do i live", "Your name is Ada. You live in Lyon."),
+        ("what's my name, where do I live?", "Your name is Ada. You live in Lyon."),
+        ("whats my name where do i live", "Your name is Ada. You live in Lyon."),
+        (
+            "Hi. Do you remember what my name is, and also where I live? And what am I allergic to?",
+            "Your name is Ada. You live in Lyon. You are allergic to nuts & seeds.",
+        ),
+        ("do you know what my dog is called and who I am", "Your dog is Rex. Your name is Ada."),
+        ("What is my name? Who am I?", "Your name is Ada."),
+        (
+            "How old am I and what's my dog called?",
+            "I don't know that yet. Tell me, and I'll remember it. Your dog is Rex.",
+        ),
+        (
+            "I like tea. What's my name?",
+            "Got it: you like tea. I'll remember that. Your name is Ada.",
+        ),
         (
             "what do you know about me?",
             (

@@ -283,7 +283,7 @@ async def test_a_whole_block_may_be_rewritten(tmp_path: Path) -> None:
     async with opened(tmp_path, llm) as letta:
         agent_id, conversation = await agent_in(letta)
         await letta.post(said("hello", agent_id, conversation))
-        assert await human_of(letta, agent_id) == "Name: ?Ada"
+        assert await human_of(letta, agent_id) == "Name: \ufffdAda"
 
 
 async def test_an_endless_model_is_stopped(tmp_path: Path) -> None:

@@ -1,71 +1,190 @@
 """Caller → tenant → agent."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 
 import anyio
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.channels.link.bounds import bounded_hints
+from sidecar.channels.link.frames import CallOpen, hints_of
+from sidecar.channels.livekit.caller import hints_of_participant
+from sidecar.channels.vapi.bodies import about
+from sidecar.cli.callers import caller_key_of
 from sidecar.errors import LettaUnavailable, Rejected
-from sidecar.letta.identity import Identity, IdentityRules, normal_phone, resolve
+from sidecar.letta.identity import Identity, IdentityRules, resolve
 from sidecar.letta.port import AgentSpec, FoundAgent
-from sidecar.model import AgentRef, CallerHints
+from sidecar.model import AgentRef, CallerHints, caller_key
 from sidecar.telemetry import Telemetry
 
 pytestmark = pytest.mark.unit
 
 RULES = IdentityRules()
-hints = st.builds(
-    CallerHints,
-    caller=st.sampled_from(["", "ada", "+15550100"]),
-    phone=st.sampled_from(["", "+15550100", "+15550101", "anonymous", "0", "sip:+15550100@pbx"]),
-    identity=st.sampled_from(["", "web-1", "+15550100"]),
-    agent_id=st.just(""),
+NUMBERS = ("+12025550100", "+12025550101", "+442079460018", "+4915112345678")
+NAMES = ("ada", "alice1002", "bob1002", "user-2025550147", "8656696", "7", "web-1", "+12025550100")
+NOBODIES = ("anonymous", "Unknown Caller", "+8656696", "+7378742833", "+0000000000", " ")
+spellings = st.sampled_from(
+    [
+        "{0}",
+        " {0} ",
+        "sip:{0}@pbx.example",
+        "tel:{0}",
+        "{0};ext=12",
+        "{0};ext=34",
+        "{0} x12",
+        "a{0}",
+        "{0}a",
+        "\u202a{0}",
+        "\uff0b{0}",
+        "sip:{0}@anonymous.invalid",
+    ]
 )
+raw_phones = st.one_of(
+    st.builds(str.format, spellings, st.sampled_from(NUMBERS)),
+    st.builds(str.removeprefix, st.sampled_from(NUMBERS), st.just("+")),
+    st.sampled_from([*NOBODIES, *NAMES, "", "7378742833", "192.168.1.5", "sip:alice1002@pbx"]),
+    st.text("+0123456789 ()-.;extab", max_size=18),
+)
+raw_names = st.one_of(
+    st.sampled_from([*NOBODIES, *NAMES, *NUMBERS, ""]), st.text(st.characters(codec="utf-8"))
+)
+regions = st.sampled_from([None, "US", "GB", "DE"])
+plain = re.compile(r"(?:sip:|tel:)?(\+?[0-9][0-9 ().-]*)(?:@pbx\.example)?")
 
 
-@given(hints, hints, st.sampled_from(["a", "b"]), st.sampled_from(["a", "b"]))
-def test_two_calls_share_memory_only_when_tenant_and_caller_are_the_same(
-    first: CallerHints, second: CallerHints, first_tenant: str, second_tenant: str
-) -> None:
-    """No two callers, and no two tenants, ever resolve to one lane."""
-    one = resolve(first_tenant, first, RULES)
-    two = resolve(second_tenant, second, RULES)
+def key_of(hints: CallerHints, region: str | None, tenant: str = "t") -> str:
+    return resolve(tenant, hints, IdentityRules(default_region=region)).caller_key
 
-    def who(tenant: str, hint: CallerHints) -> tuple[str, str] | None:
-        phone = normal_phone(hint.phone, region=None)
-        for kind, value in (("caller", hint.caller), ("tel", phone), ("id", hint.identity)):
-            if value:
-                return (f"{tenant}/{kind}", value)
-        return None
 
-    same = who(first_tenant, first) == who(second_tenant, second)
-    if one.ref.known and two.ref.known:
-        assert (one.ref.lane == two.ref.lane) == same
-    assert one.ref.known == (who(first_tenant, first) is not None)
+def from_livekit(raw: str) -> CallerHints:
+    seen = hints_of_participant("sip_1", {"sip.phoneNumber": raw}, sip=True)
+    return hints_of(CallOpen("c", "livekit", bounded_hints(seen), 0.0))
+
+
+def from_vapi(raw: str) -> CallerHints:
+    call = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": raw}}
+    return about({"call": call}, trust_web=False).hints
+
+
+def from_shell(raw: str, region: str | None) -> str:
+    try:
+        return caller_key_of(f"tel:{raw}", "t", region)
+    except typer.BadParameter:
+        return ""
+
+
+@given(raw_phones, regions)
+def test_a_number_has_one_key_from_each_channel(raw: str, region: str | None) -> None:
+    """LiveKit's bridge, VAPI and the command line make of a carrier's text one caller, or nobody."""
+    keys = {
+        key_of(CallerHints(phone=raw), region),
+        key_of(from_livekit(raw), region),
+        key_of(from_vapi(raw), region),
+        from_shell(raw, region),
+    }
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize(
-    ("raw", "expected"),
+    ("said", "remedy"),
     [
-        ("+1 (202) 555-0100", "+12025550100"),
-        ("sip:+12025550100@trunk.example", "+12025550100"),
-        ("2025550100", None),
-        ("anonymous", None),
-        ("Restricted", None),
-        ("", None),
-        ("+1", None),
+        ("+15550100", "in no country's plan"),
+        ("tel:2025550100", "with [+] and its country code"),
+        ("tel:+12025550100 x12", "an extension is nobody"),
+        ("tel:alice1002", "no phone number"),
+        ("tel:+8656696", "it is nobody"),
+        ("id:anonymous", "it is nobody"),
+        ("caller:Unknown Caller", "it is nobody"),
+        ("id:\udcff", "no text in UTF-8"),
+        ("+\udcff", "no phone number"),
+        ("ada", "write tel:NUMBER"),
     ],
 )
-def test_a_number_is_one_only_in_e164(raw: str, expected: str | None) -> None:
-    """The same line written in several ways is one caller; a withheld number is nobody."""
-    assert normal_phone(raw, region=None) == expected
+def test_the_command_line_says_why_a_caller_is_none(said: str, remedy: str) -> None:
+    """What names nobody is refused with the reason, and never taken for another caller."""
+    with pytest.raises(typer.BadParameter, match=remedy):
+        caller_key_of(said, "t", None)
 
 
-def test_a_region_completes_local_numbers() -> None:
-    """With a default region, a number without a country code is that country's."""
-    assert normal_phone("(202) 555-0100", region="US") == "+12025550100"
+@given(raw_phones, raw_phones, regions)
+def test_two_callers_are_one_only_by_one_number(one: str, other: str, region: str | None) -> None:
+    """Two texts of carriers have one key only as spellings of one number's digits."""
+    first, second = (key_of(CallerHints(phone=raw), region) for raw in (one, other))
+    if first and first == second:
+        digits: set[str] = set()
+        for raw in (one, other):
+            shape = plain.fullmatch(raw.strip())
+            assert shape, "a number is a number from its first to its last character"
+            digits.add("".join(re.findall("[0-9]", shape[1]))[-9:])
+        assert len(digits) == 1
+
+
+@given(raw_names, raw_names, st.sampled_from(["caller", "identity"]))
+def test_two_names_are_never_one_caller(one: str, other: str, kind: str) -> None:
+    """An id or identity is compared as it stands; one that stands for nobody has no key."""
+    first, second = (key_of(CallerHints(**{kind: raw}), None) for raw in (one, other))
+    if first and second:
+        assert (first == second) == (one == other)
+    for raw, key in ((one, first), (other, second)):
+        if raw in NOBODIES or not raw.strip():
+            assert not key
+        if raw in NAMES:
+            assert key == caller_key("t", f"{'id' if kind == 'identity' else kind}:{raw}")
+
+
+@given(raw_names, raw_phones, st.sampled_from(["caller", "identity"]), regions)
+def test_a_name_is_never_a_numbers_owner(
+    name: str, raw: str, kind: str, region: str | None
+) -> None:
+    """Whatever somebody calls themselves, it is no number's key, nor another tenant's."""
+    number = key_of(CallerHints(phone=raw), region)
+    assert not number or number != key_of(CallerHints(**{kind: name}), region)
+    assert not number or number != key_of(CallerHints(phone=raw), region, tenant="u")
+
+
+def test_a_plain_numbers_key_is_what_it_was() -> None:
+    """What is stored under a number in E.164 is found by every later release."""
+    key = hashlib.sha256(b"t\0tel:+12025550100").hexdigest()[:32]
+    assert key_of(CallerHints(phone="+12025550100"), None) == key
+    assert key_of(CallerHints(phone="(202) 555-0100"), "US") == key
+
+
+@pytest.mark.parametrize(
+    ("hints", "why"),
+    [
+        (CallerHints(), "no_hint"),
+        (CallerHints(phone="anonymous"), "withheld"),
+        (CallerHints(phone="+8656696"), "withheld"),
+        (CallerHints(caller="unknown"), "withheld"),
+        (CallerHints(identity=" "), "withheld"),
+        (CallerHints(phone="2025550100"), "no_region"),
+        (CallerHints(phone="+15550100"), "invalid"),
+        (CallerHints(phone="+12025550100;ext=12"), "extension"),
+        (CallerHints(phone="sip:alice1002@pbx"), "no_number"),
+    ],
+)
+def test_who_cannot_be_resolved_has_nobodys_memory(hints: CallerHints, why: str) -> None:
+    """No hint, or one that is none, gives no agent and says why in a word, without the number."""
+    found = resolve("t", hints, RULES)
+    assert not found.ref.known
+    assert found.ref.lane == "t/nobody"
+    assert found.why == why
+    fixed = resolve("t", hints, IdentityRules(agent_id="agent-1"))
+    assert (fixed.caller_key, fixed.why) == ("", "" if why == "no_hint" else why)
+
+
+def test_who_stands_for_nobody_leaves_the_word_to_the_next_hint() -> None:
+    """A backend that says `anonymous` of everybody does not hide the number."""
+    assert key_of(CallerHints(caller="anonymous", phone="+12025550100"), None) == key_of(
+        CallerHints(phone="+12025550100"), None
+    )
+    mapped = IdentityRules(agent_map={"anonymous": "agent-1", "+15550100": "agent-2"})
+    for hints in (CallerHints(identity="anonymous"), CallerHints(identity="+15550100")):
+        assert resolve("t", hints, mapped).ref.agent_id is None
 
 
 def test_the_owners_word_goes_before_the_rules() -> None:
@@ -108,14 +227,6 @@ def test_a_worker_of_many_tenants_names_no_agent() -> None:
     assert found.ref.agent_id is None
 
 
-def test_who_cannot_be_resolved_has_nobodys_memory() -> None:
-    """No hint gives no agent and says why, without the number."""
-    found = resolve("t", CallerHints(phone="anonymous"), RULES)
-    assert not found.ref.known
-    assert found.ref.lane == "t/nobody"
-    assert found.why
-
-
 def test_a_lane_names_its_reference() -> None:
     """A reference survives the way through the journal."""
     for ref in (AgentRef("t", agent_id="agent-1"), AgentRef("t", caller_key="k"), AgentRef("t")):
@@ -130,11 +241,15 @@ class Agents:
         self.created = 0
         self.deleted: list[str] = []
         self.fail = False
+        self.fail_after_creating = False
+        self.lists = True
 
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
         await anyio.lowlevel.checkpoint()
         if self.fail:
             raise LettaUnavailable("down")
+        if not self.lists:
+            return []
         return [agent for agent in self.found if set(tags) <= set(agent.tags)]
 
     async def create_agent(self, spec: AgentSpec) -> str:
@@ -142,6 +257,7 @@ class Agents:
         self.created += 1
         agent_id = f"agent-{self.created}"
         self.found.append(FoundAgent(agent_id, spec.name, tuple(spec.tags), float(self.created)))
+        self.fail = self.fail_after_creating
         return agent_id
 
     async def delete_agent(self, agent_id: str) -> None:
@@ -230,3 +346,40 @@ async def test_letta_down_while_looking_is_tried_again_and_nothing_is_learnt() -
     agents.fail = False
     assert agents.created == 0
     assert await who.agent_of(REF) == "agent-1"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True], ids=["lists nothing", "lists nothing, then fails"])
+async def test_a_letta_whose_list_is_late_is_asked_for_one_agent(fails: bool) -> None:
+    """An agent that was made is the caller's from then on, whether or not the list has it."""
+    agents, learnt = Agents(), Learnt()
+    agents.lists = False
+    agents.fail_after_creating = fails
+    who = identity(agents, learnt)
+    got: list[str] = []
+    for _ in range(9):
+        try:
+            got.append(await who.agent_of(REF))
+        except LettaUnavailable:
+            agents.fail = False
+    assert set(got) == {"agent-1"}
+    assert agents.created == 1
+    assert agents.deleted == []
+
+
+@pytest.mark.anyio
+async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
+    """A caller who hangs up while the agent is made leaves none behind that nobody knows."""
+    agents, scope = Agents(), anyio.CancelScope()
+
+    class Slow(Learnt):
+        async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            await super().learn_agent(ref, agent_id)
+
+    learnt = Slow()
+    with scope:
+        await identity(agents, learnt).agent_of(REF)
+    assert scope.cancelled_caught
+    assert learnt.agents == {REF.lane: "agent-1"}

@@ -11,8 +11,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sidecar.channels.link import link, spooler
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import (
+    OPEN_AGAIN,
     Ack,
     CallClose,
     CallOpen,
@@ -24,6 +26,7 @@ from sidecar.channels.link.frames import (
     Memory,
     Say,
     SpeechStarted,
+    TurnFrame,
 )
 from sidecar.channels.link.link import Link
 from sidecar.channels.link.outbox import SpoolFrame
@@ -180,7 +183,7 @@ async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
         async with sidecar.serving(free_port):
             call.record("i4", "agent", "four")
             call.close()
-            assert await call.flushed(10.0)
+            await until(lambda: call.outbox.settled)
 
     assert ["one", "two", "three", "four"] == sidecar.texts(CALL)
     assert [CALL] == sidecar.closed
@@ -197,7 +200,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
                 sidecar.cut()
             await anyio.lowlevel.checkpoint()
         call.close()
-        assert await call.flushed(20.0)
+        await until(lambda: call.outbox.settled, 20.0)
 
     assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
     assert sidecar.connections >= 3
@@ -232,11 +235,13 @@ async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_
     assert 0 == worker.telemetry.counts["turns_dropped"]
 
 
-async def test_a_sidecar_that_forgot_the_call_is_told_it_again(
-    sidecar: FakeSidecar, tmp_path: Path
+@pytest.mark.parametrize("code", sorted(OPEN_AGAIN))
+async def test_a_call_that_is_refused_for_now_is_opened_again(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """`unknown_call` is answered by a new `call.open` and the same turn."""
-    sidecar.refusals["i1"] = [ErrorFrame(code="unknown_call", message="", call=CALL, item="i1")]
+    """A sidecar that forgot the call, or can't have it yet, is told it again with the same turn."""
+    monkeypatch.setattr(link, "CLAIMED_PAUSE_S", 0.1)
+    sidecar.refusals["i1"] = [ErrorFrame(code=code, message="", call=CALL, item="i1")]
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         call.record("i1", "caller", "one")
@@ -347,11 +352,61 @@ async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
         call.record("i3", "caller", "later")
         await until(lambda: call.outbox.settled)
         call.record("i3", "caller", "later")
-        assert {} == worker.link._calls
+        await until(lambda: not worker.link._calls)
 
     assert ["one", "late", "later"] == sidecar.texts(CALL)
     assert isinstance(sidecar.received[-1], CallClose)
     assert [] == spool_files(tmp_path)
+
+
+async def test_with_the_sidecar_away_words_are_on_disk_at_once(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way when the sidecar died, and what is said then, waits for no ack."""
+    monkeypatch.setattr(spooler, "SPOOL_AFTER_S", 3600.0)
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        async with sidecar.serving(free_port):
+            sidecar.acks = False
+            await until(lambda: worker.link.connected)
+            call.record("i1", "caller", "under way")
+            await sidecar.until(lambda: any(isinstance(f, TurnFrame) for f in sidecar.received))
+            assert [] == turns_on_disk(tmp_path)
+        await until(lambda: turns_on_disk(tmp_path) == ["under way"])
+        call.record("i2", "caller", "away")
+        await until(lambda: turns_on_disk(tmp_path) == ["under way", "away"])
+
+
+async def test_a_hang_up_waits_for_no_ack_that_can_not_come(tmp_path: Path, free_port: int) -> None:
+    """With the sidecar away the wait at the end of a call is over when its words are on disk."""
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+        with anyio.fail_after(10.0):
+            assert not await call.flushed(3600.0)
+        assert ["one"] == turns_on_disk(tmp_path)
+        [path] = spool_files(tmp_path)
+        assert spooled_in(path).closed
+
+
+async def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Words in the spool are no reason to leave while an ack may come."""
+    sidecar.acks = False
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        call = worker.call()
+        call.record("i1", "caller", "one")
+        call.close("hung up")
+
+        async def ack_late() -> None:
+            await until(lambda: call.outbox.durable)
+            await sidecar.ack_all()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ack_late)
+            assert await call.flushed(3600.0)
 
 
 async def test_late_words_with_the_sidecar_away_are_in_the_spool(
@@ -489,7 +544,29 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
         assert call.outbox.in_memory <= 9
         async with sidecar.serving(free_port):
             call.close()
-            assert await call.flushed(15.0)
+            await until(lambda: call.outbox.settled, 15.0)
+
+    assert said == sidecar.texts(CALL)
+    assert 0 == worker.telemetry.counts["turns_dropped"]
+
+
+async def test_large_turns_of_an_outage_are_bounded_in_bytes(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """What is in memory is bounded by what it takes there, be the turns few; all arrive in order."""
+    said = [chr(0x4E00 + n) * 50_000 for n in range(40)]
+    async with running(
+        f"ws://127.0.0.1:{free_port}/link", tmp_path, max_unacked_bytes=1 << 20
+    ) as worker:
+        call = worker.call()
+        for n, text in enumerate(said):
+            call.record(f"i{n}", "caller", text)
+            await until(lambda: not call.outbox.overflowing)
+            assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
+        assert call.outbox.disk_only > 20
+        async with sidecar.serving(free_port):
+            call.close()
+            await until(lambda: call.outbox.settled, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -660,7 +737,7 @@ async def test_a_call_of_somebody_unknown_yet_does_not_wait(
         await until(lambda: worker.link.connected)
         assert await took_s(call.ready) < 0.05
         assert [] == sidecar.of_type(CallOpen)
-        call.identify(Hints(phone="+15550100"))
+        call.identify(Hints(phone="+12025550100"))
         await call.ready()
         assert call.memory is not None
         assert "hers" == call.memory.text

@@ -20,6 +20,7 @@ from sidecar.channels.link.frames import (
     FromWorker,
     Hello,
     Hints,
+    Memory,
     SpeechStarted,
     TurnFrame,
     Welcome,
@@ -30,7 +31,9 @@ from sidecar.errors import CallError, JournalError, JournalFull
 from sidecar.letta.identity import Identity, IdentityRules
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import Call, Snapshot, Turn
-from sidecar.server.link import LinkServer
+from sidecar.server import link
+from sidecar.server.allowance import Allowance
+from sidecar.server.link import MAX_HELD_BYTES, LinkServer
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -54,6 +57,7 @@ class Journal(MemoryJournal):
         self.fails: dict[str, list[JournalError]] = {}
         self.disk = anyio.Event()
         self.disk.set()
+        self.stalled_for = ""
 
     @override
     async def open_call(self, call: Call) -> Call:
@@ -62,7 +66,8 @@ class Journal(MemoryJournal):
 
     @override
     async def append(self, turns: Sequence[Turn]) -> None:
-        await self.disk.wait()
+        if turns[0].call.endswith(self.stalled_for):
+            await self.disk.wait()
         for each in turns:
             if fails := self.fails.get(each.item_id):
                 raise fails.pop(0)
@@ -71,8 +76,10 @@ class Journal(MemoryJournal):
     def will_fail(self, item: str, *errors: JournalError) -> None:
         self.fails[item] = list(errors)
 
-    def stall(self) -> None:
+    def stall(self, call: str = "") -> None:
+        """Hold back appends, or those of one call, and openings of calls."""
         self.disk = anyio.Event()
+        self.stalled_for = call
 
     async def items(self) -> list[str]:
         return [each.item_id for each in await self.turns(f"acme/{CALL}")]
@@ -94,6 +101,8 @@ class Peer:
 
     def __init__(self) -> None:
         self.heard: list[FromSidecar] = []
+        self.reads = anyio.Event()
+        self.reads.set()
         self.closed: int | None = None
         self.to_sidecar, self.of_worker = anyio.create_memory_object_stream[dict[str, Any]](1000)
         self._changed = anyio.Event()
@@ -104,10 +113,10 @@ class Peer:
     async def send(self, message: dict[str, Any]) -> None:
         if message["type"] == "websocket.close":
             self.closed = message["code"]
-        elif message["type"] == "websocket.send" and (
-            frame := decode_from_sidecar(message["text"])
-        ):
-            self.heard.append(frame)
+        elif message["type"] == "websocket.send":
+            await self.reads.wait()
+            if frame := decode_from_sidecar(message["text"]):
+                self.heard.append(frame)
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -115,6 +124,11 @@ class Peer:
         for frame in frames:
             text = frame if isinstance(frame, str) else encode(frame)
             self.to_sidecar.send_nowait({"type": "websocket.receive", "text": text})
+
+    @property
+    def unread(self) -> int:
+        """Frames that the sidecar has not read."""
+        return self.to_sidecar.statistics().current_buffer_used
 
     def leaves(self) -> None:
         self.to_sidecar.send_nowait({"type": "websocket.disconnect", "code": 1006})
@@ -162,7 +176,7 @@ class World:
         )
 
     @asynccontextmanager
-    async def connected(self, *frames: FromWorker | str) -> AsyncIterator[Peer]:
+    async def connected(self, *frames: FromWorker | str, worker: str = "w1") -> AsyncIterator[Peer]:
         peer = Peer()
         scope = {
             "type": "websocket",
@@ -170,7 +184,7 @@ class World:
             "subprotocols": [SUBPROTOCOL],
         }
         peer.to_sidecar.send_nowait({"type": "websocket.connect"})
-        peer.says(Hello("w1"), *frames)
+        peer.says(Hello(worker), *frames)
         async with peer.to_sidecar, peer.of_worker, anyio.create_task_group() as tasks:
             socket = WebSocket(scope, peer.receive, peer.send)
             tasks.start_soon(self.server.endpoint, socket)
@@ -362,3 +376,84 @@ async def test_closing_what_has_left_is_no_error(world: World) -> None:
             tasks.start_soon(world.server.close_all)
         assert (4400, 4503) == (one.closed, other.closed)
         await world.server.close_all()
+
+
+# Bounds
+
+
+async def test_what_waits_for_the_disk_is_bounded_in_bytes(world: World) -> None:
+    """Beyond some megabytes nothing more is read; when the disk is back all is stored and acked."""
+    async with world.connected(OPEN) as peer:
+        await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
+        world.journal.stall()
+        big = [TurnFrame(CALL, f"t{n}", n, "caller", "\u6c34" * 200_000, 1.0) for n in range(1, 61)]
+        peer.says(*big)
+        await anyio.wait_all_tasks_blocked()
+        held_bytes = world.server.held.held_bytes
+        assert MAX_HELD_BYTES < held_bytes < MAX_HELD_BYTES + (1 << 20)
+        assert peer.unread > 30
+        world.journal.disk.set()
+        await peer.until(lambda: len(peer.acked) == 60)
+        assert 0 == world.server.held.held_bytes
+    assert [f"t{n}" for n in range(1, 61)] == await world.journal.items()
+
+
+async def test_what_one_worker_has_waiting_holds_no_other_up(
+    world: World,
+) -> None:
+    """With all that may be held in use by some, the turns of another are stored all the same."""
+    world.server.held = Allowance(100_000)
+    other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
+    async with world.connected(OPEN) as full, world.connected(other, worker="w2") as quick:
+        await full.until(lambda: any(isinstance(frame, Memory) for frame in full.heard))
+        world.journal.stall(CALL)
+        full.says(*(TurnFrame(CALL, f"t{n}", n, "caller", "x" * 60_000, 1.0) for n in range(1, 9)))
+        await anyio.wait_all_tasks_blocked()
+        assert full.unread > 3
+        quick.says(*(TurnFrame("c2", f"t{n}", n, "caller", "y" * 60_000, 1.0) for n in range(1, 9)))
+        await quick.until(lambda: len(quick.acked) == 8)
+        world.journal.disk.set()
+        await full.until(lambda: len(full.acked) == 8)
+
+
+async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(world: World) -> None:
+    """What was held for a connection is held no longer than it lives."""
+    async with world.connected(OPEN) as peer:
+        await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
+        world.journal.stall()
+        peer.says(*(turn(n) for n in range(1, 9)))
+        await anyio.wait_all_tasks_blocked()
+        assert world.server.held.held_bytes
+    assert 0 == world.server.held.held_bytes
+
+
+async def test_a_worker_that_reads_nothing_is_read_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that wait for their reader are bounded in bytes; none of them is lost."""
+    monkeypatch.setattr(link, "MAX_UNSENT_BYTES", 20_000)
+    async with world.connected() as peer:
+        peer.reads = anyio.Event()
+        peer.says(*["{"] * 900)
+        await anyio.wait_all_tasks_blocked()
+        [connection] = world.server._connections
+        assert 20_000 < connection.unsent.held_bytes < 21_000
+        assert peer.unread > 700
+        peer.reads.set()
+        await peer.until(lambda: len(peer.errors) == 900)
+        assert 0 == connection.unsent.held_bytes
+
+
+async def test_a_connection_holds_so_many_calls_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call too many is refused, and is taken when another is over."""
+    monkeypatch.setattr(link, "MAX_CALLS", 1)
+    other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
+    async with world.connected(OPEN, other) as peer:
+        await peer.until(lambda: bool(peer.errors))
+        assert ("too_many_calls", "c2") == (peer.errors[0].code, peer.errors[0].call)
+        peer.says(CLOSE)
+        await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
+        peer.says(other, TurnFrame("c2", "t1", 1, "caller", "hello", 1.0))
+        await peer.until(lambda: peer.acked == ["t1"])

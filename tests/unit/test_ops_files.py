@@ -45,7 +45,9 @@ def worker_names() -> set[str]:
     found = {
         name
         for source in sources
-        for name in re.findall(r"environ\.get\(\s*\"(\w+)\"", source.read_text())
+        for name in re.findall(
+            r"(?:environ\.get|\bread)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
+        )
     }
     # Read by LiveKit's own AgentServer.
     return found | {"LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"}

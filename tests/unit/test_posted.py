@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.printable import printable
 from sidecar.testing.strategies import batches
 from sidecar.transcript.posted import PREAMBLE, render_batch
 
@@ -38,7 +39,7 @@ def test_the_whole_message() -> None:
 
 def shown(text: str) -> str:
     """Return a text as the message may show it: controls replaced."""
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "\ufffd", text)
+    return printable(text)
 
 
 @given(batches())

@@ -2,12 +2,23 @@
 
 import fcntl
 import os
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sidecar.channels.link import spool
-from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.channels.link import spool, spooled
+from sidecar.channels.link.frames import (
+    MAX_FRAME_BYTES,
+    CallClose,
+    CallOpen,
+    Hints,
+    TurnFrame,
+    encode,
+)
 from sidecar.channels.link.spool import (
     SpoolFile,
     damaged_files,
@@ -142,7 +153,7 @@ def test_a_writer_goes_on_after_a_torn_line(tmp_path: Path) -> None:
 
     assert file.inherited
     assert ((turn(2),), 1) == (file.read().turns, file.read().damaged)
-    assert (turn(2),) == file.read_own().turns
+    assert [turn(2)] == file.read_own(after_seq=0, most=10, most_bytes=1 << 20)
     file.close()
 
 
@@ -268,3 +279,65 @@ def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> N
     assert Path("/var/state/letta-sidecar/spool") == default_spool_dir()
     monkeypatch.delenv("XDG_STATE_HOME")
     assert Path.home() / ".local/state/letta-sidecar/spool" == default_spool_dir()
+
+
+def test_what_is_read_back_is_bounded_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+    """A file is read back in parts, each of so many turns and bytes, in order and to its end."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    big = [turn(n, "x" * 100_000) for n in range(1, 31)]
+    file.append([OPENED, *big])
+
+    read: list[TurnFrame] = []
+    while part := file.read_own(after_seq=len(read), most=7, most_bytes=450_000):
+        assert len(part) <= 5
+        read += part
+
+    assert big == read
+    assert 7 == len(file.read_own(after_seq=0, most=7, most_bytes=1 << 30))
+    assert [big[3]] == file.read_own(after_seq=3, most=7, most_bytes=-1)
+    file.close()
+
+
+def test_reading_a_file_holds_no_more_than_what_is_asked_for(tmp_path: Path) -> None:
+    """Of a file near the limit, a part is had for a few megabytes."""
+    file = SpoolFile.create(tmp_path, "AJ_1")
+    for n in range(1, 51):
+        file.append([turn(n, "x" * 1_000_000)])
+
+    tracemalloc.start()
+    file.read_own(after_seq=30, most=10_000, most_bytes=2 << 20)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak_bytes < 10 << 20
+    file.close()
+
+
+@given(
+    st.lists(st.sampled_from(["turn", "junk", "long", "empty"]), max_size=12),
+    st.integers(0, 40),
+    st.integers(1, 97),
+)
+def test_a_file_reads_the_same_in_pieces_of_any_size(
+    lines: list[str], torn_chars: int, piece_bytes: int
+) -> None:
+    """Whatever a read returns of a file, its frames are found, and what is none is counted."""
+    made = {
+        "turn": encode(turn(1)),
+        "junk": '{"type":"turn"}',
+        "long": encode(turn(1, "x" * (MAX_FRAME_BYTES + 1))),
+        "empty": "",
+    }
+    torn = encode(turn(9))[:torn_chars]
+    with (
+        tempfile.TemporaryFile() as raw,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(spooled, "_PIECE_BYTES", piece_bytes if "long" not in lines else 4096)
+        raw.write(("".join(f"{made[line]}\n" for line in lines) + torn).encode())
+        raw.flush()
+        found = spooled.read_spooled(raw.fileno())
+
+    assert (turn(1),) * lines.count("turn") == found.turns
+    assert lines.count("junk") + lines.count("long") == found.damaged
+    assert bool(torn) == found.torn

@@ -1,9 +1,11 @@
 """Spans: which exporter is asked for, what stands in them, and what a lost collector costs."""
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -18,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sidecar.channels.livekit.traces import JobTraces
 from sidecar.config import load
 from sidecar.errors import ConfigError
-from sidecar.otel import OtelTracer
+from sidecar.otel import OtelTracer, tracer_of
 from sidecar.telemetry import Event
 from sidecar.tracing import NO_TRACES, TEXT, exporter_of, traceparent_or_none
 
@@ -85,6 +87,25 @@ def test_the_standard_variables_say_which_exporter(
 ) -> None:
     """Nothing is exported unless an endpoint or an exporter is named; the specific one wins."""
     assert exporter_of(environ) == asked
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "asked"),
+    [
+        ("http://collector:4318 \r", "http://collector:4318/v1/traces"),
+        (" ", "http://localhost:4318/v1/traces"),
+    ],
+)
+def test_the_sdk_reads_its_variables_as_we_do(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, asked: str
+) -> None:
+    """A carriage return behind an endpoint reaches no exporter, and a blank one is unset."""
+    made: list[Any] = []
+    monkeypatch.setattr(OtelTracer, "exporting", lambda exporter, **_: made.append(exporter))
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp\r")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    tracer_of(os.environ, service="test", text=False, emit=lambda *_, **__: None)
+    assert made[0]._endpoint == asked
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from typing_extensions import override
 
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.control import Control
-from sidecar.channels.vapi.projection import UNCONFIRMED_NOTE, blocks_of, transcript_of
-from sidecar.model import CallerHints
+from sidecar.channels.vapi.projection import (
+    UNCONFIRMED_NOTE,
+    VOICEMAIL_NOTE,
+    blocks_of,
+    transcript_of,
+)
+from sidecar.errors import JournalFull
+from sidecar.model import Call, CallerHints
 from sidecar.prompt_wait import Waits
+from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_calls import ADA, BOB, Bench
 
 pytestmark = pytest.mark.unit
@@ -28,9 +37,29 @@ def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) ->
     return About(call_id, hints, "https://phone.vapi.ai/1/control", stamp_ms)
 
 
+class Failing(MemoryJournal):
+    """A journal with what another holds, that fails while a test says so."""
+
+    def __init__(self, other: MemoryJournal) -> None:
+        self.__dict__.update(other.__dict__)
+        self.fails = False
+
+    @override
+    async def call(self, key: str) -> Call | None:
+        if self.fails:
+            raise JournalFull("no room")
+        return await super().call(key)
+
+    @override
+    async def identify(self, call: Call) -> Call:
+        if self.fails:
+            raise JournalFull("no room")
+        return await super().identify(call)
+
+
 class World(Bench):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, journal: MemoryJournal | None = None) -> None:
+        super().__init__(journal=journal)
         self.vapi = VapiCalls(
             self.calls,
             self.journal,
@@ -45,21 +74,35 @@ class World(Bench):
     async def call(self, about: About | None = None) -> VapiCall:
         found = await self.vapi.of("acme", about or said())
         assert found is not None
-        return found
+        return found.call
 
     async def texts(self) -> list[tuple[str, str]]:
         blocks = transcript_of(await self.journal.turns("acme/1"))
         return [(block.text, block.note) for block in blocks]
 
 
+async def both_are_strangers(world: World) -> None:
+    """Name two callers in one call, twice."""
+    for hints in (BOB, ADA, CallerHints(), BOB):
+        found = await world.vapi.of("acme", said(hints))
+        if found is not None:
+            assert hints is not BOB
+            await found.call.take(HISTORY, stamp_ms=9.0)
+    for stage in ("live", "over", "report"):
+        found = await world.vapi.of("acme", said(), stage=stage)
+        assert found is None or not found.call.live.kept
+    assert world.telemetry.counts["vapi_caller_changed"] <= 1
+
+
 @asynccontextmanager
-async def opened() -> AsyncIterator[World]:
-    world = World()
+async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
+    world = World(journal)
     async with trio.open_nursery() as nursery:
         await nursery.start(world.snapshots.run)
         await nursery.start(world.calls.run)
         await nursery.start(world.vapi.run)
         yield world
+        await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
 
 
@@ -114,9 +157,11 @@ class TestVapiCalls:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
             await trio.sleep(400)
-            late = await world.vapi.of("acme", said(), stage="over")
-            assert late is call
+            found = await world.vapi.of("acme", said(), stage="report")
+            assert found is not None
+            late = found.call
             await late.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye"}])))
+            await world.vapi.end(late, "over", final=True)
             assert (await world.texts())[-1] == ("bye", "")
             assert not world.calls.live
 
@@ -130,6 +175,61 @@ class TestVapiCalls:
             await call.give_up()
             assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
 
+    @pytest.mark.parametrize("stamp_ms", [0.0, 9.0])
+    async def test_words_whose_message_names_no_time(self, stamp_ms: float) -> None:
+        """Without a time they count after what was seen before them, and not after what comes next."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=stamp_ms)
+            call.heard(blocks_of([{"role": "user", "content": "And thanks."}]), stamp_ms=0.0)
+            longer = (*HISTORY, *blocks_of([REPLY_1, USER_1]))
+            seen = await world.call(said(call_id="2"))
+            seen.heard(blocks_of([USER_2]), stamp_ms=0.0)
+            await seen.take(longer, stamp_ms=stamp_ms)
+            for one in (call, seen):
+                await one.give_up()
+            assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
+            turns = await world.journal.turns("acme/2")
+            assert [turn.text for turn in turns] == [block.text for block in longer]
+
+    async def test_a_greeting_that_the_model_wrote(self) -> None:
+        """Without a report and a history that has it, it is stored as not confirmed."""
+        async with opened() as world:
+            call = await world.call()
+            stream = call.begin(0, "", trio.CancelScope())  # type: ignore[arg-type]
+            call.wrote(stream, "Hello, this is Ada.", tokens=1, follow_up=False)
+            await call.give_up()
+            assert await world.texts() == [("Hello, this is Ada.", UNCONFIRMED_NOTE)]
+
+    @pytest.mark.parametrize("seen", ["before", "posted", "never"])
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_a_voicemails_greeting_is_no_callees_words(
+        self, seen: str, reported: bool
+    ) -> None:
+        """Each of its turns says that nobody was on the line; one on its way to Letta is corrected."""
+        async with opened() as world:
+            call = await world.call()
+            if seen != "never":
+                await call.take(HISTORY, stamp_ms=1.0)
+            if seen == "posted":
+                await world.journal.hurry(now_s=world.clock())
+                assert await world.journal.claim(1, now_s=world.clock(), post_timeout_s=9.0)
+            call.voicemail = True
+            for _ in range(2):
+                await (call.report(HISTORY) if reported else call.give_up())
+            turns = await world.journal.turns("acme/1")
+            words = {"My name is Ada.", "Bye."} if reported or seen != "never" else set[str]()
+            told = {one.text for one in turns if one.speaker == "caller"}
+            expected = {f"[{VOICEMAIL_NOTE}]\n{text}" for text in words}
+            if seen == "posted":
+                expected.remove(f"[{VOICEMAIL_NOTE}]\nMy name is Ada.")
+                note = f'correction: "My name is Ada.", noted before, was {VOICEMAIL_NOTE}'
+                expected |= {f"[{note}]\nMy name is Ada.", "My name is Ada."}
+            assert told == expected
+            assert len(turns) == len(told) + sum(one.speaker == "agent" for one in turns)
+            notes = {block.note for block in transcript_of(turns) if block.speaker == "caller"}
+            assert notes == ({VOICEMAIL_NOTE} if words else set())
+
     async def test_an_older_history_is_no_news(self) -> None:
         """A webhook that was overtaken changes nothing."""
         async with opened() as world:
@@ -140,12 +240,117 @@ class TestVapiCalls:
             await call.take(other, stamp_ms=3.0)
             assert await world.texts() == before
 
-    async def test_another_caller_gets_nothing(self) -> None:
-        """A body that names another number than its call has finds no call."""
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_two_callers_in_one_call(self, restarted: bool) -> None:
+        """From the body on that names another number, neither has memory, and nothing is stored."""
         async with opened() as world:
-            await world.call()
-            assert await world.vapi.of("acme", said(BOB)) is None
-            assert world.telemetry.counts["vapi_caller_changed"] == 1
+            call = await world.call()
+            await call.take(HISTORY, stamp_ms=1.0)
+            journal = world.journal
+            if not restarted:
+                await both_are_strangers(world)
+        if restarted:
+            async with opened(journal) as world:
+                await both_are_strangers(world)
+        async with opened(journal) as world:
+            await both_are_strangers(world)
+            assert [text for text, _ in await world.texts()][:2] == ["My name is Ada.", "hello ada"]
+
+    @pytest.mark.parametrize(
+        "phone",
+        [
+            "+1 202 555 0100",
+            "+1 (202) 555-0100",
+            "sip:+12025550100@carrier.example",
+            "tel:+12025550100",
+            "2025550100",
+            "(202) 555-0100",
+            "0012025550100",
+            "12025550100",
+        ],
+    )
+    async def test_a_number_spelled_differently_is_the_same_caller(self, phone: str) -> None:
+        """However a body spells the number of its call, it is the call's own, and drops nothing."""
+        async with opened() as world:
+            call = await world.call()
+            found = await world.vapi.of("acme", said(CallerHints(phone=phone)))
+            assert found is not None
+            assert (found.call, found.own) == (call, True)
+            assert (await world.vapi.of("acme", said())) == found
+
+    @pytest.mark.parametrize("hints", [CallerHints(), CallerHints(phone="anonymous")])
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_body_that_names_nobody(self, hints: CallerHints, restarted: bool) -> None:
+        """It gets no memory of the call whose id it names; the words are kept that go on with it."""
+        other = blocks_of([{"role": "user", "content": "I am somebody else."}])
+        async with opened() as world:
+            await (await world.call()).take(HISTORY, stamp_ms=1.0)
+            found = await world.vapi.of("acme", said(hints))
+            assert found is not None
+            assert not found.own
+            journal = world.journal
+            world.calls.orphan("vapi")
+        async with opened(journal if restarted else None) as world:
+            if not restarted:
+                await (await world.call()).take(HISTORY, stamp_ms=1.0)
+            found = await world.vapi.of("acme", said(hints))
+            assert found is not None
+            assert not found.own
+            assert found.call.live.call.caller_key
+            assert await world.vapi.told(found, HISTORY) is found.call
+            assert await world.vapi.told(found, other) is None
+
+    async def test_a_journal_that_fails_makes_no_reported_call_less_final(self) -> None:
+        """A late history that comes while the journal can't say how a call stands changes nothing."""
+        async with opened() as world:
+            call = await world.call()
+            await call.report(HISTORY)
+            await world.vapi.end(call, "over", final=True)
+            journal, before = world.journal, await world.texts()
+        failing = Failing(journal)
+        async with opened(failing) as world:
+            failing.fails = True
+            late = await world.call()
+            failing.fails = False
+            await late.take(blocks_of([USER_1, {**REPLY_1, "content": "no"}, USER_2]), stamp_ms=1.0)
+            assert await world.texts() == before
+
+    async def test_a_caller_who_could_not_be_stored_is_tried_again(self) -> None:
+        """While the journal fails a call stays nobody's; the next body that names its caller has it."""
+        async with opened() as world:
+            call = await world.call(said(CallerHints()))
+            failing = world.vapi._calls._journal = Failing(world.journal)  # type: ignore[assignment]
+            failing.fails = True
+            found = await world.vapi.of("acme", said())
+            assert found is not None
+            assert not found.own
+            assert not call.live.call.caller_key
+            failing.fails = False
+            found = await world.vapi.of("acme", said())
+            assert found is not None
+            assert found.own
+            assert call.live.call.caller_key
+
+    async def test_the_caller_is_named_later(self) -> None:
+        """A call whose first bodies name nobody is the caller's once one does, with all its words."""
+        async with opened() as world:
+            earlier = await world.call()
+            await earlier.take(HISTORY, stamp_ms=1.0)
+            await world.vapi.end(earlier, "over", final=True)
+            for hints in (CallerHints(), CallerHints(phone="anonymous")):
+                call = await world.call(said(hints, "2"))
+                await call.take(HISTORY, stamp_ms=1.0)
+                assert (await call.memory()).text == ""
+            assert (await world.journal.backlog()).undelivered == 2
+            assert await world.call(said(call_id="2")) is call
+            assert "My name is Ada." in (await call.memory()).text
+            known = await world.journal.call("acme/2")
+            assert known is not None
+            assert known.caller_key == earlier.live.call.caller_key
+            assert (await world.journal.backlog()).undelivered == 4
+            found = await world.vapi.of("acme", said(CallerHints(phone="anonymous"), "2"))
+            assert found is not None
+            assert not found.own
 
     async def test_commands_go_to_the_calls_own_control_url(self) -> None:
         """Guidance, a sentence and a hang-up reach VAPI as the interface of every channel has them."""

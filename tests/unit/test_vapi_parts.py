@@ -11,11 +11,12 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from hypothesis import given
+from hypothesis import given, strategies
 from hypothesis import strategies as st
 
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
+from sidecar.channels.vapi.callers import is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.exchange import object_of
@@ -114,6 +115,37 @@ class TestDoor:
         """Being on this machine is no credential: another user may be, too."""
         assert door().admit_model({"host": "127.0.0.1:8377"}) is None
         assert door().admit_webhook({"host": "127.0.0.1:8377"}, b"{}") is None
+
+
+class TestNames:
+    @given(strategies.from_regex(r"\+[1-9][0-9]{6,14}", fullmatch=True), strategies.data())
+    def test_two_whole_numbers_are_one_only_if_they_are_equal(
+        self, number: str, data: strategies.DataObject
+    ) -> None:
+        """A number with its country code is no other's, not even where it ends like it."""
+        longer = number[0] + data.draw(strategies.from_regex(r"[1-9]{0,3}", fullmatch=True))
+        other = longer + number[1:]
+        assert is_same_number(number, other) == (number == other)
+        assert is_same_number(other, f" {other[:4]} {other[4:]} ")
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("+12025550100", "+442025550100"),
+            ("+12025550100", "5550101"),
+            ("+12025550100", "100"),
+            ("+12025550100", "anonymous"),
+            ("+12025550100", ""),
+            ("+12025550100;ext=12", "+12025550100;ext=34"),
+            ("+12025550100", "+12025550100;ext=34"),
+            ("sip:1001@a.example", "sip:1001@b.example"),
+            ("alice2025550100", "2025550100"),
+        ],
+    )
+    def test_what_is_not_the_same_number(self, one: str, other: str) -> None:
+        """Ends too short to tell, extensions and what is no number are not taken for it."""
+        assert not is_same_number(one, other)
+        assert not is_same_number(other, one)
 
 
 class TestDeliveries:
@@ -381,6 +413,19 @@ class TestBodies:
         assert about(body, trust_web=False).hints == CallerHints()
         body["call"]["type"] = "inboundPhoneCall"
         assert about(body, trust_web=False).hints.phone == "+12025550100"
+
+    def test_who_sits_behind_an_extension_is_not_the_numbers_owner(self) -> None:
+        """An extension that VAPI dials, in either place, is told with the number."""
+        customer = {"number": "+12025550100", "extension": "12"}
+        call = {"id": "1", "type": "outboundPhoneCall"}
+        for body in (
+            {"call": call, "customer": customer},
+            {"call": {**call, "customer": customer}},
+            {"call": {**call, "customer": customer}, "customer": {"number": "+12025550100"}},
+        ):
+            assert about(body, trust_web=False).hints.phone == "+12025550100;ext=12"
+        odd = {"call": call, "customer": {"number": "+12025550100", "extension": ["12"]}}
+        assert about(odd, trust_web=False).hints.phone == "+12025550100;ext="
 
     def test_who_dials_in_sets_no_variables(self) -> None:
         """Variables of an inbound call may be a SIP dialler's headers; metadata is the owner's."""

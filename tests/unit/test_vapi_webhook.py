@@ -14,13 +14,16 @@ import trio
 import trio.testing
 
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import RateCap
+from sidecar.channels.vapi.projection import blocks_of, transcript_of
 from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
+from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_vapi_call import World
-from tests.vapi.bodies import SENT, message
+from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
 pytestmark = pytest.mark.unit
 
@@ -45,8 +48,8 @@ class Source:
 
 
 class Served(World):
-    def __init__(self, kept: Path | None = None) -> None:
-        super().__init__()
+    def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
+        super().__init__(journal)
         self.kept = kept
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
@@ -96,13 +99,29 @@ class Served(World):
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[Served]:
-    world = Served()
+async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[Served]:
+    """A sidecar; with the journal of another, that one started anew."""
+    world = Served(journal=journal)
     async with trio.open_nursery() as nursery:
         for part in (world.snapshots, world.calls, world.vapi, world.archive):
             await nursery.start(part.run)
         yield world
+        await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
+
+
+async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> None:
+    """Deliver what may come after a report: histories, by either route, and what has none."""
+    for history in histories:
+        for kind in ("conversation-update", "knowledge-base-request", "assistant-request"):
+            assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
+        late = await world.vapi.of("acme", about({"call": CALL}, trust_web=False))
+        if late is not None:
+            await late.call.take(blocks_of(history["messages"]), stamp_ms=0.0)
+    for kind, sent in SENT.items():
+        if kind != "end-of-call-report":
+            assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
+    await trio.sleep(1_000)
 
 
 @pytest.fixture
@@ -132,6 +151,22 @@ class TestWebhook:
             assert world.source.asked == 1
             assert {json.dumps(answer) for answer in answers} == {json.dumps(answers[0])}
             assert "Möwe" in answers[0][1]["results"][0]["result"]
+
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_no_tool_repeats_what_was_erased(self, reported: bool) -> None:
+        """After the call and `forget`, the id of an earlier tool brings none of its words again."""
+        async with opened() as world:
+            sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
+            said = [{"role": "user", "content": "My boat is called Rex."}]
+            await world.deliver(message("conversation-update", call=CALL, messages=said))
+            await trio.sleep(5)
+            assert "Rex" in str(await world.deliver(sent))
+            if reported:
+                await world.deliver(message("end-of-call-report", call=CALL, messages=said))
+            await trio.sleep(1_000)
+            (held,) = await world.journal.calls(limit=2)
+            await world.journal.erase_caller(held.caller_key, now_s=world.clock())
+            assert "Rex" not in str(await world.deliver(sent))
 
     async def test_a_tool_answers_within_its_budget(self) -> None:
         """Archival memory that hangs: the tool answers from what is at hand, in time."""
@@ -183,6 +218,91 @@ class TestWebhook:
                     assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
             assert not world.calls.live
             assert await world.texts() == before
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_reported_call_is_final(self, restarted: bool) -> None:
+        """No late word, shorter, longer or other, of any kind, opens it or changes what was said."""
+        report = {**SENT["end-of-call-report"].message, "call": CALL}
+        other = [{"role": "user", "message": "I never said that."}, *VAPI_HISTORY[2:]]
+        late = [
+            {"messages": VAPI_HISTORY[:2]},
+            {"messages": [*VAPI_HISTORY, {"role": "bot", "message": "Rex."}, VAPI_HISTORY[1]]},
+            {"messages": other},
+        ]
+        async with opened() as world:
+            await world.deliver(report)
+            before = await world.texts()
+            journal = world.journal
+            if not restarted:
+                await tell_late(world, late)
+                assert await world.texts() == before
+        if restarted:
+            async with opened(journal) as world:
+                await tell_late(world, late)
+                assert await world.texts() == before
+        stored = await journal.call("acme/1")
+        assert stored is not None
+        assert stored.closed_at_s is not None
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_a_further_report_corrects_what_it_names(self, restarted: bool) -> None:
+        """Another report of a reported call has the last word on what it holds, and ends it again."""
+        report = {**SENT["end-of-call-report"].message, "call": CALL}
+        heard = [dict(one) for one in VAPI_HISTORY]
+        heard[1]["message"] = "My frog is called Rex."
+        again = {**report, "artifact": {"messages": heard}}
+        async with opened() as world:
+            await world.deliver(report)
+            journal = world.journal
+            if not restarted:
+                await world.deliver(again)
+        if restarted:
+            async with opened(journal) as world:
+                await world.deliver(again)
+        texts = [block.text for block in transcript_of(await journal.turns("acme/1"))]
+        assert texts == [one["message"] for one in heard]
+        assert not world.calls.live
+        stored = await journal.call("acme/1")
+        assert stored is not None
+        assert stored.closed_at_s is not None
+
+    @pytest.mark.parametrize(
+        ("reason", "logged"),
+        [
+            ("customer-ended-call", "customer-ended-call"),
+            ("call.in-progress.error-vapifault-openai-429-exceeded-quota", None),
+            ({"text": "canary"}, "other"),
+            (["canary"], "other"),
+            ("I said canary", "other"),
+            ("customer-+14155550123", "other"),
+            ("customer-4155550123", "other"),
+            ("canary" * 40, "other"),
+            (7, "other"),
+        ],
+    )
+    async def test_no_ended_reason_brings_words_into_the_log(
+        self, reason: object, logged: str | None
+    ) -> None:
+        """Of why a call ended, a word of VAPI's is logged; whatever else stands there is `other`."""
+        async with opened() as world:
+            said: list[Mapping[str, object]] = []
+            world.telemetry.observe = lambda event, fields: said.append({"": event.name, **fields})
+            sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
+            assert await world.deliver(sent) == (200, {})
+            told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
+            assert told == [(logged or reason)] * 2
+            assert "canary" not in str(said)
+
+    async def test_no_more_tools_run_than_a_few(self) -> None:
+        """Of thousands of tools in one message some dozen run; strange ones have no fault."""
+        async with opened() as world:
+            deep = {"id": "d", "function": {"name": "recall", "arguments": "[" * 9_999}}
+            asked = [deep, *({**RECALL, "id": f"a{n}"} for n in range(9_000))]
+            status, answered = await world.deliver(
+                message("tool-calls", call=CALL, toolCallList=asked)
+            )
+            assert status == 200
+            assert len(answered["results"]) == 32
 
     async def test_a_message_without_a_type_is_refused(self) -> None:
         """What is no server message is told so."""

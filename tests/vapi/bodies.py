@@ -103,11 +103,11 @@ def speech(role: str, status: str) -> Sent:
     )
 
 
-def transcript(kind: str, text: str) -> Sent:
+def transcript(kind: str, text: str, *, type_: str = "transcript") -> Sent:
     """Return a transcript of the caller."""
     return Sent(
         "server_message_transcript:ServerMessageTranscript",
-        message("transcript", role="user", transcriptType=kind, transcript=text),
+        message(type_, role="user", transcriptType=kind, transcript=text),
     )
 
 
@@ -128,6 +128,9 @@ SENT: Mapping[str, Sent] = {
     "speech-update, assistant started": speech("assistant", "started"),
     "transcript, partial": transcript("partial", "My dog"),
     "transcript, final": transcript("final", "My dog is called Rex."),
+    "transcript, final alone": transcript(
+        "final", "And I live in Lyon.", type_='transcript[transcriptType="final"]'
+    ),
     "conversation-update": Sent(
         "server_message_conversation_update:ServerMessageConversationUpdate",
         message("conversation-update", **HISTORIES),

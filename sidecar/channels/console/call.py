@@ -29,6 +29,8 @@ SYSTEM: Final = (
 FALLBACK: Final = "I'm sorry, I can't think just now. Please say that again in a moment."
 HISTORY_MESSAGES: Final = 100
 PROMPTS_KEPT: Final = 20
+UNSTORED_KEPT: Final = 100
+"""Turns of a call that wait for a journal that takes none; a page can say again what is refused."""
 HEARD_S: Final = 120.0
 REPLY_TO: Final = "reply-"
 
@@ -138,6 +140,10 @@ class ConsoleCall:
         if before is None:
             await self.stop()
         if turn not in self._said:
+            if len(self._unstored) >= UNSTORED_KEPT:
+                await self._store(live)  # which says what is wrong
+            if len(self._unstored) >= UNSTORED_KEPT:
+                return
             self._said.add(turn)
             self._history.append({"role": "user", "content": text})
         await self._record(live, turn, "caller", text)

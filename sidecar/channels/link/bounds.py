@@ -8,6 +8,8 @@ MAX_ID_CHARS = 256
 MAX_HINT_CHARS = 1024
 # A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
 MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
+_TURN_BYTES = 1 << 10
+"""What a turn takes beside its text."""
 
 
 def bounded_hints(hints: Hints) -> Hints:
@@ -38,6 +40,14 @@ def item_id(raw: str) -> str:
 def sendable(text: str) -> str:
     """Return a text as UTF-8 can hold it."""
     return text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
+
+
+def held_bytes(text: str) -> int:
+    """Return what a turn of this text takes in memory at most.
+
+    A character that is not ASCII takes up to four bytes, and as many again once it was encoded.
+    """
+    return len(text) * (1 if text.isascii() else 8) + _TURN_BYTES
 
 
 def _bounded(raw: str, limit_chars: int) -> str:

@@ -24,6 +24,11 @@ class Line(Protocol):
         """Whether the sidecar has welcomed this connection."""
         ...
 
+    @property
+    def away(self) -> bool:
+        """Whether the sidecar is known to be out of reach."""
+        ...
+
     def take(
         self,
         call: "LinkedCall",
@@ -108,7 +113,8 @@ class LinkedCall:
         """Take one settled turn, as heard; the same `item_id` again is the same turn.
 
         Promises: the turn reaches the sidecar in the order of these calls, or stands in the
-        spool half a second later. Does not promise either when this process is killed before.
+        spool half a second later, and at once while the sidecar is known to be away. Does not
+        promise either when this process is killed before.
 
         Args:
             item_id: The channel's id of the utterance.
@@ -148,12 +154,14 @@ class LinkedCall:
             await self._wait.over(self._link.waits)
 
     async def flushed(self, budget_s: float) -> bool:
-        """Wait until every turn and the end of the call are acked; False when `budget_s` is over.
+        """Wait until every turn and the end of the call are acked, and return whether they are.
 
-        What is unacked then is in the spool when `Link.run` ends.
+        Returns as soon as it makes no sense to wait, since the sidecar is known to be away and
+        all that is unacked is in the spool; and when `budget_s` is over, after which it is there
+        when `Link.run` ends.
         """
         with anyio.move_on_after(budget_s):
-            while not self.outbox.settled:
+            while not self.outbox.settled and not (self._link.away and self.outbox.durable):
                 await self._wait.change()
         return self.outbox.settled
 

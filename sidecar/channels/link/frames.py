@@ -6,7 +6,7 @@ docs/link-protocol.md; this file is its one machine-readable copy and both ends 
 `traceparent` (W3C Trace Context) names the span a frame belongs to; one that is wrong is ignored.
 """
 
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,9 +16,24 @@ from sidecar.tracing import traceparent_or_none
 
 SUBPROTOCOL = "letta-sidecar.v1"
 MAX_FRAME_BYTES = 1 << 20
+MAX_METRICS = 64
 CLOSE_DRAINING = 4503  # come back after the seconds named in the `drain` frame
 CLOSE_PROTOCOL = 4400
 CLOSE_DENIED = 4401
+
+ErrorCode: TypeAlias = Literal[
+    "malformed",
+    "too_large",
+    "bad_value",
+    "unknown_call",
+    "call_claimed",
+    "draining",
+    "too_many_calls",
+    "journal_full",
+]
+"""What an `error` says; a later version may say more."""
+OPEN_AGAIN: Final = frozenset[str]({"unknown_call", "call_claimed", "draining", "too_many_calls"})
+"""Of these codes the worker keeps what was refused, opens the call again, and sends it again."""
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 MaybeId: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
@@ -44,13 +59,17 @@ class Hints(msgspec.Struct, frozen=True):
 
 
 class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
-    """Worker: a call is live. Sent again for each live call after a reconnect."""
+    """Worker: a call is live. Sent again for each live call after a reconnect.
+
+    `room` names what other calls may hear as well: of several of one room and caller, one is stored.
+    """
 
     call: Id
     channel: Literal["livekit", "vapi", "console"]
     hints: Hints
     opened_at_s: Seconds
     traceparent: str = ""
+    room: MaybeId = ""
 
 
 class SpeechStarted(msgspec.Struct, tag="speech.started", frozen=True):
@@ -70,7 +89,7 @@ class TurnFrame(msgspec.Struct, tag="turn", frozen=True):
     text: Annotated[str, msgspec.Meta(min_length=1)]
     at_s: Seconds
     interrupted: bool = False
-    metrics: dict[str, float] = {}
+    metrics: Annotated[dict[str, float], msgspec.Meta(max_length=MAX_METRICS)] = {}
     traceparent: str = ""
 
 
@@ -151,8 +170,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
     """Sidecar: a frame was refused.
 
     Attributes:
-        code: A stable word: `malformed`, `too_large`, `unknown_call`, `call_claimed`,
-            `draining`, `journal_full`, `hello_expected`, `bad_value`.
+        code: A stable word, see `ErrorCode`.
         message: What is wrong.
         field: Dotted path of the field at fault, or empty.
         remedy: What to do.

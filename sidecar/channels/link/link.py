@@ -23,6 +23,7 @@ from sidecar.channels.link.frames import (
     CLOSE_DENIED,
     CLOSE_DRAINING,
     MAX_FRAME_BYTES,
+    OPEN_AGAIN,
     SUBPROTOCOL,
     Ack,
     Drain,
@@ -69,7 +70,7 @@ class Link:
         clock: Unix time.
         dice: In [0, 1), for the jitter.
         max_unacked: Turns held in memory; more go to disk.
-        max_unacked_chars: Characters of their text held in memory; more go to disk.
+        max_unacked_bytes: Bytes that they take in memory; more go to disk.
         version: What this worker runs, for people.
     """
 
@@ -84,7 +85,7 @@ class Link:
         clock: Callable[[], float],
         dice: Callable[[], float],
         max_unacked: int = 10_000,
-        max_unacked_chars: int = 16_000_000,
+        max_unacked_bytes: int = 32 << 20,
         version: str = "",
     ) -> None:
         self.clock = clock
@@ -96,9 +97,10 @@ class Link:
         self._emit = emit
         self._dice = dice
         self._max_unacked = max_unacked
-        self._max_unacked_chars = max_unacked_chars
+        self._max_unacked_bytes = max_unacked_bytes
         self._calls: dict[str, LinkedCall] = {}
         self._connected = False
+        self._away = False
         self._retry_after_s: float | None = None
         self._lost_at_s: float | None = None
         self._wake_send = anyio.Event()
@@ -107,7 +109,8 @@ class Link:
             spool_dir,
             emit=emit,
             max_in_memory=max_unacked,
-            max_chars_in_memory=max_unacked_chars,
+            max_bytes_in_memory=max_unacked_bytes,
+            away=lambda: self._away,
             moved=self.wake,
             reclaimed=self._retire,
         )
@@ -116,6 +119,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the sidecar has welcomed this connection."""
         return self._connected
+
+    @property
+    def away(self) -> bool:
+        """Whether the sidecar is known to be out of reach: no ack comes until it is back."""
+        return self._away
 
     @property
     def unacked(self) -> int:
@@ -130,6 +138,7 @@ class Link:
         *,
         opened_at_s: float,
         traceparent: str = "",
+        room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> LinkedCall:
         """Start a call. Never waits; the same live call again is the same object.
@@ -140,6 +149,8 @@ class Link:
             hints: Who is on the line; None when that will be known later (`identify`).
             opened_at_s: Unix time.
             traceparent: The span of the call (W3C Trace Context), or empty.
+            room: What the calls of other workers may hear as well (a LiveKit room's `sid`): of
+                several of one room and caller, one is stored. Empty: none does.
             meanwhile: What is known while `hints` are not, and what the call is told with where
                 it ends before they are.
         """
@@ -149,6 +160,7 @@ class Link:
             opened_at_s=opened_at_s,
             hints=bounded_hints(hints) if hints else None,
             traceparent=traceparent,
+            room=room,
             meanwhile=bounded_hints(meanwhile),
         )
         call = LinkedCall(self, outbox)
@@ -174,14 +186,14 @@ class Link:
         """
         outbox = self._calls.get(call.call_id, call).outbox
         held = sum(call.outbox.in_memory for call in self._calls.values())
-        chars = sum(call.outbox.chars_in_memory for call in self._calls.values())
+        held_bytes = sum(call.outbox.bytes_in_memory for call in self._calls.values())
         frames = outbox.record(
             item_id,
             speaker,
             text,
             at_s=self.clock() if at_s is None else at_s,
             now_s=anyio.current_time(),
-            room=held < self._max_unacked and chars < self._max_unacked_chars,
+            room=held < self._max_unacked and held_bytes < self._max_unacked_bytes,
             interrupted=interrupted,
             metrics=metrics,
             traceparent=traceparent,
@@ -197,7 +209,7 @@ class Link:
                 pii_text=frame.text,
             )
         # The disk takes no more, or far too slowly: as much again was held for it.
-        if outbox.overflowing > self._max_unacked or chars > 2 * self._max_unacked_chars:
+        if outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes:
             dropped = outbox.drop_overflow()
             self._emit(
                 telemetry.turns_dropped, call=outbox.call, turns=dropped, why="no room on disk"
@@ -254,17 +266,24 @@ class Link:
                     close_timeout=1,
                 )
         except (OSError, InvalidHandshake, InvalidURI) as error:
+            self._lost()
             return _reason(error)
         try:
             if await self._welcomed(socket):
                 await self._serve(socket)
         finally:
-            self._connected = False
-            for call in self._calls.values():
-                call.link_lost()
+            self._lost()
             with anyio.move_on_after(2, shield=True):
                 await socket.close()
         return f"closed {socket.close_code}"
+
+    def _lost(self) -> None:
+        """Nothing is acked from here on: what is unacked goes to disk at once."""
+        self._connected = False
+        self._away = True
+        for call in self._calls.values():
+            call.link_lost()
+        self._spooler.wake()
 
     async def _read_token(self) -> str | None:
         """Return the token there is now; one that can't be read is said once for each outage."""
@@ -302,6 +321,7 @@ class Link:
     async def _serve(self, socket: ClientConnection) -> None:
         now_s = anyio.current_time()
         self._connected = True
+        self._away = False
         for call in self._calls.values():
             call.outbox.rewind()
         if self._lost_at_s is not None:
@@ -413,7 +433,7 @@ class Link:
                 for each in self._calls.values():
                     each.outbox.refused_for_now("", until_s=until_s, reopen=False)
             return
-        if error.code in {"unknown_call", "call_claimed", "draining"}:
+        if error.code in OPEN_AGAIN:
             call.outbox.refused_for_now(error.item, until_s=until_s, reopen=True)
         elif error.retryable:
             call.outbox.refused_for_now(error.item, until_s=until_s, reopen=False)

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 import msgspec
@@ -18,10 +19,12 @@ from sidecar.channels.link.bounds import (
     MAX_HINT_CHARS,
     MAX_TURN_CHARS,
     call_id,
+    held_bytes,
     item_id,
     sendable,
 )
 from sidecar.channels.link.frames import (
+    MAX_METRICS,
     CallClose,
     CallOpen,
     FromWorker,
@@ -60,6 +63,7 @@ class Outbox:
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
         traceparent: The span of the call, or empty.
+        room: What other calls may hear as well, or empty.
         meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
             and is told if it ends without them. Its consent "no" holds for the whole call.
     """
@@ -72,6 +76,7 @@ class Outbox:
         opened_at_s: float,
         hints: Hints | None,
         traceparent: str = "",
+        room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> None:
         self.call = call_id(call)
@@ -79,6 +84,7 @@ class Outbox:
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
         self._traceparent = traceparent
+        self._room = call_id(room) if room else ""
         self._meanwhile = meanwhile
         self._close: CallClose | None = None
         self._close_since_s = 0.0
@@ -91,7 +97,7 @@ class Outbox:
         self._overflow: list[_Kept] = []
         self._disk_only = 0
         self._last_kept_seq = 0
-        self._chars = 0
+        self._bytes = 0
         # What this connection has yet to be told.
         self._open_due = True
         self._close_due = True
@@ -123,7 +129,7 @@ class Outbox:
             self._kept.clear()
             self._overflow.clear()
             self._disk_only = 0
-            self._chars = 0
+            self._bytes = 0
 
     @property
     def refused(self) -> bool:
@@ -156,7 +162,7 @@ class Outbox:
             now_s: Monotonic time.
             room: False: it shall go to disk and not stay in memory.
             interrupted: The other side cut it off.
-            metrics: Seconds by name; what is not finite is left out.
+            metrics: Seconds by name; what is not finite, or beyond `MAX_METRICS`, is left out.
             traceparent: The span of the turn, or empty.
         """
         item = item_id(item)
@@ -164,6 +170,8 @@ class Outbox:
         if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
+        finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+        finite = dict(islice(finite.items(), MAX_METRICS))
         frames: list[TurnFrame] = []
         for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
             self._seq += 1
@@ -175,12 +183,12 @@ class Outbox:
                 text=clean[start : start + MAX_TURN_CHARS],
                 at_s=max(0.0, at_s),
                 interrupted=interrupted,
-                metrics={k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)},
+                metrics=finite,
                 traceparent=traceparent,
             )
             frames.append(frame)
             kept = _Kept(frame, now_s)
-            self._chars += len(frame.text)
+            self._bytes += held_bytes(frame.text)
             if room and not self._disk_only and not self._overflow:
                 self._keep(kept)
             else:
@@ -191,7 +199,7 @@ class Outbox:
     def drop_overflow(self) -> int:
         """Give up on the turns that fit neither memory nor disk; returns how many there were."""
         dropped = len(self._overflow)
-        self._chars -= sum(len(kept.frame.text) for kept in self._overflow)
+        self._bytes -= sum(held_bytes(kept.frame.text) for kept in self._overflow)
         self._overflow.clear()
         return dropped
 
@@ -243,9 +251,9 @@ class Outbox:
         return not self.unacked and (self._close is None or self._close_acked)
 
     @property
-    def chars_in_memory(self) -> int:
-        """Characters of text held in memory."""
-        return self._chars
+    def bytes_in_memory(self) -> int:
+        """Bytes that the turns in memory take."""
+        return self._bytes
 
     # The connection
 
@@ -336,6 +344,11 @@ class Outbox:
             since.append(self._close_since_s)
         return min(since) + after_s if since else None
 
+    @property
+    def durable(self) -> bool:
+        """Whether nothing of the call that is to be on disk is in memory alone."""
+        return self.due_on_disk_s(after_s=0.0) is None
+
     def unspooled(self) -> list[SpoolFrame]:
         """Return the frames that are nowhere but in memory, in order; empty when there are none.
 
@@ -364,6 +377,7 @@ class Outbox:
             hints=self._hints or self._meanwhile,
             opened_at_s=self._opened_at_s,
             traceparent=self._traceparent,
+            room=self._room,
         )
 
     def spooled(self, frames: Sequence[SpoolFrame]) -> None:
@@ -375,7 +389,7 @@ class Outbox:
         leaving = [k for k in self._overflow if k.frame.item in written]
         self._overflow = [k for k in self._overflow if k.frame.item not in written]
         self._disk_only += len(leaving)
-        self._chars -= sum(len(k.frame.text) for k in leaving)
+        self._bytes -= sum(held_bytes(k.frame.text) for k in leaving)
         for frame in frames:
             if isinstance(frame, CallOpen):
                 self._opening_on_disk = frame
@@ -409,7 +423,7 @@ class Outbox:
         if self.refused:
             return
         for frame in frames:
-            self._chars += len(frame.text)
+            self._bytes += held_bytes(frame.text)
             self._keep(_Kept(frame, now_s, on_disk=True))
         self._disk_only = max(0, self._disk_only - len(frames))
 
@@ -422,5 +436,5 @@ class Outbox:
         kept = self._kept.pop(item, None)
         if kept is None:
             return False
-        self._chars -= len(kept.frame.text)
+        self._bytes -= held_bytes(kept.frame.text)
         return True

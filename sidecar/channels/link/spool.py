@@ -19,22 +19,23 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
-import msgspec
 from typing_extensions import override
 
+from sidecar.channels.link.bounds import held_bytes
 from sidecar.channels.link.frames import (
     MAX_FRAME_BYTES,
     CallClose,
     CallOpen,
-    Hints,
     TurnFrame,
     decode_from_worker,
     encode,
 )
 from sidecar.channels.link.outbox import SpoolFrame
+from sidecar.channels.link.spooled import MAX_FILE_BYTES, Spooled, read_spooled, turns_after
 from sidecar.environment import default_data_dir
 from sidecar.errors import LinkError
 from sidecar.private import make_directory
@@ -45,8 +46,6 @@ _SPOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\.jsonl")
 _ASIDE_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[1-9][0-9]{0,8})?\.damaged")
 _BEGINNING = b'{"type":"call.open","call":"'
 _TELLING_BYTES = len(b'{"type":"c')  # of a beginning that was torn
-MAX_FILE_BYTES: Final = 64 << 20
-"""No worker writes more into one file, and no larger one is read."""
 
 
 class ForeignFile(OSError):
@@ -160,8 +159,13 @@ def _opened(path: Path, flags: int = os.O_RDWR) -> int:
     """
     if why := _why_no_file_of_ours(path):
         raise ForeignFile(why)
-    safe = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags | safe, 0o600)
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+            os.fchmod(descriptor, 0o600)  # a umask may have taken rights of ours
+            return descriptor
+    descriptor = os.open(path, flags, 0o600)
     ours = False
     try:
         ours = _begins_as_ours(descriptor)
@@ -195,26 +199,6 @@ def _begins_as_ours(descriptor: int) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Spooled:
-    """What a spool file holds.
-
-    Attributes:
-        opened: The call, or None when the file does not say (it was torn at once). It may be told
-            several times: the first that names a caller stands, and a consent "no" of any.
-        turns: In the order of the file; one may occur twice.
-        closed: The end of the call, if it came.
-        damaged: Lines that are no frames, a torn last line not among them.
-        torn: The last line was cut short: its writer died in it.
-    """
-
-    opened: CallOpen | None
-    turns: tuple[TurnFrame, ...]
-    closed: CallClose | None
-    damaged: int
-    torn: bool
-
-
 def spooled_in(path: Path) -> Spooled:
     """Return what a file holds without its lock: its writer may be adding to it.
 
@@ -223,7 +207,7 @@ def spooled_in(path: Path) -> Spooled:
     """
     descriptor = _opened(path, os.O_RDONLY)
     try:
-        return _parsed(_bytes_of(descriptor, 0))
+        return read_spooled(descriptor)
     finally:
         os.close(descriptor)
 
@@ -310,11 +294,24 @@ class SpoolFile:
 
     def read(self) -> Spooled:
         """Return all that it holds."""
-        return _parsed(_bytes_of(self._descriptor, 0))
+        return read_spooled(self._descriptor)
 
-    def read_own(self) -> Spooled:
-        """Return what this process has written, not what it found."""
-        return _parsed(_bytes_of(self._descriptor, self._own_from_bytes))
+    def read_own(self, *, after_seq: int, most: int, most_bytes: int) -> list[TurnFrame]:
+        """Return the next turns that this process has written, not those that it found.
+
+        Args:
+            after_seq: Those with a higher `seq` are next.
+            most: Turns to return at most.
+            most_bytes: No more turns when those so far take so much; there is one at least.
+        """
+        turns = turns_after(self._descriptor, self._own_from_bytes, after_seq=after_seq)
+        read: list[TurnFrame] = []
+        for turn in islice(turns, most):
+            read.append(turn)
+            most_bytes -= held_bytes(turn.text)
+            if most_bytes <= 0:
+                break
+        return read
 
     def remove(self) -> None:
         """Delete the file and let go of it."""
@@ -339,55 +336,6 @@ class SpoolFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _bytes_of(descriptor: int, start: int) -> bytes:
-    size = min(os.fstat(descriptor).st_size, MAX_FILE_BYTES)
-    raw = b""
-    while start + len(raw) < size and (
-        piece := os.pread(descriptor, size - start - len(raw), start + len(raw))
-    ):
-        raw += piece
-    return raw
-
-
-def _parsed(raw: bytes) -> Spooled:
-    *lines, last = raw.split(b"\n")
-    opened: list[CallOpen] = []
-    closed: CallClose | None = None
-    turns: list[TurnFrame] = []
-    damaged = 0
-    for line in filter(None, lines):
-        try:
-            frame = decode_from_worker(line)
-        except LinkError:
-            damaged += 1
-            continue
-        match frame:
-            case CallOpen():
-                opened.append(frame)
-            case TurnFrame():
-                turns.append(frame)
-            case CallClose():
-                closed = closed or frame
-            case _:
-                damaged += 1
-    return Spooled(_standing(opened), tuple(turns), closed, damaged, torn=bool(last))
-
-
-def _standing(opened: Sequence[CallOpen]) -> CallOpen | None:
-    """Return the opening that stands: see `Spooled`."""
-    first = next((frame for frame in opened if _names_somebody(frame.hints)), None)
-    if first is None:
-        first = next(iter(opened), None)
-    if first is not None and any(frame.hints.consent == "no" for frame in opened):
-        hints = msgspec.structs.replace(first.hints, consent="no")
-        return msgspec.structs.replace(first, hints=hints)
-    return first
-
-
-def _names_somebody(hints: Hints) -> bool:
-    return bool(hints.caller or hints.phone or hints.identity)
 
 
 def _locked(descriptor: int, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Keeps a spool file for each call whose turns wait too long for their ack."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,8 @@ class Spooler:
         directory: Where the files go; made when first needed.
         emit: Events.
         max_in_memory: Turns of a call that may be in memory.
-        max_chars_in_memory: Characters of their text that may be.
+        max_bytes_in_memory: Bytes that they may take.
+        away: Whether the sidecar is known to be out of reach: no ack is waited for then.
         moved: Called when turns went to disk or came back.
         reclaimed: Called when a call's file is gone because all of it was acked.
     """
@@ -39,7 +41,8 @@ class Spooler:
         *,
         emit: Emit,
         max_in_memory: int,
-        max_chars_in_memory: int,
+        max_bytes_in_memory: int,
+        away: Callable[[], bool],
         moved: Callable[[], None],
         reclaimed: Callable[[LinkedCall], None],
     ) -> None:
@@ -47,7 +50,8 @@ class Spooler:
         self._directory = directory
         self._emit = emit
         self._max_in_memory = max_in_memory
-        self._max_chars_in_memory = max_chars_in_memory
+        self._max_bytes_in_memory = max_bytes_in_memory
+        self._away = away
         self._moved = moved
         self._reclaimed = reclaimed
         self._wake = anyio.Event()
@@ -84,7 +88,7 @@ class Spooler:
                 continue
             if box.disk_only and not box.overflowing and self._has_room(box):
                 await self._read_back(call)
-            due_s = box.due_on_disk_s(after_s=SPOOL_AFTER_S)
+            due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
             if due_s is not None and due_s <= anyio.current_time():
                 written = await self._put_on_disk(call)
                 due_s = None if written else anyio.current_time() + DISK_PAUSE_S
@@ -95,7 +99,7 @@ class Spooler:
     def _has_room(self, box: Outbox) -> bool:
         return (
             box.in_memory <= self._max_in_memory // 2
-            and box.chars_in_memory <= self._max_chars_in_memory // 2
+            and box.bytes_in_memory <= self._max_bytes_in_memory // 2
         )
 
     async def _put_on_disk(self, call: LinkedCall) -> bool:
@@ -140,9 +144,13 @@ class Spooler:
         file, after_seq = call.spool, call.outbox.read_back_after_seq
         if file is None:
             return
-        spooled = await anyio.to_thread.run_sync(file.read_own)
-        room = max(1, self._max_in_memory - call.outbox.in_memory)
-        turns = [turn for turn in spooled.turns if turn.seq > after_seq][:room]
+        read = partial(
+            file.read_own,
+            after_seq=after_seq,
+            most=max(1, self._max_in_memory - call.outbox.in_memory),
+            most_bytes=self._max_bytes_in_memory - call.outbox.bytes_in_memory,
+        )
+        turns = await anyio.to_thread.run_sync(read)
         if not turns:
             self._emit(
                 telemetry.turns_dropped,

@@ -27,6 +27,7 @@ from sidecar.channels.livekit.recorder import CallRecorder
 from sidecar.channels.livekit.traces import JobTraces
 from sidecar.channels.peer import is_loopback
 from sidecar.errors import ConfigError
+from sidecar.printable import printable_line
 from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Emit, Telemetry
 
@@ -82,7 +83,8 @@ class LinkSettings:
                 fields.extend(error.fields)
                 return None
 
-        url = read("SIDECAR_LINK_URL", partial(environment.url, schemes=environment.WS_SCHEMES))
+        schemes = environment.WS_SCHEMES
+        url = read("SIDECAR_LINK_URL", partial(environment.url_alone, schemes=schemes))
         token = read("SIDECAR_LINK_TOKEN", environment.header_value)
         data_dir = read("SIDECAR_DATA_DIR", environment.path)
         spool_dir = read("SIDECAR_SPOOL_DIR", environment.path)
@@ -129,8 +131,11 @@ class _JobLog:
 
 
 def _beside(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return log fields under names that no attribute of a log record has."""
-    return {f"sidecar.{name}": value for name, value in fields.items()}
+    """Return log fields under names that no attribute of a log record has, each text on one line."""
+    return {
+        f"sidecar.{name}": printable_line(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
 
 
 class _LinkedJob:
@@ -224,6 +229,7 @@ async def remember(
             opened_at_s=time.time(),
             meanwhile=who.named,
             traceparent=traces.traceparent,
+            room=ctx.job.room.sid,
         )
         call.say = partial(_say, session)
         call.hang_up = partial(_hang_up, ctx)
@@ -264,8 +270,8 @@ def _hang_up(ctx: JobContext) -> None:
 async def finish(ctx: JobContext) -> None:
     """Hand over the last words of a call: give this as `on_session_end`.
 
-    Waits for their ack for at most `FLUSH_S` seconds; what has none then is left in the spool,
-    where the sidecar finds it.
+    Waits for their ack for at most `FLUSH_S` seconds, and not while the sidecar is known to be
+    away; what has none then is left in the spool, where the sidecar finds it.
     """
     job = _jobs.pop(ctx, None)
     if job is None or job.recorder is None:

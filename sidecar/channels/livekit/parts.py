@@ -39,8 +39,6 @@ from sidecar.llm.port import Llm
 
 _WHISPER_RATE_HZ: Final = 16_000
 _OPENAI_URL: Final = "https://api.openai.com/v1"
-_key = environment.header_value
-_url = partial(environment.base_url, schemes=environment.HTTP_SCHEMES)
 _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[speech]'"
 
 
@@ -81,15 +79,18 @@ def language_model(environ: Mapping[str, str]) -> Llm:
     """Return the model that `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL` name, else the demo model.
 
     Raises:
-        ConfigError: one of them can't be used; `fields` names it with its remedy.
+        ConfigError: one of them can't be used.
     """
-    keys = ("LLM_API_KEY", "OPENAI_API_KEY")
-    key = next((k for name in keys if (k := environment.read(environ, name, _key))), "")
-    url = environment.read(environ, "LLM_BASE_URL", _url)
+    check_url = partial(environment.base_url, schemes=environment.HTTP_SCHEMES)
+    url = environment.read(environ, "LLM_BASE_URL", check_url)
+    key = environment.read(environ, "LLM_API_KEY", environment.header_value)
+    key = key or environment.read(environ, "OPENAI_API_KEY", environment.header_value)
     if not key and not url:
         return DemoModel()
+    if url and key and environment.has_user(url):
+        raise environment.wrong((("LLM_BASE_URL", "take the user and password out of it"),))
     model = environment.read(environ, "LLM_MODEL", environment.plain) or "gpt-4o-mini"
-    return OpenAiLlm(url or _OPENAI_URL, key, model, traceparent=JobTraces.current)
+    return OpenAiLlm(url or _OPENAI_URL, key or "", model, traceparent=JobTraces.current)
 
 
 class PortLlm(llm.LLM[Any]):

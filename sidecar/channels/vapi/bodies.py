@@ -10,6 +10,7 @@ Object: TypeAlias = Mapping[str, Any]
 
 _CALL_ID_CHARS = 200
 _HINT_CHARS = 200
+_STAMP_LIMIT_MS = 1e14  # year 5138
 _OUTBOUND = "outboundPhoneCall"
 _BY_PHONE = frozenset({"inboundPhoneCall", _OUTBOUND})
 NONE: Object = {}
@@ -46,15 +47,20 @@ def about(body: Object, *, trust_web: bool) -> About:
     """
     call = child(body, "call")
     overrides = child(call, "assistantOverrides")
-    phone = child(body, "customer").get("number") or child(call, "customer").get("number")
+    customers = child(body, "customer"), child(call, "customer")
+    phone = _short(customers[0].get("number") or customers[1].get("number"))
+    extension = customers[0].get("extension") or customers[1].get("extension")
+    if phone and extension:
+        phone += f";ext={_short(extension)}"
     metadata = {
         **child(child(body, "assistant"), "metadata"),
         **child(overrides, "metadata"),
         **child(body, "metadata"),
     }
     variables = child(overrides, "variableValues")
-    trusted = trust_web or call.get("type") in _BY_PHONE
-    heeded = variables if trust_web or call.get("type") == _OUTBOUND else NONE
+    kind = _short(call.get("type"))
+    trusted = trust_web or kind in _BY_PHONE
+    heeded = variables if trust_web or kind == _OUTBOUND else NONE
     said = metadata.get("lettaConsent"), variables.get("letta_consent"), body.get("lettaConsent")
     agreed = metadata.get("lettaConsent"), heeded.get("letta_consent"), body.get("lettaConsent")
     consent: Consent = ""
@@ -65,7 +71,7 @@ def about(body: Object, *, trust_web: bool) -> About:
     hints = CallerHints(consent=consent)
     if trusted:
         hints = CallerHints(
-            phone=_short(phone),
+            phone=phone,
             consent=consent,
             caller=_first(
                 metadata.get("lettaCaller"), heeded.get("letta_caller"), body.get("lettaCaller")
@@ -76,14 +82,11 @@ def about(body: Object, *, trust_web: bool) -> About:
                 body.get("lettaAgentId"),
             ),
         )
-    stamp = body.get("timestamp")
     return About(
         call_id=_short(call.get("id"), _CALL_ID_CHARS),
         hints=hints,
         control_url=_short(child(call, "monitor").get("controlUrl"), 1_000),
-        stamp_ms=float(stamp)
-        if isinstance(stamp, int | float) and not isinstance(stamp, bool)
-        else 0.0,
+        stamp_ms=_stamp_ms(body.get("timestamp")),
     )
 
 
@@ -97,6 +100,12 @@ def items(parent: Object, name: str) -> Sequence[Any]:
     """Return a list inside an object; an empty one where there is none."""
     value = parent.get(name)
     return cast("Sequence[Any]", value) if isinstance(value, list) else ()
+
+
+def _stamp_ms(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 < value < _STAMP_LIMIT_MS else 0.0
 
 
 def _first(*values: object) -> str:

@@ -104,7 +104,7 @@ def build_vapi(
         vapi_calls,
         door,
         assistant=Assistant(
-            settings.vapi_assistant_id or "", _transient(settings), settings.vapi_trust_web
+            settings.vapi_assistant_id or "", transient_assistant(settings), settings.vapi_trust_web
         ),
         archive=archive,
         rate=_rate(settings),
@@ -147,16 +147,21 @@ def _rate(settings: Settings) -> RateCap:
     return RateCap(settings.vapi_rate_per_s, BURST_S * settings.vapi_rate_per_s)
 
 
-def _transient(settings: Settings) -> Object | None:
+def transient_assistant(settings: Settings) -> Object | None:
+    """Return the assistant that VAPI is given for a call, or None where none is set.
+
+    Raises:
+        ConfigError: its file holds none.
+    """
     if settings.vapi_assistant is None:
         return None
     try:
         parsed: object = json.loads(settings.vapi_assistant.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise ConfigError(
-            "SIDECAR_VAPI_ASSISTANT can't be read",
+            "SIDECAR_VAPI_ASSISTANT: its file holds no JSON object",
             fields=(("SIDECAR_VAPI_ASSISTANT", "name a JSON file of an assistant"),),
         )
     return cast("Object", parsed)

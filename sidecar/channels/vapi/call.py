@@ -4,16 +4,20 @@ Nothing that is streamed is stored. `take` stores what a history has settled, `r
 call, `give_up` the last history when no report came.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 
 from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
+from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
+from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.projection import (
     UNCONFIRMED_NOTE,
     Block,
+    Plan,
     Reach,
     annotate,
     open_from,
@@ -30,6 +34,8 @@ from sidecar.transcript.journal import Journal
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
 _PLANS = 4
+_RECORDED_AT_ONCE = 200
+"""Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 
 
 @dataclass(slots=True)
@@ -37,6 +43,19 @@ class _Stream:
     slot: int
     asked: str
     scope: anyio.CancelScope
+
+
+@dataclass(slots=True)
+class ToolRun:
+    """A tool that was run for the call, or is.
+
+    Attributes:
+        done: Set once there is a result.
+        result: As it was answered.
+    """
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class VapiCall:
@@ -52,13 +71,17 @@ class VapiCall:
 
     Attributes:
         live: The call as every channel has it.
-        phone: Who is on the line, as the first body that named anyone said.
+        names: Who is on the line, as its bodies have it.
+        disputed: Bodies named different callers: nobody's memory goes out any more.
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
         tokens: Model tokens used so far.
+        tool_runs: By VAPI's id, each run once.
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
+        voicemail: VAPI said that a machine answered.
         finished: The transcript has its last word.
+        unsure: The journal could not say yet whether the call was finished before.
     """
 
     live: LiveCall
@@ -73,12 +96,16 @@ class VapiCall:
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
-        self.phone = ""
+        self.names = Names()
+        self.disputed = False
         self.control_url = ""
         self.tokens = 0
+        self.tool_runs: dict[str, ToolRun] = {}
         self.last_s = clock()
         self.ended_s: float | None = None
+        self.voicemail = False
         self.finished = False
+        self.unsure = False
         self._journal = journal
         self._waits = waits
         self._command = command
@@ -203,6 +230,8 @@ class VapiCall:
         if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
             return False
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
+        if not stamp_ms:
+            self._heard.clear()  # by its place alone it is newer than they
         self._last = blocks
         return open_from(blocks) > 0
 
@@ -215,10 +244,28 @@ class VapiCall:
         async with self._lock:
             if self.finished:
                 return
-            settled = self._annotated(self._last)[: open_from(self._last)]
-            if settled != self._settled:  # most requests repeat what one before had settled
+            last = self._last
+            settled = await apart(cost_of(last), self._news, last, self._settled)
+            if settled is not None:
                 await self._store(settled, reach="part")
                 self._settled = settled
+
+    async def continues(self, blocks: Sequence[Block]) -> bool:
+        """Whether a history is of this call: it shares a turn of the caller's, if any is known.
+
+        Raises:
+            JournalError: nobody knows.
+        """
+        stored, last = tuple(await self._turns()), self._last
+        cost = cost_of(blocks) + cost_of(last) + MESSAGE * len(stored)
+        return await apart(cost, self._shares_a_turn, blocks, last, stored)
+
+    def _shares_a_turn(
+        self, blocks: Sequence[Block], last: Sequence[Block], stored: Sequence[Turn]
+    ) -> bool:
+        seen = (*self._annotated(last), *transcript_of(stored))
+        known = {block.key for block in seen if block.speaker == "caller"}
+        return not known or any(block.key in known for block in self._annotated(blocks))
 
     async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
         """`saw` and `store_settled` in one."""
@@ -226,8 +273,13 @@ class VapiCall:
             await self.store_settled()
 
     def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
-        """Words were transcribed; they count at the end, where no history has them."""
-        self._heard += [(stamp_ms, block) for block in blocks]
+        """Words were transcribed; they count at the end, where no history has them.
+
+        Args:
+            blocks: What was said.
+            stamp_ms: VAPI's time of it, 0 where unknown: it is newer than what was seen so far.
+        """
+        self._heard += [(stamp_ms or self._stamp_ms + 1.0, block) for block in blocks]
         del self._heard[:-_HEARD_KEPT]
 
     async def report(self, blocks: tuple[Block, ...]) -> None:
@@ -238,9 +290,10 @@ class VapiCall:
         """
         async with self._lock:
             if blocks:
-                await self._store(self._annotated(blocks), reach="all")
+                annotated = await apart(cost_of(blocks), self._annotated, blocks)
+                await self._store(annotated, reach="all")
             elif not self.finished:
-                await self._store(self._unreported(), reach="end")
+                await self._store(await self._unreported(), reach="end")
             self.finished = True
 
     async def give_up(self) -> None:
@@ -253,35 +306,43 @@ class VapiCall:
         """
         async with self._lock:
             if not self.finished:
-                await self._store(self._unreported(), reach="end")
+                await self._store(await self._unreported(), reach="end")
                 self.finished = True
 
     async def transcript(self) -> tuple[Block, ...]:
         """Return what was said so far, the newest history's open end included."""
         async with self._lock:
-            stored = transcript_of(await self._turns())
+            turns = tuple(await self._turns())
+            stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    def _unreported(self) -> tuple[Block, ...]:
-        last = self._last
+    async def _unreported(self) -> tuple[Block, ...]:
+        last = self._last or self._written(0)
         for stamp_ms, block in self._heard:
             if stamp_ms > self._stamp_ms:
                 last = with_words(last, block)
-        blocks = last
-        written = self._generated.get(slot_of(blocks), "").strip()
-        if blocks and blocks[-1].speaker == "caller" and written:
-            text = " ".join(written.split())
-            blocks = (*blocks, Block("agent", text, note=UNCONFIRMED_NOTE))
-        return self._annotated(blocks)
+        if last and last[-1].speaker == "caller":
+            last = (*last, *self._written(slot_of(last)))
+        return await apart(cost_of(last), self._annotated, last)
+
+    def _news(self, last: Sequence[Block], before: Sequence[Block]) -> tuple[Block, ...] | None:
+        """Return what a history has settled; None for most: they repeat what one before had."""
+        settled = self._annotated(last)[: open_from(last)]
+        return None if settled == before else settled
+
+    def _written(self, slot: int) -> tuple[Block, ...]:
+        """Return what was written for a turn and is in no history."""
+        text = " ".join(self._generated.get(slot, "").split())
+        return (Block("agent", text, note=UNCONFIRMED_NOTE),) if text else ()
 
     def _annotated(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """Return blocks as they are to be stored."""
         redact = self._redact
         annotated = annotate(
             blocks,
-            generated=self._generated,
-            cut_slots=self._cut_slots,
-            fallbacks=self._fallbacks,
+            generated=dict(self._generated),
+            cut_slots=set(self._cut_slots),
+            fallbacks=list(self._fallbacks),
         )
         if redact is None:
             return annotated
@@ -290,39 +351,63 @@ class VapiCall:
             for block in annotated
         )
 
+    async def _was_finished(self, reach: Reach) -> bool:
+        """Whether only another last word may still change what the journal has."""
+        if self.unsure:
+            known = await self._journal.call(self.live.key)
+            self.unsure = False
+            if known is not None and known.final and reach != "all":
+                self.finished = True
+        return self.finished and reach != "all"
+
     async def _turns(self) -> list[Turn]:
         if self._stored is None:
             self._stored = list(await self._journal.turns(self.live.key))
         return self._stored
 
     async def _store(self, blocks: Sequence[Block], *, reach: Reach) -> None:
-        if not self.live.kept:
+        if not self.live.kept or await self._was_finished(reach):
             return
         stored = await self._turns()
+        cost = cost_of(blocks) + MESSAGE * len(stored)
         for _ in range(_PLANS):
-            planned = plan(
-                stored,
-                blocks,
-                call=self.live.key,
-                sealed=self._sealed,
-                reach=reach,
-                now_s=self._clock(),
-            )
+            planned = await apart(cost, self._plan, tuple(stored), blocks, reach)
             if planned is None:
                 return
             if planned.keep == len(stored):
-                await self.live.record(planned.turns)
-            else:
-                traced = [replace(t, traceparent=self.live.traceparent) for t in planned.turns]
-                sealed = await self._journal.rewrite(self.live.key, traced, keep=planned.keep)
-                if sealed > planned.keep:
-                    self._sealed = sealed
-                    continue
+                for part in _parts(planned.turns):
+                    await self.live.record(part)
+                    stored += part
+                return
+            sealed = await self._journal.rewrite(self.live.key, planned.turns, keep=planned.keep)
+            if sealed <= planned.keep:
                 self._emit(
                     telemetry.turns_mended,
                     call=self.live.key,
                     turns=len(planned.turns),
                     kept=planned.keep,
                 )
-            stored[planned.keep :] = planned.turns
-            return
+                stored[planned.keep :] = planned.turns
+                return
+            self._sealed = sealed
+
+    def _plan(self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach) -> Plan | None:
+        planned = plan(
+            stored,
+            blocks,
+            call=self.live.key,
+            sealed=self._sealed,
+            reach=reach,
+            now_s=self._clock(),
+            voicemail=self.voicemail,
+        )
+        if planned is None or planned.keep == len(stored):
+            return planned  # turns that are recorded get their span there
+        traceparent = self.live.traceparent
+        return replace(
+            planned, turns=tuple(replace(t, traceparent=traceparent) for t in planned.turns)
+        )
+
+
+def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
+    return (turns[n : n + _RECORDED_AT_ONCE] for n in range(0, len(turns), _RECORDED_AT_ONCE))

@@ -1,7 +1,7 @@
 """The VAPI calls of this process: found by (tenant, call id), ended by a report or by silence."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -12,9 +12,12 @@ from sidecar import telemetry
 from sidecar.calls import Calls
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
+from sidecar.channels.vapi.projection import Block
 from sidecar.errors import CallError, JournalError
-from sidecar.model import Command, call_key
+from sidecar.letta.identity import Resolution
+from sidecar.model import CallerHints, Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.transcript.journal import Journal
@@ -29,7 +32,9 @@ _STORE_SHARE = 50
 """And then takes a fiftieth of what waits at a time: each costs half a millisecond of the CPU that
 replies need, and none may wait for long."""
 
-Stage: TypeAlias = Literal["live", "over"]
+Whose: TypeAlias = Literal["own", "nobody's", "another's"]
+Stage: TypeAlias = Literal["live", "over", "report"]
+"""What a body is about: a call that goes on, one that may have ended, or one that has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +51,43 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    calls: OrderedDict[str, VapiCall] = field(default_factory=OrderedDict[str, VapiCall])
+class _End:
+    """How a call ended.
 
-    def keep(self, key: str, call: VapiCall) -> None:
-        self.calls[key] = call
-        while len(self.calls) > _ENDED_KEPT:
-            self.calls.popitem(last=False)
+    Attributes:
+        final: By the report.
+        kept: The caller agreed to it.
+    """
+
+    final: bool
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The calls that ended last, without a word of them: those are in the journal."""
+
+    ends: OrderedDict[str, _End] = field(default_factory=OrderedDict[str, _End])
+
+    def add(self, key: str, end: _End) -> None:
+        before = self.ends.pop(key, end)
+        self.ends[key] = _End(end.final or before.final, end.kept and before.kept)
+        while len(self.ends) > _ENDED_KEPT:
+            self.ends.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The call that a body names.
+
+    Attributes:
+        call: Live.
+        own: The body names the caller of the call, so what is known of them may go out. One that
+            names nobody is not: it only tells what was said.
+    """
+
+    call: VapiCall
+    own: bool
 
 
 class VapiCalls:
@@ -92,7 +127,6 @@ class VapiCalls:
         self._live: dict[str, VapiCall] = {}
         self._opening: dict[str, anyio.Event] = {}
         self._ended = _Ended()
-        self._unnamed: set[str] = set()
         self._tasks: TaskGroup | None = None
         self._unstored: dict[str, VapiCall] = {}
         self._news = anyio.Event()
@@ -141,48 +175,129 @@ class VapiCalls:
         except Exception as error:  # noqa: BLE001 - one call's fault must not stop the others
             self._emit(telemetry.part_failed, part="vapi", error=type(error).__name__, hint="")
 
-    async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> VapiCall | None:
+    async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> Found | None:
         """Return the call a body belongs to, taking it up where it is new.
 
         Args:
             tenant: From the credential.
             about: What the body says.
-            stage: `over`: the body is about a call that may have ended; it wakes none that did.
+            stage: `over` wakes no call that has ended, `live` none that was reported. A
+                `report` takes any up again, for it may correct what was stored.
 
         Returns:
-            None for a body without a call id, and for one that names another caller than the
-            call has: it gets nobody's memory, and nothing of it is stored.
+            None for a body without a call id, for one that comes too late, and for one that
+            names another caller than the call has: it gets nobody's memory, and nothing of it
+            is stored.
 
         Raises:
             CallError: a new call while the sidecar goes away (`draining`).
         """
         if not about.call_id:
-            if tenant not in self._unnamed:
-                self._unnamed.add(tenant)
-                self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
+            self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
             return None
         key = call_key(tenant, about.call_id)
         while (opening := self._opening.get(key)) is not None:
             await opening.wait()
-        call = self._live.get(key) or (self._ended.calls.get(key) if stage == "over" else None)
-        if call is None:
-            call = await self._open(tenant, key, about)
+        call = self._live.get(key) or await self._open(tenant, key, about, stage)
         if call is None:
             return None
-        phone = about.hints.phone
-        if phone and call.phone and phone != call.phone:
-            self._emit(telemetry.vapi_caller_changed, call=key)
+        if call.disputed:
             return None
-        call.phone = call.phone or phone
+        whose = await self._whose(tenant, call, about.hints)
+        if whose == "another's":
+            await self._part(key, call)
+            return None
         if about.hints.consent == "no":
             await call.live.refuse()
-        call.control_url = checked_url(about.control_url) or call.control_url
         call.last_s = self._clock()
-        return call
+        own = whose == "own"
+        if own:
+            call.control_url = checked_url(about.control_url) or call.control_url
+        return Found(call, own)
 
-    async def _open(self, tenant: str, key: str, about: About) -> VapiCall | None:
-        opened = self._opening[key] = anyio.Event()
+    async def told(self, found: Found | None, blocks: Sequence[Block]) -> VapiCall | None:
+        """Return the call that a history is of: its own bodies', and others' that go on with it."""
+        if found is None or found.own:
+            return found.call if found else None
         try:
+            if await found.call.continues(blocks):
+                return found.call
+            why = "the body names nobody, and shares no turn of the call's caller"
+        except JournalError as error:
+            why = error.message
+        self._emit(telemetry.turn_refused, call=found.call.live.key, code="unnamed", error=why)
+        return None
+
+    async def _whose(self, tenant: str, call: VapiCall, hints: CallerHints) -> Whose:
+        """Say whose a body of a call is; the first one that names somebody identifies the call."""
+        name, live = name_of(hints), call.live
+        if name in call.names.said:
+            return "own"
+        resolution = self._calls.resolve(tenant, hints)
+        if resolution.ref.known and not live.call.caller_key:
+            try:
+                await self._calls.identify(live, resolution)
+            except JournalError as error:  # the next body brings it again
+                self._emit(
+                    telemetry.turn_refused, call=live.key, code="journal", error=error.message
+                )
+        mine = live.call
+        if not mine.caller_key:
+            same = not resolution.caller_key and resolution.ref == mine.ref
+            return "own" if same else "nobody's"
+        if resolution.caller_key != mine.caller_key and not call.names.fits(name):
+            stranger = resolution.caller_key and call.names.differ(name)
+            return "another's" if stranger else "nobody's"
+        call.names.add(name)
+        return "own"
+
+    async def _part(self, key: str, call: VapiCall) -> None:
+        """End a call in which different callers were named: nothing more goes out, or is kept.
+
+        What was said before the second was named is the first one's.
+        """
+        if not call.disputed:
+            call.disputed = True
+            self._emit(telemetry.vapi_caller_changed, call=key)
+        try:
+            await call.give_up()
+            await call.live.refuse()
+            await self.end(call, "two callers", final=True)
+        except JournalError as error:  # tried again
+            self._emit(telemetry.turn_refused, call=key, code="journal", error=error.message)
+
+    def _may_wake(self, key: str, stage: Stage) -> bool:
+        """Whether a body takes up a call that is not live; for all that is known here, it is new."""
+        end = self._ended.ends.get(key)
+        match stage:
+            case "report":
+                return end is None or end.kept
+            case "over":
+                return end is None
+            case "live":
+                if end is not None and end.final:
+                    self._emit(telemetry.vapi_call_over, call=key)
+                    return False
+                return True
+
+    async def _open(self, tenant: str, key: str, about: About, stage: Stage) -> VapiCall | None:
+        if not self._may_wake(key, stage):
+            return None
+        opened = self._opening[key] = anyio.Event()
+        unsure = False
+        try:
+            try:
+                known = await self._journal.call(key)
+            except JournalError:  # asked again before anything is stored
+                known, unsure = None, True
+            if known is not None and known.final:
+                self._ended.add(key, _End(final=True, kept=True))
+                if not self._may_wake(key, stage):
+                    return None
+            whose = None
+            if known is not None and known.caller_key:
+                # Whoever this body names, or nobody: the call is whose it was.
+                whose = Resolution(known.ref, known.caller_key)
             call = VapiCall(
                 self._journal,
                 waits=self._waits,
@@ -199,6 +314,7 @@ class VapiCalls:
                 opened_at_s=self._clock(),
                 owner=OWNER,
                 listener=call,
+                whose=whose,
             )
         except CallError as error:
             if error.code == "draining":
@@ -206,27 +322,38 @@ class VapiCalls:
             self._emit(telemetry.turn_refused, call=key, code=error.code, error=error.message)
             return None
         else:
-            self._ended.calls.pop(key, None)
+            call.unsure = unsure
+            end = self._ended.ends.get(key)
+            if end is not None and not end.kept:
+                await call.live.refuse()
             self._live[key] = call
             return call
         finally:
             del self._opening[key]
             opened.set()
 
-    async def end(self, call: VapiCall, reason: str) -> None:
+    async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:
         """Close a call whose transcript has its last word.
+
+        Args:
+            call: Which.
+            reason: For the log.
+            final: It was reported: nothing but a further report takes it up again.
 
         Raises:
             JournalError: it is not closed; may be repeated.
         """
-        await call.live.close(reason)
+        await call.live.close(reason, final=final)
         if self._live.get(call.live.key) is call:
             del self._live[call.live.key]
-        self._ended.keep(call.live.key, call)
+        self._ended.add(call.live.key, _End(final, call.live.kept))
 
     async def _end_silent(self) -> None:
         now_s = self._clock()
         for call in tuple(self._live.values()):
+            if call.disputed:
+                await self._part(call.live.key, call)
+                continue
             ended_s = call.ended_s
             reported_late = ended_s is not None and now_s - ended_s >= self._ends.report_s
             idle = now_s - call.last_s >= self._ends.idle_s and not call.speaking

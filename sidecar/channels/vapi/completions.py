@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.channels.vapi import sse
+from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.channels.vapi.auth import Door
 from sidecar.channels.vapi.bodies import about, items
 from sidecar.channels.vapi.call import VapiCall
@@ -30,7 +31,7 @@ from sidecar.channels.vapi.exchange import (
     answer,
     body_of,
     headers_of,
-    object_of,
+    parsed,
     refuse,
 )
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
@@ -154,30 +155,37 @@ class Completions:
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more requests than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
-        asked = object_of(await body_of(scope, receive))
+        raw = await body_of(scope, receive)
+        asked = await parsed(raw)
         messages = items(asked, "messages")
         if not messages or not all(isinstance(message, dict) for message in messages):
             raise Refused(400, "messages: a list of message objects, not empty")
         said = about(asked, trust_web=self._policy.trust_web)
         try:
-            call = await self._calls.of(admitted.tenant, said)
+            found = await self._calls.of(admitted.tenant, said)
         except CallError as error:
             raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
-        blocks = blocks_of(messages)
+        cost = len(raw) // JSON_SHARE
+        blocks = await apart(cost, blocks_of, messages)
         memory = ""
-        if call is not None:
+        call = await self._calls.told(found, blocks)
+        if call is not None and found is not None:
             if call.saw(blocks, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
-            memory = (await call.memory()).text
+            memory = (await call.memory()).text if found.own else ""
         model = self._model(asked)
         policy = self._policy
-        prompt = passed_on(
-            asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
-        )
+
+        def written() -> tuple[dict[str, Any], bytes]:
+            prompt = passed_on(
+                asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
+            )
+            return prompt, _encode(prompt)
+
         if held := held_back(asked, policy.allow):
             self._emit(telemetry.vapi_held_back, names=_shown(held), hint=_ALLOW_HINT)
         try:
-            body = _encode(prompt)
+            prompt, body = await apart(cost, written)
         except (ValueError, OverflowError, RecursionError, TypeError):
             raise Refused(400, "the body holds what can't be written as JSON again") from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)

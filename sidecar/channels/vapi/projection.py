@@ -18,6 +18,7 @@ A stored text is its words on one line; a first line in square brackets is a not
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -216,7 +217,8 @@ def _entries(turns: Iterable[Turn]) -> list[_Entry]:
         number, kind = int(named["n"]), named["kind"]
         note, text = _parted(turn.text)
         entry = _Entry(number, Block(turn.speaker, text, turn.at_s, turn.interrupted, note))
-        unnoted = _Entry(number, replace(entry.block, note=""))
+        machine = VOICEMAIL_NOTE if note.endswith(VOICEMAIL_NOTE) else ""
+        unnoted = _Entry(number, replace(entry.block, note=machine))
         if kind in {"fix", "drop"}:
             fixed[number] = None if kind == "drop" else unnoted
             continue
@@ -259,6 +261,7 @@ def plan(
     sealed: int,
     reach: Reach,
     now_s: float,
+    voicemail: bool = False,
 ) -> Plan | None:
     """Say what to store so that the transcript is what `blocks` say; None when it is already.
 
@@ -269,11 +272,14 @@ def plan(
         sealed: At least the first so many of `stored` are in batches.
         reach: How much of the call the history holds.
         now_s: Unix time, for blocks whose history names none.
+        voicemail: A machine answered: whatever the caller's side said is its greeting.
     """
-    if not blocks:
+    if not blocks and not voicemail:
         return None
     before = _entries(stored)
-    wanted = _merged(before, blocks, reach=reach)
+    wanted = _merged(before, blocks, reach=reach) if blocks else before
+    if voicemail:
+        wanted = [_by_machine(entry) for entry in wanted]
     sent = _entries(stored[:sealed])
     pending = _pending(sent, wanted, stored, call=call, sealed=sealed, now_s=now_s)
     same = sealed
@@ -299,6 +305,11 @@ def _pending(
     sent_blocks = {entry.number: entry.block for entry in sent}
     numbers = [int(named["n"]) for turn in stored if (named := _ITEM.fullmatch(turn.item_id))]
     fresh = max(numbers, default=0)
+    fixes = Counter(
+        int(named["n"])
+        for turn in stored[:sealed]
+        if (named := _ITEM.fullmatch(turn.item_id)) and named["kind"] == "fix"
+    )
     at_s = {turn.item_id: turn.at_s for turn in stored[sealed:]}
 
     def turn(item_id: str, block: Block, note: str = "") -> Turn:
@@ -316,10 +327,12 @@ def _pending(
         block = entry.block
         was = sent_blocks.get(entry.number)
         if was is not None:
-            if was.key != block.key:
-                fixes = sum(t.item_id.startswith(f"p{entry.number}.fix") for t in stored[:sealed])
+            machine = block.note == VOICEMAIL_NOTE != was.note
+            if was.key != block.key or machine:
                 note = f'correction: instead of "{_quoted(was.text)}", noted before, this was said'
-                pending.append(turn(f"p{entry.number}.fix{fixes + 1}", block, note))
+                if machine:
+                    note = f'correction: "{_quoted(was.text)}", noted before, was {VOICEMAIL_NOTE}'
+                pending.append(turn(f"p{entry.number}.fix{fixes[entry.number] + 1}", block, note))
             continue
         number = entry.number
         if number == 0:
@@ -331,8 +344,16 @@ def _pending(
         else:
             quote = _quoted(sent_blocks[later].text)
             note = f'correction: this was said before "{quote}", noted before'
+            if block.note == VOICEMAIL_NOTE:
+                note = f"{note}; it is {VOICEMAIL_NOTE}"
             pending.append(turn(f"p{number}.before{later}", block, note))
     return pending
+
+
+def _by_machine(entry: _Entry) -> _Entry:
+    if entry.block.speaker != "caller":
+        return entry
+    return replace(entry, block=replace(entry.block, note=VOICEMAIL_NOTE))
 
 
 def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:

@@ -6,9 +6,10 @@ covers a sidecar that was away. Messages may come twice, late and in any order: 
 their time and an older one is no news, tools run once per id, the report may come again.
 """
 
-from collections import OrderedDict
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import anyio
@@ -17,17 +18,18 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.channels.vapi import recall
+from sidecar.channels.vapi.apart import MESSAGE, apart
 from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
-from sidecar.channels.vapi.call import VapiCall
-from sidecar.channels.vapi.calls import VapiCalls
+from sidecar.channels.vapi.call import ToolRun, VapiCall
+from sidecar.channels.vapi.calls import Stage, VapiCalls
 from sidecar.channels.vapi.exchange import (
     Gone,
     Refused,
     answer,
     body_of,
     headers_of,
-    object_of,
+    parsed,
     refuse,
 )
 from sidecar.channels.vapi.limits import RateCap
@@ -45,20 +47,36 @@ RECALL_S: Final = 2.0
 """What the tool waits for it: the caller knows that something is being looked up."""
 MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
-_RESULTS_KEPT: Final = 5_000
+_RUNS_KEPT: Final = 200
 _FOUND_LIMIT: Final = 6
-# Types about a call that may have ended: they wake none that did.
-_OVER: Final = frozenset(
-    {
-        "end-of-call-report",
-        "conversation-update",
-        "transcript",
-        "hang",
-        "status-update",
-        "speech-update",
-        "user-interrupted",
-    }
+_SEARCH: Final = 100
+"""What it costs to look through a turn, in the measure of `apart`."""
+_HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
+_TOOLS_LIMIT: Final = 32
+"""Tools that run for one message; VAPI sends one or two."""
+_REASON: Final = re.compile(
+    r"(?!.*[0-9]{4})(?=.{1,140}$)[a-z][a-z0-9]*(?:[-.][a-z0-9]+)*", re.ASCII
 )
+"""A word of VAPI's, as `customer-ended-call`."""
+_STAGES: Final[Mapping[str, Stage]] = {
+    "end-of-call-report": "report",
+    **dict.fromkeys(
+        (
+            "conversation-update",
+            "transcript",
+            "hang",
+            "status-update",
+            "speech-update",
+            "user-interrupted",
+        ),
+        "over",
+    ),
+}
+_ONLY_FINAL: Final = "transcript["
+"""How the type begins where final transcripts alone are asked for: `transcript[transcriptType="final"]`,
+with quotation marks of either kind."""
+_VOICEMAIL: Final = "voicemail"
+_TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
 _HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
@@ -77,12 +95,6 @@ class Assistant:
     assistant_id: str = ""
     transient: Object | None = None
     trust_web: bool = False
-
-
-@dataclass(slots=True)
-class _ToolRun:
-    done: anyio.Event = field(default_factory=anyio.Event)
-    result: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Webhook:
@@ -116,7 +128,6 @@ class Webhook:
         self._rate = rate
         self._emit = emit
         self._clock = clock
-        self._runs: OrderedDict[tuple[str, str], _ToolRun] = OrderedDict()
         self._answers: Mapping[str, Callable[[VapiCall | None, Object], Awaitable[Answer]]] = {
             "assistant-request": self._assistant_request,
             "status-update": self._status_update,
@@ -166,10 +177,8 @@ class Webhook:
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
             raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
-        message = child(object_of(body), "message")
-        kind = message.get("type")
-        if not isinstance(kind, str):
-            raise Refused(400, "message: an object with a type, as VAPI's server messages are")
+        message = child(await parsed(body), "message")
+        kind = _kind_of(message)
         if admitted.again and kind in _HOLDS_MEMORY:
             raise Refused(401, "this delivery was here before")
         if kind in _HOLDS_MEMORY:
@@ -179,8 +188,11 @@ class Webhook:
             return {}
         said = about(message, trust_web=self._assistant.trust_web)
         try:
-            stage = "over" if kind in _OVER else "live"
-            call = await self._calls.of(admitted.tenant, said, stage=stage)
+            stage = _STAGES.get(kind, "live")
+            found = await self._calls.of(admitted.tenant, said, stage=stage)
+            call = found.call if found is not None and found.own else None
+            if found is not None and kind in _TELLS:
+                call = await self._calls.told(found, await _history(message))
             return await act(call, message)
         except CallError as error:
             if error.code != "draining":
@@ -217,6 +229,7 @@ class Webhook:
         if call is not None:
             if message.get("status") == "ended":
                 call.ended_s = call.ended_s or self._clock()
+                call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             elif not call.finished:
                 call.speech_started()
         return {}
@@ -236,7 +249,7 @@ class Webhook:
     async def _conversation_update(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
             stamp = about(message, trust_web=False).stamp_ms
-            await call.take(history_of(message), stamp_ms=stamp)
+            await call.take(await _history(message), stamp_ms=stamp)
         return {}
 
     async def _user_interrupted(self, call: VapiCall | None, message: Object) -> Answer:
@@ -245,7 +258,7 @@ class Webhook:
         return {}
 
     async def _transcript(self, call: VapiCall | None, message: Object) -> Answer:
-        if call is not None and message.get("transcriptType") == "final":
+        if call is not None and _is_final(message):
             text, speaker = message.get("transcript"), message.get("role")
             stamp = about(message, trust_web=False).stamp_ms
             call.heard(blocks_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
@@ -253,14 +266,16 @@ class Webhook:
 
     async def _report(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
-            blocks = history_of(message)
+            blocks = await _history(message)
+            call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
             await call.report(blocks)
-            await self._calls.end(call, str(message.get("endedReason", "ended")))
+            reason = _reason_of(message)
+            await self._calls.end(call, reason, final=True)
             self._emit(
                 telemetry.vapi_reported,
                 call=call.live.key,
                 turns=len(blocks),
-                reason=str(message.get("endedReason", ""))[:100],
+                reason=reason,
             )
         return {}
 
@@ -272,7 +287,7 @@ class Webhook:
             asked = [child(one, "toolCall") for one in items(message, "toolWithToolCallList")]
         results = [
             await self._run_once(call, cast("Object", one))
-            for one in asked
+            for one in asked[:_TOOLS_LIMIT]
             if isinstance(one, dict)
         ]
         return {"results": results}
@@ -282,12 +297,13 @@ class Webhook:
         name, arguments = tool_of(asked)
         tool_call_id = str(asked.get("id", ""))
         shown = {"name": name, "toolCallId": tool_call_id}
-        key = (call.live.key if call else "", tool_call_id)
-        run = self._runs.get(key)
+        # They are the call's, and go with it: nothing is repeated of one that was erased.
+        runs = call.tool_runs if call is not None else dict[str, ToolRun]()
+        run = runs.get(tool_call_id)
         if run is None or not tool_call_id:
-            run = self._runs[key] = _ToolRun()
-            while len(self._runs) > _RESULTS_KEPT:
-                self._runs.popitem(last=False)
+            run = runs[tool_call_id] = ToolRun()
+            while len(runs) > _RUNS_KEPT:
+                del runs[next(iter(runs))]
             try:
                 with anyio.move_on_after(TOOL_S) as budget:
                     run.result = await self._run(call, name, arguments)
@@ -308,13 +324,13 @@ class Webhook:
         return {"result": recall.as_text(found)}
 
     async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
-        asked = [block for block in history_of(message) if block.speaker == "caller"]
-        query = asked[-1].text if asked else ""
+        blocks = await _history(message)
+        query = next((one.text for one in reversed(blocks) if one.speaker == "caller"), "")
         found = await self._found(call, query, archive_s=KNOWLEDGE_S, this_call=False)
         return {
             "documents": [
                 {
-                    "content": f"{p.source}: {recall.plain(p.text)}",
+                    "content": recall.plain(f"{p.source}: {p.text}"),
                     "similarity": p.score,
                     "uuid": p.passage_id or f"{p.source}:{number}",
                 }
@@ -334,8 +350,47 @@ class Webhook:
             archived = await self._archive.search(agent_id, query, budget_s=archive_s)
         snapshot = call.live.snapshot
         said: tuple[Block, ...] = await call.transcript() if this_call else ()
-        known = recall.known(snapshot.blocks if snapshot else (), call.live.recent, said, archived)
-        return recall.search(query, known, limit=_FOUND_LIMIT)
+        memory = snapshot.blocks if snapshot else ()
+        known = partial(recall.known, memory, call.live.recent, said, archived)
+        return await apart(_SEARCH * len(said), _search, query, known)
+
+
+def _search(query: str, known: Callable[[], Sequence[recall.Known]]) -> list[recall.Known]:
+    return recall.search(query, known(), limit=_FOUND_LIMIT)
+
+
+async def _history(message: Object) -> tuple[Block, ...]:
+    """`history_of`, in a thread where the history is long."""
+    lists = [
+        items(holder, name)
+        for holder in (child(message, "artifact"), message)
+        for name in _HISTORIES
+    ]
+    return await apart(MESSAGE * sum(map(len, lists)), history_of, message)
+
+
+def _kind_of(message: Object) -> str:
+    """Return the type of a server message.
+
+    Raises:
+        Refused: it has none.
+    """
+    kind = message.get("type")
+    if not isinstance(kind, str):
+        raise Refused(400, "message: an object with a type, as VAPI's server messages are")
+    return "transcript" if kind.startswith(_ONLY_FINAL) else kind
+
+
+def _reason_of(report: Object) -> str:
+    """Return why a call ended where it is a word of VAPI's: nothing else goes into the log."""
+    reason = report.get("endedReason", "ended")
+    return reason if isinstance(reason, str) and _REASON.fullmatch(reason) else "other"
+
+
+def _is_final(transcript: Object) -> bool:
+    """Whether words will not be transcribed anew."""
+    only_final = str(transcript.get("type", "")).startswith(_ONLY_FINAL)
+    return transcript.get("transcriptType", "final" if only_final else "") == "final"
 
 
 def history_of(message: Object) -> tuple[Block, ...]:
@@ -345,7 +400,7 @@ def history_of(message: Object) -> tuple[Block, ...]:
     """
     artifact = child(message, "artifact")
     for holder in (artifact, message):
-        for name in ("messages", "messagesOpenAIFormatted"):
+        for name in _HISTORIES:
             blocks = blocks_of(items(holder, name))
             if blocks:
                 return blocks
@@ -363,6 +418,6 @@ def tool_of(asked: Object) -> tuple[str, Object]:
     if isinstance(given, str):
         try:
             given = msgspec.json.decode(given)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             given = None
     return str(function.get("name", "")), child({"given": given}, "given")

@@ -259,7 +259,7 @@ async def digested(
                 passage, answer = archived(call)
                 archive += [passage] if passage else []
             else:
-                blocks, answer = edited(blocks, call)
+                blocks, answer = edited(blocks, call, escaped=True)
             talk.append({"role": "tool", "tool_call_id": call.call_id, "content": answer})
     return blocks
 

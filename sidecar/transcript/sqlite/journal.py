@@ -36,6 +36,8 @@ from sidecar.transcript.sqlite.threads import Reader, Writer
 
 RESERVE_BYTES = 4 << 20
 
+_MANY_TURNS = 500
+"""Are looked through in a thread: to redact so many costs milliseconds."""
 _CHECKPOINT_TRIES = 40
 _CHECKPOINT_AGAIN_S = 0.05
 
@@ -149,6 +151,16 @@ class SqliteJournal:
             grows=True,
         )
 
+    async def identify(self, call: Call) -> Call:
+        """See `Journal.identify`."""
+        _check_text(call.key, call.caller_key)
+        now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
+        return await self._writer.submit(
+            lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
+        )
+
     async def append(self, turns: Sequence[Turn]) -> None:
         """See `Journal.append`."""
         turns = self._checked(turns)
@@ -174,18 +186,23 @@ class SqliteJournal:
 
     async def rewrite(self, call: str, turns: Sequence[Turn], *, keep: int) -> int:
         """See `Journal.rewrite`."""
-        turns = self._checked(turns)
+        if len(turns) < _MANY_TURNS:
+            turns = self._checked(turns)
+        else:
+            turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
         return await self._writer.submit(
             lambda tx: writes.rewrite(tx, call, turns, keep=keep, now_s=now_s, policy=self._policy),
             grows=True,
         )
 
-    async def close_call(self, call: str, *, at_s: float) -> None:
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
         await self._writer.submit(
-            lambda tx: writes.close_call(tx, call, at_s=at_s, now_s=now_s, policy=self._policy)
+            lambda tx: writes.close_call(
+                tx, call, at_s=at_s, final=final, now_s=now_s, policy=self._policy
+            )
         )
 
     async def try_write(self) -> None:
@@ -402,6 +419,10 @@ class SqliteJournal:
         """See `Journal.live_calls`."""
         return await self._reader.submit(reads.live_calls)
 
+    async def call(self, key: str) -> Call | None:
+        """See `Journal.call`."""
+        return await self._reader.submit(lambda tx: reads.call(tx, key))
+
     async def turns(self, call: str) -> tuple[Turn, ...]:
         """See `Journal.turns`."""
         return await self._reader.submit(lambda tx: reads.turns(tx, call))
@@ -439,5 +460,7 @@ def _check_text(*texts: str) -> None:
     """
     for text in texts:
         # Not by the codec's own error: that one carries the text.
+        if text.isascii():
+            continue
         if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):
             raise CallError("bad_value", "a text is no Unicode", hint="send no lone surrogates")

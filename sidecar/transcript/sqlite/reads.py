@@ -16,7 +16,7 @@ _METRICS = msgspec.json.Decoder(dict[str, float])
 
 SELECT_CALL = (
     "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
-    " c.conversation_id, c.consent FROM calls c JOIN lanes l ON l.id = c.lane"
+    " c.conversation_id, c.consent, c.final FROM calls c JOIN lanes l ON l.id = c.lane"
 )
 SELECT_TURN = (
     "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
@@ -53,7 +53,7 @@ _RECENT = f"""
 
 def call_of_row(row: tuple[Any, ...]) -> Call:
     """Return the call of a `SELECT_CALL` row."""
-    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation_id, consent = row
+    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, consent, final = row
     return Call(
         key,
         AgentRef.of_lane(lane),
@@ -61,8 +61,9 @@ def call_of_row(row: tuple[Any, ...]) -> Call:
         caller_key,
         opened_at_s,
         closed_at_s,
-        conversation_id,
+        conversation,
         consent,
+        final=bool(final),
     )
 
 
@@ -191,6 +192,12 @@ def calls(tx: Transaction, *, limit: int) -> list[Call]:
     """Return the newest calls, newest first."""
     rows = tx.rows(f"{SELECT_CALL} ORDER BY c.id DESC LIMIT ?", limit)
     return [call_of_row(row) for row in rows]
+
+
+def call(tx: Transaction, key: str) -> Call | None:
+    """Return a call as stored, or None."""
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", key)
+    return None if row is None else call_of_row(row)
 
 
 def live_calls(tx: Transaction) -> list[Call]:

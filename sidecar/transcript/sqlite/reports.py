@@ -12,7 +12,7 @@ from pathlib import Path
 import apsw
 
 from sidecar.errors import JournalError
-from sidecar.model import Call, Turn
+from sidecar.model import AgentRef, Call, Turn
 from sidecar.transcript.journal import BatchRow, JournalCounts, LaneStatus
 from sidecar.transcript.sqlite import reads
 from sidecar.transcript.sqlite.file import SCHEMA_VERSION, execute, journal_error
@@ -61,13 +61,24 @@ class JournalFile:
         )
         return [_call_row(row) for row in rows]
 
-    def call(self, name: str) -> CallRow | None:
-        """Return a call by its key, or by its id where one tenant alone has it."""
+    def keys(self) -> list[str]:
+        """Return the key of every call."""
+        return [key for (key,) in self._tx.rows("SELECT key FROM calls")]
+
+    def call(self, key: str) -> CallRow | None:
+        """Return a call by its key."""
+        rows = self._tx.rows(f"{_SELECT_CALL_ROW} WHERE c.key = ?", key)
+        return _call_row(rows[0]) if rows else None
+
+    def agents_of(self, caller_key: str) -> list[str]:
+        """Return Letta's ids of the agents that this caller's calls went to, as far as known."""
         rows = self._tx.rows(
-            f"{_SELECT_CALL_ROW} WHERE c.key = ?1 OR substr(c.key, instr(c.key, '/') + 1) = ?1",
-            name,
+            "SELECT name, agent_id FROM lanes WHERE name LIKE '%/caller/' || ?1"
+            " OR id IN (SELECT lane FROM calls WHERE caller_key = ?1)",
+            caller_key,
         )
-        return _call_row(rows[0]) if len(rows) == 1 else None
+        agents = [AgentRef.of_lane(name).agent_id or agent_id for name, agent_id in rows]
+        return sorted({agent for agent in agents if agent})
 
     def turns(self, key: str) -> tuple[Turn, ...]:
         """Return all turns of a call, in order."""

@@ -1,4 +1,4 @@
--- Version 4. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 5. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
 
 -- One queue per agent: at most one batch of it is open at a time.
 CREATE TABLE lanes(
@@ -24,6 +24,7 @@ CREATE TABLE calls(
   closed_at_s     REAL,
   conversation_id TEXT,
   consent         TEXT NOT NULL DEFAULT '',   -- sidecar.model.Consent
+  final           INTEGER NOT NULL DEFAULT 0, -- its channel has had the last word on it
   head            INTEGER NOT NULL DEFAULT 0, -- last turn appended
   sealed          INTEGER NOT NULL DEFAULT 0, -- last turn in any batch
   acked           INTEGER NOT NULL DEFAULT 0, -- last turn settled or given up

@@ -67,6 +67,9 @@ class _Job:
 class _Worker:
     """A thread that owns one connection and takes jobs in order.
 
+    What waits here is bounded by those who bring it: a link's call, a page and a request each wait
+    for what they have brought before they bring more, and are themselves bounded in bytes.
+
     Args:
         name: Of the thread.
         connection: Used by this thread alone from here on.

@@ -37,7 +37,7 @@ def open_call(
     row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
     if row is None:
         if is_buried(tx, seal):
-            raise CallError("erased", "the call was erased with its caller")
+            raise _erased()
         tx.run(
             "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
             " closed_at_s, conversation_id, consent, last_s)"
@@ -78,6 +78,33 @@ def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
         call.caller_key,
     ):
         hasten_lane(tx, lane, now_s)
+
+
+def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy) -> Call:
+    """Give a call of nobody its caller; what it holds becomes pending.
+
+    Raises:
+        CallError: it was erased with its caller (`erased`), or never opened.
+    """
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
+    if row is None:
+        raise _erased() if is_buried(tx, seal) else _unknown_call()
+    stored = call_of_row(row)
+    if stored.caller_key or (stored.ref.known and stored.ref != call.ref):
+        return stored
+    call_id = _call_id(tx, call.key)
+    tx.run("UPDATE calls SET caller_key = ? WHERE id = ?", call.caller_key, call_id)
+    if call.ref.known and not stored.ref.known:
+        tx.run(
+            "UPDATE calls SET lane = ?, deliver = 1, sealed = 0, acked = 0, due_s = NULL"
+            " WHERE id = ?",
+            _lane_id(tx, call.ref),
+            call_id,
+        )
+        reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+    if call.caller_key:
+        _hasten_earlier(tx, call, now_s=now_s)
+    return replace(stored, ref=call.ref, caller_key=call.caller_key)
 
 
 def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
@@ -180,9 +207,19 @@ def rewrite(
     return sealed if deliver else 0
 
 
-def close_call(tx: Transaction, key: str, *, at_s: float, now_s: float, policy: PostPolicy) -> None:
+def close_call(
+    tx: Transaction,
+    key: str,
+    *,
+    at_s: float,
+    now_s: float,
+    policy: PostPolicy,
+    final: bool = False,
+) -> None:
     """Mark a call as ended; what is pending of it becomes due."""
     call_id = _call_id(tx, key)
+    if final:
+        tx.run("UPDATE calls SET final = 1 WHERE id = ? AND NOT final", call_id)
     if tx.run(
         "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, call_id
     ):
@@ -302,3 +339,7 @@ def _call_id(tx: Transaction, key: str) -> int:
 
 def _unknown_call() -> CallError:
     return CallError("unknown_call", "no such call was opened", hint="send call.open first")
+
+
+def _erased() -> CallError:
+    return CallError("erased", "the call was erased with its caller")

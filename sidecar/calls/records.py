@@ -1,0 +1,133 @@
+"""Whose record counts where several calls hear the same caller: two LiveKit jobs in one room.
+
+The call that was there first keeps the record. Another one of that room and caller has memory as
+any call has; what it heard is held until the record has come as far, and then dropped, for it is
+there already. When the first has ended or is lost, what it had not come to is stored of the other,
+which keeps the record from there on. So every word is stored once, whichever of them dies.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import anyio
+
+from sidecar.calls.live import LiveCall
+from sidecar.model import Turn
+
+Heard: TypeAlias = tuple[str, str]
+"""A tenant's room, and a caller in it."""
+
+_KEPT: Final = 1_024
+"""Rooms remembered after their last call."""
+_REACHES: Final = 32
+"""Calls of a room whose records are compared with."""
+_SAME_S: Final = 5.0
+"""Two jobs settle one utterance within so much of each other."""
+
+
+@dataclass(slots=True)
+class _Reach:
+    """How far a call's record has come, in the time of its turns."""
+
+    owner: str
+    until_s: float = 0.0
+    last: deque[Turn] = field(default_factory=lambda: deque[Turn](maxlen=8))
+
+    def covers(self, turn: Turn) -> bool:
+        return turn.at_s <= self.until_s or any(
+            turn.speaker == one.speaker and turn.text == one.text and turn.at_s - one.at_s < _SAME_S
+            for one in self.last
+        )
+
+
+@dataclass(slots=True)
+class _Record:
+    calls: list[LiveCall] = field(default_factory=list[LiveCall])
+    reaches: dict[str, _Reach] = field(default_factory=dict[str, _Reach])
+    news: anyio.Event = field(default_factory=anyio.Event)
+
+    def untold(self, turns: Iterable[Turn], *, owner: str, key: str) -> list[Turn]:
+        """Return what no other worker's record covers."""
+        others = [r for k, r in self.reaches.items() if k != key and r.owner != owner]
+        return [turn for turn in turns if not any(reach.covers(turn) for reach in others)]
+
+    def moved(self) -> None:
+        self.news.set()
+        self.news = anyio.Event()
+
+
+class Records:
+    """The records of all rooms. A call of no room, or of nobody, keeps its own."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[Heard, _Record] = OrderedDict()
+
+    def enter(self, live: LiveCall) -> LiveCall | None:
+        """A call is live; returns the one that keeps the record already, if another worker's does."""
+        if live.heard is None:
+            return None
+        record = self._of.setdefault(live.heard, _Record())
+        self._of.move_to_end(live.heard)
+        record.calls.append(live)
+        if len(self._of) > _KEPT:
+            for heard in [heard for heard, one in self._of.items() if not one.calls][:1]:
+                del self._of[heard]
+        keeper = record.calls[0]
+        return keeper if keeper.owner != live.owner else None
+
+    def keeps(self, live: LiveCall) -> bool:
+        """Whether a call keeps its record, and no other does for it."""
+        record = self._of.get(live.heard) if live.heard else None
+        return record is None or not record.calls or record.calls[0].owner == live.owner
+
+    def leave(self, live: LiveCall, *, at_s: float = 0.0) -> None:
+        """A call is live no more.
+
+        Args:
+            live: The call.
+            at_s: Until when it heard all there was, where it ended of itself.
+        """
+        record = self._of.get(live.heard) if live.heard else None
+        if record is None or live not in record.calls:
+            return
+        if at_s and self.keeps(live):
+            self._reach(record, live).until_s = max(self._reach(record, live).until_s, at_s)
+        record.calls.remove(live)
+        record.moved()
+
+    def reached(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+        """A call has come so far: these turns of it are stored, or not to be kept by anybody."""
+        record = self._of.get(live.heard) if live.heard else None
+        if record is None or not turns:
+            return
+        reach = self._reach(record, live)
+        reach.until_s = max(reach.until_s, *(turn.at_s for turn in turns))
+        reach.last.extend(turns)
+        record.moved()
+
+    async def own(self, live: LiveCall, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Return what of these turns is to be stored of this call, when that is known."""
+        record = self._of.get(live.heard) if live.heard else None
+        if record is None:
+            return turns
+        while (left := record.untold(turns, owner=live.owner, key=live.key)) and not self.keeps(
+            live
+        ):
+            await record.news.wait()
+        return left
+
+    def left_of(self, heard: Heard | None, key: str, turns: Sequence[Turn]) -> list[Turn] | None:
+        """Return what of a call that its worker left behind is to be stored; None: not known yet."""
+        record = self._of.get(heard) if heard else None
+        if record is None:
+            return list(turns)
+        left = record.untold(turns, owner="", key=key)
+        return None if left and record.calls else left
+
+    def _reach(self, record: _Record, live: LiveCall) -> _Reach:
+        reach = record.reaches.setdefault(live.key, _Reach(live.owner))
+        while len(record.reaches) > _REACHES:
+            del record.reaches[next(iter(record.reaches))]
+        return reach

@@ -1,0 +1,42 @@
+"""Work on large bodies runs in a worker thread, so that no request holds the loop.
+
+What most bodies need costs less than the way to a thread and back, and runs where it is asked for.
+Two threads at most: each that computes keeps the loop from the interpreter for 5 ms at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from sidecar.channels.vapi.projection import Block
+
+LARGE = 20_000
+"""Costs some milliseconds, at most 15: so many characters of text to compare."""
+JSON_SHARE = 5
+"""So many bytes of JSON cost what a character costs to compare."""
+MESSAGE = 50
+"""What a message costs beside its text, in the same measure."""
+_THREADS = 2
+
+_T = TypeVar("_T")
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("_limiter")
+
+
+async def apart(cost: int, job: Callable[..., _T], *args: object) -> _T:
+    """Run a job that touches nothing else; in a thread where its cost is `LARGE`."""
+    if cost < LARGE:
+        return job(*args)
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_THREADS)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(job, *args, limiter=limiter)
+
+
+def cost_of(blocks: Sequence[Block]) -> int:
+    """Return what comparing a history costs."""
+    return MESSAGE * len(blocks) + sum(len(block.text) for block in blocks)

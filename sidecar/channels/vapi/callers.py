@@ -1,0 +1,78 @@
+"""Whether the bodies of one call name the same caller. Pure.
+
+VAPI names the caller in each body of a call, and not always in the same spelling. A name counts
+within its call alone: who somebody is among all calls is `sidecar.letta.identity`'s.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from sidecar.model import CallerHints
+
+Name: TypeAlias = tuple[str, str, str]
+"""What a body says of who is calling: a number as it is spelled, a caller's id, an agent's."""
+
+NOBODY: Name = ("", "", "")
+_NAMES_KEPT = 20
+_LOCAL_DIGITS = 7
+_NUMBER = re.compile(
+    r"(?:(?:sips?|tel):)?(?P<plus>\+?)(?P<number>[0-9 ().\-/\u00a0]+)(?:;user=phone)?(?:@.*)?"
+)
+
+
+@dataclass(slots=True)
+class Names:
+    """How the caller of one call has been named so far."""
+
+    said: dict[Name, None] = field(default_factory=dict[Name, None])
+
+    def add(self, name: Name) -> None:
+        """Take a name for the caller's."""
+        if name != NOBODY and len(self.said) < _NAMES_KEPT:
+            self.said[name] = None
+
+    def fits(self, name: Name) -> bool:
+        """Whether a name is one of the caller's in another spelling, or says less or more of them."""
+        return any(_says_same(name, known) and not _differ(name, known) for known in self.said)
+
+    def differ(self, name: Name) -> bool:
+        """Whether a name is plainly another's."""
+        return all(_differ(name, known) for known in self.said)
+
+
+def name_of(hints: CallerHints) -> Name:
+    """Return how a body names its caller."""
+    return hints.phone, hints.caller, hints.agent_id
+
+
+def is_same_number(one: str, other: str) -> bool:
+    """Whether two numbers of one call are one, as far as their digits show.
+
+    A number without its country code, or with zeros before it, is the end of the whole one. One
+    with an extension is a number of its own.
+    """
+    if one == other:
+        return True
+    first, second = (_NUMBER.fullmatch(text.strip()) for text in (one, other))
+    if first is None or second is None:
+        return False
+    short, long = sorted((_digits(first), _digits(second)), key=len)
+    if len(short) < _LOCAL_DIGITS:
+        return False
+    return short == long or (not (first["plus"] and second["plus"]) and long.endswith(short))
+
+
+def _digits(number: re.Match[str]) -> str:
+    return "".join(char for char in number["number"] if char.isdigit()).lstrip("0")
+
+
+def _says_same(one: Name, other: Name) -> bool:
+    same_id = any(a and a == b for a, b in zip(one[1:], other[1:], strict=True))
+    return same_id or bool(one[0] and is_same_number(one[0], other[0]))
+
+
+def _differ(one: Name, other: Name) -> bool:
+    """Whether both say something of the same kind, and not the same."""
+    ids = any(a and b and a != b for a, b in zip(one[1:], other[1:], strict=True))
+    return ids or bool(one[0] and other[0] and not is_same_number(one[0], other[0]))

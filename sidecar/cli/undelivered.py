@@ -1,0 +1,71 @@
+"""What `sidecar doctor` says of the lanes: what is held, since when, by what, and what to do."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.cli import show
+from sidecar.cli.checks import Finding
+from sidecar.errors import JournalError
+
+if TYPE_CHECKING:
+    from sidecar.config import Settings
+    from sidecar.transcript.journal import LaneStatus
+
+_HOLDS = {
+    "retry": "Letta did not take the last try",
+    "unknown": "a try may have reached Letta: it is looked up before it is sent again",
+    "sending": "a try is under way",
+}
+_WAITS = "not sent yet"
+_LOOK = "sidecar outbox list"
+
+
+def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float) -> Finding:
+    """Look whether what was said goes on to Letta; blocking.
+
+    A lane is held while its last try was not taken or is in doubt, or when its oldest turn is older
+    than a batch may wait and a post may take.
+
+    Args:
+        settings: As loaded.
+        directory: Where the journal is.
+        running: Whether a sidecar runs on it.
+        now_s: Unix time.
+    """
+    from sidecar.transcript.sqlite.reports import journal_file  # noqa: PLC0415
+
+    path = directory / "journal.db"
+    if not path.exists():
+        return Finding("lanes", "ok", "no journal yet")
+    try:
+        with journal_file(path) as journal:
+            waiting = journal.lanes()
+    except JournalError as error:
+        return Finding("lanes", "bad", error.message, error.hint or f"look into {path}")
+    patience_s = settings.post_max_age_s + settings.post_timeout_s
+    held = [
+        lane
+        for lane in waiting
+        if lane.state in {"retry", "unknown"} or now_s - (lane.oldest_s or now_s) > patience_s
+    ]
+    if not held:
+        found = f"{len(waiting)} wait their turn" if waiting else "nothing waits"
+        return Finding("lanes", "ok", found)
+    return Finding("lanes", "warning", _told(held, now_s), _remedy(running=running))
+
+
+def _told(held: "Sequence[LaneStatus]", now_s: float) -> str:
+    oldest = min(held, key=lambda lane: lane.oldest_s or now_s)
+    age = show.span(now_s - (oldest.oldest_s or now_s))
+    by = Counter(_HOLDS.get(lane.state, _WAITS) for lane in held)
+    holds = "; ".join(f"{count}: {what}" for what, count in by.most_common())
+    last = f"; the oldest, after {oldest.attempt} tries: {oldest.error}" if oldest.error else ""
+    return f"{len(held)} held, the oldest for {age}. {holds}{last}"
+
+
+def _remedy(*, running: bool) -> str:
+    if not running:
+        return f"no sidecar delivers: start it (sidecar run), then look again: {_LOOK}"
+    return f"mend what is said of letta here; it is sent by itself then. Errors: {_LOOK}"

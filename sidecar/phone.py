@@ -1,0 +1,188 @@
+"""Phone numbers as carriers report them: which number it is, or that it is none.
+
+A number has a number's shape from its first to its last character and is valid in its country's
+plan. Carriers also send what is no number where they withhold or do not know one: words, those
+words typed on a keypad, zeros, a host. Whoever took such a text for a number would give all who
+withhold theirs one memory.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import phonenumbers
+
+Why: TypeAlias = Literal[
+    "", "withheld", "no_number", "extension", "invalid", "ambiguous", "no_region"
+]
+
+_MAX_CHARS: Final = 200
+_SCHEME = re.compile(r"(?:sips?|tel):", re.IGNORECASE)
+_HOST = re.compile(r"[A-Za-z0-9_.:\[\]-]+(?:[;?].*)?")
+_SHAPE = re.compile(r"(?:\+ ?)?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[0-9]))*")
+_NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE)
+_IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
+_EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
+_EXTENSION_OF_URI = re.compile(r";(?:ext|isub|postd)=", re.IGNORECASE)
+_LIKE_A_NUMBER = re.compile(r"\+[\s()./-]*[0-9]|\([0-9]+\)[0-9 ./-]+$")
+
+_WITHHELD: Final = (
+    "anonymous",
+    "anon",
+    "blocked",
+    "coinphone",
+    "hidden",
+    "nocli",
+    "nocallerid",
+    "noid",
+    "none",
+    "nonumber",
+    "notavailable",
+    "notprovided",
+    "null",
+    "outofarea",
+    "payphone",
+    "privacy",
+    "private",
+    "restricted",
+    "suppressed",
+    "unavailable",
+    "undefined",
+    "undisclosed",
+    "unidentified",
+    "unknown",
+    "withheld",
+)
+_BESIDE: Final = "(?:call|caller|id|name|number)*"
+_IN_WORDS = re.compile(f"{_BESIDE}(?:{'|'.join(_WITHHELD)}){_BESIDE}")
+_KEYS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "22233344455566677778889999")
+_NATIONAL_DIGITS: Final = 10  # of the North American plan, which cuts a longer word
+_ON_A_KEYPAD: Final = frozenset(
+    typed
+    for word in _WITHHELD
+    for beside in ("", "caller", "number")
+    for whole in (word.translate(_KEYS) + beside.translate(_KEYS),)
+    for typed in (whole, whole[:_NATIONAL_DIGITS])
+)
+_LOCAL_DIGITS: Final = 7  # a shorter word can be a whole subscriber's number of a small country
+_COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for n in range(7, 11)})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text was read as.
+
+    Attributes:
+        e164: The number, as in `+12025550100`; empty where it is none.
+        why: Why it is none: `withheld` (the carrier does not tell it), `no_number`, `extension` (a
+            number and more), `invalid` (in no country's plan), `ambiguous` (one country's with and
+            another's without a country code), `no_region` (no country code, and no default).
+    """
+
+    e164: str = ""
+    why: Why = ""
+
+
+def read(raw: str, *, region: str | None) -> Reading:
+    """Say which number a carrier's text is.
+
+    Promises: two texts have one `e164` only where they are spellings of one number. Outer
+    whitespace, `sip:`, `sips:`, `tel:` and what follows an `@` are no part of a number.
+
+    Args:
+        raw: As the carrier reported it.
+        region: Country of numbers without a country code, as in `US`; None: they are `no_region`.
+    """
+    if stands_for_nobody(raw):
+        return Reading(why="withheld")
+    _, user, host = _parts(raw)
+    if host and not _HOST.fullmatch(host):
+        return Reading(why="no_number")
+    if _EXTENSION_OF_URI.search(host):
+        return Reading(why="extension")
+    if len(user) > _MAX_CHARS or not _SHAPE.fullmatch(user) or _IP_HOST.match(user):
+        return Reading(why="extension" if _EXTENSION.match(user) else "no_number")
+    digits = _digits_of(user)
+    if _stands_for_none(digits):
+        return Reading(why="withheld")
+    if user.startswith("+"):
+        return _only([_valid(f"+{digits}", None)])
+    if region is None:
+        return Reading(why="no_region")
+    return _only([_valid(digits, region), _valid(f"+{digits}", None)])
+
+
+def is_e164(text: str) -> bool:
+    """Whether a text is a valid number exactly as E.164 writes it."""
+    return text.startswith("+") and read(text, region=None).e164 == text
+
+
+def reads_like_number(text: str) -> bool:
+    """Whether somebody might take a text for a number with its country code, valid or not."""
+    scheme, user, _ = _parts(_plain(text))
+    return bool(_LIKE_A_NUMBER.match(user)) or bool(scheme and user[:1].isdecimal())
+
+
+def stands_for_nobody(text: str) -> bool:
+    """Whether a text is what is said in place of a caller: `anonymous`, `+8656696`, a blank.
+
+    A plain row of digits may be somebody's id, so digits are judged only behind a plus.
+    """
+    scheme, user, host = _parts(_plain(text))
+    if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
+        return True
+    if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
+        return bool(scheme or not host)  # else a mail address
+    return bool(_LIKE_A_NUMBER.match(user)) and _stands_for_none(_digits_of(user))
+
+
+def _parts(raw: str) -> tuple[str, str, str]:
+    """Return scheme, user and host of a URI; a plain text is all user."""
+    text = raw.strip()
+    scheme = _SCHEME.match(text)
+    user, _, host = (text[scheme.end() :] if scheme else text).partition("@")
+    return scheme[0] if scheme else "", user, host
+
+
+def _plain(text: str) -> str:
+    """Return a text without differences that a reader may not see."""
+    normal = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in normal if unicodedata.category(c) not in {"Cc", "Cf"}).strip()
+
+
+def _digits_of(text: str) -> str:
+    return "".join(c for c in text if c in "0123456789")
+
+
+def _stands_for_none(digits: str) -> bool:
+    """Whether all digits there are stand for none: a word on a keypad, one digit, counting."""
+    return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
+
+
+def _is_filler(national: str) -> bool:
+    """Whether a number without its country code is a word on a keypad, or one digit repeated."""
+    return national in _ON_A_KEYPAD or len(set(national)) == 1
+
+
+def _valid(text: str, region: str | None) -> Reading:
+    try:
+        parsed = phonenumbers.parse(text, region)
+    except phonenumbers.NumberParseException:
+        return Reading(why="invalid")
+    national = str(parsed.national_number)
+    if len(national) >= _LOCAL_DIGITS and _is_filler(national):
+        return Reading(why="withheld")
+    if not phonenumbers.is_valid_number(parsed):
+        return Reading(why="invalid")
+    return Reading(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
+
+
+def _only(readings: list[Reading]) -> Reading:
+    """Return the number that all readings which are one agree on."""
+    numbers = {one.e164 for one in readings if one.e164}
+    if any(one.why == "withheld" for one in readings):
+        return Reading(why="withheld")
+    if not numbers:
+        return Reading(why="invalid")
+    return Reading(numbers.pop()) if len(numbers) == 1 else Reading(why="ambiguous")

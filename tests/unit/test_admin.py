@@ -1,0 +1,77 @@
+"""What the command line asks of a running sidecar."""
+
+import json
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from starlette.applications import Starlette
+
+from sidecar.call_names import short_id
+from sidecar.model import AgentRef, Call
+from sidecar.server.admin import Admin
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+
+class Line:
+    """A live call that notes what it is told."""
+
+    def __init__(self, call_id: str) -> None:
+        self.call = Call(f"t/{call_id}", AgentRef("t"), "livekit", "", 0.0)
+        self.told: list[str] = []
+
+    @property
+    def key(self) -> str:
+        return self.call.key
+
+    def guide(self, text: str) -> None:
+        self.told.append(text)
+
+
+async def asked(directory: Path, live: list[Line], call: str) -> tuple[int, dict[str, Any]]:
+    """Ask for guidance in a call; returns the status and the answer."""
+    nothing = cast("Any", None)
+    admin = Admin(nothing, live=lambda: cast("Any", live), forget=nothing, clock=lambda: 0.0)
+    admin.announce(directory, "http://127.0.0.1:1")
+    token = json.loads((directory / "control.json").read_text())["token"]
+    body = json.dumps({"call": call, "command": "guide", "text": "Be brief."}).encode()
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/admin/command",
+        "raw_path": b"/admin/command",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {token}".encode())],
+        "client": ("127.0.0.1", 1),
+    }
+    await Starlette(routes=admin.routes())(scope, receive, send)
+    answer = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(answer)
+
+
+async def test_a_live_call_goes_by_any_of_its_names(tmp_path: Path) -> None:
+    """Key, id, short id or a beginning reach the one call; a name that none has is not done."""
+    line, other = Line("AJ_one"), Line("AJ_two")
+    for name in ("t/AJ_one", "AJ_one", "AJ_o", short_id("t/AJ_one"), short_id("t/AJ_one")[:6]):
+        assert await asked(tmp_path, [line, other], name) == (200, {"done": True})
+    assert len(line.told) == 5
+    assert other.told == []
+    assert await asked(tmp_path, [line, other], "AJ_three") == (200, {"done": False})
+
+
+async def test_an_ambiguous_name_reaches_nobody(tmp_path: Path) -> None:
+    """Of two calls that a name fits none is told anything, and the answer names both."""
+    lines = [Line("console-1"), Line("console-2")]
+    status, answer = await asked(tmp_path, lines, "console")
+    assert status == 409
+    assert all(line.told == [] and short_id(line.key) in answer["hint"] for line in lines)

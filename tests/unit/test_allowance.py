@@ -1,0 +1,55 @@
+"""Bytes held for peers, each on its own and together."""
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.server.allowance import Allowance
+
+pytestmark = pytest.mark.unit
+
+MOVES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=60)
+
+
+@given(MOVES)
+def test_what_is_held_is_bounded_and_nobody_waits_for_another(
+    moves: list[tuple[int, int, bool]],
+) -> None:
+    """Peers that heed it hold a limit and one piece at most; who holds nothing may go on."""
+    shared = Allowance(100)
+    peers = [Allowance(50, shared) for _ in range(4)]
+    held: list[list[int]] = [[] for _ in peers]
+    for who, size, gives_back in moves:
+        peer = peers[who]
+        if gives_back and held[who]:
+            peer.give_back(held[who].pop())
+        elif not peer.spent:
+            peer.take(size)
+            held[who].append(size)
+        assert [sum(pieces) for pieces in held] == [one.held_bytes for one in peers]
+        assert sum(map(sum, held)) == shared.held_bytes
+        assert all(one.held_bytes <= 50 + 40 for one in peers)
+        assert shared.held_bytes <= 100 + len(peers) * 40
+        assert not any(one.spent for one in peers if not one.held_bytes)
+    for peer in peers:
+        peer.give_back()
+    assert shared.held_bytes == 0
+
+
+def test_room_is_had_when_another_peer_gives_back() -> None:
+    """A peer held up by what all hold goes on when any of them holds less."""
+
+    async def give_and_wait() -> None:
+        shared = Allowance(10)
+        one, two = Allowance(100, shared), Allowance(100, shared)
+        one.take(8)
+        two.take(8)
+        assert two.spent
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(two.room)
+            await anyio.wait_all_tasks_blocked()
+            one.give_back(8)
+        assert not two.spent
+
+    anyio.run(give_and_wait)

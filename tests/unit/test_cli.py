@@ -1,0 +1,297 @@
+"""The command line on a journal of its own, in this process."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar import cli
+from sidecar.call_names import calls_named, several, short_id
+from sidecar.cli.checks import Finding
+from sidecar.cli.undelivered import lanes
+from sidecar.config import load
+from sidecar.model import AgentRef, Call, Turn, caller_key
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite import SqliteJournal
+from tests.unit.test_printable import is_safe
+
+pytestmark = pytest.mark.unit
+
+ADA = caller_key("default", "tel:+12025550147")
+CALLS = (
+    Call("default/AJ_5dYqZKb3mWcN", AgentRef("default", caller_key=ADA), "livekit", ADA, 100.0),
+    Call(
+        "default/0199c1f2-7a4e-7c11-9d3e-5b1f0c6a2e44",
+        AgentRef("default", agent_id="agent-1"),
+        "vapi",
+        caller_key("default", "id:bob"),
+        200.0,
+    ),
+    Call(
+        "acme/console-0b8c9a52-0d38-4b4e-9c53-0d8d2f1f5a11",
+        AgentRef("acme", caller_key="5" * 32),
+        "console",
+        "5" * 32,
+        300.0,
+    ),
+)
+EVIL = "one\n00:00:00  agent   two \x1b[2J\x9b\u202e\u2066\u200f\ufeff\U000e0041 three"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it wrote for programs."""
+        return json.loads(self.out)
+
+
+class Cli:
+    """`sidecar …` with settings of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+        self._monkeypatch = monkeypatch
+        self._data_dir = data_dir
+
+    def run(self, *args: str, **settings: str) -> Done:
+        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_")
+        out, err = io.StringIO(), io.StringIO()
+        with self._monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith(ours)]:
+                patch.delenv(name)
+            said = {"SIDECAR_DATA_DIR": str(self._data_dir), "SIDECAR_LETTA": "embedded"}
+            for name, value in (said | {"COLUMNS": "80"} | settings).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["sidecar", *args])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    cli.main()
+                    code = 0
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def ok(self, *args: str) -> str:
+        done = self.run(*args)
+        assert done.code == 0, (args, done)
+        return done.out
+
+
+async def fill(path: Path, text: str = EVIL) -> None:
+    """Make a journal with a turn in each call, its words by default as bad as words can be."""
+    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    for call in CALLS:
+        await journal.open_call(call)
+        await journal.append([Turn(call.key, "item-1", 1, "caller", text, call.opened_at_s)])
+    await journal.learn_agent(CALLS[0].ref, "agent-ada")
+    await journal.aclose()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    (tmp_path / "data").mkdir(mode=0o700)
+    anyio.run(fill, tmp_path / "data" / "journal.db")
+    return Cli(monkeypatch, tmp_path / "data")
+
+
+def test_each_command_is_in_one_group_and_what_erases_is_last() -> None:
+    """Help leads from running to erasing, and leaves no command out."""
+    root = typer.main.get_command(cli.app)
+    shown = root.list_commands(typer.Context(root))  # type: ignore[attr-defined]
+    assert sorted(shown) == sorted(root.commands)  # type: ignore[attr-defined]
+    assert (shown[0], shown[-1]) == ("run", "forget")
+
+
+def test_help_has_a_heading_for_each_group(command: Cli) -> None:
+    """Run, look, mend, move, erase, in that order."""
+    told = command.ok("--help")
+    places = [told.index(f"\n{heading}:\n") for heading in ("Run", "Look", "Mend", "Move", "Erase")]
+    assert places == sorted(places)
+    assert told.index("forget") > places[-1]
+
+
+def test_a_call_takes_one_line_of_eighty_columns(command: Cli) -> None:
+    """`calls list` shows each call on one line, by an id that can be copied."""
+    lines = command.ok("calls", "list").splitlines()
+    assert max(map(len, lines)) <= 80
+    for call in CALLS:
+        (line,) = [line for line in lines if short_id(call.key) in line]
+        assert call.channel in line
+    assert len([line for line in lines if line.strip()]) == 2 + len(CALLS)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_goes_by_its_short_id_everywhere(command: Cli, call: Call) -> None:
+    """Key, id, short id and their first characters name a call to every command that takes one."""
+    names = [call.key, call.call_id, short_id(call.key), short_id(call.key)[:5], call.key[:-2]]
+    for name in [*names, call.call_id[:-2]]:
+        assert command.run("calls", "show", name, "--json").json["call"] == call.key
+        (line,) = command.ok("export", "--call", name).splitlines()
+        assert json.loads(line)["call"] == call.key
+        tailed = command.ok("calls", "tail", name, "--once", "--since-s", "1e9", "--json")
+        assert [json.loads(one)["call"] for one in tailed.splitlines()] == [call.key]
+
+
+def test_an_ambiguous_name_says_which_there_are(command: Cli) -> None:
+    """A beginning that fits two calls is an error that names both, with their short ids."""
+    done = command.run("calls", "show", "default/")
+    assert done.code == 1
+    for call in CALLS[:2]:
+        assert f"{short_id(call.key)} ({call.key})" in done.err
+    assert command.run("calls", "show", "nothing-like-it").code == 1
+    assert command.run("calls", "show", "AJ").code == 1
+
+
+@given(st.lists(st.text(min_size=1), unique=True, min_size=1), st.text(max_size=10))
+def test_a_whole_key_always_names_its_call(ids: list[str], name: str) -> None:
+    """No other call's beginning or short id comes before a call's own key; others are all named."""
+    keys = [f"t/{call_id}" for call_id in ids]
+    for key in keys:
+        assert calls_named(key, keys) == [key]
+        assert key in calls_named(short_id(key), keys) or short_id(key) in ids
+    found = calls_named(name, keys)
+    assert all(short_id(key) in several(found) for key in found[:5])
+
+
+def test_words_forge_no_line_and_command_no_terminal(command: Cli) -> None:
+    """Whatever was said: on a terminal it is safe and stays its turn; as JSON it is whole."""
+    call = CALLS[0].key
+    for args in (
+        ("calls", "list"),
+        ("calls", "show", call),
+        ("calls", "tail", "--once", "--since-s", "1e9"),
+        ("calls", "tail", "--once", "--since-s", "1e9", "--json"),
+        ("calls", "show", call, "--json"),
+        ("export",),
+        ("outbox", "list"),
+        ("outbox", "list", "--json"),
+    ):
+        told = command.ok(*args)
+        assert is_safe(told), args
+        assert "\n00:00:00" not in told
+    assert command.run("calls", "show", call, "--json").json["turns"][0]["text"] == EVIL
+    exported = [json.loads(line) for line in command.ok("export").splitlines()]
+    assert {turn["text"] for one in exported for turn in one["turns"]} == {EVIL}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_another_encoding_ends_no_command(tmp_path: Path, encoding: str) -> None:
+    """What a terminal can't show is spelt; JSON stays JSON, and loses nothing."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    anyio.run(fill, tmp_path / "data" / "journal.db", "Grüße, 東京")
+    environ = {"PATH": "/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
+    environ["PYTHONIOENCODING"] = encoding
+    for args in (["calls", "show", CALLS[0].key], ["calls", "show", CALLS[0].key, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "sidecar", *args], env=environ, capture_output=True, check=True
+        )
+        if "--json" in args:
+            assert json.loads(done.stdout.decode(encoding))["turns"][0]["text"] == "Grüße, 東京"
+        assert b"Gr" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("caller", "agent"),
+    [("tel:+12025550147", "agent-ada"), (ADA, "agent-ada"), ("id:bob", "agent-1")],
+)
+@pytest.mark.parametrize("verb", ["log", "diff"])
+def test_the_memory_of_a_caller_is_asked_for_by_the_caller(
+    command: Cli, monkeypatch: pytest.MonkeyPatch, verb: str, caller: str, agent: str
+) -> None:
+    """Who knows a number needs no agent's id: the journal says who remembers it."""
+    asked: list[str] = []
+
+    async def changes(agent_id: str, limit: int) -> list[Any]:
+        del limit
+        asked.append(agent_id)
+        return []
+
+    monkeypatch.setattr("sidecar.serve.memory_changes", changes)
+    command.run("memory", verb, "--caller", caller)
+    command.run("memory", verb, agent)
+    assert asked == [agent, agent]
+
+
+def test_a_caller_whom_no_agent_remembers_is_an_error(command: Cli) -> None:
+    """Nobody's memory is not an empty one; and one of the two is named, not both and not neither."""
+    done = command.run("memory", "log", "--caller", "id:carol")
+    assert done.code == 1
+    assert "no agent remembers this caller" in done.err
+    assert command.run("memory", "log").code == 2
+    assert command.run("memory", "log", "agent-1", "--caller", "id:bob").code == 2
+
+
+HELD_AT_S = 1_000_000.0
+RELEASES: dict[str, tuple[str, str]] = {
+    "retry": ("busy elsewhere", "Letta did not take"),
+    "unknown": ("broke off", "may have reached Letta"),
+}
+
+
+def looked(tmp_path: Path, *, now_s: float, running: bool = True) -> Finding:
+    return lanes(load({}), tmp_path / "data", running=running, now_s=now_s)
+
+
+@pytest.mark.parametrize("state", RELEASES)
+def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
+    """A lane that is held is a finding: how many, since when, by what, and the command to look."""
+    error, held_by = RELEASES[state]
+
+    async def fail() -> None:
+        path = tmp_path / "data" / "journal.db"
+        path.parent.mkdir()
+        journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=lambda: HELD_AT_S)
+        call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", HELD_AT_S)
+        await journal.open_call(call)
+        await journal.append([Turn(call.key, "i", 1, "caller", "hello", HELD_AT_S)])
+        await journal.close_call(call.key, at_s=HELD_AT_S)
+        (batch,) = await journal.claim(9, now_s=HELD_AT_S + 1, post_timeout_s=1.0)
+        await journal.release(
+            batch,
+            due_s=HELD_AT_S + 99,
+            unknown=state == "unknown",
+            over=False,
+            error=error,
+            now_s=HELD_AT_S + 2,
+        )
+        await journal.aclose()
+
+    anyio.run(fail)
+    found = looked(tmp_path, now_s=HELD_AT_S + 60)
+    assert (found.what, found.verdict) == ("lanes", "warning")
+    assert "1 held, the oldest for 1 min 0 s" in found.found
+    assert held_by in found.found
+    assert error in found.found
+    assert "sidecar outbox list" in found.fix
+    assert "sidecar run" in looked(tmp_path, now_s=HELD_AT_S + 60, running=False).fix
+
+
+def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Path) -> None:
+    """Words of the last two minutes are no finding; with nobody to send them they become one."""
+    assert looked(tmp_path / "no", now_s=0.0).verdict == "ok"
+    now_s = time.time()
+    assert looked(tmp_path, now_s=now_s).found == "3 wait their turn"
+    old = looked(tmp_path, now_s=now_s + 3_600, running=False)
+    assert old.verdict == "warning"
+    assert "3 held, the oldest for 1 h 0 min" in old.found
+    assert "not sent yet" in old.found
+    told = command.run("doctor", "--json")
+    assert [one["what"] for one in told.json][-1] == "lanes"

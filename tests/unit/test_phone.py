@@ -1,0 +1,317 @@
+"""Phone numbers as carriers report them."""
+
+import re
+
+import phonenumbers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar import phone
+
+pytestmark = pytest.mark.unit
+
+NUMBERS = {  # of those that are kept for films and books, so that nobody has them
+    "US": ("+12025550100", "(202) 555-0100"),
+    "GB": ("+442079460018", "020 7946 0018"),
+    "DE": ("+493023125014", "030 / 23125-014"),
+    "FR": ("+33199001234", "01.99.00.12.34"),
+}
+WORDS = (
+    "unknown",
+    "restricted",
+    "anonymous",
+    "private",
+    "unavailable",
+    "blocked",
+    "withheld",
+    "hidden",
+    "payphone",
+    "no caller id",
+    "out of area",
+    "private number",
+    "unknown caller",
+    "not provided",
+    "not available",
+)
+
+
+def typed(word: str) -> str:
+    """Return the keys that spell a word, as the letters stand on a telephone."""
+    keys = ("abc", "def", "ghi", "jkl", "mno", "pqrs", "tuv", "wxyz")
+    return "".join(str(2 + n) for c in word for n, on in enumerate(keys) if c in on)
+
+
+@pytest.mark.parametrize(("region", "both"), NUMBERS.items())
+def test_a_number_is_the_same_in_each_spelling(region: str, both: tuple[str, str]) -> None:
+    """With a plus, as its country writes it, in a URI, with blanks around it: one number."""
+    e164, national = both
+    spaced = f"{e164[:3]} {e164[3:6]}-{e164[6:]}"
+    for raw in (
+        e164,
+        spaced,
+        f" {e164}\n",
+        f"sip:{e164}@trunk.example",
+        f"sips:{e164}@203.0.113.5:5061;user=phone",
+        f"SIP:{e164}@[2001:db8::1]",
+        f"tel:{e164}",
+        f"{e164}@trunk.example",
+    ):
+        assert phone.read(raw, region=None) == phone.Reading(e164)
+        assert phone.read(raw, region=region) == phone.Reading(e164)
+    assert phone.read(national, region=region) == phone.Reading(e164)
+    assert phone.read(national, region=None).why == "no_region"
+    assert phone.is_e164(e164)
+    assert not phone.is_e164(spaced)
+
+
+@pytest.mark.parametrize(
+    ("raw", "region", "e164"),
+    [
+        ("12025550100", "US", "+12025550100"),
+        ("011442079460018", "US", "+442079460018"),
+        ("0012025550100", "DE", "+12025550100"),
+        ("4915112345678", "US", "+4915112345678"),
+        ("+44 (0)20 7946 0018", None, "+442079460018"),
+        ("+39 02 1234 5678", None, "+390212345678"),
+    ],
+)
+def test_a_prefix_is_read_as_the_country_dials_it(raw: str, region: str | None, e164: str) -> None:
+    """A number with its own country's code, or dialled abroad, is the one it reaches."""
+    assert phone.read(raw, region=region).e164 == e164
+
+
+@pytest.mark.parametrize("region", [None, "US", "DE", "GB", "ES", "SG"])
+@pytest.mark.parametrize("word", WORDS)
+def test_a_withheld_number_is_nobody_in_each_spelling(word: str, region: str | None) -> None:
+    """Words in any case, on a keypad, behind a country code or cut to ten digits are no number."""
+    keys = typed(word.replace(" ", ""))
+    for raw in (
+        word,
+        word.upper(),
+        word.title().replace(" ", ""),
+        word.replace(" ", "_"),
+        f'"{word}"',
+        f"<sip:{word}>",
+        f"sip:{word.replace(' ', '.')}@192.0.2.7",
+        f"+{keys}",
+        keys,
+        f"+1{keys}",
+        f"1{keys}",
+        f"00{keys}",
+        f"sip:+{keys}@trunk.example",
+        f"{keys[:3]}-{keys[3:]}",
+        f"+{keys[:10]}",
+        keys[:10],
+    ):
+        assert phone.read(raw, region=region).e164 == ""
+    assert phone.read(word, region=region).why == "withheld"
+    assert phone.read(f"+{keys}", region=region).why == "withheld"
+    assert phone.read(f"caller id: {word}", region=region).why == "withheld"
+
+
+def test_the_keypad_spellings_are_those_that_carriers_send() -> None:
+    """The rows of digits by which reports in the field name these words are among them."""
+    for digits in ("8656696", "7378742833", "266696687", "86282452253", "2562533", "7748283"):
+        assert digits in map(typed, WORDS)
+        for region in (None, "US", "DE"):
+            for raw in (digits, f"+{digits}", f"+1{digits}"):
+                assert phone.read(raw, region=region).e164 == ""
+
+
+@pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR", "IT", "ES", "SG", "NU"])
+def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None:
+    """Zeros, nines and 1234567890 stand for no number, whatever their length and country."""
+    rows = [digit * length for digit in "0123456789" for length in range(1, 16)]
+    rows += ["1234567", "12345678", "123456789", "1234567890", "0123456789", "9876543210"]
+    assert phone.read("+38612345678", region=region).e164 == "+38612345678"
+    for row in rows:
+        for raw in (row, f"+{row}", f"+1{row}", f"sip:{row}@192.0.2.7"):
+            assert phone.read(raw, region=region).e164 == ""
+
+
+@pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "   ",
+        "+",
+        "+1",
+        "sip:",
+        "sip:@trunk.example",
+        "sip:anonymous@anonymous.invalid",
+        "sip:+12025550100@anonymous.invalid",
+        "anonymous@anonymous.invalid",
+        "sip:+12025550100@Anonymous.Invalid:5060;user=phone",
+        "sip:+12025550100@anonymous.invalid.",
+        "sip: 2025550100@trunk.example",
+        "anonymous@192.0.2.7",
+        "192.168.1.5",
+        "10.0.0.1",
+        "192.168.1.5:5060",
+        "192.168.1.5/24",
+        "sip:192.168.1.5",
+        "sip:192.168.1.5@trunk.example",
+        "2001:db8::1",
+        "[2001:db8::1]",
+        "alice1002",
+        "bob1002",
+        "user-2025550147",
+        "2025550147-user",
+        "+12025550100a",
+        "a+12025550100",
+        "1-800-FLOWERS",
+        "+1800FLOWERS",
+        "+12025550100 or +12025550101",
+        "+12025550100/+12025550101",
+        "++12025550100",
+        "+1+2025550100",
+        "+(12025550100",
+        "+12025550100)",
+        "+15550100",
+        "+1555550100",
+        "911",
+        "1002",
+        "+999123456789",
+        '"Ada" <sip:+12025550100@trunk.example>',
+        "+12025550100%20",
+        "sip:+12025550100:secret@trunk.example",
+        "sip:+12025550100@trunk.example or another",
+        "\uff0b12025550100",
+        "+1202555010\uff10",
+        "+\u0661\u0662\u0660\u0662\u0665\u0665\u0665\u0660\u0661\u0660\u0660",
+        "\u202a+12025550100\u202c",
+        "+12025550100\u200e",
+        "+1\u00ad2025550100",
+        "+12025550100\x00",
+        "+1202\n5550100",
+        "+1202\u00a05550100",
+        "+12025550100\ud800",
+        "+1202" + "5" * 500,
+        "+1202-----5550100",
+    ],
+)
+def test_what_has_not_a_numbers_shape_is_none(raw: str, region: str | None) -> None:
+    """Letters, hosts, controls, digits of other scripts and halves of a number give no number."""
+    assert phone.read(raw, region=region).e164 == ""
+    assert phone.read(raw, region=region).why
+    assert not phone.is_e164(raw)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [";ext=12", ";ext=34", " x12", " ext. 12", " extension 12", "#12", ",,12", ";postd=12", "p12"],
+)
+def test_a_number_with_an_extension_is_nobody(tail: str) -> None:
+    """Who sits behind an extension is neither the number's owner nor another extension."""
+    for raw in (
+        f"+12025550100{tail}",
+        f"sip:+12025550100{tail}@trunk.example",
+        f"tel:+12025550100{tail}",
+        f"(202) 555-0100{tail}",
+    ):
+        for region in (None, "US"):
+            assert phone.read(raw, region=region) == phone.Reading(why="extension")
+    assert phone.read("sip:+12025550100@pbx;ext=12", region=None).why == "extension"
+
+
+def test_every_country_has_its_callers() -> None:
+    """An example of each kind of number in each plan is one caller, as E.164 and as it is spaced."""
+    examples = [
+        number
+        for region in phonenumbers.SUPPORTED_REGIONS
+        for kind in range(11)
+        if (number := phonenumbers.example_number_for_type(region, kind)) is not None
+        and phonenumbers.is_valid_number(number)
+        and len(set(str(number.national_number))) > 1
+    ]
+    assert len(examples) > 1000
+    for number in examples:
+        e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+        spaced = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
+        for region in (None, "US", "DE"):
+            assert phone.read(e164, region=region).e164 == e164
+            assert phone.read(spaced, region=region).e164 == e164
+        national = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+        home = phonenumbers.region_code_for_number(number)
+        assert phone.read(national, region=home).e164 in {e164, ""}
+
+
+def test_what_two_countries_may_mean_is_nobody() -> None:
+    """Without its plus, a German mobile number is no longer number in Germany, nor a Danish one in Oregon."""
+    assert phone.read("4915112345678", region="DE").why == "ambiguous"
+    assert phone.read("4587123456", region="US").why == "ambiguous"
+    assert phone.read("+4915112345678", region="DE").e164 == "+4915112345678"
+
+
+def test_some_texts_stand_for_nobody_and_some_read_like_a_number() -> None:
+    """Names and ids are neither, though they hold digits, a plus or a word for a withheld number."""
+    for text in (
+        "ada",
+        "alice1002",
+        "8656696",
+        "7",
+        "0",
+        "11",
+        "anonymous-7f3a",
+        "ada+1@x.example",
+    ):
+        assert not phone.stands_for_nobody(text)
+        assert not phone.reads_like_number(text)
+    for text in ("privacy@corp.example", "@ada", "123abc@x.example", "Ms. Private Ryan"):
+        assert not phone.stands_for_nobody(text)
+    for text in ("", " \t", "Anonymous", "+8656696", "+0000000", "\uff21nonymous", "sip:@x"):
+        assert phone.stands_for_nobody(text)
+    for text in ("+1", "+15550100", "\uff0b12025550100", "\u202a+1 202", "sip:12@pbx", "(202) 555"):
+        assert phone.reads_like_number(text)
+
+
+regions = st.sampled_from([None, *NUMBERS])
+spelled = st.one_of(
+    st.text("+0123456789 ()-./;ext@:abc", max_size=24),
+    st.sampled_from([spelling for both in NUMBERS.values() for spelling in both]),
+    st.from_regex(
+        r"\+?(1|44|49|33)?[ (]?(202|020|20|30|0?1)[) -]?[0-9]{3,4}[- ./]?[0-9]{3,5}", fullmatch=True
+    ),
+)
+DIALLING = {"US": ("1", "1", "011"), "GB": ("44", "0", "00"), "DE": ("49", "0", "00")} | {
+    "FR": ("33", "0", "00")
+}
+
+
+def numbers_meant(raw: str, region: str | None) -> set[str]:
+    """Return which numbers a text may mean, by its digits and the region's prefixes alone."""
+    user = re.sub(r"^(sips?|tel):", "", raw.strip(), flags=re.IGNORECASE).partition("@")[0]
+    digits = "".join(re.findall("[0-9]", user))
+    if user.startswith("+"):
+        return {f"+{digits}"} | {
+            f"+{code}{digits.removeprefix(code + '0')}" for code, *_ in DIALLING.values()
+        }
+    code, trunk, abroad = DIALLING[region or "US"]
+    return {
+        f"+{digits}",
+        f"+{code}{digits}",
+        f"+{code}{digits.removeprefix(trunk)}",
+        f"+{digits.removeprefix(abroad)}",
+    }
+
+
+@given(spelled, regions)
+def test_a_number_or_a_reason(raw: str, region: str | None) -> None:
+    """Whatever a carrier sends is a number as E.164 writes it, or none with a reason."""
+    found = phone.read(raw, region=region)
+    assert bool(found.e164) != bool(found.why)
+    if found.e164:
+        assert phone.is_e164(found.e164)
+        assert not phone.stands_for_nobody(raw)
+
+
+@given(spelled, spelled, regions)
+def test_two_texts_are_one_number_only_by_their_digits(
+    one: str, other: str, region: str | None
+) -> None:
+    """Texts that are read as one number have its digits, and at most a prefix beside them."""
+    first, second = (phone.read(raw, region=region).e164 for raw in (one, other))
+    if first and first == second:
+        assert first in numbers_meant(one, region) & numbers_meant(other, region)

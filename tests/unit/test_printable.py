@@ -1,0 +1,154 @@
+"""What of a text is shown."""
+
+import contextlib
+import io
+import json
+import logging
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from sidecar import telemetry
+from sidecar.channels.livekit.job import _JobLog
+from sidecar.channels.vapi import recall
+from sidecar.cli import show
+from sidecar.memory.prompt import PromptLimits, render
+from sidecar.model import AgentRef, Batch, Block, Call, Snapshot, Turn
+from sidecar.printable import printable, printable_json, printable_line
+from sidecar.telemetry import Telemetry
+from sidecar.transcript.posted import render_batch
+
+pytestmark = pytest.mark.unit
+
+SHOWN = frozenset(
+    "\t\n\u200c\u200d"  # lines, and joiners
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd"  # numbers
+)
+HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs"}
+
+
+def is_safe(text: str) -> bool:
+    """Whether nothing in a text commands a terminal, turns a line around or hides."""
+    return all(unicodedata.category(c) not in HIDDEN or c in SHOWN for c in text)
+
+
+def test_every_character_of_unicode_is_judged_by_its_kind() -> None:
+    """Controls, formats, separators and surrogates are replaced; nothing else changes."""
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        if unicodedata.category(char) != "Cn":
+            assert printable(char) == (char if is_safe(char) else "\ufffd"), hex(code)
+
+
+@given(st.text())
+def test_a_line_stays_one_line(text: str) -> None:
+    """Nothing breaks a line that was meant to be one."""
+    assert is_safe(printable_line(text))
+    assert len(printable_line(text).splitlines()) <= 1
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_is_safe_on_a_terminal_and_loses_nothing(value: object) -> None:
+    """What a program reads is what was meant; what a terminal shows commands nothing."""
+    for indent in (None, 2):
+        shown = printable_json(json.dumps(value, ensure_ascii=False, indent=indent))
+        assert is_safe(shown)
+        assert json.loads(shown) == value
+
+
+@pytest.mark.parametrize("char", ["\x7f", "\x9b", "\u202e", "\ufeff", "\U000e0041", "\ud800"])
+def test_json_spells_what_is_not_shown(char: str) -> None:
+    """A character that is not shown stands there by its number."""
+    shown = printable_json(json.dumps(char, ensure_ascii=False))
+    assert shown.isascii()
+    assert json.loads(shown) == char
+
+
+def written(write: Callable[[], object]) -> str:
+    """Return what is written to standard output."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        write()
+    return out.getvalue()
+
+
+def turn_of(text: str) -> Turn:
+    return Turn("t/c", "item", 1, "caller", text, 0.0)
+
+
+def posted(text: str) -> str:
+    call = Call(f"t/{text}", AgentRef("t", caller_key="k"), text, text, 0.0)
+    lane = call.ref.lane
+    return render_batch(
+        Batch("id", lane, call, None, 1, (turn_of(text),), 0, False, 0.0, 0.0, 0.0, True)
+    )
+
+
+def in_the_prompt(text: str) -> str:
+    snapshot = Snapshot.of("agent", [Block(text, f"v{text}", text)], read_at_s=0.0)
+    return render(snapshot, [turn_of(text)], nonce="0" * 12, limits=PromptLimits()).text
+
+
+def in_a_workers_log(text: str) -> str:
+    """Return what a worker's log gets of an event, by LiveKit's job logger."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.extend(v for v in vars(record).values() if isinstance(v, str))
+
+    logger = logging.getLogger("sidecar")
+    handler = Handler()
+    logger.addHandler(handler)
+    try:
+        Telemetry(log_text=True, logger=_JobLog()).emit(
+            telemetry.turns_dropped, call=text, turns=1, why=text
+        )
+    finally:
+        logger.removeHandler(handler)
+    assert lines
+    return "".join(lines)
+
+
+PLACES: dict[str, Callable[[str], str]] = {
+    "the prompt": in_the_prompt,
+    "a post to Letta": posted,
+    "a worker's log": in_a_workers_log,
+    "an answer of recall": lambda text: recall.as_text([recall.Known(text, text)]),
+    "a document of the knowledge base": recall.plain,
+    "a line of a command": lambda text: written(lambda: show.say(text)),
+    "a table": lambda text: written(lambda: show.table([">n", "a"], [["1", text]], empty="")),
+    "--json": lambda text: written(lambda: show.as_json({text: [text, turn_of(text)]})),
+    "export": lambda text: show.json_line({text: [turn_of(text)]}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@given(text=st.text(min_size=1, max_size=50))
+def test_no_place_shows_what_is_not_printable(place: str, text: str) -> None:
+    """Whatever somebody says or an agent writes, it is safe wherever it is shown."""
+    assert is_safe(PLACES[place](text))
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_the_log_shows_nothing_else_either(json_lines: bool) -> None:
+    """A field of a log line, and the text of an exception, command no terminal and start no line."""
+    code = (
+        "import structlog; from sidecar.log import configure_logging\n"
+        f"configure_logging(level='info', json={json_lines})\n"
+        "log = structlog.get_logger()\n"
+        "bad = 'a\\x1b[2J\\x9b\\u202eb\\U000e0041\\ud800\\nforged'\n"
+        "log.info('event', text=bad, **{'call': bad.replace(' ', '')})\n"
+        "try:\n    raise ValueError(bad)\nexcept ValueError:\n    log.exception('failed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "event" in done.stderr
+    assert is_safe(done.stderr)
+    assert "\nforged" not in done.stderr.partition("Traceback")[0]

@@ -1,0 +1,269 @@
+"""No request to VAPI's routes holds the loop: CPU time of the loop's thread, callback by callback."""
+
+import asyncio
+import gc
+import json
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from sidecar.calls import CallPolicy, Calls
+from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.calls import Ends, VapiCalls
+from sidecar.channels.vapi.completions import Completions, Policy
+from sidecar.channels.vapi.control import Control
+from sidecar.channels.vapi.deliveries import Deliveries
+from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.webhook import Assistant, Webhook
+from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.memory.archive import Archive
+from sidecar.memory.snapshots import Snapshots
+from sidecar.prompt_wait import Waits
+from sidecar.telemetry import Telemetry
+from sidecar.transcript.journal import PostPolicy
+from sidecar.transcript.sqlite import SqliteJournal
+from tests.unit.test_calls import Letta, Store
+from tests.unit.test_vapi_webhook import CALL, RECALL, Source
+
+pytestmark = pytest.mark.unit
+
+HOLD_S = 0.05
+SECRET = b"secret-0123456789abcdef"
+
+
+class Quiet:
+    """A log that costs nothing."""
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+class Loop:
+    """The longest time on the CPU that one callback of the running loop took."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.longest_s = 0.0
+        run = asyncio.Handle._run
+
+        def measured(handle: asyncio.Handle) -> None:
+            began_s = time.thread_time()
+            run(handle)
+            self.longest_s = max(self.longest_s, time.thread_time() - began_s)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", measured)
+
+
+class Yes:
+    """A model that says yes."""
+
+    content_type = "text/event-stream"
+
+    def __init__(self) -> None:
+        self._frames = [
+            b'data: {"choices":[{"delta":{"content":"Yes."}}]}\n\n',
+            b"data: [DONE]\n\n",
+        ]
+
+    async def ask(self, body: bytes, traceparent: str = "") -> "Yes":
+        return Yes()
+
+    async def next(self) -> bytes:
+        return self._frames.pop(0) if self._frames else b""
+
+    def close(self) -> None: ...
+
+
+class Routes:
+    def __init__(self, journal: SqliteJournal) -> None:
+        emit = Telemetry(strict=True, logger=Quiet()).emit
+        clock = time.time
+        rules = IdentityRules()
+        letta = Letta()
+        self.snapshots = Snapshots(letta, Store(), emit=emit, clock=clock)
+        self.calls = Calls(
+            journal,
+            self.snapshots,
+            Identity(letta, journal, rules=rules, emit=emit),  # type: ignore[arg-type]
+            rules=rules,
+            policy=CallPolicy(),
+            secret=b"0" * 32,
+            emit=emit,
+            clock=clock,
+        )
+        self.vapi = VapiCalls(
+            self.calls,
+            journal,
+            Control(emit=emit),
+            waits=Waits(),
+            ends=Ends(),
+            redact=None,
+            emit=emit,
+            clock=clock,
+        )
+        deliveries = Deliveries(
+            window_s=REPLAY_WINDOW_S, wall=clock, clock=clock, path=None, emit=emit
+        )
+        door = Door([Credential("acme", (SECRET,), (SECRET,))], wall=clock, deliveries=deliveries)
+        self.archive = Archive(Source(), emit=emit, clock=clock)
+        self.webhook = Webhook(
+            self.vapi,
+            door,
+            assistant=Assistant(assistant_id="5b0a4a08"),
+            archive=self.archive,
+            rate=RateCap(1e9, 1e9),
+            emit=emit,
+            clock=clock,
+        )
+        self.chat = Completions(
+            self.vapi,
+            Yes(),
+            door,
+            policy=Policy("demo"),
+            rate=RateCap(1e9, 1e9),
+            budget=Budget(0),
+            emit=emit,
+            clock=clock,
+        )
+
+    async def post(self, app: Any, body: bytes) -> int:
+        parts: list[Any] = []
+        answered = anyio.Event()
+        sent = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if sent:
+                await answered.wait()
+                return {"type": "http.disconnect"}
+            sent = True
+            return {"type": "http.request", "body": body}
+
+        async def send(part: Any) -> None:
+            parts.append(part)
+            if part["type"] == "http.response.body" and not part.get("more_body"):
+                answered.set()
+
+        headers = [(b"authorization", b"Bearer " + SECRET)]
+        await app({"type": "http", "headers": headers}, receive, send)
+        return int(parts[0]["status"])
+
+    async def tell(self, kind: str, **more: object) -> int:
+        message = {"type": kind, "call": CALL, **more}
+        raw = json.dumps({"message": message}, separators=(",", ":"))
+        return await self.post(self.webhook, raw.encode())
+
+    async def ask(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        asked = {"messages": messages, "stream": True, "call": CALL}
+        return await self.post(self.chat, json.dumps(asked, separators=(",", ":")).encode())
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[Routes]:
+    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    routes = Routes(journal)
+    async with anyio.create_task_group() as tasks:
+        for part in (routes.snapshots, routes.calls, routes.vapi, routes.archive):
+            await tasks.start(part.run)
+        yield routes
+        tasks.cancel_scope.cancel()
+    await journal.aclose()
+
+
+def alternating(count: int, said: Callable[[int], str] = str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": said(n)} for n in range(count)]
+
+
+HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
+    "alternating": lambda: alternating(22_000),
+    "two words over and over": lambda: alternating(22_000, lambda n: "ab"[n % 2]),
+    "one speaker": lambda: [{"role": "user", "content": "a"}] * 26_000,
+    "one message": lambda: alternating(2, lambda _: "word " * 90_000),
+    "other scripts": lambda: alternating(2, lambda n: chr(0x3B1 + n) * 70_000),
+    "few long ones": lambda: alternating(300, lambda n: f"{n} word " * 300),
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What the test run itself holds is not looked through by the collector meanwhile."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("shape", HISTORIES)
+async def test_no_history_holds_the_loop(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest bodies of every shape, asked, told, corrected, reported and searched."""
+    loop = Loop(monkeypatch)
+    history = HISTORIES[shape]()
+    changed = [
+        {**one, "content": f"{one['content']} x"} for one in history[: len(history) * 8 // 10]
+    ]
+    took: dict[str, float] = {}
+    async with serving(tmp_path / "journal.db") as routes:
+        steps: Mapping[str, Callable[[], Any]] = {
+            "ask": lambda: routes.ask(history),
+            "store": lambda: anyio.sleep(1.0),
+            "update": lambda: routes.tell("conversation-update", messages=history),
+            "changed": lambda: routes.tell("conversation-update", messages=changed),
+            "knowledge": lambda: routes.tell("knowledge-base-request", messages=history),
+            "recall": lambda: routes.tell("tool-calls", toolCallList=[RECALL]),
+            "report": lambda: routes.tell("end-of-call-report", messages=history),
+            "again": lambda: routes.tell("end-of-call-report", messages=changed),
+        }
+        for name, step in steps.items():
+            loop.longest_s = 0.0
+            assert await step() in {200, None}
+            took[name] = loop.longest_s
+    assert {name: held_s for name, held_s in took.items() if held_s > HOLD_S} == {}
+
+
+@pytest.mark.anyio
+async def test_no_escapes_hold_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of nothing but halves of characters is read, one of that and no JSON is refused."""
+    loop = Loop(monkeypatch)
+    halves = b"\\ud83d" * 160_000
+    async with serving(tmp_path / "journal.db") as routes:
+        for end, status in ((b'"}]}', 200), (b'"', 400)):
+            body = b'{"messages":[{"role":"user","content":"' + halves + end
+            assert await routes.post(routes.chat, body) == status
+    assert loop.longest_s < HOLD_S
+
+
+@pytest.mark.anyio
+async def test_ended_calls_hold_no_words(tmp_path: Path) -> None:
+    """Of calls that ended, however long, some hundred bytes each stay in memory."""
+    calls = 4
+    history = alternating(100, lambda n: f"{n} word " * 100)
+    async with serving(tmp_path / "journal.db") as routes:
+
+        async def report(number: int) -> None:
+            call = {**CALL, "id": str(number)}
+            assert await routes.tell("conversation-update", messages=history, call=call) == 200
+            assert await routes.tell("end-of-call-report", messages=history, call=call) == 200
+
+        await report(0)
+        gc.collect()
+        tracemalloc.start()
+        for number in range(1, calls + 1):
+            await report(number)
+        gc.collect()
+        held_bytes = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    assert held_bytes < calls * 20_000
