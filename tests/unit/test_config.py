@@ -118,7 +118,7 @@ def test_no_secret_is_printed() -> None:
             "OPENAI_API_KEY": "canary",
             "SIDECAR_LINK_TOKEN": "canary" + SECRET,
             "SIDECAR_TENANTS": json.dumps({"a": "canary2" + SECRET}),
-            "LETTA_BASE_URL": "http://letta.internal:8283",
+            "LETTA_BASE_URL": "http://me:canary@letta.internal:8283",
             "LIVEKIT_URL": "wss://x",
             "LIVEKIT_API_KEY": "canary",
             "LIVEKIT_API_SECRET": "canary",

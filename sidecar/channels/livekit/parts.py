@@ -39,8 +39,6 @@ from sidecar.llm.port import Llm
 
 _WHISPER_RATE_HZ: Final = 16_000
 _OPENAI_URL: Final = "https://api.openai.com/v1"
-_key = environment.header_value
-_url = partial(environment.base_url, schemes=environment.HTTP_SCHEMES)
 _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[speech]'"
 
 

@@ -12,7 +12,6 @@ What is not needed for the reply (the journal, the reading of what passed) waits
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -176,12 +175,19 @@ class Completions:
             memory = (await call.memory()).text if found.own else ""
         model = self._model(asked)
         policy = self._policy
+
+        def written() -> tuple[dict[str, Any], bytes]:
+            prompt = passed_on(
+                asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
+            )
+            return prompt, _encode(prompt)
+
         if held := held_back(asked, policy.allow):
             self._emit(telemetry.vapi_held_back, names=_shown(held), hint=_ALLOW_HINT)
-        passed = partial(
-            passed_on, asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
-        )
-        prompt, body = await apart(cost, _written, passed)
+        try:
+            prompt, body = await apart(cost, written)
+        except (ValueError, OverflowError, RecursionError, TypeError):
+            raise Refused(400, "the body holds what can't be written as JSON again") from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)
         return Request(call, asked, blocks, prompt, body, model, admitted.tenant, span)
 
@@ -324,12 +330,3 @@ async def _cancel_when_gone(receive: Receive, turn: Request, scope: anyio.Cancel
     if turn.how == "superseded":
         turn.how, turn.gone = "client gone", True
         scope.cancel()
-
-
-def _written(passed: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
-    """Return a prompt, and it as JSON."""
-    prompt = passed()
-    try:
-        return prompt, _encode(prompt)
-    except (ValueError, OverflowError, RecursionError, TypeError):
-        raise Refused(400, "the body holds what can't be written as JSON again") from None
