@@ -212,7 +212,8 @@ class Loop:
         self.pause(self.dice.uniform(0.0, 1.5))
         worker = self.dice.choice(self.workers)
         worker.kill()
-        self.ledger_of(worker).open("ab").write(b"\nalone\n")
+        with self.ledger_of(worker).open("ab") as ledger:
+            ledger.write(b"\nalone\n")
         self.start_worker(worker)
         self.start_sidecar()
         self.wait_for_sidecar()
