@@ -9,7 +9,9 @@ import anyio
 import pytest
 from aiohttp import ClientSession, web
 
+from sidecar.channels.vapi.upstream import HttpUpstream
 from sidecar.errors import LlmError
+from sidecar.llm.dialects import Dialects
 from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
 from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
@@ -363,3 +365,25 @@ async def test_a_refusal_that_teaches_nothing_is_final() -> None:
         with pytest.raises(LlmError, match="400"):
             await streamed(llm)
     assert len(server.bodies) == 1
+
+
+async def test_vapis_upstream_learns_from_a_server() -> None:
+    """Over HTTP, too, a refusal is read, and the request sent as the server takes it."""
+
+    def refuses(body: dict[str, Any]) -> tuple[int, str] | None:
+        if "max_tokens" in body:
+            return 400, '{"error": {"message": "Unsupported parameter", "param": "max_tokens"}}'
+        return wants_turns(body)
+
+    server = Strict(refuses)
+    async with served(server.app()) as url:
+        upstream = HttpUpstream(f"{url}/v1", KEY)
+        messages = [said("MEMORY"), said("Hello")]
+        body = {"model": "m", "stream": True, "messages": messages, "max_tokens": 7}
+        reply = await Dialects().asked(body, upstream.ask)
+        assert await reply.next() == PLAIN
+        reply.close()
+        await upstream.aclose()
+    assert len(server.bodies) == 3
+    assert server.bodies[-1]["max_completion_tokens"] == 7
+    assert server.bodies[-1]["messages"] == [said("MEMORY\n\nHello")]
