@@ -213,6 +213,7 @@ def _lines_told(arguments: str) -> list[str]:
 _TRANSCRIPT = re.compile(r"<transcript\b[^>]*>.*?(?:</transcript>|\Z)", re.DOTALL)
 _DIGEST_AGAIN = re.compile(r"transcript above has not been digested yet")
 _CALLER_TURN = re.compile(r'<turn\b[^>]*\bspeaker="caller"[^>]*>(.*?)</turn>', re.DOTALL)
+_MACHINE = "[a voicemail's greeting"  # a turn of no person begins so
 _REMEMBER = re.compile(r"\[\[remember ([\w-]{1,64}): (.*?)\]\]", re.DOTALL)
 
 
@@ -223,6 +224,8 @@ def _facts_to_keep(words: str, blocks: Mapping[str, str]) -> list[tuple[str, Fac
     kept: dict[tuple[str, str], Fact] = {}
     home = _home_label(blocks)
     for text in said if transcripts else [words]:
+        if text.startswith(_MACHINE):
+            continue
         for label, exact in _REMEMBER.findall(text):
             line = " ".join(exact.split())
             kept[label, line] = Fact("Note", line, raw=line)

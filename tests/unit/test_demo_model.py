@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.channels.vapi.projection import VOICEMAIL_NOTE
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.demo_facts import facts_of_speech
 from sidecar.llm.port import Reply
@@ -109,6 +110,18 @@ async def run_tools(
         )
         history.append({"role": "tool", "tool_call_id": call.call_id, "content": answer})
     raise AssertionError("the model never finished")
+
+
+async def test_a_machines_greeting_teaches_nothing() -> None:
+    """What a voicemail says of its owner is no fact of a caller's."""
+    told = transcript(
+        ("caller", f"[{VOICEMAIL_NOTE}]\nHi, my name is Otto."), ("caller", "I like tea.")
+    )
+    calls, _ = await run_tools(
+        [letta_system(human=""), told], [tool("memory_insert", "label", "new_string")]
+    )
+    assert "Otto" not in str(calls)
+    assert "tea" in str(calls)
 
 
 @pytest.mark.parametrize(
