@@ -373,7 +373,7 @@ async def test_two_jobs_in_one_room_store_each_word_once(
         async with voice_worker(server, sidecar.link_url, tmp_path) as first:
             first.will_hear("twice", before, after)
             async with (
-                on_the_line(server, "twice", phone="+15550115") as (caller, _),
+                on_the_line(server, "twice", phone="+12025550115") as (caller, _),
                 voice_worker(server, sidecar.link_url, tmp_path),
             ):
                 greeted = len(caller.heard)

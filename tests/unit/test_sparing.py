@@ -59,7 +59,7 @@ def test_what_is_no_strangers_is_always_logged() -> None:
     assert len(log.lines) == 100
     spared = {event.name for event in catalogue() if event.kinds is not None}
     of_strangers = {"link_refused", "frame_refused", "vapi_refused"}
-    of_vapi_that_repeats_itself = {"vapi_call_over", "vapi_call_unnamed"}
+    of_vapi_that_repeats_itself = {"vapi_call_over", "vapi_call_unnamed", "vapi_held_back"}
     of_a_worker_that_repeats_itself = {
         "turn_refused",
         "turn_seq_gap",
