@@ -290,8 +290,11 @@ class VapiCall:
         """
         async with self._lock:
             if blocks:
-                annotated = await apart(cost_of(blocks), self._annotated, blocks)
-                await self._store(annotated, reach="all")
+                seen = () if self.finished else self._seen(self._last)
+                cost = cost_of(blocks) + cost_of(seen)
+                annotated = await apart(cost, self._annotated, blocks)
+                seen = await apart(cost, self._annotated, seen)
+                await self._store(annotated, reach="all", seen=seen)
             elif not self.finished:
                 await self._store(await self._unreported(), reach="end")
             self.finished = True
@@ -316,11 +319,15 @@ class VapiCall:
             stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    async def _unreported(self) -> tuple[Block, ...]:
-        last = self._last or self._written(0)
+    def _seen(self, seen: tuple[Block, ...]) -> tuple[Block, ...]:
+        """Return the newest history with what was transcribed after it."""
         for stamp_ms, block in self._heard:
             if stamp_ms > self._stamp_ms:
-                last = with_words(last, block)
+                seen = with_words(seen, block)
+        return seen
+
+    async def _unreported(self) -> tuple[Block, ...]:
+        last = self._seen(self._last or self._written(0))
         if last and last[-1].speaker == "caller":
             last = (*last, *self._written(slot_of(last)))
         return await apart(cost_of(last), self._annotated, last)
@@ -365,13 +372,15 @@ class VapiCall:
             self._stored = list(await self._journal.turns(self.live.key))
         return self._stored
 
-    async def _store(self, blocks: Sequence[Block], *, reach: Reach) -> None:
+    async def _store(
+        self, blocks: Sequence[Block], *, reach: Reach, seen: Sequence[Block] = ()
+    ) -> None:
         if not self.live.kept or await self._was_finished(reach):
             return
         stored = await self._turns()
-        cost = cost_of(blocks) + MESSAGE * len(stored)
+        cost = cost_of(blocks) + cost_of(seen) + MESSAGE * len(stored)
         for _ in range(_PLANS):
-            planned = await apart(cost, self._plan, tuple(stored), blocks, reach)
+            planned = await apart(cost, self._plan, tuple(stored), blocks, reach, seen)
             if planned is None:
                 return
             if planned.keep == len(stored):
@@ -391,7 +400,9 @@ class VapiCall:
                 return
             self._sealed = sealed
 
-    def _plan(self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach) -> Plan | None:
+    def _plan(
+        self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach, seen: Sequence[Block]
+    ) -> Plan | None:
         planned = plan(
             stored,
             blocks,
@@ -400,6 +411,7 @@ class VapiCall:
             reach=reach,
             now_s=self._clock(),
             voicemail=self.voicemail,
+            seen=seen,
         )
         if planned is None or planned.keep == len(stored):
             return planned  # turns that are recorded get their span there
