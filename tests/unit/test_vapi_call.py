@@ -143,6 +143,19 @@ class TestVapiCalls:
             told = ["My name is Ada.", "hello ada", "Bye. And thanks.", bye["message"]]
             assert [turn.text for turn in turns] == [greeting["content"], *told]
 
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_a_window_that_moves_on(self, reported: bool) -> None:
+        """The caller's words that one history ends with are kept where the next holds them no more."""
+        told = ["Hello.", "Oslo, please.", "Which day?", "Yes.", "On Friday?", "Yes.", "Booked."]
+        roles = ["assistant", "user"] * 4
+        history = [{"role": r, "content": t} for r, t in zip(roles, told, strict=False)]
+        async with opened() as world:
+            call = await world.call()
+            for end in (2, 4, 6):
+                await call.take(blocks_of(history[end - 2 : end]), stamp_ms=float(end))
+            await (call.report(blocks_of(history[6:])) if reported else call.give_up())
+            assert [text for text, _ in await world.texts()] == (told if reported else told[:6])
+
     async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
         """Histories of many calls at once are stored a little later, each the newest, each once."""
         async with opened() as world:

@@ -126,6 +126,15 @@ def open_from(blocks: Sequence[Block]) -> int:
     return 0
 
 
+def goes_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
+    """Whether a history has what settled last in one before it at the same place."""
+    last = max(open_from(before) - 1, 0)
+    if last >= len(blocks) or before[last].speaker != blocks[last].speaker:
+        return False
+    one, other = (words_of(held[last].text[:_QUOTE_CHARS]) for held in (before, blocks))
+    return not open_from(before) or alike(one, other)
+
+
 def slot_of(blocks: Sequence[Block]) -> int:
     """Return the number of the turn that a history asks about: the caller's blocks so far."""
     return sum(block.speaker == "caller" for block in blocks)
