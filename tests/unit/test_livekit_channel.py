@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -797,6 +797,21 @@ PEOPLE = (
     Person("recorder", rtc.ParticipantKind.PARTICIPANT_KIND_EGRESS),
     Person("avatar", attributes={"lk.publish_on_behalf": "agent"}),
 )
+
+
+def test_two_numbers_under_one_identity_are_two_callers() -> None:
+    """Where every caller by telephone has the same identity, the number tells them apart."""
+    with job("{}", room := FakeRoom()) as ctx:
+        session: Any = FakeSession()
+        who = Identification(ctx, session, None)
+        for number in ("+12025550100", "+12025550101"):
+            caller = replace(SIP, attributes={"sip.phoneNumber": number})
+            room.joins(caller)
+            session.linked_participant = caller
+            assert who.changed() == Hints(phone=number)
+            assert who.changed() is None
+
+
 _STEPS = st.lists(
     st.tuples(st.sampled_from(["joins", "leaves", "link", "unlink"]), st.sampled_from(PEOPLE)),
     max_size=14,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,37 @@ class TestVapiCalls:
             await world.vapi.end(call, "over")
             assert [text for text, _ in await world.texts()][2:] == ["Bye.", "bye ada"]
             assert not world.calls.live
+
+    @pytest.mark.parametrize("posted", [True, False])
+    async def test_a_report_of_the_last_assistant_alone(self, posted: bool) -> None:
+        """It takes back no earlier turn that it resembles, and loses no words that were seen last."""
+        greeting = {"role": "assistant", "content": "Thank you for calling Acme."}
+        bye = {"role": "bot", "message": "Thank you for calling Acme. Goodbye."}
+        async with opened() as world:
+            call = await world.call()
+            await call.take(blocks_of([greeting, USER_1, REPLY_1, USER_2]), stamp_ms=1.0)
+            call.heard(blocks_of([{"role": "user", "content": "And thanks."}]), stamp_ms=2.0)
+            if posted:
+                await world.journal.hurry(now_s=world.clock())
+                assert await world.journal.claim(1, now_s=world.clock(), post_timeout_s=9.0)
+            for _ in range(2):
+                await call.report(blocks_of([bye]))
+            turns = await world.journal.turns("acme/1")
+            told = ["My name is Ada.", "hello ada", "Bye. And thanks.", bye["message"]]
+            assert [turn.text for turn in turns] == [greeting["content"], *told]
+
+    @pytest.mark.parametrize("reported", [True, False])
+    async def test_a_window_that_moves_on(self, reported: bool) -> None:
+        """The caller's words that one history ends with are kept where the next holds them no more."""
+        told = ["Hello.", "Oslo, please.", "Which day?", "Yes.", "On Friday?", "Yes.", "Booked."]
+        roles = ["assistant", "user"] * 4
+        history = [{"role": r, "content": t} for r, t in zip(roles, told, strict=False)]
+        async with opened() as world:
+            call = await world.call()
+            for end in (2, 4, 6):
+                await call.take(blocks_of(history[end - 2 : end]), stamp_ms=float(end))
+            await (call.report(blocks_of(history[6:])) if reported else call.give_up())
+            assert [text for text, _ in await world.texts()] == (told if reported else told[:6])
 
     async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
         """Histories of many calls at once are stored a little later, each the newest, each once."""
@@ -277,6 +309,24 @@ class TestVapiCalls:
             assert found is not None
             assert (found.call, found.own) == (call, True)
             assert (await world.vapi.of("acme", said())) == found
+
+    @pytest.mark.parametrize(
+        ("first", "less", "other"),
+        [
+            (ADA, CallerHints(phone="5550100"), CallerHints(phone="+16505550100")),
+            (CallerHints(phone="+12025550100", caller="ada"), ADA, replace(ADA, caller="bob")),
+        ],
+    )
+    async def test_a_name_that_fits_two_callers(
+        self, first: CallerHints, less: CallerHints, other: CallerHints
+    ) -> None:
+        """What one body leaves out of a caller's name does not make another caller the same."""
+        async with opened() as world:
+            await world.call(said(first))
+            found = await world.vapi.of("acme", said(less))
+            assert found is not None
+            assert found.own
+            assert await world.vapi.of("acme", said(other)) is None
 
     @pytest.mark.parametrize("hints", [CallerHints(), CallerHints(phone="anonymous")])
     @pytest.mark.parametrize("restarted", [False, True])

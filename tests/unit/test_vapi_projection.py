@@ -248,6 +248,10 @@ class TestExamples:
             ("resume", "r\u00e9sum\u00e9", False),
             ("\u0915\u093f", "\u0915\u0941", False),
             ("-5", "\u20135", True),
+            ("a.lind@acme.example", "alind@acme.example", False),
+            ("a-b@acme.example.", "ab@acme.example", False),
+            ("Ada@acme.example.", "ada@acme.example", True),
+            ("C#", "C", False),
         ],
     )
     def test_what_is_the_same(self, one: str, other: str, same: bool) -> None:

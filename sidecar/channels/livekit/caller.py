@@ -92,6 +92,7 @@ class Identification:
         self._wanted = participant_identity
         self._shared_line = shared_line or _says_shared_line(ctx.job.metadata)
         self._person: str | None = None
+        self._number = ""
         self.named = hints_of_metadata(ctx.job.metadata)
         """What the job says, whoever is on the line."""
 
@@ -103,6 +104,7 @@ class Identification:
             self._person = info.identity
             sip = info.kind == models.ParticipantInfo.Kind.SIP
             seen = hints_of_participant(info.identity, dict(info.attributes), sip=sip)
+            self._number = seen.phone
         if self.named.caller:
             return self.named
         return _joined(self.named, seen) if self._person is not None else None
@@ -125,7 +127,7 @@ class Identification:
         """Return who is heard now, if it is somebody else than before; None otherwise."""
         linked = self._linked()
         if linked is not None:
-            return None if linked.identity == self._person else self._hints_of(linked)
+            return None if self._is_heard(linked) else self._hints_of(linked)
         if self._person is None and not self.named.caller:
             return self.from_room()
         return None
@@ -138,6 +140,12 @@ class Identification:
         others = [p for p in self._people() if p.identity != self._person]
         return len(others) > (1 if self._person is None else 0)
 
+    def _is_heard(self, participant: rtc.RemoteParticipant) -> bool:
+        """Whether a participant is the one on the line: an owner may give all callers one identity."""
+        sip = _is_sip(participant)
+        seen = hints_of_participant(participant.identity, participant.attributes, sip=sip)
+        return participant.identity == self._person and seen.phone == self._number
+
     def _hints_of(self, participant: rtc.RemoteParticipant) -> Hints:
         """Return who a participant is, and take him for the one on the line.
 
@@ -147,6 +155,7 @@ class Identification:
         seen = hints_of_participant(
             participant.identity, participant.attributes, sip=_is_sip(participant)
         )
+        self._number = seen.phone
         if first:
             return self.named if self.named.caller else _joined(self.named, seen)
         agent_id = "" if self.named.caller else self.named.agent_id

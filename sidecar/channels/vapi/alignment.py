@@ -1,7 +1,8 @@
 """Which blocks of two histories of one call are the same. Pure; costs n log n.
 
 Two texts are the same where the same was said: case, spacing and sentence punctuation are the
-transcriber's; signs, decimal points and combining marks are the speaker's.
+transcriber's; signs, decimal points, combining marks and the points of a mail address are the
+speaker's.
 """
 
 import unicodedata
@@ -21,7 +22,7 @@ class _Marks(dict[int, int | None]):
     def __missing__(self, code: int) -> int | None:
         kind = unicodedata.category(chr(code))
         minus = chr(code) in _MINUS or kind == "Pd"
-        kept = kind[0] in "LNMS" or chr(code) in ".,:/%_"
+        kept = kind[0] in "LNMS" or chr(code) in ".,:/%_@#"
         self[code] = ord("-") if minus else code if kept else None
         return self[code]
 
@@ -50,6 +51,8 @@ def _counts(word: str, n: int) -> bool:
     before = word[n - 1] if n else ""
     after = word[n + 1] if n + 1 < len(word) else ""
     if before.isdigit() and after.isdigit():
+        return True
+    if "@" in word and before and after:  # a mail address is spelled out
         return True
     if word[n] == "-":
         return not before and (after.isdigit() or (after == "." and word[n + 2 : n + 3].isdigit()))

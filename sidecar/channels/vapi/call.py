@@ -20,6 +20,7 @@ from sidecar.channels.vapi.projection import (
     Plan,
     Reach,
     annotate,
+    goes_on,
     open_from,
     plan,
     slot_of,
@@ -33,6 +34,7 @@ from sidecar.transcript.journal import Journal
 
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
+_LEFT_KEPT = 20
 _PLANS = 4
 _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
@@ -117,6 +119,7 @@ class VapiCall:
         self._sealed = 0
         self._stamp_ms = 0.0
         self._last: tuple[Block, ...] = ()
+        self._left: list[tuple[Block, ...]] = []
         self._settled: tuple[Block, ...] = ()
         self._heard: list[tuple[float, Block]] = []
         self._generated: dict[int, str] = {}
@@ -232,8 +235,10 @@ class VapiCall:
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
         if not stamp_ms:
             self._heard.clear()  # by its place alone it is newer than they
+        if self._last and not goes_on(self._last, blocks):
+            self._left = [*self._left, self._last][-_LEFT_KEPT:]
         self._last = blocks
-        return open_from(blocks) > 0
+        return open_from(blocks) > 0 or bool(self._left)
 
     async def store_settled(self) -> None:
         """Store what the newest history has settled.
@@ -244,11 +249,20 @@ class VapiCall:
         async with self._lock:
             if self.finished:
                 return
+            await self._store_left()
             last = self._last
             settled = await apart(cost_of(last), self._news, last, self._settled)
             if settled is not None:
                 await self._store(settled, reach="part")
                 self._settled = settled
+
+    async def _store_left(self) -> None:
+        """Store the ends of windows that have moved on: the next ones hold them no more."""
+        while self._left:
+            left = self._left[0]
+            annotated = await apart(cost_of(left), self._annotated, left)
+            await self._store(annotated, reach="end")
+            self._left = [one for one in self._left if one is not left]
 
     async def continues(self, blocks: Sequence[Block]) -> bool:
         """Whether a history is of this call: it shares a turn of the caller's, if any is known.
@@ -289,9 +303,13 @@ class VapiCall:
             JournalError: not stored; the report may be taken again.
         """
         async with self._lock:
+            await self._store_left()
             if blocks:
-                annotated = await apart(cost_of(blocks), self._annotated, blocks)
-                await self._store(annotated, reach="all")
+                seen = () if self.finished else self._seen(self._last)
+                cost = cost_of(blocks) + cost_of(seen)
+                annotated = await apart(cost, self._annotated, blocks)
+                seen = await apart(cost, self._annotated, seen)
+                await self._store(annotated, reach="all", seen=seen)
             elif not self.finished:
                 await self._store(await self._unreported(), reach="end")
             self.finished = True
@@ -306,6 +324,7 @@ class VapiCall:
         """
         async with self._lock:
             if not self.finished:
+                await self._store_left()
                 await self._store(await self._unreported(), reach="end")
                 self.finished = True
 
@@ -316,11 +335,15 @@ class VapiCall:
             stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    async def _unreported(self) -> tuple[Block, ...]:
-        last = self._last or self._written(0)
+    def _seen(self, seen: tuple[Block, ...]) -> tuple[Block, ...]:
+        """Return the newest history with what was transcribed after it."""
         for stamp_ms, block in self._heard:
             if stamp_ms > self._stamp_ms:
-                last = with_words(last, block)
+                seen = with_words(seen, block)
+        return seen
+
+    async def _unreported(self) -> tuple[Block, ...]:
+        last = self._seen(self._last or self._written(0))
         if last and last[-1].speaker == "caller":
             last = (*last, *self._written(slot_of(last)))
         return await apart(cost_of(last), self._annotated, last)
@@ -365,13 +388,15 @@ class VapiCall:
             self._stored = list(await self._journal.turns(self.live.key))
         return self._stored
 
-    async def _store(self, blocks: Sequence[Block], *, reach: Reach) -> None:
+    async def _store(
+        self, blocks: Sequence[Block], *, reach: Reach, seen: Sequence[Block] = ()
+    ) -> None:
         if not self.live.kept or await self._was_finished(reach):
             return
         stored = await self._turns()
-        cost = cost_of(blocks) + MESSAGE * len(stored)
+        cost = cost_of(blocks) + cost_of(seen) + MESSAGE * len(stored)
         for _ in range(_PLANS):
-            planned = await apart(cost, self._plan, tuple(stored), blocks, reach)
+            planned = await apart(cost, self._plan, tuple(stored), blocks, reach, seen)
             if planned is None:
                 return
             if planned.keep == len(stored):
@@ -391,7 +416,9 @@ class VapiCall:
                 return
             self._sealed = sealed
 
-    def _plan(self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach) -> Plan | None:
+    def _plan(
+        self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach, seen: Sequence[Block]
+    ) -> Plan | None:
         planned = plan(
             stored,
             blocks,
@@ -400,6 +427,7 @@ class VapiCall:
             reach=reach,
             now_s=self._clock(),
             voicemail=self.voicemail,
+            seen=seen,
         )
         if planned is None or planned.keep == len(stored):
             return planned  # turns that are recorded get their span there

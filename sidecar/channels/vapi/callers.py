@@ -34,11 +34,15 @@ class Names:
 
     def fits(self, name: Name) -> bool:
         """Whether a name is one of the caller's in another spelling, or says less or more of them."""
-        return any(_says_same(name, known) and not _differ(name, known) for known in self.said)
+        return any(_says_same(name, known) for known in self.said) and not self._contradicts(name)
 
     def differ(self, name: Name) -> bool:
         """Whether a name is plainly another's."""
-        return all(_differ(name, known) for known in self.said)
+        return not self.said or self._contradicts(name)
+
+    def _contradicts(self, name: Name) -> bool:
+        """Whether a name is another than one of the caller's, though a shorter one may fit both."""
+        return any(_differ(name, known) for known in self.said)
 
 
 def name_of(hints: CallerHints) -> Name:

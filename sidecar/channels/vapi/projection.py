@@ -126,6 +126,15 @@ def open_from(blocks: Sequence[Block]) -> int:
     return 0
 
 
+def goes_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
+    """Whether a history has what settled last in one before it at the same place."""
+    last = max(open_from(before) - 1, 0)
+    if last >= len(blocks) or before[last].speaker != blocks[last].speaker:
+        return False
+    one, other = (words_of(held[last].text[:_QUOTE_CHARS]) for held in (before, blocks))
+    return not open_from(before) or alike(one, other)
+
+
 def slot_of(blocks: Sequence[Block]) -> int:
     """Return the number of the turn that a history asks about: the caller's blocks so far."""
     return sum(block.speaker == "caller" for block in blocks)
@@ -262,6 +271,7 @@ def plan(
     reach: Reach,
     now_s: float,
     voicemail: bool = False,
+    seen: Sequence[Block] = (),
 ) -> Plan | None:
     """Say what to store so that the transcript is what `blocks` say; None when it is already.
 
@@ -273,10 +283,14 @@ def plan(
         reach: How much of the call the history holds.
         now_s: Unix time, for blocks whose history names none.
         voicemail: A machine answered: whatever the caller's side said is its greeting.
+        seen: The newest history before a report, its open end included; it counts where the
+            report is not of the whole call.
     """
     if not blocks and not voicemail:
         return None
     before = _entries(stored)
+    if seen and (len(blocks) < len(seen) or not _is_whole(before, blocks)):
+        before = _merged(before, seen, reach="end")
     wanted = _merged(before, blocks, reach=reach) if blocks else before
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
@@ -358,6 +372,27 @@ def _by_machine(entry: _Entry) -> _Entry:
 
 def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:
     """Align, keep every stored turn, and add what is new. New blocks get the number 0."""
+    pairs = _pairs(stored, blocks)
+    # A report says what it does not hold of no turn; where it begins with the call and agrees
+    # with most of it, it also has the last word on the turns between those it agrees with.
+    whole = reach == "all" and _is_most(pairs, stored)
+    if not pairs and stored and not _alike(stored[0].block, blocks[0]):
+        return [*stored, *(_Entry(0, block) for block in blocks)]
+    # A shorter report that does not begin with the call is of its end: what comes before that is
+    # not what it misheard.
+    ahead = pairs[0] if pairs else (len(stored), len(blocks))
+    i = max(0, ahead[0] - ahead[1]) if reach == "all" and not whole else 0
+    merged = [*stored[:i]]
+    j = 0
+    for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
+        merged += _beside(stored[i:next_i], blocks[j:next_j], reach=reach, whole=whole)
+        if next_i < len(stored):
+            merged.append(_agreed(stored[next_i], blocks[next_j], reach=reach))
+        i, j = next_i + 1, next_j + 1
+    return merged
+
+
+def _pairs(stored: Sequence[_Entry], blocks: Sequence[Block]) -> list[tuple[int, int]]:
     same = _common_start(stored, blocks)
     old, new = stored[same:], blocks[same:]
     pairs = [(n, n) for n in range(same)]
@@ -368,19 +403,16 @@ def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) 
             newest=not same,
         )
         pairs += [(i + same, j + same) for i, j in aligned]
-    # A report says what it does not hold of no turn; where it begins with the call and agrees
-    # with most of it, it also has the last word on the turns between those it agrees with.
-    whole = reach == "all" and bool(pairs) and pairs[0][0] == 0 and len(pairs) * 2 >= len(stored)
-    if not pairs and stored and not _alike(stored[0].block, blocks[0]):
-        return [*stored, *(_Entry(0, block) for block in blocks)]
-    merged: list[_Entry] = []
-    i = j = 0
-    for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
-        merged += _beside(stored[i:next_i], blocks[j:next_j], reach=reach, whole=whole)
-        if next_i < len(stored):
-            merged.append(_agreed(stored[next_i], blocks[next_j], reach=reach))
-        i, j = next_i + 1, next_j + 1
-    return merged
+    return pairs
+
+
+def _is_most(pairs: Sequence[tuple[int, int]], stored: Sequence[_Entry]) -> bool:
+    return bool(pairs) and pairs[0][0] == 0 and len(pairs) * 2 >= len(stored)
+
+
+def _is_whole(stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
+    """Whether a report begins with the call and agrees with most of what is stored."""
+    return _is_most(_pairs(stored, blocks), stored)
 
 
 def _agreed(entry: _Entry, block: Block, *, reach: Reach) -> _Entry:
