@@ -149,6 +149,26 @@ class TestPassing:
         assert b'"endCall"' in out
         assert b'"finish_reason":"tool_calls"' in out.replace(b": ", b":")
 
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"choices": [None]},
+            {"choices": [{"index": 0}]},
+            {"choices": [{"index": 0, "delta": None}]},
+            chunk({"content": 5}),
+            chunk({"content": {"text": "x"}}),
+        ],
+    )
+    @pytest.mark.parametrize("ends", [(), (STOP,), ({"choices": [{"finish_reason": "stop"}]},)])
+    def test_every_frame_has_a_delta_and_one_is_the_last(
+        self, odd: dict[str, Any], ends: tuple[dict[str, Any], ...]
+    ) -> None:
+        """However a server ends a reply, its frames have a delta of text, and one finish reason."""
+        for end in (DONE, b""):
+            out, _ = passed([data(odd), data(says("Hi.")), data(odd, *ends) + end])
+            assert spoken(out) == "Hi."
+            assert out.replace(b": ", b":").count(b'"finish_reason":"stop"') == 1
+
     def test_usual_frames_pass_as_they_came(self) -> None:
         """After the first word the bytes are the model's own, several frames at once, too."""
         passing = Passing()
