@@ -330,8 +330,11 @@ def _finish_of(choice: Mapping[str, Any]) -> str | None:
 
 
 def _calls(message: Mapping[str, Any]) -> bool:
+    """Whether there is a part of a tool call: a name, or some of its arguments."""
     calls: object = message.get("tool_calls")
-    return isinstance(calls, list) and any(isinstance(c, dict) for c in cast("list[object]", calls))
+    listed = cast("list[object]", calls) if isinstance(calls, list) else ()
+    parts = [_object(part) for call in listed for part in (_object(call) or {}).values()]
+    return any(any(part.values()) for part in parts if part is not None)
 
 
 def _numbered(calls: object) -> list[dict[str, Any]]:
