@@ -77,6 +77,10 @@ def usable(settings: Settings) -> None:
     transient_assistant(settings)
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
+    if settings.letta_generation == "rest":
+        from sidecar.letta.rest.client import CLOUD_URL, open_client  # noqa: PLC0415 - slow to load
+
+        open_client(settings.letta_base_url or CLOUD_URL, None, timeout_s=1.0, limit=1)
     if exporter_of(os.environ)[0] != "none":
         from sidecar.otel import tracer_of  # noqa: PLC0415 - only when asked for
 

@@ -14,6 +14,7 @@ from sidecar.printable import printable, printable_json
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 WIDTH = 80
+_NARROW = 10
 
 T = TypeVar("T")
 
@@ -66,13 +67,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) 
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    console = Console(highlight=False, soft_wrap=False)
+    # What a row is named by stays in one piece, to be copied, where that leaves room for the rest.
+    whole = max(len(row[0]) for row in rows) <= console.width - _NARROW * (len(columns) - 1)
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in columns:
-        justify = "right" if name.startswith(">") else "left"
-        drawn.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
+    for place, name in enumerate(columns):
+        drawn.add_column(
+            name.removeprefix(">"),
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=whole and place == 0,
+        )
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(highlight=False, soft_wrap=False)
     console.print(drawn)
 
 

@@ -150,9 +150,10 @@ def is_question(text: str) -> bool:
     return text.endswith("?") or bool(_QUESTION.match(text))
 
 
-# A full stop that ends no sentence: after a title, never; after any other short form, and after an
-# initial, unless what follows begins one.
+# A full stop that ends no sentence: after a title, never; after a month, where a number follows; after
+# any other short form, and after an initial, unless what follows begins one.
 _TITLE = re.compile(r"(?:dr|mr|mrs|ms|mx|st|mt|prof|rev|fr|sgt|capt|lt|col|gen)\.", re.IGNORECASE)
+_OF_A_NUMBER = re.compile(r"(?:no|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.", re.IGNORECASE)
 _SHORT = re.compile(
     r"(?:jr|sr|ph\.?d|etc|vs|approx|apt|ave|rd|blvd|inc|ltd|co|corp|dept|(?:[a-z]\.)*[a-z])\.",
     re.IGNORECASE,
@@ -166,7 +167,7 @@ _BEGINNING = re.compile(
 def _ends_sentence(before: str, after: str) -> bool:
     """Whether a stop, at the end of the text before, is the end of a sentence."""
     last = before.rpartition(" ")[2].lstrip("(\"'")
-    if _TITLE.fullmatch(last) or (last.lower() == "no." and after[:1].isdigit()):
+    if _TITLE.fullmatch(last) or (_OF_A_NUMBER.fullmatch(last) and after[:1].isdigit()):
         return False
     return not _SHORT.fullmatch(last) or bool(_BEGINNING.match(after))
 

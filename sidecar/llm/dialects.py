@@ -75,7 +75,12 @@ _DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
         (Roles.NO_SYSTEM, r"only\W+user\W+and\W+assistant\W+roles\W+are\W+supported(?!,? with)"),
         (Roles.NO_SYSTEM, r"unexpected\W+role\W+[\"'`]?(?:system|developer)[\"'`]?(?!\W+after)"),
         (Roles.ALTERNATING, r"roles?\b.{0,60}\balternat|alternat\w*.{0,60}\broles?\b"),
-        (Roles.ALTERNATING, r"must\W+alternate|consecutive\W.{0,40}(?:messages|roles?)"),
+        (Roles.ALTERNATING, r"(?:must|should)\W+alternate|alternate\W+between\W+user\b"),
+        (Roles.ALTERNATING, r"(?:consecutive|successive)\W.{0,40}(?:messages|roles?)"),
+        (
+            Roles.ALTERNATING,
+            r"(?:start|begin)s?\W+with\W+an?\W+user\b|first\W+message.{0,30}\buser\b",
+        ),
         (Roles.ALTERNATING, r"unexpected\W+role\W.{0,40}\bafter\W+role"),
         (Roles.ALTERNATING, r"system\W+(?:role|message|prompt)s?\b.{0,60}\b(?:begin|first|start)"),
         (Roles.ALTERNATING, r"(?:only|single|multiple|more\W+than)\W.{0,20}\bsystem\W+messages?"),

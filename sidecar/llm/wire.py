@@ -90,6 +90,11 @@ class ChatReader:
         return "".join(self._text)
 
     @property
+    def unfinished(self) -> str:
+        """The finish reason that a client wants and the server did not give; empty: it did."""
+        return "" if self._finish else "tool_calls" if self.tools else "stop"
+
+    @property
     def between_lines(self) -> bool:
         """Whether everything that came was read, up to the end of a line."""
         return not self._held and not self._part
@@ -196,20 +201,18 @@ class ChatReader:
             self.failure = FAILED + _code_of(frame.get("error"))
             return None
         if choice is None:
-            return Chunk(data) if isinstance(choices, list) else None  # a client would fail on it
+            return Chunk(data) if choices == [] else None  # a client would fail on it
         if finish:
             self._end(choice)
         message: object = choice.get("delta")
         if isinstance(message, dict):
             delta = cast("dict[str, Any]", message)
         else:
-            delta = _object(choice.get("message"))
-            if delta is None:
-                return Chunk(data)
+            delta = _object(choice.get("message")) or {}
             data = b""
         content: object = delta.get("content")
         text = _text_of(content) if content else ""
-        if not data or isinstance(content, list):
+        if not data or not isinstance(content, str | None):
             data = frame_of(frame, {**delta, "content": text}, _finish_of(choice))
         chunk = Chunk(data, text, "tool_calls" in delta and _calls(delta))
         self._take(chunk)
@@ -246,8 +249,7 @@ class ChatReader:
             self.failure = self.empty
             return []
         self.ended = self.done = True
-        finish = self._finish or ("tool_calls" if chunk.tools else "stop")
-        return [chunk, Chunk(frame_of(answer, {}, finish))]
+        return [chunk, Chunk(frame_of(answer, {}, self._finish or self.unfinished))]
 
     def _take(self, chunk: Chunk) -> None:
         if chunk.text:
@@ -328,8 +330,11 @@ def _finish_of(choice: Mapping[str, Any]) -> str | None:
 
 
 def _calls(message: Mapping[str, Any]) -> bool:
+    """Whether there is a part of a tool call: a name, or some of its arguments."""
     calls: object = message.get("tool_calls")
-    return isinstance(calls, list) and any(isinstance(c, dict) for c in cast("list[object]", calls))
+    listed = cast("list[object]", calls) if isinstance(calls, list) else ()
+    parts = [_object(part) for call in listed for part in (_object(call) or {}).values()]
+    return any(any(part.values()) for part in parts if part is not None)
 
 
 def _numbered(calls: object) -> list[dict[str, Any]]:

@@ -104,13 +104,15 @@ def test_calls_are_seen_while_the_server_runs(sidecar: SidecarProcess, cli: Cli)
 
 
 def test_tables_fit_eighty_columns(sidecar: SidecarProcess, cli: Cli) -> None:
-    """No table is wider than 80 columns, and the id of a call in it is one that commands take."""
+    """No table is wider than 80 columns, and an id in it is one that commands take."""
     talked(sidecar, "ada", "Hello")
     (call,) = cli.json("calls", "list")
     for args in (("calls", "list"), ("outbox", "list"), ("agents", "list")):
         lines = cli.ok(*args).splitlines()
         assert max(len(line) for line in lines) <= 80
     assert call["short_id"] in cli.ok("calls", "list").split()
+    (agent,) = cli.json("agents", "list")
+    assert agent["agent_id"] in cli.ok("agents", "list").split()
     assert cli.json("calls", "show", call["short_id"])["call"] == call["call"]
 
 

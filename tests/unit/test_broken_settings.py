@@ -64,7 +64,14 @@ BROKEN: dict[str, tuple[str, ...]] = {
     "SIDECAR_VAPI_ASSISTANT": ("/no/such/file",),
     "SIDECAR_VAPI_ASSISTANT_ID": ("a/b",),
     "SIDECAR_LOG_LEVEL": ("loud",),
-    "LETTA_BASE_URL": ("letta:8283", "http://", "http://host:0", "http://[::1", "ftp://host"),
+    "LETTA_BASE_URL": (
+        "letta:8283",
+        "http://",
+        "http://host:0",
+        "http://[::1",
+        "ftp://host",
+        "http://[v1.x]",
+    ),
     "LETTA_APP_SERVER_URL": ("http://host", "ws://"),
     "LLM_BASE_URL": ("llm", "https://host/?key=1"),
     "LIVEKIT_URL": ("ws://host", "ws://me:password@host", "livekit"),
@@ -257,3 +264,21 @@ def test_a_directory_that_may_not_be_used_is_named(
     for name, arguments in COMMANDS.items():
         done = command.run(*name.split(), *arguments)
         names(done, "SIDECAR_DATA_DIR")
+
+
+@pytest.mark.parametrize("name", ["check", "doctor", "run", "agents list"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NO_PROXY", "localhost,[::1]"),
+        ("ALL_PROXY", "carrier://pigeon"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
+)
+def test_what_a_connection_takes_from_the_environment(
+    command: Cli, name: str, variable: str, value: str
+) -> None:
+    """A proxy or certificate that can't be used is named with its remedy: exit code 2."""
+    done = command.run(*name.split(), LETTA_API_KEY=_KEY, **{variable: value})
+    names(done, "HTTPS_PROXY")
+    assert variable in done.out + done.err

@@ -160,6 +160,8 @@ async def test_a_machines_greeting_teaches_nothing() -> None:
         ("My budget is 3.5 million. I like tea", ["Budget: 3.5 million", "Likes: tea"]),
         ("My appointment is at 5 p.m. I like tea", ["Appointment: 5 p.m", "Likes: tea"]),
         ("My flight is No. 12 to Rome.", ["Flight: No. 12 to Rome"]),
+        ("My birthday is on Jan. 5. I like tea", ["Birthday: Jan. 5", "Likes: tea"]),
+        ("My birthday is Dec. 24, 1990.", ["Birthday: Dec. 24, 1990"]),
         ("I live in the U.S. I like tea", ["Home: the U.S", "Likes: tea"]),
         ("I live in Mt. Vernon, N.Y. Do I like tea?", ["Home: Mt. Vernon, N.Y"]),
     ],

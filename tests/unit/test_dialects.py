@@ -119,6 +119,16 @@ TEMPLATES: list[tuple[int, bytes, Roles]] = [
         ),
         Roles.ALTERNATING,
     ),
+    *(
+        (400, error(words), Roles.ALTERNATING)
+        for words in (
+            "After the (optional) system message(s), user message(s) should alternate with others",
+            "deepseek-reasoner does not support successive user or assistant messages (messages[1]",
+            "Please ensure that multiturn requests alternate between user and model.",
+            "A conversation must start with a user message.",
+            'messages: first message must use the "user" role',
+        )
+    ),
     (400, error("System role not supported"), Roles.NO_SYSTEM),
     (400, error("Only user and assistant roles are supported!"), Roles.NO_SYSTEM),
     (400, error("this model does not support the system role"), Roles.NO_SYSTEM),

@@ -149,6 +149,36 @@ class TestPassing:
         assert b'"endCall"' in out
         assert b'"finish_reason":"tool_calls"' in out.replace(b": ", b":")
 
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"choices": [None]},
+            {"choices": [{"index": 0}]},
+            {"choices": [{"index": 0, "delta": None}]},
+            chunk({"content": 5}),
+            chunk({"content": {"text": "x"}}),
+        ],
+    )
+    @pytest.mark.parametrize("ends", [(), (STOP,), ({"choices": [{"finish_reason": "stop"}]},)])
+    def test_every_frame_has_a_delta_and_one_is_the_last(
+        self, odd: dict[str, Any], ends: tuple[dict[str, Any], ...]
+    ) -> None:
+        """However a server ends a reply, its frames have a delta of text, and one finish reason."""
+        for end in (DONE, b""):
+            out, _ = passed([data(odd), data(says("Hi.")), data(odd, *ends) + end])
+            assert spoken(out) == "Hi."
+            assert out.replace(b": ", b":").count(b'"finish_reason":"stop"') == 1
+
+    @pytest.mark.parametrize("call", [{}, None, {"index": 0, "function": {"arguments": ""}}])
+    def test_an_empty_part_of_a_tool_call(self, call: Any) -> None:
+        """A part of a tool call without a name or arguments is nothing, and puts no fallback off."""
+        passing = Passing()
+        assert passing.feed(data(chunk({"tool_calls": [call]}))) == b""
+        assert not passing.heard
+        passing.feed(data(says("One moment.")))
+        passing.feed(data(chunk({"tool_calls": [call]})))
+        assert not passing.look()
+
     def test_usual_frames_pass_as_they_came(self) -> None:
         """After the first word the bytes are the model's own, several frames at once, too."""
         passing = Passing()
@@ -169,7 +199,7 @@ class TestPassing:
             (data(USAGE), False),
             (data(chunk({"content": None, "reasoning": {"content": "hm"}})), False),
             (b": ping\n\n", False),
-            (data(chunk({"tool_calls": [{"index": 0, "function": {}}]})), True),
+            (data(chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]})), True),
         ],
     )
     def test_what_a_caller_hears(self, came: bytes, heard: bool) -> None:
@@ -189,7 +219,10 @@ class TestPassing:
             ([ROLE, says("你好")], True),
             ([says("你好")], True),
             ([says("…")], False),
-            ([chunk({"role": "assistant", "content": "", "tool_calls": [{"index": 0}]})], True),
+            (
+                [chunk({"content": "", "tool_calls": [{"index": 0, "function": {"name": "f"}}]})],
+                True,
+            ),
             ([chunk({"role": "assistant", "content": "Hi"})], True),
             ([chunk({"content": '"1"'})], True),
             ([chunk({"reasoning": {"content": "hm"}, "content": None})], False),

@@ -50,7 +50,7 @@ class Passing:
         self._newest = self.reader.moved > moved
         if self.reader.done and self.heard and not self._closed:
             self._closed = True
-            return out + sse.DONE
+            return out + self._end()
         return out
 
     def close(self) -> bytes:
@@ -58,13 +58,9 @@ class Passing:
         if self._closed:
             return b""
         self._catch_up()
-        reader = self.reader
-        ended, self._newest = reader.ended, False
-        rest = self._out(reader.close())
-        if reader.failure or not self.heard:
-            return rest
-        finish = b"" if ended or reader.ended else sse.frame(wire.frame_of({}, {}, "stop"))
-        return rest + finish + sse.DONE
+        self._newest = False
+        rest = self._out(self.reader.close())
+        return rest if self.reader.failure or not self.heard else rest + self._end()
 
     def look(self) -> bool:
         """Read what has passed; return whether a caller heard something of what came last."""
@@ -75,6 +71,11 @@ class Passing:
             self.reader.feed(newest)
             self._newest = self.reader.moved > moved
         return self._newest
+
+    def _end(self) -> bytes:
+        """Return the end of a stream, with the finish reason where the server gave none."""
+        finish = self.reader.unfinished
+        return (sse.frame(wire.frame_of({}, {}, finish)) if finish else b"") + sse.DONE
 
     def _unread_too(self, came: bytes) -> bytes:
         self._unread.append(came)

@@ -10,6 +10,7 @@ import anyio
 import httpx
 from letta_client import APIStatusError, AsyncLetta, DefaultAioHttpClient
 
+from sidecar.environment import wrong
 from sidecar.errors import AgentNotFound, LettaUnavailable, NotLetta
 from sidecar.letta.rest.wire import NO_LETTA, WIRE_ERRORS, is_missing, read_error
 
@@ -19,21 +20,36 @@ CLOUD_URL: Final = "https://api.letta.com"
 # is just closing has an unknown outcome for no reason.
 KEEPALIVE_S: Final = 3.0
 _CONNECT_S: Final = 5.0
+_PROXIES: Final = (
+    "it, HTTP_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE can't be used: a proxy is http://HOST:PORT,"
+    " NO_PROXY has hosts (an IPv6 address without brackets), and the file has to be there"
+)
 
 
 def open_client(base_url: str, api_key: str | None, *, timeout_s: float, limit: int) -> AsyncLetta:
     """Return a client with a pool of `limit` connections of its own, and without retries.
 
     The SDK's retries repeat a POST after a time-out, which stores a message twice.
+
+    Raises:
+        ConfigError: its address is none, or what the environment says of proxies and certificates.
     """
     timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
     limits = httpx.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S)
+    try:
+        httpx.URL(base_url)
+    except httpx.InvalidURL:
+        raise wrong((("LETTA_BASE_URL", "that is no name of a host"),)) from None
+    try:
+        http_client = DefaultAioHttpClient(timeout=timeout, limits=limits)
+    except (httpx.InvalidURL, ValueError, ImportError, OSError):
+        raise wrong((("HTTPS_PROXY", _PROXIES),)) from None
     client = AsyncLetta(
         base_url=base_url,
         api_key=api_key,
         timeout=timeout,
         max_retries=0,
-        http_client=DefaultAioHttpClient(timeout=timeout, limits=limits),
+        http_client=http_client,
     )
     client.api_key = api_key or None  # the SDK has looked into the environment for one
     return client
