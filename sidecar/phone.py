@@ -25,6 +25,9 @@ _NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE
 _IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
 _EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
 _EXTENSION_OF_URI = re.compile(r";(?:ext|isub|postd)=", re.IGNORECASE)
+_UNFILLED = re.compile(r"\{\{.*\}\}|\$\{.*\}|\[object .*\]|^n/a$", re.IGNORECASE | re.DOTALL)
+_NOTHING = re.compile(r"[!-/:-@\[-`{-~\s]+")  # marks alone
+_OF_LIVEKIT = re.compile(r"sip_")  # before what a trunk says, in a participant's identity
 _LIKE_A_NUMBER = re.compile(r"\+[\s()./-]*[0-9]|\([0-9]+\)[0-9 ./-]+$")
 
 _WITHHELD: Final = (
@@ -127,10 +130,14 @@ def reads_like_number(text: str) -> bool:
 def stands_for_nobody(text: str) -> bool:
     """Whether a text is what is said in place of a caller: `anonymous`, `+8656696`, a blank.
 
+    So is a template that nobody filled in (`{{customer.number}}`).
+
     A plain row of digits may be somebody's id, so digits are judged only behind a plus.
     """
-    scheme, user, host = _parts(_plain(text))
+    scheme, user, host = _parts(_OF_LIVEKIT.sub("", _plain(text)))
     if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
+        return True
+    if _UNFILLED.search(text.strip()) or _NOTHING.fullmatch(user + host):
         return True
     if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
         return bool(scheme or not host)  # else a mail address

@@ -261,6 +261,12 @@ def test_some_texts_stand_for_nobody_and_some_read_like_a_number() -> None:
         assert not phone.reads_like_number(text)
     for text in ("privacy@corp.example", "@ada", "123abc@x.example", "Ms. Private Ryan"):
         assert not phone.stands_for_nobody(text)
+    for text in ("sip_anonymous", "sip_+8656696", "n/a", "N/A ", "-", "[object Object]"):
+        assert phone.stands_for_nobody(text)
+    for text in ("{{customer.number}}", "tel {{ caller }}", "${CALLER}"):
+        assert phone.stands_for_nobody(text)
+    for text in ("sip_+12025550100", "sip_alice", "Na", "a{b}c"):
+        assert not phone.stands_for_nobody(text)
     for text in ("", " \t", "Anonymous", "+8656696", "+0000000", "\uff21nonymous", "sip:@x"):
         assert phone.stands_for_nobody(text)
     for text in ("+1", "+15550100", "\uff0b12025550100", "\u202a+1 202", "sip:12@pbx", "(202) 555"):

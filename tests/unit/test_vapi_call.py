@@ -283,10 +283,27 @@ class TestVapiCalls:
                 await both_are_strangers(world)
         if restarted:
             async with opened(journal) as world:
+                await world.vapi.of("acme", said(ADA))
                 await both_are_strangers(world)
         async with opened(journal) as world:
             await both_are_strangers(world)
             assert [text for text, _ in await world.texts()][:2] == ["My name is Ada.", "hello ada"]
+
+    async def test_a_caller_named_otherwise_after_a_restart(self) -> None:
+        """Where a restart has lost the names, another kind of name costs memory, and no word."""
+        async with opened() as world:
+            call = (await world.vapi.of("acme", said(CallerHints(caller="ada-1")))).call  # type: ignore[union-attr]
+            await call.take(HISTORY, stamp_ms=1.0)
+            journal = world.journal
+        async with opened(journal) as world:
+            found = await world.vapi.of("acme", said(CallerHints(phone="+12025550100")))
+            assert found is not None
+            assert not found.own
+            assert found.call.live.kept
+            assert await world.vapi.told(found, HISTORY) is found.call
+            named = await world.vapi.of("acme", said(CallerHints(caller="ada-1")))
+            assert named is not None
+            assert named.own
 
     @pytest.mark.parametrize(
         "phone",

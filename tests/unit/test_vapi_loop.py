@@ -34,6 +34,7 @@ from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 pytestmark = pytest.mark.unit
 
 HOLD_S = 0.05
+_TRIES = 3  # what else runs on the machine makes the same work cost more, never less
 SECRET = b"secret-0123456789abcdef"
 
 
@@ -215,23 +216,35 @@ async def test_no_history_holds_the_loop(
     changed = [
         {**one, "content": f"{one['content']} x"} for one in history[: len(history) * 8 // 10]
     ]
-    took: dict[str, float] = {}
-    async with serving(tmp_path / "journal.db") as routes:
-        steps: Mapping[str, Callable[[], Any]] = {
-            "ask": lambda: routes.ask(history),
-            "store": lambda: anyio.sleep(1.0),
-            "update": lambda: routes.tell("conversation-update", messages=history),
-            "changed": lambda: routes.tell("conversation-update", messages=changed),
-            "knowledge": lambda: routes.tell("knowledge-base-request", messages=history),
-            "recall": lambda: routes.tell("tool-calls", toolCallList=[RECALL]),
-            "report": lambda: routes.tell("end-of-call-report", messages=history),
-            "again": lambda: routes.tell("end-of-call-report", messages=changed),
-        }
-        for name, step in steps.items():
-            loop.longest_s = 0.0
-            assert await step() in {200, None}
-            took[name] = loop.longest_s
-    assert {name: held_s for name, held_s in took.items() if held_s > HOLD_S} == {}
+
+    async def taken(directory: Path) -> dict[str, float]:
+        took: dict[str, float] = {}
+        async with serving(directory / "journal.db") as routes:
+            steps: Mapping[str, Callable[[], Any]] = {
+                "ask": lambda: routes.ask(history),
+                "store": lambda: anyio.sleep(1.0),
+                "update": lambda: routes.tell("conversation-update", messages=history),
+                "changed": lambda: routes.tell("conversation-update", messages=changed),
+                "knowledge": lambda: routes.tell("knowledge-base-request", messages=history),
+                "recall": lambda: routes.tell("tool-calls", toolCallList=[RECALL]),
+                "report": lambda: routes.tell("end-of-call-report", messages=history),
+                "again": lambda: routes.tell("end-of-call-report", messages=changed),
+            }
+            for name, step in steps.items():
+                loop.longest_s = 0.0
+                assert await step() in {200, None}
+                took[name] = loop.longest_s
+        return took
+
+    held_s: dict[str, float] = {}
+    for attempt in range(_TRIES):
+        directory = tmp_path / str(attempt)
+        directory.mkdir(mode=0o700)
+        took = await taken(directory)
+        held_s = {name: min(took[name], held_s.get(name, took[name])) for name in took}
+        if max(held_s.values()) <= HOLD_S:
+            return
+    assert {name: longest_s for name, longest_s in held_s.items() if longest_s > HOLD_S} == {}
 
 
 @pytest.mark.anyio

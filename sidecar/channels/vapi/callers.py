@@ -37,8 +37,8 @@ class Names:
         return any(_says_same(name, known) for known in self.said) and not self._contradicts(name)
 
     def differ(self, name: Name) -> bool:
-        """Whether a name is plainly another's."""
-        return not self.said or self._contradicts(name)
+        """Whether a name is plainly another's; not of a call whose names a restart has lost."""
+        return self._contradicts(name)
 
     def _contradicts(self, name: Name) -> bool:
         """Whether a name is another than one of the caller's, though a shorter one may fit both."""
