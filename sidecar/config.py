@@ -254,7 +254,9 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             environment.lines(value)
             try:
-                return json.loads(value)
+                return json.loads(value, object_pairs_hook=_named_once)
+            except _NamedTwice:
+                raise ValueError("name each tenant once") from None
             except (ValueError, RecursionError):
                 shape = '"token"' if info.field_name == "tenants" else '{"key": "…", "secret": "…"}'
                 raise ValueError(f'write it as JSON: {{"tenant": {shape}}}') from None
@@ -463,6 +465,16 @@ class Settings(BaseSettings):
             elif value is not None:
                 shown[variable[0]] = _without_userinfo(str(value))
         return shown
+
+
+class _NamedTwice(ValueError):
+    """A name stands twice in one JSON object: one of its values would be lost."""
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise _NamedTwice
+    return dict(pairs)
 
 
 def _url_of_place(place: str, schemes: tuple[str, ...]) -> str:

@@ -315,6 +315,7 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
         ("SIDECAR_PORT", "9" * 5_000, "integer"),
         ("SIDECAR_TENANTS", "[" * 100_000, "JSON"),
         ("SIDECAR_TENANTS", '{"a": "b', "JSON"),
+        ("SIDECAR_TENANTS", '{"a": "0123456789abcdef", "a": "fedcba9876543210"}', "once"),
         ("SIDECAR_AGENT_MAP", "/" + "x" * 5_000, "long"),
         ("SIDECAR_AGENT_MAP", "/dev/zero", "JSON file"),
         ("SIDECAR_VAPI_KEY", "two words here, and-one-more-key", "ASCII"),

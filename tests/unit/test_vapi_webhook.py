@@ -219,6 +219,16 @@ class TestWebhook:
             assert not world.calls.live
             assert await world.texts() == before
 
+    async def test_a_final_transcript_of_nobody_is_refused_and_said(self) -> None:
+        """Words that name nobody are not taken for those of a call whose caller is known."""
+        async with opened() as world:
+            await world.deliver(message("conversation-update", call=CALL, messages=VAPI_HISTORY))
+            nobody = {key: value for key, value in CALL.items() if key != "customer"}
+            said = {**SENT["transcript, final"].message, "call": nobody}
+            said.pop("customer", None)
+            assert (await world.deliver(said))[0] == 200
+            assert world.telemetry.counts["turn_refused"] == 1
+
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_reported_call_is_final(self, restarted: bool) -> None:
         """No late word, shorter, longer or other, of any kind, opens it or changes what was said."""

@@ -193,6 +193,13 @@ class Webhook:
             call = found.call if found is not None and found.own else None
             if found is not None and kind in _TELLS:
                 call = await self._calls.told(found, await _history(message))
+            elif found is not None and not found.own and _is_final(message):
+                self._emit(
+                    telemetry.turn_refused,
+                    call=found.call.live.key,
+                    code="unnamed",
+                    error="a final transcript of a body that names nobody",
+                )
             return await act(call, message)
         except CallError as error:
             if error.code != "draining":
