@@ -23,6 +23,15 @@ Kind: TypeAlias = Literal["internal", "client", "server"]
 TEXT: Final = "sidecar.pii.text"
 """Words of a caller or of the agent; LiveKit's own filter knows the `pii` in it, too."""
 CONVERSATION: Final = "gen_ai.conversation.id"
+_NUMBERS: Final = (
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_EXPORT_TIMEOUT",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+)
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _EXPORTERS: Final = ("otlp", "console", "none")
 _PROTOCOLS: Final = ("http/protobuf", "grpc")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -161,6 +170,10 @@ def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
         exporter = "none"
     if endpoint and exporter in {"", "otlp"}:
         _require_url(named, endpoint)
+    if exporter != "none" and (exporter or endpoint):
+        for name in _NUMBERS:
+            value = environ.get(name, "").strip()
+            _require_number(name, value.replace(".", "", 1) if "TIMEOUT" in name else value)
     return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
 
 
@@ -172,6 +185,12 @@ def _require_url(name: str, value: str) -> None:
     except ValueError:
         usable = False
     if not usable:
+        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
+
+
+def _require_number(name: str, value: str) -> None:
+    if value and not (_NUMBER.fullmatch(value) and float(value)):
+        remedy = "write a number above 0"
         raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
 
 

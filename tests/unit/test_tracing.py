@@ -120,6 +120,22 @@ def test_an_exporter_that_there_is_not_is_a_wrong_setting(name: str, value: str)
     assert "one of" in caught.value.fields[0][1]
 
 
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "1e3", "\u0661", "9" * 11])
+@pytest.mark.parametrize("name", ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_EXPORTER_OTLP_TIMEOUT"])
+def test_a_number_that_the_sdk_can_not_use_is_a_wrong_setting(name: str, value: str) -> None:
+    """It is named with its remedy where traces are asked for, and costs nothing where none are."""
+    assert load({name: value})
+    with pytest.raises(ConfigError) as caught:
+        load({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", name: value})
+    assert caught.value.fields == ((name, "write a number above 0"),)
+
+
+def test_a_timeout_may_be_a_fraction() -> None:
+    """As the SDK takes it."""
+    asked = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "2.5"}
+    assert load({**asked, "OTEL_BSP_MAX_QUEUE_SIZE": "512"})
+
+
 @pytest.mark.parametrize("raw", WRONG)
 def test_a_wrong_traceparent_is_none(raw: str) -> None:
     """What is no W3C traceparent is ignored, never an error: a trace of its own begins."""
