@@ -70,7 +70,7 @@ def _token_or_blank(text: str) -> str:
 def _region(text: str) -> str:
     from phonenumbers import SUPPORTED_REGIONS  # noqa: PLC0415 - 70 ms, where a region is set
 
-    name = text.upper()
+    name = text.upper() if text.isascii() else text
     if name in _NOT_ITS_REGION:
         raise ValueError(f"{name} is no region; {_NOT_ITS_REGION[name]}")
     if name not in SUPPORTED_REGIONS:

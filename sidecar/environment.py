@@ -74,6 +74,8 @@ def word(text: str) -> str:
     plain(text)
     if re.search(r"[\s/?#]", text):
         raise ValueError("an id has no blank and none of / ? # in it")
+    if text in {".", ".."}:
+        raise ValueError("name it by its id")
     return text
 
 
@@ -150,6 +152,8 @@ def host(text: str) -> str:
     if not text:
         raise ValueError("name a host")
     plain(text)
+    if text.startswith("["):
+        raise ValueError("write an IPv6 address without brackets, as in ::1")
     if re.search(r"[\s/@\\?#]", text):
         raise ValueError("name a host alone, as in 127.0.0.1 or sidecar.example")
     try:

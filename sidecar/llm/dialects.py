@@ -69,8 +69,10 @@ _DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
     for roles, pattern in (
         (
             Roles.NO_SYSTEM,
-            r"system\W+(?:role|messages?|prompt|instructions?)\W+(?:is|are)?\W*not\W",
+            r"(?:system|developer)\W+(?:role|messages?|prompt|instructions?)\W+(?:is|are)?\W*not\W",
         ),
+        (Roles.NO_SYSTEM, r"[\"'`](?:system|developer)[\"'`]\W+is\W+not\W+(?:one\W+of|a\W+valid)"),
+        (Roles.NO_SYSTEM, r"invalid\W+(?:value|role)\W{1,4}(?:system|developer)\b"),
         (Roles.NO_SYSTEM, r"(?:not|n't)\W+support\W+(?:the\W+)?[\"'`]?(?:system|developer)\b"),
         (Roles.NO_SYSTEM, r"only\W+user\W+and\W+assistant\W+roles\W+are\W+supported(?!,? with)"),
         (Roles.NO_SYSTEM, r"unexpected\W+role\W+[\"'`]?(?:system|developer)[\"'`]?(?!\W+after)"),

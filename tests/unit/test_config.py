@@ -296,6 +296,9 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
     [
         ("SIDECAR_DEFAULT_REGION", "UK", "UK is no region; Great Britain is GB"),
         ("SIDECAR_DEFAULT_REGION", "XX", "two letters"),
+        ("SIDECAR_DEFAULT_REGION", "\u00df", "two letters"),
+        ("SIDECAR_HOST", "[::1]", "without brackets"),
+        ("SIDECAR_AGENT_ID", "..", "by its id"),
         ("SIDECAR_DEFAULT_REGION", "+44", "two letters"),
         ("LETTA_BASE_URL", "http://", "host"),
         ("LETTA_BASE_URL", "http://a..b", "host"),

@@ -132,6 +132,13 @@ TEMPLATES: list[tuple[int, bytes, Roles]] = [
     (400, error("System role not supported"), Roles.NO_SYSTEM),
     (400, error("Only user and assistant roles are supported!"), Roles.NO_SYSTEM),
     (400, error("this model does not support the system role"), Roles.NO_SYSTEM),
+    (400, error("Developer instruction is not enabled for models/gemma-3-4b-it"), Roles.NO_SYSTEM),
+    (
+        400,
+        error("'system' is not one of ['user', 'assistant'] - 'messages.0.role'"),
+        Roles.NO_SYSTEM,
+    ),
+    (400, error("Invalid value: 'system'. Supported values are: 'user'."), Roles.NO_SYSTEM),
 ]
 TEACH_NOTHING: list[tuple[int, bytes]] = [
     (400, b""),
