@@ -21,7 +21,7 @@ from tests.sidecar_process import SidecarProcess
 for part in ("faster_whisper", "piper"):
     pytest.importorskip(part, reason="offline speech is not installed: run `make setup-dev`")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(360)]
 
 PHONE = "+12025550120"
 
@@ -43,7 +43,7 @@ def piper(text: str) -> bytes:
 async def exchange(caller: Caller, samples: bytes) -> None:
     said = len(caller.heard)
     await caller.speak(samples)
-    await caller.until(lambda: len(caller.heard) > said, 60)
+    await caller.until(lambda: len(caller.heard) > said, 90)
     await caller.until_agent_is_silent(for_s=1.5)
 
 
@@ -65,7 +65,7 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
                 async with calling(server.url, room, room, phone=PHONE) as caller:
                     await server.call_agent(room)
                     # The disclosure, and then the greeting, however long that takes to begin.
-                    await caller.until(lambda caller=caller: len(caller.heard) >= 2, 60)
+                    await caller.until(lambda caller=caller: len(caller.heard) >= 2, 120)
                     await caller.until_agent_is_silent(60, for_s=2.0)
                     caller.audio.clear()
                     await exchange(caller, samples)
