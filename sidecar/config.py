@@ -33,6 +33,7 @@ from sidecar.environment import HTTP_SCHEMES, WS_SCHEMES, default_data_dir
 from sidecar.errors import ConfigError
 from sidecar.privacy import names_in
 from sidecar.tracing import exporter_of
+from sidecar.untrusted import MALFORMED
 
 DEFAULT_PORT = 8377
 DEFAULT_TENANT = "default"
@@ -589,7 +590,7 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
     remedy = f'write it as JSON: {{"{"TENANT/" if several else ""}+12025550100": "agent-…"}}'
     try:
         raw: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ConfigError(
             f"SIDECAR_AGENT_MAP can't be read: {type(error).__name__}",
             fields=(("SIDECAR_AGENT_MAP", remedy),),

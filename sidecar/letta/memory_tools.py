@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, cast
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
 from sidecar.printable import printable
+from sidecar.untrusted import MALFORMED
 
 Blocks: TypeAlias = Mapping[str, Block]
 
@@ -209,7 +210,7 @@ def _as_meant(given: Mapping[str, str], blocks: Blocks) -> dict[str, str]:
 def _arguments(call: ToolCall, names: Sequence[str]) -> dict[str, str]:
     try:
         parsed: object = json.loads(call.arguments or "{}")
-    except ValueError:
+    except MALFORMED:
         raise _Refused("the arguments are no JSON") from None
     given = cast("dict[str, object]", parsed) if isinstance(parsed, dict) else {}
     texts = {name: given.get(name) for name in names}

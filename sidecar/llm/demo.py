@@ -31,6 +31,7 @@ from sidecar.llm.demo_facts import (
     questions_of,
 )
 from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.untrusted import MALFORMED
 
 _DEFAULT_LABEL = "human"
 _NOT_ABOUT_THE_CALLER = frozenset({"persona"})
@@ -180,7 +181,7 @@ def _unpacked(text: str) -> str | None:
         return text
     try:
         packed: object = json.loads(text)
-    except ValueError:
+    except MALFORMED:
         return text
     if not isinstance(packed, dict) or "type" not in packed:
         return text
@@ -202,7 +203,7 @@ def _lines_told(arguments: str) -> list[str]:
     """Return the lines of every text in a call's arguments."""
     try:
         parsed: object = json.loads(arguments)
-    except ValueError:
+    except MALFORMED:
         return []
     if not isinstance(parsed, dict):
         return []

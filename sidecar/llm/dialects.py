@@ -17,6 +17,7 @@ import msgspec
 
 from sidecar.errors import LlmError
 from sidecar.llm.wire import json_of
+from sidecar.untrusted import MALFORMED
 
 T = TypeVar("T")
 
@@ -284,7 +285,7 @@ def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
     """Return all text of a refusal, and the parameters that its fields name."""
     try:
         value: object = msgspec.json.decode(refusal)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return refusal.decode("utf-8", "replace"), frozenset()
     texts: list[str] = []
     named: set[str] = set()

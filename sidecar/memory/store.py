@@ -15,6 +15,7 @@ import msgspec
 
 from sidecar.model import Block, Snapshot
 from sidecar.private import make_directory
+from sidecar.untrusted import MALFORMED
 
 
 class SnapshotStore(Protocol):
@@ -69,7 +70,7 @@ class DirectoryStore:
     def _load(self, agent_id: str) -> Snapshot | None:
         try:
             copy = msgspec.json.decode(self._path(agent_id).read_bytes(), type=_Copy)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (OSError, *MALFORMED):
             return None
         if copy.agent_id != agent_id:
             return None

@@ -26,6 +26,7 @@ from sidecar.errors import SidecarError
 from sidecar.model import Command
 from sidecar.private import write_whole
 from sidecar.transcript.journal import Journal
+from sidecar.untrusted import MALFORMED
 
 CONTROL_FILE = "control.json"
 BUDGET_S = 300.0
@@ -188,7 +189,7 @@ async def _asked(request: Request, kind: type[T]) -> T | None:
             return None
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 

@@ -35,6 +35,7 @@ from sidecar.llm.port import Llm
 from sidecar.model import CallerHints, Consent
 from sidecar.prompt_wait import Waits
 from sidecar.transcript.journal import Journal
+from sidecar.untrusted import MALFORMED
 
 HELLO_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.5
@@ -360,7 +361,7 @@ class ConsoleSession:
             raise WebSocketDisconnect(message.get("code") or 1005)
         try:
             frame: object = msgspec.json.decode(message.get("text") or "")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             return {}
         return cast("dict[str, Any]", frame) if isinstance(frame, dict) else {}
 

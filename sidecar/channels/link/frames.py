@@ -13,6 +13,7 @@ import msgspec
 from sidecar.errors import LinkError
 from sidecar.model import MAX_SEQ, CallerHints, Turn, call_key
 from sidecar.tracing import traceparent_or_none
+from sidecar.untrusted import MALFORMED
 
 SUBPROTOCOL = "letta-sidecar.v1"
 MAX_FRAME_BYTES = 1 << 20
@@ -240,7 +241,6 @@ class _Named(msgspec.Struct):
 
 _typed_decoder = msgspec.json.Decoder(_Typed)
 _named_decoder = msgspec.json.Decoder(_Named)
-_MALFORMED = (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _WORKER_TYPES = frozenset({"hello", "call.open", "speech.started", "turn", "call.close"})
 _SIDECAR_TYPES = frozenset(
     {"welcome", "memory", "ack", "guidance", "say", "hang_up", "drain", "error"}
@@ -286,7 +286,7 @@ def _decode(raw: str | bytes, decoder: msgspec.json.Decoder[T], types: frozenset
         if kind not in types:
             return None
         return decoder.decode(raw)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         message, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
         if not field and "field `" in message:
@@ -306,7 +306,7 @@ def _named_in(raw: str | bytes) -> _Named:
     """Return the call and item a wrong frame names, as far as these can be read."""
     try:
         return _named_decoder.decode(raw)
-    except _MALFORMED:
+    except MALFORMED:
         return _Named()
 
 

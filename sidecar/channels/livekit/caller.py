@@ -13,6 +13,7 @@ from livekit.protocol import models
 
 from sidecar.channels.link.frames import Hints
 from sidecar.model import consent_of
+from sidecar.untrusted import MALFORMED
 
 
 def hints_of_metadata(metadata: str) -> Hints:
@@ -33,7 +34,7 @@ def hints_of_metadata(metadata: str) -> Hints:
 def _fields_of(metadata: str) -> dict[str, object]:
     try:
         raw: object = json.loads(metadata) if metadata.strip() else {}
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return {}
     return cast("dict[str, object]", raw) if isinstance(raw, dict) else {}
 

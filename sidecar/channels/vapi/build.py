@@ -27,6 +27,7 @@ from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.tracing import NO_TRACES, Tracer
 from sidecar.transcript.journal import Journal
+from sidecar.untrusted import MALFORMED
 
 BURST_S = 3.0
 
@@ -157,7 +158,7 @@ def transient_assistant(settings: Settings) -> Object | None:
         return None
     try:
         parsed: object = json.loads(settings.vapi_assistant.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, *MALFORMED):
         parsed = None
     if not isinstance(parsed, dict):
         raise ConfigError(

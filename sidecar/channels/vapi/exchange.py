@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.errors import SidecarError
+from sidecar.untrusted import MALFORMED
 
 MAX_BODY_BYTES = 1 << 20
 BODY_S = 10.0
@@ -93,7 +94,7 @@ def object_of(body: bytes) -> Mapping[str, Any]:
         except msgspec.DecodeError:
             # JavaScript writes half a character that way, and a cut text may end in one.
             parsed = _decode(_ESCAPE.sub(_whole_characters, body))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except MALFORMED:
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(parsed, dict):
         raise Refused(400, "the body is no JSON object")

@@ -38,6 +38,7 @@ from sidecar.errors import CallError, JournalError
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Emit
+from sidecar.untrusted import MALFORMED
 
 TOOL_S: Final = 5.0
 ASK_AGAIN_S: Final = 5.0
@@ -425,6 +426,6 @@ def tool_of(asked: Object) -> tuple[str, Object]:
     if isinstance(given, str):
         try:
             given = msgspec.json.decode(given)
-        except (msgspec.DecodeError, RecursionError):
+        except MALFORMED:
             given = None
     return str(function.get("name", "")), child({"given": given}, "given")

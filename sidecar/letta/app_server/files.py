@@ -15,6 +15,7 @@ from typing import Any, Final
 from sidecar.letta.port import FoundAgent
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
+from sidecar.untrusted import MALFORMED
 
 _FENCE: Final = "---\n"
 _END: Final = "\n---\n"
@@ -138,7 +139,7 @@ def commit_subject(batch_id: str, call: ToolCall) -> str:
     """
     try:
         arguments = json.dumps(json.loads(call.arguments), sort_keys=True)
-    except ValueError:
+    except MALFORMED:
         arguments = call.arguments
     digest = hashlib.sha256(f"{call.name}\0{arguments}".encode("utf-8", "surrogatepass"))
     return f"voice batch {batch_id}: {call.name} {digest.hexdigest()[:16]}"

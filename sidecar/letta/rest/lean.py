@@ -22,6 +22,7 @@ from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 
 from sidecar.errors import NotLetta
 from sidecar.letta.rest.wire import NO_LETTA
+from sidecar.untrusted import MALFORMED
 
 T = TypeVar("T")
 Params: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -150,7 +151,7 @@ class LeanRequests:
             raw = await answer.read() if answer.status != _NO_CONTENT else b"null"
         try:
             return msgspec.json.decode(raw, type=answered)
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise NotLetta("what answered is no Letta: not its JSON", hint=NO_LETTA) from error
 
     @asynccontextmanager
@@ -221,7 +222,7 @@ def _status_error(answer: aiohttp.ClientResponse, text: str) -> APIStatusError:
     """Return the SDK's error for a refusal, with the body it would carry."""
     try:
         body: object = json.loads(text)
-    except ValueError:
+    except MALFORMED:
         body = text
     response = httpx.Response(
         answer.status,
@@ -257,9 +258,10 @@ async def _events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[EventAnswe
                 raise _status_error(answer, value.decode("utf-8", "replace"))
             elif name == b"data" and not event:
                 try:
-                    yield _event_decoder.decode(value)
-                except msgspec.MsgspecError as error:
+                    said = _event_decoder.decode(value)
+                except MALFORMED as error:
                     raise ValueError("an event is not as expected") from error
+                yield said
 
 
 def _tls(base_url: str) -> ssl.SSLContext | bool:
