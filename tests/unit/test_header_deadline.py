@@ -1,6 +1,7 @@
 """The bounds of a connection in time and number, on a real socket."""
 
 import resource
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import anyio
@@ -91,20 +92,25 @@ def health(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many connections stay without a request, the next one is served; a busy one stays."""
-    monkeypatch.setattr(DeadlineProtocol, "headers_s", 60.0)
-    goes_on, served = anyio.Event(), anyio.Event()
+def waiting(goes_on: anyio.Event, begins: Callable[[], None]) -> Starlette:
+    """An application with a route that answers at once, and one that waits for an event."""
 
     async def waits(_: Request) -> Response:
-        served.set()
+        begins()
         await goes_on.wait()
         return PlainTextResponse("waited")
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("ok")
 
-    app = Starlette(routes=[Route("/waits", waits), Route("/livez", livez)])
+    return Starlette(routes=[Route("/waits", waits), Route("/livez", livez)])
+
+
+async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections stay without a request, the next one is served; a busy one stays."""
+    monkeypatch.setattr(DeadlineProtocol, "headers_s", 60.0)
+    goes_on, served = anyio.Event(), anyio.Event()
+    app = waiting(goes_on, served.set)
     bound = listen("127.0.0.1", 0)
     host, port = bound.getsockname()
     async with AsyncExitStack() as stack:
@@ -134,19 +140,15 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_past_as_many_requests_the_next_is_told_to_come_back() -> None:
     """Past the limit a request gets 503 and a time to come back, and `/livez` its answer still."""
     goes_on, full = anyio.Event(), anyio.Event()
-    begun: list[Request] = []
+    begun = 0
 
-    async def waits(request: Request) -> Response:
-        begun.append(request)
-        if len(begun) == 4:
+    def begins() -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 4:
             full.set()
-        await goes_on.wait()
-        return PlainTextResponse("waited")
 
-    async def livez(_: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    app = Starlette(routes=[Route("/waits", waits), Route("/livez", livez)])
+    app = waiting(goes_on, begins)
     bound = listen("127.0.0.1", 0)
     host, port = bound.getsockname()
     async with AsyncExitStack() as stack:
