@@ -1,8 +1,9 @@
 """A language model behind any OpenAI-compatible endpoint, over aiohttp.
 
 A request is never repeated as it was: a caller is waiting, and who asked decides what to do
-instead. One that the server does not take is written otherwise (`dialects`). The connection is kept for `KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake
-costs more than the request itself.
+instead. One that the server does not take is written otherwise (`dialects`). The connection is kept
+for `KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake costs more than the
+request itself.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ _HTTP_OK = 200
 
 
 class OpenAiLlm(Llm):
-    """Chat completions of one model, read as `sidecar.llm.wire` says, asked as `dialects` has learnt.
+    """Chat completions of one model, read by `sidecar.llm.wire`, asked as `dialects` has learnt.
 
     Args:
         base_url: Up to and without ``/chat/completions``, for instance
@@ -143,18 +144,7 @@ class OpenAiLlm(Llm):
         headers = {"Content-Type": "application/json", **self._headers}
         if traceparent := self._traceparent():
             headers["traceparent"] = traceparent
-        try:
-            response = await self._connected().post(
-                self._url, data=raw, headers=headers, allow_redirects=False
-            )
-        except aiohttp.ClientError as error:
-            raise LlmError(
-                f"the language model cannot be reached: {type(error).__name__}",
-                hint="is LLM_BASE_URL reachable?",
-            ) from error
-        if response.status != _HTTP_OK:
-            raise await refusal_of(response)
-        return response
+        return await posted(self._connected(), self._url, raw, headers)
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._closed:
@@ -168,8 +158,31 @@ class OpenAiLlm(Llm):
         return self._session
 
 
-async def refusal_of(response: aiohttp.ClientResponse) -> Refusal:
-    """Return what a server refused with, as far as it can be read in a moment; closes the response."""
+async def posted(
+    session: aiohttp.ClientSession, url: URL, raw: bytes, headers: Mapping[str, str]
+) -> aiohttp.ClientResponse:
+    """Send a request and return the response once its headers say that it succeeded.
+
+    Has no deadline of its own.
+
+    Raises:
+        Refusal: it was answered with another status than 200.
+        LlmError: there is no answer.
+    """
+    try:
+        response = await session.post(url, data=raw, headers=headers, allow_redirects=False)
+    except (aiohttp.ClientError, OSError) as error:
+        raise LlmError(
+            f"the language model cannot be reached: {type(error).__name__}",
+            hint="is LLM_BASE_URL reachable?",
+        ) from error
+    if response.status != _HTTP_OK:
+        raise await _refusal_of(response)
+    return response
+
+
+async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
+    """Return what a server refused with, read for a moment at most; closes the response."""
     answer = bytearray()
     try:
         if response.status not in TEACHING:

@@ -74,8 +74,6 @@ class Scripted:
 
 
 class ScriptedReply:
-    content_type = "text/event-stream"
-
     def __init__(self, steps: list[Any]) -> None:
         self._steps = steps
 

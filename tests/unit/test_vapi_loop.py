@@ -63,8 +63,6 @@ class Loop:
 class Yes:
     """A model that says yes."""
 
-    content_type = "text/event-stream"
-
     def __init__(self) -> None:
         self._frames = [
             b'data: {"choices":[{"delta":{"content":"Yes."}}]}\n\n',

@@ -18,18 +18,16 @@ from yarl import URL
 
 from sidecar.channels.vapi import sse
 from sidecar.errors import LlmError
-from sidecar.llm.openai import refusal_of
+from sidecar.llm.openai import posted
 from sidecar.llm.port import Llm
+from sidecar.llm.wire import BROKE_OFF
 
 KEEP_ALIVE_S = 90.0
 _CONNECT_S = 5.0
-_HTTP_OK = 200
 
 
 class Reply(Protocol):
     """An answer under way. It is read once, to its end or until `close`."""
-
-    content_type: str
 
     async def next(self) -> bytes:
         """Return what has come since, at least one byte; empty at the end.
@@ -86,21 +84,7 @@ class HttpUpstream:
     async def ask(self, body: bytes, traceparent: str = "") -> Reply:
         """See `Upstream.ask`."""
         traced = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
-        try:
-            response = await self._connected().post(
-                self._chat_url,
-                data=body,
-                headers=traced,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            raise LlmError(
-                f"the language model cannot be reached: {type(error).__name__}",
-                hint="is LLM_BASE_URL reachable?",
-            ) from error
-        if response.status != _HTTP_OK:
-            raise await refusal_of(response)
-        return _HttpReply(response)
+        return _HttpReply(await posted(self._connected(), self._chat_url, body, traced))
 
     async def warm(self) -> None:
         """See `Upstream.warm`."""
@@ -130,13 +114,12 @@ class _HttpReply:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._content = response.content
-        self.content_type = response.content_type
 
     async def next(self) -> bytes:
         try:
             return await self._content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise LlmError("the language model broke off in the middle of a reply") from error
+            raise LlmError(BROKE_OFF) from error
 
     def close(self) -> None:
         self._response.close()
@@ -164,12 +147,8 @@ class LlmUpstream:
 
 
 class _LlmReply:
-    content_type = "text/event-stream"
-
     def __init__(self, llm: Llm, asked: dict[str, Any]) -> None:
         self._frames = self._spoken(llm, asked)
-        if not asked.get("stream"):
-            self.content_type = "application/json"
 
     async def next(self) -> bytes:
         return await anext(self._frames, b"")
