@@ -177,6 +177,10 @@ def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
     return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
 
 
+def _wrong(name: str, remedy: str) -> ConfigError:
+    return ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
+
+
 def _require_url(name: str, value: str) -> None:
     remedy = "write it as http://HOST:PORT or https://HOST:PORT"
     try:
@@ -185,16 +189,16 @@ def _require_url(name: str, value: str) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
+        raise _wrong(name, remedy)
 
 
 def _require_number(name: str, value: str) -> None:
     if value and not (_NUMBER.fullmatch(value) and float(value)):
         remedy = "write a number above 0"
-        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
+        raise _wrong(name, remedy)
 
 
 def _require(name: str, value: str, known: Sequence[str]) -> None:
     if value and value not in known:
         remedy = f"one of {', '.join(known)}"
-        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
+        raise _wrong(name, remedy)

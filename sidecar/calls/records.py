@@ -67,7 +67,7 @@ class Records:
         self._of: OrderedDict[Heard, _Record] = OrderedDict()
 
     def enter(self, live: LiveCall) -> LiveCall | None:
-        """A call is live; returns the one that keeps the record already, if another worker's does."""
+        """A call is live; returns the one that keeps the record, if another worker's does."""
         if live.heard is None:
             return None
         record = self._of.setdefault(live.heard, _Record())
@@ -95,7 +95,8 @@ class Records:
         if record is None or live not in record.calls:
             return
         if at_s and self.keeps(live):
-            self._reach(record, live).until_s = max(self._reach(record, live).until_s, at_s)
+            reach = self._reach(record, live)
+            reach.until_s = max(reach.until_s, at_s)
         record.calls.remove(live)
         record.moved()
 
@@ -121,7 +122,7 @@ class Records:
         return left
 
     def left_of(self, heard: Heard | None, key: str, turns: Sequence[Turn]) -> list[Turn] | None:
-        """Return what of a call that its worker left behind is to be stored; None: not known yet."""
+        """Return what is to be stored of a call that its worker left; None: not known yet."""
         record = self._of.get(heard) if heard else None
         if record is None:
             return list(turns)

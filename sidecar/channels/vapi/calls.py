@@ -160,9 +160,11 @@ class VapiCalls:
         try:
             await call.store_settled()
         except JournalError as error:  # the next history brings it again
-            self._emit(
-                telemetry.turn_refused, call=call.live.key, code="journal", error=error.message
-            )
+            self._journal_failed(call.live.key, error)
+
+    def _journal_failed(self, key: str, error: JournalError) -> None:
+        """Say that something of a call is not in the journal yet; it is tried again."""
+        self._emit(telemetry.turn_refused, call=key, code="journal", error=error.message)
 
     def spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a job that outlives the request which asked for it; its fault is its own."""
@@ -199,9 +201,7 @@ class VapiCalls:
         while (opening := self._opening.get(key)) is not None:
             await opening.wait()
         call = self._live.get(key) or await self._open(tenant, key, about, stage)
-        if call is None:
-            return None
-        if call.disputed:
+        if call is None or call.disputed:
             return None
         whose = await self._whose(tenant, call, about.hints)
         if whose == "another's":
@@ -238,9 +238,7 @@ class VapiCalls:
             try:
                 await self._calls.identify(live, resolution)
             except JournalError as error:  # the next body brings it again
-                self._emit(
-                    telemetry.turn_refused, call=live.key, code="journal", error=error.message
-                )
+                self._journal_failed(live.key, error)
         mine = live.call
         if not mine.caller_key:
             same = not resolution.caller_key and resolution.ref == mine.ref
@@ -263,11 +261,11 @@ class VapiCalls:
             await call.give_up()
             await call.live.refuse()
             await self.end(call, "two callers", final=True)
-        except JournalError as error:  # tried again
-            self._emit(telemetry.turn_refused, call=key, code="journal", error=error.message)
+        except JournalError as error:
+            self._journal_failed(key, error)
 
     def _may_wake(self, key: str, stage: Stage) -> bool:
-        """Whether a body takes up a call that is not live; for all that is known here, it is new."""
+        """Whether a body takes up a call that is not live, and new for all that is known here."""
         end = self._ended.ends.get(key)
         match stage:
             case "report":
@@ -363,12 +361,7 @@ class VapiCalls:
                 await call.give_up()
                 await self.end(call, "no report came" if reported_late else "silence")
             except JournalError as error:
-                self._emit(
-                    telemetry.turn_refused,
-                    call=call.live.key,
-                    code="journal",
-                    error=error.message,
-                )
+                self._journal_failed(call.live.key, error)
 
     def _command(self, call: VapiCall, command: Command, text: str) -> None:
         self.spawn(self._send_command, call, command, text)
