@@ -364,7 +364,7 @@ class Sidecar:
             await self.vapi.aclose()
 
     async def _deliver(self) -> None:
-        """Run the relay, once what dead workers left is taken up: it was said before what is new."""
+        """Run the relay, once what dead workers left is taken up: it was said before the rest."""
         if self._intake is not None:
             with anyio.move_on_after(FIRST_LOOK_S):
                 await self._intake.looked.wait()
@@ -387,7 +387,7 @@ class Sidecar:
         )
 
     async def readiness(self) -> Mapping[str, object]:
-        """Return what `/readyz` shows. A Letta whose last answer was a failure is degraded, and ready."""
+        """Return what `/readyz` shows; Letta is degraded from a failure to its next success."""
         try:
             with anyio.fail_after(2.0):
                 backlog = await self.journal.backlog()

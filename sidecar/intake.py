@@ -56,7 +56,7 @@ class SpoolIntake:
                 await self._asked.wait()
 
     def look_soon(self) -> None:
-        """Have the next look now: who calls may be calling back, out of a call whose worker died."""
+        """Have the next look now: who calls may be calling back after their worker died."""
         self._asked.set()
 
     async def look(self) -> None:

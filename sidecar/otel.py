@@ -85,7 +85,7 @@ def tracer_of(
 
 
 def _as_said() -> None:
-    """Take the blanks out of OpenTelemetry's variables: the SDK strips none, and a blank is a value."""
+    """Take the blanks off OpenTelemetry's variables: the SDK strips none."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         if (text := said(os.environ, name)) is not None:
             os.environ[name] = text

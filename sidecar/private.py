@@ -143,7 +143,7 @@ def _is_token(text: str) -> bool:
 
 
 def _kept(path: Path, *, good: Callable[[bytes], bool], make: Callable[[], bytes]) -> bytes:
-    """Return what a file holds; where it holds nothing good, what is then in it, whole and synced."""
+    """Return what a file holds; where that is no good, what is put there, whole and synced."""
     try:
         kept = path.read_bytes()
     except FileNotFoundError:

@@ -1,11 +1,11 @@
 """How long a prompt waits for its memory: one rule for the link's workers and for the other channels.
 
 With memory at hand and no read under way a prompt does not wait. The first read of a call, and each
-read while nothing is at hand, it waits for at most until `Waits.memory_s` after the read *began*, so
-a Letta that hangs costs nothing once the caller has spoken for longer (ADR 4). A later read of a call
-that has memory at hand only renews it: no prompt waits for that one (ADR 10), save for what the
-journal of this process is being asked meanwhile. Before a call's first memory a prompt waits at most
-until `Waits.cold_start_s` after the call opened, once.
+read while nothing is at hand, it waits for at most until `Waits.memory_s` after the read *began*,
+so a Letta that hangs costs nothing once the caller has spoken for longer (ADR 4). A later read of a
+call that has memory at hand only renews it: no prompt waits for that one (ADR 10), save for what
+the journal of this process is being asked meanwhile. Before a call's first memory a prompt waits at
+most until `Waits.cold_start_s` after the call opened, once.
 """
 
 from dataclasses import dataclass

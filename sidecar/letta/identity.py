@@ -1,13 +1,13 @@
 """Caller → tenant → agent.
 
 Theory of operation: the rules say, without asking Letta, whose memory a call belongs to
-(`resolve`): an agent named by the owner's own backend, one in the owner's map, the one fixed
-agent, or the caller's own. A caller's own agent carries tags made of the tenant and the caller's
-key; it is found by all of them and otherwise created (`Identity.agent_of`). What was created is
-learnt at once, whatever becomes of the rest: a Letta whose list is late, or has no tags, would be
-asked for another each time. Two sidecars may create one at the same moment: after creating, the
-tags are looked up again, and the oldest agent wins everywhere. Never by name, and never the first of
-several that merely resemble.
+(`resolve`): an agent named by the owner's own backend, one in the owner's map, the one fixed agent,
+or the caller's own. A caller's own agent carries tags made of the tenant and the caller's key; it
+is found by all of them and otherwise created (`Identity.agent_of`). What was created is learnt at
+once, whatever becomes of the rest: a Letta whose list is late, or has no tags, would be asked for
+another each time. Two sidecars may create one at the same moment: after creating, the tags are
+looked up again, and the oldest agent wins everywhere. Never by name, and never the first of several
+that merely resemble.
 """
 
 from collections.abc import Mapping, Sequence

@@ -197,7 +197,7 @@ def _edited_block(blocks: Blocks, call: ToolCall, *, escaped: bool) -> Block:
 
 
 def _as_meant(given: Mapping[str, str], blocks: Blocks) -> dict[str, str]:
-    """Read a model's texts as escaped; what names a block, or a piece of it, as it is found there."""
+    """Read a model's texts as escaped; what names a block or a piece of it, as found there."""
     meant = {name: _unescape(text) for name, text in given.items()}
     if meant["label"] not in blocks:
         meant["label"] = given["label"]

@@ -1,4 +1,4 @@
-"""What a model's server does not take, learnt from its refusals, and bodies written without it. Pure.
+"""What a model's server does not take, learnt from its refusals; bodies without it. Pure.
 
 Servers of chat completions take different requests: some refuse `max_tokens`, or `stream_options`;
 templates of open models want one system message, or roles that alternate. Nobody can list them, but
@@ -64,7 +64,7 @@ class Roles(IntEnum):
     """No system message at all."""
 
 
-# What servers and templates were seen to say, vLLM, llama.cpp, mistral-common and others among them.
+# What servers and templates were seen to say: vLLM, llama.cpp, mistral-common and others.
 _DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
     (roles, re.compile(pattern, re.IGNORECASE))
     for roles, pattern in (

@@ -1,4 +1,4 @@
-"""The wire of chat completions, read once for every path: the bytes of an answer in, words out. Pure.
+"""The wire of chat completions, read once for every path: bytes in, words out. Pure.
 
 Servers differ in what they write: another content type or none, a whole answer in place of a
 stream, frames without `choices`, `"error": null` in each, an `error` beside `choices`, no blank line

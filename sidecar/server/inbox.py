@@ -82,7 +82,7 @@ class CallInbox:
         self._waiting.append((frame, size_bytes))
 
     async def carry_out(self) -> int:
-        """Carry out the next frame, or the turns that stand next; returns their bytes, 0 for none."""
+        """Carry out the next frame, or the next turns; returns their bytes, 0 for none."""
         if not self._waiting:
             return 0
         frame, size_bytes = self._waiting.popleft()

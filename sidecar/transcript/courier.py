@@ -172,7 +172,7 @@ class Courier:
         return Outcome(Event.DIGESTED)
 
     def _too_large(self, batch: Batch, error: TooLarge) -> Outcome:
-        """Try once in a new conversation, which holds nothing else; there it is too large itself."""
+        """Try once in a new conversation; what is too large there is too large itself."""
         if batch.batch_id in self._moved:
             self._moved.discard(batch.batch_id)
             return _outcome(Event.TOO_LARGE, error)

@@ -304,12 +304,12 @@ class Journal(Protocol):
     async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
         """Take up to `limit` due lanes and return the batch each has to deliver.
 
-        A lane with no open batch gets one sealed first: of the call that is due, or of another
-        call of the same caller when what is pending there was said before, due or not. Promises: a batch is durable, and marked
-        `sending` with `horizon_s = now_s + post_timeout_s`, before it is returned; until it is
-        settled, released or retired no other claim returns its lane. Batches that an earlier
-        process left as `sending`, and those released as unknown, come back with `in_doubt`;
-        their horizon stays that of the try in doubt.
+        A lane with no open batch gets one sealed first: of the call that is due, or of another call
+        of the same caller when what is pending there was said before, due or not. Promises: a batch
+        is durable, and marked `sending` with `horizon_s = now_s + post_timeout_s`, before it is
+        returned; until it is settled, released or retired no other claim returns its lane. Batches
+        that an earlier process left as `sending`, and those released as unknown, come back with
+        `in_doubt`; their horizon stays that of the try in doubt.
         """
         ...
 

@@ -62,7 +62,8 @@ class Hints(msgspec.Struct, frozen=True):
 class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
     """Worker: a call is live. Sent again for each live call after a reconnect.
 
-    `room` names what other calls may hear as well: of several of one room and caller, one is stored.
+    `room` names what other calls may hear as well: of several of one room and caller, one is
+    stored.
     """
 
     call: Id

@@ -90,7 +90,7 @@ class Spooler:
         return min(waits, default=None)
 
     async def _tend(self, call: LinkedCall) -> float | None:
-        """Do what the file of a call needs; returns the time at which it needs more, None for a wake."""
+        """Do what the file of a call needs; returns when it needs more, None for a wake."""
         box = call.outbox
         if call.spool and box.settled:
             await self._reclaim(call)

@@ -142,7 +142,7 @@ class Identification:
         return len(others) > (1 if self._person is None else 0)
 
     def _is_heard(self, participant: rtc.RemoteParticipant) -> bool:
-        """Whether a participant is the one on the line: an owner may give all callers one identity."""
+        """Whether a participant is the one on the line: all callers may have one identity."""
         sip = _is_sip(participant)
         seen = hints_of_participant(participant.identity, participant.attributes, sip=sip)
         return participant.identity == self._person and seen.phone == self._number

@@ -131,7 +131,7 @@ class _JobLog:
 
 
 def _beside(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return log fields under names that no attribute of a log record has, each text on one line."""
+    """Return log fields under names that no log record has, each text on one line."""
     return {
         f"sidecar.{name}": printable_line(value) if isinstance(value, str) else value
         for name, value in fields.items()

@@ -299,7 +299,7 @@ class CallRecorder:
         span.end()
 
     def _settle(self, text: str, began_s: float | None) -> None:
-        """Words that the session dropped, and that were said before this turn, are one of their own."""
+        """Words that the session dropped before this turn are a turn of their own."""
         if left := self._unsettled.settled(text, began_s=began_s):
             self._left += 1
             self.call.record(
@@ -310,7 +310,7 @@ class CallRecorder:
             )
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
-        """Return the call of a turn: what the agent began to say before a split is of the old one."""
+        """Return the call of a turn: what the agent began before a split is of the old one."""
         if speaker == "agent" and self._before is not None and at_s < self._split_at_s:
             return self._before
         return self.call

@@ -115,7 +115,7 @@ def _common(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
 
 
 def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
-    """Return where in `old` the longest beginning of `new` lies that is all of it, or reaches the end."""
+    """Return where in `old` the longest beginning of `new` lies, all of it or to the end."""
     back = [0] * len(new)
     held = 0
     for n in range(1, len(new)):
@@ -137,7 +137,7 @@ def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
 def _anchored(  # noqa: PLR0917 - two ranges
     old: Sequence[Hashable], new: Sequence[Hashable], i1: int, i2: int, j1: int, j2: int
 ) -> list[Pair]:
-    """Align two ranges by what each holds once, longest rising run first, then from each onwards."""
+    """Align two ranges by what each holds once: the longest rising run, then from each on."""
     if i1 == i2 or j1 == j2:
         return []
     where_old, where_new = _once(old, i1, i2), _once(new, j1, j2)

@@ -33,7 +33,7 @@ class Names:
             self.said[name] = None
 
     def fits(self, name: Name) -> bool:
-        """Whether a name is one of the caller's in another spelling, or says less or more of them."""
+        """Whether a name is the caller's in another spelling, or says less or more of them."""
         return any(_says_same(name, known) for known in self.said) and not self._contradicts(name)
 
     def differ(self, name: Name) -> bool:

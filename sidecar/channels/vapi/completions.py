@@ -1,12 +1,13 @@
 """VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory put in.
 
-Theory of operation: the request is checked, its call found, the memory at hand put after the
-first system message, and the model asked. Nothing goes out before there is something to hear; from
-then on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an error,
-so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
-`Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline off.
-A client that goes is noticed by reading on from it, and the model's stream is closed at once.
-What is not needed for the reply (the journal, the reading of what passed) waits until the model is asked.
+Theory of operation: the request is checked, its call found, the memory at hand put after the first
+system message, and the model asked. Nothing goes out before there is something to hear; from then
+on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an
+error, so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
+`Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline
+off. A client that goes is noticed by reading on from it, and the model's stream is closed at once.
+What is not needed for the reply (the journal, the reading of what passed) waits until the model is
+asked.
 """
 
 import time
@@ -253,7 +254,7 @@ class Completions:
             await refuse(send, Refused(409, "a newer request of this call took its place"))
 
     def _reserve(self, turn: Request) -> bool:
-        """Set aside what a request may cost; whether that is within its call's and its day's limits.
+        """Set aside what a request may cost; False where its call or its day has less left.
 
         Nothing is awaited here: of two requests at the same moment the second sees the first.
         """

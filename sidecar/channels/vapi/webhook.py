@@ -74,8 +74,8 @@ _STAGES: Final[Mapping[str, Stage]] = {
     ),
 }
 _ONLY_FINAL: Final = "transcript["
-"""How the type begins where final transcripts alone are asked for: `transcript[transcriptType="final"]`,
-with quotation marks of either kind."""
+"""How the type begins where final transcripts alone are asked for:
+`transcript[transcriptType="final"]`, with quotation marks of either kind."""
 _VOICEMAIL: Final = "voicemail"
 _TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
 _HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
