@@ -88,6 +88,11 @@ SLOW: Mapping[str, Any] = {
     "posts": {"latency_s": 0.0, "jitter_s": 1.0, "chances": {"delayed": 0.25, "late": 0.25}},
     "late_s": 2.5,
 }
+BELATED: Mapping[str, Any] = {
+    "reads": WELL["reads"],
+    "posts": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {"delayed": 0.5}},
+    "late_s": 2.5,
+}
 DOWN: Mapping[str, Any] = {
     "reads": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {"unavailable": 1.0}},
     "posts": {"latency_s": 0.0, "jitter_s": 0.0, "chances": {"unavailable": 1.0}},
@@ -128,6 +133,7 @@ class StandIn(Letta):
     _SCRIPTS: Mapping[str, Mapping[str, Any]] = {
         "well": WELL,
         "slow": SLOW,
+        "belated": BELATED,
         "down": DOWN,
         "lying": LYING,
     }
