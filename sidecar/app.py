@@ -394,6 +394,7 @@ class Sidecar:
         except Exception as error:  # noqa: BLE001 - whatever it is, the journal does not work
             return {"ready": False, "journal": type(error).__name__}
         ready = not self.calls.draining and not self.calls.journal_error
+        failing = self.relay.failing or self.snapshots.failing or self.calls.unfound
         return {
             "ready": ready,
             "draining": self.calls.draining,
@@ -401,7 +402,7 @@ class Sidecar:
             "live_calls": len(self.calls.live),
             "undelivered_turns": backlog.undelivered,
             "dead_batches": backlog.dead_batches,
-            "letta": "degraded" if self.relay.failing or self.snapshots.failing else "ok",
+            "letta": "degraded" if failing else "ok",
         }
 
     async def _drain(self, unhurried: anyio.CancelScope) -> None:

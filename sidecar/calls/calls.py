@@ -133,6 +133,11 @@ class Calls:
         """The live calls, oldest first."""
         return tuple(self._live.values())
 
+    @property
+    def unfound(self) -> bool:
+        """Whether a live call waits for its agent, since Letta did not answer as one."""
+        return any(live.unfound for live in self._live.values())
+
     async def wait_for_fewer(self) -> None:
         """Return when a live call has ended."""
         await self._fewer.wait()

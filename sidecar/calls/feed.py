@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.calls.live import LiveCall, MemoryView
-from sidecar.errors import JournalError, LettaError
+from sidecar.errors import JournalError, LettaDenied, LettaError, LettaUnavailable
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
@@ -188,9 +188,13 @@ class MemoryFeed:
         while not live.closed:
             try:
                 find = self._identity.agent_of if live.kept else self._identity.found_agent
-                return await find(live.call.ref)
+                agent_id = await find(live.call.ref)
             except (LettaError, JournalError) as failure:
+                live.unfound = isinstance(failure, LettaUnavailable | LettaDenied)
                 error, hint = f"{type(failure).__name__}: {failure.message}", failure.hint
+            else:
+                live.unfound = False
+                return agent_id
             attempt += 1
             self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)
             self._tell(live, settled=True)

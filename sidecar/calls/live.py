@@ -108,6 +108,8 @@ class LiveCall:
         self.closed = False
         self.bringing = False
         """Its first memory is on its way."""
+        self.unfound = False
+        """Letta was asked for its agent, and has not answered yet as a Letta does."""
         self.looks = 0
         """Looks for newer memory that are under way."""
         self.last_seq = 0

@@ -93,7 +93,9 @@ def test_a_login_page_in_lettas_place_is_told(tmp_path: Path) -> None:
         peer.open("c-live", identity="ada")
         peer.turn("c-live", "i1")
         peer.until("ack")
+        eventually(lambda: sidecar.readiness()["letta"] == "degraded")
         peer.send(type="call.close", call="c-live", at_s=2.0)
+        peer.until("ack")
         eventually(lambda: sidecar.readiness()["letta"] == "degraded")
         assert sidecar.readiness()["ready"] is True
         assert sidecar.undelivered() == 1
