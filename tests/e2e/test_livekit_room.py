@@ -4,7 +4,6 @@ Speech is scripted, with the timing of real speech (tests/livekit_room/parts.py)
 is real: LiveKit's SDK and worker, WebRTC audio, processes, sockets, signals.
 """
 
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncGenerator
@@ -24,6 +23,7 @@ from tests.livekit_room.parts import LONG_STORY
 from tests.livekit_room.server import LiveKitServer
 from tests.livekit_room.worker import VoiceWorker, voice_worker
 from tests.otlp_collector import Collector
+from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -54,9 +54,7 @@ class Fake(FakeSidecar):
     def __init__(self) -> None:
         super().__init__(memory_of=self._remembered)
         self.facts: dict[str, str] = {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
 
     @property
     def url(self) -> str:

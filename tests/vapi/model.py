@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from typing import Any, Self
 
+from tests.ports import free_port
 from tests.sidecar_process import eventually, get
 
 
@@ -21,9 +21,7 @@ class Model:
 
     def __init__(self, *, say: str = "") -> None:
         self._say = ["--say", say] if say else []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
