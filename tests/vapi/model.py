@@ -37,7 +37,7 @@ class Model:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self._process.kill()  # it may be in the middle of a fault that takes long
         self._process.wait(10)
 
     def faults(self, **faults: object) -> None:
