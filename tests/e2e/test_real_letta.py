@@ -31,7 +31,7 @@ def test_a_fact_changes_a_block_on_a_real_letta_and_is_in_the_next_call(
             memory = page.until("memory", served="fresh")
             assert any("Ada" in block["value"] for block in memory["blocks"])
             assert "Ada" in page.say("What is my name?")
-        assert "Ada" not in "".join(sidecar.log)
+    assert "Ada" not in "".join(sidecar.log)
 
 
 def test_letta_goes_away_in_a_call_and_nothing_is_lost(
