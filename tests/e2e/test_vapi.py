@@ -29,10 +29,17 @@ ADA = "+14155550123"
 SYSTEM = {"role": "system", "content": "You are Ada."}
 
 
-@pytest.fixture
-def model() -> Iterator[Model]:
+@pytest.fixture(scope="module")
+def running_model() -> Iterator[Model]:
     with Model() as model:
         yield model
+
+
+@pytest.fixture
+def model(running_model: Model) -> Model:
+    """A model that is well and has not been asked yet; whoever asked it before is gone."""
+    running_model.begin_anew()
+    return running_model
 
 
 def settings(model: Model, **more: str) -> dict[str, str]:

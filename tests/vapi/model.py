@@ -8,6 +8,9 @@ import urllib.error
 import urllib.request
 from typing import Any, Self
 
+import msgspec
+
+from sidecar.testing.openai_server import Faults
 from tests.ports import free_port
 from tests.sidecar_process import eventually, get
 
@@ -39,6 +42,10 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self._process.kill()  # it may be in the middle of a fault that takes long
         self._process.wait(10)
+
+    def begin_anew(self) -> None:
+        """Be well, and forget what it was asked."""
+        self.faults(**msgspec.structs.asdict(Faults()), clear=True)
 
     def faults(self, **faults: object) -> None:
         request = urllib.request.Request(
