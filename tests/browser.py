@@ -93,6 +93,14 @@ class Tab:
             within_s=within_s,
         )
 
+    def says(self, text: str, *, within: str, within_s: float = 20.0) -> None:
+        """Wait until a part of the page shows just this text: "stored" is in "not stored yet"."""
+        self.until(
+            f"document.querySelector({json.dumps(within)})?.innerText.trim()"
+            f" === {json.dumps(text)}",
+            within_s=within_s,
+        )
+
     def click(self, selector: str, *, text: str = "") -> None:
         """Click what a selector (and its text) finds, once it is there and enabled."""
         finder = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-START_S = 30.0
+START_S = 50.0
 
 
 class SidecarProcess:
@@ -139,6 +139,19 @@ class SidecarProcess:
         """How many turns Letta has not digested."""
         return int(self.readiness()["undelivered_turns"])
 
+    def live_calls(self) -> int:
+        """How many calls are on the line."""
+        return int(self.readiness()["live_calls"])
+
+    def is_at_rest(self) -> bool:
+        """Whether no call is live, and Letta has digested every turn of those that were."""
+        state = self.readiness()
+        return state["live_calls"] == state["undelivered_turns"] == 0
+
+    def has_logged(self, event: str) -> bool:
+        """Whether its log tells of an event. It may tell a moment after the answer to a request."""
+        return any(f'"event": "{event}"' in line for line in self.log)
+
     def kill(self) -> None:
         """Kill it at once, as `kill -9` does."""
         if self._process is not None:
@@ -163,7 +176,7 @@ class SidecarProcess:
         """SIGTERM, twice when once is not enough, then kill."""
         if self._process is None:
             return
-        for wait_s in (1.0, 5.0):  # a call that nobody ended is not waited for
+        for wait_s in (1.0, 20.0):  # a call that nobody ended is not waited for
             self.terminate()
             try:
                 self.wait(wait_s)
@@ -186,7 +199,7 @@ RESTARTED = (sys.executable, "-m", "sidecar", "run", "--restart")
 def get(url: str) -> tuple[int, str]:
     """GET; returns status and body, also of an error."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

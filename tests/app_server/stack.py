@@ -29,7 +29,7 @@ LETTA = ROOT / ".app-server-venv/bin/letta"
 MORTAL = ROOT / "tests/letta_server/mortal.py"
 
 MODEL = "openai-compatible/demo"
-READY_S = 60.0
+READY_S = 120.0
 STOP_S = 10.0
 REQUEST_S = 5.0
 

@@ -46,7 +46,7 @@ def test_a_caller_is_remembered_by_the_app_server(
         page.call("ada")
         page.say("My favourite colour is teal")
         page.hang_up()
-        eventually(lambda: sidecar.undelivered() == 0)
+        eventually(lambda: sidecar.undelivered() == 0, within_s=60)
         known = blocks_of_callers(app_server)
         assert any("teal" in block.value for blocks in known for block in blocks)
         page.call("ada")

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -22,6 +23,8 @@ from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e
 
+T = TypeVar("T")
+JOURNAL = ("journal.db", "journal.db-wal", "journal.db-shm")
 SECRET = "secret-0123456789abcdef"
 FACT = "I keep a parrot called Barnaby the Ninth in my kitchen"
 
@@ -71,8 +74,15 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path / "data")
 
 
+def of_files_below(directory: Path, of: Callable[[Path], T]) -> dict[Path, T]:
+    """Look at every file below a directory that processes write to."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # one was replaced just now: look again
+            return {path: of(path) for path in directory.rglob("*") if path.is_file()}
+
+
 def bytes_below(directory: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    return {str(path): raw for path, raw in of_files_below(directory, Path.read_bytes).items()}
 
 
 def talked(sidecar: SidecarProcess, caller: str, *said: str) -> None:
@@ -375,14 +385,17 @@ def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(sidecar.stop)
         talked(sidecar, "ada", FACT)
-        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in data.rglob("*") if p.is_file()}
-        assert {"journal.db", "journal.db-wal", "journal.db-shm", "letta.db-wal"} <= modes.keys()
+        mode_of = of_files_below(data, lambda path: stat.S_IMODE(path.stat().st_mode))
+        modes = {path.name: mode for path, mode in mode_of.items()}
+        assert {*JOURNAL, "letta.db-wal"} <= modes.keys()
         assert {name: oct(mode) for name, mode in modes.items() if mode != 0o600} == {}
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
     with SidecarProcess(data, {"SIDECAR_RETENTION_DAYS": "0.000001"}):
         eventually(lambda: Cli(data).json("calls", "list") == [])
-        journal = b"".join(p.read_bytes() for p in data.glob("journal.db*"))
-        assert b"Barnaby" not in journal
+        held = partial(of_files_below, data, Path.read_bytes)
+        eventually(
+            lambda: not [p for p, raw in held().items() if p.name in JOURNAL and b"Barnaby" in raw]
+        )
 
 
 def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
@@ -396,7 +409,7 @@ def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
         found = b"".join(bytes_below(data).values())
         assert b"4242 4242" not in found
         assert b"ann@example.org" not in found
-        assert "4242 4242" not in "".join(sidecar.log)
+    assert "4242 4242" not in "".join(sidecar.log)
 
 
 def reported(sidecar: SidecarProcess, call_id: str, number: str) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from tests.dockerfile import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 MKDOCS = ROOT / ".docs-venv/bin/mkdocs"
 SOURCES = ("docs", "mkdocs.yml", "examples/vapi/README.md", "ops", "sidecar")
@@ -37,7 +37,7 @@ def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
 

@@ -366,12 +366,12 @@ def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: 
                     peer.send(type="speech.started", call=f"c-{name}")
                     peer.until("ack")
                     if n == 10:
-                        speaking.wait(10.0)
+                        speaking.wait(30.0)
 
         for name in ("w1", "w2", "w3"):
             threads.append(threading.Thread(target=speak, args=(name,), daemon=True))
             threads[-1].start()
-        speaking.wait(10.0)
+        speaking.wait(30.0)
         for _ in range(signals):
             sidecar.terminate()
             eventually(lambda: any('"draining"' in line for line in sidecar.log))

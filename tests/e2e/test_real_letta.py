@@ -10,7 +10,7 @@ from tests.console_page import opened
 from tests.letta_server.stack import LettaStack
 from tests.sidecar_process import SidecarProcess, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(400)]
 
 
 def settings(stack: LettaStack) -> dict[str, str]:
@@ -21,17 +21,19 @@ def test_a_fact_changes_a_block_on_a_real_letta_and_is_in_the_next_call(
     letta_server: LettaStack, tmp_path: Path
 ) -> None:
     """Say a fact, hang up; the real agent edits its block; the next call's memory holds it."""
-    with SidecarProcess(tmp_path / "data", settings(letta_server)) as sidecar:
-        with opened(sidecar) as page:
-            page.call("ada-real")
-            page.say("Hello, my name is Ada and I live in Lyon.")
-            page.hang_up()
-            eventually(lambda: sidecar.undelivered() == 0, within_s=60)
-            page.call("ada-real")
-            memory = page.until("memory", served="fresh")
-            assert any("Ada" in block["value"] for block in memory["blocks"])
-            assert "Ada" in page.say("What is my name?")
-        assert "Ada" not in "".join(sidecar.log)
+    with (
+        SidecarProcess(tmp_path / "data", settings(letta_server)) as sidecar,
+        opened(sidecar) as page,
+    ):
+        page.call("ada-real")
+        page.say("Hello, my name is Ada and I live in Lyon.")
+        page.hang_up()
+        eventually(lambda: sidecar.undelivered() == 0, within_s=60)
+        page.call("ada-real")
+        memory = page.until("memory", served="fresh")
+        assert any("Ada" in block["value"] for block in memory["blocks"])
+        assert "Ada" in page.say("What is my name?")
+    assert "Ada" not in "".join(sidecar.log)
 
 
 def test_letta_goes_away_in_a_call_and_nothing_is_lost(

@@ -33,7 +33,7 @@ def test_killed_it_is_started_again_with_the_same_page(sidecar: SidecarProcess) 
     child.kill()
     eventually(lambda: any("started again" in line for line in sidecar.log))
     eventually(lambda: psutil.Process(sidecar.pid).children() not in ([], [child]))
-    eventually(lambda: _lives(sidecar))
+    eventually(lambda: _lives(sidecar), within_s=40)
     assert child_of(sidecar).pid != child.pid
 
 
@@ -76,7 +76,7 @@ def test_a_voice_worker_outlives_a_kill_and_is_not_doubled(tmp_path: Path) -> No
         child = child_of(sidecar)
         child.kill()
         eventually(lambda: psutil.Process(sidecar.pid).children() not in ([], [child]))
-        eventually(lambda: _lives(sidecar))
+        eventually(lambda: _lives(sidecar), within_s=40)
         sidecar.terminate()
         assert sidecar.wait() == 0
         eventually(lambda: said.read_text() == "began\nended\n")

@@ -16,7 +16,7 @@ from sidecar.channels.livekit.parts import PiperTts, WhisperStt
 from tests.livekit_room.caller import RATE_HZ, Caller, calling
 from tests.livekit_room.server import LiveKitServer
 from tests.livekit_room.worker import voice_worker
-from tests.sidecar_process import SidecarProcess
+from tests.sidecar_process import SidecarProcess, eventually
 
 for part in ("faster_whisper", "piper"):
     pytest.importorskip(part, reason="offline speech is not installed: run `make setup-dev`")
@@ -69,7 +69,7 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
                     await caller.until_agent_is_silent(60, for_s=2.0)
                     caller.audio.clear()
                     await exchange(caller, samples)
-                await anyio.sleep(0.5)
+                await anyio.to_thread.run_sync(eventually, lambda: not sidecar.live_calls())
             prompt = str(worker.prompts("ask")[-1])
     finally:
         await anyio.to_thread.run_sync(sidecar.stop)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.vapi.api import Api
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "vapi"
 
@@ -25,7 +25,7 @@ def test_the_demo_remembers() -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=160,
         check=True,
     ).stdout
     assert "hears    Your dog is Rex." in shown
@@ -51,7 +51,7 @@ def test_the_script_creates_and_then_updates(api: Api, tmp_path: Path) -> None:
     env = os.environ | keys | {"VAPI_API_URL": f"http://127.0.0.1:{api.server_port}"}
     command = [sys.executable, str(tmp_path / "assistant.py"), "https://tunnel.example/"]
     for _ in range(2):
-        subprocess.run(command, env=env, check=True, timeout=20, capture_output=True)
+        subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
     assert [(method, path) for method, path, _ in api.asked] == [
         ("POST", "/credential"),
         ("POST", "/credential"),

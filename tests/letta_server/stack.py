@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LETTA_PYTHON = ROOT / ".letta-venv/bin/python"
 
-READY_S = 120.0
+READY_S = 240.0
 STOP_S = 10.0
 REQUEST_S = 5.0
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -39,12 +39,14 @@ class Caller:
 
     Attributes:
         room: The room, as the SDK sees it.
-        heard: What the agent said, in transcripts, one per utterance.
+        heard: What the agent said, in transcripts, one per utterance, each when it is over.
+        understood: What the agent has understood so far of what is being said to it.
         audio: What the agent said, in samples at `RATE_HZ`.
     """
 
     room: rtc.Room
     heard: list[str] = field(default_factory=list[str])
+    understood: str = ""
     audio: bytearray = field(default_factory=bytearray)
     _to_say: bytearray = field(default_factory=bytearray)
     _speaking: bool = False
@@ -64,10 +66,11 @@ class Caller:
         self._to_say += samples
         await self.until(lambda: not self._to_say)
 
-    async def begin(self, text: str, for_s: float) -> None:
-        """Begin a sentence and return in the middle of it."""
+    async def begin(self, text: str, *, words: int) -> None:
+        """Begin a sentence, and return when its first words are understood: long before its end."""
+        self.understood = ""
         self._to_say += spoken(text)
-        await anyio.sleep(for_s)
+        await self.until(lambda: len(self.understood.split()) >= words)
 
     async def until_agent_speaks(self, budget_s: float = 20.0) -> None:
         await self.until(lambda: self._speaking, budget_s)
@@ -117,11 +120,17 @@ class Caller:
                 self._speaking = speaking
                 self._notify()
 
-    async def _read(self, reader: rtc.TextStreamReader) -> None:
-        text = await reader.read_all()
-        if text.strip():
-            self.heard.append(text.strip())
-            self._notify()
+    async def _read(self, reader: rtc.TextStreamReader, *, own: bool) -> None:
+        text = ""
+        with suppress(rtc.StreamError):  # the agent is gone in the middle of it
+            text = (await reader.read_all()).strip()
+        if not text:
+            return
+        if own:
+            self.understood = text
+        else:
+            self.heard.append(text)
+        self._notify()
 
 
 @asynccontextmanager
@@ -174,10 +183,9 @@ def _follow(caller: Caller, tasks: TaskGroup) -> None:
             tasks.start_soon(caller._listen, track)
 
     def transcribed(reader: rtc.TextStreamReader, identity: str) -> None:
-        agent = caller.room.remote_participants.get(identity)
         of = (reader.info.attributes or {}).get("lk.transcribed_track_id", "")
-        ours = {p.sid for p in caller.room.local_participant.track_publications.values()}
-        if agent is not None and of not in ours:
-            tasks.start_soon(caller._read, reader)
+        own = of in {p.sid for p in caller.room.local_participant.track_publications.values()}
+        if own or identity in caller.room.remote_participants:
+            tasks.start_soon(partial(caller._read, reader, own=own))
 
     caller.room.register_text_stream_handler("lk.transcription", transcribed)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from sidecar.model import Block
 from sidecar.testing.faults import FaultDraw, Faults, FaultScript
 from sidecar.testing.letta_runs import failing, work
 from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -283,9 +283,7 @@ async def test_the_same_seed_draws_the_same_faults() -> None:
 
 async def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """As a process, killed without warning, it has what it answered for."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "sidecar.testing.letta_server", "--port", str(port)]
     command += ["--db", str(tmp_path / "db.jsonl"), "--delay-ms", "1", "--no-dedupe"]
 

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from typing import Any, Self
 
+import msgspec
+
+from sidecar.testing.openai_server import Faults
+from tests.ports import free_port
 from tests.sidecar_process import eventually, get
 
 
@@ -21,9 +24,7 @@ class Model:
 
     def __init__(self, *, say: str = "") -> None:
         self._say = ["--say", say] if say else []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -39,8 +40,12 @@ class Model:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self._process.kill()  # it may be in the middle of a fault that takes long
         self._process.wait(10)
+
+    def begin_anew(self) -> None:
+        """Be well, and forget what it was asked."""
+        self.faults(**msgspec.structs.asdict(Faults()), clear=True)
 
     def faults(self, **faults: object) -> None:
         request = urllib.request.Request(
