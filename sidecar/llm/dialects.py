@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from sidecar.errors import LlmError
-from sidecar.llm.wire import json_of
+from sidecar.llm.frames import json_of
+from sidecar.llm.wire import ChatReader
 from sidecar.untrusted import MALFORMED
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ REFUSAL_BYTES: Final = 1 << 16
 """No more of a refusal is read."""
 
 _MODELS_KEPT = 256
+_BAD_REQUEST = 400
+_NESTING = 4
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Left out where the server names them. Never what is asked, nor the tools that a call relies on.
 _OPTIONAL = (
@@ -44,14 +47,50 @@ _OPTIONAL = (
     "frequency_penalty",
     "reasoning_effort",
 )
-_OF_PARAMETERS = frozenset({400, 422})
-TEACHING: Final = frozenset({400, 422, 500})
-"""Statuses whose answer may say what is not taken: llama.cpp has 500 when its template raises."""
+_CALLED = {
+    "max_tokens": "max_gen_len",
+    "stop": "stop_?sequences?",
+    "presence_penalty": r"(?<![_\w])penalty",
+    "frequency_penalty": r"(?<![_\w])penalty",
+    "response_format": "json mode|structured outputs?",
+    "reasoning_effort": r"reasoning\.effort|thinking(?! mode)",
+}
+"""What servers call a parameter besides its name."""
+_SPELLED: Final = {
+    name: re.compile(
+        rf"(?<![\w.])(?:toolConfig\.)?(?:{name}|{_camel}"
+        + (f"|{_CALLED[name]}" if name in _CALLED else "")
+        + r")(?!\w)",
+        re.IGNORECASE,
+    )
+    for name in _OPTIONAL
+    for _camel in [name.replace("_", "")]
+}
+_USE = re.compile(r"\b(?:use|with|to|set)\W+$", re.IGNORECASE)
+TEACHING: Final = frozenset({400, 404, 422, 500})
+"""Statuses whose answer may say what is not taken.
+
+llama.cpp has 500 when its template raises, OpenRouter 404 when no provider takes a parameter.
+"""
+_OF_ROLES = TEACHING - {404}
 _NOT_TAKEN = re.compile(
-    r"unsupported|(?:not|n't)\W+(?:be\W+)?(?:support|permit|allow|accept|recogni)|unrecogni[sz]ed"
-    r"|unknown|unexpected|extra[_ ]|forbidden|no longer|deprecated|instead",
+    r"unsupported|(?:not|n't)\W+(?:be\W+)?(?:support|permit|allow|accept|recogni|enabled|available)"
+    r"|unavailable|unrecogni[sz]ed|unknown|unexpected|extra[_ ]|extraneous|forbidden|no longer"
+    r"|deprecated|instead|\bonly\W+[\d.]+\W+is\b|no\W+endpoints\W+found\W+that\W+support",
     re.IGNORECASE,
 )
+_NOT_BOTH = re.compile(
+    r"(?:not|n't)\W+both|both\W.{0,60}(?:not|n't)\b|mutually\W+exclusive|(?:use|specify)\W+only\W+one"
+    r"|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether|conflicts?\W+with",
+    re.IGNORECASE,
+)
+# What a server says that it would have taken: names in it are no refused ones.
+_WOULD_TAKE = re.compile(
+    r"\b(?:(?<!not )(?<!n't )(?:allowed|supported|valid|accepted|available|permitted)\b[^:]{0,30}:"
+    r"|one\W+of\b|such\W+as\b|did\W+you\W+mean\b|must\W+be\b).*",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"\n|(?<=[.;!])\s+")
 
 
 class Roles(IntEnum):
@@ -59,7 +98,7 @@ class Roles(IntEnum):
 
     ANY = 0
     ALTERNATING = 1
-    """One system message, first; then user and assistant by turns."""
+    """One system message, first; then user and assistant by turns, and a user's the last word."""
     NO_SYSTEM = 2
     """No system message at all."""
 
@@ -82,8 +121,14 @@ _DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
         (Roles.ALTERNATING, r"(?:consecutive|successive)\W.{0,40}(?:messages|roles?)"),
         (
             Roles.ALTERNATING,
-            r"(?:start|begin)s?\W+with\W+an?\W+user\b|first\W+message.{0,30}\buser\b",
+            r"(?:start|begin|end)s?\W+with\W+an?\W+user\b|first\W+message.{0,30}\buser\b",
         ),
+        (
+            Roles.ALTERNATING,
+            r"no\W+user\W+(?:query|messages?)\b|at\W+least\W+one\W+(?:user\W+)?message",
+        ),
+        (Roles.ALTERNATING, r"\bcontents?\W+(?:is|are)\W+(?:not\W+specified|required)"),
+        (Roles.ALTERNATING, r"expected\W+last\W+role|\bmessage\W+prefill"),
         (Roles.ALTERNATING, r"unexpected\W+role\W.{0,40}\bafter\W+role"),
         (Roles.ALTERNATING, r"system\W+(?:role|message|prompt)s?\b.{0,60}\b(?:begin|first|start)"),
         (Roles.ALTERNATING, r"(?:only|single|multiple|more\W+than)\W.{0,20}\bsystem\W+messages?"),
@@ -128,16 +173,16 @@ class Dialect:
             body: What was sent.
         """
         said, named = _words_of(refusal)
-        if status in TEACHING:
+        if status in _OF_ROLES:
             roles = _demanded(said)
             if roles is self.roles is Roles.ALTERNATING:
                 roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
             if roles > self.roles:
                 return replace(self, roles=roles)
-        if status in _OF_PARAMETERS:
-            for name in _OPTIONAL:
-                if name in body and _refuses(name, said, named):
-                    return replace(self, refused=self.refused | {name})
+        if status in TEACHING:
+            refused = _refused(said, named, [name for name in _OPTIONAL if name in body])
+            if refused:
+                return replace(self, refused=self.refused | refused)
         return None
 
 
@@ -153,10 +198,24 @@ class Refusal(LlmError):
             is read, and never shown.
     """
 
-    def __init__(self, status: int, answer: bytes = b"", *, hint: str = "") -> None:
-        super().__init__(f"the language model answered {status}", hint=hint)
+    def __init__(
+        self, status: int, answer: bytes = b"", *, message: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message or f"the language model answered {status}", hint=hint)
         self.status = status
         self.answer = answer
+
+
+def refuse(reader: ChatReader) -> None:
+    """Raise where an error came in place of any words, as some servers refuse a stream.
+
+    Raises:
+        Refusal: with the status that the error names; without one it may teach.
+    """
+    if reader.refusal and not reader.words and not reader.tools:
+        code = reader.failure.rpartition(": ")[2]
+        status = int(code) if code.isdecimal() and len(code) == len("400") else _BAD_REQUEST
+        raise Refusal(status, reader.refusal[:REFUSAL_BYTES], message=reader.failure)
 
 
 class Dialects:
@@ -224,7 +283,7 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
     """
     systems = [dict(one) for one in messages if one.get("role") in {"system", "developer"}]
     others = [dict(one) for one in messages if one.get("role") not in {"system", "developer"}]
-    if others and others[0].get("role") == "assistant":
+    if not others or others[0].get("role") == "assistant":
         others.insert(0, {"role": "user", "content": "(The call begins.)"})
     turns: list[dict[str, Any]] = []
     if systems:
@@ -237,6 +296,9 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
             turns[-1] = {**turns[-1], "content": _joined(contents)}
         else:
             turns.append(message)
+    last = turns[-1]
+    if last.get("role") == "assistant" and not last.get("tool_calls") and not last.get("prefix"):
+        turns.append({"role": "user", "content": "(The caller says nothing.)"})
     return turns
 
 
@@ -259,22 +321,31 @@ def _joined(contents: Sequence[object]) -> object:
     return parts
 
 
-def _refuses(name: str, said: str, named: frozenset[str]) -> bool:
-    """Whether a refusal is about a parameter, and about having it at all."""
-    if not _NOT_TAKEN.search(said):
-        return False
+def _refused(said: str, named: frozenset[str], sent: Sequence[str]) -> frozenset[str]:
+    """Return which of the parameters sent a refusal is about, and about having them at all."""
     if named:
-        return name in named
-    found = re.search(rf"(?<![\w.]){name}(?!\w)", said)
+        return named & set(sent) if _NOT_TAKEN.search(said) else frozenset()
+    refused: set[str] = set()
+    for clause in _CLAUSE.split(said):
+        about = _WOULD_TAKE.sub("", clause)
+        found = [name for name in sent if _is_named(name, about)]
+        if len(found) > 1 and _NOT_BOTH.search(clause):
+            refused.add(found[-1])  # the first of them is the one that matters more
+        elif _NOT_TAKEN.search(clause):
+            refused.update(found)
+    return frozenset(refused)
+
+
+def _is_named(name: str, clause: str) -> bool:
+    """Whether a clause speaks of a parameter, in whatever way servers call it."""
+    found = _SPELLED[name].finditer(clause)
     # "Use X instead": X is no refused one.
-    return found is not None and not re.search(
-        r"\b(?:use|with)\W+$", said[: found.start()], re.IGNORECASE
-    )
+    return any(not _USE.search(clause[: one.start()]) for one in found)
 
 
 def demanded(status: int, refusal: bytes) -> Roles:
     """Return what a refusal demands of the messages' roles."""
-    return _demanded(_words_of(refusal)[0]) if status in TEACHING else Roles.ANY
+    return _demanded(_words_of(refusal)[0]) if status in _OF_ROLES else Roles.ANY
 
 
 def _demanded(said: str) -> Roles:
@@ -289,17 +360,32 @@ def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
         return refusal.decode("utf-8", "replace"), frozenset()
     texts: list[str] = []
     named: set[str] = set()
-    left = [("", value)]
+    left = [("", value, 0)]
     while left:
-        field, one = left.pop()
+        field, one, depth = left.pop()
         if field == "input":
             continue  # what was sent, said again
         if isinstance(one, dict):
-            left += [(str(key), part) for key, part in cast("dict[object, object]", one).items()]
+            parts = cast("dict[object, object]", one).items()
+            left += [(str(key), part, depth) for key, part in parts]
         elif isinstance(one, list):
-            left += [(field, part) for part in cast("list[object]", one)]
+            left += [(field, part, depth) for part in cast("list[object]", one)]
         elif isinstance(one, str):
+            inner = _inner(one) if depth < _NESTING else None
+            if inner is not None:
+                left.append((field, inner, depth + 1))
+                continue
             texts.append(one)
             if field in {"param", "loc"}:
                 named.add(one.rpartition(".")[2])
     return "\n".join(texts), frozenset(named & set(_OPTIONAL))
+
+
+def _inner(text: str) -> object:
+    """Return what a gateway wrapped as text: another server's refusal."""
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except (*MALFORMED, UnicodeEncodeError):
+        return None

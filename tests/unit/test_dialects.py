@@ -241,7 +241,8 @@ class TestWriting:
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "t"}]}
         result = {"role": "tool", "tool_call_id": "t", "content": "4"}
         words = {"role": "assistant", "content": "Let me see."}
-        messages = [{"role": "user", "content": "2+2?"}, words, call, result, words]
+        asked = {"role": "user", "content": "And?"}
+        messages = [{"role": "user", "content": "2+2?"}, words, call, result, words, asked]
         assert in_turns(messages, Roles.ALTERNATING) == messages
 
 

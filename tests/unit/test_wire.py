@@ -220,7 +220,10 @@ class TestPassing:
             ([says("你好")], True),
             ([says("…")], False),
             (
-                [chunk({"content": "", "tool_calls": [{"index": 0, "function": {"name": "f"}}]})],
+                [
+                    chunk({"content": "", "tool_calls": [{"index": 0, "function": {"name": "f"}}]}),
+                    STOP,
+                ],
                 True,
             ),
             ([chunk({"role": "assistant", "content": "Hi"})], True),
