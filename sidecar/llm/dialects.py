@@ -31,6 +31,7 @@ REFUSAL_BYTES: Final = 1 << 16
 _MODELS_KEPT = 256
 _BAD_REQUEST = 400
 _NESTING = 4
+_BEFORE = 40
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Left out where the server names them. Never what is asked, nor the tools that a call relies on.
 _OPTIONAL = (
@@ -66,7 +67,10 @@ _SPELLED: Final = {
     for name in _OPTIONAL
     for _camel in [name.replace("_", "")]
 }
-_USE = re.compile(r"\b(?:use|with|to|set)\W+$", re.IGNORECASE)
+_USE = re.compile(
+    r"\b(?:use|try|set|replaced?\W+(?:it\W+)?(?:with|by)|switch\W+to|favou?r\W+of)\W+$",
+    re.IGNORECASE,
+)
 TEACHING: Final = frozenset({400, 404, 422, 500})
 """Statuses whose answer may say what is not taken.
 
@@ -340,7 +344,9 @@ def _is_named(name: str, clause: str) -> bool:
     """Whether a clause speaks of a parameter, in whatever way servers call it."""
     found = _SPELLED[name].finditer(clause)
     # "Use X instead": X is no refused one.
-    return any(not _USE.search(clause[: one.start()]) for one in found)
+    return any(
+        not _USE.search(clause[max(0, one.start() - _BEFORE) : one.start()]) for one in found
+    )
 
 
 def demanded(status: int, refusal: bytes) -> Roles:
