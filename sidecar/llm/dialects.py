@@ -25,7 +25,7 @@ T = TypeVar("T")
 RETRIES: Final = 4
 """How often a request may be written otherwise and sent again; each refusal teaches one thing."""
 
-REFUSAL_BYTES: Final = 1 << 16
+REFUSAL_BYTES: Final = 1 << 15
 """No more of a refusal is read."""
 
 _MODELS_KEPT = 256

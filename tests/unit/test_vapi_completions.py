@@ -335,9 +335,22 @@ class TestBudgets:
         image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
         content = [{"type": "text", "text": "What is it?"}, image]
         for steps in ([PLAIN], [data(says("Fine")), LlmError("broke off")], [60.0]):
-            async with opened(*steps, day_tokens=10_000) as world:
+            async with opened(*steps, day_tokens=100_000) as world:
                 await world.ask(messages=[{"role": "user", "content": content}])
-                assert 1_500 < world.budget.used("acme", now_s=world.clock()) < 1_600
+                assert 48_169 < world.budget.used("acme", now_s=world.clock()) < 48_300
+
+    async def test_what_the_server_counts_is_the_cost(self) -> None:
+        """A file is reserved at the most it may cost, and costs what the server says it did."""
+        part = {"type": "file", "file": {"file_id": "f-1"}}
+        messages = [{"role": "user", "content": [part]}]
+        async with opened(PLAIN.replace(DONE, data(USAGE) + DONE), day_tokens=500_000) as world:
+            for _ in range(3):
+                assert (await world.ask(messages=messages)).text == "Fine, thanks."
+            assert world.upstream.asked[0]["stream_options"] == {"include_usage": True}
+            assert world.budget.used("acme", now_s=world.clock()) == 45
+        async with opened(PLAIN, day_tokens=400_000) as world:
+            assert (await world.ask(messages=messages)).text == OVER_BUDGET_TEXT
+            assert world.upstream.asked == []
 
 
 class TestRequests:
