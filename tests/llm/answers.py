@@ -308,3 +308,51 @@ CALLS: dict[str, Answer] = {
     ),
 }
 """Answers for one who runs tools; for another there is nothing to hear in them."""
+
+HALF = data(ROLE, says("Half"), says(" a"))
+CUT: dict[str, Answer] = {
+    "a filter in the middle": Answer(HALF + data(chunk({}, "content_filter")) + DONE, "Half a"),
+    "a length, with an empty text": Answer(
+        HALF + data(chunk({"content": ""}, "length"), USAGE) + DONE, "Half a"
+    ),
+    "a length, with its last words": Answer(
+        data(says("Half"), chunk({"content": " a"}, "length")) + DONE, "Half a"
+    ),
+    "a length of a refusal": Answer(
+        data(chunk({"refusal": "Half a"}), chunk({}, "length")), "Half a"
+    ),
+    "a filter of Gemini's": Answer(HALF + data(chunk({}, "SAFETY")), "Half a"),
+    "an error": Answer(HALF + data({"error": {"code": 502, "message": "canary"}}) + DONE, "Half a"),
+    "an error beside words": Answer(
+        HALF + data(chunk({"content": "canary"}, "error", error={"code": 502})) + DONE, "Half a"
+    ),
+    "an error by its event": Answer(
+        HALF + b'event: error\ndata: {"message": "canary"}\n\n' + DONE, "Half a"
+    ),
+    "an error by its object": Answer(
+        HALF + data({"object": "error", "message": "canary", "code": 400}) + DONE, "Half a"
+    ),
+    "an error without an event": Answer(
+        HALF + b'{"error": {"message": "canary", "code": "500"}}\n\n', "Half a"
+    ),
+    "an end in a frame": Answer(HALF + b'data: {"choices": [{"delta": {"content": "can', "Half a"),
+    "half a call": Answer(
+        HALF + data(call('{"to": "+4', "transfer"), chunk({}, "length")) + DONE, "Half a"
+    ),
+    "half a call beside words": Answer(
+        data(ROLE, says("Half"))
+        + data(chunk({"content": " a", "tool_calls": [{"index": 0, **CALL_CUT}]}))
+        + data(STOP)
+        + DONE,
+        "Half a",
+    ),
+    "lines with a length": Answer(lines(says("Half"), says(" a"), chunk({}, "length")), "Half a"),
+    "lines with an error": Answer(
+        lines(says("Half"), says(" a"), {"error": {}}, {"error": 1}), "Half a"
+    ),
+    "an array cut off": Answer(
+        json.dumps([says("Half"), says(" a"), STOP])[:-30].encode(), "Half a"
+    ),
+    "a whole answer": Answer(whole({"content": "Half a"}, "length"), "Half a"),
+}
+"""Replies that stop in the middle; `heard` is what came until then."""
