@@ -19,6 +19,8 @@ class Calls:
         self.newest: list[dict[str, Any]] = []
         self.mended = False
         self._arguments: dict[int, list[str]] = {}
+        self._by_id: dict[str, int] = {}
+        self._by_index: dict[int, int] = {}
 
     @property
     def whole(self) -> bool:
@@ -38,10 +40,7 @@ class Calls:
         return bool(self.newest)
 
     def _numbered(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        number: object = call.get("index")
-        if not isinstance(number, int) or isinstance(number, bool):
-            # Some servers number no calls: one with an id is another one.
-            number = max(0, len(self._arguments) - (0 if call.get("id") else 1))
+        number = self._number(call)
         function = object_or_none(call.get("function"))
         if function is None:
             self._arguments.setdefault(number, [])
@@ -52,6 +51,21 @@ class Calls:
             function = {**function, "arguments": arguments}
         self._arguments.setdefault(number, []).append(arguments or "")
         return {**call, "index": number, "function": function}
+
+    def _number(self, call: Mapping[str, Any]) -> int:
+        """Return the number of a call: some servers give none, or the same to each."""
+        index: object = call.get("index")
+        index = index if isinstance(index, int) else len(self._arguments)
+        name: object = call.get("id")
+        if not isinstance(name, str) or not name:
+            newest = len(self._arguments) - 1
+            given = index if call.get("index") is not None else max(0, newest)
+            return self._by_index.get(given, given)
+        if name not in self._by_id:
+            taken = index in self._arguments
+            self._by_id[name] = len(self._arguments) if taken else index
+        self._by_index[index] = self._by_id[name]
+        return self._by_id[name]
 
 
 def _is_json(arguments: str) -> bool:

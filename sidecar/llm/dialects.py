@@ -94,6 +94,12 @@ _WOULD_TAKE = re.compile(
     r"|one\W+of\b|such\W+as\b|did\W+you\W+mean\b|must\W+be\b).*",
     re.IGNORECASE,
 )
+_NO_TOOLS = re.compile(
+    r"(?:not|n't)\W+support\W+(?:tools?|function)\b|support\W+tool\W+use|tool\W+choice\W+requires"
+    r"|\btools\W+param\b|param:\W*tools\b|function\W+calling\W+is\W+not",
+    re.IGNORECASE,
+)
+_TOOLS_HINT = "its server takes no tools: ask another model, or give the assistant none"
 _CLAUSE = re.compile(r"\n|(?<=[.;!])\s+")
 
 
@@ -261,6 +267,7 @@ class Dialects:
             except Refusal as refusal:
                 taught = dialect.after(refusal.status, refusal.answer, written)
                 if taught is None:
+                    refusal.hint = refusal.hint or _hint(refusal.answer)
                     raise
                 dialect = self._join(model, taught)
         return await ask(json_of(dialect.written(body)))
@@ -347,6 +354,11 @@ def _is_named(name: str, clause: str) -> bool:
     return any(
         not _USE.search(clause[max(0, one.start() - _BEFORE) : one.start()]) for one in found
     )
+
+
+def _hint(refusal: bytes) -> str:
+    """Return what to do about a refusal that is no dialect, for one who set the model up."""
+    return _TOOLS_HINT if _NO_TOOLS.search(_words_of(refusal)[0]) else ""
 
 
 def demanded(status: int, refusal: bytes) -> Roles:

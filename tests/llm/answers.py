@@ -296,6 +296,30 @@ CALLS: dict[str, Answer] = {
     "a tool call without a number or a finish": Answer(
         data(chunk({"role": "assistant", "content": None, "tool_calls": [CALL]})), ""
     ),
+    "two tool calls of one number": Answer(
+        data(
+            call('{"a":', "first", id="t1"),
+            call(" 1}"),
+            call("", "endCall", id="t2"),
+            call('{"b": 2}'),
+            STOP,
+        ),
+        "",
+    ),
+    "tool calls with an id in each part, and no number": Answer(
+        data(
+            *(
+                chunk({"tool_calls": [{"id": name, "function": function}]})
+                for name, function in (
+                    ("t1", {"name": "endCall", "arguments": "{"}),
+                    ("t1", {"arguments": "}"}),
+                    ("t2", {"name": "other", "arguments": "{}"}),
+                )
+            ),
+            STOP,
+        ),
+        "",
+    ),
     "a tool call with an object for arguments": Answer(
         lines(
             chunk({"tool_calls": [{"id": "t1", "function": {"name": "endCall", "arguments": {}}}]}),

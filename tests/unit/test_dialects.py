@@ -550,6 +550,29 @@ class TestAsking:
         assert [len(dialect.refused) for dialect in told] == [1, 2, 3]
         assert server.asked[-1]["max_completion_tokens"] == 100
 
+    @pytest.mark.parametrize(
+        ("said", "hint"),
+        [
+            ("registry.ollama.ai/library/gemma:2b does not support tools", "takes no tools"),
+            ("No endpoints found that support tool use.", "takes no tools"),
+            ('"auto" tool choice requires --enable-auto-tool-choice', "takes no tools"),
+            ("tools param requires --jinja flag", "takes no tools"),
+            ("Unsupported param: tools", "takes no tools"),
+            ("Function calling is not enabled for models/gemma-3-27b-it", "takes no tools"),
+            ("Your tools are fine, your temper is not", ""),
+        ],
+    )
+    async def test_what_is_no_dialect_has_a_remedy(self, said: str, hint: str) -> None:
+        """A server that takes no tools is named as one: they are what an assistant relies on."""
+
+        async def ask(_: bytes) -> str:
+            raise Refusal(400, error(said))
+
+        with pytest.raises(Refusal) as refusal:
+            await Dialects().asked(BODY, ask)
+        assert hint in refusal.value.hint
+        assert bool(refusal.value.hint) is bool(hint)
+
     async def test_no_more_than_so_often(self) -> None:
         """A server that always finds something else is asked five times, and no more."""
         many = dict.fromkeys(("top_p", "stop", "seed", "presence_penalty", "frequency_penalty"), 1)

@@ -148,6 +148,14 @@ class TestPassing:
         assert spoken(out) == ""
         assert b'"endCall"' in out
         assert b'"finish_reason":"tool_calls"' in out.replace(b": ", b":")
+        arguments: dict[int, str] = {}
+        for frame in out.decode().split("\n\n")[:-2]:
+            for choice in json.loads(frame.removeprefix("data: "))["choices"]:
+                for call in choice["delta"].get("tool_calls") or ():
+                    so_far = arguments.get(call["index"], "")
+                    arguments[call["index"]] = so_far + call["function"]["arguments"]
+        assert arguments
+        assert all(isinstance(json.loads(text or "{}"), dict) for text in arguments.values())
 
     @pytest.mark.parametrize(
         "odd",
