@@ -6,146 +6,23 @@ each says what it refuses. So a refusal is read, once for each model of each ser
 server named is written otherwise from then on. What it did not name is never touched.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Any, Final, TypeVar, cast
-
-import msgspec
 
 from sidecar.errors import LlmError
 from sidecar.llm.frames import json_of
+from sidecar.llm.refusals import LIMITS, REFUSAL_BYTES, Roles, Said, said_in
 from sidecar.llm.wire import ChatReader
-from sidecar.untrusted import MALFORMED
 
 T = TypeVar("T")
 
 RETRIES: Final = 4
-"""How often a request may be written otherwise and sent again; each refusal teaches one thing."""
-
-REFUSAL_BYTES: Final = 1 << 15
-"""No more of a refusal is read."""
+"""How often a request may be written otherwise and sent again: a call has time for few."""
 
 _MODELS_KEPT = 256
 _BAD_REQUEST = 400
-_NESTING = 4
-_BEFORE = 40
-_LIMITS = ("max_tokens", "max_completion_tokens")
-# Left out where the server names them. Never what is asked, nor the tools that a call relies on.
-_OPTIONAL = (
-    *_LIMITS,
-    "stream_options",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "presence_penalty",
-    "frequency_penalty",
-    "reasoning_effort",
-)
-_CALLED = {
-    "max_tokens": "max_gen_len",
-    "stop": "stop_?sequences?",
-    "presence_penalty": r"(?<![_\w])penalty",
-    "frequency_penalty": r"(?<![_\w])penalty",
-    "response_format": "json mode|structured outputs?",
-    "reasoning_effort": r"reasoning\.effort|thinking(?! mode)",
-}
-"""What servers call a parameter besides its name."""
-_SPELLED: Final = {
-    name: re.compile(
-        rf"(?<![\w.])(?:toolConfig\.)?(?:{name}|{_camel}"
-        + (f"|{_CALLED[name]}" if name in _CALLED else "")
-        + r")(?!\w)",
-        re.IGNORECASE,
-    )
-    for name in _OPTIONAL
-    for _camel in [name.replace("_", "")]
-}
-_USE = re.compile(
-    r"\b(?:use|try|set|replaced?\W+(?:it\W+)?(?:with|by)|switch\W+to|favou?r\W+of)\W+$",
-    re.IGNORECASE,
-)
-TEACHING: Final = frozenset({400, 404, 422, 500})
-"""Statuses whose answer may say what is not taken.
-
-llama.cpp has 500 when its template raises, OpenRouter 404 when no provider takes a parameter.
-"""
-_OF_ROLES = TEACHING - {404}
-_NOT_TAKEN = re.compile(
-    r"unsupported|(?:not|n't)\W+(?:be\W+)?(?:support|permit|allow|accept|recogni|enabled|available)"
-    r"|unavailable|unrecogni[sz]ed|unknown|unexpected|extra[_ ]|extraneous|forbidden|no longer"
-    r"|deprecated|instead|\bonly\W+[\d.]+\W+is\b|no\W+endpoints\W+found\W+that\W+support",
-    re.IGNORECASE,
-)
-_NOT_BOTH = re.compile(
-    r"(?:not|n't)\W+both|both\W.{0,60}(?:not|n't)\b|mutually\W+exclusive|(?:use|specify)\W+only\W+one"
-    r"|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether|conflicts?\W+with",
-    re.IGNORECASE,
-)
-# What a server says that it would have taken: names in it are no refused ones.
-_WOULD_TAKE = re.compile(
-    r"\b(?:(?<!not )(?<!n't )(?:allowed|supported|valid|accepted|available|permitted)\b[^:]{0,30}:"
-    r"|one\W+of\b|such\W+as\b|did\W+you\W+mean\b|must\W+be\b).*",
-    re.IGNORECASE,
-)
-_NO_TOOLS = re.compile(
-    r"(?:not|n't)\W+support\W+(?:tools?|function)\b|support\W+tool\W+use|tool\W+choice\W+requires"
-    r"|\btools\W+param\b|param:\W*tools\b|function\W+calling\W+is\W+not",
-    re.IGNORECASE,
-)
-_TOOLS_HINT = "its server takes no tools: ask another model, or give the assistant none"
-_CLAUSE = re.compile(r"\n|(?<=[.;!])\s+")
-
-
-class Roles(IntEnum):
-    """What a server's template demands of the roles; each demand includes those before it."""
-
-    ANY = 0
-    ALTERNATING = 1
-    """One system message, first; then user and assistant by turns, and a user's the last word."""
-    NO_SYSTEM = 2
-    """No system message at all."""
-
-
-# What servers and templates were seen to say: vLLM, llama.cpp, mistral-common and others.
-_DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
-    (roles, re.compile(pattern, re.IGNORECASE))
-    for roles, pattern in (
-        (
-            Roles.NO_SYSTEM,
-            r"(?:system|developer)\W+(?:role|messages?|prompt|instructions?)\W+(?:is|are)?\W*not\W",
-        ),
-        (Roles.NO_SYSTEM, r"[\"'`](?:system|developer)[\"'`]\W+is\W+not\W+(?:one\W+of|a\W+valid)"),
-        (Roles.NO_SYSTEM, r"invalid\W+(?:value|role)\W{1,4}(?:system|developer)\b"),
-        (Roles.NO_SYSTEM, r"(?:not|n't)\W+support\W+(?:the\W+)?[\"'`]?(?:system|developer)\b"),
-        (Roles.NO_SYSTEM, r"only\W+user\W+and\W+assistant\W+roles\W+are\W+supported(?!,? with)"),
-        (Roles.NO_SYSTEM, r"unexpected\W+role\W+[\"'`]?(?:system|developer)[\"'`]?(?!\W+after)"),
-        (Roles.ALTERNATING, r"roles?\b.{0,60}\balternat|alternat\w*.{0,60}\broles?\b"),
-        (Roles.ALTERNATING, r"(?:must|should)\W+alternate|alternate\W+between\W+user\b"),
-        (Roles.ALTERNATING, r"(?:consecutive|successive)\W.{0,40}(?:messages|roles?)"),
-        (
-            Roles.ALTERNATING,
-            r"(?:start|begin|end)s?\W+with\W+an?\W+user\b|first\W+message.{0,30}\buser\b",
-        ),
-        (
-            Roles.ALTERNATING,
-            r"no\W+user\W+(?:query|messages?)\b|at\W+least\W+one\W+(?:user\W+)?message",
-        ),
-        (Roles.ALTERNATING, r"\bcontents?\W+(?:is|are)\W+(?:not\W+specified|required)"),
-        (Roles.ALTERNATING, r"expected\W+last\W+role|\bmessage\W+prefill"),
-        (Roles.ALTERNATING, r"unexpected\W+role\W.{0,40}\bafter\W+role"),
-        (Roles.ALTERNATING, r"system\W+(?:role|message|prompt)s?\b.{0,60}\b(?:begin|first|start)"),
-        (Roles.ALTERNATING, r"(?:only|single|multiple|more\W+than)\W.{0,20}\bsystem\W+messages?"),
-        (Roles.ALTERNATING, r"only\W+user.{0,40}roles\W+are\W+supported"),
-        (Roles.ALTERNATING, r"chat[ _]template|jinja"),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,36 +41,24 @@ class Dialect:
         """Return a request as the server takes it."""
         if self == ANY:
             return body
-        limit = next((body[name] for name in _LIMITS if name in body), None)
-        written = {n: v for n, v in body.items() if n not in self.refused and n not in _LIMITS}
+        limit = next((body[name] for name in LIMITS if name in body), None)
+        written = {n: v for n, v in body.items() if n not in self.refused and n not in LIMITS}
         if limit is not None:
-            asked = [name for name in _LIMITS if name in body]
-            taken = [n for n in (*asked, *_LIMITS) if n not in self.refused]
+            asked = [name for name in LIMITS if name in body]
+            taken = [n for n in (*asked, *LIMITS) if n not in self.refused]
             written |= {taken[0]: limit} if taken else {}
         if self.roles is not Roles.ANY:
             written["messages"] = in_turns(written["messages"], self.roles)
         return written
 
-    def after(self, status: int, refusal: bytes, body: Mapping[str, Any]) -> "Dialect | None":
-        """Return the dialect that a refusal teaches; None where it teaches nothing new.
-
-        Args:
-            status: Of the answer.
-            refusal: The answer's body.
-            body: What was sent.
-        """
-        said, named = _words_of(refusal)
-        if status in _OF_ROLES:
-            roles = _demanded(said)
-            if roles is self.roles is Roles.ALTERNATING:
-                roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
-            if roles > self.roles:
-                return replace(self, roles=roles)
-        if status in TEACHING:
-            refused = _refused(said, named, [name for name in _OPTIONAL if name in body])
-            if refused:
-                return replace(self, refused=self.refused | refused)
-        return None
+    def after(self, said: Said) -> "Dialect | None":
+        """Return the dialect that a refusal teaches; None where it teaches nothing new."""
+        roles = said.roles
+        if roles is self.roles is Roles.ALTERNATING:
+            roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
+        if roles > self.roles:
+            return replace(self, roles=roles)
+        return replace(self, refused=self.refused | said.refused) if said.refused else None
 
 
 ANY: Final = Dialect()
@@ -265,9 +130,10 @@ class Dialects:
             try:
                 return await ask(raw if raw and written is body else json_of(written))
             except Refusal as refusal:
-                taught = dialect.after(refusal.status, refusal.answer, written)
+                said = said_in(refusal.status, refusal.answer, tuple(written))
+                taught = dialect.after(said)
                 if taught is None:
-                    refusal.hint = refusal.hint or _hint(refusal.answer)
+                    refusal.hint = refusal.hint or said.hint
                     raise
                 dialect = self._join(model, taught)
         return await ask(json_of(dialect.written(body)))
@@ -330,80 +196,3 @@ def _joined(contents: Sequence[object]) -> object:
         else:
             parts.append({"type": "text", "text": str(content)})
     return parts
-
-
-def _refused(said: str, named: frozenset[str], sent: Sequence[str]) -> frozenset[str]:
-    """Return which of the parameters sent a refusal is about, and about having them at all."""
-    if named:
-        return named & set(sent) if _NOT_TAKEN.search(said) else frozenset()
-    refused: set[str] = set()
-    for clause in _CLAUSE.split(said):
-        about = _WOULD_TAKE.sub("", clause)
-        found = [name for name in sent if _is_named(name, about)]
-        if len(found) > 1 and _NOT_BOTH.search(clause):
-            refused.add(found[-1])  # the first of them is the one that matters more
-        elif _NOT_TAKEN.search(clause):
-            refused.update(found)
-    return frozenset(refused)
-
-
-def _is_named(name: str, clause: str) -> bool:
-    """Whether a clause speaks of a parameter, in whatever way servers call it."""
-    found = _SPELLED[name].finditer(clause)
-    # "Use X instead": X is no refused one.
-    return any(
-        not _USE.search(clause[max(0, one.start() - _BEFORE) : one.start()]) for one in found
-    )
-
-
-def _hint(refusal: bytes) -> str:
-    """Return what to do about a refusal that is no dialect, for one who set the model up."""
-    return _TOOLS_HINT if _NO_TOOLS.search(_words_of(refusal)[0]) else ""
-
-
-def demanded(status: int, refusal: bytes) -> Roles:
-    """Return what a refusal demands of the messages' roles."""
-    return _demanded(_words_of(refusal)[0]) if status in _OF_ROLES else Roles.ANY
-
-
-def _demanded(said: str) -> Roles:
-    return next((roles for roles, demand in _DEMANDS if demand.search(said)), Roles.ANY)
-
-
-def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
-    """Return all text of a refusal, and the parameters that its fields name."""
-    try:
-        value: object = msgspec.json.decode(refusal)
-    except MALFORMED:
-        return refusal.decode("utf-8", "replace"), frozenset()
-    texts: list[str] = []
-    named: set[str] = set()
-    left = [("", value, 0)]
-    while left:
-        field, one, depth = left.pop()
-        if field == "input":
-            continue  # what was sent, said again
-        if isinstance(one, dict):
-            parts = cast("dict[object, object]", one).items()
-            left += [(str(key), part, depth) for key, part in parts]
-        elif isinstance(one, list):
-            left += [(field, part, depth) for part in cast("list[object]", one)]
-        elif isinstance(one, str):
-            inner = _inner(one) if depth < _NESTING else None
-            if inner is not None:
-                left.append((field, inner, depth + 1))
-                continue
-            texts.append(one)
-            if field in {"param", "loc"}:
-                named.add(one.rpartition(".")[2])
-    return "\n".join(texts), frozenset(named & set(_OPTIONAL))
-
-
-def _inner(text: str) -> object:
-    """Return what a gateway wrapped as text: another server's refusal."""
-    if not text.startswith(("{", "[")):
-        return None
-    try:
-        return msgspec.json.decode(text)
-    except (*MALFORMED, UnicodeEncodeError):
-        return None

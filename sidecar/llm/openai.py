@@ -17,8 +17,9 @@ from typing_extensions import override
 from yarl import URL
 
 from sidecar.errors import LlmError
-from sidecar.llm.dialects import REFUSAL_BYTES, TEACHING, Dialects, Refusal, refuse
+from sidecar.llm.dialects import Dialects, Refusal, refuse
 from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING
 from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, Roles, in_turns
+from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, in_turns
+from sidecar.llm.refusals import Roles, said_in
 
 pytestmark = pytest.mark.unit
 
@@ -415,41 +416,41 @@ class TestLearning:
     @pytest.mark.parametrize(("status", "refusal", "name"), PARAMETERS)
     def test_a_parameter_that_is_named(self, status: int, refusal: bytes, name: str) -> None:
         """What a server names as not taken is refused, and nothing else."""
-        assert ANY.after(status, refusal, BODY) == Dialect(frozenset({name}))
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(frozenset({name}))
 
     @pytest.mark.parametrize(("who", "status", "refusal", "names"), SPOKEN)
     def test_what_servers_say(self, who: str, status: int, refusal: bytes, names: str) -> None:
         """Each server's wording is understood, with everything else in the body; no more is lost."""
-        taught = ANY.after(status, refusal, {**BODY, **SAMPLING})
+        taught = ANY.after(said_in(status, refusal, (*BODY, *SAMPLING)))
         assert taught == Dialect(frozenset(names.split())), who
 
     def test_one_of_two_is_left(self) -> None:
         """Of two that exclude each other the lesser goes, once; alone, neither is refused."""
         refusal = error("temperature and top_p cannot both be specified for this model")
-        assert ANY.after(400, refusal, {**BODY, "top_p": 1}) == Dialect(frozenset({"top_p"}))
-        assert ANY.after(400, refusal, BODY) is None
+        assert ANY.after(said_in(400, refusal, (*BODY, "top_p"))) == Dialect(frozenset({"top_p"}))
+        assert ANY.after(said_in(400, refusal, tuple(BODY))) is None
 
     @pytest.mark.parametrize(("status", "refusal", "roles"), TEMPLATES)
     def test_what_a_template_demands(self, status: int, refusal: bytes, roles: Roles) -> None:
         """A template's demand is known by its words, whichever server passes it on."""
-        assert ANY.after(status, refusal, BODY) == Dialect(roles=roles)
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(roles=roles)
 
     @pytest.mark.parametrize(("status", "refusal"), TEACH_NOTHING)
     def test_what_teaches_nothing(self, status: int, refusal: bytes) -> None:
         """A value out of range, another status and a parameter that was not sent teach nothing."""
-        assert ANY.after(status, refusal, BODY) is None
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) is None
 
     def test_a_demand_that_is_not_met_yet(self) -> None:
         """Where turns alone don't help, the system message is what is left."""
         demand = TEMPLATES[0][1]
         turns = Dialect(roles=Roles.ALTERNATING)
-        assert turns.after(400, demand, BODY) == Dialect(roles=Roles.NO_SYSTEM)
-        assert Dialect(roles=Roles.NO_SYSTEM).after(400, demand, BODY) is None
+        assert turns.after(said_in(400, demand, tuple(BODY))) == Dialect(roles=Roles.NO_SYSTEM)
+        assert Dialect(roles=Roles.NO_SYSTEM).after(said_in(400, demand, tuple(BODY))) is None
 
     @given(st.sampled_from([400, 422, 500]), st.binary(max_size=200) | st.text().map(str.encode))
     def test_any_refusal(self, status: int, refusal: bytes) -> None:
         """Whatever a server answers is read."""
-        ANY.after(status, refusal, BODY)
+        ANY.after(said_in(status, refusal, tuple(BODY)))
 
 
 class TestWriting:
