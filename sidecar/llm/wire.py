@@ -40,9 +40,29 @@ CUT: Final = "the language model was cut off in the middle of a sentence"
 HALF_A_CALL: Final = "the language model broke off in the arguments of a tool call"
 NOTHING: Final = "the language model gave an empty reply"
 _CUTS: Final = frozenset(
-    {"length", "max_tokens", "content_filter", "safety", "recitation", "sensitive"}
+    [
+        "length",
+        "max_tokens",
+        "model_length",
+        "model_context_window_exceeded",
+        "content_filter",
+        "content_filtered",
+        "guardrail_intervened",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+        "sensitive",
+        "abort",
+        "network_error",
+        "insufficient_system_resource",
+    ]
 )
-"""Finish reasons of a reply that its model would have gone on with, in small letters."""
+"""Finish reasons of a reply that its model would have gone on with, in small letters.
+
+As OpenAI, Anthropic, Mistral, Azure, Bedrock, Gemini, Zhipu, vLLM and DeepSeek name them.
+"""
 _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"

@@ -239,6 +239,15 @@ class TestAnswers:
         async with opened(CUT[name].body) as world:
             assert (await world.ask(stream=False)).answer == f"{CUT[name].heard} {FALLBACK_TEXT}"
 
+    @pytest.mark.parametrize(
+        "finish", ["model_length", "SAFETY", "insufficient_system_resource", "sensitive", "abort"]
+    )
+    async def test_each_server_has_names_for_a_stop(self, finish: str) -> None:
+        """A stop is one by whatever name, after half of a sentence or before any word."""
+        for first, heard in ((data(says("Half a")), "Half a "), (b"", "")):
+            async with opened(first, data(chunk({}, finish)), DONE) as world:
+                assert (await world.ask()).text == f"{heard}{FALLBACK_TEXT}"
+
     @pytest.mark.parametrize("finish", ["length", "content_filter", "MAX_TOKENS"])
     @pytest.mark.parametrize(
         "text", ["Done.", "Done!", "Was it “this?”", "Ende. 👋", "好的。", "हाँ।"]
@@ -445,7 +454,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("stream", [True, False])
     @pytest.mark.parametrize("status", [None, 400, 422, 500])
-    @pytest.mark.parametrize("wrap", [data, lines])
+    @pytest.mark.parametrize("wrap", [data, lines, lambda frame: data(frame).rstrip()])
     async def test_a_dialect_is_learnt_from_an_error_in_place_of_words(
         self, wrap: Callable[[dict[str, Any]], bytes], status: int | None, stream: bool
     ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.passing import Passing
+from sidecar.llm.aloud import Aloud, ends_a_sentence
 from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
 from tests.llm.answers import ANSWERS, CALLS, DONE, ROLE, STOP, THOUGHT, USAGE, chunk, data, says
 
@@ -104,6 +105,49 @@ class TestReading:
         """Blanks and marks alone are nothing to hear."""
         assert not is_audible(text)
         assert is_audible(f"{text}a")
+
+
+class TestAloud:
+    @given(
+        st.lists(
+            st.sampled_from(["<think>", "</think>", "[THINK]", "[/THINK]", "<", " ", "a", "\n"])
+        ),
+        st.lists(st.integers(0, 100), max_size=10),
+    )
+    def test_the_pieces_do_not_matter(self, parts: list[str], cuts: list[int]) -> None:
+        """However thought and words are cut, the same words are said, and no thought before them."""
+
+        def said(pieces: Iterable[str]) -> str:
+            aloud = Aloud()
+            return ("".join(map(aloud.feed, pieces)) + aloud.close()).strip()
+
+        text = "".join(parts)
+        ends = [*sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+        whole = said([text])
+        assert said(text[a:b] for a, b in zip([0, *ends], ends, strict=False)) == whole
+        assert not whole.startswith(("<think>", "[THINK]"))
+        assert text.endswith(whole) or text.rstrip().endswith(whole)
+
+    @pytest.mark.parametrize(
+        ("text", "ends"),
+        [
+            ("Yes.", True),
+            ("Yes!”", True),
+            ("(Yes.)", True),
+            ("Bye! 👋 ", True),
+            ("**Yes.**", True),
+            ("はい。", True),
+            ("نعم؟", True),
+            ("Half a", False),
+            ("First, ", False),
+            ("Dr. Mey", False),
+            ("The list:", False),
+            ("", False),
+        ],
+    )
+    def test_where_a_sentence_ends(self, text: str, ends: bool) -> None:
+        """Quotes, brackets and signs may follow the mark that ends a sentence."""
+        assert ends_a_sentence(text) is ends
 
 
 class TestPassing:

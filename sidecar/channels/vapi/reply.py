@@ -162,21 +162,20 @@ class Replies:
             reply = await self._ask(turn, raw)
             try:
                 await self._copy(turn, reply, send, silence)
-            except CutOff:
-                refuse(turn.reader)
-                raise
             except LlmError:
                 if not _is_over(turn.passing):
                     raise
             finally:
                 reply.close()
+            await self._send_rest(turn, send)
+            refuse(turn.reader)
 
         with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
             await self._dialects.asked(turn.prompt, ask, raw=turn.body)
-        if silence.cancelled_caught and not _is_over(turn.passing):
-            raise CutOff("the language model was too slow")
-        if rest := turn.passing.close():
-            await self._send_piece(turn, send, rest)
+        if silence.cancelled_caught:
+            if not _is_over(turn.passing):
+                raise CutOff("the language model was too slow")
+            await self._send_rest(turn, send)
         if turn.reader.failure:
             raise CutOff(turn.reader.failure)
         turn.how = "ended"
@@ -185,7 +184,7 @@ class Replies:
     async def _copy(
         self, turn: Request, reply: Reply, send: Send, silence: anyio.CancelScope
     ) -> None:
-        """Send frames on to the end of the body.
+        """Send frames on to the end of the body, or to a failure.
 
         `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
         last word. A tool call that is not whole by then goes out as far as it came.
@@ -198,7 +197,7 @@ class Replies:
             if out := passing.feed(came):
                 await self._send_piece(turn, send, out)
             if reader.failure:
-                raise CutOff(reader.failure)
+                return
             if turn.over or not (passing.heard or passing.holds_calls or reader.ended):
                 continue
             now_s = anyio.current_time()
@@ -216,6 +215,10 @@ class Replies:
                 # more than passing it on.
                 turn.look_at_s = now_s + self._look_s
                 silence.deadline = min(now_s + self._fallback_s, began_s + TOTAL_S)
+
+    async def _send_rest(self, turn: Request, send: Send) -> None:
+        if rest := turn.passing.close():
+            await self._send_piece(turn, send, rest)
 
     async def _send_piece(self, turn: Request, send: Send, piece: bytes) -> None:
         if not turn.started:
