@@ -1,7 +1,8 @@
-"""What of a reply is said aloud: not the thought that a model writes before its words. Pure.
+"""What of a reply is said aloud, and whether it ends as speech does. Pure.
 
-A server that knows its model's thought sends it apart (`reasoning`, `reasoning_content`, parts of the
-type `thinking`). Others leave it in the text, between tags, where a voice would read it out.
+Thought is not said. A server that knows its model's thought sends it apart (`reasoning`,
+`reasoning_content`, parts of the type `thinking`). Others leave it in the text, between tags, where a
+voice would read it out.
 """
 
 import re
@@ -16,6 +17,30 @@ _TAGS: Final[dict[str, str]] = {
     "[THINK]": "[/THINK]",
 }
 _SENTENCE_ENDS: Final = frozenset(".!?\u2026\u3002\uff01\uff1f\uff0e\u061f\u06d4\u0964\u0965\u1362")
+_CUTS: Final = frozenset(
+    [
+        "length",
+        "max_tokens",
+        "model_length",
+        "model_context_window_exceeded",
+        "content_filter",
+        "content_filtered",
+        "guardrail_intervened",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+        "sensitive",
+        "abort",
+        "network_error",
+        "insufficient_system_resource",
+    ]
+)
+"""Finish reasons of a reply that its model would have gone on with, in small letters.
+
+As OpenAI, Anthropic, Mistral, Azure, Bedrock, Gemini, Zhipu, vLLM and DeepSeek name them.
+"""
 _LONGEST: Final = max(map(len, _TAGS))
 _BLANKS: Final = re.compile(r"\s*")
 
@@ -72,6 +97,11 @@ def without_thought(text: str) -> str:
     aloud = Aloud()
     said = aloud.feed(text) + aloud.close()
     return next((said.rpartition(end)[2].lstrip() for end in _TAGS.values() if end in said), said)
+
+
+def stops_short(text: str, finish: str) -> bool:
+    """Whether a reply that ended for this reason leaves who hears it in the middle of a sentence."""
+    return finish.lower() in _CUTS and not ends_a_sentence(text)
 
 
 def ends_a_sentence(text: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from sidecar.llm.aloud import Aloud, ends_a_sentence, without_thought
+from sidecar.llm.aloud import Aloud, stops_short, without_thought
 from sidecar.llm.calls import Calls
 from sidecar.llm.frames import (
     code_of,
@@ -39,30 +39,6 @@ BROKE_OFF: Final = "the language model broke off in the middle of a reply"
 CUT: Final = "the language model was cut off in the middle of a sentence"
 HALF_A_CALL: Final = "the language model broke off in the arguments of a tool call"
 NOTHING: Final = "the language model gave an empty reply"
-_CUTS: Final = frozenset(
-    [
-        "length",
-        "max_tokens",
-        "model_length",
-        "model_context_window_exceeded",
-        "content_filter",
-        "content_filtered",
-        "guardrail_intervened",
-        "safety",
-        "recitation",
-        "blocklist",
-        "prohibited_content",
-        "spii",
-        "sensitive",
-        "abort",
-        "network_error",
-        "insufficient_system_resource",
-    ]
-)
-"""Finish reasons of a reply that its model would have gone on with, in small letters.
-
-As OpenAI, Anthropic, Mistral, Azure, Bedrock, Gemini, Zhipu, vLLM and DeepSeek name them.
-"""
 _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"
@@ -386,8 +362,8 @@ class ChatReader:
         self._finish = finish
         if self.tools and not self._calls.whole:
             self.failure = HALF_A_CALL
-        elif self.words and not self.tools and finish.lower() in _CUTS:
-            self.failure = "" if ends_a_sentence(self.text) else self.cut
+        elif self.words and not self.tools and stops_short(self.text, finish):
+            self.failure = self.cut
         return bool(self.failure)
 
     def _is_error(self, frame: Mapping[str, Any]) -> bool:
