@@ -1,8 +1,8 @@
 """What of a reply is said aloud, and whether it ends as speech does. Pure.
 
 Thought is not said. A server that knows its model's thought sends it apart (`reasoning`,
-`reasoning_content`, parts of the type `thinking`). Others leave it in the text, between tags, where a
-voice would read it out.
+`reasoning_content`, parts of the type `thinking`). Others leave it in the text, between tags, where
+a voice would read it out.
 """
 
 import re
@@ -100,7 +100,7 @@ def without_thought(text: str) -> str:
 
 
 def stops_short(text: str, finish: str) -> bool:
-    """Whether a reply that ended for this reason leaves who hears it in the middle of a sentence."""
+    """Whether a reply that ended for this reason leaves a caller in the middle of a sentence."""
     return finish.lower() in _CUTS and not ends_a_sentence(text)
 
 

@@ -1,4 +1,4 @@
-"""The JSON of chat completions: read whatever comes, written so that any client can read it. Pure."""
+"""The JSON of chat completions: read whatever comes, written for any client to read. Pure."""
 
 import json
 import re

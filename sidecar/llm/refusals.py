@@ -71,8 +71,8 @@ _NOT_TAKEN = re.compile(
     re.IGNORECASE,
 )
 _NOT_BOTH = re.compile(
-    r"(?:not|n't)\W+both|both\W.{0,60}(?:not|n't)\b|mutually\W+exclusive|(?:use|specify)\W+only\W+one"
-    r"|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether|conflicts?\W+with",
+    r"(?:not|n't)\W+both|both\W.{0,60}(?:not|n't)\b|mutually\W+exclusive"
+    r"|(?:use|specify)\W+only\W+one|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether|conflicts?\W+with",
     re.IGNORECASE,
 )
 # What a server says that it would have taken: names in it are no refused ones.

@@ -420,7 +420,7 @@ class TestLearning:
 
     @pytest.mark.parametrize(("who", "status", "refusal", "names"), SPOKEN)
     def test_what_servers_say(self, who: str, status: int, refusal: bytes, names: str) -> None:
-        """Each server's wording is understood, with everything else in the body; no more is lost."""
+        """Each server's wording is understood, whatever else was sent; no more than that is lost."""
         taught = ANY.after(said_in(status, refusal, (*BODY, *SAMPLING)))
         assert taught == Dialect(frozenset(names.split())), who
 

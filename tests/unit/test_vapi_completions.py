@@ -222,7 +222,7 @@ class TestAnswers:
     @pytest.mark.parametrize("size", [1, 7, 1 << 20])
     @pytest.mark.parametrize("name", sorted(CUT))
     async def test_a_reply_that_stops_in_the_middle(self, name: str, size: int) -> None:
-        """The words that came are heard, then the fallback, once: no line is dead after half of one."""
+        """The words that came are heard, then the fallback, once: no line is dead after half."""
         body, heard, _ = CUT[name]
         async with opened(*(body[n : n + size] for n in range(0, len(body), size))) as world:
             got = await world.ask()
@@ -342,7 +342,7 @@ class TestSilence:
             assert b"transfer" not in got.body
 
     async def test_a_long_tool_call_is_not_kept_from_vapi(self) -> None:
-        """VAPI, which gives up after a while without anything, gets a call in time as far as it came."""
+        """VAPI, which gives up after a while of nothing, gets a call in time as far as it came."""
         slow = [1.0, data(call("1, "))] * 30
         ends = [data(call("1]"), chunk({}, "tool_calls")), DONE]
         async with opened(data(ROLE, call("[", "sum", id="t1")), *slow, *ends) as world:

@@ -119,7 +119,7 @@ async def heard_of(answer: Answering, *, fallback_s: float = 5.0) -> str:
 
 @pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))
 async def test_each_kind_of_answer_in_single_bytes(name: str) -> None:
-    """Cut within each line and each character on its way, every kind of answer is heard the same."""
+    """Cut within each line and character on its way, every kind of answer is heard the same."""
     body, heard, _ = {**ANSWERS, **CALLS}[name]
     raw = chunked(body[:4_000], 1)
     assert await heard_of(sends(raw)) == (FALLBACK if heard is None else heard)

@@ -16,8 +16,8 @@ MEDIA_TOKENS: Final[Mapping[str, int]] = {
     "audio": 32 * 34_200,
     # Gemini API, video: about 300 a second, and an hour in a window of a million.
     "video": 300 * 3_600,
-    # Anthropic, PDF support: at most 100 pages, of 3,000 as text and 1,600 as an image each. Gemini's
-    # 1,000 pages of 258 are fewer.
+    # Anthropic, PDF support: at most 100 pages, each of 3,000 as text and 1,600 as an image.
+    # Gemini's 1,000 pages of 258 are fewer.
     "file": 100 * 4_600,
 }
 """What a part of a message that is no text may cost at most, by kind.
