@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sidecar.llm.frames import json_of, object_or_none, parsed
+from sidecar.llm.frames import json_of, object_or_none
+from sidecar.llm.objects import Objects
 
 
 class Calls:
@@ -18,14 +19,15 @@ class Calls:
     def __init__(self) -> None:
         self.newest: list[dict[str, Any]] = []
         self.mended = False
-        self._arguments: dict[int, list[str]] = {}
+        self._calls: dict[int, Objects] = {}
+        self._next = 0
         self._by_id: dict[str, int] = {}
         self._by_index: dict[int, int] = {}
 
     @property
     def whole(self) -> bool:
-        """Whether the arguments of each call are JSON, or none at all."""
-        return all(map(_is_json, map("".join, self._arguments.values())))
+        """Whether the arguments of no call stop within an object; what is in it is its tool's."""
+        return not any(arguments.open for arguments in self._calls.values())
 
     def go_on(self, message: Mapping[str, Any]) -> bool:
         """Take a part; return whether it holds anything of a call: a name, or some arguments."""
@@ -43,35 +45,28 @@ class Calls:
         number = self._number(call)
         function = object_or_none(call.get("function"))
         if function is None:
-            self._arguments.setdefault(number, [])
+            self._calls.setdefault(number, Objects())
             return {**call, "index": number}
         arguments: object = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
             arguments = json_of(arguments).decode()
             function = {**function, "arguments": arguments}
-        self._arguments.setdefault(number, []).append(arguments or "")
+        self._calls.setdefault(number, Objects()).feed((arguments or "").encode("utf-8", "replace"))
         return {**call, "index": number, "function": function}
 
     def _number(self, call: Mapping[str, Any]) -> int:
         """Return the number of a call: some servers give none, or the same to each."""
         index: object = call.get("index")
-        index = index if isinstance(index, int) else len(self._arguments)
+        given = isinstance(index, int) and not isinstance(index, bool)
+        index = cast("int", index) if given else self._next
         name: object = call.get("id")
-        if not isinstance(name, str) or not name:
-            newest = len(self._arguments) - 1
-            given = index if call.get("index") is not None else max(0, newest)
-            return self._by_index.get(given, given)
-        if name not in self._by_id:
-            taken = index in self._arguments
-            self._by_id[name] = len(self._arguments) if taken else index
-        self._by_index[index] = self._by_id[name]
-        return self._by_id[name]
-
-
-def _is_json(arguments: str) -> bool:
-    try:
-        if arguments.strip():
-            parsed(arguments.encode("utf-8", "replace"))
-    except ValueError:
-        return False
-    return True
+        if isinstance(name, str) and name:
+            if name not in self._by_id:
+                self._by_id[name] = self._next if index in self._calls else index
+            self._by_index[index] = number = self._by_id[name]
+        elif given:
+            number = self._by_index.get(index, index)
+        else:
+            number = max(0, self._next - 1)
+        self._next = max(self._next, number + 1)
+        return number

@@ -306,6 +306,23 @@ CALLS: dict[str, Answer] = {
         ),
         "",
     ),
+    "tool calls of far numbers": Answer(
+        data(
+            *(
+                chunk({"tool_calls": [{"index": n, "id": name, "function": part}]})
+                for n, name, part in (
+                    (2, "t1", {"name": "endCall", "arguments": '{"a"'}),
+                    (0, "t2", {"name": "other", "arguments": "{}"}),
+                    (0, "t3", {"name": "third", "arguments": '{"c"'}),
+                    (2, "", {"arguments": ": 1}"}),
+                    (0, "", {"arguments": ": 2}"}),
+                    (True, "t4", {"name": "fourth", "arguments": "{}"}),
+                )
+            ),
+            STOP,
+        ),
+        "",
+    ),
     "tool calls with an id in each part, and no number": Answer(
         data(
             *(

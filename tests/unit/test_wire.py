@@ -12,7 +12,19 @@ from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.passing import Passing
 from sidecar.llm.aloud import Aloud, ends_a_sentence
 from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
-from tests.llm.answers import ANSWERS, CALLS, DONE, ROLE, STOP, THOUGHT, USAGE, chunk, data, says
+from tests.llm.answers import (
+    ANSWERS,
+    CALLS,
+    DONE,
+    ROLE,
+    STOP,
+    THOUGHT,
+    USAGE,
+    call,
+    chunk,
+    data,
+    says,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -195,11 +207,22 @@ class TestPassing:
         arguments: dict[int, str] = {}
         for frame in out.decode().split("\n\n")[:-2]:
             for choice in json.loads(frame.removeprefix("data: "))["choices"]:
-                for call in choice["delta"].get("tool_calls") or ():
-                    so_far = arguments.get(call["index"], "")
-                    arguments[call["index"]] = so_far + call["function"]["arguments"]
+                for part in choice["delta"].get("tool_calls") or ():
+                    so_far = arguments.get(part["index"], "")
+                    arguments[part["index"]] = so_far + part["function"]["arguments"]
         assert arguments
         assert all(isinstance(json.loads(text or "{}"), dict) for text in arguments.values())
+
+    @pytest.mark.parametrize(
+        "arguments", ["", "null", "{'why': 'bye'}", '{"a": 1}}', '{"b": "\\"}"}']
+    )
+    def test_a_call_that_its_model_ended_goes_out_as_it_is(self, arguments: str) -> None:
+        """What a model wrote to its end is its tool's to read, be it JSON or not."""
+        out, passing = passed([data(call(arguments, "endCall", id="t1"), chunk({}, "tool_calls"))])
+        assert passing.reader.failure == ""
+        (frame, _) = out.decode().split("\n\n", 1)
+        (made,) = json.loads(frame.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"]
+        assert made["function"]["arguments"] == arguments
 
     @pytest.mark.parametrize(
         "odd",
