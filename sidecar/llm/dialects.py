@@ -6,91 +6,23 @@ each says what it refuses. So a refusal is read, once for each model of each ser
 server named is written otherwise from then on. What it did not name is never touched.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Any, Final, TypeVar, cast
 
-import msgspec
-
 from sidecar.errors import LlmError
-from sidecar.llm.wire import json_of
-from sidecar.untrusted import MALFORMED
+from sidecar.llm.frames import json_of
+from sidecar.llm.refusals import LIMITS, REFUSAL_BYTES, Roles, Said, said_in
+from sidecar.llm.wire import ChatReader
 
 T = TypeVar("T")
 
 RETRIES: Final = 4
-"""How often a request may be written otherwise and sent again; each refusal teaches one thing."""
-
-REFUSAL_BYTES: Final = 1 << 16
-"""No more of a refusal is read."""
+"""How often a request may be written otherwise and sent again: a call has time for few."""
 
 _MODELS_KEPT = 256
-_LIMITS = ("max_tokens", "max_completion_tokens")
-# Left out where the server names them. Never what is asked, nor the tools that a call relies on.
-_OPTIONAL = (
-    *_LIMITS,
-    "stream_options",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "presence_penalty",
-    "frequency_penalty",
-    "reasoning_effort",
-)
-_OF_PARAMETERS = frozenset({400, 422})
-TEACHING: Final = frozenset({400, 422, 500})
-"""Statuses whose answer may say what is not taken: llama.cpp has 500 when its template raises."""
-_NOT_TAKEN = re.compile(
-    r"unsupported|(?:not|n't)\W+(?:be\W+)?(?:support|permit|allow|accept|recogni)|unrecogni[sz]ed"
-    r"|unknown|unexpected|extra[_ ]|forbidden|no longer|deprecated|instead",
-    re.IGNORECASE,
-)
-
-
-class Roles(IntEnum):
-    """What a server's template demands of the roles; each demand includes those before it."""
-
-    ANY = 0
-    ALTERNATING = 1
-    """One system message, first; then user and assistant by turns."""
-    NO_SYSTEM = 2
-    """No system message at all."""
-
-
-# What servers and templates were seen to say: vLLM, llama.cpp, mistral-common and others.
-_DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
-    (roles, re.compile(pattern, re.IGNORECASE))
-    for roles, pattern in (
-        (
-            Roles.NO_SYSTEM,
-            r"(?:system|developer)\W+(?:role|messages?|prompt|instructions?)\W+(?:is|are)?\W*not\W",
-        ),
-        (Roles.NO_SYSTEM, r"[\"'`](?:system|developer)[\"'`]\W+is\W+not\W+(?:one\W+of|a\W+valid)"),
-        (Roles.NO_SYSTEM, r"invalid\W+(?:value|role)\W{1,4}(?:system|developer)\b"),
-        (Roles.NO_SYSTEM, r"(?:not|n't)\W+support\W+(?:the\W+)?[\"'`]?(?:system|developer)\b"),
-        (Roles.NO_SYSTEM, r"only\W+user\W+and\W+assistant\W+roles\W+are\W+supported(?!,? with)"),
-        (Roles.NO_SYSTEM, r"unexpected\W+role\W+[\"'`]?(?:system|developer)[\"'`]?(?!\W+after)"),
-        (Roles.ALTERNATING, r"roles?\b.{0,60}\balternat|alternat\w*.{0,60}\broles?\b"),
-        (Roles.ALTERNATING, r"(?:must|should)\W+alternate|alternate\W+between\W+user\b"),
-        (Roles.ALTERNATING, r"(?:consecutive|successive)\W.{0,40}(?:messages|roles?)"),
-        (
-            Roles.ALTERNATING,
-            r"(?:start|begin)s?\W+with\W+an?\W+user\b|first\W+message.{0,30}\buser\b",
-        ),
-        (Roles.ALTERNATING, r"unexpected\W+role\W.{0,40}\bafter\W+role"),
-        (Roles.ALTERNATING, r"system\W+(?:role|message|prompt)s?\b.{0,60}\b(?:begin|first|start)"),
-        (Roles.ALTERNATING, r"(?:only|single|multiple|more\W+than)\W.{0,20}\bsystem\W+messages?"),
-        (Roles.ALTERNATING, r"only\W+user.{0,40}roles\W+are\W+supported"),
-        (Roles.ALTERNATING, r"chat[ _]template|jinja"),
-    )
-)
+_BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,36 +41,24 @@ class Dialect:
         """Return a request as the server takes it."""
         if self == ANY:
             return body
-        limit = next((body[name] for name in _LIMITS if name in body), None)
-        written = {n: v for n, v in body.items() if n not in self.refused and n not in _LIMITS}
+        limit = next((body[name] for name in LIMITS if name in body), None)
+        written = {n: v for n, v in body.items() if n not in self.refused and n not in LIMITS}
         if limit is not None:
-            asked = [name for name in _LIMITS if name in body]
-            taken = [n for n in (*asked, *_LIMITS) if n not in self.refused]
+            asked = [name for name in LIMITS if name in body]
+            taken = [n for n in (*asked, *LIMITS) if n not in self.refused]
             written |= {taken[0]: limit} if taken else {}
         if self.roles is not Roles.ANY:
             written["messages"] = in_turns(written["messages"], self.roles)
         return written
 
-    def after(self, status: int, refusal: bytes, body: Mapping[str, Any]) -> "Dialect | None":
-        """Return the dialect that a refusal teaches; None where it teaches nothing new.
-
-        Args:
-            status: Of the answer.
-            refusal: The answer's body.
-            body: What was sent.
-        """
-        said, named = _words_of(refusal)
-        if status in TEACHING:
-            roles = _demanded(said)
-            if roles is self.roles is Roles.ALTERNATING:
-                roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
-            if roles > self.roles:
-                return replace(self, roles=roles)
-        if status in _OF_PARAMETERS:
-            for name in _OPTIONAL:
-                if name in body and _refuses(name, said, named):
-                    return replace(self, refused=self.refused | {name})
-        return None
+    def after(self, said: Said) -> "Dialect | None":
+        """Return the dialect that a refusal teaches; None where it teaches nothing new."""
+        roles = said.roles
+        if roles is self.roles is Roles.ALTERNATING:
+            roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
+        if roles > self.roles:
+            return replace(self, roles=roles)
+        return replace(self, refused=self.refused | said.refused) if said.refused else None
 
 
 ANY: Final = Dialect()
@@ -153,10 +73,24 @@ class Refusal(LlmError):
             is read, and never shown.
     """
 
-    def __init__(self, status: int, answer: bytes = b"", *, hint: str = "") -> None:
-        super().__init__(f"the language model answered {status}", hint=hint)
+    def __init__(
+        self, status: int, answer: bytes = b"", *, message: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message or f"the language model answered {status}", hint=hint)
         self.status = status
         self.answer = answer
+
+
+def refuse(reader: ChatReader) -> None:
+    """Raise where an error came in place of any words, as some servers refuse a stream.
+
+    Raises:
+        Refusal: with the status that the error names; without one it may teach.
+    """
+    if reader.refusal and not reader.words and not reader.tools:
+        code = reader.failure.rpartition(": ")[2]
+        status = int(code) if code.isdecimal() and len(code) == len("400") else _BAD_REQUEST
+        raise Refusal(status, reader.refusal[:REFUSAL_BYTES], message=reader.failure)
 
 
 class Dialects:
@@ -196,8 +130,10 @@ class Dialects:
             try:
                 return await ask(raw if raw and written is body else json_of(written))
             except Refusal as refusal:
-                taught = dialect.after(refusal.status, refusal.answer, written)
+                said = said_in(refusal.status, refusal.answer, tuple(written))
+                taught = dialect.after(said)
                 if taught is None:
+                    refusal.hint = refusal.hint or said.hint
                     raise
                 dialect = self._join(model, taught)
         return await ask(json_of(dialect.written(body)))
@@ -224,7 +160,7 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
     """
     systems = [dict(one) for one in messages if one.get("role") in {"system", "developer"}]
     others = [dict(one) for one in messages if one.get("role") not in {"system", "developer"}]
-    if others and others[0].get("role") == "assistant":
+    if not others or others[0].get("role") == "assistant":
         others.insert(0, {"role": "user", "content": "(The call begins.)"})
     turns: list[dict[str, Any]] = []
     if systems:
@@ -237,6 +173,9 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
             turns[-1] = {**turns[-1], "content": _joined(contents)}
         else:
             turns.append(message)
+    last = turns[-1]
+    if last.get("role") == "assistant" and not last.get("tool_calls") and not last.get("prefix"):
+        turns.append({"role": "user", "content": "(The caller says nothing.)"})
     return turns
 
 
@@ -257,49 +196,3 @@ def _joined(contents: Sequence[object]) -> object:
         else:
             parts.append({"type": "text", "text": str(content)})
     return parts
-
-
-def _refuses(name: str, said: str, named: frozenset[str]) -> bool:
-    """Whether a refusal is about a parameter, and about having it at all."""
-    if not _NOT_TAKEN.search(said):
-        return False
-    if named:
-        return name in named
-    found = re.search(rf"(?<![\w.]){name}(?!\w)", said)
-    # "Use X instead": X is no refused one.
-    return found is not None and not re.search(
-        r"\b(?:use|with)\W+$", said[: found.start()], re.IGNORECASE
-    )
-
-
-def demanded(status: int, refusal: bytes) -> Roles:
-    """Return what a refusal demands of the messages' roles."""
-    return _demanded(_words_of(refusal)[0]) if status in TEACHING else Roles.ANY
-
-
-def _demanded(said: str) -> Roles:
-    return next((roles for roles, demand in _DEMANDS if demand.search(said)), Roles.ANY)
-
-
-def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
-    """Return all text of a refusal, and the parameters that its fields name."""
-    try:
-        value: object = msgspec.json.decode(refusal)
-    except MALFORMED:
-        return refusal.decode("utf-8", "replace"), frozenset()
-    texts: list[str] = []
-    named: set[str] = set()
-    left = [("", value)]
-    while left:
-        field, one = left.pop()
-        if field == "input":
-            continue  # what was sent, said again
-        if isinstance(one, dict):
-            left += [(str(key), part) for key, part in cast("dict[object, object]", one).items()]
-        elif isinstance(one, list):
-            left += [(field, part) for part in cast("list[object]", one)]
-        elif isinstance(one, str):
-            texts.append(one)
-            if field in {"param", "loc"}:
-                named.add(one.rpartition(".")[2])
-    return "\n".join(texts), frozenset(named & set(_OPTIONAL))

@@ -8,8 +8,8 @@ request itself.
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import anyio
@@ -17,9 +17,12 @@ from typing_extensions import override
 from yarl import URL
 
 from sidecar.errors import LlmError
-from sidecar.llm.dialects import REFUSAL_BYTES, TEACHING, Dialects, Refusal
+from sidecar.llm.dialects import Dialects, Refusal, refuse
 from sidecar.llm.port import Llm, Reply, ToolCall
-from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, NO_END, ChatReader, parsed
+from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING
+from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
+
+T = TypeVar("T")
 
 KEEP_ALIVE_S = 75.0
 _REFUSAL_S = 1.0
@@ -81,23 +84,26 @@ class OpenAiLlm(Llm):
         began_s = time.monotonic()
         ends_at_s = began_s + self._total_s
         due_s = min(began_s + self._silence_s, ends_at_s)
-        response = await self._ask({"messages": messages, "stream": True}, due_s)
-        reader = ChatReader()
-        held = ""
+
+        async def begin(raw: bytes) -> _Begun:
+            return await _begun(await self._post(raw, due_s), due_s)
+
+        body = {"messages": messages, "stream": True}
+        response, reader, held = await self._asked(body, begin)
+        due_s = min(time.monotonic() + self._silence_s, ends_at_s)
         try:
+            if reader.words:
+                yield held
+            _check(reader)
             while not reader.ended and (came := await _next(response, due_s)):
                 moved = reader.moved
-                held += "".join(chunk.text for chunk in reader.feed(came))
-                # Blanks wait for the word after them: until one came, this is no reply.
-                if held and reader.words:
-                    yield held
-                    held = ""
+                if said := "".join(chunk.text for chunk in reader.feed(came)):
+                    yield said
                 if reader.moved > moved:
                     due_s = min(time.monotonic() + self._silence_s, ends_at_s)
                 _check(reader)
-            held += "".join(chunk.text for chunk in reader.close())
-            if held and reader.words:
-                yield held
+            if rest := "".join(chunk.text for chunk in reader.close()):
+                yield rest
             _check(reader)
             if not reader.words:  # nobody here runs tools
                 raise LlmError(reader.empty)
@@ -113,7 +119,7 @@ class OpenAiLlm(Llm):
         body: dict[str, Any] = {"messages": messages}
         if tools:
             body["tools"] = tools
-        response = await self._ask(body, ends_at_s)
+        response = await self._asked(body, lambda raw: self._post(raw, ends_at_s))
         try:
             whole = bytearray()
             while came := await _next(response, ends_at_s):
@@ -130,21 +136,21 @@ class OpenAiLlm(Llm):
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, body: Mapping[str, Any], due_s: float) -> aiohttp.ClientResponse:
+    async def _asked(self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]]) -> T:
+        return await self._dialects.asked({"model": self._model, **body}, ask)
+
+    async def _post(self, raw: bytes, due_s: float) -> aiohttp.ClientResponse:
         """Send a request and return the response once its headers say that it succeeded."""
+        headers = {"Content-Type": "application/json", **self._headers}
+        if traceparent := self._traceparent():
+            headers["traceparent"] = traceparent
         try:
             with anyio.fail_after(max(0.0, due_s - time.monotonic())):
-                return await self._dialects.asked({"model": self._model, **body}, self._post)
+                return await posted(self._connected(), self._url, raw, headers)
         except TimeoutError as error:
             raise LlmError(
                 "the language model did not answer in time", hint="is LLM_BASE_URL reachable?"
             ) from error
-
-    async def _post(self, raw: bytes) -> aiohttp.ClientResponse:
-        headers = {"Content-Type": "application/json", **self._headers}
-        if traceparent := self._traceparent():
-            headers["traceparent"] = traceparent
-        return await posted(self._connected(), self._url, raw, headers)
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._closed:
@@ -184,15 +190,48 @@ async def posted(
 async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
     """Return what a server refused with, read for a moment at most; closes the response."""
     answer = bytearray()
+    hint = _HINTS.get(response.status, "")
     try:
         if response.status not in TEACHING:
-            return Refusal(response.status, hint=_HINTS.get(response.status, ""))
+            return Refusal(response.status, hint=hint)
         with anyio.move_on_after(_REFUSAL_S), contextlib.suppress(aiohttp.ClientError, OSError):
             while len(answer) < REFUSAL_BYTES and (came := await response.content.readany()):
                 answer += came
     finally:
         response.close()
-    return Refusal(response.status, bytes(answer[:REFUSAL_BYTES]))
+    return Refusal(response.status, bytes(answer[:REFUSAL_BYTES]), hint=hint)
+
+
+class _Begun(NamedTuple):
+    """A stream of which something was heard, or that has ended; `held` are its words so far."""
+
+    response: aiohttp.ClientResponse
+    reader: ChatReader
+    held: str
+
+
+async def _begun(response: aiohttp.ClientResponse, due_s: float) -> _Begun:
+    """Read a stream to its first word: blanks wait for it, since until then this is no reply.
+
+    Raises:
+        Refusal: an error came in place of words.
+    """
+    reader = ChatReader()
+    held = ""
+    try:
+        while not (reader.words or reader.ended) and (came := await _next(response, due_s)):
+            held += "".join(chunk.text for chunk in reader.feed(came))
+            if reader.failure:
+                break
+        if not (reader.words or reader.ended or reader.failure):
+            held += "".join(chunk.text for chunk in reader.close())
+        if not reader.words:
+            refuse(reader)
+            _check(reader)
+    except BaseException:
+        response.close()
+        raise
+    return _Begun(response, reader, held)
 
 
 async def _next(response: aiohttp.ClientResponse, due_s: float) -> bytes:
@@ -226,20 +265,20 @@ def _reply_of(raw: bytes) -> Reply:
     reader = ChatReader()
     reader.feed(raw)
     reader.close()
-    if not reader.whole or reader.failure != reader.empty:
+    # An agent is told of its own broken call, and a text that was cut is a text.
+    if reader.answer is None or reader.failure not in {reader.empty, HALF_A_CALL, reader.cut}:
         _check(reader)
     calls: tuple[ToolCall, ...] = ()
     if reader.tools:
-        if not reader.whole:
+        if reader.answer is None:
             raise LlmError("the language model streamed an answer that was to be whole")
-        calls = _calls_of(raw)
+        calls = _calls_of(reader.answer)
     return Reply(reader.text, calls)
 
 
-def _calls_of(raw: bytes) -> tuple[ToolCall, ...]:
-    answer, _ = parsed(raw.removeprefix(b"\xef\xbb\xbf"))
+def _calls_of(answer: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     try:
-        message: Any = (answer or {})["choices"][0]["message"]
+        message: Any = answer["choices"][0]["message"]
         return tuple(
             ToolCall(str(c["id"]), str(c["function"]["name"]), str(c["function"]["arguments"]))
             for c in message["tool_calls"]

@@ -1,19 +1,31 @@
 """The wire of chat completions, read once for every path: bytes in, words out. Pure.
 
 Servers differ in what they write: another content type or none, a whole answer in place of a
-stream, frames without `choices`, `"error": null` in each, an `error` beside `choices`, no blank line
-between two frames, neither `finish_reason` nor `[DONE]`. What an answer holds decides, never its
+stream, lines or an array of JSON in place of events, frames without `choices`, `"error": null` in
+each, an `error` beside `choices`, no blank line between two frames, neither `finish_reason` nor
+`[DONE]`, thought between tags, a refusal in place of words. What an answer holds decides, never its
 headers. And what counts as a reply is what a caller can hear, or a tool to run: roles, blanks,
-comments and reasoning are none.
+comments and thought are none.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import msgspec
+from sidecar.llm.aloud import Aloud, stops_short, without_thought
+from sidecar.llm.calls import Calls
+from sidecar.llm.frames import (
+    code_of,
+    finish_of,
+    first_choice,
+    frame_of,
+    json_of,
+    object_or_none,
+    parsed,
+    text_of,
+)
+from sidecar.llm.objects import Objects
 
 ANSWER_BYTES: Final = 4 << 20
 """No answer is longer."""
@@ -21,31 +33,34 @@ NO_END: Final = "the language model's answer has no end"
 NO_STREAM: Final = "the language model's answer is no stream"
 NO_JSON: Final = "the language model's answer is no JSON"
 NO_OBJECT: Final = "the language model's answer is no JSON object"
+NO_COMPLETION: Final = "the language model's answer is no chat completion"
 FAILED: Final = "the language model failed while it spoke"
 BROKE_OFF: Final = "the language model broke off in the middle of a reply"
+CUT: Final = "the language model was cut off in the middle of a sentence"
+HALF_A_CALL: Final = "the language model broke off in the arguments of a tool call"
 NOTHING: Final = "the language model gave an empty reply"
 _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"
 _PART_BYTES: Final = 1 << 20
 _WORD = re.compile(r"[\w.-]{1,64}")
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
 class Chunk:
-    """One frame of a stream, or a whole answer.
+    """One frame of a stream, or a part of a whole answer.
 
     Attributes:
         data: JSON that every client can read; empty where there is nothing for one in it.
         text: The words it adds.
         tools: It calls tools, or goes on with a call.
+        last: It says why the reply ends.
     """
 
     data: bytes
     text: str = ""
     tools: bool = False
+    last: bool = False
 
 
 def is_audible(text: str) -> bool:
@@ -59,35 +74,47 @@ class ChatReader:
     Attributes:
         tokens: As the server counted them; 0 where it did not.
         frames: How many chunks came.
-        whole: The answer is one JSON object, no stream.
+        answer: A whole answer that came in place of a stream, as every client can read it.
         words: There was something to hear.
         tools: There were tools to run.
         moved: Grows with each chunk that holds something to hear, or a tool to run.
         ended: A finish reason came, or the end.
         done: The end came; nothing after it is read.
-        failure: Why it is no reply, without a word of it; empty when it is one. Nothing after it
-            is read.
+        failure: Why it is no reply, or not all of one, without a word of it; empty when it is one.
+            Nothing after it is read.
+        refusal: What the server said of an error, which may teach (see `dialects`). It may repeat
+            words of the conversation: it is read, and never shown.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
         self.frames = 0
-        self.whole = False
+        self.answer: Mapping[str, Any] | None = None
         self.words = self.tools = False
         self.moved = 0
         self.ended = self.done = False
         self.failure = ""
+        self.refusal = b""
         self._finish = ""
         self._text: list[str] = []
-        self._begun = False
+        self._aloud = Aloud()
+        self._calls = Calls()
+        self._begun = self._chosen = False
         self._bytes = 0
         self._held = bytearray()
         self._part = b""
+        self._event = b""
+        self._objects: Objects | None = None
 
     @property
     def text(self) -> str:
         """All words so far."""
         return "".join(self._text)
+
+    @property
+    def hushed(self) -> bool:
+        """Whether the model thinks in its text, or may have begun to."""
+        return self._aloud.hushed
 
     @property
     def unfinished(self) -> str:
@@ -97,19 +124,26 @@ class ChatReader:
     @property
     def between_lines(self) -> bool:
         """Whether everything that came was read, up to the end of a line."""
-        return not self._held and not self._part
+        return not (self._held or self._part or self._event or self._objects)
 
     def feed(self, came: bytes) -> list[Chunk]:
         """Read what came; a line that has not ended is kept for the next time."""
         self._bytes += len(came)
+        if self.failure or self.done:
+            return []
         if self._bytes > ANSWER_BYTES:
-            self.failure = self.failure or NO_END
+            self.failure = NO_END
             return []
-        self._held += came
         if not self._begun:
+            self._held += came
             self._begin()
-        if self.whole or not self._begun or self.failure or self.done:
-            return []
+            if not self._begun or self.failure:
+                return []
+            came = bytes(self._held)
+            self._held.clear()
+        if self._objects is not None:
+            return self._values(self._objects.feed(came))
+        self._held += came
         # Searched from behind and in what is new alone: a long line costs no more than its length.
         end = max(came.rfind(b"\n"), came.rfind(b"\r")) + 1
         if not end:
@@ -127,13 +161,15 @@ class ChatReader:
         rest, self._held = bytes(self._held), bytearray()
         if self.failure:
             return []
-        if self.whole:
-            return self._answer(rest) if not self.done else []
         chunks = self._lines(rest)
-        if not self.failure and self._part and not self.ended:
-            self.failure = BROKE_OFF
+        if not self.failure and not self.ended:
+            if self._part or (self._objects is not None and self._objects.open):
+                self.failure = BROKE_OFF
+            elif self.tools and not self._calls.whole:
+                self.failure = HALF_A_CALL
+            chunks += self._rest_of_words()
         if not self.failure and not self.words and not self.tools:
-            self.failure = self.empty
+            self.failure = NO_COMPLETION if self._objects and not self._chosen else self.empty
         return chunks
 
     @property
@@ -141,8 +177,13 @@ class ChatReader:
         """Why nothing came that a caller can hear, for one who set the model up."""
         return f"{NOTHING}: {self._finish}" if _WORD.fullmatch(self._finish) else NOTHING
 
+    @property
+    def cut(self) -> str:
+        """What `failure` says of a reply that its server cut in the middle of a sentence."""
+        return f"{CUT}: {self._finish.lower()}"
+
     def _begin(self) -> None:
-        """Tell a stream from a whole answer by its first character."""
+        """Tell events from JSON by the first character."""
         first = bytes(self._held[:3])
         if first == _BOM:
             del self._held[:3]
@@ -151,9 +192,28 @@ class ChatReader:
         start = bytes(self._held.lstrip(_BLANKS)[:1])
         if start:
             self._begun = True
-            self.whole = start == b"{"
-            if start in {b"<", b"["}:
+            if start in {b"{", b"["}:
+                self._objects = Objects()
+            elif start == b"<":
                 self.failure = NO_STREAM
+
+    def _values(self, values: list[bytes]) -> list[Chunk]:
+        """Read objects that came one after another."""
+        chunks: list[Chunk] = []
+        for value in values:
+            if self.done or self.failure:
+                break
+            try:
+                frame, data = parsed(value)
+            except ValueError:
+                self.failure = NO_JSON
+                break
+            choice = first_choice((frame or {}).get("choices"))
+            if not self.frames and choice is not None and "delta" not in choice and frame:
+                chunks += self._answer(frame, choice)
+            elif frame is not None:
+                chunks += self._frame(frame, data)
+        return chunks
 
     def _lines(self, block: bytes) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -161,209 +221,168 @@ class ChatReader:
             if self.done or self.failure:
                 break
             if line.startswith(b"data:"):
-                chunk = self._data(line[5:].strip())
-                if chunk is not None:
-                    chunks.append(chunk)
-            elif not line and self._part:
-                self.failure = NO_JSON
+                chunks += self._data(line[5:].strip())
+            elif not line:
+                self._event = b""
+                if self._part:
+                    self.failure = NO_JSON
+            elif line.startswith(b"{"):
+                chunks += self._data(line)  # an error that a server writes as it writes no other
+            elif line.startswith(b"event:"):
+                self._event = line[6:].strip()
         return chunks
 
-    def _data(self, data: bytes) -> Chunk | None:
+    def _data(self, data: bytes) -> list[Chunk]:
         """Read one line of data; a frame may have several, so a broken one waits for the next."""
         if data == _DONE:
+            rest = self._rest_of_words()
+            if self.tools and not self.ended and not self._calls.whole:
+                self.failure = HALF_A_CALL
             self.ended = self.done = True
-            return None
+            return rest
         if self._part:
             data = self._part + b" " + data
         elif not data.startswith((b"{", b"[")):
-            return None  # a keep-alive
+            return []  # a keep-alive
         try:
             frame, data = parsed(data)
         except ValueError:
             self._part = data
             if len(data) > _PART_BYTES:
                 self.failure = NO_JSON
-            return None
+            return []
         self._part = b""
         if frame is None:
             self.failure = NO_OBJECT
-            return None
+            return []
         return self._frame(frame, data)
 
-    def _frame(self, frame: Mapping[str, Any], data: bytes) -> Chunk | None:
+    def _frame(self, frame: Mapping[str, Any], data: bytes) -> list[Chunk]:
         self.frames += 1
         if "usage" in frame:
             self._count(frame)
         choices: object = frame.get("choices")
-        choice = _first(choices)
-        finish: object = choice.get("finish_reason") if choice is not None else None
-        if finish == "error" or frame.get("error"):
-            self.failure = FAILED + _code_of(frame.get("error"))
-            return None
+        choice = first_choice(choices)
+        finish = finish_of(choice) if choice is not None else None
+        if finish == "error" or frame.get("error") or self._is_error(frame):
+            self._fail(frame, data)
+            return []
         if choice is None:
-            return Chunk(data) if choices == [] else None  # a client would fail on it
-        if finish:
-            self._end(choice)
+            return [Chunk(data)] if choices == [] else []  # a client would fail on it
+        self._chosen = True
         message: object = choice.get("delta")
-        if isinstance(message, dict):
-            delta = cast("dict[str, Any]", message)
-        else:
-            delta = _object(choice.get("message")) or {}
+        if not isinstance(message, dict):
+            message, data = object_or_none(choice.get("message")) or {}, b""
+        if len(cast("list[object]", choices)) > 1:
             data = b""
-        content: object = delta.get("content")
-        text = _text_of(content) if content else ""
-        if not data or not isinstance(content, str | None):
-            data = frame_of(frame, {**delta, "content": text}, _finish_of(choice))
-        chunk = Chunk(data, text, "tool_calls" in delta and _calls(delta))
-        self._take(chunk)
-        return chunk
+        return self._delta(frame, cast("dict[str, Any]", message), finish, data)
 
-    def _answer(self, raw: bytes) -> list[Chunk]:
-        """Read a whole answer, as the frame of a stream."""
-        try:
-            answer, _ = parsed(raw)
-        except ValueError:
-            self.failure = NO_JSON
-            return []
-        if answer is None:
-            self.failure = NO_OBJECT
-            return []
+    def _delta(
+        self, frame: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None, data: bytes
+    ) -> list[Chunk]:
+        """Read what a frame adds; `data` is empty where it can't pass as it came."""
+        written: object = delta.get("content")
+        content = written or delta.get("refusal")
+        text = text_of(content) if content else ""
+        if not self._aloud.over:
+            text = self._aloud.feed(text) + (self._aloud.close() if finish else "")
+        tools = "tool_calls" in delta and self._calls.go_on(delta)
+        self._take(text, tools=tools)
+        if finish == "stop" and self.tools:
+            finish, data = "tool_calls", b""
+        if finish and self._end(finish):
+            finish, data = None, b""
+        if text != (written or "") or not isinstance(written, str | None):
+            data = b""
+            if not text and not tools and not finish and (self.hushed or self.failure):
+                return []
+        if data and not (tools and (text or self._calls.mended)):
+            return [Chunk(data, text, tools, bool(finish))]
+        calls = {"tool_calls": self._calls.newest}
+        if tools and text:
+            said = Chunk(frame_of(frame, _said(delta, text), None), text)
+            return [said, Chunk(frame_of(frame, calls, finish), "", tools, bool(finish))]
+        added = {**_said(delta, text), **(calls if tools else {})}
+        return [Chunk(frame_of(frame, added, finish), text, tools, bool(finish))]
+
+    def _answer(self, answer: Mapping[str, Any], choice: Mapping[str, Any]) -> list[Chunk]:
+        """Read a whole answer, as the frames of a stream."""
         self.frames = 1
         self._count(answer)
-        choice = _first(answer.get("choices"))
-        if answer.get("error") or (choice is not None and choice.get("finish_reason") == "error"):
-            self.failure = FAILED + _code_of(answer.get("error"))
+        if answer.get("error") or finish_of(choice) == "error":
+            self._fail(answer, json_of(answer))
             return []
-        message = _object(choice.get("message")) if choice is not None else None
-        if choice is None or message is None:
-            self.failure = "the language model's answer is no chat completion"
+        message = object_or_none(choice.get("message"))
+        if message is None:
+            self.failure = NO_COMPLETION
             return []
-        self._end(choice)
-        text = _text_of(message.get("content"))
+        self._chosen = True
+        text = without_thought(text_of(message.get("content") or message.get("refusal")))
+        tools = self._calls.go_on(message)
         delta: dict[str, Any] = {"role": "assistant", "content": text}
-        if _calls(message):
-            delta["tool_calls"] = _numbered(message["tool_calls"])
-        chunk = Chunk(frame_of(answer, delta, None), text, _calls(message))
-        self._take(chunk)
+        if tools:
+            delta["tool_calls"] = self._calls.newest
+        whole = {**choice, "message": {**message, "content": text or None}}
+        self.answer = {**answer, "choices": [whole]}
+        self._take(text, tools=tools)
+        finish = finish_of(choice)
+        self._finish = finish or ""
         if not self.words and not self.tools:
             self.failure = self.empty
             return []
+        if finish and self._end(finish):
+            return [Chunk(frame_of(answer, _said(delta, text), None), text)]
         self.ended = self.done = True
-        return [chunk, Chunk(frame_of(answer, {}, self._finish or self.unfinished))]
+        ends = "tool_calls" if tools else finish or "stop"
+        last = Chunk(frame_of(answer, {}, ends), last=True)
+        return [Chunk(frame_of(answer, delta, None), text, tools), last]
 
-    def _take(self, chunk: Chunk) -> None:
-        if chunk.text:
-            self._text.append(chunk.text)
-            if is_audible(chunk.text):
+    def _rest_of_words(self) -> list[Chunk]:
+        """Return what was held as a beginning of thought, once there is no more to come."""
+        text = "" if self._aloud.over else self._aloud.close()
+        if not text:
+            return []
+        chunk = Chunk(frame_of({}, {"content": text}, None), text)
+        self._take(text, tools=False)
+        return [chunk]
+
+    def _take(self, text: str, *, tools: bool) -> None:
+        if text:
+            self._text.append(text)
+            if is_audible(text):
                 self.words = True
                 self.moved += 1
-        if chunk.tools:
+        if tools:
             self.tools = True
             self.moved += 1
 
-    def _end(self, choice: Mapping[str, Any]) -> None:
-        finish = _finish_of(choice)
-        if finish is not None:
-            self.ended = True
-            self._finish = finish
+    def _end(self, finish: str) -> bool:
+        """Note why the reply ends; return whether it ends too early."""
+        self.ended = True
+        self._finish = finish
+        if self.tools and not self._calls.whole:
+            self.failure = HALF_A_CALL
+        elif self.words and not self.tools and stops_short(self.text, finish):
+            self.failure = self.cut
+        return bool(self.failure)
+
+    def _is_error(self, frame: Mapping[str, Any]) -> bool:
+        named, self._event = self._event == b"error", b""
+        return named or "error" in (frame.get("object"), frame.get("type"))
+
+    def _fail(self, frame: Mapping[str, Any], data: bytes) -> None:
+        error: object = frame.get("error")
+        self.failure = FAILED + code_of(error if object_or_none(error) else frame)
+        self.refusal = data
 
     def _count(self, frame: Mapping[str, Any]) -> None:
-        usage = _object(frame.get("usage"))
+        usage = object_or_none(frame.get("usage"))
         total = usage.get("total_tokens") if usage is not None else None
         if isinstance(total, int) and not isinstance(total, bool) and total > 0:
             self.tokens = total
 
 
-def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
-    """Return a JSON object, None for another JSON value, and JSON of it that any client can read.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        return _object(_decode(raw)), raw
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    # Half a character, as bytes or as an escape, costs no more than itself.
-    try:
-        value: object = json.loads(raw.decode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return _object(value), json_of(value)
-
-
-def frame_of(about: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None) -> bytes:
-    """Return the JSON of one frame.
-
-    Args:
-        about: Its `id`, `created` and `model`, among whatever else.
-        delta: What it adds.
-        finish: Why it is the last one of a reply; None: it is not.
-    """
-    head = {name: about[name] for name in ("id", "created", "model") if name in about}
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return json_of({**head, "object": "chat.completion.chunk", "choices": [choice]})
-
-
-def json_of(value: object) -> bytes:
-    """Return JSON of a value; half a character in a text becomes a mark of one."""
-    try:
-        return _encode(value)
-    except (UnicodeEncodeError, OverflowError):
-        return _whole(json.dumps(value, ensure_ascii=False)).encode()
-
-
-def _object(value: object) -> Mapping[str, Any] | None:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
-
-
-def _first(choices: object) -> Mapping[str, Any] | None:
-    listed = cast("Sequence[object]", choices) if isinstance(choices, list) else ()
-    return _object(listed[0]) if listed else None
-
-
-def _finish_of(choice: Mapping[str, Any]) -> str | None:
-    finish: object = choice.get("finish_reason")
-    return str(finish) if finish else None
-
-
-def _calls(message: Mapping[str, Any]) -> bool:
-    """Whether there is a part of a tool call: a name, or some of its arguments."""
-    calls: object = message.get("tool_calls")
-    listed = cast("list[object]", calls) if isinstance(calls, list) else ()
-    parts = [_object(part) for call in listed for part in (_object(call) or {}).values()]
-    return any(any(part.values()) for part in parts if part is not None)
-
-
-def _numbered(calls: object) -> list[dict[str, Any]]:
-    """Return the tool calls of a whole answer as those of a stream."""
-    listed = cast("list[object]", calls)
-    return [{"index": n, **cast("Any", c)} for n, c in enumerate(listed) if isinstance(c, dict)]
-
-
-def _text_of(content: object) -> str:
-    """Return the words of a message's content, which may come in parts."""
-    if isinstance(content, str):
-        return _whole(content)
-    if not isinstance(content, list):
-        return ""
-    parts = [_object(part) or {} for part in cast("list[object]", content)]
-    texts: list[object] = [p.get("text") for p in parts if p.get("type") in {"text", None}]
-    return _whole("".join(text for text in texts if isinstance(text, str)))
-
-
-def _whole(text: str) -> str:
-    """Return text without halves of characters, which can't be written as UTF-8."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _code_of(error: object) -> str:
-    """Return a provider's error code where it is a plain word; its message may hold prompts."""
-    code: object = (_object(error) or {}).get("code")
-    if isinstance(code, int) and not isinstance(code, bool):
-        code = str(code)
-    return f": {code}" if isinstance(code, str) and _WORD.fullmatch(code) else ""
+def _said(delta: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return what a delta adds, with these words and without tools."""
+    rest = {name: delta[name] for name in delta if name not in {"refusal", "tool_calls"}}
+    return {**rest, "content": text}

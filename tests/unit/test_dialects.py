@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, Roles, in_turns
+from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, in_turns
+from sidecar.llm.refusals import Roles, said_in
 
 pytestmark = pytest.mark.unit
 
@@ -89,6 +90,231 @@ PARAMETERS: list[tuple[int, bytes, str]] = [
     ),
     (400, b"got an unexpected keyword argument 'stream_options'", "stream_options"),
 ]
+SAMPLING: Mapping[str, Any] = dict.fromkeys(
+    (
+        "top_p",
+        "stop",
+        "seed",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "presence_penalty",
+        "frequency_penalty",
+        "reasoning_effort",
+    ),
+    1,
+)
+PENALTIES = "frequency_penalty presence_penalty"
+# What servers were seen to answer a body with everything in it, by who they are.
+SPOKEN: list[tuple[str, int, bytes, str]] = [
+    (
+        "xAI",
+        400,
+        (
+            b'{"code": "Client specified an invalid argument",'
+            b' "error": "Argument not supported on this model: presencePenalty"}'
+        ),
+        "presence_penalty",
+    ),
+    (
+        "xAI",
+        400,
+        error("Argument not supported on this model: frequencyPenalty"),
+        "frequency_penalty",
+    ),
+    (
+        "xAI",
+        400,
+        error("Model grok-4 does not support parameter presencePenalty."),
+        "presence_penalty",
+    ),
+    (
+        "xAI",
+        400,
+        error("Model grok-4 does not support parameter reasoningEffort."),
+        "reasoning_effort",
+    ),
+    (
+        "xAI by LiteLLM",
+        400,
+        error(
+            'litellm.BadRequestError: XaiException - {"code":"Client specified an invalid argument",'
+            '"error":"Argument not supported on this model: frequencyPenalty"}\nNo fallback model group'
+            " found for original model_group=grok-4. Fallbacks=[{'mf-1': ['deepseek-v3']}]"
+        ),
+        "frequency_penalty",
+    ),
+    (
+        "Anthropic",
+        400,
+        error(
+            "`temperature` and `top_p` cannot both be specified for this model."
+            " Please use only one."
+        ),
+        "top_p",
+    ),
+    (
+        "Anthropic by Bedrock",
+        400,
+        (
+            b'{"message": "The model returned the following errors: temperature and top_p cannot both be'
+            b' specified for this model. Please use only one."}'
+        ),
+        "top_p",
+    ),
+    ("Anthropic", 400, error("`temperature` is deprecated for this model."), "temperature"),
+    (
+        "Gemini",
+        400,
+        (
+            b'[{"error": {"code": 400, "message": "Invalid JSON payload received. Unknown name'
+            b' \\"frequency_penalty\\": Cannot find field.\\nInvalid JSON payload received. Unknown name'
+            b' \\"seed\\": Cannot find field.", "status": "INVALID_ARGUMENT"}}]'
+        ),
+        "frequency_penalty seed",
+    ),
+    ("Gemini", 400, error("Penalty is not enabled for models/gemini-2.5-flash"), PENALTIES),
+    ("Gemini", 400, error("Penalty is not enabled for this model"), PENALTIES),
+    ("Gemma", 400, error("JSON mode is not enabled for models/gemma-3-27b-it"), "response_format"),
+    (
+        "Mistral by a proxy",
+        422,
+        json.dumps(
+            {
+                "object": "error",
+                "message": '{"detail":[{"type":"extra_forbidden","loc":["body","frequency_penalty"],'
+                '"msg":"Extra inputs are not permitted","input":"stop and seed"}]}',
+                "type": "internal_error_proxy",
+            }
+        ).encode(),
+        "frequency_penalty",
+    ),
+    (
+        "Mistral",
+        422,
+        (
+            b'{"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body",'
+            b' "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}]}}'
+        ),
+        "stream_options",
+    ),
+    (
+        "Azure",
+        400,
+        error("Validation error at #/stream_options: Extra inputs are not permitted"),
+        "stream_options",
+    ),
+    (
+        "Azure",
+        400,
+        error("Extra parameters ['seed', 'stop'] are not allowed when extra-parameters is not set"),
+        "seed stop",
+    ),
+    (
+        "Azure",
+        400,
+        error("Unrecognized request argument supplied: parallel_tool_calls"),
+        "parallel_tool_calls",
+    ),
+    (
+        "OpenAI",
+        400,
+        error("Unsupported parameter: 'stop' is not supported with this model.", param="stop"),
+        "stop",
+    ),
+    (
+        "OpenAI",
+        400,
+        error(
+            "Function tools with reasoning_effort are not supported for gpt-5 in"
+            " /v1/chat/completions. Please use /v1/responses instead."
+        ),
+        "reasoning_effort",
+    ),
+    (
+        "Bedrock",
+        400,
+        (
+            b'{"message": "This model doesn\'t support the stopSequences field. Remove stopSequences and'
+            b' try again."}'
+        ),
+        "stop",
+    ),
+    (
+        "Bedrock",
+        400,
+        (
+            b'{"message": "This model doesn\'t support the toolConfig.toolChoice field. Remove'
+            b' toolConfig.toolChoice and try again."}'
+        ),
+        "tool_choice",
+    ),
+    (
+        "Bedrock",
+        400,
+        error("Malformed input request: extraneous key [stop_sequences] is not permitted"),
+        "stop",
+    ),
+    (
+        "DeepSeek",
+        400,
+        error("deepseek-reasoner does not support the parameter `presence_penalty`"),
+        "presence_penalty",
+    ),
+    ("DeepSeek", 400, error("deepseek-reasoner does not support this tool_choice"), "tool_choice"),
+    ("DeepSeek", 400, error("This response_format type is unavailable now"), "response_format"),
+    ("Ollama", 400, error('"llama3.2:1b" does not support thinking'), "reasoning_effort"),
+    (
+        "Moonshot",
+        400,
+        error("invalid temperature: only 1 is allowed for this model"),
+        "temperature",
+    ),
+    ("Groq", 400, error("property 'parallel_tool_calls' is unsupported"), "parallel_tool_calls"),
+    (
+        "LiteLLM",
+        400,
+        error(
+            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while reasoning"
+            " is active. Only temperature=1 is supported. To drop unsupported params set"
+            " `litellm.drop_params = True`."
+        ),
+        "temperature",
+    ),
+    (
+        "LiteLLM",
+        400,
+        error("ollama does not support parameters: ['seed', 'parallel_tool_calls'], for model=m"),
+        "parallel_tool_calls seed",
+    ),
+    (
+        "OpenRouter",
+        404,
+        (
+            b'{"error": {"message": "No endpoints found that support the provided \'tool_choice\' value.'
+            b' To learn more about provider routing, visit: https://openrouter.ai/docs", "code": 404}}'
+        ),
+        "tool_choice",
+    ),
+    (
+        "llama.cpp",
+        500,
+        b'{"code": 500, "message": "Unsupported param: tool_choice"}',
+        "tool_choice",
+    ),
+    (
+        "a server in Rust",
+        422,
+        b"unknown field `seed`, expected one of `model`, `max_tokens`, `temperature`, `stop`",
+        "seed",
+    ),
+    (
+        "a server with a list",
+        400,
+        error("Unknown parameter: 'seed'. Supported parameters are: temperature, top_p, stop"),
+        "seed",
+    ),
+]
 TEMPLATES: list[tuple[int, bytes, Roles]] = [
     (
         400,
@@ -129,6 +355,27 @@ TEMPLATES: list[tuple[int, bytes, Roles]] = [
             'messages: first message must use the "user" role',
         )
     ),
+    *(
+        (400, error(words), Roles.ALTERNATING)
+        for words in (
+            (
+                "This model does not support assistant message prefill."
+                " The conversation must end with a user message."
+            ),
+            "No user query found in messages.",
+            "* GenerateContentRequest.contents: contents is not specified",
+            "messages: at least one message is required",
+            "Expected last role User or Tool (or Assistant with prefix True) for serving but got system",
+        )
+    ),
+    (
+        400,
+        error(
+            "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+            param="messages[0].role",
+        ),
+        Roles.NO_SYSTEM,
+    ),
     (400, error("System role not supported"), Roles.NO_SYSTEM),
     (400, error("Only user and assistant roles are supported!"), Roles.NO_SYSTEM),
     (400, error("this model does not support the system role"), Roles.NO_SYSTEM),
@@ -155,6 +402,13 @@ TEACH_NOTHING: list[tuple[int, bytes]] = [
     (401, error("Unsupported parameter: 'max_tokens'", param="max_tokens")),
     (429, error("stream_options unsupported")),
     (503, error("roles must alternate")),
+    (404, error("roles must alternate")),
+    (404, error("The model `m` does not exist: temperature")),
+    (400, error("Tool choice is none, but the model called a tool: temperature 0.7")),
+    (400, error("temperature must be between 0 and 2, and stop have at most 4 sequences")),
+    (400, error("'llama3.2:1b' does not support tools")),
+    (404, error("No endpoints found that support tool use.")),
+    (400, error('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser')),
 ]
 
 
@@ -162,29 +416,41 @@ class TestLearning:
     @pytest.mark.parametrize(("status", "refusal", "name"), PARAMETERS)
     def test_a_parameter_that_is_named(self, status: int, refusal: bytes, name: str) -> None:
         """What a server names as not taken is refused, and nothing else."""
-        assert ANY.after(status, refusal, BODY) == Dialect(frozenset({name}))
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(frozenset({name}))
+
+    @pytest.mark.parametrize(("who", "status", "refusal", "names"), SPOKEN)
+    def test_what_servers_say(self, who: str, status: int, refusal: bytes, names: str) -> None:
+        """Each server's wording is understood, whatever else was sent; no more than that is lost."""
+        taught = ANY.after(said_in(status, refusal, (*BODY, *SAMPLING)))
+        assert taught == Dialect(frozenset(names.split())), who
+
+    def test_one_of_two_is_left(self) -> None:
+        """Of two that exclude each other the lesser goes, once; alone, neither is refused."""
+        refusal = error("temperature and top_p cannot both be specified for this model")
+        assert ANY.after(said_in(400, refusal, (*BODY, "top_p"))) == Dialect(frozenset({"top_p"}))
+        assert ANY.after(said_in(400, refusal, tuple(BODY))) is None
 
     @pytest.mark.parametrize(("status", "refusal", "roles"), TEMPLATES)
     def test_what_a_template_demands(self, status: int, refusal: bytes, roles: Roles) -> None:
         """A template's demand is known by its words, whichever server passes it on."""
-        assert ANY.after(status, refusal, BODY) == Dialect(roles=roles)
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(roles=roles)
 
     @pytest.mark.parametrize(("status", "refusal"), TEACH_NOTHING)
     def test_what_teaches_nothing(self, status: int, refusal: bytes) -> None:
         """A value out of range, another status and a parameter that was not sent teach nothing."""
-        assert ANY.after(status, refusal, BODY) is None
+        assert ANY.after(said_in(status, refusal, tuple(BODY))) is None
 
     def test_a_demand_that_is_not_met_yet(self) -> None:
         """Where turns alone don't help, the system message is what is left."""
         demand = TEMPLATES[0][1]
         turns = Dialect(roles=Roles.ALTERNATING)
-        assert turns.after(400, demand, BODY) == Dialect(roles=Roles.NO_SYSTEM)
-        assert Dialect(roles=Roles.NO_SYSTEM).after(400, demand, BODY) is None
+        assert turns.after(said_in(400, demand, tuple(BODY))) == Dialect(roles=Roles.NO_SYSTEM)
+        assert Dialect(roles=Roles.NO_SYSTEM).after(said_in(400, demand, tuple(BODY))) is None
 
     @given(st.sampled_from([400, 422, 500]), st.binary(max_size=200) | st.text().map(str.encode))
     def test_any_refusal(self, status: int, refusal: bytes) -> None:
         """Whatever a server answers is read."""
-        ANY.after(status, refusal, BODY)
+        ANY.after(said_in(status, refusal, tuple(BODY)))
 
 
 class TestWriting:
@@ -236,12 +502,23 @@ class TestWriting:
         assert system == {"role": "system", "content": "Be Ada."}
         assert user == {"role": "user", "content": "MEMORY\n\nHello"}
 
+    @pytest.mark.parametrize("roles", [Roles.ALTERNATING, Roles.NO_SYSTEM])
+    def test_the_last_word_is_a_users(self, roles: Roles) -> None:
+        """Asked to greet, or to speak again, a model that wants a user's word has one."""
+        system = {"role": "system", "content": "Be Ada."}
+        spoke = {"role": "assistant", "content": "Hello?"}
+        for messages in ([system], [system, spoke], [spoke], [{**system}, {**spoke}, spoke]):
+            assert in_turns(messages, roles)[-1]["role"] == "user"
+        begun = [{"role": "user", "content": "Hi"}, {**spoke, "prefix": True}]
+        assert in_turns(begun, roles) == begun
+
     def test_tools_keep_their_order(self) -> None:
         """Calls of tools and their results stand where they stood."""
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "t"}]}
         result = {"role": "tool", "tool_call_id": "t", "content": "4"}
         words = {"role": "assistant", "content": "Let me see."}
-        messages = [{"role": "user", "content": "2+2?"}, words, call, result, words]
+        asked = {"role": "user", "content": "And?"}
+        messages = [{"role": "user", "content": "2+2?"}, words, call, result, words, asked]
         assert in_turns(messages, Roles.ALTERNATING) == messages
 
 
@@ -273,6 +550,29 @@ class TestAsking:
         assert len(server.asked) == 5
         assert [len(dialect.refused) for dialect in told] == [1, 2, 3]
         assert server.asked[-1]["max_completion_tokens"] == 100
+
+    @pytest.mark.parametrize(
+        ("said", "hint"),
+        [
+            ("registry.ollama.ai/library/gemma:2b does not support tools", "takes no tools"),
+            ("No endpoints found that support tool use.", "takes no tools"),
+            ('"auto" tool choice requires --enable-auto-tool-choice', "takes no tools"),
+            ("tools param requires --jinja flag", "takes no tools"),
+            ("Unsupported param: tools", "takes no tools"),
+            ("Function calling is not enabled for models/gemma-3-27b-it", "takes no tools"),
+            ("Your tools are fine, your temper is not", ""),
+        ],
+    )
+    async def test_what_is_no_dialect_has_a_remedy(self, said: str, hint: str) -> None:
+        """A server that takes no tools is named as one: they are what an assistant relies on."""
+
+        async def ask(_: bytes) -> str:
+            raise Refusal(400, error(said))
+
+        with pytest.raises(Refusal) as refusal:
+            await Dialects().asked(BODY, ask)
+        assert hint in refusal.value.hint
+        assert bool(refusal.value.hint) is bool(hint)
 
     async def test_no_more_than_so_often(self) -> None:
         """A server that always finds something else is asked five times, and no more."""

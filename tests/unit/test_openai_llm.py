@@ -15,7 +15,7 @@ from sidecar.llm.dialects import Dialects
 from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
 from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
-from tests.llm.answers import ANSWERS, CALLS, PLAIN, THOUGHT, data, says, whole
+from tests.llm.answers import ANSWERS, CALLS, CUT, PLAIN, THOUGHT, data, says, whole
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -265,6 +265,36 @@ async def test_every_kind_of_answer(name: str) -> None:
             assert "canary" not in str(failure.value)
 
 
+@pytest.mark.parametrize("name", sorted(CUT))
+async def test_a_reply_that_stops_in_the_middle(name: str) -> None:
+    """The words that came are yielded; then the error says that there are more."""
+    body, heard, content_type = CUT[name]
+    pieces: list[str] = []
+    async with talking(sending(body, content_type, size=97)) as (llm, _):
+
+        async def listen() -> None:
+            async for piece in llm.stream([said("Hi")]):
+                pieces.append(piece)  # noqa: PERF401 - the error must not lose them
+
+        with pytest.raises(LlmError) as failure:
+            await listen()
+        assert "".join(pieces) == heard
+        assert "canary" not in str(failure.value)
+
+
+async def test_an_agents_text_may_be_cut() -> None:
+    """What nobody hears is a reply as far as it came, and a broken call is its agent's to mend."""
+    function = {"name": "memory_insert", "arguments": '{"label": "hu'}
+    calls = [{"id": "t1", "type": "function", "function": function}]
+    for message, text, found in (
+        ({"content": "Half a"}, "Half a", 0),
+        ({"content": "<think>Hm.</think>", "tool_calls": calls}, "", 1),
+    ):
+        async with talking(sending(whole(message, "length"), "application/json")) as (llm, _):
+            reply = await llm.complete([said("Hi")])
+            assert (reply.text, len(reply.tool_calls)) == (text, found)
+
+
 @pytest.mark.parametrize("name", sorted(CALLS))
 async def test_tool_calls_of_every_kind(name: str) -> None:
     """A whole answer is read with its calls; calls in a stream nobody asked for are an error."""
@@ -348,6 +378,22 @@ async def test_a_dialect_is_learnt_once() -> None:
             assert "".join([piece async for piece in llm.stream(messages)]) == "Fine, thanks."
     assert len(server.bodies) == 3
     assert server.bodies[2]["messages"][1] == said("MEMORY\n\nHello")
+
+
+async def test_a_dialect_is_learnt_from_an_error_in_a_stream() -> None:
+    """A server that refuses a stream with 200 and an error is understood, too."""
+
+    def refuses(body: dict[str, Any]) -> tuple[int, str] | None:
+        if wants_turns(body):
+            return 200, 'event: error\ndata: {"error": {"message": "roles must alternate"}}\n\n'
+        return None
+
+    server = Strict(refuses)
+    async with talking(server.app()) as (llm, _):
+        for _ in range(2):
+            pieces = [piece async for piece in llm.stream([said("MEMORY"), said("Hello")])]
+            assert "".join(pieces) == "Fine, thanks."
+    assert len(server.bodies) == 3
 
 
 async def test_half_a_character_costs_no_reply() -> None:

@@ -24,13 +24,17 @@ from sidecar.llm.dialects import Refusal
 from tests.llm.answers import (
     ANSWERS,
     CALLS,
+    CUT,
     DONE,
     PLAIN,
     ROLE,
     STOP,
     THOUGHT,
     USAGE,
+    call,
+    chunk,
     data,
+    lines,
     says,
 )
 from tests.unit.test_vapi_call import World
@@ -215,6 +219,46 @@ class TestAnswers:
             heard = ANSWERS[name].heard
             assert (got.status, got.answer) == (200, FALLBACK_TEXT if heard is None else heard)
 
+    @pytest.mark.parametrize("size", [1, 7, 1 << 20])
+    @pytest.mark.parametrize("name", sorted(CUT))
+    async def test_a_reply_that_stops_in_the_middle(self, name: str, size: int) -> None:
+        """The words that came are heard, then the fallback, once: no line is dead after half."""
+        body, heard, _ = CUT[name]
+        async with opened(*(body[n : n + size] for n in range(0, len(body), size))) as world:
+            got = await world.ask()
+            assert got.text == f"{heard} {FALLBACK_TEXT}"
+            assert got.ended_s < 1.0
+            assert b"transfer" not in got.body
+            assert b"canary" not in got.body
+            assert got.body.replace(b": ", b":").count(b'"finish_reason":"') == 1
+            assert world.telemetry.counts["reply_failed"] == 1
+
+    @pytest.mark.parametrize("name", sorted(CUT))
+    async def test_a_whole_answer_that_stops_in_the_middle(self, name: str) -> None:
+        """A request that does not stream is answered with the same words, whole."""
+        async with opened(CUT[name].body) as world:
+            assert (await world.ask(stream=False)).answer == f"{CUT[name].heard} {FALLBACK_TEXT}"
+
+    @pytest.mark.parametrize(
+        "finish", ["model_length", "SAFETY", "insufficient_system_resource", "sensitive", "abort"]
+    )
+    async def test_each_server_has_names_for_a_stop(self, finish: str) -> None:
+        """A stop is one by whatever name, after half of a sentence or before any word."""
+        for first, heard in ((data(says("Half a")), "Half a "), (b"", "")):
+            async with opened(first, data(chunk({}, finish)), DONE) as world:
+                assert (await world.ask()).text == f"{heard}{FALLBACK_TEXT}"
+
+    @pytest.mark.parametrize("finish", ["length", "content_filter", "MAX_TOKENS"])
+    @pytest.mark.parametrize(
+        "text", ["Done.", "Done!", "Was it “this?”", "Ende. 👋", "好的。", "हाँ।"]
+    )
+    async def test_a_reply_that_stops_after_a_sentence(self, text: str, finish: str) -> None:
+        """Whatever its server would have added, a caller who heard a sentence can answer it."""
+        async with opened(data(says(text), chunk({}, finish)), DONE) as world:
+            got = await world.ask()
+            assert (got.text, got.ended_s) == (text, 0.0)
+            assert world.telemetry.counts["reply_failed"] == 0
+
     @pytest.mark.parametrize("name", sorted(CALLS))
     async def test_a_tool_call_is_an_answer(self, name: str) -> None:
         """VAPI is given a tool to run at once, and no fallback beside it."""
@@ -280,6 +324,33 @@ class TestSilence:
         async with opened(data(says("One ")), LlmError("broke off")) as world:
             assert (await world.ask()).text == f"One  {FALLBACK_TEXT}"
 
+    async def test_a_tool_call_goes_out_whole_or_not_at_all(self) -> None:
+        """Nothing of a call goes out before its arguments are whole, and words wait for none."""
+        begun = data(call('{"to":', "transfer", id="t1"))
+        rest = [1.0, data(call(' "+49"}')), 1.0, data(chunk({}, "tool_calls")), DONE]
+        async with opened(data(says("One moment.")), begun, *rest) as world:
+            got = await world.ask()
+            assert [round(at_s, 1) for at_s, _ in got.pieces] == [0.0, 2.0, 2.0]
+            assert (
+                got.body.index(b"transfer")
+                < got.body.index(b"+49")
+                < got.body.index(b'tool_calls"}')
+            )
+        async with opened(begun, 60.0) as world:
+            got = await world.ask()
+            assert (got.text, got.ended_s) == (FALLBACK_TEXT, FALLBACK_S)
+            assert b"transfer" not in got.body
+
+    async def test_a_long_tool_call_is_not_kept_from_vapi(self) -> None:
+        """VAPI, which gives up after a while of nothing, gets a call in time as far as it came."""
+        slow = [1.0, data(call("1, "))] * 30
+        ends = [data(call("1]"), chunk({}, "tool_calls")), DONE]
+        async with opened(data(ROLE, call("[", "sum", id="t1")), *slow, *ends) as world:
+            got = await world.ask()
+            assert got.pieces[0][0] <= FALLBACK_S
+            assert got.body.count(b'"arguments"') == 32
+            assert got.text == ""
+
     async def test_the_first_word_waits_for_nothing(self) -> None:
         """Words go out at once, also after thought of which nothing went out."""
         async with opened(data(ROLE, THOUGHT), 5.0, data(says("Yes.")), 2.0, data(STOP)) as world:
@@ -335,9 +406,22 @@ class TestBudgets:
         image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
         content = [{"type": "text", "text": "What is it?"}, image]
         for steps in ([PLAIN], [data(says("Fine")), LlmError("broke off")], [60.0]):
-            async with opened(*steps, day_tokens=10_000) as world:
+            async with opened(*steps, day_tokens=100_000) as world:
                 await world.ask(messages=[{"role": "user", "content": content}])
-                assert 1_500 < world.budget.used("acme", now_s=world.clock()) < 1_600
+                assert 48_169 < world.budget.used("acme", now_s=world.clock()) < 48_300
+
+    async def test_what_the_server_counts_is_the_cost(self) -> None:
+        """A file is reserved at the most it may cost, and costs what the server says it did."""
+        part = {"type": "file", "file": {"file_id": "f-1"}}
+        messages = [{"role": "user", "content": [part]}]
+        async with opened(PLAIN.replace(DONE, data(USAGE) + DONE), day_tokens=500_000) as world:
+            for _ in range(3):
+                assert (await world.ask(messages=messages)).text == "Fine, thanks."
+            assert world.upstream.asked[0]["stream_options"] == {"include_usage": True}
+            assert world.budget.used("acme", now_s=world.clock()) == 45
+        async with opened(PLAIN, day_tokens=400_000) as world:
+            assert (await world.ask(messages=messages)).text == OVER_BUDGET_TEXT
+            assert world.upstream.asked == []
 
 
 class TestRequests:
@@ -367,6 +451,38 @@ class TestRequests:
                 "user\n\nuser",
             ]
             assert world.telemetry.counts["model_dialect_learnt"] == 2
+
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize("status", [None, 400, 422, 500])
+    @pytest.mark.parametrize("wrap", [data, lines, lambda frame: data(frame).rstrip()])
+    async def test_a_dialect_is_learnt_from_an_error_in_place_of_words(
+        self, wrap: Callable[[dict[str, Any]], bytes], status: int | None, stream: bool
+    ) -> None:
+        """A server that refuses with 200 and an error is understood as one that refuses."""
+        said = "Error rendering prompt with jinja template: roles must alternate"
+
+        def script(asked: dict[str, Any]) -> list[Any]:
+            if [message["role"] for message in asked["messages"]] != ["user"]:
+                return [PING, wrap({"error": {"message": said, "code": status}})]
+            return [PLAIN]
+
+        messages = [{"role": "user", "content": word} for word in ("One", "Two")]
+        upstream = Scripted(script)
+        async with served(upstream) as world:
+            for _ in range(2):
+                got = await world.ask(messages=messages, stream=stream)
+                assert (got.text if stream else got.answer) == "Fine, thanks."
+            assert len(upstream.asked) == 3
+            assert world.telemetry.counts["reply_failed"] == 0
+
+    @pytest.mark.parametrize("status", [429, 502, "rate_limit"])
+    async def test_an_error_that_is_no_refusal_is_not_asked_again(self, status: object) -> None:
+        """Another error in place of words is a failure, and one after words is one, too."""
+        failed = data({"error": {"message": "max_tokens unsupported", "code": status}})
+        for first in (b"", data(says("One"))):
+            async with opened(first, failed) as world:
+                assert (await world.ask()).text.endswith(FALLBACK_TEXT)
+                assert len(world.upstream.asked) == (1 if first or status != "rate_limit" else 2)
 
     async def test_learning_takes_no_longer_than_the_fallback(self) -> None:
         """A server that refuses slowly, again and again, costs a caller no more than its limit."""

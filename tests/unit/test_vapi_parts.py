@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
@@ -21,7 +22,7 @@ from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.limits import Budget, RateCap
-from sidecar.channels.vapi.passed import IMAGE_TOKENS, held_back, passed_on, prompt_tokens
+from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.projection import Block as Said
 from sidecar.channels.vapi.recall import Known, as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
@@ -31,6 +32,8 @@ from sidecar.telemetry import Telemetry
 pytestmark = pytest.mark.unit
 
 NOW_S = 1_800_000_000.0
+IMAGE = 48_169
+DATA = "data:image/png;base64," + "A" * 8_000
 
 
 class Quiet:
@@ -381,20 +384,52 @@ class TestBodies:
         assert (body["tools"], "tool_choice" in body) == ([{"type": "function"}], False)
         assert "tool_choice" in passed_on(both, "", model="m", max_tokens=1, allow=["web_search"])
 
-    def test_what_a_prompt_costs(self) -> None:
-        """Text by its length, an image by what images cost, wherever its data stands."""
-        data_url = "data:image/png;base64," + "A" * 8_000
-        sound = {"type": "input_audio", "input_audio": {"data": "A" * 8_000, "format": "wav"}}
-        for part, least, most in (
-            ({"type": "text", "text": "A" * 8_000}, 2_000, 2_100),
-            ({"type": "image_url", "image_url": {"url": "https://x/y.png"}}, 1_500, 1_600),
-            ({"type": "image_url", "image_url": {"url": data_url}}, 1_500, 1_600),
-            ({"type": "input_image", "image_url": data_url}, 1_500, 1_600),
-            (sound, 2_000, 2_100),
-        ):
-            body = {"messages": [{"role": "user", "content": [part]}, "x", {"content": 7}]}
-            assert least <= prompt_tokens(body, json.dumps(body).encode()) <= most
-        assert IMAGE_TOKENS == 1_500
+    @pytest.mark.parametrize(
+        ("part", "tokens"),
+        [
+            ({"type": "text", "text": "A" * 8_000}, 2_000),
+            ({"type": "image_url", "image_url": {"url": "https://x/y.png"}}, IMAGE),
+            ({"type": "image_url", "image_url": {"url": DATA}}, IMAGE),
+            ({"type": "image_url", "image_url": DATA}, IMAGE),
+            ({"type": "input_image", "image_url": DATA}, IMAGE),
+            ({"type": "image", "source": {"type": "base64", "data": "A" * 8_000}}, IMAGE),
+            ({"image_url": {"url": "https://x/y.png"}}, IMAGE),
+            ({"type": "input_audio", "input_audio": {"data": "A" * 8_000, "format": "wav"}}, 2_000),
+            ({"type": "audio_url", "audio_url": {"url": "https://x/y.mp3"}}, 1_094_400),
+            ({"type": "video_url", "video_url": {"url": "https://x/y.mp4"}}, 1_080_000),
+            ({"type": "input_video", "video": "gs://x/y"}, 1_080_000),
+            ({"type": "file", "file": {"file_id": "f-1"}}, 460_000),
+            ({"type": "file", "file": {"file_data": DATA, "filename": "a.pdf"}}, 2_000),
+            ({"type": "document", "source": {"type": "url", "url": "https://x/y"}}, 460_000),
+            ({"type": "of_tomorrow", "url": "https://x/y"}, 460_000),
+            ({"type": ["text"]}, 460_000),
+            ("text", 0),
+            (None, 0),
+        ],
+    )
+    def test_what_a_prompt_costs(self, part: Any, tokens: int) -> None:
+        """Text by its length, anything else by the most it may cost, wherever its data stands."""
+        body = {"messages": [{"role": "user", "content": [part]}, "x", {"content": 7}]}
+        assert tokens <= prompt_tokens(body, msgspec.json.encode(body)) <= tokens + 100
+
+    def test_each_part_costs(self) -> None:
+        """Many files cost as many times what one does."""
+        part = {"type": "file", "file": {"file_id": "f-1"}}
+        body = {"messages": [{"role": "user", "content": [part] * 3}, {"content": [part]}]}
+        assert prompt_tokens(body, msgspec.json.encode(body)) // 460_000 == 4
+
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize("options", [None, {"include_obfuscation": False}, "x"])
+    def test_what_a_file_cost_is_asked_for(self, stream: bool, options: Any) -> None:
+        """A server is asked what a stream cost whose prompt is more than text, and no other."""
+        part = {"type": "file", "file": {"file_id": "f-1"}}
+        for content, asked in (([part], stream), ("text", False), ([{"type": "text"}], False)):
+            messages = [{"role": "user", "content": content}]
+            given = {"messages": messages, "stream": stream, "stream_options": options}
+            body = passed_on(given, "", model="m", max_tokens=1)
+            got = body.get("stream_options")
+            assert (isinstance(got, dict) and got.get("include_usage") is True) is asked
+            assert asked or got == options
 
     def test_a_browser_names_nobody(self) -> None:
         """On web calls what the overrides say counts only where the owner trusts them."""

@@ -10,8 +10,21 @@ from hypothesis import strategies as st
 
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.passing import Passing
+from sidecar.llm.aloud import Aloud, ends_a_sentence
 from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
-from tests.llm.answers import ANSWERS, CALLS, DONE, ROLE, STOP, THOUGHT, USAGE, chunk, data, says
+from tests.llm.answers import (
+    ANSWERS,
+    CALLS,
+    DONE,
+    ROLE,
+    STOP,
+    THOUGHT,
+    USAGE,
+    call,
+    chunk,
+    data,
+    says,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +119,49 @@ class TestReading:
         assert is_audible(f"{text}a")
 
 
+class TestAloud:
+    @given(
+        st.lists(
+            st.sampled_from(["<think>", "</think>", "[THINK]", "[/THINK]", "<", " ", "a", "\n"])
+        ),
+        st.lists(st.integers(0, 100), max_size=10),
+    )
+    def test_the_pieces_do_not_matter(self, parts: list[str], cuts: list[int]) -> None:
+        """However thought and words are cut, the same words are said, and no thought before them."""
+
+        def said(pieces: Iterable[str]) -> str:
+            aloud = Aloud()
+            return ("".join(map(aloud.feed, pieces)) + aloud.close()).strip()
+
+        text = "".join(parts)
+        ends = [*sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+        whole = said([text])
+        assert said(text[a:b] for a, b in zip([0, *ends], ends, strict=False)) == whole
+        assert not whole.startswith(("<think>", "[THINK]"))
+        assert text.endswith(whole) or text.rstrip().endswith(whole)
+
+    @pytest.mark.parametrize(
+        ("text", "ends"),
+        [
+            ("Yes.", True),
+            ("Yes!”", True),
+            ("(Yes.)", True),
+            ("Bye! 👋 ", True),
+            ("**Yes.**", True),
+            ("はい。", True),
+            ("نعم؟", True),
+            ("Half a", False),
+            ("First, ", False),
+            ("Dr. Mey", False),
+            ("The list:", False),
+            ("", False),
+        ],
+    )
+    def test_where_a_sentence_ends(self, text: str, ends: bool) -> None:
+        """Quotes, brackets and signs may follow the mark that ends a sentence."""
+        assert ends_a_sentence(text) is ends
+
+
 class TestPassing:
     @pytest.mark.parametrize("name", NAMES)
     def test_vapi_is_given_what_it_can_read(self, name: str) -> None:
@@ -148,6 +204,25 @@ class TestPassing:
         assert spoken(out) == ""
         assert b'"endCall"' in out
         assert b'"finish_reason":"tool_calls"' in out.replace(b": ", b":")
+        arguments: dict[int, str] = {}
+        for frame in out.decode().split("\n\n")[:-2]:
+            for choice in json.loads(frame.removeprefix("data: "))["choices"]:
+                for part in choice["delta"].get("tool_calls") or ():
+                    so_far = arguments.get(part["index"], "")
+                    arguments[part["index"]] = so_far + part["function"]["arguments"]
+        assert arguments
+        assert all(isinstance(json.loads(text or "{}"), dict) for text in arguments.values())
+
+    @pytest.mark.parametrize(
+        "arguments", ["", "null", "{'why': 'bye'}", '{"a": 1}}', '{"b": "\\"}"}']
+    )
+    def test_a_call_that_its_model_ended_goes_out_as_it_is(self, arguments: str) -> None:
+        """What a model wrote to its end is its tool's to read, be it JSON or not."""
+        out, passing = passed([data(call(arguments, "endCall", id="t1"), chunk({}, "tool_calls"))])
+        assert passing.reader.failure == ""
+        (frame, _) = out.decode().split("\n\n", 1)
+        (made,) = json.loads(frame.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"]
+        assert made["function"]["arguments"] == arguments
 
     @pytest.mark.parametrize(
         "odd",
@@ -220,7 +295,10 @@ class TestPassing:
             ([says("你好")], True),
             ([says("…")], False),
             (
-                [chunk({"content": "", "tool_calls": [{"index": 0, "function": {"name": "f"}}]})],
+                [
+                    chunk({"content": "", "tool_calls": [{"index": 0, "function": {"name": "f"}}]}),
+                    STOP,
+                ],
                 True,
             ),
             ([chunk({"role": "assistant", "content": "Hi"})], True),

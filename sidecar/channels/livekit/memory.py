@@ -17,7 +17,7 @@ from livekit.agents import (
 from typing_extensions import override
 
 from sidecar.channels.livekit.recorder import recorder_of
-from sidecar.llm.dialects import REFUSAL_BYTES, Roles, demanded
+from sidecar.llm.refusals import REFUSAL_BYTES, Roles, demanded
 
 _Chunk: TypeAlias = llm.ChatChunk | str | FlushSentinel
 _MODELS_KEPT = 256

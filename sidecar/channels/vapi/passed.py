@@ -1,15 +1,33 @@
 """What of VAPI's request goes on to the model, and what it may cost. Pure."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN
 
 REASONING: Final = "reasoning_effort"
 FUNCTION: Final = "function"
-IMAGE_TOKENS: Final = 1_500
-"""What an image costs at the most common models; its data is not counted as text."""
-_IMAGES = frozenset({"image_url", "input_image", "image"})
+MEDIA_TOKENS: Final[Mapping[str, int]] = {
+    # OpenAI, images and vision: gpt-4o-mini counts 2,833 and 5,667 for each of at most 8 tiles; no
+    # other model comes near it.
+    "image": 2_833 + 8 * 5_667,
+    # Gemini API, audio: 32 a second, and at most 9.5 hours in a prompt.
+    "audio": 32 * 34_200,
+    # Gemini API, video: about 300 a second, and an hour in a window of a million.
+    "video": 300 * 3_600,
+    # Anthropic, PDF support: at most 100 pages, each of 3,000 as text and 1,600 as an image.
+    # Gemini's 1,000 pages of 258 are fewer.
+    "file": 100 * 4_600,
+}
+"""What a part of a message that is no text may cost at most, by kind.
+
+The data of an image that stands in the request is not counted as text; other data is, and nothing
+else of its part: it has more characters than it costs tokens.
+"""
+_KIND = re.compile(r"(?:\A|_)(image|audio|video|file|document|pdf)(?:_|\Z)")
+_TEXTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "reasoning"})
+_PARTS = b'"content":['
 # What goes on to the model's server; everything else in a request is VAPI's own.
 _PASSED = (
     "messages",
@@ -41,7 +59,8 @@ def passed_on(
     """Return what goes to the model: the request without VAPI's own fields, memory put in.
 
     Memory stands after the first system message: the assistant's own words stay a cacheable prefix.
-    What `held_back` names is left out.
+    What `held_back` names is left out. Where a message holds more than text, the server is asked what
+    a stream cost.
 
     Args:
         asked: As it came.
@@ -67,6 +86,9 @@ def passed_on(
     named = [n for n in limits if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     wanted = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
     body[wanted] = min([*named, max_tokens])
+    if body.get("stream") is True and any(map(_kind_of, _parts(body))):
+        # Their cost is known from the server alone.
+        body["stream_options"] = {**_object(body.get("stream_options")), "include_usage": True}
     if memory:
         messages = list(asked["messages"])
         systems = [i for i, message in enumerate(messages) if message.get("role") == "system"]
@@ -94,16 +116,38 @@ def prompt_tokens(body: Mapping[str, Any], raw: bytes) -> int:
         body: As it goes to the model.
         raw: Its JSON.
     """
-    if b"image" not in raw:
+    if _PARTS not in raw:
         return len(raw) // CHARS_PER_TOKEN
-    images = [
-        part
-        for message in _listed(body.get("messages"))
-        for part in _listed(_field(message, "content"))
-        if _type_of(part) in _IMAGES
-    ]
-    data_chars = sum(map(_data_chars, images))
-    return max(0, len(raw) - data_chars) // CHARS_PER_TOKEN + IMAGE_TOKENS * len(images)
+    chars, tokens = len(raw), 0
+    for part in _parts(body):
+        kind, data_chars = _kind_of(part), _data_chars(part)
+        if kind == "image":
+            chars -= data_chars
+        if kind == "image" or (kind and not data_chars):
+            tokens += MEDIA_TOKENS[kind]
+    return max(0, chars) // CHARS_PER_TOKEN + tokens
+
+
+def _parts(body: Mapping[str, Any]) -> Iterator[object]:
+    """Yield what messages hold that hold more than a text."""
+    for message in _listed(body.get("messages")):
+        if isinstance(message, dict):
+            content: object = cast("dict[str, object]", message).get("content")
+            if isinstance(content, list):
+                yield from cast("list[object]", content)
+
+
+def _kind_of(part: object) -> str:
+    """Return what a part is, as in `MEDIA_TOKENS`; empty for text. What nobody knows is a file."""
+    if not isinstance(part, dict):
+        return ""
+    fields = cast("dict[str, object]", part)
+    kind = fields.get("type")
+    for name in (kind, *fields):
+        if isinstance(name, str) and (found := _KIND.search(name)):
+            return found[1] if found[1] in MEDIA_TOKENS else "file"
+    is_text = "text" in fields or (isinstance(kind, str) and kind in _TEXTS)
+    return "" if is_text else "file"
 
 
 def _passes(tool: object, allow: Collection[str]) -> bool:
@@ -112,11 +156,17 @@ def _passes(tool: object, allow: Collection[str]) -> bool:
     return kind == FUNCTION or (isinstance(kind, str) and kind in allow)
 
 
-def _data_chars(image: object) -> int:
-    """Return the length of an image that stands in the request itself."""
-    named: object = _field(image, "image_url")
-    url = named if isinstance(named, str) else _field(named, "url")
-    return len(url) if isinstance(url, str) and url.startswith("data:") else 0
+def _data_chars(part: object) -> int:
+    """Return the length of what a part holds of a file that stands in the request itself."""
+    fields = _object(part)
+    inner = [_object(field) for field in fields.values()]
+    texts = [
+        text
+        for one in (fields, *inner)
+        for name, text in one.items()
+        if isinstance(text, str) and (text.startswith("data:") or name in {"data", "file_data"})
+    ]
+    return sum(map(len, texts))
 
 
 def _type_of(value: object) -> object:
@@ -124,7 +174,11 @@ def _type_of(value: object) -> object:
 
 
 def _field(value: object, name: str) -> object:
-    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+    return _object(value).get(name)
+
+
+def _object(value: object) -> Mapping[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _listed(value: object) -> Sequence[object]:

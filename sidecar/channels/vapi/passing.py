@@ -3,18 +3,21 @@
 Nothing goes out before there is something to hear, or a tool to run: until then the reply can still
 be another one. From there on the usual frames pass as they came, unread, since all streams of a
 process share one loop; they are read later, many at once. Whatever is unusual is read at once, and
-written as VAPI wants it: one frame a line with a list of `choices`, and an end.
+written as VAPI wants it: one frame a line with a list of `choices`, and an end. A tool call goes
+out when its arguments are whole: half of one would be run, or end the call.
 """
 
 import re
 
 from sidecar.channels.vapi import sse
 from sidecar.llm import wire
+from sidecar.llm.frames import frame_of
 
 # Of the frames that most servers write; what neither fits is read.
 _FIRST_WORD = re.compile(
     rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
 )
+_THOUGHT = re.compile(rb"<|\\u003c|\[THINK", re.IGNORECASE)
 _ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
 
 
@@ -30,16 +33,23 @@ class Passing:
         self.reader = wire.ChatReader()
         self.heard = False
         self._held: list[bytes] = []
+        self._calls: list[bytes] = []
+        self._calls_pass = False
         self._unread: list[bytes] = []
         self._newest: bool | None = False
         self._closed = False
 
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a tool call has begun to come and did not go out."""
+        return bool(self._calls)
+
     def feed(self, came: bytes) -> bytes:
         """Take what came; return what goes out now."""
         if not self._closed and self.reader.between_lines and _is_usual(came):
-            if self.heard or _FIRST_WORD.search(came):
+            if self.heard or self._begins(came):
                 return self._unread_too(came)
-            if _ONLY_ROLE.search(came) and came.count(b"\n") == 2 and b'"tool_calls"' not in came:  # noqa: PLR2004
+            if _ONLY_ROLE.search(came) and came.count(b"\n") == 2:  # noqa: PLR2004
                 self._held.append(came)
                 self._unread.append(came)
                 self._newest = None
@@ -48,8 +58,7 @@ class Passing:
         moved = self.reader.moved
         out = self._out(self.reader.feed(came))
         self._newest = self.reader.moved > moved
-        if self.reader.done and self.heard and not self._closed:
-            self._closed = True
+        if self.reader.done and not self._closed and (self.heard or self._calls):
             return out + self._end()
         return out
 
@@ -60,7 +69,17 @@ class Passing:
         self._catch_up()
         self._newest = False
         rest = self._out(self.reader.close())
-        return rest if self.reader.failure or not self.heard else rest + self._end()
+        return rest + self._end() if self.heard or self._calls else rest
+
+    def release(self) -> bytes:
+        """Let tool calls out as they come, and those held; return what goes out now."""
+        self._calls_pass = True
+        calls, self._calls = self._calls, []
+        if not calls or self.reader.failure:
+            return b""
+        held, self._held = self._held, []
+        self.heard = True
+        return b"".join([*held, *calls])
 
     def look(self) -> bool:
         """Read what has passed; return whether a caller heard something of what came last."""
@@ -72,10 +91,20 @@ class Passing:
             self._newest = self.reader.moved > moved
         return self._newest
 
+    def _begins(self, came: bytes) -> bool:
+        """Whether usual frames hold the first word, and no thought before it."""
+        if self.reader.hushed or _THOUGHT.search(came):
+            return False
+        return _FIRST_WORD.search(came) is not None
+
     def _end(self) -> bytes:
         """Return the end of a stream, with the finish reason where the server gave none."""
+        if self.reader.failure:
+            return b""
+        self._closed = True
         finish = self.reader.unfinished
-        return (sse.frame(wire.frame_of({}, {}, finish)) if finish else b"") + sse.DONE
+        calls = self.release()
+        return calls + (sse.frame(frame_of({}, {}, finish)) if finish else b"") + sse.DONE
 
     def _unread_too(self, came: bytes) -> bytes:
         self._unread.append(came)
@@ -92,16 +121,19 @@ class Passing:
             self._unread.clear()
 
     def _out(self, chunks: list[wire.Chunk]) -> bytes:
-        if not chunks:
-            return b""
-        frames = [sse.frame(chunk.data) for chunk in chunks]
-        if not self.heard:
-            self._held += frames
-            if not (self.reader.words or self.reader.tools):
-                return b""
-            self.heard = True
-            frames, self._held = self._held, []
-        return b"".join(frames)
+        out: list[bytes] = []
+        for chunk in chunks:
+            if chunk.last:
+                out.append(self.release())
+            elif chunk.tools and not self._calls_pass:
+                self._calls.append(sse.frame(chunk.data))
+                continue
+            self._held.append(sse.frame(chunk.data))
+            if self.heard or chunk.tools or wire.is_audible(chunk.text):
+                self.heard = True
+                out += self._held
+                self._held.clear()
+        return b"".join(out)
 
 
 def _is_usual(came: bytes) -> bool:
@@ -109,13 +141,22 @@ def _is_usual(came: bytes) -> bool:
     if not (came.startswith(b"data: {") and came.endswith(b"}\n\n")) or b'"error"' in came:
         return False
     frames = came.count(b"\n") // 2
-    if frames == 1:
-        return (b'"content":"' in came or b'"content": "' in came) and (
-            b'"choices":[{' in came or b'"choices": [{' in came
+    if frames > 1 and (
+        came.count(b"}\n\ndata: {") != frames - 1 or came.count(b"\n") != 2 * frames
+    ):
+        return False
+    # One way of writing or the other: most servers leave the blanks out, Python's writes them.
+    if came.count(b'"choices":[{') == frames:
+        return (
+            came.count(b'"content":"') == frames
+            and came.count(b'"index":0') == frames
+            and b'"finish_reason":"' not in came
+            and b'"tool_calls":[{' not in came
         )
     return (
-        came.count(b"}\n\ndata: {") == frames - 1
-        and came.count(b"\n") == 2 * frames
-        and came.count(b'"content":"') + came.count(b'"content": "') == frames
-        and came.count(b'"choices":[{') + came.count(b'"choices": [{') == frames
+        came.count(b'"choices": [{') == frames
+        and came.count(b'"content": "') == frames
+        and came.count(b'"index": 0') == frames
+        and b'"finish_reason": "' not in came
+        and b'"tool_calls": [{' not in came
     )

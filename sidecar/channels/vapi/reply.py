@@ -18,8 +18,9 @@ from sidecar.channels.vapi.passing import Passing
 from sidecar.channels.vapi.projection import Block
 from sidecar.channels.vapi.upstream import Reply, Upstream
 from sidecar.errors import LlmError
-from sidecar.llm.dialects import Dialect, Dialects
-from sidecar.llm.wire import ChatReader
+from sidecar.llm.dialects import Dialect, Dialects, refuse
+from sidecar.llm.frames import json_of
+from sidecar.llm.wire import NO_COMPLETION, ChatReader
 from sidecar.telemetry import Emit
 from sidecar.tracing import Span
 
@@ -136,15 +137,12 @@ class Replies:
         else:
             await self._pass_whole(turn, send)
 
-    async def _ask(self, turn: Request) -> Reply:
-        """Send the request as the model's server takes it."""
-
-        async def ask(raw: bytes) -> Reply:
-            turn.asked_model = True
-            return await self._upstream.ask(raw, turn.span.traceparent)
-
+    async def _ask(self, turn: Request, raw: bytes) -> Reply:
+        """Send the request in one of the ways in which the model's server may take it."""
+        turn.asked_model = True
+        turn.passing = Passing()
         try:
-            return await self._dialects.asked(turn.prompt, ask, raw=turn.body)
+            return await self._upstream.ask(raw, turn.span.traceparent)
         except LlmError:
             turn.asked_model = False
             raise
@@ -159,36 +157,39 @@ class Replies:
 
     async def _pass_through(self, turn: Request, send: Send) -> None:
         """Send the model's stream on."""
-        reply: Reply | None = None
-        passing = turn.passing
-        try:
-            with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
-                reply = await self._ask(turn)
-                try:
-                    await self._copy(turn, reply, send, silence)
-                except LlmError:
-                    if not _is_over(passing):
-                        raise
-            if silence.cancelled_caught and not _is_over(passing):
-                raise CutOff("the language model was too slow")
-            if rest := passing.close():
-                await self._send_piece(turn, send, rest)
-            if turn.reader.failure:
-                raise CutOff(turn.reader.failure)
-            turn.how = "ended"
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            if reply is not None:
+
+        async def ask(raw: bytes) -> None:
+            reply = await self._ask(turn, raw)
+            try:
+                await self._copy(turn, reply, send, silence)
+            except LlmError:
+                if not _is_over(turn.passing):
+                    raise
+            finally:
                 reply.close()
+            await self._send_rest(turn, send)
+            refuse(turn.reader)
+
+        with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
+            await self._dialects.asked(turn.prompt, ask, raw=turn.body)
+        if silence.cancelled_caught:
+            if not _is_over(turn.passing):
+                raise CutOff("the language model was too slow")
+            await self._send_rest(turn, send)
+        if turn.reader.failure:
+            raise CutOff(turn.reader.failure)
+        turn.how = "ended"
+        await send({"type": "http.response.body", "body": b""})
 
     async def _copy(
         self, turn: Request, reply: Reply, send: Send, silence: anyio.CancelScope
     ) -> None:
-        """Send frames on to the end of the body.
+        """Send frames on to the end of the body, or to a failure.
 
         `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
-        last word.
+        last word. A tool call that is not whole by then goes out as far as it came.
         """
+        calls_due_s = 0.0
         began_s = silence.deadline - self._fallback_s
         turn.look_at_s = began_s + self._look_s
         passing, reader = turn.passing, turn.reader
@@ -196,10 +197,14 @@ class Replies:
             if out := passing.feed(came):
                 await self._send_piece(turn, send, out)
             if reader.failure:
-                raise CutOff(reader.failure)
-            if turn.over or not (passing.heard or reader.ended):
+                return
+            if turn.over or not (passing.heard or passing.holds_calls or reader.ended):
                 continue
             now_s = anyio.current_time()
+            if passing.holds_calls:
+                calls_due_s = calls_due_s or silence.deadline - self._look_s
+                if now_s >= calls_due_s and (out := passing.release()):
+                    await self._send_piece(turn, send, out)
             if turn.first_s is None and passing.heard:
                 turn.first_s = now_s - began_s
             if reader.ended:
@@ -210,6 +215,10 @@ class Replies:
                 # more than passing it on.
                 turn.look_at_s = now_s + self._look_s
                 silence.deadline = min(now_s + self._fallback_s, began_s + TOTAL_S)
+
+    async def _send_rest(self, turn: Request, send: Send) -> None:
+        if rest := turn.passing.close():
+            await self._send_piece(turn, send, rest)
 
     async def _send_piece(self, turn: Request, send: Send, piece: bytes) -> None:
         if not turn.started:
@@ -222,38 +231,44 @@ class Replies:
 
     async def _pass_whole(self, turn: Request, send: Send) -> None:
         """Send the model's whole answer on, or what it streams in place of one."""
-        reply: Reply | None = None
-        whole = bytearray()
-        reader = turn.reader
-        try:
-            with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
-                reply = await self._ask(turn)
+
+        async def ask(raw: bytes) -> None:
+            reply = await self._ask(turn, raw)
+            reader = turn.reader
+            try:
                 while not reader.failure and (piece := await reply.next()):
                     reader.feed(piece)
-                    whole += piece
-            if silence.cancelled_caught:
-                raise CutOff("the language model was too slow")
-            reader.close()
-            if not reader.failure and not reader.whole and not reader.words:
-                raise CutOff("the language model's answer is no chat completion")
-            if reader.failure:
-                raise CutOff(reader.failure)
-        finally:
-            if reply is not None:
+                    if reader.done:
+                        over_s = anyio.current_time() + _READ_OUT_S
+                        silence.deadline = min(silence.deadline, over_s)
+            finally:
                 reply.close()
+            reader.close()
+            refuse(reader)
+
+        with anyio.CancelScope(deadline=anyio.current_time() + self._fallback_s) as silence:
+            await self._dialects.asked(turn.prompt, ask, raw=turn.body)
+        reader = turn.reader
+        if silence.cancelled_caught and not reader.done:
+            raise CutOff("the language model was too slow")
+        turn.passing.heard = reader.words
+        if not reader.failure and reader.answer is None and not reader.words:
+            raise CutOff(NO_COMPLETION)
+        if reader.failure:
+            raise CutOff(reader.failure)
         turn.started = turn.passing.heard = True
         turn.how = "ended"
-        if not reader.whole:
-            whole[:] = sse.answer(reader.text, **self._about_answer(turn))
+        about = self._about_answer(turn)
+        whole = json_of(reader.answer) if reader.answer else sse.answer(reader.text, **about)
         turn.sent_bytes = len(whole)
-        await answer(send, 200, bytes(whole))
+        await answer(send, 200, whole)
 
     async def speak(self, turn: Request, send: Send, text: str) -> None:
         """Say `text`, after whatever was sent."""
         turn.spoke = text
         about_answer = self._about_answer(turn)
         if turn.asked.get("stream") is not True:
-            await answer(send, 200, sse.answer(text, **about_answer))
+            await answer(send, 200, sse.answer(turn.text, **about_answer))
             return
         frames = sse.spoken(f" {text}" if turn.started else text, **about_answer)
         await self._send_piece(turn, send, frames)

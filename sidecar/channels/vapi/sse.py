@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.llm import wire
+from sidecar.llm.frames import frame_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -43,7 +43,7 @@ def delta(
 ) -> bytes:
     """Return one frame."""
     about = {"id": answer_id, "created": int(created_s), "model": model}
-    return frame(wire.frame_of(about, content, finish))
+    return frame(frame_of(about, content, finish))
 
 
 def answer(text: str, *, model: str, created_s: float, answer_id: str) -> bytes:

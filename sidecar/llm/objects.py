@@ -1,0 +1,53 @@
+"""JSON objects one after another, in whatever pieces they come. Pure.
+
+Lines of JSON, an array of objects, objects indented over many lines: some servers stream so, in
+place of events. What stands between two objects is nothing.
+"""
+
+import re
+from typing import Final
+
+_IN_TEXT: Final = re.compile(rb'["\\]')
+_OUTSIDE: Final = re.compile(rb'["{}]')
+
+
+class Objects:
+    """Splits bytes into the objects of the outermost level; each byte is looked at once."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._depth = 0
+        self._in_text = False
+        self._escaped = False
+
+    @property
+    def open(self) -> bool:
+        """Whether an object has begun that has not ended."""
+        return self._depth > 0
+
+    def feed(self, came: bytes) -> list[bytes]:
+        """Take what came; return each object that it ends."""
+        found: list[bytes] = []
+        begin = at = 0
+        while True:
+            if self._escaped and at < len(came):
+                at, self._escaped = at + 1, False
+            mark = (_IN_TEXT if self._in_text else _OUTSIDE).search(came, at)
+            if mark is None:
+                break
+            at = mark.end()
+            if mark[0] == b"\\":
+                self._escaped = True
+            elif mark[0] == b'"':
+                self._in_text = self._depth > 0 and not self._in_text
+            elif mark[0] == b"{":
+                begin = begin if self._depth else mark.start()
+                self._depth += 1
+            elif self._depth:
+                self._depth -= 1
+                if not self._depth:
+                    found.append(b"".join([*self._parts, came[begin:at]]))
+                    self._parts.clear()
+        if self._depth:
+            self._parts.append(came[begin:])
+        return found
