@@ -198,7 +198,7 @@ def built(directory: Path, *, lock: str) -> Path:
             ],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, (run, done.stdout[-2000:], done.stderr[-2000:])
@@ -283,5 +283,5 @@ class Image:
     def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Run a command in it to its end; returns its exit code and all it wrote."""
         process = self.start(command, env)
-        written, _ = process.communicate(timeout=50)
+        written, _ = process.communicate(timeout=150)
         return process.returncode, written

@@ -51,7 +51,7 @@ LATE_SPOOL = "late_spool"
 KILL_WITHIN_S = 1.2
 KILL_WITHIN_MUTATED_S = 4.0
 WORKERS = 2
-START_S = 30.0
+START_S = 90.0
 QUIET_S = 2.0
 SIDECAR_ENV = {
     "SIDECAR_CONSOLE": "0",
@@ -167,7 +167,7 @@ class Loop:
         ]
         env = os.environ | self.letta.env | {"SIDECAR_DATA_DIR": str(directory / "data")}
         if self.options.mutation == LATE_SPOOL:
-            env["CHAOS_SPOOL_AFTER_S"] = "0.5"
+            env["CHAOS_SPOOL_AFTER_S"] = "5"
         worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
 
     def ledger_of(self, worker: Child) -> Path:
@@ -212,7 +212,9 @@ class Loop:
     def kill_both(self) -> str:
         """Kill the sidecar and, while it is dead, a worker: what it said is in the spool alone."""
         self.sidecar.kill()
-        self.pause(self.dice.uniform(0.0, 1.5))
+        # Time enough to say more than `NEWEST` turns, on a busy machine too, where that must show.
+        least_s = 1.0 if self.options.mutation == LATE_SPOOL else 0.0
+        self.pause(self.dice.uniform(least_s, least_s + 1.5))
         worker = self.dice.choice(self.workers)
         worker.kill()
         with self.ledger_of(worker).open("ab") as ledger:

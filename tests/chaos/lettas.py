@@ -32,7 +32,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 MORTAL = ROOT / "tests/letta_server/mortal.py"
-START_S = 30.0
+START_S = 90.0
 FREEZE_S = 1.5
 
 

@@ -99,7 +99,7 @@ def test_the_loop_can_lose(tmp_path: Path) -> None:
     """Where workers wait for acks of a sidecar that is away, a kill of both loses turns."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    assert run(Options(8, seed, tmp_path, LATE_SPOOL)).lost
+    assert run(Options(6, seed, tmp_path, LATE_SPOOL)).lost
 
 
 @pytest.mark.real_letta

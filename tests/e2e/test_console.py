@@ -21,6 +21,13 @@ def sidecar(tmp_path: Path) -> Iterator[SidecarProcess]:
         yield process
 
 
+@pytest.fixture(scope="module")
+def unheard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
+    """A sidecar to which nobody says anything, for tests of who is let in."""
+    with SidecarProcess(tmp_path_factory.mktemp("unheard") / "data") as process:
+        yield process
+
+
 def test_who_says_a_fact_is_remembered_in_the_next_call(sidecar: SidecarProcess) -> None:
     """Say a name, hang up, call again, ask: the agent knows it, from its memory block."""
     with opened(sidecar) as page:
@@ -112,9 +119,9 @@ def test_a_page_sees_the_calls_of_another(sidecar: SidecarProcess) -> None:
 
 
 @pytest.mark.parametrize("call", ["", "console-1", "default/other-" + "0" * 36, 7])
-def test_a_call_needs_an_id_of_its_own(sidecar: SidecarProcess, call: object) -> None:
+def test_a_call_needs_an_id_of_its_own(unheard: SidecarProcess, call: object) -> None:
     """A page can't name a call of another channel as its own."""
-    with opened(sidecar) as page:
+    with opened(unheard) as page:
         page.send(type="call.start", call=call, caller="ada")
         assert "UUID" in page.until("error")["message"]
         assert page.until("call")["live"] is False
@@ -132,13 +139,13 @@ def test_a_page_holds_so_many_calls_at_once(sidecar: SidecarProcess) -> None:
         page.call("ada")
 
 
-def test_without_a_parent_it_is_not_killed(sidecar: SidecarProcess) -> None:
+def test_without_a_parent_it_is_not_killed(unheard: SidecarProcess) -> None:
     """The page kills only what something starts again."""
-    with opened(sidecar) as page:
+    with opened(unheard) as page:
         assert page.until("ready")["restarts"] is False
         page.send(type="kill")
         assert "--restart" in page.until("error")["message"]
-    assert sidecar.readiness()["ready"] is True
+    assert unheard.readiness()["ready"] is True
 
 
 def test_killed_and_started_again_it_remembers(tmp_path: Path) -> None:
@@ -155,9 +162,9 @@ def test_killed_and_started_again_it_remembers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "\u00e9"])
-def test_a_wrong_token_is_shown_the_door(sidecar: SidecarProcess, token: str) -> None:
+def test_a_wrong_token_is_shown_the_door(unheard: SidecarProcess, token: str) -> None:
     """Without this start's token no call can be made."""
-    with opened(sidecar, token=token) as page, pytest.raises(ConnectionClosed) as closed:
+    with opened(unheard, token=token) as page, pytest.raises(ConnectionClosed) as closed:
         page.until("ready")
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 4401
@@ -166,30 +173,30 @@ def test_a_wrong_token_is_shown_the_door(sidecar: SidecarProcess, token: str) ->
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1.evil.example"]
 )
-def test_a_foreign_page_cannot_open_the_socket(sidecar: SidecarProcess, origin: str) -> None:
+def test_a_foreign_page_cannot_open_the_socket(unheard: SidecarProcess, origin: str) -> None:
     """A browser on another site is refused before it can say anything."""
-    url = f"ws://127.0.0.1:{sidecar.port}/console/ws"
+    url = f"ws://127.0.0.1:{unheard.port}/console/ws"
     with pytest.raises(InvalidStatus) as refused, connect(url, origin=origin):  # type: ignore[arg-type]
         pass
     assert refused.value.response.status_code == 403
 
 
-def test_a_rebound_name_gets_no_page(sidecar: SidecarProcess) -> None:
+def test_a_rebound_name_gets_no_page(unheard: SidecarProcess) -> None:
     """A foreign name that resolves to this machine is answered 403."""
-    with socket.create_connection(("127.0.0.1", sidecar.port), 5) as raw:
+    with socket.create_connection(("127.0.0.1", unheard.port), 5) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         assert b" 403 " in raw.recv(100)
 
 
-def test_the_page_needs_no_inline_script_and_no_other_host(sidecar: SidecarProcess) -> None:
+def test_the_page_needs_no_inline_script_and_no_other_host(unheard: SidecarProcess) -> None:
     """The page works under a strict content policy and without the internet."""
-    status, html = get(f"{sidecar.url}/")
+    status, html = get(f"{unheard.url}/")
     assert status == 200
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|https?://", html)
     linked = re.findall(r'(?:src|href)="(/[^"]+)"', html)
     assert len(linked) >= 4
     for path in linked:
-        assert get(f"{sidecar.url}{path}")[0] == 200
+        assert get(f"{unheard.url}{path}")[0] == 200
 
 
 def test_readiness_follows_the_drain(sidecar: SidecarProcess) -> None:

@@ -26,9 +26,9 @@ from tests.otlp_collector import Collector
 from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(300)]
 
-ANSWER_S = 40.0  # a job's process starts, imports and loads its models, on a busy machine
+ANSWER_S = 100.0  # a job's process starts, imports and loads its models, on a busy machine
 ADA = "+12025550100"
 BOB = "+12025550199"
 
@@ -101,7 +101,7 @@ async def exchange(caller: Caller, words: str, *, answers: int = 1) -> None:
     """Say something and hear the answer to its end; where several agents listen, of each."""
     before = len(caller.heard)
     await caller.say(words)
-    await caller.until(lambda: len(caller.heard) >= before + answers, 30.0)
+    await caller.until(lambda: len(caller.heard) >= before + answers, 60.0)
     await caller.until_agent_is_silent()
 
 
@@ -231,12 +231,12 @@ async def test_a_call_goes_on_while_the_sidecar_is_away(
     async with on_the_line(server, "outage") as (caller, job):
         await exchange(caller, said[0])
         async with fake.serving(fake.port):
-            await fake.until(lambda: said[0] in fake.texts(job))
+            await fake.until(lambda: said[0] in fake.texts(job), 30.0)
             await exchange(caller, said[1])
         await exchange(caller, said[2])
         fake_back = fake.serving(fake.port)
         async with fake_back:
-            await fake.until(lambda: said[2] in fake.texts(job))
+            await fake.until(lambda: said[2] in fake.texts(job), 30.0)
             await caller.hang_up()
             await fake.until(lambda: job in fake.closed, 20)
 
@@ -296,7 +296,7 @@ async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
 
 
 @pytest.mark.real_letta
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_the_second_call_recalls_what_letta_made_of_the_first(
     server: LiveKitServer, letta_server: LettaStack, tmp_path: Path
 ) -> None:
@@ -368,7 +368,7 @@ def words_in_journal(data_dir: Path) -> list[str]:
         return [text for (text,) in rows]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_two_jobs_in_one_room_store_each_word_once(
     server: LiveKitServer, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_ops_files import PATHS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 UV = str(ROOT / ".venv/bin/uv")
 STAGES = stages()
@@ -174,13 +174,13 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
         url = f"http://127.0.0.1:{env['SIDECAR_PORT']}"
         process = image.start(stage.command, env)
         try:
-            eventually(lambda: answers(f"{url}/readyz"), within_s=40)
+            eventually(lambda: answers(f"{url}/readyz"), within_s=120)
             assert image.run(stage.health, env) == (0, "ready\n")
             assert {path: get(f"{url}{path}")[0] for path in PATHS} == dict.fromkeys(PATHS, 200)
             assert get(f"{url}/")[0] == 404  # the page is loopback's alone
         finally:
             process.terminate()
-            log, _ = process.communicate(timeout=30)
+            log, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         assert '"event": "drained"' in log
         assert TOKEN not in log
@@ -217,9 +217,9 @@ def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Pat
         reading = threading.Thread(target=read, daemon=True)
         reading.start()
         try:
-            eventually(lambda: image.run(stage.health)[0] == 0, within_s=90)
+            eventually(lambda: image.run(stage.health)[0] == 0, within_s=180)
             # Each process that is to answer calls has loaded its models.
-            eventually(lambda: any("process initialized" in line for line in log), within_s=90)
+            eventually(lambda: any("process initialized" in line for line in log), within_s=180)
         finally:
             process.terminate()
             process.wait(60)

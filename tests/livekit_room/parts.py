@@ -37,11 +37,11 @@ LOUD = 500  # mean amplitude of 16-bit samples above which somebody speaks
 CHAR_S = 0.018  # how long the agent takes for a character: it speaks fast, tests are many
 RATE_HZ = 24_000
 
-LONG_STORY = (
+LONG_STORY = 3 * (
     "Once upon a time there was a lighthouse keeper who counted ships. Every evening he wrote "
     "the number down. One evening no ship came at all. So he rowed out to look for them himself. "
     "Behind the island he found them all at anchor, with their lamps out, listening to a whale. "
-    "He put out his own lamp and listened too, and that night he wrote down a whale instead."
+    "He put out his own lamp and listened too, and that night he wrote down a whale instead. "
 )
 
 

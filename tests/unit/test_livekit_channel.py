@@ -595,13 +595,18 @@ def test_everything_heard_and_not_settled_is_kept() -> None:
 
 
 class Choosy(Friend):
-    """An agent that leaves some turns without an answer."""
+    """An agent that leaves some turns without an answer. `asked` of each turn it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
 
     @override
     async def on_user_turn_completed(
         self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage
     ) -> None:
         said = new_message.text_content or ""
+        self.asked.append(said)
         if "stop" in said:
             raise StopResponse
         if "raise" in said:
@@ -616,14 +621,14 @@ async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
     sidecar: FakeSidecar, tmp_path: Path, dropped: str, said: str, stored: str
 ) -> None:
     """What an agent ends with `StopResponse`, or a hook that raises, is stored before what follows."""
-    made = studio(lambda _: "Fine.")
-    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+    made, agent = studio(lambda _: "Fine."), Choosy()
+    async with remembered(sidecar, tmp_path, made, agent) as air:
         made.ear.says(dropped)
-        await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
-        assert [] == made.items
+        await made.until(lambda: bool(agent.asked))  # LiveKit says nothing of what is dropped
         made.ear.says(said)
         await made.until_committed(2)
         await made.until(lambda: air.call.outbox.settled)
+    assert dropped not in [item.text_content for item in made.items]
     assert [dropped, stored, "Fine."] == sidecar.texts("AJ_1")
 
 
