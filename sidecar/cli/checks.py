@@ -23,7 +23,13 @@ from sidecar.config import Settings, read_agent_map
 from sidecar.environment import default_data_dir
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
-from sidecar.private import LINK_TOKEN_FILE, refuse_no_directory, refuse_shared
+from sidecar.private import (
+    LINK_TOKEN_FILE,
+    refuse_no_directory,
+    refuse_shared,
+    state_directories,
+    unmake,
+)
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
 
@@ -63,17 +69,16 @@ class Finding:
 def usable(settings: Settings) -> None:
     """Load what the settings name: files and callables, which a start would find missing.
 
+    It leaves nothing behind that was not there.
+
     Raises:
         ConfigError: one of them can't be used.
     """
     from sidecar.channels.vapi.build import transient_assistant  # noqa: PLC0415 - slow to load
 
     redaction(settings.redact)
-    directory = settings.data_dir.expanduser()
-    refuse_no_directory(directory)
-    if directory.exists():
-        refuse_shared(directory)
-    refuse_no_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    # Whether a directory can be made, only making it tells: of /proc, of a full or foreign disk.
+    unmake(state_directories(settings.data_dir.expanduser(), settings.spool.expanduser()))
     transient_assistant(settings)
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
