@@ -75,11 +75,14 @@ def usable(settings: Settings) -> None:
         ConfigError: one of them can't be used.
     """
     from sidecar.channels.vapi.build import transient_assistant  # noqa: PLC0415 - slow to load
+    from sidecar.local_letta import why_embedded  # noqa: PLC0415 - slow to load
 
     redaction(settings.redact)
     # Whether a directory can be made, only making it tells: of /proc, of a full or foreign disk.
     unmake(state_directories(settings.data_dir.expanduser(), settings.spool.expanduser()))
     transient_assistant(settings)
+    if settings.letta_generation == "local":
+        why_embedded(settings, settings.data_dir.expanduser())
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
     if settings.letta_generation == "rest":
@@ -385,7 +388,7 @@ def _connects(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_S):
             return True
-    except OSError:
+    except (OSError, UnicodeError):  # no such host, or no name of one
         return False
 
 

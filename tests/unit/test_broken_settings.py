@@ -168,6 +168,24 @@ USED: dict[str, tuple[str, Setting]] = {
     ),
     "a file for a spool": ("SIDECAR_SPOOL_DIR", lambda at: {"SIDECAR_SPOOL_DIR": str(at / "file")}),
     "a map that is none": ("SIDECAR_AGENT_MAP", lambda at: {"SIDECAR_AGENT_MAP": str(at / "file")}),
+    "an App Server that is none": (
+        "SIDECAR_LETTA",
+        lambda at: {
+            "SIDECAR_LETTA": "app-server",
+            "SIDECAR_APP_SERVER_PROGRAM": str(at / "file"),
+        },
+    ),
+    "a directory in /proc": (
+        "SIDECAR_DATA_DIR",
+        lambda _: {"SIDECAR_DATA_DIR": "/proc/nope"},
+    ),
+    "a header that is none": (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        lambda _: {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+            "OTEL_EXPORTER_OTLP_HEADERS": "password",
+        },
+    ),
     "an assistant that is none": (
         "SIDECAR_VAPI_ASSISTANT",
         lambda at: {"SIDECAR_VAPI_ASSISTANT": str(at / "file")},

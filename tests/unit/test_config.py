@@ -355,7 +355,12 @@ def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"a": 1}', '{"a": ""}', '{"+1 (202) 555-0100": "agent-1"}']
+    "content",
+    [
+        *("", "[]", "{", "[" * 9_999, '{"a": 1}', '{"a": ""}', '{"a": "agent 1"}', '{"a": "a/1"}'),
+        *('{"a": "\\ud800"}', '{"a": "x\\u0001"}', '{"a": "agent-1", "a": "agent-2"}'),
+        '{"+1 (202) 555-0100": "agent-1"}',
+    ],
 )
 def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     """A broken map file names the setting."""
@@ -364,6 +369,13 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_agent_map(path, {"default"})
     assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
+
+
+def test_a_map_of_an_editor_of_windows_is_read(tmp_path: Path) -> None:
+    """The mark of its encoding at the beginning is no part of a map."""
+    path = tmp_path / "map.json"
+    path.write_text('{"id:ada": "agent-1"}\r\n', encoding="utf-8-sig")
+    assert read_agent_map(path, {"default"}) == {"id:ada": "agent-1"}
 
 
 @pytest.mark.parametrize(
