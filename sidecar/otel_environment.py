@@ -37,7 +37,7 @@ def wrong_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
         return list(error.fields)
     if exporter == "none":
         return []
-    checks = _of_sdk() | (_of_exporter(protocol) if exporter == "otlp" else {})
+    checks = {**_of_sdk(), **(_of_exporter(protocol) if exporter == "otlp" else {})}
     found = [
         (name, remedy)
         for name, (check, remedy) in checks.items()
@@ -46,10 +46,10 @@ def wrong_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return found or _queue(environ)
 
 
-def _of_sdk() -> dict[str, tuple[_Check, str]]:
-    number: tuple[_Check, str] = (_positive, "write a number above 0")
-    limit: tuple[_Check, str] = (_limit, "write a whole number of 0 or more")
-    share: tuple[_Check, str] = (_share, "write a share of 0 to 1, as in 0.1")
+def _of_sdk() -> Mapping[str, tuple[_Check, str]]:
+    number = (_positive, "write a number above 0")
+    limit = (_limit, "write a whole number of 0 or more")
+    share = (_share, "write a share of 0 to 1, as in 0.1")
     batches = ("SCHEDULE_DELAY", "EXPORT_TIMEOUT", "MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE")
     limits = (
         *("ATTRIBUTE_COUNT", "ATTRIBUTE_VALUE_LENGTH", "EVENT_ATTRIBUTE_COUNT"),
@@ -63,7 +63,7 @@ def _of_sdk() -> dict[str, tuple[_Check, str]]:
     )
 
 
-def _of_exporter(protocol: str) -> dict[str, tuple[_Check, str]]:
+def _of_exporter(protocol: str) -> Mapping[str, tuple[_Check, str]]:
     over_grpc = protocol == "grpc"
     compressions = {"gzip"} if over_grpc else {"none", "deflate", "gzip"}
     pem = (_pem, "name a file of PEM that this user may read")

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
+from sidecar.cli.arguments import Commands
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.printable import printable
 
@@ -40,6 +41,18 @@ class _InGroups(TyperGroup):
         return [name for names in _GROUPS.values() for name in names]
 
     @override
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; with --json, tell wrong use as JSON as well."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if "--json" in sys.argv:
+                field = error.param.get_error_hint().strip("'") if error.param else ""
+                told = {"field": field, "remedy": error.message}
+                show.as_json({"error": error.format_message(), "hint": "", "fields": [told]})
+            raise
+
+    @override
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each group below its heading."""
         longest = max(map(len, self.commands))
@@ -56,7 +69,7 @@ class _InGroups(TyperGroup):
                 )
 
 
-app = typer.Typer(
+app = Commands(
     name="sidecar",
     cls=_InGroups,
     help="A voice agent that remembers its callers, without waiting for its memory.",
@@ -128,7 +141,9 @@ def run(
     worker: Annotated[
         Path | None,
         typer.Option(
-            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py"
+            exists=True,
+            dir_okay=False,
+            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py",
         ),
     ] = None,
     restart: Annotated[
@@ -148,7 +163,10 @@ def run(
     from sidecar.config import load  # noqa: PLC0415
     from sidecar.serve import serve  # noqa: PLC0415
 
-    child = Child(parent_fd) if parent_fd is not None else None
+    try:
+        child = Child(parent_fd) if parent_fd is not None else None
+    except (OSError, ValueError):
+        raise typer.BadParameter("--parent-fd is for `sidecar run --restart` alone") from None
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")

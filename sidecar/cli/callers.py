@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from sidecar import environment
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import check_value
 
 if TYPE_CHECKING:
     from sidecar.forget import Forgotten
@@ -48,7 +50,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     from sidecar.model import caller_key  # noqa: PLC0415
 
     if said == "-":
-        said = sys.stdin.readline()
+        said = _first_line()
     said = said.strip()
     kind, colon, name = said.partition(":")
     if not colon and len(said) == _KEY_CHARS and all(c in "0123456789abcdef" for c in said):
@@ -66,6 +68,20 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
         except UnicodeEncodeError:
             raise typer.BadParameter("this is no text in UTF-8") from None
     raise typer.BadParameter("write tel:NUMBER, id:NAME, caller:ID or the caller's key")
+
+
+def _first_line() -> str:
+    """Return the first line of standard input.
+
+    Raises:
+        BadParameter: there is none, or it is no name of a caller.
+    """
+    try:
+        line = sys.stdin.readline(environment.TEXT_LIMIT_CHARS + 1).strip()
+        check_value(line)
+    except (OSError, ValueError, AttributeError):  # closed, or no text
+        raise typer.BadParameter("standard input holds no line that names a caller") from None
+    return line
 
 
 def forget(

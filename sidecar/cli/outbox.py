@@ -7,11 +7,12 @@ import typer
 
 from sidecar.call_names import short_id
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
     from sidecar.transcript.journal import Journal
 
-app = typer.Typer(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
+app = Commands(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _SHOWN_CHARS = 8

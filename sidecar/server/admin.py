@@ -32,7 +32,7 @@ CONTROL_FILE = "control.json"
 BUDGET_S = 300.0
 _BODY_LIMIT_BYTES = 65_536
 _TEXT_LIMIT_CHARS = 1_024
-_COMMAND_CHARS = 2_000
+COMMAND_CHARS = 2_000
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Order(msgspec.Struct, frozen=True):
 
     call: str
     command: Command
-    text: Annotated[str, msgspec.Meta(max_length=_COMMAND_CHARS)] = ""
+    text: Annotated[str, msgspec.Meta(max_length=COMMAND_CHARS)] = ""
 
 
 class Admin:
