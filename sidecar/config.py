@@ -258,7 +258,7 @@ class Settings(BaseSettings):
                 return json.loads(value, object_pairs_hook=_named_once)
             except _NamedTwice:
                 raise ValueError("name each tenant once") from None
-            except (ValueError, RecursionError):
+            except MALFORMED:
                 shape = '"token"' if info.field_name == "tenants" else '{"key": "…", "secret": "…"}'
                 raise ValueError(f'write it as JSON: {{"tenant": {shape}}}') from None
         return value

@@ -32,6 +32,7 @@ from sidecar.private import (
 )
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
+from sidecar.untrusted import MALFORMED
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
 
@@ -305,6 +306,7 @@ def _local_letta(settings: Settings) -> Finding:
 
 def _version_and_skew(url: str) -> tuple[str, float | None]:
     """Return the version a classic server tells at its health route, and how far our clock is."""
+    import http.client  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
@@ -315,11 +317,12 @@ def _version_and_skew(url: str) -> tuple[str, float | None]:
     except urllib.error.HTTPError as error:
         with error:
             date, version = error.headers.get("date"), ""
-    except (OSError, ValueError, AttributeError):
+    except (OSError, http.client.HTTPException, AttributeError, *MALFORMED):
         return "", None
-    if not date:
+    try:
+        return version, time.time() - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, OverflowError):  # no date, or none that is one
         return version, None
-    return version, time.time() - parsedate_to_datetime(date).timestamp()
 
 
 async def _llm(settings: Settings) -> Finding:

@@ -15,6 +15,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from sidecar.untrusted import MALFORMED, whole_characters
+
 ANSWER_BYTES: Final = 4 << 20
 """No answer is longer."""
 NO_END: Final = "the language model's answer has no end"
@@ -282,15 +284,12 @@ def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
     """
     try:
         return _object(_decode(raw)), raw
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         pass
-    # Half a character, as bytes or as an escape, costs no more than itself.
-    try:
-        value: object = json.loads(raw.decode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    try:  # a server of Python writes NaN, which msgspec refuses
+        value: object = json.loads(whole_characters(raw))
+    except MALFORMED as error:
+        raise ValueError("this is no JSON") from error
     return _object(value), json_of(value)
 
 

@@ -91,7 +91,7 @@ class Admin:
     def withdraw(self, directory: Path) -> None:
         """Take `announce` back, unless a later sidecar has announced itself."""
         path = directory / CONTROL_FILE
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, *MALFORMED, KeyError, TypeError):
             if cast("dict[str, object]", json.loads(path.read_text()))["pid"] == os.getpid():
                 path.unlink()
 
