@@ -167,15 +167,14 @@ def move(
         show.as_json(moves)
     else:
         show.table(
-            ["agent", "name", "how", ">characters", "state", "there"],
+            ["agent, and there", "name", "how", ">characters", "state"],
             [
                 [
-                    m.agent_id,
+                    f"{m.agent_id}\n{m.target_id or '-'}",
                     m.name,
                     m.how,
                     str(sum(chars for _, chars in m.blocks)),
                     m.state,
-                    m.target_id or "-",
                 ]
                 for m in moves
             ],
