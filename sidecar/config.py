@@ -282,7 +282,10 @@ class Settings(BaseSettings):
     @field_validator("app_server_program")
     @classmethod
     def _from_here(cls, value: Path) -> Path:
-        return value.absolute()
+        try:
+            return value.absolute()
+        except OSError:  # the directory we are in was removed: nothing is below it
+            return value
 
     @field_validator("redact")
     @classmethod

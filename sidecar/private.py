@@ -151,6 +151,8 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
         why = f"{there} can't be used by this user (uid {os.geteuid()})"
     else:
         return
+    if there != path:
+        why = f"{path} can't be made: {why}"
     raise ConfigError(f"{field}: {why}; {_NAME_ONE}", fields=((field, _NAME_ONE),))
 
 

@@ -181,6 +181,7 @@ def check(*, as_json: Json = False) -> None:
 
     settings = load()
     checks.usable(settings)
+    checks.binds(settings)
     shown = settings.redacted() | checks.of_traces()
     if as_json:
         show.as_json(shown)

@@ -40,11 +40,13 @@ class _Checked(TyperCommand):
             if source is None or source.name != "COMMANDLINE":
                 continue
             given: Any = ctx.params.get(name)
-            for value in given if isinstance(given, list | tuple) else (given,):
+            values: list[Any] = list(given) if type(given) in {list, tuple} else [given]
+            for value in values:
                 try:
                     check_value(value, lines=name in _OF_LINES)
                 except ValueError as error:
-                    raise typer.BadParameter(str(error), ctx=ctx, param=param) from None
+                    wrong: Any = typer.BadParameter  # of typer's own, partly typed, Click
+                    raise wrong(str(error), ctx=ctx, param=param) from None
         return rest
 
 

@@ -96,6 +96,17 @@ def usable(settings: Settings) -> None:
         tracer_of(os.environ, service="check", text=False, emit=Telemetry().emit)
 
 
+def binds(settings: Settings) -> None:
+    """Try whether the address is one of this machine; the port may be taken, by our own sidecar.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from sidecar.server.http import listen  # noqa: PLC0415
+
+    listen(settings.host, 0).close()
+
+
 def of_traces() -> dict[str, str]:
     """Return what OpenTelemetry's variables come to here, beside our own settings."""
     exporter, protocol = exporter_of(os.environ)
@@ -232,7 +243,8 @@ def free_port(settings: Settings) -> Finding | None:
         listen(settings.host, settings.port).close()
     except ConfigError as error:
         field, remedy = error.fields[0]
-        verdict: Verdict = "warning" if field == "SIDECAR_PORT" else "bad"  # it may be free later
+        later = remedy.startswith("another program")  # it may be free by then
+        verdict: Verdict = "warning" if later else "bad"
         return Finding("bind", verdict, error.message, f"{field}: {remedy}")
     return None
 

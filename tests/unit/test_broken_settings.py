@@ -237,6 +237,24 @@ def test_what_is_unusable_breaks_no_command(command: Cli, tmp_path: Path, name: 
             names(done, variable)
 
 
+@pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1", "256.1.1.1", "no.such.invalid", "*"])
+def test_an_address_of_no_machine_or_another_is_named(command: Cli, host: str) -> None:
+    """A check and a start refuse it by the same setting; doctor has a finding of it."""
+    settings = {"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": _KEY, "SIDECAR_PORT": "0"}
+    for name in ("check", "run"):
+        names(command.run(name, **settings), "SIDECAR_HOST")
+    done = command.run("doctor", **settings)
+    assert done.code == 1
+    assert "fix: SIDECAR_HOST" in done.out
+
+
+def test_addresses_of_version_6_are_taken(command: Cli) -> None:
+    """Of this machine, written without brackets."""
+    for host in ("::1", "::ffff:127.0.0.1"):
+        assert command.run("check", SIDECAR_HOST=host, SIDECAR_LINK_TOKEN=_KEY).code == 0
+    names(command.run("check", SIDECAR_HOST="[::1]", SIDECAR_LINK_TOKEN=_KEY), "SIDECAR_HOST")
+
+
 @pytest.mark.parametrize("end", ["\r", " ", "\t", "\u00a0", " \r\n"])
 def test_blanks_behind_a_value_change_nothing(command: Cli, end: str) -> None:
     """A carriage return of a Windows editor is no part of a value, to any command."""

@@ -1,6 +1,8 @@
 """Settings."""
 
 import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +345,7 @@ def test_a_worker_of_ours_gets_what_was_read() -> None:
 def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without a home, as containers have, is told which setting to set."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
 
     def homeless() -> Path:
         raise RuntimeError("no home")
@@ -352,6 +355,29 @@ def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(ConfigError, match="SIDECAR_DATA_DIR"):
             read({})
         assert read({"SIDECAR_DATA_DIR": "/data"})
+
+
+@pytest.mark.parametrize("home", ["", " ", "\r", "here", "."])
+def test_a_blank_home_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    """No state is kept at the root of the disk, or wherever a command is run, for want of a home."""
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    ours = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert load({}).data_dir == ours / ".local/state/letta-sidecar"
+    assert load({"SIDECAR_DATA_DIR": "~/x"}).data_dir == ours / "x"
+    monkeypatch.setenv("HOME", "/elsewhere\r")
+    assert load({}).data_dir == Path("/elsewhere/.local/state/letta-sidecar")
+    assert load({"SIDECAR_DATA_DIR": "~"}).data_dir == Path("/elsewhere")
+
+
+def test_a_directory_that_was_removed_breaks_no_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Settings are read where the working directory is gone: whole paths are as good as ever."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert load({"SIDECAR_DATA_DIR": str(tmp_path)}).data_dir == tmp_path
 
 
 @pytest.mark.parametrize(
