@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 it failed, or what was asked for is not there; 2 the confi
 command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
+import errno
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -29,6 +31,7 @@ _GROUPS = {
     "Move": ("agents", "export", "backup"),
     "Erase": ("forget",),
 }
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
 
 
@@ -91,11 +94,20 @@ app.command()(ready.ready)
 
 def main() -> None:
     """Run the command line and exit."""
+    # A stream that was closed is nobody's to read: what goes there is dropped.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets what it has
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        _run_and_flush()
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process complains as well
+        sys.stderr.write(f"sidecar: the output can't be written: {error.strerror}\n")
+        sys.exit(1)
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
         sys.stderr.write(printable(f"sidecar: {_told(error) if wrong else error}\n"))
@@ -103,6 +115,13 @@ def main() -> None:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
         sys.exit(2 if wrong else 1)
+
+
+def _run_and_flush() -> None:
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
 
 
 def _told(error: ConfigError) -> str:

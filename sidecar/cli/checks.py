@@ -301,6 +301,7 @@ async def _letta(settings: Settings) -> list[Finding]:
 
 def _local_letta(settings: Settings) -> Finding:
     """Look which Letta of this machine would remember; nothing is started."""
+    from sidecar.letta.embedded.store import why_unreadable  # noqa: PLC0415
     from sidecar.local_letta import why_away, why_embedded  # noqa: PLC0415
 
     fix = "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)"
@@ -309,6 +310,9 @@ def _local_letta(settings: Settings) -> Finding:
         why = why_embedded(settings, directory)
     except ConfigError as error:
         return Finding("letta", "bad", error.message, error.fields[0][1])
+    if why and (unreadable := why_unreadable(directory / "letta.db")):
+        found = f"the embedded Letta's file can't be read: {unreadable}"
+        return Finding("letta", "bad", found, f"mend {directory / 'letta.db'}, or move it away")
     if why:
         return Finding("letta", "warning", f"none: the embedded demo Letta remembers: {why}", fix)
     if away := why_away(settings):

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import apsw
 import pytest
 import typer
 from hypothesis import given
@@ -23,7 +25,10 @@ from sidecar.cli import show
 from sidecar.cli.checks import Finding
 from sidecar.cli.undelivered import lanes
 from sidecar.config import load
+from sidecar.errors import LettaError
+from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.move import Move
+from sidecar.llm.demo import DemoModel
 from sidecar.model import AgentRef, Call, Turn, caller_key
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
@@ -365,3 +370,58 @@ def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Pa
     assert "not sent yet" in old.found
     told = command.run("doctor", "--json")
     assert [one["what"] for one in told.json][-1] == "lanes"
+
+
+@pytest.mark.parametrize("args", ["calls list", "--help"])
+@pytest.mark.parametrize(("place", "code"), [("> /dev/full", 1), (">&-", 0), (">&- 2>&-", 0)])
+def test_where_nothing_can_be_written_there_is_no_traceback(
+    tmp_path: Path, args: str, place: str, code: int
+) -> None:
+    """A full disk behind the output is an error in one line, a stream that was closed is nobody's."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    anyio.run(fill, tmp_path / "data" / "journal.db")
+    environ = {"PATH": "/usr/bin:/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m sidecar {args} {place}"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stderr == (
+        "sidecar: the output can't be written: No space left on device\n" if code else ""
+    )
+
+
+def test_doctor_finds_a_memory_that_can_t_be_read(command: Cli, tmp_path: Path) -> None:
+    """A file of the embedded Letta that is none stops a start: it is bad, with the place to mend."""
+    (tmp_path / "data" / "letta.db").write_bytes(b"no database, but long enough to be read as one")
+    done = command.run("doctor", "--json")
+    (letta,) = [one for one in done.json if one["what"] == "letta"]
+    assert (done.code, letta["verdict"]) == (1, "bad")
+    assert str(tmp_path / "data" / "letta.db") in letta["fix"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (apsw.FullError(), "free space"),
+        (apsw.IOError(), "free space"),
+        (OSError(28, "No space left on device"), "free space"),
+        (PermissionError(13, "Permission denied"), "who may use it"),
+        (apsw.NotADBError(), "move it away"),
+    ],
+)
+def test_a_full_disk_is_no_reason_to_move_memory_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, remedy: str
+) -> None:
+    """Only a file that is no embedded Letta's may be moved away: any other holds what is known."""
+
+    def fail(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("sidecar.letta.embedded.letta.EmbeddedStore", fail)
+    with pytest.raises(LettaError) as caught:
+        anyio.run(partial(EmbeddedLetta.open, tmp_path / "letta.db", llm=DemoModel()))
+    assert remedy in caught.value.hint
