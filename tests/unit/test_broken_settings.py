@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ready": (),
     "forget": ("--caller", "id:ada"),
     "export": (),
-    "backup": ("no-such-directory/copy.db",),
+    "backup": ("/proc/no-such-copy.db",),
     "calls list": (),
     "calls show": (CALLS[0].key,),
     "calls guide": (CALLS[0].key, "text"),
