@@ -30,7 +30,6 @@ from sidecar.channels.link.spool import erase_damaged
 from sidecar.channels.vapi.build import build_vapi
 from sidecar.clock import SteadyClock
 from sidecar.config import DEFAULT_TENANT, OPENAI_URL, Settings, read_agent_map
-from sidecar.errors import ConfigError
 from sidecar.forget import Forgetting
 from sidecar.intake import SpoolIntake
 from sidecar.letta.identity import Identity, IdentityRules
@@ -44,13 +43,7 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
-from sidecar.private import (
-    installation_secret,
-    link_token,
-    make_directory,
-    refuse_no_directory,
-    refuse_shared,
-)
+from sidecar.private import installation_secret, link_token, state_directories
 from sidecar.prompt_wait import Waits
 from sidecar.server.admin import Admin, Forget
 from sidecar.server.http import Direct, listen, routes, serving
@@ -77,21 +70,8 @@ def prepare_data_dir(settings: Settings) -> Path:
         ConfigError: it can't be made or written, or it is open to other users.
     """
     directory = settings.data_dir.expanduser()
-    _make_state_directory(directory, "SIDECAR_DATA_DIR")
-    refuse_shared(directory)
-    _make_state_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    state_directories(directory, settings.spool.expanduser())
     return directory
-
-
-def _make_state_directory(directory: Path, field: str) -> None:
-    refuse_no_directory(directory, field)
-    try:
-        make_directory(directory)
-    except OSError as error:
-        raise ConfigError(
-            f"{field}: {directory} can't be made: {error.strerror}",
-            fields=((field, "name a directory that this user may write"),),
-        ) from None
 
 
 def build_llm(settings: Settings) -> Llm:

@@ -31,8 +31,8 @@ from typing_extensions import override
 from sidecar import environment
 from sidecar.environment import HTTP_SCHEMES, WS_SCHEMES, default_data_dir
 from sidecar.errors import ConfigError
+from sidecar.otel_environment import wrong_variables
 from sidecar.privacy import names_in
-from sidecar.tracing import exporter_of
 from sidecar.untrusted import MALFORMED
 
 DEFAULT_PORT = 8377
@@ -258,7 +258,7 @@ class Settings(BaseSettings):
                 return json.loads(value, object_pairs_hook=_named_once)
             except _NamedTwice:
                 raise ValueError("name each tenant once") from None
-            except (ValueError, RecursionError):
+            except MALFORMED:
                 shape = '"token"' if info.field_name == "tenants" else '{"key": "…", "secret": "…"}'
                 raise ValueError(f'write it as JSON: {{"tenant": {shape}}}') from None
         return value
@@ -282,7 +282,10 @@ class Settings(BaseSettings):
     @field_validator("app_server_program")
     @classmethod
     def _from_here(cls, value: Path) -> Path:
-        return value.absolute()
+        try:
+            return value.absolute()
+        except OSError:  # the directory we are in was removed: nothing is below it
+            return value
 
     @field_validator("redact")
     @classmethod
@@ -551,10 +554,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             environment.read(environ, name, check)
         except ConfigError as error:
             fields.extend(error.fields)
-    try:
-        exporter_of(environ)
-    except ConfigError as error:
-        fields.extend(error.fields)
+    fields.extend(wrong_variables(environ))
     if fields or settings is None:
         raise environment.wrong(fields)
     return settings
@@ -589,7 +589,14 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
     several = len(tenants) > 1
     remedy = f'write it as JSON: {{"{"TENANT/" if several else ""}+12025550100": "agent-…"}}'
     try:
-        raw: object = json.loads(path.read_text(encoding="utf-8"))
+        # An editor of Windows begins the file with a mark of its encoding.
+        text = path.read_text(encoding="utf-8-sig")
+        raw: object = json.loads(text, object_pairs_hook=_named_once)
+    except _NamedTwice:
+        raise ConfigError(
+            "SIDECAR_AGENT_MAP names a caller twice",
+            fields=(("SIDECAR_AGENT_MAP", "name each caller once"),),
+        ) from None
     except (OSError, *MALFORMED) as error:
         raise ConfigError(
             f"SIDECAR_AGENT_MAP can't be read: {type(error).__name__}",
@@ -600,7 +607,7 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
             "SIDECAR_AGENT_MAP is no JSON object", fields=(("SIDECAR_AGENT_MAP", remedy),)
         )
     entries = cast("dict[str, object]", raw)
-    if not all(isinstance(agent, str) and agent for agent in entries.values()):
+    if not all(isinstance(agent, str) and _is_id(agent) for agent in entries.values()):
         raise ConfigError(
             "SIDECAR_AGENT_MAP: every value is an agent id", fields=(("SIDECAR_AGENT_MAP", remedy),)
         )
@@ -618,6 +625,13 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
                 fields=(("SIDECAR_AGENT_MAP", f"take entry {place} out, or {remedy}"),),
             )
     return cast("dict[str, str]", entries)
+
+
+def _is_id(agent: str) -> bool:
+    try:
+        return bool(environment.word(agent))
+    except ValueError:
+        return False
 
 
 def _never_found(caller: str) -> str:

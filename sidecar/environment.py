@@ -171,6 +171,8 @@ def path(text: str) -> Path:
     if len(raw) >= TEXT_LIMIT_CHARS or any(len(n) > _NAME_LIMIT_BYTES for n in raw.split(b"/")):
         raise ValueError("no path may be so long")
     try:
+        if text == "~" or text.startswith("~/"):
+            return _home() / text[2:]
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError("there is no such home directory: write the whole path") from None
@@ -186,9 +188,28 @@ def default_data_dir() -> Path:
     if named is not None and Path(named).is_absolute():  # as the XDG specification has it
         return Path(named) / "letta-sidecar"
     try:
-        return Path.home() / ".local" / "state" / "letta-sidecar"
+        return _home() / ".local" / "state" / "letta-sidecar"
     except RuntimeError:
         raise wrong((("SIDECAR_DATA_DIR", "name a directory: this user has no home"),)) from None
+
+
+def _home() -> Path:
+    """Return the home of this user; a blank HOME is an unset one, and one that is no path is none.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    named = said(os.environ, "HOME")
+    if named is not None and Path(named).is_absolute():
+        return Path(named)
+    if "HOME" not in os.environ:
+        return Path.home()
+    import pwd  # noqa: PLC0415 - where HOME says nothing
+
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise RuntimeError("this user has no home") from None
 
 
 def _encodable(text: str) -> None:

@@ -29,8 +29,9 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from typing_extensions import override
 
 from sidecar import telemetry
-from sidecar.environment import said
+from sidecar.environment import said, wrong
 from sidecar.errors import ConfigError
+from sidecar.otel_environment import wrong_variables
 from sidecar.telemetry import Emit
 from sidecar.tracing import TEXT, Kind, Span, Value, exporter_of, traceparent_or_none
 
@@ -70,6 +71,8 @@ def tracer_of(
     Raises:
         ConfigError: a variable is wrong.
     """
+    if fields := wrong_variables(environ):
+        raise wrong(fields)
     exporter, protocol = exporter_of(environ)
     if exporter == "none":
         return None

@@ -3,11 +3,12 @@
 All functions block: call them off the loop, or before it runs.
 """
 
+import contextlib
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sidecar.errors import ConfigError
@@ -15,31 +16,118 @@ from sidecar.errors import ConfigError
 LINK_TOKEN_FILE = "link-token"  # noqa: S105 - a name
 """In the data directory: what opens the sidecar where no token is set."""
 _SECRET_FILE = "secret"  # noqa: S105 - a name
+# What a start looks at in its data directory, beside the spool.
+STATE_FILES = (
+    *("journal.db", "journal.db-wal", "journal.db-shm", "journal.db.lock", "journal.db.reserve"),
+    *("letta.db", "letta.db-wal", "letta.db-shm"),
+    *("control.json", "vapi-deliveries", _SECRET_FILE, LINK_TOKEN_FILE),
+)
+STATE_DIRECTORIES = ("snapshots", "app-server")
 _TOKEN_CHARS = 16
 _SECRET_BYTES = 16
 _OTHERS = 0o077
+# SQLite opens no path of more than 512 bytes, with what it adds to the name of a file.
+_PATH_BYTES = 480
+_NAME_ONE = "name a directory that this user may write"
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path) -> list[Path]:
     """Make a directory and each parent that is missing, every one 0700 whatever the umask.
 
-    What is there keeps its mode.
+    What is there keeps its mode. Returns those it made, outermost first.
 
     Raises:
-        OSError: it can't be made, or is no directory.
+        OSError: it can't be made, or is no directory; then none of them is left.
     """
     missing: list[Path] = []
     there = path
     while not there.exists():
         missing.append(there)
         there = there.parent
-    for directory in reversed(missing):
-        try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:  # another process was quicker
+    made: list[Path] = []
+    try:
+        for directory in reversed(missing):
+            try:
+                directory.mkdir(mode=0o700)
+            except FileExistsError:  # another process was quicker
+                continue
+            made.append(directory)
+            directory.chmod(0o700)  # a umask may have taken rights of ours
+        path.mkdir(exist_ok=True)
+    except BaseException:
+        unmake(made)
+        raise
+    return made
+
+
+def unmake(made: Sequence[Path]) -> None:
+    """Remove directories that `make_directory` made, as far as nothing is in them by now."""
+    with contextlib.suppress(OSError):  # somebody uses it: it and those around it stay
+        for directory in reversed(made):
+            directory.rmdir()
+
+
+def state_directories(data_dir: Path, spool: Path) -> list[Path]:
+    """Make the directories that a sidecar keeps its state in; returns those that were not there.
+
+    Raises:
+        ConfigError: one can't be made or used, the data directory is another user's or open to
+            others, or something of ours in it can't be used; then nothing is left that was not
+            there.
+    """
+    made: list[Path] = []
+    try:
+        _refuse_long(data_dir)
+        made += _state_directory(data_dir, "SIDECAR_DATA_DIR")
+        refuse_shared(data_dir)
+        made += _state_directory(spool, "SIDECAR_SPOOL_DIR")
+        _refuse_unusable(data_dir)
+    except BaseException:
+        unmake(made)
+        raise
+    return made
+
+
+def _refuse_unusable(data_dir: Path) -> None:
+    """Refuse a data directory in which something of ours can't be used, as after one `sudo`."""
+    user = os.geteuid()
+    for name in (*STATE_FILES, *STATE_DIRECTORIES):
+        path = data_dir / name
+        of_kind = os.path.isfile if name in STATE_FILES else os.path.isdir
+        wanted = os.R_OK | os.W_OK | (os.X_OK if name in STATE_DIRECTORIES else 0)
+        if not os.path.exists(path):  # noqa: PTH110 - raises nothing
             continue
-        directory.chmod(0o700)  # a umask may have taken rights of ours
-    path.mkdir(exist_ok=True)
+        if not of_kind(path):
+            why, remedy = "is something else than the sidecar makes there", f"move {path} away"
+        elif not os.access(path, wanted):
+            why = f"can't be used by this user (uid {user})"
+            remedy = f"chown -R {user} {data_dir} && chmod -R u+rwX {data_dir}"
+        else:
+            continue
+        message = f"SIDECAR_DATA_DIR: {path} {why}; {remedy}"
+        raise ConfigError(message, fields=(("SIDECAR_DATA_DIR", remedy),))
+
+
+def _state_directory(path: Path, field: str) -> list[Path]:
+    refuse_no_directory(path, field)
+    try:
+        return make_directory(path)
+    except OSError as error:
+        why = f"{path} can't be made: {error.strerror}"
+        raise ConfigError(f"{field}: {why}; {_NAME_ONE}", fields=((field, _NAME_ONE),)) from None
+
+
+def _refuse_long(data_dir: Path) -> None:
+    try:
+        length = len(os.fsencode(os.path.realpath(data_dir)))
+    except OSError:  # the directory we are in was removed
+        return
+    if length > _PATH_BYTES:
+        remedy = f"name a directory whose whole path has at most {_PATH_BYTES} bytes"
+        raise ConfigError(
+            f"SIDECAR_DATA_DIR: no database opens at a path of {length} bytes; {remedy}",
+            fields=(("SIDECAR_DATA_DIR", remedy),),
+        )
 
 
 def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
@@ -63,8 +151,9 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
         why = f"{there} can't be used by this user (uid {os.geteuid()})"
     else:
         return
-    remedy = "name a directory that this user may write"
-    raise ConfigError(f"{field}: {why}; {remedy}", fields=((field, remedy),))
+    if there != path:
+        why = f"{path} can't be made: {why}"
+    raise ConfigError(f"{field}: {why}; {_NAME_ONE}", fields=((field, _NAME_ONE),))
 
 
 def refuse_shared(directory: Path) -> None:
@@ -78,7 +167,7 @@ def refuse_shared(directory: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"the data directory can't be looked at: {error.strerror}",
-            fields=(("SIDECAR_DATA_DIR", "name a directory that this user may write"),),
+            fields=(("SIDECAR_DATA_DIR", _NAME_ONE),),
         ) from None
     if state.st_uid != os.geteuid():
         raise ConfigError(

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, TypeAlias
-from urllib.parse import urlsplit
 
 from sidecar.errors import ConfigError
 
@@ -23,15 +22,6 @@ Kind: TypeAlias = Literal["internal", "client", "server"]
 TEXT: Final = "sidecar.pii.text"
 """Words of a caller or of the agent; LiveKit's own filter knows the `pii` in it, too."""
 CONVERSATION: Final = "gen_ai.conversation.id"
-_NUMBERS: Final = (
-    "OTEL_BSP_SCHEDULE_DELAY",
-    "OTEL_BSP_EXPORT_TIMEOUT",
-    "OTEL_BSP_MAX_QUEUE_SIZE",
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-    "OTEL_EXPORTER_OTLP_TIMEOUT",
-    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-)
-_NUMBER = re.compile(r"[0-9]{1,10}")
 _EXPORTERS: Final = ("otlp", "console", "none")
 _PROTOCOLS: Final = ("http/protobuf", "grpc")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -161,44 +151,17 @@ def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
         named = ((name, environ.get(name, "").strip()) for name in names)
         return next(((name, value) for name, value in named if value), (names[-1], ""))
 
-    named, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    _, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     name, exporter = said("OTEL_TRACES_EXPORTER")
     _require(name, exporter, _EXPORTERS)
     name, protocol = said("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     _require(name, protocol, _PROTOCOLS)
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         exporter = "none"
-    if endpoint and exporter in {"", "otlp"}:
-        _require_url(named, endpoint)
-    if exporter != "none" and (exporter or endpoint):
-        for name in _NUMBERS:
-            value = environ.get(name, "").strip()
-            _require_number(name, value.replace(".", "", 1) if "TIMEOUT" in name else value)
     return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
-
-
-def _wrong(name: str, remedy: str) -> ConfigError:
-    return ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))
-
-
-def _require_url(name: str, value: str) -> None:
-    remedy = "write it as http://HOST:PORT or https://HOST:PORT"
-    try:
-        parts = urlsplit(value if "//" in value else f"//{value}")
-        usable = bool(parts.hostname) and parts.scheme in {"", "http", "https"} and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise _wrong(name, remedy)
-
-
-def _require_number(name: str, value: str) -> None:
-    if value and not (_NUMBER.fullmatch(value) and float(value)):
-        remedy = "write a number above 0"
-        raise _wrong(name, remedy)
 
 
 def _require(name: str, value: str, known: Sequence[str]) -> None:
     if value and value not in known:
         remedy = f"one of {', '.join(known)}"
-        raise _wrong(name, remedy)
+        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))

@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 it failed, or what was asked for is not there; 2 the confi
 command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
+import errno
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,6 +19,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
+from sidecar.cli.arguments import Commands
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.printable import printable
 
@@ -28,6 +31,7 @@ _GROUPS = {
     "Move": ("agents", "export", "backup"),
     "Erase": ("forget",),
 }
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
 
 
@@ -38,6 +42,18 @@ class _InGroups(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the groups."""
         return [name for names in _GROUPS.values() for name in names]
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; with --json, tell wrong use as JSON as well."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if "--json" in sys.argv:
+                field = error.param.get_error_hint().strip("'") if error.param else ""
+                told = {"field": field, "remedy": error.message}
+                show.as_json({"error": error.format_message(), "hint": "", "fields": [told]})
+            raise
 
     @override
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -56,7 +72,7 @@ class _InGroups(TyperGroup):
                 )
 
 
-app = typer.Typer(
+app = Commands(
     name="sidecar",
     cls=_InGroups,
     help="A voice agent that remembers its callers, without waiting for its memory.",
@@ -78,11 +94,20 @@ app.command()(ready.ready)
 
 def main() -> None:
     """Run the command line and exit."""
+    # A stream that was closed is nobody's to read: what goes there is dropped.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets what it has
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        _run_and_flush()
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process complains as well
+        sys.stderr.write(f"sidecar: the output can't be written: {error.strerror}\n")
+        sys.exit(1)
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
         sys.stderr.write(printable(f"sidecar: {_told(error) if wrong else error}\n"))
@@ -90,6 +115,13 @@ def main() -> None:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
         sys.exit(2 if wrong else 1)
+
+
+def _run_and_flush() -> None:
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
 
 
 def _told(error: ConfigError) -> str:
@@ -128,7 +160,9 @@ def run(
     worker: Annotated[
         Path | None,
         typer.Option(
-            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py"
+            exists=True,
+            dir_okay=False,
+            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py",
         ),
     ] = None,
     restart: Annotated[
@@ -148,7 +182,10 @@ def run(
     from sidecar.config import load  # noqa: PLC0415
     from sidecar.serve import serve  # noqa: PLC0415
 
-    child = Child(parent_fd) if parent_fd is not None else None
+    try:
+        child = Child(parent_fd) if parent_fd is not None else None
+    except (OSError, ValueError):
+        raise typer.BadParameter("--parent-fd is for `sidecar run --restart` alone") from None
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")
@@ -163,6 +200,7 @@ def check(*, as_json: Json = False) -> None:
 
     settings = load()
     checks.usable(settings)
+    checks.binds(settings)
     shown = settings.redacted() | checks.of_traces()
     if as_json:
         show.as_json(shown)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import Commands
+from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
     from sidecar.letta.move import Move
 
-app = typer.Typer(help="The Letta agents that remember callers.", no_args_is_help=True)
+app = Commands(help="The Letta agents that remember callers.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 AgentId = Annotated[str, typer.Argument(help="As `agents list` or `agents create` printed it.")]
@@ -150,6 +152,8 @@ def move(
 
     if bool(agent_id) == every:
         raise typer.BadParameter("name an agent, or say --all")
+    for option, place in (("--to", to), ("--from", source)):
+        _check_place(option, place)
     if reach.is_running():
         raise typer.BadParameter(
             "a sidecar runs on this data directory and would go on to teach the agents: stop it"
@@ -163,15 +167,14 @@ def move(
         show.as_json(moves)
     else:
         show.table(
-            ["agent", "name", "how", ">characters", "state", "there"],
+            ["agent, and there", "name", "how", ">characters", "state"],
             [
                 [
-                    m.agent_id,
+                    f"{m.agent_id}\n{m.target_id or '-'}",
                     m.name,
                     m.how,
                     str(sum(chars for _, chars in m.blocks)),
                     m.state,
-                    m.target_id or "-",
                 ]
                 for m in moves
             ],
@@ -181,3 +184,21 @@ def move(
             show.say("nothing was changed; say --yes to move")
     if any(m.state in {"differs", "taken"} for m in moves):
         raise typer.Exit(1)
+
+
+def _check_place(option: str, place: str) -> None:
+    """Check the name of a Letta; an empty one is that of the settings.
+
+    Raises:
+        BadParameter: it names none.
+        ConfigError: the settings are wrong, or have no key for it.
+    """
+    settings = reach.settings()
+    try:
+        if place:
+            settings.at(place)
+    except ConfigError as error:
+        field, remedy = error.fields[0]
+        if field:
+            raise
+        raise typer.BadParameter(remedy, param_hint=option) from None

@@ -1,5 +1,6 @@
 """`sidecar forget` and `sidecar export`: what is held of one caller, or of all."""
 
+import contextlib
 import os
 import sys
 import time
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from sidecar import environment
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import check_value
+from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
     from sidecar.forget import Forgotten
@@ -22,11 +26,12 @@ Caller = Annotated[
     str,
     typer.Option(
         help="tel:+12025550100, id:NAME (a token's identity or the console's name), caller:ID (your"
-        " backend's), or the key that `calls show` prints; - reads it from standard input."
+        " backend's), or the key that `calls show` prints or its first 8 characters; - reads it from standard input."
     ),
 ]
 Tenant = Annotated[str, typer.Option(help="Whose caller.")]
 _KEY_CHARS = 32
+_FEWEST_CHARS = 8
 _OR_ITS_KEY = "; a call that is kept under it has a key, which `calls show` prints"
 _NOT_ONE = {
     "withheld": "carriers say this of those who withhold their number: it is nobody",
@@ -48,11 +53,14 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     from sidecar.model import caller_key  # noqa: PLC0415
 
     if said == "-":
-        said = sys.stdin.readline()
+        said = _first_line()
     said = said.strip()
     kind, colon, name = said.partition(":")
-    if not colon and len(said) == _KEY_CHARS and all(c in "0123456789abcdef" for c in said):
-        return said
+    if not colon and len(said) <= _KEY_CHARS and all(c in "0123456789abcdef" for c in said):
+        if len(said) == _KEY_CHARS:
+            return said
+        if len(said) >= _FEWEST_CHARS and (key := _key_beginning(said)):
+            return key
     if kind == "tel" or (not colon and said.startswith("+")):
         number = phone.read(name or said, region=region)
         if not number.e164:
@@ -66,6 +74,34 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
         except UnicodeEncodeError:
             raise typer.BadParameter("this is no text in UTF-8") from None
     raise typer.BadParameter("write tel:NUMBER, id:NAME, caller:ID or the caller's key")
+
+
+def _key_beginning(said: str) -> str:
+    """Return the one key of the journal that begins so, as `calls list` shows it; empty: none does.
+
+    Raises:
+        BadParameter: several do.
+    """
+    with contextlib.suppress(JournalError), reach.looking() as journal:
+        found = journal.callers(said)
+        if len(found) > 1:
+            raise typer.BadParameter(f"several callers' keys begin so: {', '.join(found[:5])}")
+        return found[0] if found else ""
+    return ""
+
+
+def _first_line() -> str:
+    """Return the first line of standard input.
+
+    Raises:
+        BadParameter: there is none, or it is no name of a caller.
+    """
+    try:
+        line = sys.stdin.readline(environment.TEXT_LIMIT_CHARS + 1).strip()
+        check_value(line)
+    except (OSError, ValueError, AttributeError):  # closed, or no text
+        raise typer.BadParameter("standard input holds no line that names a caller") from None
+    return line
 
 
 def forget(

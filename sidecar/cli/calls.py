@@ -8,12 +8,13 @@ import typer
 
 from sidecar.call_names import short_id
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
     from sidecar.model import Turn
     from sidecar.transcript.sqlite.reports import CallRow
 
-app = typer.Typer(help="Past and live calls with their transcripts.", no_args_is_help=True)
+app = Commands(help="Past and live calls with their transcripts.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _LOOK_EVERY_S = 0.5

@@ -23,9 +23,16 @@ from sidecar.config import Settings, read_agent_map
 from sidecar.environment import default_data_dir
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
-from sidecar.private import LINK_TOKEN_FILE, refuse_no_directory, refuse_shared
+from sidecar.private import (
+    LINK_TOKEN_FILE,
+    refuse_no_directory,
+    refuse_shared,
+    state_directories,
+    unmake,
+)
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import exporter_of
+from sidecar.untrusted import MALFORMED
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
 
@@ -63,18 +70,20 @@ class Finding:
 def usable(settings: Settings) -> None:
     """Load what the settings name: files and callables, which a start would find missing.
 
+    It leaves nothing behind that was not there.
+
     Raises:
         ConfigError: one of them can't be used.
     """
     from sidecar.channels.vapi.build import transient_assistant  # noqa: PLC0415 - slow to load
+    from sidecar.local_letta import why_embedded  # noqa: PLC0415 - slow to load
 
     redaction(settings.redact)
-    directory = settings.data_dir.expanduser()
-    refuse_no_directory(directory)
-    if directory.exists():
-        refuse_shared(directory)
-    refuse_no_directory(settings.spool.expanduser(), "SIDECAR_SPOOL_DIR")
+    # Whether a directory can be made, only making it tells: of /proc, of a full or foreign disk.
+    unmake(state_directories(settings.data_dir.expanduser(), settings.spool.expanduser()))
     transient_assistant(settings)
+    if settings.letta_generation == "local":
+        why_embedded(settings, settings.data_dir.expanduser())
     if settings.agent_map is not None:
         read_agent_map(settings.agent_map, settings.tenant_names)
     if settings.letta_generation == "rest":
@@ -85,6 +94,17 @@ def usable(settings: Settings) -> None:
         from sidecar.otel import tracer_of  # noqa: PLC0415 - only when asked for
 
         tracer_of(os.environ, service="check", text=False, emit=Telemetry().emit)
+
+
+def binds(settings: Settings) -> None:
+    """Try whether the address is one of this machine; the port may be taken, by our own sidecar.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from sidecar.server.http import listen  # noqa: PLC0415
+
+    listen(settings.host, 0).close()
 
 
 def of_traces() -> dict[str, str]:
@@ -223,7 +243,8 @@ def free_port(settings: Settings) -> Finding | None:
         listen(settings.host, settings.port).close()
     except ConfigError as error:
         field, remedy = error.fields[0]
-        verdict: Verdict = "warning" if field == "SIDECAR_PORT" else "bad"  # it may be free later
+        later = remedy.startswith("another program")  # it may be free by then
+        verdict: Verdict = "warning" if later else "bad"
         return Finding("bind", verdict, error.message, f"{field}: {remedy}")
     return None
 
@@ -280,6 +301,7 @@ async def _letta(settings: Settings) -> list[Finding]:
 
 def _local_letta(settings: Settings) -> Finding:
     """Look which Letta of this machine would remember; nothing is started."""
+    from sidecar.letta.embedded.store import why_unreadable  # noqa: PLC0415
     from sidecar.local_letta import why_away, why_embedded  # noqa: PLC0415
 
     fix = "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)"
@@ -288,6 +310,9 @@ def _local_letta(settings: Settings) -> Finding:
         why = why_embedded(settings, directory)
     except ConfigError as error:
         return Finding("letta", "bad", error.message, error.fields[0][1])
+    if why and (unreadable := why_unreadable(directory / "letta.db")):
+        found = f"the embedded Letta's file can't be read: {unreadable}"
+        return Finding("letta", "bad", found, f"mend {directory / 'letta.db'}, or move it away")
     if why:
         return Finding("letta", "warning", f"none: the embedded demo Letta remembers: {why}", fix)
     if away := why_away(settings):
@@ -297,6 +322,7 @@ def _local_letta(settings: Settings) -> Finding:
 
 def _version_and_skew(url: str) -> tuple[str, float | None]:
     """Return the version a classic server tells at its health route, and how far our clock is."""
+    import http.client  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
@@ -307,11 +333,12 @@ def _version_and_skew(url: str) -> tuple[str, float | None]:
     except urllib.error.HTTPError as error:
         with error:
             date, version = error.headers.get("date"), ""
-    except (OSError, ValueError, AttributeError):
+    except (OSError, http.client.HTTPException, AttributeError, *MALFORMED):
         return "", None
-    if not date:
+    try:
+        return version, time.time() - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, OverflowError):  # no date, or none that is one
         return version, None
-    return version, time.time() - parsedate_to_datetime(date).timestamp()
 
 
 async def _llm(settings: Settings) -> Finding:
@@ -380,7 +407,7 @@ def _connects(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_S):
             return True
-    except OSError:
+    except (OSError, UnicodeError):  # no such host, or no name of one
         return False
 
 

@@ -8,13 +8,14 @@ import typer
 
 from sidecar.call_names import calls_named, short_id
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import Commands
 from sidecar.cli.callers import caller_key_of
 from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
     from sidecar.letta.changes import Change
 
-app = typer.Typer(help="What an agent learned, call by call.", no_args_is_help=True)
+app = Commands(help="What an agent learned, call by call.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 AgentId = Annotated[

@@ -7,11 +7,12 @@ import typer
 
 from sidecar.call_names import short_id
 from sidecar.cli import reach, show
+from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
-    from sidecar.transcript.journal import Journal
+    from sidecar.transcript.journal import Journal, LaneStatus
 
-app = typer.Typer(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
+app = Commands(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _SHOWN_CHARS = 8
@@ -24,7 +25,10 @@ def list_outbox(
     limit: Annotated[int, typer.Option(help="Batches at most.", min=1)] = 100,
     as_json: Json = False,
 ) -> None:
-    """List the lanes that hold something undelivered, and the dead letters."""
+    """List the lanes that hold something undelivered, and the dead letters.
+
+    `outbox show` says the whole of each.
+    """
     now_s = time.time()
     with reach.looking() as journal:
         counts, lanes = journal.counts(), journal.lanes()
@@ -38,7 +42,7 @@ def list_outbox(
         ["lane", "state", ">pending", ">try", "oldest", "last error"],
         [
             [
-                lane.lane,
+                short_id(lane.lane),
                 lane.state,
                 str(lane.pending),
                 str(lane.attempt),
@@ -67,16 +71,22 @@ def list_outbox(
 
 @app.command("show")
 def show_batch(
-    batch: Annotated[str, typer.Argument(help="A batch's id, or its first characters.")],
+    batch: Annotated[
+        str, typer.Argument(help="A batch's id or a lane's, or its first characters.")
+    ],
     *,
     as_json: Json = False,
 ) -> None:
-    """Print one batch with its turns."""
+    """Print one batch with its turns, or how one lane stands."""
     with reach.looking() as journal:
         found = journal.batch(batch)
+        lanes = [lane for lane in journal.lanes() if _is_named(lane, batch)]
+    if found is None and len(lanes) == 1:
+        _show_lane(lanes[0], as_json=as_json)
+        return
     if found is None:
         raise reach.NotThere(
-            f"no batch begins with {batch}, or several do", hint="see `sidecar outbox list`"
+            f"no batch or lane begins with {batch}, or several do", hint="see `sidecar outbox list`"
         )
     row, turns = found
     if as_json:
@@ -89,6 +99,21 @@ def show_batch(
     show.say(f"error  {row.error or '-'}\n")
     for turn in turns:
         show.say(f"{turn.speaker:6}  " + turn.text.replace("\n", "\n" + " " * 8))
+
+
+def _is_named(lane: "LaneStatus", name: str) -> bool:
+    return name in {lane.lane, lane.agent_id} or short_id(lane.lane).startswith(name)
+
+
+def _show_lane(lane: "LaneStatus", *, as_json: bool) -> None:
+    if as_json:
+        show.as_json({"lane": lane})
+        return
+    show.say(f"lane   {lane.lane}")
+    show.say(f"agent  {lane.agent_id or 'not known yet'}")
+    show.say(f"state  {lane.state}, {lane.attempt} tries, {lane.pending} turns pending")
+    show.say(f"oldest {show.moment(lane.oldest_s)} UTC")
+    show.say(f"error  {lane.error or '-'}")
 
 
 @app.command("replay")

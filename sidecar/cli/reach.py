@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sidecar.call_names import calls_named, several
 from sidecar.errors import JournalError, JournalLocked, SidecarError
+from sidecar.untrusted import MALFORMED
 
 if TYPE_CHECKING:
     from sidecar.config import Settings
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 _REQUEST_S: Final = 310.0
 _LOOK_S: Final = 5.0
+_OTHER_JSON: Final = (KeyError, TypeError, AttributeError)
 
 
 class Refused(SidecarError):
@@ -199,7 +201,7 @@ def _request(
             f"no sidecar answers for {directory}",
             hint="start one there, or wait until it has started",
         ) from None
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, *MALFORMED, *_OTHER_JSON) as error:
         raise Refused(
             f"a sidecar holds the journal and does not answer: {type(error).__name__}",
             hint="wait for it to start or stop, or run this as the user it runs as",

@@ -14,7 +14,8 @@ from sidecar.printable import printable, printable_json
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 WIDTH = 80
-_NARROW = 10
+# As little as a column beside the first may get before a table is no use.
+_NARROW = 8
 
 T = TypeVar("T")
 
@@ -54,6 +55,9 @@ class _Encoder(json.JSONEncoder):
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
     """Write a table no wider than the terminal, 80 columns where there is none.
 
+    What a row is named by stays in one piece, to be copied. Where that leaves too little room for
+    the rest, each row is a few lines instead.
+
     Args:
         columns: Headings; one that starts with `>` is aligned to the right.
         rows: Cells as text.
@@ -68,19 +72,28 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) 
     from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False, soft_wrap=False)
-    # What a row is named by stays in one piece, to be copied, where that leaves room for the rest.
-    whole = max(len(row[0]) for row in rows) <= console.width - _NARROW * (len(columns) - 1)
+    longest = max(len(line) for row in rows for line in row[0].splitlines() or [""])
+    if longest > console.width - _NARROW * (len(columns) - 1):
+        _as_lines([name.removeprefix(">") for name in columns], rows)
+        return
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(columns):
         drawn.add_column(
             name.removeprefix(">"),
             justify="right" if name.startswith(">") else "left",
             overflow="fold",
-            no_wrap=whole and place == 0,
+            no_wrap=place == 0,
         )
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
+
+
+def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in rows:
+        say(f"{columns[0]} {row[0]}")
+        for name, cell in zip(columns[1:], row[1:], strict=True):
+            say(f"  {name}: " + cell.replace("\n", "\n    "))
 
 
 def each(work: Sequence[T], what: str) -> Iterable[T]:

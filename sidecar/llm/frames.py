@@ -7,6 +7,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from sidecar.untrusted import MALFORMED, whole_characters
+
 _WORD: Final = re.compile(r"[\w.-]{1,64}")
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -20,15 +22,12 @@ def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
     """
     try:
         return object_or_none(_decode(raw)), raw
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         pass
-    # Half a character, as bytes or as an escape, costs no more than itself.
-    try:
-        value: object = json.loads(raw.decode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    try:  # a server of Python writes NaN, which msgspec refuses
+        value: object = json.loads(whole_characters(raw))
+    except MALFORMED as error:
+        raise ValueError("this is no JSON") from error
     return object_or_none(value), json_of(value)
 
 

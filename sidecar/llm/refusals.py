@@ -229,5 +229,5 @@ def _inner(text: str) -> object:
         return None
     try:
         return msgspec.json.decode(text)
-    except (*MALFORMED, UnicodeEncodeError):
+    except MALFORMED:
         return None

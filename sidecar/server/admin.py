@@ -32,7 +32,7 @@ CONTROL_FILE = "control.json"
 BUDGET_S = 300.0
 _BODY_LIMIT_BYTES = 65_536
 _TEXT_LIMIT_CHARS = 1_024
-_COMMAND_CHARS = 2_000
+COMMAND_CHARS = 2_000
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Order(msgspec.Struct, frozen=True):
 
     call: str
     command: Command
-    text: Annotated[str, msgspec.Meta(max_length=_COMMAND_CHARS)] = ""
+    text: Annotated[str, msgspec.Meta(max_length=COMMAND_CHARS)] = ""
 
 
 class Admin:
@@ -91,7 +91,7 @@ class Admin:
     def withdraw(self, directory: Path) -> None:
         """Take `announce` back, unless a later sidecar has announced itself."""
         path = directory / CONTROL_FILE
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, *MALFORMED, KeyError, TypeError):
             if cast("dict[str, object]", json.loads(path.read_text()))["pid"] == os.getpid():
                 path.unlink()
 

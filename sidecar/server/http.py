@@ -146,12 +146,17 @@ def listen(host: str, port: int) -> socket.socket:
         # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without
         # it small answers wait for the peer's delayed ACK, up to 40 ms.
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         remedy = _NOT_BOUND.get(error.errno or 0, _NO_ADDRESS)
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise ConfigError(
-            f"can't listen on {host}:{port}: {error.strerror or type(error).__name__}",
+            f"can't listen on {where}: {error.strerror or type(error).__name__}",
             fields=(remedy,),
         ) from None
     return bound

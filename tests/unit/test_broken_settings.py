@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ready": (),
     "forget": ("--caller", "id:ada"),
     "export": (),
-    "backup": ("no-such-directory/copy.db",),
+    "backup": ("/proc/no-such-copy.db",),
     "calls list": (),
     "calls show": (CALLS[0].key,),
     "calls guide": (CALLS[0].key, "text"),
@@ -168,6 +168,24 @@ USED: dict[str, tuple[str, Setting]] = {
     ),
     "a file for a spool": ("SIDECAR_SPOOL_DIR", lambda at: {"SIDECAR_SPOOL_DIR": str(at / "file")}),
     "a map that is none": ("SIDECAR_AGENT_MAP", lambda at: {"SIDECAR_AGENT_MAP": str(at / "file")}),
+    "an App Server that is none": (
+        "SIDECAR_LETTA",
+        lambda at: {
+            "SIDECAR_LETTA": "app-server",
+            "SIDECAR_APP_SERVER_PROGRAM": str(at / "file"),
+        },
+    ),
+    "a directory in /proc": (
+        "SIDECAR_DATA_DIR",
+        lambda _: {"SIDECAR_DATA_DIR": "/proc/nope"},
+    ),
+    "a header that is none": (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        lambda _: {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+            "OTEL_EXPORTER_OTLP_HEADERS": "password",
+        },
+    ),
     "an assistant that is none": (
         "SIDECAR_VAPI_ASSISTANT",
         lambda at: {"SIDECAR_VAPI_ASSISTANT": str(at / "file")},
@@ -217,6 +235,24 @@ def test_what_is_unusable_breaks_no_command(command: Cli, tmp_path: Path, name: 
         assert done.code in {0, 1, 2}
         if done.code == 2:
             names(done, variable)
+
+
+@pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1", "256.1.1.1", "no.such.invalid", "*"])
+def test_an_address_of_no_machine_or_another_is_named(command: Cli, host: str) -> None:
+    """A check and a start refuse it by the same setting; doctor has a finding of it."""
+    settings = {"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": _KEY, "SIDECAR_PORT": "0"}
+    for name in ("check", "run"):
+        names(command.run(name, **settings), "SIDECAR_HOST")
+    done = command.run("doctor", **settings)
+    assert done.code == 1
+    assert "fix: SIDECAR_HOST" in done.out
+
+
+def test_addresses_of_version_6_are_taken(command: Cli) -> None:
+    """Of this machine, written without brackets."""
+    for host in ("::1", "::ffff:127.0.0.1"):
+        assert command.run("check", SIDECAR_HOST=host, SIDECAR_LINK_TOKEN=_KEY).code == 0
+    names(command.run("check", SIDECAR_HOST="[::1]", SIDECAR_LINK_TOKEN=_KEY), "SIDECAR_HOST")
 
 
 @pytest.mark.parametrize("end", ["\r", " ", "\t", "\u00a0", " \r\n"])

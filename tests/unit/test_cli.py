@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import apsw
 import pytest
 import typer
 from hypothesis import given
@@ -19,9 +21,14 @@ from hypothesis import strategies as st
 
 from sidecar import cli
 from sidecar.call_names import calls_named, several, short_id
+from sidecar.cli import show
 from sidecar.cli.checks import Finding
 from sidecar.cli.undelivered import lanes
 from sidecar.config import load
+from sidecar.errors import LettaError
+from sidecar.letta.embedded.letta import EmbeddedLetta
+from sidecar.letta.move import Move
+from sidecar.llm.demo import DemoModel
 from sidecar.model import AgentRef, Call, Turn, caller_key
 from sidecar.transcript.journal import PostPolicy
 from sidecar.transcript.sqlite import SqliteJournal
@@ -136,6 +143,74 @@ def test_a_call_takes_one_line_of_eighty_columns(command: Cli) -> None:
         (line,) = [line for line in lines if short_id(call.key) in line]
         assert call.channel in line
     assert len([line for line in lines if line.strip()]) == 2 + len(CALLS)
+
+
+AGENT = "agent-0199c1f2-7a4e-7c11-9d3e-5b1f0c6a2e44"
+
+
+def shown(capsys: pytest.CaptureFixture[str], columns: list[str], rows: list[list[str]]) -> str:
+    show.table(columns, rows, empty="none")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+@pytest.mark.parametrize("name", ["1a2b3c4d", AGENT, f"{AGENT}\n{AGENT[::-1]}", "x" * 90])
+@pytest.mark.parametrize("others", [1, 4, 6])
+def test_what_a_row_is_named_by_is_never_broken(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    name: str,
+    others: int,
+) -> None:
+    """An id can be copied from a table of any width; no cell is lost, however narrow it is."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    cells = [f"cell{n}" for n in range(others)]
+    told = shown(capsys, ["id", *(f"c{n}" for n in range(others))], [[name, *cells]])
+    for part in name.splitlines():
+        assert any(part in line for line in told.splitlines())
+    assert all(cell in told.replace("\n", "") for cell in cells)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_every_id_of_a_list_is_taken_by_the_command_that_shows_it(command: Cli, width: int) -> None:
+    """What `calls list` and `outbox list` print of a call, a caller and a lane names it elsewhere."""
+    listed = command.run("calls", "list", COLUMNS=str(width)).out
+    for call in CALLS:
+        assert short_id(call.key) in listed.split()
+        if width == 80:
+            assert call.caller_key[:8] in listed.split()
+        named = command.run("export", "--caller", call.caller_key[:8])
+        assert [json.loads(line)["call"] for line in named.out.splitlines()] == [call.key]
+    lanes = command.run("outbox", "list", COLUMNS=str(width)).out
+    for call in CALLS:
+        lane = call.ref.lane
+        assert short_id(lane) in lanes.split()
+        for name in (short_id(lane), lane):
+            assert f"lane   {lane}\n" in command.ok("outbox", "show", name)
+            assert command.run("outbox", "show", name, "--json").json["lane"]["lane"] == lane
+
+
+def test_a_beginning_that_is_nobodys_key_is_no_caller(command: Cli) -> None:
+    """Digits of a number are not taken for a key, and a key that nobody has is told."""
+    for name in ("12025550", "0000000", "f" * 9):
+        done = command.run("export", "--caller", name)
+        assert done.code == 2
+        assert "tel:NUMBER" in done.err
+
+
+def test_a_move_prints_both_ids_whole(command: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns the agent and what it became stand in one piece each."""
+    there = f"agent-{'0' * 36}"
+    moves = [Move(AGENT, "Ada Lovelace of Acme", "moved", "blocks", there, (("human", 9),))]
+
+    async def moved(*_: object, **__: object) -> list[Move]:
+        return moves
+
+    monkeypatch.setattr("sidecar.serve.move_agents", moved)
+    told = command.ok("agents", "move", "--all", "--to", "embedded", "--yes")
+    assert {AGENT, there} <= set(told.split())
+    assert max(map(len, told.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -295,3 +370,58 @@ def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Pa
     assert "not sent yet" in old.found
     told = command.run("doctor", "--json")
     assert [one["what"] for one in told.json][-1] == "lanes"
+
+
+@pytest.mark.parametrize("args", ["calls list", "--help"])
+@pytest.mark.parametrize(("place", "code"), [("> /dev/full", 1), (">&-", 0), (">&- 2>&-", 0)])
+def test_where_nothing_can_be_written_there_is_no_traceback(
+    tmp_path: Path, args: str, place: str, code: int
+) -> None:
+    """A full disk behind the output is an error in one line, a stream that was closed is nobody's."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    anyio.run(fill, tmp_path / "data" / "journal.db")
+    environ = {"PATH": "/usr/bin:/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m sidecar {args} {place}"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stderr == (
+        "sidecar: the output can't be written: No space left on device\n" if code else ""
+    )
+
+
+def test_doctor_finds_a_memory_that_can_t_be_read(command: Cli, tmp_path: Path) -> None:
+    """A file of the embedded Letta that is none stops a start: it is bad, with the place to mend."""
+    (tmp_path / "data" / "letta.db").write_bytes(b"no database, but long enough to be read as one")
+    done = command.run("doctor", "--json")
+    (letta,) = [one for one in done.json if one["what"] == "letta"]
+    assert (done.code, letta["verdict"]) == (1, "bad")
+    assert str(tmp_path / "data" / "letta.db") in letta["fix"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (apsw.FullError(), "free space"),
+        (apsw.IOError(), "free space"),
+        (OSError(28, "No space left on device"), "free space"),
+        (PermissionError(13, "Permission denied"), "who may use it"),
+        (apsw.NotADBError(), "move it away"),
+    ],
+)
+def test_a_full_disk_is_no_reason_to_move_memory_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, remedy: str
+) -> None:
+    """Only a file that is no embedded Letta's may be moved away: any other holds what is known."""
+
+    def fail(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("sidecar.letta.embedded.letta.EmbeddedStore", fail)
+    with pytest.raises(LettaError) as caught:
+        anyio.run(partial(EmbeddedLetta.open, tmp_path / "letta.db", llm=DemoModel()))
+    assert remedy in caught.value.hint

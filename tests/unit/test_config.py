@@ -1,6 +1,8 @@
 """Settings."""
 
 import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +345,7 @@ def test_a_worker_of_ours_gets_what_was_read() -> None:
 def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without a home, as containers have, is told which setting to set."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
 
     def homeless() -> Path:
         raise RuntimeError("no home")
@@ -354,8 +357,36 @@ def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> N
         assert read({"SIDECAR_DATA_DIR": "/data"})
 
 
+@pytest.mark.parametrize("home", ["", " ", "\r", "here", "."])
+def test_a_blank_home_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    """No state is kept at the root of the disk, or wherever a command is run, for want of a home."""
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    ours = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert load({}).data_dir == ours / ".local/state/letta-sidecar"
+    assert load({"SIDECAR_DATA_DIR": "~/x"}).data_dir == ours / "x"
+    monkeypatch.setenv("HOME", "/elsewhere\r")
+    assert load({}).data_dir == Path("/elsewhere/.local/state/letta-sidecar")
+    assert load({"SIDECAR_DATA_DIR": "~"}).data_dir == Path("/elsewhere")
+
+
+def test_a_directory_that_was_removed_breaks_no_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Settings are read where the working directory is gone: whole paths are as good as ever."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert load({"SIDECAR_DATA_DIR": str(tmp_path)}).data_dir == tmp_path
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"a": 1}', '{"a": ""}', '{"+1 (202) 555-0100": "agent-1"}']
+    "content",
+    [
+        *("", "[]", "{", "[" * 9_999, '{"a": 1}', '{"a": ""}', '{"a": "agent 1"}', '{"a": "a/1"}'),
+        *('{"a": "\\ud800"}', '{"a": "x\\u0001"}', '{"a": "agent-1", "a": "agent-2"}'),
+        '{"+1 (202) 555-0100": "agent-1"}',
+    ],
 )
 def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     """A broken map file names the setting."""
@@ -364,6 +395,13 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_agent_map(path, {"default"})
     assert caught.value.fields[0][0] == "SIDECAR_AGENT_MAP"
+
+
+def test_a_map_of_an_editor_of_windows_is_read(tmp_path: Path) -> None:
+    """The mark of its encoding at the beginning is no part of a map."""
+    path = tmp_path / "map.json"
+    path.write_text('{"id:ada": "agent-1"}\r\n', encoding="utf-8-sig")
+    assert read_agent_map(path, {"default"}) == {"id:ada": "agent-1"}
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,21 @@ import pytest
 from sidecar.app import prepare_data_dir
 from sidecar.channels.link.spool import SpoolFile
 from sidecar.cli.checks import permissions, usable
-from sidecar.config import load
+from sidecar.config import Settings, load
 from sidecar.errors import ConfigError
 from sidecar.letta.app_server.process import FolderLock
 from sidecar.letta.embedded.store import EmbeddedStore
 from sidecar.private import (
     LINK_TOKEN_FILE,
+    STATE_DIRECTORIES,
+    STATE_FILES,
     installation_secret,
     link_token,
     make_directory,
     token_in,
     write_whole,
 )
+from sidecar.transcript.sqlite.file import open_writer
 
 pytestmark = pytest.mark.unit
 
@@ -101,6 +104,121 @@ def test_a_data_directory_of_another_is_refused(
     ((field, remedy),) = refused.value.fields
     assert field == "SIDECAR_DATA_DIR"
     assert f"chown -R {us + 1} {data}" in remedy
+
+
+NOT_TO_BE_MADE = (
+    "/proc/nope",
+    "/proc/a/b",
+    "/sys/nope",
+    "file",
+    "file/below",
+    "nowhere",
+    "nowhere/a",
+)
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    return tmp_path
+
+
+def below(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*"))
+
+
+@pytest.mark.parametrize("judge", [prepare_data_dir, usable])
+@pytest.mark.parametrize("variable", ["SIDECAR_DATA_DIR", "SIDECAR_SPOOL_DIR"])
+@pytest.mark.parametrize("place", NOT_TO_BE_MADE)
+def test_a_directory_that_cant_be_made_is_refused_before_and_at_the_start(
+    judge: Callable[[Settings], object], variable: str, place: str, around: Path
+) -> None:
+    """A check comes to the verdict of a start, with the setting and a remedy; nothing is left."""
+    before = below(around)
+    directories = {"SIDECAR_DATA_DIR": str(around / "new" / "data"), variable: str(around / place)}
+    with pytest.raises(ConfigError, match=variable) as refused:
+        judge(load(directories))
+    ((field, remedy),) = refused.value.fields
+    assert field == variable
+    assert remedy
+    assert below(around) == before
+
+
+@pytest.mark.parametrize("judge", [prepare_data_dir, usable])
+def test_a_path_too_long_for_a_database_is_refused(
+    judge: Callable[[Settings], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is the whole path, also of a directory that is named from where we are."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("/".join(["x" * 100] * 5), str(tmp_path / "/".join(["y"] * 250))):
+        with pytest.raises(ConfigError, match="at most 480 bytes") as refused:
+            judge(load({"SIDECAR_DATA_DIR": place}))
+        assert refused.value.fields[0][0] == "SIDECAR_DATA_DIR"
+    assert below(tmp_path) == []
+
+
+def test_the_longest_path_holds_a_database(tmp_path: Path) -> None:
+    """A directory of just the length that is taken is one where each file of ours opens."""
+    data = tmp_path.resolve()
+    while len(str(data)) < 477:
+        data /= "x"
+    data /= "x" * (479 - len(str(data)))
+    assert len(str(data)) == 480
+    prepare_data_dir(load({"SIDECAR_DATA_DIR": str(data)}))
+    EmbeddedStore(data / "letta.db").close()
+    open_writer(data / "journal.db").close()
+
+
+def test_a_check_leaves_nothing_behind(around: Path) -> None:
+    """What was not there is gone afterwards, what was there stays, and a start then makes it."""
+    (around / "there").mkdir()
+    before = below(around)
+    settings = load({"SIDECAR_DATA_DIR": str(around / "there" / "a" / "data")})
+    usable(settings)
+    assert below(around) == before
+    prepare_data_dir(settings)
+    after = below(around)
+    usable(settings)
+    assert below(around) == after
+
+
+@pytest.mark.parametrize("judge", [prepare_data_dir, usable])
+@pytest.mark.parametrize("name", [*STATE_FILES, *STATE_DIRECTORIES])
+class TestWhatIsInIt:
+    def test_of_another_user(
+        self,
+        name: str,
+        judge: Callable[[Settings], object],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A file that one command as another user left is named, with the command that mends it."""
+        path = tmp_path / "data" / name
+        settings = load({"SIDECAR_DATA_DIR": str(path.parent)})
+        prepare_data_dir(settings)
+        path.mkdir() if name in STATE_DIRECTORIES else path.touch()
+        judge(settings)
+        allowed = os.access
+        monkeypatch.setattr(os, "access", lambda p, mode: Path(p) != path and allowed(p, mode))
+        with pytest.raises(ConfigError, match=f"{name} can't be used") as refused:
+            judge(settings)
+        ((field, remedy),) = refused.value.fields
+        assert field == "SIDECAR_DATA_DIR"
+        assert f"chown -R {os.geteuid()} {path.parent}" in remedy
+
+    def test_of_another_kind(
+        self, name: str, judge: Callable[[Settings], object], tmp_path: Path
+    ) -> None:
+        """A directory for a file, or a file for a directory, is named, and is not touched."""
+        path = tmp_path / "data" / name
+        settings = load({"SIDECAR_DATA_DIR": str(path.parent)})
+        prepare_data_dir(settings)
+        path.touch() if name in STATE_DIRECTORIES else path.mkdir()
+        with pytest.raises(ConfigError, match="something else") as refused:
+            judge(settings)
+        assert refused.value.fields == (("SIDECAR_DATA_DIR", f"move {path} away"),)
+        assert path.exists()
 
 
 class TestToken:

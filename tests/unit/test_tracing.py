@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -128,6 +129,81 @@ def test_a_number_that_the_sdk_can_not_use_is_a_wrong_setting(name: str, value: 
     with pytest.raises(ConfigError) as caught:
         load({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", name: value})
     assert caught.value.fields == ((name, "write a number above 0"),)
+
+
+OTLP = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4318"}
+GRPC = {**OTLP, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+NO_HEADERS = ("a", "=x", "a=\x01", "a=b%00", "a=b%0A", "a=ü", "ä=b", "a b=c", "x=1,y")
+NO_LIMITS = ("-1", "many", "1.5", "\u0661")
+UNUSABLE: dict[str, tuple[str, ...]] = {
+    "HEADERS": NO_HEADERS,
+    "TRACES_HEADERS": NO_HEADERS,
+    "CERTIFICATE": ("/no/such/file", "/tmp", "/dev/zero", os.__file__),
+    "TRACES_CLIENT_KEY": ("/no/such/file", "/tmp", "/dev/zero", os.__file__),
+    "CLIENT_CERTIFICATE": ("/no/such/file", "/tmp", "/dev/zero", os.__file__),
+    "COMPRESSION": ("brotli",),
+    "INSECURE": ("maybe",),
+    "TRACES_ENDPOINT": ("http://a b", "ftp://a", "http://", "http://a:0", f"http://{'a' * 300}"),
+}
+
+
+@pytest.mark.parametrize("asked", [OTLP, GRPC], ids=["http", "grpc"])
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_variable_that_would_lose_the_traces_is_a_wrong_setting(
+    asked: dict[str, str], name: str
+) -> None:
+    """It is named with its remedy; where no traces are asked for, it costs nothing."""
+    variable = f"OTEL_EXPORTER_OTLP_{name}"
+    for value in UNUSABLE[name]:
+        with pytest.raises(ConfigError) as caught:
+            load({**asked, variable: value})
+        ((field, remedy),) = caught.value.fields
+        assert field == variable
+        assert remedy
+        with pytest.raises(ConfigError, match=variable):
+            tracer_of(
+                {**asked, variable: value}, service="s", text=False, emit=lambda *_, **__: None
+            )
+        assert load({**asked, variable: value, "OTEL_TRACES_EXPORTER": "none"})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((f"OTEL_{of}_COUNT_LIMIT", NO_LIMITS) for of in ("ATTRIBUTE", "SPAN_LINK", "SPAN_EVENT")),
+        ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_LIMITS),
+        ("OTEL_TRACES_SAMPLER_ARG", ("half", "-0.1", "1.1", "nan")),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", ("1", "511")),
+    ],
+)
+@pytest.mark.parametrize(
+    "asked", [OTLP, {"OTEL_TRACES_EXPORTER": "console"}], ids=["otlp", "console"]
+)
+def test_a_figure_that_the_sdk_does_not_take_is_a_wrong_setting(
+    asked: dict[str, str], name: str, values: tuple[str, ...]
+) -> None:
+    """At some of them the SDK's own import fails: it is named before anything is loaded."""
+    for value in values:
+        with pytest.raises(ConfigError) as caught:
+            load({**asked, name: value})
+        assert [field for field, _ in caught.value.fields] == [name]
+    assert load({name: values[0]})
+
+
+def test_what_collectors_ask_for_is_taken(tmp_path: Path) -> None:
+    """A token with a blank or escaped, a certificate, an endpoint of gRPC without a scheme."""
+    pem = tmp_path / "ca.pem"
+    pem.write_text("-----BEGIN CERTIFICATE-----\n")
+    usual = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer abc=, x-team=a%20b ,api-key=k",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(pem),
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        "OTEL_SPAN_LINK_COUNT_LIMIT": "unset",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "512",
+    }
+    assert load({**OTLP, **usual})
+    assert load({**GRPC, **usual, "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"})
 
 
 def test_a_timeout_may_be_a_fraction() -> None:

@@ -157,7 +157,7 @@ def transient_assistant(settings: Settings) -> Object | None:
     if settings.vapi_assistant is None:
         return None
     try:
-        parsed: object = json.loads(settings.vapi_assistant.read_text(encoding="utf-8"))
+        parsed: object = json.loads(settings.vapi_assistant.read_text(encoding="utf-8-sig"))
     except (OSError, *MALFORMED):
         parsed = None
     if not isinstance(parsed, dict):

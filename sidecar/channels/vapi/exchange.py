@@ -3,7 +3,6 @@
 Raw, because a stream's every chunk passes here.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.errors import SidecarError
-from sidecar.untrusted import MALFORMED
+from sidecar.untrusted import MALFORMED, whole_characters
 
 MAX_BODY_BYTES = 1 << 20
 BODY_S = 10.0
@@ -22,9 +21,6 @@ Headers = Sequence[tuple[bytes, bytes]]
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 
 _decode = msgspec.json.Decoder().decode
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
-)
 
 
 class Refused(SidecarError):
@@ -91,9 +87,8 @@ def object_of(body: bytes) -> Mapping[str, Any]:
     try:
         try:
             parsed: object = _decode(body)
-        except msgspec.DecodeError:
-            # JavaScript writes half a character that way, and a cut text may end in one.
-            parsed = _decode(_ESCAPE.sub(_whole_characters, body))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            parsed = _decode(whole_characters(body))
     except MALFORMED:
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(parsed, dict):
@@ -104,10 +99,6 @@ def object_of(body: bytes) -> Mapping[str, Any]:
 async def parsed(body: bytes) -> Mapping[str, Any]:
     """`object_of`, in a thread where the body is large."""
     return await apart(len(body) // JSON_SHARE, object_of, body)
-
-
-def _whole_characters(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:

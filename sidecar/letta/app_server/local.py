@@ -16,6 +16,7 @@ from typing_extensions import override
 from sidecar.errors import LettaUnavailable
 from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.port import AgentSpec
+from sidecar.untrusted import MALFORMED
 
 USED = "used"
 """This file says that agents live in the folder: their memory is looked for nowhere else."""
@@ -95,5 +96,5 @@ def _erase_files_of(home: Path, agent_id: str) -> None:
 def _agent_of(conversation: Path) -> str:
     try:
         return str(cast("dict[str, Any]", json.loads(conversation.read_text()))["agent_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED, KeyError, TypeError):
         return ""

@@ -33,6 +33,7 @@ import anyio.to_thread
 
 from sidecar.errors import LettaUnavailable
 from sidecar.private import make_directory
+from sidecar.untrusted import MALFORMED
 
 MORTAL: Final = Path(__file__).with_name("mortal.py")
 START_S: Final = 60.0
@@ -269,7 +270,7 @@ def running(folder: Path) -> tuple[str, str] | None:
     try:
         where = cast("Mapping[str, Any]", json.loads((folder / "server.json").read_text()))
         return str(where["url"]), (folder / "token").read_text()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED, KeyError, TypeError):
         return None
 
 

@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.protocol import State
 
 from sidecar.errors import AgentNotFound, LettaDenied, LettaUnavailable, NotLetta
+from sidecar.untrusted import MALFORMED
 
 PROTOCOL_VERSION: Final = 1
 """The one version of the App Server's protocol that this adapter speaks."""
@@ -31,6 +32,10 @@ _FRAME_LIMIT_BYTES: Final = 64 << 20
 _IDLE_LIMIT: Final = 8
 # More than the memory of one agent is never asked for at once.
 _UNREAD_LIMIT_FRAMES: Final = 4_096
+
+
+class NoFrame(WebSocketException):
+    """What came is no JSON: whoever speaks here is no App Server, or a broken one."""
 
 
 class AppServerSocket:
@@ -118,7 +123,10 @@ class AppServerSocket:
 
     async def _read(self) -> Frame:
         raw = await self._connection.recv()
-        parsed: object = json.loads(raw)
+        try:
+            parsed: object = json.loads(raw)
+        except MALFORMED as error:
+            raise NoFrame("what came is no frame") from error
         return cast("Frame", parsed) if isinstance(parsed, dict) else {}
 
 
@@ -208,6 +216,8 @@ class Sockets:
             raise LettaUnavailable(
                 f"the App Server did not answer in {self._timeout_s:.1f} s"
             ) from error
+        except NoFrame as error:
+            raise NotLetta("what answered is no App Server", hint=_CHECK_URL) from error
         except SOCKET_ERRORS as error:
             raise LettaUnavailable("no connection to the App Server", hint=_CHECK_URL) from error
         spoken = info.get("protocol_version")
@@ -242,6 +252,8 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
             yield
     except TimeoutError as error:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
+    except NoFrame as error:
+        raise NotLetta(f"{what}: the answer is no App Server's", hint=_CHECK_URL) from error
     except SOCKET_ERRORS as error:
         raise LettaUnavailable(f"{what}: the socket broke ({type(error).__name__})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,7 @@ restart nothing is.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,14 @@ class _Run:
     otid: str
     over: anyio.Event = field(default_factory=anyio.Event)
     stored: bool = False
+
+
+def _remedy(error: Exception, path: Path) -> str:
+    if isinstance(error, apsw.FullError | apsw.IOError) or getattr(error, "errno", 0) == ENOSPC:
+        return f"free space on the disk that holds {path}"  # what is remembered is whole
+    if isinstance(error, apsw.NotADBError | apsw.CorruptError):
+        return f"check {path}, or move it away to start with an empty memory"
+    return f"check {path}, and who may use it"
 
 
 class EmbeddedLetta(Letta):
@@ -99,7 +108,7 @@ class EmbeddedLetta(Letta):
         except (apsw.Error, OSError) as error:
             raise LettaError(
                 f"the embedded Letta's file cannot be opened: {type(error).__name__}",
-                hint=f"check {path}, or move it away to start with an empty memory",
+                hint=_remedy(error, path),
             ) from error
         return cls(store, llm, clock=clock, run_budget_s=run_budget_s)
 

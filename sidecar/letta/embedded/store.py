@@ -313,6 +313,21 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
+def why_unreadable(path: Path) -> str:
+    """Return why an embedded Letta's file can't be read; empty: it can, or there is none. Blocking."""
+    if not path.is_file():
+        return ""
+    try:
+        db: Any = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        finally:
+            db.close()
+    except apsw.Error as error:
+        return type(error).__name__
+    return ""
+
+
 def holds_agents(path: Path) -> bool:
     """Return whether a file is an embedded Letta's in which an agent lives. Blocking."""
     if not path.is_file():

@@ -9,6 +9,7 @@ from letta_client import APIStatusError, AsyncLetta
 from sidecar.errors import Rejected
 from sidecar.letta.port import AgentSpec
 from sidecar.letta.rest.wire import blames, refused_spec
+from sidecar.untrusted import MALFORMED
 
 # An agent of this type edits its blocks by its own tools (memory_insert, memory_replace,
 # memory_rethink) until it calls memory_finish_edits, and writes nobody an answer.
@@ -137,7 +138,7 @@ async def import_file(
         parsed = json.loads(file)
         (agent,) = parsed["agents"]
         agent["tags"] = list(tags)
-    except (ValueError, KeyError, TypeError) as error:
+    except (*MALFORMED, KeyError, TypeError) as error:
         raise Rejected("this is no file of one agent") from error
     try:
         made = await client.agents.import_file(

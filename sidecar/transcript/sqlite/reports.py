@@ -65,6 +65,15 @@ class JournalFile:
         """Return the key of every call."""
         return [key for (key,) in self._tx.rows("SELECT key FROM calls")]
 
+    def callers(self, beginning: str) -> list[str]:
+        """Return the keys (hex) of callers that begin so, of those who have called."""
+        rows = self._tx.rows(
+            "SELECT DISTINCT caller_key FROM calls"
+            " WHERE caller_key >= ?1 AND caller_key < ?1 || 'g' ORDER BY caller_key",
+            beginning,
+        )
+        return [key for (key,) in rows]
+
     def call(self, key: str) -> CallRow | None:
         """Return a call by its key."""
         rows = self._tx.rows(f"{_SELECT_CALL_ROW} WHERE c.key = ?", key)

@@ -1,0 +1,116 @@
+"""JSON from outside: whatever it is, its reader says so, and half a character costs no more."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sidecar
+from sidecar.channels.vapi.exchange import Refused, object_of
+from sidecar.errors import NotLetta
+from sidecar.letta.app_server.socket import AppServerSocket, asking
+from sidecar.llm.wire import parsed
+from sidecar.untrusted import whole_characters
+
+pytestmark = pytest.mark.unit
+
+NO_JSON = (b"", b"{", b"[" * 5_000, b'{"a": ' * 5_000, b"<html>", b'{"a": \xff}', b'{"a": "\\x"}')
+TEXTS = st.text(st.characters(codec=None), max_size=40) | st.text(
+    '\ud83d\ude00\\u"d8a{', max_size=20
+)
+OF_OUR_OWN = {
+    "transcript/sqlite/reads.py": "figures that the journal wrote",
+    "channels/vapi/upstream.py": "a body that was read before",
+    "cli/callers.py": "an answer that `reach` has read",
+}
+READS = {"loads", "load", "decode", "convert", "Decoder"}
+
+
+@given(TEXTS)
+def test_half_a_character_is_read_alike_everywhere(text: str) -> None:
+    """A caller's request and a model's answer lose what can't be shown of a character, no more."""
+    raw = json.dumps({"text": text}).encode()
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert object_of(raw)["text"] == whole
+    assert (parsed(raw)[0] or {})["text"] == whole
+    assert object_of(parsed(raw)[1])["text"] == whole
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters='"\\'), max_size=20), st.integers(0, 80)
+)
+def test_a_text_cut_by_its_bytes_is_read(text: str, at: int) -> None:
+    """What ends within a character ends in a mark of one, in a request and in an answer."""
+    cut = json.dumps(text, ensure_ascii=False)[1:-1].encode()[:at]
+    if cut.endswith(b"\\"):
+        return
+    raw = b'{"text": "' + cut + b'"}'
+    try:
+        whole = json.loads(raw.decode("utf-8", "replace"))["text"]
+    except ValueError:  # cut within an escape
+        return
+    assert object_of(raw)["text"] == whole
+    assert (parsed(raw)[0] or {})["text"] == whole
+
+
+@given(st.binary(max_size=60))
+def test_making_characters_whole_changes_nothing_that_is(raw: bytes) -> None:
+    """What is UTF-8 without half an escape stays as it is, byte for byte."""
+    whole = whole_characters(raw)
+    assert whole_characters(whole) == whole
+    if b"\\" not in raw and raw == raw.decode("utf-8", "ignore").encode():
+        assert whole == raw
+
+
+@pytest.mark.parametrize("raw", NO_JSON)
+def test_what_is_no_json_is_refused_by_each_reader(raw: bytes) -> None:
+    """Nothing of what the parsers raise passes as a fault of ours."""
+    with pytest.raises(Refused):
+        object_of(raw)
+    with pytest.raises(ValueError, match="JSON"):
+        parsed(raw)
+
+
+class _Connection:
+    """One end of a socket on which one frame has come."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    async def send(self, _: str) -> None: ...
+
+    async def recv(self) -> str:
+        return self._raw.decode("latin-1")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("raw", NO_JSON)
+async def test_a_frame_that_is_none_is_no_app_servers(raw: bytes) -> None:
+    """It is told as what it is, however deep it is nested."""
+    socket: Any = AppServerSocket(_Connection(raw))  # type: ignore[arg-type]
+    with pytest.raises(NotLetta):
+        async with asking("the agent", 5.0):
+            await socket.ask("app_server_info")
+
+
+def test_each_reader_of_json_knows_all_that_reading_raises() -> None:
+    """A module that reads JSON catches `MALFORMED`, or is known here to read its own."""
+    root = Path(sidecar.__file__).parent
+    unguarded: set[str] = set()
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        reads = any(
+            isinstance(node, ast.Attribute)
+            and node.attr in READS
+            and ast.unparse(node.value) in {"json", "msgspec.json", "msgspec"}
+            for node in ast.walk(tree)
+        )
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if reads and "MALFORMED" not in names and not name.startswith("testing/"):
+            unguarded.add(name)
+    assert unguarded == OF_OUR_OWN.keys()
