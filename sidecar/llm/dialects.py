@@ -127,7 +127,7 @@ class Dialect:
             refusal: The answer's body.
             body: What was sent.
         """
-        said, named = _words_of(refusal)
+        said, named = words_of(refusal)
         if status in TEACHING:
             roles = _demanded(said)
             if roles is self.roles is Roles.ALTERNATING:
@@ -274,14 +274,14 @@ def _refuses(name: str, said: str, named: frozenset[str]) -> bool:
 
 def demanded(status: int, refusal: bytes) -> Roles:
     """Return what a refusal demands of the messages' roles."""
-    return _demanded(_words_of(refusal)[0]) if status in TEACHING else Roles.ANY
+    return _demanded(words_of(refusal)[0]) if status in TEACHING else Roles.ANY
 
 
 def _demanded(said: str) -> Roles:
     return next((roles for roles, demand in _DEMANDS if demand.search(said)), Roles.ANY)
 
 
-def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
+def words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
     """Return all text of a refusal, and the parameters that its fields name."""
     try:
         value: object = msgspec.json.decode(refusal)

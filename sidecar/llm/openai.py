@@ -16,8 +16,9 @@ import anyio
 from typing_extensions import override
 from yarl import URL
 
-from sidecar.errors import LlmError
-from sidecar.llm.dialects import REFUSAL_BYTES, TEACHING, Dialects, Refusal
+from sidecar.errors import LlmError, PromptTooLong
+from sidecar.llm.dialects import REFUSAL_BYTES, TEACHING, Dialects, Refusal, words_of
+from sidecar.llm.failures import says_too_large
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, NO_END, ChatReader, parsed
 
@@ -30,7 +31,9 @@ _HINTS = {
     404: "check LLM_BASE_URL and LLM_MODEL",
     429: "the provider's rate limit or budget is used up",
 }
+_TOO_LONG = "its context is too small for what it was asked: LLM_MODEL names another"
 _HTTP_OK = 200
+_TOO_LARGE = 413
 
 
 class OpenAiLlm(Llm):
@@ -135,6 +138,10 @@ class OpenAiLlm(Llm):
         try:
             with anyio.fail_after(max(0.0, due_s - time.monotonic())):
                 return await self._dialects.asked({"model": self._model, **body}, self._post)
+        except Refusal as refusal:
+            if refusal.status == _TOO_LARGE or says_too_large(words_of(refusal.answer)[0]):
+                raise PromptTooLong(refusal.message, hint=_TOO_LONG) from refusal
+            raise
         except TimeoutError as error:
             raise LlmError(
                 "the language model did not answer in time", hint="is LLM_BASE_URL reachable?"
@@ -214,6 +221,8 @@ async def _read_out(response: aiohttp.ClientResponse) -> None:
 
 
 def _check(reader: ChatReader) -> None:
+    if says_too_large(reader.failure):
+        raise PromptTooLong(reader.failure, hint=_TOO_LONG)
     if reader.failure:
         raise LlmError(reader.failure)
 

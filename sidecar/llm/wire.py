@@ -15,6 +15,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from sidecar.llm.failures import says_too_large
+
 ANSWER_BYTES: Final = 4 << 20
 """No answer is longer."""
 NO_END: Final = "the language model's answer has no end"
@@ -363,7 +365,10 @@ def _whole(text: str) -> str:
 
 def _code_of(error: object) -> str:
     """Return a provider's error code where it is a plain word; its message may hold prompts."""
-    code: object = (_object(error) or {}).get("code")
+    told = _object(error) or {"message": error}
+    code: object = told.get("code")
+    if isinstance(message := told.get("message"), str) and says_too_large(message):
+        code = "context_length_exceeded"
     if isinstance(code, int) and not isinstance(code, bool):
         code = str(code)
     return f": {code}" if isinstance(code, str) and _WORD.fullmatch(code) else ""
