@@ -180,7 +180,9 @@ class Snapshots:
                 entry.loaded = True
                 copy = await self._store.load(agent_id)
                 if copy is not None and entry.held is None:
-                    entry.held = Held(copy, from_disk=True)
+                    # One that was read by a clock that was ahead is no younger than now.
+                    read_at_s = min(copy.read_at_s, self._clock())
+                    entry.held = Held(replace(copy, read_at_s=read_at_s), from_disk=True)
         return entry.held
 
     def changed(self, agent_id: str) -> None:

@@ -271,6 +271,18 @@ def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
     virtual(body)
 
 
+def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
+    """What settles from now on is not taken to be in a copy that says it was read later."""
+
+    async def body(bench: Bench) -> None:
+        bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=9e12)
+        held = await bench.snapshots.load(A)
+        assert held is not None
+        assert 0 <= held.snapshot.read_at_s < 9e12
+
+    virtual(body)
+
+
 def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
     """A watched agent is read each poll; after the call ends it is left alone."""
 
