@@ -18,6 +18,18 @@ _SECRET_FILE = "secret"  # noqa: S105 - a name
 _TOKEN_CHARS = 16
 _SECRET_BYTES = 16
 _OTHERS = 0o077
+OPENED = (
+    "app-server",
+    "control.json",
+    "journal.db",
+    "letta.db",
+    LINK_TOKEN_FILE,
+    _SECRET_FILE,
+    "snapshots",
+    "spool",
+    "vapi-deliveries",
+)
+"""How the names begin of what a sidecar opens in its data directory; the rest is its owner's affair."""
 
 
 def make_directory(path: Path) -> None:
@@ -68,13 +80,20 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
 
 
 def refuse_shared(directory: Path) -> None:
-    """Refuse a data directory that another user owns, or may look into.
+    """Refuse a data directory that another user owns, may look into, or has left a file of ours in.
+
+    What was put there while it was open would be opened as ours: a token, a journal, a memory.
 
     Raises:
         ConfigError: it is one, or can't be looked at.
     """
     try:
         state = directory.stat()
+        owners = {
+            entry.name: entry.stat(follow_symlinks=False).st_uid
+            for entry in os.scandir(directory)
+            if entry.name.startswith(OPENED)
+        }
     except OSError as error:
         raise ConfigError(
             f"the data directory can't be looked at: {error.strerror}",
@@ -96,6 +115,13 @@ def refuse_shared(directory: Path) -> None:
             f"the data directory {directory} is open to other users (mode {mode:04o})",
             fields=(("SIDECAR_DATA_DIR", f"close it: chmod 700 {directory}"),),
         )
+    for name, owner in sorted(owners.items()):
+        if owner != os.geteuid():
+            remedy = f"if you put it there: chown -R {os.geteuid()} {directory}; else remove it"
+            raise ConfigError(
+                f"{name} in the data directory {directory} belongs to another user (uid {owner})",
+                fields=(("SIDECAR_DATA_DIR", remedy),),
+            )
 
 
 def installation_secret(directory: Path) -> bytes:
