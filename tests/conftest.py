@@ -1,6 +1,11 @@
 """Fixtures for every test, and which tests share a process when `make test` runs two at a time."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and no test asserts a time.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 pytest_plugins = ["tests.letta_server.fixtures", "tests.app_server.fixtures"]
 
