@@ -24,6 +24,7 @@
     │   └── CallError               the call is unknown or another's, or a turn cannot be stored
     ├── LinkError                   a frame that breaks the link protocol; names the field
     └── LlmError                    the language model failed before or while it spoke
+        └── PromptTooLong           it takes no request of this length: smaller
 
 Two things are always said: whether the same step may be repeated (`retryable`), and what an
 operator can do (`hint`). Errors of libraries become one of these where they are caught, with
@@ -220,3 +221,7 @@ class LinkError(SidecarError):
 
 class LlmError(SidecarError):
     """The language model refused, failed or fell silent."""
+
+
+class PromptTooLong(LlmError):
+    """The language model takes no request of this length, however often it is asked."""

@@ -3,12 +3,14 @@
 Theory of operation: nothing is touched before it is known that the caller is not on the line and
 that Letta answers. Then, in this order: spool files, the journal (from here on nothing more of
 the caller is posted), the last good copies, Letta. What was erased is then looked for in the bytes
-of every file below the data directory and the spool. Each step may be repeated.
+of every file below the data directory, and of every worker's in the spool. Each step may be repeated.
 
 What comes late for an erased call (a report that VAPI repeats, turns that a worker still holds) is
 not stored: the journal keeps a tombstone of each, which names nobody, for as long as transcripts.
 """
 
+import errno
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ import anyio.to_thread
 
 from sidecar import telemetry
 from sidecar.channels.link.frames import hints_of
-from sidecar.channels.link.spool import SpoolFile, damaged_files, spooled_in
+from sidecar.channels.link.spool import SpoolFile, damaged_files, look_into, spooled_in
 from sidecar.errors import AgentNotFound, CallerBusy, LettaError
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.identity import IdentityRules, resolve
@@ -157,7 +159,7 @@ class Forgetting:
         left = await self._erase_at_letta(agents, held)
         report = self._report(caller_key, held, agents, spooled, done=True)
         pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
-        files = await anyio.to_thread.run_sync(_files_below, (self._directory, self._spool))
+        files = await anyio.to_thread.run_sync(_searchable, self._directory, self._spool)
         found = await anyio.to_thread.run_sync(_search, files, pieces)
         own = await self._said_by_nobody_else(found)
         unread = await anyio.to_thread.run_sync(self._unread)
@@ -342,12 +344,17 @@ def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIE
     return [caller_key.encode(), *dict.fromkeys(pieces[::every])]
 
 
-def _files_below(roots: Sequence[Path]) -> list[Path]:
+def _searchable(directory: Path, spool: Path) -> list[Path]:
+    """Return the files to look into: all below the data directory, and what workers wrote.
+
+    A spool elsewhere may hold other people's files, of any size.
+    """
     found: dict[Path, None] = {}
-    for root in roots:
-        for path in sorted(root.rglob("*")) if root.is_dir() else ():
-            if path.is_file() and not path.is_symlink():
-                found[path.resolve()] = None
+    for path in sorted(directory.rglob("*")) if directory.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            found[path.resolve()] = None
+    for path in [*look_into(spool).files, *damaged_files(spool)]:
+        found[path.resolve()] = None
     return list(found)
 
 
@@ -363,15 +370,30 @@ def _search(files: Sequence[Path], pieces: Sequence[bytes]) -> dict[Path, set[by
 
 
 def _windows(path: Path) -> Iterator[bytes]:
-    """Yield a file in pieces that overlap by more than a piece is long."""
+    """Yield a file in pieces that overlap by more than a piece is long, without its holes."""
     try:
         with path.open("rb") as file:
-            tail = b""
-            while read := file.read(_WINDOW_BYTES):
+            tail, at = b"", 0
+            while (data := _data_from(file.fileno(), at)) is not None:
+                if data > at:
+                    tail = b""  # a hole is zeros, which are in no piece
+                file.seek(data)
+                if not (read := file.read(_WINDOW_BYTES)):
+                    return
                 yield tail + read
-                tail = read[-2 * _PIECE_BYTES :]
+                tail, at = read[-2 * _PIECE_BYTES :], data + len(read)
     except OSError:  # gone meanwhile, as a log that was just emptied is
         return
+
+
+def _data_from(descriptor: int, at: int) -> int | None:
+    """Return where a file's data goes on; None at its end. A hole of terabytes is none."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        return at  # a file system that knows no holes
 
 
 def _remove(paths: Iterable[Path]) -> None:

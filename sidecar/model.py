@@ -8,6 +8,7 @@ moment. An *agent reference* says whose memory a call belongs to, before Letta w
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
 Speaker: TypeAlias = Literal["caller", "agent"]
@@ -310,3 +311,12 @@ class Batch:
     sealed_at_s: float
     tried_since_s: float
     last_part: bool
+
+
+_LAST_SECOND_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z, the last `datetime` can name
+
+
+def utc_of(at_s: float) -> datetime:
+    """Return a Unix time for people; what a worker says that no calendar has gives the nearest one."""
+    at_s = min(max(at_s, 0.0), _LAST_SECOND_S) if at_s == at_s else 0.0  # noqa: PLR0124 - NaN
+    return datetime.fromtimestamp(at_s, UTC)

@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from sidecar.errors import ConfigError
 
@@ -17,12 +18,12 @@ LINK_TOKEN_FILE = "link-token"  # noqa: S105 - a name
 """In the data directory: what opens the sidecar where no token is set."""
 _SECRET_FILE = "secret"  # noqa: S105 - a name
 # What a start looks at in its data directory, beside the spool.
-STATE_FILES = (
+STATE_FILES: Final = (
     *("journal.db", "journal.db-wal", "journal.db-shm", "journal.db.lock", "journal.db.reserve"),
     *("letta.db", "letta.db-wal", "letta.db-shm"),
     *("control.json", "vapi-deliveries", _SECRET_FILE, LINK_TOKEN_FILE),
 )
-STATE_DIRECTORIES = ("snapshots", "app-server")
+STATE_DIRECTORIES: Final = ("snapshots", "app-server")
 _TOKEN_CHARS = 16
 _SECRET_BYTES = 16
 _OTHERS = 0o077
@@ -157,13 +158,20 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
 
 
 def refuse_shared(directory: Path) -> None:
-    """Refuse a data directory that another user owns, or may look into.
+    """Refuse a data directory that another user owns, may look into, or has left a file of ours in.
+
+    What was put there while it was open would be opened as ours: a token, a journal, a memory.
 
     Raises:
         ConfigError: it is one, or can't be looked at.
     """
     try:
         state = directory.stat()
+        owners = {
+            entry.name: entry.stat(follow_symlinks=False).st_uid
+            for entry in os.scandir(directory)
+            if entry.name in {*STATE_FILES, *STATE_DIRECTORIES, "spool"}
+        }
     except OSError as error:
         raise ConfigError(
             f"the data directory can't be looked at: {error.strerror}",
@@ -185,6 +193,13 @@ def refuse_shared(directory: Path) -> None:
             f"the data directory {directory} is open to other users (mode {mode:04o})",
             fields=(("SIDECAR_DATA_DIR", f"close it: chmod 700 {directory}"),),
         )
+    for name, owner in sorted(owners.items()):
+        if owner != os.geteuid():
+            remedy = f"if you put it there: chown -R {os.geteuid()} {directory}; else remove it"
+            raise ConfigError(
+                f"{name} in the data directory {directory} belongs to another user (uid {owner})",
+                fields=(("SIDECAR_DATA_DIR", remedy),),
+            )
 
 
 def installation_secret(directory: Path) -> bytes:

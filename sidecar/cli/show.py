@@ -5,11 +5,11 @@ import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from typing_extensions import override
 
+from sidecar.model import utc_of
 from sidecar.printable import printable, printable_json
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
@@ -134,7 +134,7 @@ def moment(at_s: float | None) -> str:
     """Return a Unix time in UTC to the second, or a dash."""
     if at_s is None:
         return "-"
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return utc_of(at_s).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def span(seconds: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from sidecar.llm.failures import says_too_large
 from sidecar.untrusted import MALFORMED, whole_characters
 
 _WORD: Final = re.compile(r"[\w.-]{1,64}")
@@ -85,7 +86,10 @@ def text_of(content: object) -> str:
 
 def code_of(error: object) -> str:
     """Return a provider's error code where it is a plain word; its message may hold prompts."""
-    code: object = (object_or_none(error) or {}).get("code")
+    told = object_or_none(error) or {"message": error}
+    code: object = told.get("code")
+    if isinstance(message := told.get("message"), str) and says_too_large(message):
+        code = "context_length_exceeded"
     if isinstance(code, int) and not isinstance(code, bool):
         code = str(code)
     return f": {code}" if isinstance(code, str) and _WORD.fullmatch(code) else ""

@@ -16,10 +16,11 @@ import anyio
 from typing_extensions import override
 from yarl import URL
 
-from sidecar.errors import LlmError
+from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects, Refusal, refuse
+from sidecar.llm.failures import says_too_large
 from sidecar.llm.port import Llm, Reply, ToolCall
-from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING
+from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING, words_of
 from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ _HINTS = {
     404: "check LLM_BASE_URL and LLM_MODEL",
     429: "the provider's rate limit or budget is used up",
 }
+_TOO_LONG = "its context is too small for what it was asked: LLM_MODEL names another"
 _HTTP_OK = 200
+_TOO_LARGE = 413
 
 
 class OpenAiLlm(Llm):
@@ -137,7 +140,12 @@ class OpenAiLlm(Llm):
             await self._session.close()
 
     async def _asked(self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]]) -> T:
-        return await self._dialects.asked({"model": self._model, **body}, ask)
+        try:
+            return await self._dialects.asked({"model": self._model, **body}, ask)
+        except Refusal as refusal:
+            if refusal.status == _TOO_LARGE or says_too_large(words_of(refusal.answer)[0]):
+                raise PromptTooLong(refusal.message, hint=_TOO_LONG) from refusal
+            raise
 
     async def _post(self, raw: bytes, due_s: float) -> aiohttp.ClientResponse:
         """Send a request and return the response once its headers say that it succeeded."""
@@ -253,6 +261,8 @@ async def _read_out(response: aiohttp.ClientResponse) -> None:
 
 
 def _check(reader: ChatReader) -> None:
+    if says_too_large(reader.failure):
+        raise PromptTooLong(reader.failure, hint=_TOO_LONG)
     if reader.failure:
         raise LlmError(reader.failure)
 

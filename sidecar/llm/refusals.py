@@ -158,7 +158,7 @@ def said_in(status: int, refusal: bytes, sent: Sequence[str] = ()) -> Said:
         refusal: The answer's body.
         sent: Names of the parameters that were sent.
     """
-    said, named = _words_of(refusal)
+    said, named = words_of(refusal)
     roles = Roles.ANY
     if status in _OF_ROLES:
         roles = next((roles for roles, demand in _DEMANDS if demand.search(said)), Roles.ANY)
@@ -194,7 +194,7 @@ def _is_named(name: str, clause: str) -> bool:
     )
 
 
-def _words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
+def words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
     """Return all text of a refusal, and the parameters that its fields name."""
     try:
         value: object = msgspec.json.decode(refusal)

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from sidecar.errors import LlmError
+from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.port import Llm, Reply, ToolCall
 
 MODEL: Final = "sidecar"
@@ -64,6 +64,14 @@ class _Routes:
         tools = cast("Sequence[Mapping[str, Any]]", body.get("tools") or ())
         try:
             reply = await self._llm.complete(messages, tools=tools)
+        except PromptTooLong as error:
+            # In the words by which every client knows that the same request fails again.
+            failed = {
+                "message": f"context length exceeded: {error.message}",
+                "type": "invalid_request_error",
+                "code": "context_length_exceeded",
+            }
+            return web.json_response({"error": failed}, status=400)
         except LlmError as error:
             failed = {"message": error.message, "type": "server_error"}
             return web.json_response({"error": failed}, status=502)

@@ -372,7 +372,7 @@ class ChatReader:
 
     def _fail(self, frame: Mapping[str, Any], data: bytes) -> None:
         error: object = frame.get("error")
-        self.failure = FAILED + code_of(error if object_or_none(error) else frame)
+        self.failure = FAILED + code_of(error or frame)
         self.refusal = data
 
     def _count(self, frame: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from sys import getsizeof
 from typing import Protocol
 
 import anyio
@@ -29,6 +31,9 @@ SUSPECT_READS = 3
 SUSPECT_S = 600.0
 MISSING_READS = 3
 """An agent not found so often in a row is gone, and what it knew is no longer served."""
+KEEP_BYTES = 64 << 20
+"""Text of memories held for calls to come; the copies on disk hold the rest."""
+_LOOKED_AT = 64
 POLLS_AT_ONCE = 32
 """Reads of the poll under way at once: below the 50 connections of `RestLetta`."""
 
@@ -80,6 +85,7 @@ class _Entry:
     saved_version: str = ""
     forgotten: int = 0
     changes: int = 0
+    held_bytes: int = 0
     disk_lock: anyio.Lock = field(default_factory=anyio.Lock)
     loaded: bool = False
 
@@ -96,6 +102,7 @@ class Snapshots:
         poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
             at a time cannot read them all within it.
         keep: Agents held in memory when no call is live for them; the least used go first.
+        keep_bytes: What the text of all of them may come to, likewise.
         breaker: Refuses reads while Letta is down.
     """
 
@@ -109,6 +116,7 @@ class Snapshots:
         read_timeout_s: float = 5.0,
         poll_s: float = 10.0,
         keep: int = 10_000,
+        keep_bytes: int = KEEP_BYTES,
         breaker: Breaker | None = None,
     ) -> None:
         self._source = source
@@ -118,6 +126,8 @@ class Snapshots:
         self._read_timeout_s = read_timeout_s
         self._poll_s = poll_s
         self._keep = keep
+        self._keep_bytes = keep_bytes
+        self._held_bytes = 0
         self._breaker = breaker or Breaker()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._polls: list[Refresh] = []
@@ -180,7 +190,9 @@ class Snapshots:
                 entry.loaded = True
                 copy = await self._store.load(agent_id)
                 if copy is not None and entry.held is None:
-                    entry.held = Held(copy, from_disk=True)
+                    # One that was read by a clock that was ahead is no younger than now.
+                    read_at_s = min(copy.read_at_s, self._clock())
+                    self._hold(entry, Held(replace(copy, read_at_s=read_at_s), from_disk=True))
         return entry.held
 
     def changed(self, agent_id: str) -> None:
@@ -222,7 +234,7 @@ class Snapshots:
         entry = self._entry(agent_id)
         entry.forgotten += 1
         async with entry.disk_lock:
-            entry.held = None
+            self._hold(entry, None)
             entry.saved_version = ""
             await self._store.forget(agent_id)
 
@@ -271,7 +283,7 @@ class Snapshots:
         if not self._believable(agent_id, entry, blocks):
             return False
         snapshot = Snapshot.of(agent_id, blocks, read_at_s=read_at_s)
-        entry.held = Held(snapshot, from_disk=False, outdated=entry.changes != changes)
+        self._hold(entry, Held(snapshot, from_disk=False, outdated=entry.changes != changes))
         self._emit(
             telemetry.memory_read,
             agent=agent_id,
@@ -368,20 +380,36 @@ class Snapshots:
             hint="look at space and permissions of SIDECAR_DATA_DIR",
         )
 
+    def _hold(self, entry: _Entry, held: Held | None) -> None:
+        entry.held = held
+        before, entry.held_bytes = entry.held_bytes, _bytes_of(held)
+        self._held_bytes += entry.held_bytes - before
+        self._evict(entry)
+
     def _entry(self, agent_id: str) -> _Entry:
         entry = self._entries.get(agent_id)
         if entry is None:
             entry = self._entries[agent_id] = _Entry()
-            self._evict()
+            self._evict(entry)
         else:
             self._entries.move_to_end(agent_id)
         return entry
 
-    def _evict(self) -> None:
-        if len(self._entries) <= self._keep:
-            return
-        for agent_id, entry in list(self._entries.items())[:64]:
-            if not entry.watchers and entry.refresh is None:
+    def _evict(self, wanted: _Entry) -> None:
+        """Let go of the least used, but `wanted`, that no call, read or file is at work on."""
+        for agent_id in list(islice(self._entries, _LOOKED_AT)):
+            if len(self._entries) <= self._keep and self._held_bytes <= self._keep_bytes:
+                return
+            entry = self._entries[agent_id]
+            at_work = entry.watchers or entry.refresh is not None or entry.disk_lock.locked()
+            if entry is not wanted and not at_work:
+                self._held_bytes -= entry.held_bytes
                 del self._entries[agent_id]
-                if len(self._entries) <= self._keep:
-                    return
+
+
+def _bytes_of(held: Held | None) -> int:
+    """Return about what a snapshot takes up."""
+    if held is None:
+        return 0
+    blocks = held.snapshot.blocks
+    return sum(getsizeof(block.value) + getsizeof(block.description) for block in blocks)

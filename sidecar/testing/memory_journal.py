@@ -96,6 +96,8 @@ class MemoryJournal:
                 batch.sealed_at_s = min(batch.sealed_at_s, now_s)
                 if batch.replayed_s is not None:
                     batch.replayed_s = min(batch.replayed_s, now_s)
+            elif batch.state is State.SETTLED:
+                batch.ended_s = min(batch.ended_s, now_s)
         for stored in self._calls.values():
             if stored.due_s is not None:
                 stored.due_s = min(stored.due_s, now_s + max_age_s)

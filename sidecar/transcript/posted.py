@@ -14,9 +14,8 @@ byte for byte the first.
 
 import html
 import re
-from datetime import UTC, datetime
 
-from sidecar.model import Batch, Turn
+from sidecar.model import Batch, Turn, utc_of
 from sidecar.printable import printable
 
 PREAMBLE = (
@@ -26,7 +25,6 @@ PREAMBLE = (
 )
 
 _SPACES = re.compile(r"\s+")
-_LAST_SECOND_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z, the last `datetime` can name
 
 
 def render_batch(batch: Batch) -> str:
@@ -55,6 +53,5 @@ def _attribute(value: str) -> str:
 
 
 def _time(at_s: float) -> str:
-    """Return ISO 8601 in UTC to the second; a worker's impossible time gives the nearest one."""
-    at_s = min(max(at_s, 0.0), _LAST_SECOND_S) if at_s == at_s else 0.0  # noqa: PLR0124 - NaN
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Return ISO 8601 in UTC to the second."""
+    return utc_of(at_s).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -765,6 +765,20 @@ class TestRecent:
         assert await shown(clock() - 1) == [1, 2, 3, 4]
         assert await shown(clock() + 1) == [4]
 
+    async def test_what_settled_by_a_clock_that_was_ahead_leaves(
+        self, journal: Journal, clock: Clock
+    ) -> None:
+        """After a restart by the right time, what was settled before is in the next read."""
+        await journal.open_call(call())
+        await journal.append([turn(n) for n in range(1, 4)])
+        await journal.settle(await claim_one(journal, clock), now_s=clock())
+        clock.now_s -= 3_600
+        await journal.take_back(now_s=clock())
+        recent = await journal.recent(
+            REF, caller_key="k1", except_call="", since_s=clock() + 1, limit=9
+        )
+        assert recent == ()
+
     async def test_dead_letters_are_shown(self, journal: Journal, clock: Clock) -> None:
         """What Letta rejected is still said in the prompt: no word is lost on the way."""
         await journal.open_call(call())

@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.channels.link.frames import MAX_FRAME_BYTES, SUBPROTOCOL
+from sidecar.private import STATE_DIRECTORIES, STATE_FILES
 from sidecar.server.http import lift_file_limit
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -125,6 +126,16 @@ def test_a_frame_far_over_the_limit_ends_the_connection(sidecar: SidecarProcess)
         peer.socket.send("x" * (5 * MAX_FRAME_BYTES))
         with pytest.raises(ConnectionClosed):
             peer.until("never")
+
+
+def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) -> None:
+    """No file that a sidecar makes may be one that another user could have left there."""
+    with worker(sidecar) as peer:
+        peer.open("c-kept", identity="ada")
+        peer.until("memory")
+    kept = {path.name for path in sidecar.data_dir.iterdir()}
+    assert kept
+    assert kept <= {*STATE_FILES, *STATE_DIRECTORIES, "spool"}
 
 
 def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:

@@ -21,7 +21,9 @@ from sidecar.errors import (
     LlmError,
     NotAccepted,
     OutcomeUnknown,
+    PromptTooLong,
     Rejected,
+    TooLarge,
 )
 from sidecar.letta.embedded.letta import MAX_STEPS, EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Post
@@ -199,6 +201,18 @@ async def test_a_failed_model_leaves_nothing_and_the_post_may_run_again(tmp_path
         assert await human_of(letta, agent_id) == ""
         await letta.post(post)
         assert await letta.find(post) == "found"
+
+
+async def test_what_the_model_has_no_room_for_is_no_outage(tmp_path: Path) -> None:
+    """A post that exceeds the model's context is said to be too large, and leaves nothing."""
+    llm = Scripted(calls("memory_insert", label="human", new_str="half"), PromptTooLong("400"))
+    async with opened(tmp_path, llm) as letta:
+        agent_id, conversation = await agent_in(letta)
+        post = said("hello", agent_id, conversation)
+        with pytest.raises(TooLarge):
+            await letta.post(post)
+        assert await letta.find(post) == "absent"
+        assert await human_of(letta, agent_id) == ""
 
 
 async def test_a_joined_run_that_fails_is_over_for_both(tmp_path: Path) -> None:

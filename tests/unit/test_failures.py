@@ -4,7 +4,7 @@ import pytest
 
 from sidecar.errors import LettaError, OutcomeUnknown, Rejected, TooLarge
 from sidecar.letta.app_server.turn import require_end
-from sidecar.letta.failures import says_invalid, says_too_large
+from sidecar.llm.failures import says_invalid, says_too_large
 
 pytestmark = pytest.mark.unit
 
@@ -16,6 +16,14 @@ TOO_LARGE = [
     "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens",
     "prompt is too long: 210000 tokens > 200000 maximum",
     "Input is too long for requested model.",
+    "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000",
+    "the request exceeds the available context size. try increasing the context size",
+    "The number of tokens to keep from the initial prompt is greater than the context length",
+    "Please reduce the length of the messages or completion.",
+    "too many tokens: total number of tokens in the prompt cannot exceed 4081",
+    "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000",
+    "`inputs` tokens + `max_new_tokens` must be <= 4097. Given: 4000 `inputs` tokens",
+    "Request too large for model `llama` on tokens per minute (TPM): Limit 6000, Requested 9000",
     "The input token count (40000) exceeds the maximum number of tokens allowed (32768).",
 ]
 INVALID = ["INVALID_ARGUMENT: Bad request to OpenAI", "invalid_request_error", "invalid_request"]
@@ -30,6 +38,8 @@ MENDABLE = [
     "model not found",
     "insufficient_credits",
     "An error occurred with the LLM request.",
+    "Too many requests: rate limit of 30000 tokens per minute",
+    "The server is overloaded, its context deadline was exceeded",
 ]
 
 

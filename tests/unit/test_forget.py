@@ -1,9 +1,11 @@
 """Forgetting a caller: what goes, what stays, and what is said when something can't go."""
 
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from sidecar.channels.link.frames import CallOpen, Hints, TurnFrame
@@ -225,6 +227,22 @@ async def test_what_is_left_in_a_file_is_found(world: World) -> None:
     copy.write_text(json.dumps({"text": f"he said {SECRET}"}))
     report = await world.forgetting.forget("acme", KEY)
     assert report.traces == (str(copy),)
+
+
+async def test_holes_and_other_peoples_files_cost_nothing(world: World) -> None:
+    """Words behind a hole of terabytes are found, and a spool's foreign files are not read."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    holed = world.root / "disk.img"
+    with holed.open("wb") as file:
+        file.truncate(4 << 40)
+        file.seek(3 << 40)
+        file.write(SECRET.encode())
+    with tempfile.TemporaryDirectory() as elsewhere:
+        world.forgetting._spool = Path(elsewhere)
+        (Path(elsewhere) / "training.jsonl").write_text(f"my own file, with {SECRET} in it")
+        with anyio.fail_after(30):
+            report = await world.forgetting.forget("acme", KEY)
+    assert report.traces == (str(holed),)
 
 
 async def test_what_another_caller_said_too_is_no_trace(world: World) -> None:

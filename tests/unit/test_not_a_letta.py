@@ -1,8 +1,9 @@
 """What answers in a Letta's place is told from one, at every call of the adapter."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -11,6 +12,7 @@ from aiohttp import web
 from sidecar import telemetry
 from sidecar.errors import LettaUnavailable, NotLetta, OutcomeUnknown
 from sidecar.letta.port import AgentSpec, Letta, Post
+from sidecar.letta.rest import lean
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -35,6 +37,7 @@ ANSWERS = {
     "list of lists": ("[[]]", "application/json"),
     "object": ('{"status": "ok"}', "application/json"),
     "page of another API": ('{"items": [], "total": 0}', "application/json"),
+    "thing without a name": ('{"id": "", "blocks": null}', "application/json"),
 }
 CALLS: dict[str, Callable[[Letta], Awaitable[object]]] = {
     "read_blocks": lambda letta: letta.read_blocks("agent-1"),
@@ -100,6 +103,73 @@ async def test_nothing_is_deleted_by_a_login_page(answer: str) -> None:
         ):
             with pytest.raises(LettaUnavailable):
                 await deleted
+
+
+@asynccontextmanager
+async def streaming(
+    piece: bytes, *, status: int = 200, content_type: str = "application/json"
+) -> AsyncIterator[tuple[RestLetta, list[int]]]:
+    """An adapter on a server that answers without an end, and how much it could send each time."""
+    sent: list[int] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        sent.append(0)
+        response = web.StreamResponse(status=status, headers={"Content-Type": content_type})
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            while sent[-1] < 2 * lean.ANSWER_BYTES:
+                await response.write(piece)
+                sent[-1] += len(piece)
+        return response
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    letta = RestLetta(f"http://{host}:{port}", None, read_timeout_s=60.0)
+    try:
+        yield letta, sent
+    finally:
+        await letta.aclose()
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_without_an_end_is_not_read_to_it(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held of an answer, or of a refusal, is bounded, however much is sent."""
+    monkeypatch.setattr(lean, "ANSWER_BYTES", 4 << 20)
+    async with streaming(b"[" + b" " * 65_535, status=status) as (letta, sent):
+        with pytest.raises(LettaUnavailable):
+            await letta.read_blocks("agent-1")
+        with pytest.raises(LettaUnavailable):
+            await letta.find_agents(["caller-1"])
+    assert len(sent) == 2
+    assert max(sent) < 2 * lean.ANSWER_BYTES
+
+
+async def test_an_event_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is all one line leaves its post in doubt, long before it fills the memory."""
+    monkeypatch.setattr(lean, "ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr(lean, "LINE_BYTES", 1 << 20)
+    async with streaming(b"data: " + b"x" * 65_530, content_type="text/event-stream") as (
+        letta,
+        sent,
+    ):
+        with pytest.raises(OutcomeUnknown):
+            await letta.post(POST)
+    assert max(sent) < 2 * lean.ANSWER_BYTES
+
+
+async def test_a_list_that_knows_no_pages_has_an_end() -> None:
+    """Of a server that answers each page with its first, each agent is known, and once."""
+    named = [{"id": f"agent-{n}", "name": "ada", "tags": ["caller-1"]} for n in range(100)]
+    async with answered(json.dumps(named), "application/json") as letta:
+        found = await letta.find_agents(["caller-1"])
+    assert sorted(agent.agent_id for agent in found) == sorted(str(one["id"]) for one in named)
 
 
 async def test_a_relay_before_a_login_page_backs_off_and_says_so() -> None:

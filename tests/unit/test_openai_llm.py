@@ -10,10 +10,12 @@ import pytest
 from aiohttp import ClientSession, web
 
 from sidecar.channels.vapi.upstream import HttpUpstream
-from sidecar.errors import LlmError
+from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects
+from sidecar.llm.failures import says_too_large
 from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
+from sidecar.llm.served import served as serving
 from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
 from tests.llm.answers import ANSWERS, CALLS, CUT, PLAIN, THOUGHT, data, says, whole
 
@@ -131,6 +133,58 @@ async def test_a_refusal_is_an_error_without_words_or_keys(status: int, hint: st
                 await attempt
             assert hint in refusal.value.hint
             assert "canary" not in str(refusal.value)
+
+
+NO_ROOM = "This model's maximum context length is 8192 tokens"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"message": NO_ROOM, "code": "context_length_exceeded"}}),
+        (400, {"error": {"message": NO_ROOM}}),
+        (422, {"detail": NO_ROOM}),
+        (500, {"error": {"message": "the request exceeds the available context size"}}),
+        (413, {}),
+        (200, {"error": {"message": NO_ROOM}}),
+        (200, {"error": NO_ROOM}),
+        (200, {"error": {"code": "context_length_exceeded"}}),
+    ],
+)
+async def test_a_prompt_that_is_too_long_is_told_from_an_outage(
+    status: int, body: dict[str, object]
+) -> None:
+    """However a server says that its context is too small, asking again is known to be in vain."""
+    async with talking(answering(status, json.dumps(body))) as (llm, _):
+        for attempt in (streamed(llm), llm.complete([said(WORDS)])):
+            with pytest.raises(PromptTooLong):
+                await attempt
+
+
+async def test_words_of_a_caller_are_no_word_of_the_server() -> None:
+    """What is only said again of the request does not count as the server's own reason."""
+    echoed = {"detail": [{"msg": "bad", "input": NO_ROOM}]}
+    async with talking(answering(422, json.dumps(echoed))) as (llm, _):
+        with pytest.raises(LlmError) as refused:
+            await llm.complete([said(NO_ROOM)])
+        assert not isinstance(refused.value, PromptTooLong)
+
+
+async def test_an_app_server_is_told_too() -> None:
+    """Where our model is served to an App Server, it hears of it in words it knows."""
+    refusal = {"error": {"message": NO_ROOM}}
+    async with (
+        talking(answering(400, json.dumps(refusal))) as (llm, _),
+        serving(llm, key="k") as url,
+        ClientSession() as client,
+        client.post(
+            f"{url}/chat/completions",
+            json={"messages": [said(WORDS)]},
+            headers={"Authorization": "Bearer k"},
+        ) as answer,
+    ):
+        assert answer.status == 400
+        assert says_too_large(await answer.text())
 
 
 async def test_silence_before_the_first_piece_is_an_error() -> None:

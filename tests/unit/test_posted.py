@@ -6,8 +6,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.cli import show
+from sidecar.model import AgentRef, Batch, Call, Turn, utc_of
 from sidecar.printable import printable
 from sidecar.testing.strategies import batches
 from sidecar.transcript.posted import PREAMBLE, render_batch
@@ -73,3 +75,10 @@ def test_it_is_well_formed_and_can_be_sent(batch: Batch) -> None:
 def test_the_same_batch_is_the_same_text(batch: Batch) -> None:
     """A second post of a batch is byte for byte the first."""
     assert render_batch(batch) == render_batch(batch)
+
+
+@given(st.floats() | st.sampled_from([1e300, -1e300, 1e18, 253_402_300_800.0]))
+def test_any_time_a_worker_says_can_be_shown(at_s: float) -> None:
+    """A time that no calendar has is shown as the nearest one, to people and to Letta."""
+    assert 1970 <= utc_of(at_s).year <= 9999
+    assert len(show.moment(at_s)) == len("2026-11-22 18:00:00")

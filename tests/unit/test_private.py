@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from sidecar.private import (
     installation_secret,
     link_token,
     make_directory,
+    refuse_shared,
     token_in,
     write_whole,
 )
@@ -219,6 +221,24 @@ class TestWhatIsInIt:
             judge(settings)
         assert refused.value.fields == (("SIDECAR_DATA_DIR", f"move {path} away"),)
         assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["link-token", "secret", "journal.db", "journal.db-wal", "snapshots"]
+)
+def test_what_another_has_left_in_a_data_directory_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put there while it was open is named, and not opened as ours; a note may stay."""
+    us = os.geteuid()
+    ours = SimpleNamespace(st_uid=us + 1, st_mode=stat.S_IFDIR | 0o700)
+    (tmp_path / "note.txt").touch()
+    monkeypatch.setattr(os, "geteuid", lambda: us + 1)
+    monkeypatch.setattr(Path, "stat", lambda _: ours)
+    refuse_shared(tmp_path)
+    os.close(os.open(tmp_path / name, os.O_CREAT))
+    with pytest.raises(ConfigError, match=rf"{name} .* another user \(uid {us}\)"):
+        refuse_shared(tmp_path)
 
 
 class TestToken:

@@ -1,6 +1,7 @@
 """The cache of snapshots, in virtual time."""
 
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -267,6 +268,76 @@ def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
         await bench.snapshots.refresh(A).done.wait()
         assert bench.value() == "Ada"
         assert bench.store.copies[A].blocks[0].value == "Ada"
+
+    virtual(body)
+
+
+def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
+    """What settles from now on is not taken to be in a copy that says it was read later."""
+
+    async def body(bench: Bench) -> None:
+        bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=9e12)
+        held = await bench.snapshots.load(A)
+        assert held is not None
+        assert 0 <= held.snapshot.read_at_s < 9e12
+
+    virtual(body)
+
+
+def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
+    """However large memories are, so much of them is held; live calls keep theirs, the disk all."""
+
+    async def body(bench: Bench) -> None:
+        bench.snapshots.watch(A)
+        await bench.snapshots.refresh(A).done.wait()
+        names = [f"agent-{n}" for n in range(300)]
+        for name in names:
+            bench.source.values[name] = (Block("human", name[-1] * (1 << 20)),)
+            await bench.snapshots.refresh(name).done.wait()
+        await anyio.sleep(1)
+        held = [one for name in names if (one := bench.snapshots.held(name))]
+        assert 32 <= len(held) <= 64
+        assert bench.value() == "Ada"
+        assert bench.snapshots.held(names[-1]) is not None
+        again = await bench.snapshots.load(names[0])
+        assert again is not None
+        assert again.snapshot.blocks == bench.source.values[names[0]]
+
+    virtual(body)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("wurlfc")), max_size=60))
+def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> None:
+    """Whatever is watched, read, loaded, forgotten or changed: a watched agent stays at hand."""
+
+    async def body(bench: Bench) -> None:
+        snapshots, watched = bench.snapshots, Counter[str]()
+        snapshots._keep, snapshots._keep_bytes = 2, 200
+        for number, step in steps:
+            name = f"agent-{number}"
+            bench.source.values[name] = (Block("human", "x" * 40 * number),)
+            match step:
+                case "w":
+                    snapshots.watch(name)
+                    watched[name] += 1
+                    await snapshots.refresh(name).done.wait()
+                case "u" if watched[name]:
+                    snapshots.unwatch(name)
+                    watched[name] -= 1
+                case "r":
+                    await snapshots.refresh(name).done.wait()
+                case "l":
+                    await snapshots.load(name)
+                case "f" if not watched[name]:
+                    await snapshots.forget(name)
+                case "c":
+                    snapshots.changed(name)
+                case _:
+                    pass
+            await anyio.sleep(0.1)
+            assert all(snapshots.held(one) for one, times in watched.items() if times)
+            entries = snapshots._entries.values()
+            assert snapshots._held_bytes == sum(entry.held_bytes for entry in entries)
 
     virtual(body)
 

@@ -181,11 +181,15 @@ class Memory:
             [_read_file(agent_id, str(entry.get("relative_path"))) for entry in entries]
         )
         tags = [str(tag) for tag in agent.get("tags") or ()]
-        found = [
-            files.seen(entry, _content(answer) or "", tags)
-            for entry, answer in zip(entries, answers, strict=True)
-        ]
-        return self._remember(agent_id, _Memory(tuple(file for file in found if file), listed_at_s))
+        found: list[files.MemoryFile] = []
+        for entry, answer in zip(entries, answers, strict=True):
+            raw = _content(answer)
+            if (file := files.seen(entry, raw or "", tags)) is None:
+                continue
+            if raw is None:  # without its head, an edit would write it without one
+                raise LettaUnavailable("memory: the App Server did not read a file that it lists")
+            found.append(file)
+        return self._remember(agent_id, _Memory(tuple(found), listed_at_s))
 
     def _require_agent(self, answer: Frame, agent_id: str) -> Frame:
         if not answer.get("success"):

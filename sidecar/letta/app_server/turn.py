@@ -49,8 +49,8 @@ from sidecar.letta.app_server.socket import (
     Frame,
     Sockets,
 )
-from sidecar.letta.failures import says_invalid, says_too_large
 from sidecar.letta.port import Post
+from sidecar.llm.failures import says_invalid, says_too_large
 from sidecar.llm.port import ToolCall
 
 Ended: TypeAlias = Literal["idle", "cut"]

@@ -27,7 +27,15 @@ import anyio.to_thread
 import apsw
 from typing_extensions import override
 
-from sidecar.errors import LettaError, LettaUnavailable, LlmError, NotAccepted, OutcomeUnknown
+from sidecar.errors import (
+    LettaError,
+    LettaUnavailable,
+    LlmError,
+    NotAccepted,
+    OutcomeUnknown,
+    PromptTooLong,
+    TooLarge,
+)
 from sidecar.letta.embedded.store import EmbeddedStore
 from sidecar.letta.memory_tools import (
     ARCHIVE,
@@ -194,6 +202,10 @@ class EmbeddedLetta(Letta):
                 with anyio.fail_after(self._run_budget_s):
                     await self._digest(post)
             run.stored = True
+        except PromptTooLong as error:
+            raise TooLarge(
+                "the batch is too large for the context of the language model", hint=error.hint
+            ) from error
         except LlmError as error:
             raise OutcomeUnknown(
                 f"the language model failed: {error.message}", over=True, hint=error.hint

@@ -61,7 +61,7 @@ async def create(client: AsyncLetta, spec: AgentSpec, *, on_cloud: bool, timeout
             else:
                 raise
         else:
-            if not isinstance(created.id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(created.id, str) or not created.id:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError
             return created.id
 

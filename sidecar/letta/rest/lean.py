@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -30,7 +30,15 @@ Params: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
 _CONNECT_S: Final = 5.0
 _REFUSED: Final = 300
 _NO_CONTENT: Final = 204
+ANSWER_BYTES: Final = 64 << 20
+"""No answer is longer: a hundred messages, or all blocks of an agent."""
+LINE_BYTES: Final = 4 << 20
+"""No event of a stream is longer."""
+_REFUSAL_BYTES: Final = 64 << 10
 _END_S: Final = 0.05  # for what follows the last event: a connection read to its end is kept
+
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class BlockAnswer(msgspec.Struct):
@@ -53,13 +61,13 @@ class AgentAnswer(msgspec.Struct):
 class IdAnswer(msgspec.Struct):
     """A thing that was made or exists: a conversation, an agent."""
 
-    id: str
+    id: Id
 
 
 class PassageAnswer(msgspec.Struct):
     """A piece of archival memory."""
 
-    id: str
+    id: Id
     content: str
 
 
@@ -72,7 +80,7 @@ class PassagesAnswer(msgspec.Struct):
 class ListedAgentAnswer(msgspec.Struct):
     """An agent of a list that was asked for with its tags."""
 
-    id: str
+    id: Id
     name: str
     tags: list[str]
     created_at: datetime | None = None
@@ -81,7 +89,7 @@ class ListedAgentAnswer(msgspec.Struct):
 class RunAnswer(msgspec.Struct):
     """A run."""
 
-    id: str
+    id: Id
     status: str
     stop_reason: str | None = None
     created_at: datetime | None = None
@@ -90,7 +98,7 @@ class RunAnswer(msgspec.Struct):
 class MessageAnswer(msgspec.Struct):
     """A stored message."""
 
-    id: str
+    id: Id
     date: datetime
     message_type: str
     content: object = None
@@ -148,7 +156,7 @@ class LeanRequests:
             NotLetta: the answer is not like that.
         """
         async with self._answer(method, path, params=params, body=body) as answer:
-            raw = await answer.read() if answer.status != _NO_CONTENT else b"null"
+            raw = await _whole(answer) if answer.status != _NO_CONTENT else b"null"
         try:
             return msgspec.json.decode(raw, type=answered)
         except MALFORMED as error:
@@ -195,7 +203,7 @@ class LeanRequests:
                 proxy=self._proxy,
             ) as answer:
                 if answer.status >= _REFUSED:
-                    raise _status_error(answer, await answer.text(errors="replace"))
+                    raise _status_error(answer, await _refusal(answer))
                 yield answer
         except (aiohttp.ClientError, OSError) as error:
             request = httpx.Request(method, self._base_url + path)
@@ -218,6 +226,26 @@ class LeanRequests:
         return self._session
 
 
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body; one without an end is no Letta's."""
+    whole = bytearray()
+    async for chunk in answer.content.iter_any():
+        whole += chunk
+        if len(whole) > ANSWER_BYTES:
+            raise NotLetta("what answered is no Letta: its answer has no end", hint=NO_LETTA)
+    return bytes(whole)
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> str:
+    """Return what a server says to its refusal, as far as it is read."""
+    said = bytearray()
+    async for chunk in answer.content.iter_any():
+        said += chunk
+        if len(said) > _REFUSAL_BYTES:
+            break
+    return said[:_REFUSAL_BYTES].decode("utf-8", "replace")
+
+
 def _status_error(answer: aiohttp.ClientResponse, text: str) -> APIStatusError:
     """Return the SDK's error for a refusal, with the body it would carry."""
     try:
@@ -235,33 +263,43 @@ def _status_error(answer: aiohttp.ClientResponse, text: str) -> APIStatusError:
 _event_decoder = msgspec.json.Decoder(EventAnswer)
 
 
+async def _lines_of(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream, without their ends."""
+    rest = b""
+    async for chunk in answer.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LINE_BYTES:
+            raise ValueError("an event has no end")
+        for line in lines:
+            yield line.rstrip(b"\r")
+
+
 async def _events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[EventAnswer]:
     """Yield the events of a stream up to its end.
 
     Letta writes one line of data per event, and `event: error` over one that tells of a failure.
     """
-    event, rest = b"", b""
-    async for chunk in answer.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            name, _, value = line.rstrip(b"\r").partition(b":")
-            value = value.removeprefix(b" ")
-            if not name:
-                event = b"" if not value else event  # a line with a colon first is a comment
-            elif name == b"event":
-                event = value
-            elif name == b"data" and value.startswith(b"[DONE]"):
-                with anyio.move_on_after(_END_S):
-                    await answer.content.read()
-                return
-            elif name == b"data" and event == b"error":
-                raise _status_error(answer, value.decode("utf-8", "replace"))
-            elif name == b"data" and not event:
-                try:
-                    said = _event_decoder.decode(value)
-                except MALFORMED as error:
-                    raise ValueError("an event is not as expected") from error
-                yield said
+    event = b""
+    async for line in _lines_of(answer):
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not name:
+            event = b"" if not value else event  # a line with a colon first is a comment
+        elif name == b"event":
+            event = value
+        elif name == b"data" and value.startswith(b"[DONE]"):
+            with anyio.move_on_after(_END_S):
+                while await answer.content.readany():
+                    pass
+            return
+        elif name == b"data" and event == b"error":
+            raise _status_error(answer, value.decode("utf-8", "replace"))
+        elif name == b"data" and not event:
+            try:
+                said = _event_decoder.decode(value)
+            except MALFORMED as error:
+                raise ValueError("an event is not as expected") from error
+            yield said
 
 
 def _tls(base_url: str) -> ssl.SSLContext | bool:

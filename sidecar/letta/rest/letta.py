@@ -149,7 +149,8 @@ class RestLetta(Letta):
 
     @override
     async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
-        found: list[FoundAgent] = []
+        found: dict[str, FoundAgent] = {}
+        last: set[str] = set()
         async with asking("agents by tag", self._read_timeout_s):
             params = [
                 *(("tags", tag) for tag in tags),
@@ -162,8 +163,8 @@ class RestLetta(Letta):
                     "GET", "/v1/agents/", list[ListedAgentAnswer], params=params
                 )
                 # A server that knew no `match_all_tags` would hand over other callers' agents.
-                found += [
-                    FoundAgent(
+                found |= {
+                    agent.id: FoundAgent(
                         agent_id=agent.id,
                         name=agent.name,
                         tags=tuple(agent.tags),
@@ -171,11 +172,12 @@ class RestLetta(Letta):
                     )
                     for agent in page
                     if set(tags) <= set(agent.tags)
-                ]
-                if len(page) < _PAGE:
+                }
+                if len(page) < _PAGE or page[-1].id in last:  # it knows no `after`
                     break
+                last.add(page[-1].id)
                 params = [*(p for p in params if p[0] != "after"), ("after", page[-1].id)]
-        return sorted(found, key=lambda agent: (agent.created_at_s, agent.agent_id))
+        return sorted(found.values(), key=lambda agent: (agent.created_at_s, agent.agent_id))
 
     # Agents and conversations
 

@@ -47,7 +47,7 @@ from sidecar.errors import (
     Rejected,
     TooLarge,
 )
-from sidecar.letta.failures import says_invalid, says_too_large
+from sidecar.llm.failures import says_invalid, says_too_large
 
 # Stop reasons that end a turn with the message stored (StopReasonType.run_status of letta 0.16.8).
 DONE: Final = frozenset({"end_turn", "max_steps", "requires_approval", "tool_rule"})

@@ -58,6 +58,9 @@ def _draw_in(
         now_s,
         horizon_s,
     )
+    # What has settled is in memory that is read from now on, whatever time it says.
+    tx.run("UPDATE batches SET ended_s = ?1 WHERE state = 'settled' AND ended_s > ?1", now_s)
+    tx.run("UPDATE calls SET settled_s = ?1 WHERE settled_s > ?1", now_s)
     tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s + policy.max_age_s)
     tx.run("UPDATE lanes SET hold_s = ?1 WHERE hold_s > ?1", now_s + horizon_s)
     tx.run(

@@ -1,4 +1,4 @@
-"""What the words of a failed run say of its batch. Pure; the words themselves go no further.
+"""What the words of a failed run say of what was asked. Pure; the words themselves go no further.
 
 A model that cannot be reached may be well tomorrow. One that answers that the request is too long,
 or malformed, gives the same answer to the same request for ever.
@@ -9,8 +9,11 @@ from typing import Final
 
 _TOO_LARGE: Final = re.compile(
     r"context[_ ]window[_ ](exceeded|overflow)|context[_ ]length[_ ]exceeded"
-    r"|maximum[_ ]context[_ ]length|exceeds?[^.]{0,40}context[_ ](window|length|size)"
-    r"|prompt is too long|input is too long|input token count[^.]{0,40}exceeds",
+    r"|maximum[_ ]context[_ ]length|exceeds?[^.]{0,40}context[_ ](window|length|size|limit)"
+    r"|greater than the context length|context the overflows"
+    r"|(prompt|input|request)( is)? too (long|large)|input token count[^.]{0,40}exceeds"
+    r"|reduce the length of (the|your) (messages|prompt|input)|too many (input )?tokens:"
+    r"|must have less than \d+ tokens|tokens[^.]{0,40}must be <=",
     re.IGNORECASE,
 )
 _INVALID: Final = re.compile(
