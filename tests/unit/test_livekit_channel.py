@@ -51,7 +51,6 @@ from sidecar.channels.livekit.caller import (
 )
 from sidecar.channels.livekit.memory import with_memory
 from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, CallRecorder, Heeded
-from sidecar.channels.livekit.unsettled import Unsettled
 from sidecar.private import link_token
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
@@ -573,27 +572,6 @@ async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: P
     file.close()
 
 
-def test_an_interim_of_the_next_utterance_outlives_the_last_turn() -> None:
-    """A turn takes its own words away from what is unsettled, and no others."""
-    heard = Unsettled()
-    heard.heard("i am", final=False)
-    heard.heard("I am Ada.", final=True)
-    heard.heard("and my", final=False)
-    heard.settled("I am Ada.")
-    assert "and my" == heard.rest()
-    heard.settled("And my number is five.")
-    assert not heard.rest()
-
-
-def test_everything_heard_and_not_settled_is_kept() -> None:
-    """Final pieces and the interim behind them make the last turn together."""
-    heard = Unsettled()
-    heard.heard("My number", final=True)
-    heard.heard("is fi", final=False)
-    heard.heard("is five", final=False)
-    assert "My number is five" == heard.rest()
-
-
 class Choosy(Friend):
     """An agent that leaves some turns without an answer."""
 
@@ -667,6 +645,25 @@ async def test_words_of_a_turn_that_is_cleared_are_a_turn(
     assert ["my number is five", "go on", "Fine."] == sidecar.texts("AJ_1")
 
 
+async def test_a_turn_ended_before_its_final_is_stored_once(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`commit_user_turn` commits the interim; the same words said again, and dropped, count, too."""
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+        made.ear.starts()
+        made.ear.interim("go on")
+        await made.until(lambda: bool(sidecar.of_type(SpeechStarted)))
+        await made.session.commit_user_turn(transcript_timeout=0.1)
+        made.ear.stops()
+        await made.until_committed(2)
+        for said in ("stop there", "stop there"):
+            made.ear.says(said)
+            await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
+        await air.hang_up()
+    assert ["go on", "Fine.", "stop there stop there"] == sidecar.texts("AJ_1")
+
+
 async def test_what_is_said_beside_the_conversation_is_stored(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
@@ -687,28 +684,6 @@ async def test_what_is_said_beside_the_conversation_is_stored(
     assert story.interrupted
     assert STORY.startswith(story.text.rstrip())
     assert len(story.text) < len(STORY) * 0.8
-
-
-@given(
-    turns=st.lists(
-        st.tuples(
-            st.lists(st.sampled_from(["yes", "no", "-5", "5", "Yes."]), min_size=1), st.booleans()
-        ),
-        max_size=8,
-    )
-)
-def test_each_word_heard_is_in_one_turn(turns: list[tuple[list[str], bool]]) -> None:
-    """Whichever turns the session drops, all that was heard is told once, word for word."""
-    heard, told = Unsettled(), list[str]()
-    for pieces, committed in turns:
-        for piece in pieces:
-            heard.heard(piece, final=True)
-        if committed:
-            told += [left.text for left in heard.settled(" ".join(pieces))]
-            told.append(" ".join(pieces))
-    told.append(heard.rest())
-    said = [piece for pieces, _ in turns for piece in pieces]
-    assert sorted(said) == sorted(" ".join(told).split())
 
 
 # Who is on the line

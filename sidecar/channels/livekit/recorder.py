@@ -126,7 +126,7 @@ class CallRecorder:
         self._open_next = open_next
         self._before: LinkedCall | None = None
         self._split_at_s = 0.0
-        self._left = 0
+        self._told = 0
         self._began_s: float | None = None
         self._withheld = False
         self._session: AgentSession[Any] | None = None
@@ -172,7 +172,7 @@ class CallRecorder:
                 self._speech.end()
                 self._speech = None
             if rest := self._unsettled.tell():
-                self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
+                self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
             self.call = self._open_next(hints)
@@ -227,7 +227,7 @@ class CallRecorder:
         if self.call.outbox.closed:
             return
         if rest := self._unsettled.rest():
-            self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
+            self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
 
     def _heed(self, text: str) -> None:
@@ -259,7 +259,9 @@ class CallRecorder:
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self.follow()
-        self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
+        late = self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
+        if late:  # of words that a split cut in two
+            self._tell_unsettled(self._before or self.call, late, at_s=event.created_at)
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -276,8 +278,8 @@ class CallRecorder:
             began_s = measured.get("started_speaking_at")
             if began_s is None and "stt_metadata" in measured:  # spoken, and too short to time
                 began_s = self._began_s
-            self._settle(text, began_s if isinstance(began_s, int | float) else None)
-            text = self._unsettled.untold(text)
+            began_s = began_s if isinstance(began_s, int | float) else None
+            text = self._settle(text, began_s, _ended_s(measured))
             if not text:
                 return
         metrics = _seconds(measured)
@@ -298,16 +300,20 @@ class CallRecorder:
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
 
-    def _settle(self, text: str, began_s: float | None) -> None:
-        """Words that the session dropped before this turn are a turn of their own."""
-        if left := self._unsettled.settled(text, began_s=began_s):
-            self._left += 1
-            self.call.record(
-                f"unsettled.{self._left}",
-                "caller",
-                " ".join(piece.text.strip() for piece in left),
-                at_s=left[0].at_s,
-            )
+    def _settle(self, text: str, began_s: float | None, ended_s: float | None) -> str:
+        """Return what of a turn is to be told; dropped words before it are a turn of their own."""
+        left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s)
+        if left:
+            words = " ".join(final.untold.strip() for final in left)
+            self._tell_unsettled(self.call, words, at_s=left[0].at_s)
+        return text
+
+    def _tell_unsettled(
+        self, call: LinkedCall, words: str, *, at_s: float, interrupted: bool = False
+    ) -> None:
+        """Record words of the caller that no turn of the session holds."""
+        self._told += 1
+        call.record(f"unsettled.{self._told}", "caller", words, at_s=at_s, interrupted=interrupted)
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
         """Return the call of a turn: what the agent began before a split is of the old one."""
@@ -398,6 +404,14 @@ def _seconds(metrics: Mapping[str, object]) -> dict[str, float]:
     # The other entries of `ChatMessage.metrics` are times, rates and names.
     values = {name: metrics.get(name) for name in TURN_SECONDS}
     return {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
+
+
+def _ended_s(metrics: Mapping[str, object]) -> float | None:
+    """Return when a session took a turn for ended, where it measured that."""
+    stopped_s, delay_s = metrics.get("stopped_speaking_at"), metrics.get("end_of_turn_delay")
+    if isinstance(stopped_s, int | float) and isinstance(delay_s, int | float):
+        return stopped_s + delay_s
+    return None
 
 
 # A session finds its recorder here, so that it needs no room in the owner's `userdata`.

@@ -1,0 +1,200 @@
+"""What a caller has said that no turn holds: told once, in order, whatever the session drops."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.channels.livekit.unsettled import Unsettled
+
+pytestmark = pytest.mark.unit
+
+# Few words, so that the same ones come again; some differ in sign or case alone.
+WORDS = st.sampled_from(["yes", "Yes.", "no", "5", "-5", "yes no", "no no", "five", "…"])
+
+
+@dataclass
+class Ended:
+    """A turn that the session took for ended, and what becomes of it."""
+
+    pieces: list[str]
+    began_s: float
+    ended_s: float
+    fate: str
+
+
+@dataclass
+class Recogniser:
+    """LiveKit's own book-keeping of what a turn holds, as `AudioRecognition` does it."""
+
+    finals: list[str] = field(default_factory=list[str])
+    interim: str = ""
+    began_s: float = 0.0
+
+
+class Conversation(RuleBasedStateMachine):
+    """A caller who speaks, and a session that commits, drops, changes and forgets turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock_s = 1_764_400_000.0
+        self.unsettled = Unsettled()
+        self.session = Recogniser()
+        self.interim_heard = ""
+        self.ended: list[Ended] = []
+        self.truth: list[str] = []
+        self.told: list[str] = []
+
+    def tick(self) -> float:
+        self.clock_s += 0.37
+        return self.clock_s
+
+    def report(self, text: str) -> None:
+        if not self.session.finals:
+            self.session.began_s = self.tick()
+        late = self.unsettled.heard(text, final=True, at_s=self.tick())
+        assert not late, "nothing was told before its time"
+        self.session.finals.append(text)
+        self.session.interim = self.interim_heard = ""
+
+    def end_turn(self, fate: str) -> None:
+        pieces, self.session.finals = self.session.finals, []
+        self.ended.append(Ended(pieces, self.session.began_s, self.tick(), fate))
+
+    @rule(text=WORDS)
+    def interim(self, text: str) -> None:
+        self.unsettled.heard(text, final=False, at_s=self.tick())
+        self.session.interim = self.interim_heard = text
+
+    @rule(text=WORDS)
+    def final(self, text: str) -> None:
+        self.report(text)
+
+    @precondition(lambda self: bool(self.session.finals))
+    @rule(fate=st.sampled_from(["committed", "committed", "dropped", "changed"]))
+    def turn_ends(self, fate: str) -> None:
+        self.end_turn(fate)
+
+    @precondition(lambda self: bool(self.session.interim))
+    @rule(fate=st.sampled_from(["committed", "dropped"]))
+    def turn_is_ended_before_its_final(self, fate: str) -> None:
+        """`commit_user_turn`: the interim is reported as final; its own final never comes."""
+        self.report(self.session.interim)
+        self.end_turn(fate)
+
+    @precondition(lambda self: bool(self.session.finals))
+    @rule()
+    def turn_is_cleared(self) -> None:
+        """`clear_user_turn`: the session forgets what was heard, and tells nobody."""
+        self.session.interim = ""
+        self.end_turn("dropped")
+
+    @precondition(lambda self: bool(self.ended))
+    @rule()
+    def session_comes_to_a_turn(self) -> None:
+        """A hook may be slow: more may have been said meanwhile."""
+        turn = self.ended.pop(0)
+        if turn.fate == "dropped":
+            self.truth += turn.pieces
+            return
+        text = " ".join(turn.pieces) if turn.fate == "committed" else "something else"
+        left, text = self.unsettled.settled(text, began_s=turn.began_s, ended_s=turn.ended_s)
+        self.told += [final.untold for final in left]
+        self.told.append(text)
+        self.truth += turn.pieces if turn.fate == "committed" else [text]
+
+    @invariant()
+    def what_is_not_told_is_kept(self) -> None:
+        waiting = [piece for turn in self.ended for piece in turn.pieces]
+        heard = [*self.truth, *waiting, *self.session.finals, self.interim_heard]
+        changed = sum(turn.fate == "changed" for turn in self.ended)
+        told = " ".join([*self.told, self.unsettled.rest()]).split()
+        assert told == " ".join(heard).split() or changed
+
+    def teardown(self) -> None:
+        while self.ended:
+            self.session_comes_to_a_turn()
+        self.what_is_not_told_is_kept()
+
+
+TestConversation = Conversation.TestCase
+TestConversation.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def settle(heard: Unsettled, text: str, **times: float) -> tuple[str, str]:
+    """Return what a committed turn leaves and tells."""
+    left, told = heard.settled(text, **times)
+    return " ".join(final.untold for final in left), told
+
+
+def test_a_turn_takes_its_own_words_and_no_others() -> None:
+    """The interim of the next utterance outlives a turn, also one of the same words."""
+    heard = Unsettled()
+    heard.heard("i am", final=False)
+    heard.heard("I am Ada.", final=True)
+    heard.heard("i am", final=False)
+    assert ("", "I am Ada.") == settle(heard, "I am Ada.")
+    assert "i am" == heard.rest()
+
+
+def test_everything_heard_and_not_settled_is_kept() -> None:
+    """Final transcripts and the interim behind them make the last turn together."""
+    heard = Unsettled()
+    heard.heard("My number", final=True)
+    heard.heard("is fi", final=False)
+    heard.heard("is five", final=False)
+    assert "My number is five" == heard.rest()
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "rest"), [(1.5, "and hurry"), (0.5, "call me Ada and hurry"), (9.0, "")]
+)
+def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, rest: str) -> None:
+    """A slow hook that changes the text takes what came before the end of its turn alone."""
+    heard = Unsettled()
+    heard.heard("call me Ada", final=True, at_s=1)
+    heard.heard("and hurry", final=True, at_s=2)
+    assert ("", "Call me A.") == settle(heard, "Call me A.", began_s=0, ended_s=ended_s)
+    assert rest == heard.rest()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("yes please", "yes please"),  # said again: the session had forgotten the first
+        ("yes yes please", "yes please"),  # one turn, of which the first word was told
+        ("something else", "something else"),
+    ],
+)
+def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
+    """Of a turn that holds words which were told, the others are told."""
+    heard = Unsettled()
+    heard.heard("yes", final=True, at_s=1)
+    assert "yes" == heard.tell()
+    assert "" == heard.rest()
+    heard.heard("yes please", final=True, at_s=2)
+    assert ("", told) == settle(heard, text, began_s=1.5, ended_s=3)
+    assert "" == heard.rest()
+
+
+@pytest.mark.parametrize(
+    ("interim", "final", "late", "rest"),
+    [
+        ("my number is fi", "My number is five two.", "five two.", ""),
+        ("my number", "My number.", "", ""),
+        ("my number", "My number is five.", "is five.", ""),
+        ("my number", "Hello, this is Bob.", "", "Hello, this is Bob."),
+        ("my number is", "My", "", "My"),
+        ("", "My number.", "", "My number."),
+    ],
+)
+def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, rest: str) -> None:
+    """A final transcript that grew from a told interim is told by what it adds, where it began."""
+    heard = Unsettled()
+    heard.heard(interim, final=False)
+    assert interim == heard.tell()
+    assert late == heard.heard(final, final=True)
+    assert rest == heard.rest()
+    assert ("", rest) == settle(heard, final)
