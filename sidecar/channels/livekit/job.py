@@ -217,7 +217,7 @@ async def remember(
     )
     job = _LinkedJob(link, traces, emit)
     _jobs[ctx] = job
-    who = Identification(ctx, session, participant_identity, shared_line=shared_line)
+    who = Identification(ctx, session, participant_identity, shared_line=shared_line, emit=emit)
 
     def open_call(hints: Hints | None) -> LinkedCall:
         """Open the call of whoever is on the line; those after the first are `JOB.2` and so on."""

@@ -74,6 +74,10 @@ class Listeners(Protocol):
         """Return who listens now, if it is somebody else than before."""
         ...
 
+    def heard(self) -> None:
+        """Who listens now has said something."""
+        ...
+
     @property
     def shared(self) -> bool:
         """Whether somebody hears the agent whose memory is not the one at hand."""
@@ -259,6 +263,8 @@ class CallRecorder:
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self.follow()
+        if self._listeners is not None and event.is_final and event.transcript.strip():
+            self._listeners.heard()
         late = self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
         if late:  # of words that a split cut in two
             self._tell_unsettled(self._before or self.call, late, at_s=event.created_at)
