@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from sidecar.channels.livekit.unsettled import Unsettled
 
@@ -119,8 +125,11 @@ class Conversation(RuleBasedStateMachine):
         self.what_is_not_told_is_kept()
 
 
-TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+def test_each_word_heard_is_told_once() -> None:
+    """Whatever a session does with its turns, all that was heard is told, in order, and once."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Conversation, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
+    )
 
 
 def settle(heard: Unsettled, text: str, **times: float) -> tuple[str, str]:

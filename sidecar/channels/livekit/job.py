@@ -188,7 +188,8 @@ async def remember(
 ) -> LinkedCall:
     """Remember this call: link it to the sidecar and record the session. Before `session.start`.
 
-    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once.
+    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once,
+    and is then looked for in the room (docs/livekit.md says who it can be).
     Otherwise the room is connected (`session.start` would do it anyway) and whoever is in it is
     the caller, or whoever joins it first: memory is then on its way before the greeting is.
 
