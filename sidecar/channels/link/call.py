@@ -17,7 +17,6 @@ class Line(Protocol):
     """What a call needs of the link it is on."""
 
     waits: Waits
-    clock: Callable[[], float]
 
     @property
     def connected(self) -> bool:
@@ -27,6 +26,10 @@ class Line(Protocol):
     @property
     def away(self) -> bool:
         """Whether the sidecar is known to be out of reach."""
+        ...
+
+    def clock(self) -> float:
+        """Unix time by the sidecar's clock, as far as it is known."""
         ...
 
     def take(
@@ -120,7 +123,7 @@ class LinkedCall:
             item_id: The channel's id of the utterance.
             speaker: Who spoke.
             text: What was heard; empty text is no turn.
-            at_s: Unix time, by default now.
+            at_s: Unix time by this process's clock, by default now.
             interrupted: The other side cut it off.
             metrics: Seconds by name.
             traceparent: The span of the turn (W3C Trace Context), or empty.
