@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from livekit import rtc
-from livekit.agents import ConversationItemAddedEvent, JobContext, UserInputTranscribedEvent, llm
+from livekit.agents import (
+    ConversationItemAddedEvent,
+    JobContext,
+    UserInputTranscribedEvent,
+    UserStateChangedEvent,
+    llm,
+)
 from livekit.protocol import models
 from livekit.rtc._proto.participant_pb2 import ParticipantPermission
 
@@ -406,7 +413,9 @@ def key_of(person: Person | None) -> str:
 class Party:
     """A job with its room, its ears and its calls."""
 
-    def __init__(self, ctx: JobContext, *, shared: bool) -> None:
+    def __init__(
+        self, ctx: JobContext, *, shared: bool, clock: Callable[[], float] = time.time
+    ) -> None:
         assert isinstance(ctx.room, FakeRoom)
         self.room, self.session, self.line = ctx.room, FakeSession(), FakeLine()
         self.shared, self.said = shared, 0
@@ -416,7 +425,7 @@ class Party:
         self.recorder = CallRecorder(
             self.line.open("J", who.from_job()),
             emit=Telemetry(strict=True, logger=_Quiet()).emit,
-            clock=time.time,
+            clock=clock,
             ended=lambda _: None,
             listeners=who,
             open_next=lambda hints: self.line.open("J.n", hints),
@@ -479,6 +488,45 @@ class Party:
         assert owner in {key_of(linked), self.meant}
         if owner == self.meant:
             self.keepers.add(key_of(linked))
+
+
+@pytest.mark.parametrize(
+    ("spoke_s", "recognised_s", "whose"),
+    [
+        ((-2.0, -0.5), 1.0, "ada"),  # her last words, recognised after the switch
+        ((-2.0, -0.5), 9.0, "wanda"),  # too late for that
+        ((-20.0, -10.0), 1.0, "wanda"),
+        ((-2.0, 0.5), 1.0, "wanda"),  # across the switch
+        ((0.5, 1.0), 1.5, "wanda"),
+    ],
+)
+async def test_words_said_before_a_split_are_of_whom_was_heard_then(
+    spoke_s: tuple[float, float], recognised_s: float, whose: str
+) -> None:
+    """A recogniser takes its time: what it reports after a switch may be the one's before it."""
+    switch_s = time.time()
+    with job("{}", FakeRoom(ADA, WANDA)) as ctx:  # type: ignore[arg-type]
+        party = Party(ctx, shared=False, clock=lambda: switch_s)
+        party.session.linked_participant = ADA
+        party.recorder.look()
+        at_s = {"speaking": switch_s + spoke_s[0], "listening": switch_s + spoke_s[1]}
+        for state, came_s in at_s.items():
+            if came_s > switch_s:
+                party.session.linked_participant = WANDA
+                party.recorder.look()
+            before = "listening" if state == "speaking" else "speaking"
+            party.recorder._user_state_changed(
+                UserStateChangedEvent(old_state=before, new_state=state, created_at=came_s)  # type: ignore[arg-type]
+            )
+        party.session.linked_participant = WANDA
+        party.recorder._transcribed(
+            UserInputTranscribedEvent(
+                transcript="a word", is_final=True, created_at=switch_s + recognised_s
+            )
+        )
+        item = llm.ChatMessage(role="user", content=["a word"])
+        party.recorder._item_added(ConversationItemAddedEvent(item=item))
+    assert [(whose, "a word")] == party.line.told
 
 
 @settings(max_examples=300, deadline=None)

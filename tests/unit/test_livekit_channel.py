@@ -589,6 +589,36 @@ async def test_words_of_a_turn_that_is_cleared_are_a_turn(
     assert ["my number is five", "go on", "Fine."] == sidecar.texts("AJ_1")
 
 
+async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no turn follows those that are dropped, their words don't wait for the end of the call."""
+    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.2)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+        for n, said in enumerate(["stop there", "and stop here"], start=1):
+            made.ear.says(said)
+            await sidecar.until(lambda n=n: len(sidecar.texts("AJ_1")) == n)
+        made.ear.says("go on")
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert ["stop there", "and stop here", "go on", "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_a_turn_that_is_late_is_told_once(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that were told while the session still held them are not told with their turn again."""
+    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.0)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("My number")
+        await sidecar.until(lambda: sidecar.texts("AJ_1") == ["My number"])
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert ["My number", "Fine."] == sidecar.texts("AJ_1")
+
+
 async def test_a_turn_ended_before_its_final_is_stored_once(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
@@ -606,6 +636,39 @@ async def test_a_turn_ended_before_its_final_is_stored_once(
             await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
         await air.hang_up()
     assert ["go on", "Fine.", "stop there stop there"] == sidecar.texts("AJ_1")
+
+
+class Colleague(Friend):
+    """An agent that a call is handed to, and that greets."""
+
+    @override
+    async def on_enter(self) -> None:
+        await self.session.say("Bert here.")
+
+
+async def test_words_around_a_hand_over_are_stored_once(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`update_agent` drops what was not committed yet from the conversation, not from what was heard."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("I am Ada.")
+        await made.until_committed(2)
+        made.ear.starts()
+        made.ear.final("my number is five")
+        await made.until(lambda: len(made.model.prompts) == 2)  # begun before the turn's end
+        made.session.update_agent(Colleague())
+        made.ear.stops()
+        await made.until(lambda: any(item.text_content == "Bert here." for item in made.items))
+        made.ear.says("go on")
+        await made.until(lambda: [i.text_content for i in made.items].count("Fine.") == 2)
+        await made.until(lambda: air.call.outbox.settled)
+    heard = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "caller"]
+    assert "I am Ada. my number is five go on" == " ".join(heard)
+    said = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "agent"]
+    assert ["Fine.", "Bert here.", "Fine."] == said
+    assert all(contents(prompt).count(FENCED) == 1 for prompt in made.model.prompts)
 
 
 async def test_what_is_said_beside_the_conversation_is_stored(

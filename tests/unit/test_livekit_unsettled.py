@@ -1,6 +1,6 @@
 """What a caller has said that no turn holds: told once, in order, whatever the session drops."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
@@ -21,36 +21,44 @@ pytestmark = pytest.mark.unit
 WORDS = st.sampled_from(["yes", "Yes.", "no", "5", "-5", "yes no", "no no", "five", "…"])
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Words that were reported as final."""
+
+    text: str
+    at_s: float
+
+
 @dataclass
 class Ended:
     """A turn that the session took for ended, and what becomes of it."""
 
-    pieces: list[str]
+    pieces: list[Piece]
     began_s: float
     ended_s: float
     fate: str
 
 
-@dataclass
-class Recogniser:
-    """LiveKit's own book-keeping of what a turn holds, as `AudioRecognition` does it."""
-
-    finals: list[str] = field(default_factory=list[str])
-    interim: str = ""
-    began_s: float = 0.0
-
-
 class Conversation(RuleBasedStateMachine):
-    """A caller who speaks, and a session that commits, drops, changes and forgets turns."""
+    """A caller who speaks, and a session that commits, drops, changes and forgets turns.
+
+    What a turn holds is kept here as LiveKit's `AudioRecognition` keeps it: the finals since the
+    last turn ended, and the interim.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.clock_s = 1_764_400_000.0
         self.unsettled = Unsettled()
-        self.session = Recogniser()
+        self.finals: list[Piece] = []
+        self.interim = ""
         self.interim_heard = ""
+        self.began_s = 0.0
         self.ended: list[Ended] = []
-        self.truth: list[str] = []
+        self.waiting: list[Piece] = []
+        """What is to be told yet, in order."""
+        self.due: list[str] = []
+        """What was to be told so far."""
         self.told: list[str] = []
 
     def tick(self) -> float:
@@ -58,43 +66,44 @@ class Conversation(RuleBasedStateMachine):
         return self.clock_s
 
     def report(self, text: str) -> None:
-        if not self.session.finals:
-            self.session.began_s = self.tick()
-        late = self.unsettled.heard(text, final=True, at_s=self.tick())
-        assert not late, "nothing was told before its time"
-        self.session.finals.append(text)
-        self.session.interim = self.interim_heard = ""
+        if not self.finals:
+            self.began_s = self.tick()
+        piece = Piece(text, self.tick())
+        assert "" == self.unsettled.heard(text, final=True, at_s=piece.at_s)
+        self.finals.append(piece)
+        self.waiting.append(piece)
+        self.interim = self.interim_heard = ""
 
     def end_turn(self, fate: str) -> None:
-        pieces, self.session.finals = self.session.finals, []
-        self.ended.append(Ended(pieces, self.session.began_s, self.tick(), fate))
+        pieces, self.finals = self.finals, []
+        self.ended.append(Ended(pieces, self.began_s, self.tick(), fate))
 
     @rule(text=WORDS)
-    def interim(self, text: str) -> None:
+    def reports_an_interim(self, text: str) -> None:
         self.unsettled.heard(text, final=False, at_s=self.tick())
-        self.session.interim = self.interim_heard = text
+        self.interim = self.interim_heard = text
 
     @rule(text=WORDS)
-    def final(self, text: str) -> None:
+    def reports_a_final(self, text: str) -> None:
         self.report(text)
 
-    @precondition(lambda self: bool(self.session.finals))
+    @precondition(lambda self: bool(self.finals))
     @rule(fate=st.sampled_from(["committed", "committed", "dropped", "changed"]))
     def turn_ends(self, fate: str) -> None:
         self.end_turn(fate)
 
-    @precondition(lambda self: bool(self.session.interim))
+    @precondition(lambda self: bool(self.interim))
     @rule(fate=st.sampled_from(["committed", "dropped"]))
     def turn_is_ended_before_its_final(self, fate: str) -> None:
         """`commit_user_turn`: the interim is reported as final; its own final never comes."""
-        self.report(self.session.interim)
+        self.report(self.interim)
         self.end_turn(fate)
 
-    @precondition(lambda self: bool(self.session.finals))
+    @precondition(lambda self: bool(self.finals))
     @rule()
     def turn_is_cleared(self) -> None:
         """`clear_user_turn`: the session forgets what was heard, and tells nobody."""
-        self.session.interim = ""
+        self.interim = ""
         self.end_turn("dropped")
 
     @precondition(lambda self: bool(self.ended))
@@ -103,26 +112,35 @@ class Conversation(RuleBasedStateMachine):
         """A hook may be slow: more may have been said meanwhile."""
         turn = self.ended.pop(0)
         if turn.fate == "dropped":
-            self.truth += turn.pieces
             return
-        text = " ".join(turn.pieces) if turn.fate == "committed" else "something else"
+        text = " ".join(piece.text for piece in turn.pieces)
+        text = text if turn.fate == "committed" else "something else"
         left, text = self.unsettled.settled(text, began_s=turn.began_s, ended_s=turn.ended_s)
-        self.told += [final.untold for final in left]
-        self.told.append(text)
-        self.truth += turn.pieces if turn.fate == "committed" else [text]
+        self.told += [*(final.untold for final in left), text]
+
+        before = [piece for piece in self.waiting if piece.at_s < turn.pieces[0].at_s]
+        own = [piece.text for piece in turn.pieces if piece in self.waiting]
+        self.due += [piece.text for piece in before]
+        self.due += own if turn.fate == "committed" else ["something else"]
+        self.waiting = [p for p in self.waiting if p not in before and p not in turn.pieces]
+
+    @rule(ago_s=st.sampled_from([0.0, 1.0, 3.0]))
+    def time_is_up(self, ago_s: float) -> None:
+        until_s = self.clock_s - ago_s
+        self.told += [final.untold for final in self.unsettled.tell_until(until_s)]
+        self.due += [piece.text for piece in self.waiting if piece.at_s <= until_s]
+        self.waiting = [piece for piece in self.waiting if piece.at_s > until_s]
 
     @invariant()
-    def what_is_not_told_is_kept(self) -> None:
-        waiting = [piece for turn in self.ended for piece in turn.pieces]
-        heard = [*self.truth, *waiting, *self.session.finals, self.interim_heard]
-        changed = sum(turn.fate == "changed" for turn in self.ended)
-        told = " ".join([*self.told, self.unsettled.rest()]).split()
-        assert told == " ".join(heard).split() or changed
+    def all_that_was_heard_is_told_or_kept(self) -> None:
+        waiting = [piece.text for piece in self.waiting]
+        heard = " ".join([*self.due, *waiting, self.interim_heard])
+        assert " ".join([*self.told, self.unsettled.rest()]).split() == heard.split()
 
     def teardown(self) -> None:
         while self.ended:
             self.session_comes_to_a_turn()
-        self.what_is_not_told_is_kept()
+        self.all_that_was_heard_is_told_or_kept()
 
 
 def test_each_word_heard_is_told_once() -> None:
@@ -188,6 +206,29 @@ def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
     assert "" == heard.rest()
 
 
+def test_words_are_told_when_their_time_is_up() -> None:
+    """What was reported by a time is told once; a turn that holds it tells the rest, in order."""
+    heard = Unsettled()
+    for at_s, word in enumerate(["one", "two", "three"]):
+        heard.heard(word, final=True, at_s=at_s)
+    heard.heard("fo", final=False)
+    assert [("one", 0), ("two", 1)] == [(f.untold, f.at_s) for f in heard.tell_until(1)]
+    assert [] == heard.tell_until(1)
+    assert "three fo" == heard.rest()
+    assert ("", "three") == settle(heard, "one two three", began_s=0, ended_s=4)
+    assert "fo" == heard.rest()
+
+
+def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
+    """Of what was told only the newest is remembered."""
+    heard = Unsettled()
+    for at_s in range(1_000):
+        heard.heard("word", final=True, at_s=at_s)
+        heard.tell_until(at_s)
+    assert len(heard._finals) <= 100
+    assert ("", "") == settle(heard, "word word", ended_s=2_000)
+
+
 @pytest.mark.parametrize(
     ("interim", "final", "late", "rest"),
     [
@@ -207,3 +248,12 @@ def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, res
     assert late == heard.heard(final, final=True)
     assert rest == heard.rest()
     assert ("", rest) == settle(heard, final)
+
+
+def test_words_of_before_are_told_there() -> None:
+    """Final words that were said before all was told are told at once, and not with a turn."""
+    heard = Unsettled()
+    assert "" == heard.tell()
+    assert "I am Ada." == heard.heard("I am Ada.", final=True, of_before=True)
+    assert "" == heard.rest()
+    assert ("", "") == settle(heard, "I am Ada.")

@@ -1,6 +1,7 @@
 """After the reply: what happens in an `AgentSession` becomes turns, as heard."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -19,11 +20,13 @@ from livekit.agents.voice.io import PlaybackFinishedEvent
 from sidecar import telemetry
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints, Memory
-from sidecar.channels.livekit.unsettled import Unsettled
+from sidecar.channels.livekit.unsettled import FinalTranscript, Unsettled
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 
+UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
+LATE_S: Final = 5.0  # a recogniser reports words so long after they were said
 GUIDANCE_CHARS: Final = 2_000  # of all guidance in a prompt; older guidance makes room for newer
 _GUIDANCE_PREFACE: Final = "Guidance for this call. Heed it; do not read it out."
 
@@ -132,6 +135,8 @@ class CallRecorder:
         self._split_at_s = 0.0
         self._told = 0
         self._began_s: float | None = None
+        self._fell_silent_s: float | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._withheld = False
         self._session: AgentSession[Any] | None = None
         self._says: dict[str, _Said] = {}
@@ -228,6 +233,8 @@ class CallRecorder:
         """The call is over: what was said and never became a turn is one now."""
         if self._speech is not None:
             self._speech.end()
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self.call.outbox.closed:
             return
         if rest := self._unsettled.rest():
@@ -253,7 +260,10 @@ class CallRecorder:
         )
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
+        if event.old_state == "speaking":
+            self._fell_silent_s = event.created_at
         if event.new_state == "speaking":
+            self._fell_silent_s = None
             self.follow()
             self._began_s = event.created_at
             # The span of a turn begins with the first words of it, and ends when it is settled.
@@ -263,11 +273,37 @@ class CallRecorder:
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self.follow()
-        if self._listeners is not None and event.is_final and event.transcript.strip():
+        text, at_s, before = event.transcript, event.created_at, self._said_before(event)
+        if late := self._unsettled.heard(text, final=event.is_final, at_s=at_s, of_before=before):
+            self._tell_unsettled(self._before or self.call, late, at_s=at_s)
+        elif self._listeners is not None and event.is_final and text.strip():
             self._listeners.heard()
-        late = self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
-        if late:  # of words that a split cut in two
-            self._tell_unsettled(self._before or self.call, late, at_s=event.created_at)
+        if event.is_final and self._overdue is None:
+            self._look_for_overdue()
+
+    def _said_before(self, event: UserInputTranscribedEvent) -> bool:
+        """Whether words were said before the split, and recognised after it."""
+        if self._before is None or self._fell_silent_s is None:
+            return False
+        return self._split_at_s - LATE_S < self._fell_silent_s < self._split_at_s and (
+            event.created_at < self._split_at_s + LATE_S
+        )
+
+    def _look_for_overdue(self) -> None:
+        """Tell, after a while, what the session dropped: it may be long until a turn follows."""
+        loop = asyncio.get_running_loop()
+        self._overdue = loop.call_later(UNSETTLED_S, self._guarded(self._tell_overdue), None)
+
+    def _tell_overdue(self, _: None) -> None:
+        self._overdue = None
+        if self.call.outbox.closed:
+            return
+        self.follow()
+        speaking = self._session is not None and self._session.user_state == "speaking"
+        if not speaking and (due := self._unsettled.tell_until(self._clock() - UNSETTLED_S)):
+            self._tell_finals(due)
+        if self._unsettled.rest():
+            self._look_for_overdue()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -310,9 +346,12 @@ class CallRecorder:
         """Return what of a turn is to be told; dropped words before it are a turn of their own."""
         left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s)
         if left:
-            words = " ".join(final.untold.strip() for final in left)
-            self._tell_unsettled(self.call, words, at_s=left[0].at_s)
+            self._tell_finals(left)
         return text
+
+    def _tell_finals(self, finals: Sequence[FinalTranscript]) -> None:
+        words = " ".join(final.untold.strip() for final in finals)
+        self._tell_unsettled(self.call, words, at_s=finals[0].at_s)
 
     def _tell_unsettled(
         self, call: LinkedCall, words: str, *, at_s: float, interrupted: bool = False

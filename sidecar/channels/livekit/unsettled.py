@@ -1,7 +1,7 @@
 """What a caller has said that no turn holds yet. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 _TOLD_KEPT: Final = 100
@@ -37,16 +37,26 @@ class Unsettled:
         self._interim = ""
         self._told_interim = ""
 
-    def heard(self, text: str, *, final: bool, at_s: float = 0.0) -> str:
+    def heard(self, text: str, *, final: bool, at_s: float = 0.0, of_before: bool = False) -> str:
         """Take what the recogniser reports; a final transcript replaces the interim it grew from.
 
-        Returns the words that belong behind an interim which was told (see `tell`).
+        Args:
+            text: The words.
+            final: They will not change any more.
+            at_s: Unix time at which they were reported.
+            of_before: They were said before the last `tell` of everything.
+
+        Returns:
+            Of final words those to be told now, behind what was told, and not again: the rest of
+            an interim which was told, or all that is `of_before`.
         """
         self._interim = "" if final else text
         if not final or not text.strip():
             return ""
         begun, self._told_interim = self._told_interim, ""
         late = _grown_from(begun, text)
+        if late is None and of_before:
+            late = text.strip()
         self._finals.append(FinalTranscript(text, at_s, text if late is None else ""))
         return late or ""
 
@@ -85,10 +95,22 @@ class Unsettled:
         """Return what no turn holds yet; it is told as a turn of its own, and not again."""
         rest = self.rest()
         self._told_interim, self._interim = self._interim, ""
-        for final in self._finals:
-            final.untold = ""
-        del self._finals[:-_TOLD_KEPT]
+        self._tell(self._finals)
         return rest
+
+    def tell_until(self, until_s: float) -> list[FinalTranscript]:
+        """Return final words that were reported by then, and that no turn holds yet, as `tell`."""
+        due = [final for final in self._finals if final.untold and final.at_s <= until_s]
+        told = [replace(final) for final in due]
+        self._tell(due)
+        return told
+
+    def _tell(self, finals: Sequence[FinalTranscript]) -> None:
+        """These are told; the session may hold them yet, so the newest are not forgotten."""
+        for final in finals:
+            final.untold = ""
+        told = sum(not final.untold for final in self._finals)
+        del self._finals[: max(0, told - _TOLD_KEPT)]
 
     def rest(self) -> str:
         """Return what no turn holds; empty when everything is settled."""
