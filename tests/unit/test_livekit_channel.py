@@ -35,8 +35,8 @@ from sidecar.channels.link.frames import (
 from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.channels.livekit import memory as in_prompts
+from sidecar.channels.livekit.heeded import GUIDANCE_CHARS, Heeded
 from sidecar.channels.livekit.memory import with_memory
-from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, Heeded
 from sidecar.private import link_token
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar

@@ -10,16 +10,16 @@ from livekit.agents import (
     AgentSession,
     CloseEvent,
     ConversationItemAddedEvent,
-    SpeechCreatedEvent,
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
 from livekit.agents.voice import SpeechHandle
-from livekit.agents.voice.io import PlaybackFinishedEvent
 
 from sidecar import telemetry
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints, Memory
+from sidecar.channels.livekit.beside import Beside
+from sidecar.channels.livekit.heeded import Heeded
 from sidecar.channels.livekit.unsettled import FinalTranscript, Unsettled
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
@@ -27,47 +27,14 @@ from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 
 UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
 LATE_S: Final = 5.0  # a recogniser reports words so long after they were said
-GUIDANCE_CHARS: Final = 2_000  # of all guidance in a prompt; older guidance makes room for newer
-_GUIDANCE_PREFACE: Final = "Guidance for this call. Heed it; do not read it out."
 
 _Event = TypeVar("_Event")
-
-
-class Heeded:
-    """The guidance of a call, as it stands in each prompt: the same bytes until there is more."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.text = ""
-
-    def heed(self, text: str) -> int:
-        """Take more guidance; returns how many characters, of old and new, no prompt will hold.
-
-        The same words again are no news. Guidance longer than `GUIDANCE_CHARS` loses its end.
-        """
-        piece = text.strip()
-        if not piece or piece in self._pieces:
-            return 0
-        cut = max(0, len(piece) - GUIDANCE_CHARS)
-        self._pieces.append(piece[:GUIDANCE_CHARS])
-        while sum(map(len, self._pieces)) > GUIDANCE_CHARS:
-            cut += len(self._pieces.pop(0))
-        self.text = "\n".join([_GUIDANCE_PREFACE, *(f"- {one}" for one in self._pieces)])
-        return cut
 
 
 class _Events(Protocol):
     """An `AgentSession` as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
-
-
-class _Audio(Protocol):
-    """An `AudioOutput` as a source of events; its own types say less."""
-
-    def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
-
-    def off(self, event: str, callback: Callable[[Any], None]) -> None: ...
 
 
 class Listeners(Protocol):
@@ -85,18 +52,6 @@ class Listeners(Protocol):
     def shared(self) -> bool:
         """Whether somebody hears the agent whose memory is not the one at hand."""
         ...
-
-
-class _Said:
-    """What a `say` has spoken so far, for one that leaves no item in the conversation."""
-
-    def __init__(self, handle: SpeechHandle, at_s: float) -> None:
-        self.handle = handle
-        self.at_s = at_s
-        self.text = ""
-        self.heard: str | None = None
-        """What was played of it; None where no transcript is kept beside the audio."""
-        self.played = False
 
 
 class CallRecorder:
@@ -139,7 +94,7 @@ class CallRecorder:
         self._overdue: asyncio.TimerHandle | None = None
         self._withheld = False
         self._session: AgentSession[Any] | None = None
-        self._says: dict[str, _Said] = {}
+        self._beside: Beside | None = None
         self._tracer = tracer
         self._traceparent = traceparent
         self._speech: Span | None = None
@@ -162,7 +117,10 @@ class CallRecorder:
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
-        events.on("speech_created", self._guarded(self._speech_created))
+        self._beside = Beside(
+            session, clock=self._clock, told=self._said_beside, guarded=self._guarded
+        )
+        events.on("speech_created", self._guarded(self._beside.speech_created))
         events.on("close", self._guarded(self._closed))
         self._session = session
         _recorders[session] = self
@@ -366,53 +324,14 @@ class CallRecorder:
             return self._before
         return self.call
 
-    # What the agent says without leaving it in the conversation
-
-    def _speech_created(self, event: SpeechCreatedEvent) -> None:
-        if event.source != "say" or self._session is None:
-            return
-        said = _Said(event.speech_handle, event.created_at)
-        self._says[said.handle.id] = said
-
-        def finished(played: PlaybackFinishedEvent) -> None:
-            if self._speaks(said):
-                said.played = said.played or played.playback_position > 0
-                said.heard = played.synchronized_transcript
-
-        def done(handle: SpeechHandle) -> None:
-            if audio is not None:
-                audio.off("playback_finished", finished)
-            self._says.pop(handle.id, None)
-            self._said(said)
-
-        audio = cast("_Audio | None", self._session.output.audio)
-        if audio is not None:
-            audio.on("playback_finished", finished)
-        said.handle.add_done_callback(self._guarded(done))
-
-    def _speaks(self, said: _Said) -> bool:
-        return self._session is not None and self._session.current_speech is said.handle
-
     def speaks(self, text: str) -> None:
         """The agent's voice is given these words, by whatever is being said now."""
-        speech = self._session.current_speech if self._session is not None else None
-        said = self._says.get(speech.id) if speech is not None else None
-        if said is not None:
-            said.at_s = said.at_s if said.text else self._clock()
-            said.text += text
+        if self._beside is not None:
+            self._beside.speaks(text)
 
-    def _said(self, said: _Said) -> None:
-        if said.handle.chat_items:
-            return  # it is a turn already
-        text = said.text
-        if said.handle.interrupted and self._session is not None and self._session.output.audio:
-            text = (said.heard if said.heard is not None else text) if said.played else ""
-        self._call_at("agent", said.at_s).record(
-            said.handle.id,
-            "agent",
-            text,
-            at_s=said.at_s,
-            interrupted=said.handle.interrupted,
+    def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
+        self._call_at("agent", at_s).record(
+            handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted
         )
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
