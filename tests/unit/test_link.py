@@ -798,6 +798,7 @@ async def test_a_worker_dates_by_the_sidecars_clock(
         call = worker.call(at_s=clock())
         call.record("i0", "caller", "before the sidecar was there", at_s=clock() - 1)
         await until(lambda: call.outbox.settled)
+        assert near(call.now_s)
         call.record("i1", "caller", "after")
         clock.by_s = 0.0
         call.record("i2", "caller", "with a clock that was set", at_s=clock() - 1)

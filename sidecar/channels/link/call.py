@@ -80,6 +80,11 @@ class LinkedCall:
         return self.outbox.call
 
     @property
+    def now_s(self) -> float:
+        """Unix time by the sidecar's clock, by which `Memory.read_at_s` is dated, where it is known."""
+        return self._link.clock()
+
+    @property
     def identified(self) -> bool:
         """Whether it is known who is on the line."""
         return self.outbox.identified
@@ -141,7 +146,7 @@ class LinkedCall:
 
     def close(self, reason: str = "") -> None:
         """The call has ended. The first close stands."""
-        self.outbox.close(at_s=self._link.clock(), reason=reason, now_s=anyio.current_time())
+        self.outbox.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
         self._link.wake()
 
     async def ready(self, budget_s: float | None = None) -> None:

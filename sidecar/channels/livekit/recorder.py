@@ -167,7 +167,7 @@ class CallRecorder:
             span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
-        age_s = round(self._clock() - read_at_s, 3) if read_at_s else None
+        age_s = round(self.call.now_s - read_at_s, 3) if read_at_s else None
         wait_s = round(anyio.current_time() - asked_s, 4)
         self._prompt = prompt_metrics(served, age_s=age_s, wait_s=wait_s)
         self._emit(
