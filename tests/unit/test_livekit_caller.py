@@ -481,7 +481,7 @@ class Party:
         self.said += 1
         text = f"word {self.said}"
         self.recorder._transcribed(UserInputTranscribedEvent(transcript=text, is_final=True))
-        said = llm.ChatMessage(role="user", content=[text])
+        said = llm.ChatMessage(role="user", content=[text], transcript_confidence=1.0)
         self.recorder._item_added(ConversationItemAddedEvent(item=said))
         owner, told = self.line.told[-1]
         assert told == text
@@ -524,7 +524,7 @@ async def test_words_said_before_a_split_are_of_whom_was_heard_then(
                 transcript="a word", is_final=True, created_at=switch_s + recognised_s
             )
         )
-        item = llm.ChatMessage(role="user", content=["a word"])
+        item = llm.ChatMessage(role="user", content=["a word"], transcript_confidence=1.0)
         party.recorder._item_added(ConversationItemAddedEvent(item=item))
     assert [(whose, "a word")] == party.line.told
 

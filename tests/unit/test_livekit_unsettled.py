@@ -1,6 +1,7 @@
 """What a caller has said that no turn holds: told once, in order, whatever the session drops."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -150,9 +151,9 @@ def test_each_word_heard_is_told_once() -> None:
     )
 
 
-def settle(heard: Unsettled, text: str, **times: float) -> tuple[str, str]:
+def settle(heard: Unsettled, text: str, **options: Any) -> tuple[str, str]:
     """Return what a committed turn leaves and tells."""
-    left, told = heard.settled(text, **times)
+    left, told = heard.settled(text, **options)
     return " ".join(final.untold for final in left), told
 
 
@@ -204,6 +205,18 @@ def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
     heard.heard("yes please", final=True, at_s=2)
     assert ("", told) == settle(heard, text, began_s=1.5, ended_s=3)
     assert "" == heard.rest()
+
+
+def test_what_is_typed_is_told_though_it_was_said_before() -> None:
+    """Typed words are new, unless they repeat what the session has dropped and nobody told."""
+    heard = Unsettled()
+    heard.heard("yes", final=True)
+    assert ("", "yes") == settle(heard, "yes", spoken=False)
+    assert "" == heard.rest()
+    heard.heard("no", final=True)
+    assert "no" == heard.tell()
+    assert ("", "no") == settle(heard, "no", spoken=False)
+    assert ("", "no no") == settle(heard, "no no", spoken=False)
 
 
 def test_words_are_told_when_their_time_is_up() -> None:

@@ -279,7 +279,9 @@ class CallRecorder:
             if began_s is None and "stt_metadata" in measured:  # spoken, and too short to time
                 began_s = self._began_s
             began_s = began_s if isinstance(began_s, int | float) else None
-            text = self._settle(text, began_s, _ended_s(measured))
+            # Typed text has no confidence.
+            spoken = item.transcript_confidence is not None
+            text = self._settle(text, began_s, _ended_s(measured), spoken=spoken)
             if not text:
                 return
         metrics = _seconds(measured)
@@ -300,9 +302,11 @@ class CallRecorder:
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
 
-    def _settle(self, text: str, began_s: float | None, ended_s: float | None) -> str:
+    def _settle(
+        self, text: str, began_s: float | None, ended_s: float | None, *, spoken: bool
+    ) -> str:
         """Return what of a turn is to be told; dropped words before it are a turn of their own."""
-        left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s)
+        left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s, spoken=spoken)
         if left:
             self._tell_finals(left)
         return text

@@ -61,16 +61,23 @@ class Unsettled:
         return late or ""
 
     def settled(
-        self, text: str, *, began_s: float | None = None, ended_s: float | None = None
+        self,
+        text: str,
+        *,
+        began_s: float | None = None,
+        ended_s: float | None = None,
+        spoken: bool = True,
     ) -> tuple[list[FinalTranscript], str]:
         """A turn of the caller was committed.
 
         Args:
             text: Of the turn.
             began_s: Unix time at which the caller began to say it, where that is known. It
-                decides where the session's owner has changed the text, or it was typed.
+                decides where the session's owner has changed the text.
             ended_s: Unix time at which the session took it for ended, where that is known: words
                 that were reported later are of the next one, whatever they are.
+            spoken: It was heard. What was typed, or given by the agent's code, may repeat words
+                that the session has just dropped, and says anew any that were told.
 
         Returns:
             Earlier words that no turn will hold, and what of this turn was not told before.
@@ -80,7 +87,7 @@ class Unsettled:
             there = [final for final in there if final.at_s <= ended_s]
         start, end = _end_of(there, text) if ended_s is not None else (0, 0)
         if not end:
-            start, end = _first_in(self._finals, text)
+            start, end = _first_in(self._finals, text, told=spoken)
         if end:
             taken = self._finals[start:end]
             if not all(final.untold for final in taken):
@@ -131,12 +138,12 @@ def _end_of(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
     return 0, 0
 
 
-def _first_in(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
-    """Return the first run of finals of which a text consists; rather one that was not told."""
-    told = sum(not final.untold for final in finals)
+def _first_in(finals: Sequence[FinalTranscript], text: str, *, told: bool) -> tuple[int, int]:
+    """Return the first run of finals of which a text consists; one that was told, if any, last."""
+    first_untold = sum(not final.untold for final in finals)
     for key, between in _KEYS:
         whole, parts = key(text), [key(final.text) for final in finals]
-        for start in (*range(told, len(parts)), *range(told)):
+        for start in (*range(first_untold, len(parts)), *range(first_untold if told else 0)):
             run = ""
             for end in range(start, len(parts)):
                 run = _joined(run, parts[end], between)
