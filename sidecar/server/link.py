@@ -10,6 +10,7 @@ to say waits at its own end.
 import contextlib
 import hmac
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 
@@ -89,6 +90,7 @@ class LinkServer:
         cold_start_s: What a worker may spend at a call's first prompt.
         retry_after_s: Told to workers when the sidecar goes away.
         emit: Where events go.
+        wall: Unix time, told to workers: by it they date what they tell.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class LinkServer:
         cold_start_s: float,
         retry_after_s: float = 1.0,
         emit: Emit,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._calls = calls
+        self._wall = wall
         self._tokens = tokens
-        self._welcome = Welcome(memory_wait_s, cold_start_s, MAX_FRAME_BYTES)
+        self._waits_s = memory_wait_s, cold_start_s
         self._retry_after_s = retry_after_s
         self._emit = emit
         self._connections: set[_Connection] = set()
@@ -138,6 +142,9 @@ class LinkServer:
             if self._of_worker.get(connection.owner) is connection:
                 del self._of_worker[connection.owner]
                 self._calls.orphan(connection.owner)
+
+    def _welcome(self) -> Welcome:
+        return Welcome(*self._waits_s, MAX_FRAME_BYTES, self._wall())
 
     @property
     def connections(self) -> int:
@@ -185,7 +192,7 @@ class _Connection:
 
     async def serve(
         self,
-        welcome: Welcome,
+        welcome: Callable[[], Welcome],
         take_over: "Callable[[_Connection], _Connection | None]",
     ) -> None:
         try:
@@ -204,7 +211,7 @@ class _Connection:
         if older is not None:
             await older.close(CLOSE_PROTOCOL, "replaced by a newer connection of this worker")
         self._emit(telemetry.link_opened, worker=hello.worker, tenant=self._tenant)
-        self.send(welcome)
+        self.send(welcome())
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:

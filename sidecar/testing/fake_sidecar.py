@@ -4,12 +4,14 @@ It speaks docs/link-protocol.md over a real socket, keeps what it is told, and d
 a real one does in bad moments: hold acks back, refuse turns, drain, hang, die.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
+import msgspec
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
@@ -48,6 +50,7 @@ class FakeSidecar:
     Attributes:
         token: Bearer token it asks for, or None.
         welcome: Its first answer.
+        wall: The clock that it tells in it; None: it tells none, as an older sidecar.
         memory_of: What it answers to `call.open` and `speech.started`; None: it says nothing.
         acks: Whether it acks; turns that come meanwhile are not stored.
         refusals: Error frames to answer the next turns with, by item id, used up in order.
@@ -63,6 +66,7 @@ class FakeSidecar:
             memory_wait_s=0.15, cold_start_s=0.8, max_frame_bytes=MAX_FRAME_BYTES
         )
     )
+    wall: Callable[[], float] | None = time.time
     memory_of: Callable[[str], Memory | None] = no_memory
     acks: bool = True
     refusals: dict[str, list[ErrorFrame]] = field(default_factory=dict[str, list[ErrorFrame]])
@@ -173,7 +177,8 @@ class FakeSidecar:
         self.received.append(frame)
         match frame:
             case Hello():
-                await self._say(socket, self.welcome)
+                now_s = self.wall() if self.wall else 0.0
+                await self._say(socket, msgspec.structs.replace(self.welcome, now_s=now_s))
             case CallOpen() | SpeechStarted():
                 if memory := self.memory_of(frame.call):
                     await self._say(socket, memory)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.channels.link.bounds import bounded_hints
 from sidecar.channels.link.frames import CallOpen, hints_of
-from sidecar.channels.livekit.caller import hints_of_participant
+from sidecar.channels.livekit.caller import hints_of_person, person_of
 from sidecar.channels.vapi.bodies import about
 from sidecar.cli.callers import caller_key_of
 from sidecar.errors import LettaUnavailable, Rejected
@@ -61,7 +61,7 @@ def key_of(hints: CallerHints, region: str | None, tenant: str = "t") -> str:
 
 
 def from_livekit(raw: str) -> CallerHints:
-    seen = hints_of_participant("sip_1", {"sip.phoneNumber": raw}, sip=True)
+    seen = hints_of_person(person_of("sip_1", {"sip.phoneNumber": raw}, sip=True))
     return hints_of(CallOpen("c", "livekit", bounded_hints(seen), 0.0))
 
 

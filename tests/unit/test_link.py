@@ -30,6 +30,7 @@ from sidecar.channels.link.frames import (
 )
 from sidecar.channels.link.link import Link
 from sidecar.channels.link.outbox import SpoolFrame
+from sidecar.channels.link.sidecar_clock import SidecarClock
 from sidecar.channels.link.spool import SpoolFile, spool_files, spooled_in
 from sidecar.private import token_in
 from sidecar.telemetry import Event, Telemetry, link_token_unread
@@ -60,13 +61,13 @@ class Worker:
             worker="w1",
             spool_dir=spool_dir,
             emit=self.telemetry.emit,
-            clock=time.time,
             dice=random.Random(7).random,
-            **options,  # type: ignore[arg-type]
+            **{"clock": time.time, **options},  # type: ignore[arg-type]
         )
 
-    def call(self, hints: Hints | None = ADA) -> LinkedCall:
-        return self.link.open_call(CALL, "livekit", hints, opened_at_s=time.time())
+    def call(self, hints: Hints | None = ADA, *, at_s: float | None = None) -> LinkedCall:
+        opened_at_s = time.time() if at_s is None else at_s
+        return self.link.open_call(CALL, "livekit", hints, opened_at_s=opened_at_s)
 
 
 @asynccontextmanager
@@ -778,6 +779,97 @@ async def test_a_call_of_somebody_unknown_yet_does_not_wait(
         await call.ready()
         assert call.memory is not None
         assert "hers" == call.memory.text
+
+
+# Whose clock
+
+
+class Wrong:
+    """A worker's clock that is so many seconds off, and may be set."""
+
+    def __init__(self, by_s: float) -> None:
+        self.by_s = by_s
+
+    def __call__(self) -> float:
+        return time.time() + self.by_s
+
+
+def near(at_s: float, by_s: float = 0.0) -> bool:
+    return abs(time.time() + by_s - at_s) < 20
+
+
+@pytest.mark.parametrize("by_s", [-90_000.0, -120.0, 120.0, 90_000.0])
+async def test_a_worker_dates_by_the_sidecars_clock(
+    sidecar: FakeSidecar, tmp_path: Path, by_s: float
+) -> None:
+    """However wrong a worker's own clock is, and whenever it is set, its times are the sidecar's."""
+    clock = Wrong(by_s)
+    async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
+        call = worker.call(at_s=clock())
+        call.record("i0", "caller", "before the sidecar was there", at_s=clock() - 1)
+        await until(lambda: call.outbox.settled)
+        assert near(call.now_s)
+        call.record("i1", "caller", "after")
+        clock.by_s = 0.0
+        call.record("i2", "caller", "with a clock that was set", at_s=clock() - 1)
+        call.close("hung up")
+        assert await call.flushed(5)
+    assert all(near(turn.at_s) for turn in sidecar.stored[CALL].values())
+    assert 3 == len(sidecar.stored[CALL])
+    opened, closed = sidecar.of_type(CallOpen)[0], sidecar.of_type(CallClose)[0]
+    assert isinstance(opened, CallOpen)
+    assert isinstance(closed, CallClose)
+    assert near(opened.opened_at_s)
+    assert near(closed.at_s)
+
+
+async def test_a_sidecar_that_tells_no_clock_is_told_the_workers(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """An older sidecar says nothing of its clock: times stay the worker's own."""
+    sidecar.wall = None
+    clock = Wrong(120.0)
+    async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
+        call = worker.call(at_s=clock())
+        call.record("i0", "caller", "hello")
+        await until(lambda: call.outbox.settled)
+    assert near(sidecar.stored[CALL]["i0"].at_s, 120.0)
+
+
+async def test_what_was_recorded_while_the_sidecar_was_away_is_dated_when_it_is_there(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """Words from before the first connection move to the sidecar's clock, once, with their call."""
+    clock = Wrong(-500.0)
+    url = f"ws://127.0.0.1:{free_port}/link"
+    async with running(url, tmp_path, clock=clock) as worker:
+        call = worker.call(at_s=clock())
+        call.record("i0", "caller", "nobody there")
+        call.close("hung up")
+        await until(lambda: turns_on_disk(tmp_path) == ["nobody there"])
+        async with sidecar.serving(free_port):
+            await until(lambda: call.outbox.settled and not spool_files(tmp_path))
+    assert near(sidecar.stored[CALL]["i0"].at_s)
+
+
+@pytest.mark.parametrize(
+    ("own_s", "rtt_s", "ahead_s"),
+    [
+        (1_000.0, 0.1, 0.0),  # it agrees
+        (999.1, 0.1, 0.0),  # as good as
+        (990.0, 0.1, 10.0),
+        (1_010.0, 0.1, -10.0),
+        (996.0, 8.0, 0.0),  # so slow a link tells no better
+        (990.0, 8.0, 10.0),
+    ],
+)
+def test_clocks_that_agree_are_left_alone(own_s: float, rtt_s: float, ahead_s: float) -> None:
+    """A difference counts when it is beyond a second and what the measurement may be wrong by."""
+    clock = SidecarClock()
+    assert 0.0 == clock.ahead_s(unix_s=own_s, now_s=50.0)
+    clock.told(1_000.0, asked_s=50.0 - rtt_s / 2, answered_s=50.0 + rtt_s / 2)
+    assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s, now_s=50.0))
+    assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s + 70.0, now_s=120.0))
 
 
 async def test_commands_reach_the_voice_agent_and_their_fault_ends_nothing(

@@ -173,6 +173,7 @@ class World:
             memory_wait_s=0.1,
             cold_start_s=0.1,
             emit=self.events.emit,
+            wall=lambda: 1_764_400_000.0,
         )
 
     @asynccontextmanager
@@ -208,6 +209,16 @@ async def world() -> AsyncIterator[World]:
 
 
 FULL = JournalFull("full")
+
+
+# Whose clock
+
+
+async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
+    """The welcome tells the time of day, by which a worker dates what it tells."""
+    async with world.connected() as peer:
+        [welcome] = [frame for frame in peer.heard if isinstance(frame, Welcome)]
+    assert 1_764_400_000.0 == welcome.now_s
 
 
 # Order

@@ -4,29 +4,21 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from livekit import rtc
 from livekit.agents import (
     Agent,
     APIStatusError,
-    ConversationItemAddedEvent,
-    JobContext,
     StopResponse,
-    UserInputTranscribedEvent,
     function_tool,
     llm,
 )
-from livekit.agents.testing import fake_job_context
-from livekit.protocol import models
 from typing_extensions import override
 
 from sidecar.channels.link.call import LinkedCall
@@ -40,22 +32,15 @@ from sidecar.channels.link.frames import (
     SpeechStarted,
     TurnFrame,
 )
-from sidecar.channels.link.outbox import Outbox
 from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.channels.livekit import memory as in_prompts
-from sidecar.channels.livekit.caller import (
-    Identification,
-    hints_of_metadata,
-    hints_of_participant,
-)
+from sidecar.channels.livekit.heeded import GUIDANCE_CHARS, Heeded
 from sidecar.channels.livekit.memory import with_memory
-from sidecar.channels.livekit.recorder import GUIDANCE_CHARS, CallRecorder, Heeded
-from sidecar.channels.livekit.unsettled import Unsettled
 from sidecar.private import link_token
-from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
+from tests.livekit_room.lobby import FakeRoom, job
 from tests.livekit_room.studio import Studio, on_air, studio
 
 pytestmark = [
@@ -72,48 +57,6 @@ class Friend(CallerMemory, Agent):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(instructions="Be brief.", **options)
-
-
-class FakeRoom(rtc.EventEmitter[Any]):
-    """A room with people in it."""
-
-    def __init__(self, *people: rtc.RemoteParticipant) -> None:
-        super().__init__()
-        self.name = "room"
-        self.remote_participants = {person.identity: person for person in people}
-
-    def isconnected(self) -> bool:
-        return True
-
-    def joins(self, person: Any) -> None:
-        self.remote_participants[person.identity] = person
-        self.emit("participant_connected", person)
-
-
-@dataclass
-class Person:
-    identity: str
-    kind: int = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
-    attributes: dict[str, str] = field(default_factory=dict[str, str])
-
-
-ADA = Person("ada")
-SIP = Person(
-    "sip_+12025550100",
-    rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
-    {"sip.phoneNumber": "+12025550100"},
-)
-
-
-@contextmanager
-def job(metadata: object = None, room: FakeRoom | None = None) -> Iterator[JobContext]:
-    text = metadata if isinstance(metadata, str) else json.dumps(metadata or {"caller": "ada"})
-    with fake_job_context(job_id="AJ_1", job_metadata=text, room=room or FakeRoom()) as ctx:  # type: ignore[arg-type]
-        ctx.job.room.sid = "RM_1"
-        try:
-            yield ctx
-        finally:
-            ctx._tempdir.cleanup()
 
 
 @dataclass
@@ -573,27 +516,6 @@ async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: P
     file.close()
 
 
-def test_an_interim_of_the_next_utterance_outlives_the_last_turn() -> None:
-    """A turn takes its own words away from what is unsettled, and no others."""
-    heard = Unsettled()
-    heard.heard("i am", final=False)
-    heard.heard("I am Ada.", final=True)
-    heard.heard("and my", final=False)
-    heard.settled("I am Ada.")
-    assert "and my" == heard.rest()
-    heard.settled("And my number is five.")
-    assert not heard.rest()
-
-
-def test_everything_heard_and_not_settled_is_kept() -> None:
-    """Final pieces and the interim behind them make the last turn together."""
-    heard = Unsettled()
-    heard.heard("My number", final=True)
-    heard.heard("is fi", final=False)
-    heard.heard("is five", final=False)
-    assert "My number is five" == heard.rest()
-
-
 class Choosy(Friend):
     """An agent that leaves some turns without an answer. `asked` of each turn it was shown."""
 
@@ -672,6 +594,88 @@ async def test_words_of_a_turn_that_is_cleared_are_a_turn(
     assert ["my number is five", "go on", "Fine."] == sidecar.texts("AJ_1")
 
 
+async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no turn follows those that are dropped, their words don't wait for the end of the call."""
+    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.2)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+        for n, said in enumerate(["stop there", "and stop here"], start=1):
+            made.ear.says(said)
+            await sidecar.until(lambda n=n: len(sidecar.texts("AJ_1")) == n)
+        made.ear.says("go on")
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert ["stop there", "and stop here", "go on", "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_a_turn_that_is_late_is_told_once(
+    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that were told while the session still held them are not told with their turn again."""
+    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.0)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("My number")
+        await sidecar.until(lambda: sidecar.texts("AJ_1") == ["My number"])
+        await made.until_committed(2)
+        await made.until(lambda: air.call.outbox.settled)
+    assert ["My number", "Fine."] == sidecar.texts("AJ_1")
+
+
+async def test_a_turn_ended_before_its_final_is_stored_once(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`commit_user_turn` commits the interim; the same words said again, and dropped, count, too."""
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made, Choosy()) as air:
+        made.ear.starts()
+        made.ear.interim("go on")
+        await made.until(lambda: bool(sidecar.of_type(SpeechStarted)))
+        await made.session.commit_user_turn(transcript_timeout=0.1)
+        made.ear.stops()
+        await made.until_committed(2)
+        for said in ("stop there", "stop there"):
+            made.ear.says(said)
+            await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
+        await air.hang_up()
+    assert ["go on", "Fine.", "stop there stop there"] == sidecar.texts("AJ_1")
+
+
+class Colleague(Friend):
+    """An agent that a call is handed to, and that greets."""
+
+    @override
+    async def on_enter(self) -> None:
+        await self.session.say("Bert here.")
+
+
+async def test_words_around_a_hand_over_are_stored_once(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """`update_agent` drops what was not committed yet from the conversation, not from what was heard."""
+    sidecar.memory_of = remembering(FENCED)
+    made = studio(lambda _: "Fine.")
+    async with remembered(sidecar, tmp_path, made) as air:
+        made.ear.says("I am Ada.")
+        await made.until_committed(2)
+        made.ear.starts()
+        made.ear.final("my number is five")
+        await made.until(lambda: len(made.model.prompts) == 2)  # begun before the turn's end
+        made.session.update_agent(Colleague())
+        made.ear.stops()
+        await made.until(lambda: any(item.text_content == "Bert here." for item in made.items))
+        made.ear.says("go on")
+        await made.until(lambda: [i.text_content for i in made.items].count("Fine.") == 2)
+        await made.until(lambda: air.call.outbox.settled)
+    heard = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "caller"]
+    assert "I am Ada. my number is five go on" == " ".join(heard)
+    said = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "agent"]
+    assert ["Fine.", "Bert here.", "Fine."] == said
+    assert all(contents(prompt).count(FENCED) == 1 for prompt in made.model.prompts)
+
+
 async def test_what_is_said_beside_the_conversation_is_stored(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
@@ -694,285 +698,7 @@ async def test_what_is_said_beside_the_conversation_is_stored(
     assert len(story.text) < len(STORY) * 0.8
 
 
-@given(
-    turns=st.lists(
-        st.tuples(
-            st.lists(st.sampled_from(["yes", "no", "-5", "5", "Yes."]), min_size=1), st.booleans()
-        ),
-        max_size=8,
-    )
-)
-def test_each_word_heard_is_in_one_turn(turns: list[tuple[list[str], bool]]) -> None:
-    """Whichever turns the session drops, all that was heard is told once, word for word."""
-    heard, told = Unsettled(), list[str]()
-    for pieces, committed in turns:
-        for piece in pieces:
-            heard.heard(piece, final=True)
-        if committed:
-            told += [left.text for left in heard.settled(" ".join(pieces))]
-            told.append(" ".join(pieces))
-    told.append(heard.rest())
-    said = [piece for pieces, _ in turns for piece in pieces]
-    assert sorted(said) == sorted(" ".join(told).split())
-
-
-# Who is on the line
-
-
-@pytest.mark.parametrize(
-    ("metadata", "hints"),
-    [
-        ('{"caller": "ada", "agent_id": "agent-1"}', Hints(caller="ada", agent_id="agent-1")),
-        ('{"caller": " ada ", "more": 1}', Hints(caller="ada")),
-        ('{"caller": 7, "agent_id": null}', Hints()),
-        ("", Hints()),
-        ("plain words", Hints()),
-        ("[1]", Hints()),
-        ('"ada"', Hints()),
-    ],
-)
-def test_job_metadata_names_the_caller(metadata: str, hints: Hints) -> None:
-    """The owner's backend names caller and agent; whatever else stands there says nothing."""
-    assert hints == hints_of_metadata(metadata)
-
-
-def test_only_the_sip_bridge_vouches_for_a_number() -> None:
-    """A browser that gives itself a `sip.phoneNumber` is not believed."""
-    attributes = {"sip.phoneNumber": "+12025550100"}
-    assert Hints(identity="eve") == hints_of_participant("eve", attributes, sip=False)
-    assert Hints(phone="+12025550100") == hints_of_participant("sip_1", attributes, sip=True)
-
-
-async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **options: Any) -> Hints:
-    """Return the hints a job opens its call with."""
-    emit = Telemetry(strict=True, logger=_Quiet()).emit
-    async with sidecar.serving() as url:
-        made = studio(lambda _: "")
-        await remember(
-            ctx, made.session, settings=LinkSettings(url, None, tmp_path), emit=emit, **options
-        )
-        if isinstance(ctx.room, FakeRoom) and not ctx.room.remote_participants:
-            ctx.room.joins(Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT))
-            ctx.room.joins(ADA)
-            ctx.room.joins(Person("late"))
-        await sidecar.until(lambda: bool(sidecar.of_type(CallOpen)))
-        await finish(ctx)
-    frame = sidecar.of_type(CallOpen)[0]
-    assert isinstance(frame, CallOpen)
-    assert "AJ_1" == frame.call
-    assert "RM_1" == frame.room
-    return frame.hints
-
-
-async def test_a_caller_in_the_room_is_identified_at_once(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
-    """A SIP caller who is there already is known before the session starts."""
-    with job("{}", FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
-        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
-
-
-async def test_a_caller_who_joins_later_is_identified_then(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
-    """The call opens with whoever joins first; other agents don't count."""
-    with job("{}", FakeRoom()) as ctx:
-        assert Hints(identity="ada") == await opened(sidecar, ctx, tmp_path)
-
-
-async def test_who_comes_by_telephone_is_preferred(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """Beside a watcher the SIP participant is the caller."""
-    with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
-        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
-
-
-class FakeSession:
-    """A session in a room, whose ears the test links."""
-
-    def __init__(self) -> None:
-        self.linked_participant: Any = None
-        self.room_io = self
-
-
-PEOPLE = (
-    Person("ada"),
-    Person("wanda"),
-    SIP,
-    Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT),
-    Person("recorder", rtc.ParticipantKind.PARTICIPANT_KIND_EGRESS),
-    Person("avatar", attributes={"lk.publish_on_behalf": "agent"}),
-)
-
-
-def test_two_numbers_under_one_identity_are_two_callers() -> None:
-    """Where every caller by telephone has the same identity, the number tells them apart."""
-    with job("{}", room := FakeRoom()) as ctx:
-        session: Any = FakeSession()
-        who = Identification(ctx, session, None)
-        for number in ("+12025550100", "+12025550101"):
-            caller = replace(SIP, attributes={"sip.phoneNumber": number})
-            room.joins(caller)
-            session.linked_participant = caller
-            assert who.changed() == Hints(phone=number)
-            assert who.changed() is None
-
-
-_STEPS = st.lists(
-    st.tuples(st.sampled_from(["joins", "leaves", "link", "unlink"]), st.sampled_from(PEOPLE)),
-    max_size=14,
-)
-
-
-class FakeLine:
-    """A link of which each call's memory is its own caller's."""
-
-    waits = Waits()
-    clock = staticmethod(time.time)
-    connected = True
-    away = False
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
-
-    def take(self, call: LinkedCall, item_id: str, speaker: str, text: str, **_: Any) -> None:
-        hints = call.outbox.opening().hints
-        self.told.append((hints.phone or hints.identity, text))
-
-    def wake(self) -> None: ...
-
-    def open(self, call_id: str, hints: Hints | None) -> LinkedCall:
-        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))  # type: ignore[arg-type]
-
-
-def key_of(person: Person | None) -> str:
-    return (person.attributes.get("sip.phoneNumber") or person.identity) if person else ""
-
-
-class Party:
-    """A job with its room, its ears and its calls."""
-
-    def __init__(self, ctx: JobContext, *, shared: bool) -> None:
-        assert isinstance(ctx.room, FakeRoom)
-        self.room, self.session, self.line = ctx.room, FakeSession(), FakeLine()
-        self.shared, self.said = shared, 0
-        who = Identification(ctx, self.session, None, shared_line=shared)  # type: ignore[arg-type]
-        self.recorder = CallRecorder(
-            self.line.open("J", who.from_job()),
-            emit=Telemetry(strict=True, logger=_Quiet()).emit,
-            clock=time.time,
-            ended=lambda _: None,
-            listeners=who,
-            open_next=lambda hints: self.line.open("J.n", hints),
-        )
-        who.when_moved(self.recorder.look)
-        self.recorder.look()
-
-    async def step(self, step: str, person: Person) -> None:
-        there = person.identity in self.room.remote_participants
-        if step == "joins" and not there:
-            self.room.joins(person)
-        elif step == "leaves" and there:
-            del self.room.remote_participants[person.identity]
-            if self.session.linked_participant is person:
-                self.session.linked_participant = None
-            self.room.emit("participant_disconnected", person)
-        elif step == "link" and there and person in PEOPLE[:3]:
-            self.session.linked_participant = person
-        elif step == "unlink":
-            self.session.linked_participant = None
-        await asyncio.sleep(0)
-
-    async def prompt(self) -> None:
-        self._remember()  # of the call as it was
-        before = await self.recorder.memory()
-        self._judge(before)
-        self._remember()  # and of the call as it is
-        memory = await self.recorder.memory()
-        self._judge(memory)
-        linked = self.session.linked_participant
-        if linked is not None and self._people() == [linked]:
-            assert memory is not None, "alone on the line, and no memory"
-
-    def _remember(self) -> None:
-        call = self.recorder.call
-        if call.identified:
-            hints = call.outbox.opening().hints
-            text = hints.phone or hints.identity
-            call.take_memory(Memory("J", text, "v", 1.0, "fresh", settled=True))
-
-    def _people(self) -> list[Person]:
-        return [p for p in PEOPLE[:3] if p.identity in self.room.remote_participants]
-
-    def _judge(self, memory: Memory | None) -> None:
-        linked = self.session.linked_participant
-        if memory is not None and linked is not None:
-            assert key_of(linked) == memory.text
-        if memory is not None and not self.shared:
-            assert [memory.text] * len(self._people()) == [key_of(p) for p in self._people()]
-            assert len(self._people()) <= 1
-
-    def words(self) -> None:
-        linked = self.session.linked_participant
-        if linked is None:
-            return
-        self.said += 1
-        text = f"word {self.said}"
-        self.recorder._transcribed(UserInputTranscribedEvent(transcript=text, is_final=True))
-        said = llm.ChatMessage(role="user", content=[text])
-        self.recorder._item_added(ConversationItemAddedEvent(item=said))
-        assert (key_of(linked), text) == self.line.told[-1]
-
-
-@settings(max_examples=200, deadline=None)
-@given(steps=_STEPS, shared=st.booleans())
-def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
-    steps: list[tuple[str, Person]], shared: bool
-) -> None:
-    """However people come, go and are listened to, memory and words are those of the one linked.
-
-    And while another person is in the room there is no memory, unless the line is shared.
-    """
-
-    async def run() -> None:
-        with job("{}", FakeRoom()) as ctx:
-            party = Party(ctx, shared=shared)
-            for step, person in steps:
-                await party.step(step, person)
-                await party.prompt()
-                party.words()
-
-    anyio.run(run)
-
-
-async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """With a participant named, the others in the room are of no account."""
-    with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
-        hints = await opened(sidecar, ctx, tmp_path, participant_identity="ada")
-        assert Hints(identity="ada") == hints
-
-
-async def test_an_agent_named_by_the_job_goes_with_the_caller_in_the_room(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
-    """Metadata with an agent alone is joined by who is on the line."""
-    with job({"agent_id": "agent-1"}, FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
-        hints = await opened(sidecar, ctx, tmp_path)
-        assert Hints(agent_id="agent-1", phone="+12025550100") == hints
-
-
-async def test_a_job_for_one_participant_names_its_caller(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
-    """A participant job knows its caller before any room is joined."""
-    with job("{}", FakeRoom()) as ctx:
-        ctx.job.participant.CopyFrom(
-            models.ParticipantInfo(
-                identity="sip_1",
-                kind=models.ParticipantInfo.Kind.SIP,
-                attributes={"sip.phoneNumber": "+12025550100"},
-            )
-        )
-        assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
+# A call that nobody joined, and the end of one
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ class Line(Protocol):
     """What a call needs of the link it is on."""
 
     waits: Waits
-    clock: Callable[[], float]
 
     @property
     def connected(self) -> bool:
@@ -27,6 +26,10 @@ class Line(Protocol):
     @property
     def away(self) -> bool:
         """Whether the sidecar is known to be out of reach."""
+        ...
+
+    def clock(self) -> float:
+        """Unix time by the sidecar's clock, as far as it is known."""
         ...
 
     def take(
@@ -77,6 +80,11 @@ class LinkedCall:
         return self.outbox.call
 
     @property
+    def now_s(self) -> float:
+        """Unix time by the sidecar's clock, by which `Memory.read_at_s` is dated, where it is known."""
+        return self._link.clock()
+
+    @property
     def identified(self) -> bool:
         """Whether it is known who is on the line."""
         return self.outbox.identified
@@ -120,7 +128,7 @@ class LinkedCall:
             item_id: The channel's id of the utterance.
             speaker: Who spoke.
             text: What was heard; empty text is no turn.
-            at_s: Unix time, by default now.
+            at_s: Unix time by this process's clock, by default now.
             interrupted: The other side cut it off.
             metrics: Seconds by name.
             traceparent: The span of the turn (W3C Trace Context), or empty.
@@ -138,7 +146,7 @@ class LinkedCall:
 
     def close(self, reason: str = "") -> None:
         """The call has ended. The first close stands."""
-        self.outbox.close(at_s=self._link.clock(), reason=reason, now_s=anyio.current_time())
+        self.outbox.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
         self._link.wake()
 
     async def ready(self, budget_s: float | None = None) -> None:

@@ -104,11 +104,15 @@ class CallClose(msgspec.Struct, tag="call.close", frozen=True):
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):
-    """Sidecar: answers `hello`. The waits are what the worker may spend at a prompt."""
+    """Sidecar: answers `hello`. The waits are what the worker may spend at a prompt.
+
+    `now_s` is the sidecar's clock, by which a worker dates what it tells; 0: it says nothing of it.
+    """
 
     memory_wait_s: float
     cold_start_s: float
     max_frame_bytes: int
+    now_s: Seconds = 0.0
 
 
 class Memory(msgspec.Struct, tag="memory", frozen=True):

@@ -40,6 +40,7 @@ from sidecar.channels.link.frames import (
     encode,
 )
 from sidecar.channels.link.outbox import NOBODY, Outbox
+from sidecar.channels.link.sidecar_clock import SidecarClock
 from sidecar.channels.link.spooler import Spooler
 from sidecar.errors import LinkError
 from sidecar.model import Channel, Speaker
@@ -88,7 +89,8 @@ class Link:
         max_unacked_bytes: int = 32 << 20,
         version: str = "",
     ) -> None:
-        self.clock = clock
+        self._clock = clock
+        self._sidecar_clock = SidecarClock()
         self.waits = Waits()
         self._url = url
         self._token = token
@@ -125,6 +127,14 @@ class Link:
         """Whether the sidecar is known to be out of reach: no ack comes until it is back."""
         return self._away
 
+    def clock(self) -> float:
+        """Unix time by the sidecar's clock, or by the worker's own until that is known."""
+        return self._clock() + self._ahead_s()
+
+    def _ahead_s(self) -> float:
+        """Return how far the sidecar's clock is ahead of the worker's own."""
+        return self._sidecar_clock.ahead_s(unix_s=self._clock(), now_s=anyio.current_time())
+
     @property
     def unacked(self) -> int:
         """Turns of all calls without an ack."""
@@ -147,7 +157,7 @@ class Link:
             call_id: The channel's own id, unique among its calls.
             channel: Where it comes from.
             hints: Who is on the line; None when that will be known later (`identify`).
-            opened_at_s: Unix time.
+            opened_at_s: Unix time, by the worker's own clock.
             traceparent: The span of the call (W3C Trace Context), or empty.
             room: What the calls of other workers may hear as well (a LiveKit room's `sid`): of
                 several of one room and caller, one is stored. Empty: none does.
@@ -157,7 +167,7 @@ class Link:
         outbox = Outbox(
             call_id,
             channel,
-            opened_at_s=opened_at_s,
+            opened_at_s=opened_at_s + self._ahead_s(),
             hints=bounded_hints(hints) if hints else None,
             traceparent=traceparent,
             room=room,
@@ -191,7 +201,7 @@ class Link:
             item_id,
             speaker,
             text,
-            at_s=self.clock() if at_s is None else at_s,
+            at_s=(self._clock() if at_s is None else at_s) + self._ahead_s(),
             now_s=anyio.current_time(),
             room=held < self._max_unacked and held_bytes < self._max_unacked_bytes,
             interrupted=interrupted,
@@ -308,6 +318,7 @@ class Link:
     async def _welcomed(self, socket: ClientConnection) -> bool:
         try:
             with anyio.fail_after(CONNECT_S):
+                asked_s = anyio.current_time()
                 await socket.send(encode(self._hello))
                 while True:
                     frame = self._read(await socket.recv())
@@ -316,7 +327,17 @@ class Link:
         except (ConnectionClosed, TimeoutError):
             return False
         self.waits = Waits(frame.memory_wait_s, frame.cold_start_s)
+        if frame.now_s:
+            self._take_clock(frame.now_s, asked_s=asked_s)
         return True
+
+    def _take_clock(self, now_s: float, *, asked_s: float) -> None:
+        """Date by the sidecar's clock from here on, and what is held since before it was known."""
+        known = self._sidecar_clock.known
+        self._sidecar_clock.told(now_s, asked_s=asked_s, answered_s=anyio.current_time())
+        if not known and (ahead_s := self._ahead_s()):
+            for call in self._calls.values():
+                call.outbox.put_forward(ahead_s)
 
     async def _serve(self, socket: ClientConnection) -> None:
         now_s = anyio.current_time()

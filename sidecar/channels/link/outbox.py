@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -222,6 +222,16 @@ class Outbox:
         """Of a call that is over nobody says any more who it was: what was said in it goes out."""
         if self._close is not None and self._hints is None and self.unacked:
             self.identify(self._meanwhile)
+
+    def put_forward(self, by_s: float) -> None:
+        """Another clock counts: what is in memory is dated by it; copies on disk stay as they are."""
+        self._opened_at_s = max(0.0, self._opened_at_s + by_s)
+        for kept in (*self._kept.values(), *self._overflow):
+            kept.frame = _put_forward(kept.frame, by_s)
+        unsent = [self._kept.get(frame.item) for frame in self._unsent]
+        self._unsent = deque(kept.frame for kept in unsent if kept)
+        if self._close is not None:
+            self._close = _put_forward(self._close, by_s)
 
     # What stands open
 
@@ -438,3 +448,10 @@ class Outbox:
             return False
         self._bytes -= held_bytes(kept.frame.text)
         return True
+
+
+_Dated = TypeVar("_Dated", TurnFrame, CallClose)
+
+
+def _put_forward(frame: _Dated, by_s: float) -> _Dated:
+    return msgspec.structs.replace(frame, at_s=max(0.0, frame.at_s + by_s))

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from livekit import rtc
@@ -11,8 +11,11 @@ from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
 from livekit.agents.types import ATTRIBUTE_PUBLISH_ON_BEHALF
 from livekit.protocol import models
 
+from sidecar import telemetry
 from sidecar.channels.link.frames import Hints
+from sidecar.channels.livekit.meant import Meant, Person
 from sidecar.model import consent_of
+from sidecar.telemetry import Emit
 from sidecar.untrusted import MALFORMED
 
 
@@ -22,13 +25,14 @@ def hints_of_metadata(metadata: str) -> Hints:
     The owner's own backend writes it, so all of it is vouched for.
     """
     fields = _fields_of(metadata)
-
-    def text(name: str) -> str:
-        value = fields.get(name)
-        return value.strip() if isinstance(value, str) else ""
-
     consent = consent_of(fields.get("consent"))
-    return Hints(caller=text("caller"), agent_id=text("agent_id"), consent=consent)
+    caller, agent_id = _text(fields, "caller"), _text(fields, "agent_id")
+    return Hints(caller=caller, agent_id=agent_id, consent=consent)
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    value = fields.get(name)
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _fields_of(metadata: str) -> dict[str, object]:
@@ -39,15 +43,23 @@ def _fields_of(metadata: str) -> dict[str, object]:
     return cast("dict[str, object]", raw) if isinstance(raw, dict) else {}
 
 
-def hints_of_participant(identity: str, attributes: Mapping[str, str], *, sip: bool) -> Hints:
+def person_of(
+    identity: str, attributes: Mapping[str, str], *, sip: bool, silent: bool = False
+) -> Person:
     """Return what a participant tells of itself.
 
     A number counts only where LiveKit's SIP bridge wrote it: another participant may set any
-    attribute. And a SIP participant's identity is made from the number, so it proves nothing.
+    attribute.
     """
-    if sip:
-        return Hints(phone=attributes.get("sip.phoneNumber", "").strip())
-    return Hints(identity=identity)
+    number = attributes.get("sip.phoneNumber", "").strip() if sip else ""
+    return Person(identity, by_telephone=sip, number=number, silent=silent)
+
+
+def hints_of_person(person: Person) -> Hints:
+    """Return who a person is; a telephone's identity is made from its number, and proves nothing."""
+    if person.by_telephone:
+        return Hints(phone=person.number)
+    return Hints(identity=person.identity)
 
 
 def _joined(named: Hints, seen: Hints) -> Hints:
@@ -78,6 +90,7 @@ class Identification:
         session: Whose ears they are.
         participant_identity: Whom the agent listens to, where `RoomOptions` name one.
         shared_line: All who hear the agent may hear what is remembered of its caller.
+        emit: Events.
     """
 
     def __init__(
@@ -87,77 +100,94 @@ class Identification:
         participant_identity: str | None,
         *,
         shared_line: bool = False,
+        emit: Emit,
     ) -> None:
         self._ctx = ctx
         self._session = session
-        self._wanted = participant_identity
+        self._emit = emit
         self._shared_line = shared_line or _says_shared_line(ctx.job.metadata)
-        self._person: str | None = None
-        self._number = ""
         self.named = hints_of_metadata(ctx.job.metadata)
         """What the job says, whoever is on the line."""
+        named = _text(_fields_of(ctx.job.metadata), "participant")
+        of_job = ctx.job.participant.identity if ctx.job.HasField("participant") else ""
+        meant = named or of_job or participant_identity or ""
+        self._awaited = participant_identity or meant
+        self._meant = Meant(self.named.caller, meant)
+        self._person: Person | None = None
+        self._heard_any = False
+        self._told: Hints | None = None
 
     def from_job(self) -> Hints | None:
         """Return what the job says, or None when it does not name a caller."""
-        seen = Hints()
         if self._ctx.job.HasField("participant"):
             info = self._ctx.job.participant
-            self._person = info.identity
             sip = info.kind == models.ParticipantInfo.Kind.SIP
-            seen = hints_of_participant(info.identity, dict(info.attributes), sip=sip)
-            self._number = seen.phone
-        if self.named.caller:
-            return self.named
-        return _joined(self.named, seen) if self._person is not None else None
-
-    def from_room(self) -> Hints | None:
-        """Return who in the room is the caller; None while nobody is.
-
-        One who comes by telephone is preferred. Between several nobody is picked: nothing tells
-        yet which of them the agent will listen to.
-        """
-        callers = [p for p in self._people() if self._wanted in {None, p.identity}]
-        if not callers:
-            return None
-        by_telephone = [p for p in callers if _is_sip(p)]
-        if len(callers) > 1 and len(by_telephone) == 1:
-            callers = by_telephone
-        return self._hints_of(callers[0]) if len(callers) == 1 else None
+            self._person = person_of(info.identity, dict(info.attributes), sip=sip)
+            self._meant.see([self._person])
+            self._told = self._hints_of(self._person)
+        elif self.named.caller:
+            self._told = self.named
+        return self._told
 
     def changed(self) -> Hints | None:
-        """Return who is heard now, if it is somebody else than before; None otherwise."""
+        """Return who is heard now, if it is somebody else than before; None otherwise.
+
+        Until the agent hears somebody it is who in the room is the caller: one who comes by
+        telephone is preferred, and between several nobody is picked.
+        """
         linked = self._linked()
-        if linked is not None:
-            return None if self._is_heard(linked) else self._hints_of(linked)
-        if self._person is None and not self.named.caller:
-            return self.from_room()
-        return None
+        heard = _person_in(linked) if linked is not None else None
+        people = self._people()
+        # Who shares a line by intent need not come alone.
+        doubt = self._meant.see([heard] if self._shared_line and heard is not None else people)
+        if doubt and (self.named.caller or self.named.consent == "yes"):
+            self._emit(
+                telemetry.caller_in_doubt, call=self._ctx.job.id, channel="livekit", why=doubt
+            )
+        if heard is not None:
+            return self._on_line(heard)
+        expected = None if self._heard_any else self._expected(people)
+        return self._on_line(expected, heard=False) if expected is not None else None
+
+    def heard(self) -> None:
+        """The one on the line has said something."""
+        if self._person is not None:
+            self._meant.heard(self._person)
 
     @property
     def shared(self) -> bool:
         """Whether somebody hears the agent who is not the one on the line."""
         if self._shared_line:
             return False
-        others = [p for p in self._people() if p.identity != self._person]
-        return len(others) > (1 if self._person is None else 0)
+        if self._person is None:
+            return not all(self._meant.speaks_for(person) for person in self._people())
+        return any(person.identity != self._person.identity for person in self._people())
 
-    def _is_heard(self, participant: rtc.RemoteParticipant) -> bool:
-        """Whether a participant is the one on the line: all callers may have one identity."""
-        sip = _is_sip(participant)
-        seen = hints_of_participant(participant.identity, participant.attributes, sip=sip)
-        return participant.identity == self._person and seen.phone == self._number
+    def _on_line(self, person: Person, *, heard: bool = True) -> Hints | None:
+        """Take a person for the one on the line; returns the hints of a new one, or new hints.
 
-    def _hints_of(self, participant: rtc.RemoteParticipant) -> Hints:
-        """Return who a participant is, and take him for the one on the line.
-
-        Who the job names is the first; what it says of that caller does not hold for the next.
+        A call that was opened before anybody was heard is of whoever comes, if its hints are his.
         """
-        first, self._person = self._person is None, participant.identity
-        seen = hints_of_participant(
-            participant.identity, participant.attributes, sip=_is_sip(participant)
-        )
-        self._number = seen.phone
-        if first:
+        before, self._person = self._person if self._heard_any else None, person
+        self._heard_any = self._heard_any or heard
+        told, self._told = self._told, self._hints_of(person)
+        same = before is None or (before.identity == person.identity and before.is_same(person))
+        return None if same and told == self._told else self._told
+
+    def _expected(self, people: Sequence[Person]) -> Person | None:
+        if self.named.caller:
+            callers = [person for person in people if self._meant.speaks_for(person)]
+        else:
+            callers = [p for p in people if self._awaited in {"", p.identity} and not p.silent]
+        by_telephone = [person for person in callers if person.by_telephone]
+        if len(callers) > 1 and len(by_telephone) == 1:
+            callers = by_telephone
+        return callers[0] if len(callers) == 1 else None
+
+    def _hints_of(self, person: Person) -> Hints:
+        """Return who a person is: what the job says of its caller holds for the one it means."""
+        seen = hints_of_person(person)
+        if self._meant.speaks_for(person):
             return self.named if self.named.caller else _joined(self.named, seen)
         agent_id = "" if self.named.caller else self.named.agent_id
         consent = "no" if self.named.consent == "no" else ""
@@ -169,10 +199,10 @@ class Identification:
         except RuntimeError:  # not started, or not in a room
             return None
 
-    def _people(self) -> list[rtc.RemoteParticipant]:
+    def _people(self) -> list[Person]:
         """Return those in the room who hear: no agents, no recorders, no avatars of an agent."""
         return [
-            p
+            _person_in(p)
             for p in self._ctx.room.remote_participants.values()
             if p.kind in DEFAULT_PARTICIPANT_KINDS
             and not p.attributes.get(ATTRIBUTE_PUBLISH_ON_BEHALF)
@@ -191,8 +221,11 @@ class Identification:
         events.on("participant_disconnected", moved)
 
 
-def _is_sip(participant: rtc.RemoteParticipant) -> bool:
-    return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
+def _person_in(participant: rtc.RemoteParticipant) -> Person:
+    sip = participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
+    may = participant.permissions
+    silent = may.can_subscribe and not (may.can_publish or may.can_publish_data)
+    return person_of(participant.identity, participant.attributes, sip=sip, silent=silent)
 
 
 def _says_shared_line(metadata: str) -> bool:

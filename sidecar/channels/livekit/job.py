@@ -188,7 +188,8 @@ async def remember(
 ) -> LinkedCall:
     """Remember this call: link it to the sidecar and record the session. Before `session.start`.
 
-    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once.
+    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once,
+    and is then looked for in the room (docs/livekit.md says who it can be).
     Otherwise the room is connected (`session.start` would do it anyway) and whoever is in it is
     the caller, or whoever joins it first: memory is then on its way before the greeting is.
 
@@ -217,7 +218,7 @@ async def remember(
     )
     job = _LinkedJob(link, traces, emit)
     _jobs[ctx] = job
-    who = Identification(ctx, session, participant_identity, shared_line=shared_line)
+    who = Identification(ctx, session, participant_identity, shared_line=shared_line, emit=emit)
 
     def open_call(hints: Hints | None) -> LinkedCall:
         """Open the call of whoever is on the line; those after the first are `JOB.2` and so on."""

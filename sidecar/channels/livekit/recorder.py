@@ -1,6 +1,7 @@
 """After the reply: what happens in an `AgentSession` becomes turns, as heard."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -9,62 +10,31 @@ from livekit.agents import (
     AgentSession,
     CloseEvent,
     ConversationItemAddedEvent,
-    SpeechCreatedEvent,
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
 from livekit.agents.voice import SpeechHandle
-from livekit.agents.voice.io import PlaybackFinishedEvent
 
 from sidecar import telemetry
 from sidecar.channels.link.call import LinkedCall
 from sidecar.channels.link.frames import Hints, Memory
-from sidecar.channels.livekit.unsettled import Unsettled
+from sidecar.channels.livekit.beside import Beside
+from sidecar.channels.livekit.heeded import Heeded
+from sidecar.channels.livekit.unsettled import FinalTranscript, Unsettled
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 
-GUIDANCE_CHARS: Final = 2_000  # of all guidance in a prompt; older guidance makes room for newer
-_GUIDANCE_PREFACE: Final = "Guidance for this call. Heed it; do not read it out."
+UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
+LATE_S: Final = 5.0  # a recogniser reports words so long after they were said
 
 _Event = TypeVar("_Event")
-
-
-class Heeded:
-    """The guidance of a call, as it stands in each prompt: the same bytes until there is more."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.text = ""
-
-    def heed(self, text: str) -> int:
-        """Take more guidance; returns how many characters, of old and new, no prompt will hold.
-
-        The same words again are no news. Guidance longer than `GUIDANCE_CHARS` loses its end.
-        """
-        piece = text.strip()
-        if not piece or piece in self._pieces:
-            return 0
-        cut = max(0, len(piece) - GUIDANCE_CHARS)
-        self._pieces.append(piece[:GUIDANCE_CHARS])
-        while sum(map(len, self._pieces)) > GUIDANCE_CHARS:
-            cut += len(self._pieces.pop(0))
-        self.text = "\n".join([_GUIDANCE_PREFACE, *(f"- {one}" for one in self._pieces)])
-        return cut
 
 
 class _Events(Protocol):
     """An `AgentSession` as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
-
-
-class _Audio(Protocol):
-    """An `AudioOutput` as a source of events; its own types say less."""
-
-    def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
-
-    def off(self, event: str, callback: Callable[[Any], None]) -> None: ...
 
 
 class Listeners(Protocol):
@@ -74,22 +44,14 @@ class Listeners(Protocol):
         """Return who listens now, if it is somebody else than before."""
         ...
 
+    def heard(self) -> None:
+        """Who listens now has said something."""
+        ...
+
     @property
     def shared(self) -> bool:
         """Whether somebody hears the agent whose memory is not the one at hand."""
         ...
-
-
-class _Said:
-    """What a `say` has spoken so far, for one that leaves no item in the conversation."""
-
-    def __init__(self, handle: SpeechHandle, at_s: float) -> None:
-        self.handle = handle
-        self.at_s = at_s
-        self.text = ""
-        self.heard: str | None = None
-        """What was played of it; None where no transcript is kept beside the audio."""
-        self.played = False
 
 
 class CallRecorder:
@@ -126,11 +88,13 @@ class CallRecorder:
         self._open_next = open_next
         self._before: LinkedCall | None = None
         self._split_at_s = 0.0
-        self._left = 0
+        self._told = 0
         self._began_s: float | None = None
+        self._fell_silent_s: float | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._withheld = False
         self._session: AgentSession[Any] | None = None
-        self._says: dict[str, _Said] = {}
+        self._beside: Beside | None = None
         self._tracer = tracer
         self._traceparent = traceparent
         self._speech: Span | None = None
@@ -153,7 +117,10 @@ class CallRecorder:
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
-        events.on("speech_created", self._guarded(self._speech_created))
+        self._beside = Beside(
+            session, clock=self._clock, told=self._said_beside, guarded=self._guarded
+        )
+        events.on("speech_created", self._guarded(self._beside.speech_created))
         events.on("close", self._guarded(self._closed))
         self._session = session
         _recorders[session] = self
@@ -172,7 +139,7 @@ class CallRecorder:
                 self._speech.end()
                 self._speech = None
             if rest := self._unsettled.tell():
-                self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
+                self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
             self.call = self._open_next(hints)
@@ -200,7 +167,7 @@ class CallRecorder:
             span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
-        age_s = round(self._clock() - read_at_s, 3) if read_at_s else None
+        age_s = round(self.call.now_s - read_at_s, 3) if read_at_s else None
         wait_s = round(anyio.current_time() - asked_s, 4)
         self._prompt = prompt_metrics(served, age_s=age_s, wait_s=wait_s)
         self._emit(
@@ -224,10 +191,12 @@ class CallRecorder:
         """The call is over: what was said and never became a turn is one now."""
         if self._speech is not None:
             self._speech.end()
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self.call.outbox.closed:
             return
         if rest := self._unsettled.rest():
-            self.call.record("unsettled", "caller", rest, at_s=self._clock(), interrupted=True)
+            self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
 
     def _heed(self, text: str) -> None:
@@ -249,7 +218,10 @@ class CallRecorder:
         )
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
+        if event.old_state == "speaking":
+            self._fell_silent_s = event.created_at
         if event.new_state == "speaking":
+            self._fell_silent_s = None
             self.follow()
             self._began_s = event.created_at
             # The span of a turn begins with the first words of it, and ends when it is settled.
@@ -259,7 +231,37 @@ class CallRecorder:
 
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self.follow()
-        self._unsettled.heard(event.transcript, final=event.is_final, at_s=event.created_at)
+        text, at_s, before = event.transcript, event.created_at, self._said_before(event)
+        if late := self._unsettled.heard(text, final=event.is_final, at_s=at_s, of_before=before):
+            self._tell_unsettled(self._before or self.call, late, at_s=at_s)
+        elif self._listeners is not None and event.is_final and text.strip():
+            self._listeners.heard()
+        if event.is_final and self._overdue is None:
+            self._look_for_overdue()
+
+    def _said_before(self, event: UserInputTranscribedEvent) -> bool:
+        """Whether words were said before the split, and recognised after it."""
+        if self._before is None or self._fell_silent_s is None:
+            return False
+        return self._split_at_s - LATE_S < self._fell_silent_s < self._split_at_s and (
+            event.created_at < self._split_at_s + LATE_S
+        )
+
+    def _look_for_overdue(self) -> None:
+        """Tell, after a while, what the session dropped: it may be long until a turn follows."""
+        loop = asyncio.get_running_loop()
+        self._overdue = loop.call_later(UNSETTLED_S, self._guarded(self._tell_overdue), None)
+
+    def _tell_overdue(self, _: None) -> None:
+        self._overdue = None
+        if self.call.outbox.closed:
+            return
+        self.follow()
+        speaking = self._session is not None and self._session.user_state == "speaking"
+        if not speaking and (due := self._unsettled.tell_until(self._clock() - UNSETTLED_S)):
+            self._tell_finals(due)
+        if self._unsettled.rest():
+            self._look_for_overdue()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -276,8 +278,10 @@ class CallRecorder:
             began_s = measured.get("started_speaking_at")
             if began_s is None and "stt_metadata" in measured:  # spoken, and too short to time
                 began_s = self._began_s
-            self._settle(text, began_s if isinstance(began_s, int | float) else None)
-            text = self._unsettled.untold(text)
+            began_s = began_s if isinstance(began_s, int | float) else None
+            # Typed text has no confidence.
+            spoken = item.transcript_confidence is not None
+            text = self._settle(text, began_s, _ended_s(measured), spoken=spoken)
             if not text:
                 return
         metrics = _seconds(measured)
@@ -298,16 +302,25 @@ class CallRecorder:
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
 
-    def _settle(self, text: str, began_s: float | None) -> None:
-        """Words that the session dropped before this turn are a turn of their own."""
-        if left := self._unsettled.settled(text, began_s=began_s):
-            self._left += 1
-            self.call.record(
-                f"unsettled.{self._left}",
-                "caller",
-                " ".join(piece.text.strip() for piece in left),
-                at_s=left[0].at_s,
-            )
+    def _settle(
+        self, text: str, began_s: float | None, ended_s: float | None, *, spoken: bool
+    ) -> str:
+        """Return what of a turn is to be told; dropped words before it are a turn of their own."""
+        left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s, spoken=spoken)
+        if left:
+            self._tell_finals(left)
+        return text
+
+    def _tell_finals(self, finals: Sequence[FinalTranscript]) -> None:
+        words = " ".join(final.untold.strip() for final in finals)
+        self._tell_unsettled(self.call, words, at_s=finals[0].at_s)
+
+    def _tell_unsettled(
+        self, call: LinkedCall, words: str, *, at_s: float, interrupted: bool = False
+    ) -> None:
+        """Record words of the caller that no turn of the session holds."""
+        self._told += 1
+        call.record(f"unsettled.{self._told}", "caller", words, at_s=at_s, interrupted=interrupted)
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
         """Return the call of a turn: what the agent began before a split is of the old one."""
@@ -315,53 +328,14 @@ class CallRecorder:
             return self._before
         return self.call
 
-    # What the agent says without leaving it in the conversation
-
-    def _speech_created(self, event: SpeechCreatedEvent) -> None:
-        if event.source != "say" or self._session is None:
-            return
-        said = _Said(event.speech_handle, event.created_at)
-        self._says[said.handle.id] = said
-
-        def finished(played: PlaybackFinishedEvent) -> None:
-            if self._speaks(said):
-                said.played = said.played or played.playback_position > 0
-                said.heard = played.synchronized_transcript
-
-        def done(handle: SpeechHandle) -> None:
-            if audio is not None:
-                audio.off("playback_finished", finished)
-            self._says.pop(handle.id, None)
-            self._said(said)
-
-        audio = cast("_Audio | None", self._session.output.audio)
-        if audio is not None:
-            audio.on("playback_finished", finished)
-        said.handle.add_done_callback(self._guarded(done))
-
-    def _speaks(self, said: _Said) -> bool:
-        return self._session is not None and self._session.current_speech is said.handle
-
     def speaks(self, text: str) -> None:
         """The agent's voice is given these words, by whatever is being said now."""
-        speech = self._session.current_speech if self._session is not None else None
-        said = self._says.get(speech.id) if speech is not None else None
-        if said is not None:
-            said.at_s = said.at_s if said.text else self._clock()
-            said.text += text
+        if self._beside is not None:
+            self._beside.speaks(text)
 
-    def _said(self, said: _Said) -> None:
-        if said.handle.chat_items:
-            return  # it is a turn already
-        text = said.text
-        if said.handle.interrupted and self._session is not None and self._session.output.audio:
-            text = (said.heard if said.heard is not None else text) if said.played else ""
-        self._call_at("agent", said.at_s).record(
-            said.handle.id,
-            "agent",
-            text,
-            at_s=said.at_s,
-            interrupted=said.handle.interrupted,
+    def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
+        self._call_at("agent", at_s).record(
+            handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted
         )
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
@@ -398,6 +372,14 @@ def _seconds(metrics: Mapping[str, object]) -> dict[str, float]:
     # The other entries of `ChatMessage.metrics` are times, rates and names.
     values = {name: metrics.get(name) for name in TURN_SECONDS}
     return {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
+
+
+def _ended_s(metrics: Mapping[str, object]) -> float | None:
+    """Return when a session took a turn for ended, where it measured that."""
+    stopped_s, delay_s = metrics.get("stopped_speaking_at"), metrics.get("end_of_turn_delay")
+    if isinstance(stopped_s, int | float) and isinstance(delay_s, int | float):
+        return stopped_s + delay_s
+    return None
 
 
 # A session finds its recorder here, so that it needs no room in the owner's `userdata`.

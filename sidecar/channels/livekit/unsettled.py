@@ -1,117 +1,173 @@
 """What a caller has said that no turn holds yet. Pure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+_TOLD_KEPT: Final = 100
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Final words of the recogniser.
+
+@dataclass(slots=True)
+class FinalTranscript:
+    """Words that the recogniser will not change any more.
 
     Attributes:
         text: The words.
         at_s: Unix time at which they were reported.
+        untold: What of the words no turn of ours holds yet.
     """
 
     text: str
     at_s: float
+    untold: str
 
 
 class Unsettled:
-    """Final pieces of the recogniser that are in no turn, and the latest interim.
+    """Final transcripts that are in no turn, and the latest interim.
 
-    The text of a committed turn is the join of the pieces it was made of. So a turn takes these
-    pieces alone. What stands before them was dropped by the session (`StopResponse`, a hook that
-    raised, an agent that could not be interrupted, `clear_user_turn`) and was heard all the same.
+    The session reports every word of a turn as final before it commits the turn, also the interim
+    by which a turn was ended before its time, and the text of the turn is the join of these. So a
+    turn takes its finals alone, and never the interim: that is of what follows. What stands before
+    them was dropped by the session (`StopResponse`, a hook that raised, an agent that could not be
+    interrupted, `clear_user_turn`) and was heard all the same.
     """
 
     def __init__(self) -> None:
-        self._finals: list[Heard] = []
+        self._finals: list[FinalTranscript] = []
         self._interim = ""
-        self._ahead = ""
-        self._told = ""
+        self._told_interim = ""
 
-    def heard(self, text: str, *, final: bool, at_s: float = 0.0) -> None:
-        """Take what the recogniser reports; a final piece replaces the interim it grew from."""
-        if final and text.strip() and not self._was_committed(text):
-            self._finals.append(Heard(text, at_s))
+    def heard(self, text: str, *, final: bool, at_s: float = 0.0, of_before: bool = False) -> str:
+        """Take what the recogniser reports; a final transcript replaces the interim it grew from.
+
+        Args:
+            text: The words.
+            final: They will not change any more.
+            at_s: Unix time at which they were reported.
+            of_before: They were said before the last `tell` of everything.
+
+        Returns:
+            Of final words those to be told now, behind what was told, and not again: the rest of
+            an interim which was told, or all that is `of_before`.
+        """
         self._interim = "" if final else text
+        if not final or not text.strip():
+            return ""
+        begun, self._told_interim = self._told_interim, ""
+        late = _grown_from(begun, text)
+        if late is None and of_before:
+            late = text.strip()
+        self._finals.append(FinalTranscript(text, at_s, text if late is None else ""))
+        return late or ""
 
-    def _was_committed(self, text: str) -> bool:
-        """Whether a turn was committed by the interim of these words, before they were final."""
-        ahead, self._ahead = self._ahead, ""
-        return bool(ahead) and _bare(text) == ahead
-
-    def settled(self, text: str, *, began_s: float | None = None) -> list[Heard]:
-        """A turn of the caller was committed; returns earlier words that no turn will hold.
+    def settled(
+        self,
+        text: str,
+        *,
+        began_s: float | None = None,
+        ended_s: float | None = None,
+        spoken: bool = True,
+    ) -> tuple[list[FinalTranscript], str]:
+        """A turn of the caller was committed.
 
         Args:
             text: Of the turn.
             began_s: Unix time at which the caller began to say it, where that is known. It
-                decides where the session's owner has changed the text, or it was typed.
-        """
-        if (found := self._pieces_of(text)) is not None:
-            start, end, self._ahead = found
-        elif began_s is not None:
-            start = sum(piece.at_s < began_s for piece in self._finals)
-            end = len(self._finals)
-        else:
-            start = end = 0
-        left = self._finals[:start]
-        del self._finals[:end]
-        if _bare(self._interim) in _bare(text):
-            if not self._finals and found is None:
-                self._ahead = _bare(self._interim)
-            self._interim = ""
-        return left
+                decides where the session's owner has changed the text.
+            ended_s: Unix time at which the session took it for ended, where that is known: words
+                that were reported later are of the next one, whatever they are.
+            spoken: It was heard. What was typed, or given by the agent's code, may repeat words
+                that the session has just dropped, and says anew any that were told.
 
-    def untold(self, text: str) -> str:
-        """Return what of a committed turn was not told before (see `tell`), once."""
-        told, self._told = self._told, ""
-        spaced = _spaced(text)
-        if told and (spaced == told or spaced.startswith(f"{told} ")):
-            return spaced[len(told) :].strip()
-        return text
+        Returns:
+            Earlier words that no turn will hold, and what of this turn was not told before.
+        """
+        there = self._finals
+        if ended_s is not None:
+            there = [final for final in there if final.at_s <= ended_s]
+        start, end = _end_of(there, text) if ended_s is not None else (0, 0)
+        if not end:
+            start, end = _first_in(self._finals, text, told=spoken)
+        if end:
+            taken = self._finals[start:end]
+            if not all(final.untold for final in taken):
+                text = " ".join(final.untold.strip() for final in taken if final.untold)
+        elif began_s is not None:
+            start, end = sum(final.at_s < began_s for final in there), len(there)
+        left = [final for final in self._finals[:start] if final.untold]
+        del self._finals[:end]
+        return left, text
 
     def tell(self) -> str:
-        """Return what no turn holds, and hold it no more: it is told as a turn of its own."""
+        """Return what no turn holds yet; it is told as a turn of its own, and not again."""
         rest = self.rest()
-        self._finals.clear()
-        self._interim = ""
-        self._told = _spaced(rest)
+        self._told_interim, self._interim = self._interim, ""
+        self._tell(self._finals)
         return rest
+
+    def tell_until(self, until_s: float) -> list[FinalTranscript]:
+        """Return final words that were reported by then, and that no turn holds yet, as `tell`."""
+        due = [final for final in self._finals if final.untold and final.at_s <= until_s]
+        told = [replace(final) for final in due]
+        self._tell(due)
+        return told
+
+    def _tell(self, finals: Sequence[FinalTranscript]) -> None:
+        """These are told; the session may hold them yet, so the newest are not forgotten."""
+        for final in finals:
+            final.untold = ""
+        told = sum(not final.untold for final in self._finals)
+        del self._finals[: max(0, told - _TOLD_KEPT)]
 
     def rest(self) -> str:
         """Return what no turn holds; empty when everything is settled."""
-        pieces = (*(piece.text for piece in self._finals), self._interim)
+        pieces = (*(final.untold for final in self._finals), self._interim)
         return " ".join(filter(None, (part.strip() for part in pieces)))
 
-    def _pieces_of(self, text: str) -> tuple[int, int, str] | None:
-        """Return the first run of pieces that a text consists of, and the rest of it, bare.
 
-        The words as they are decide before the words without case and punctuation. Words behind
-        the last piece were an interim when the turn was committed.
-        """
-        for key, between in _KEYS:
-            pieces = [key(piece.text) for piece in self._finals]
-            whole = key(text)
-            rest: tuple[int, int, str] | None = None
-            for start in range(len(pieces)):
-                grown = ""
-                for end in range(start, len(pieces)):
-                    grown = f"{grown}{between}{pieces[end]}" if grown else pieces[end]
-                    if whole and grown == whole:
-                        return start, end + 1, ""
-                    if not whole.startswith(grown):
-                        break
-                else:
-                    behind = whole[len(grown) :]
-                    if rest is None and grown and _bare(behind) == _bare(self._interim):
-                        rest = start, len(pieces), _bare(behind)
-            if rest is not None:
-                return rest
+def _end_of(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
+    """Return the end of some finals of which a text consists, as a slice; an empty one: none."""
+    for key, between in _KEYS:
+        whole, run = key(text), ""
+        for start in range(len(finals) - 1, -1, -1):
+            run = _joined(key(finals[start].text), run, between)
+            if whole and run == whole:
+                return start, len(finals)
+            if not whole.endswith(run):
+                break
+    return 0, 0
+
+
+def _first_in(finals: Sequence[FinalTranscript], text: str, *, told: bool) -> tuple[int, int]:
+    """Return the first run of finals of which a text consists; one that was told, if any, last."""
+    first_untold = sum(not final.untold for final in finals)
+    for key, between in _KEYS:
+        whole, parts = key(text), [key(final.text) for final in finals]
+        for start in (*range(first_untold, len(parts)), *range(first_untold if told else 0)):
+            run = ""
+            for end in range(start, len(parts)):
+                run = _joined(run, parts[end], between)
+                if whole and run == whole:
+                    return start, end + 1
+                if not whole.startswith(run):
+                    break
+    return 0, 0
+
+
+def _joined(one: str, other: str, between: str) -> str:
+    return f"{one}{between}{other}" if one and other else one or other
+
+
+def _grown_from(interim: str, text: str) -> str | None:
+    """Return what a final transcript adds to an interim; None when it did not grow from it."""
+    begun, words = interim.split(), text.split()
+    if not begun or len(words) < len(begun):
         return None
+    *whole, cut = [_bare(word) for word in begun]
+    last = _bare(words[len(whole)])
+    if whole != [_bare(word) for word in words[: len(whole)]] or not last.startswith(cut):
+        return None
+    return " ".join(words[len(whole) + (last == cut) :])
 
 
 def _spaced(text: str) -> str:
@@ -119,8 +175,9 @@ def _spaced(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return a text without case and punctuation, in which recognisers change their mind."""
+    """Return a text without case and punctuation, which the session's owner may have changed."""
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
+# The words as they are decide before the words without case and punctuation.
 _KEYS: Final[tuple[tuple[Callable[[str], str], str], ...]] = ((_spaced, " "), (_bare, ""))

@@ -1,0 +1,95 @@
+"""What an agent says beside the conversation: `say(add_to_chat_ctx=False)` leaves no item in it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from livekit.agents import AgentSession, SpeechCreatedEvent
+from livekit.agents.voice import SpeechHandle
+from livekit.agents.voice.io import PlaybackFinishedEvent
+
+
+class _Audio(Protocol):
+    """An `AudioOutput` as a source of events; its own types say less."""
+
+    def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
+
+    def off(self, event: str, callback: Callable[[Any], None]) -> None: ...
+
+
+class _Said:
+    """What a `say` has spoken so far, for one that leaves no item in the conversation."""
+
+    def __init__(self, handle: SpeechHandle, at_s: float) -> None:
+        self.handle = handle
+        self.at_s = at_s
+        self.text = ""
+        self.heard: str | None = None
+        """What was played of it; None where no transcript is kept beside the audio."""
+        self.played = False
+
+
+class Beside:
+    """Follows each `say` of a session, and tells of one that leaves no item what was heard of it.
+
+    Args:
+        session: The session.
+        clock: Unix time.
+        told: Called with such a one, what was heard of it, and when it began.
+        guarded: Keeps faults of a callback from the session.
+    """
+
+    def __init__(
+        self,
+        session: AgentSession[Any],
+        *,
+        clock: Callable[[], float],
+        told: Callable[[SpeechHandle, str, float], None],
+        guarded: Callable[[Callable[[SpeechHandle], None]], Callable[[SpeechHandle], None]],
+    ) -> None:
+        self._session = session
+        self._clock = clock
+        self._told = told
+        self._guarded = guarded
+        self._says: dict[str, _Said] = {}
+
+    def speech_created(self, event: SpeechCreatedEvent) -> None:
+        """The session begins to say something."""
+        if event.source != "say":
+            return
+        said = _Said(event.speech_handle, event.created_at)
+        self._says[said.handle.id] = said
+
+        def finished(played: PlaybackFinishedEvent) -> None:
+            if self._speaks(said):
+                said.played = said.played or played.playback_position > 0
+                said.heard = played.synchronized_transcript
+
+        def done(handle: SpeechHandle) -> None:
+            if audio is not None:
+                audio.off("playback_finished", finished)
+            self._says.pop(handle.id, None)
+            if not handle.chat_items:  # otherwise it is a turn already
+                self._told(handle, self._heard_of(said), said.at_s)
+
+        audio = cast("_Audio | None", self._session.output.audio)
+        if audio is not None:
+            audio.on("playback_finished", finished)
+        said.handle.add_done_callback(self._guarded(done))
+
+    def _speaks(self, said: _Said) -> bool:
+        return self._session.current_speech is said.handle
+
+    def speaks(self, text: str) -> None:
+        """The agent's voice is given these words, by whatever is being said now."""
+        speech = self._session.current_speech
+        said = self._says.get(speech.id) if speech is not None else None
+        if said is not None:
+            said.at_s = said.at_s if said.text else self._clock()
+            said.text += text
+
+    def _heard_of(self, said: _Said) -> str:
+        if not said.handle.interrupted or self._session.output.audio is None:
+            return said.text
+        if not said.played:
+            return ""
+        return said.text if said.heard is None else said.heard

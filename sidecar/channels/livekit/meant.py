@@ -1,0 +1,94 @@
+"""Whom the metadata of a LiveKit job speaks for, of those who come into its room. Pure.
+
+It was written before anybody was there, and names a caller by a word of the owner's own. Who that
+is, the room has to tell; where it does not, it is nobody.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One in a room who hears the agent: no agent, no recorder.
+
+    Attributes:
+        identity: Of the participant's token.
+        by_telephone: LiveKit's SIP bridge brought the participant in.
+        number: The telephone's, as the bridge reports it; otherwise empty.
+        silent: May send neither sound nor words.
+    """
+
+    identity: str
+    by_telephone: bool = False
+    number: str = ""
+    silent: bool = False
+
+    def is_same(self, other: "Person") -> bool:
+        """Whether both are one caller: a number makes one whatever its participant is called."""
+        if self.number or other.number:
+            return self.number == other.number
+        return self.identity == other.identity and self.by_telephone == other.by_telephone
+
+
+class _Fit(IntEnum):
+    """How well somebody fits what the metadata says."""
+
+    NOT = 0
+    THERE = 1
+    BY_TELEPHONE = 2
+    NAMED = 3
+
+
+class Meant:
+    """Finds the one person whom a job's metadata speaks for.
+
+    Of those who fit best it is the one who was there alone. If several come at once it is none of
+    them, and only somebody who fits better can be it. One who fits better takes the place of
+    another, but a telephone does not where the other has spoken: then it is called into the room
+    of a caller, as a colleague is.
+
+    Args:
+        caller: What the metadata calls the caller; may be an identity or a number in the room.
+        participant: The identity of the one meant, where that is known; then it is nobody else.
+    """
+
+    def __init__(self, caller: str, participant: str = "") -> None:
+        self._caller = caller
+        self._participant = participant
+        self._person: Person | None = None
+        self._fit = _Fit.NOT
+        self._spoke = False
+
+    def speaks_for(self, person: Person) -> bool:
+        """Whether a person is the one."""
+        return self._person is not None and self._person.is_same(person)
+
+    def see(self, people: Sequence[Person]) -> str:
+        """Look who is in the room; returns what is doubtful of a change, for people to read."""
+        best = max((self._fit_of(person) for person in people), default=_Fit.NOT)
+        if best <= self._fit or (best < _Fit.NAMED and self._spoke):
+            return ""
+        before, self._fit = self._person, best
+        fitting = [person for person in people if self._fit_of(person) == best]
+        self._person = fitting[0] if len(fitting) == 1 else None
+        if self._person is None:
+            return "several in the room may be whom the job's metadata names"
+        if before is not None and not before.is_same(self._person):
+            self._spoke = False
+            return "another was taken for whom the job's metadata names"
+        return ""
+
+    def heard(self, person: Person) -> None:
+        """A person has said something to the agent."""
+        self._spoke = self._spoke or self.speaks_for(person)
+
+    def _fit_of(self, person: Person) -> _Fit:
+        if self._participant:
+            return _Fit.NAMED if person.identity == self._participant else _Fit.NOT
+        if self._caller and self._caller in {person.identity, person.number}:
+            return _Fit.NAMED
+        if person.silent:
+            return _Fit.NOT
+        return _Fit.BY_TELEPHONE if person.by_telephone else _Fit.THERE

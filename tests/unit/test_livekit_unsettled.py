@@ -1,0 +1,272 @@
+"""What a caller has said that no turn holds: told once, in order, whatever the session drops."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from sidecar.channels.livekit.unsettled import Unsettled
+
+pytestmark = pytest.mark.unit
+
+# Few words, so that the same ones come again; some differ in sign or case alone.
+WORDS = st.sampled_from(["yes", "Yes.", "no", "5", "-5", "yes no", "no no", "five", "…"])
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Words that were reported as final."""
+
+    text: str
+    at_s: float
+
+
+@dataclass
+class Ended:
+    """A turn that the session took for ended, and what becomes of it."""
+
+    pieces: list[Piece]
+    began_s: float
+    ended_s: float
+    fate: str
+
+
+class Conversation(RuleBasedStateMachine):
+    """A caller who speaks, and a session that commits, drops, changes and forgets turns.
+
+    What a turn holds is kept here as LiveKit's `AudioRecognition` keeps it: the finals since the
+    last turn ended, and the interim.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock_s = 1_764_400_000.0
+        self.unsettled = Unsettled()
+        self.finals: list[Piece] = []
+        self.interim = ""
+        self.interim_heard = ""
+        self.began_s = 0.0
+        self.ended: list[Ended] = []
+        self.waiting: list[Piece] = []
+        """What is to be told yet, in order."""
+        self.due: list[str] = []
+        """What was to be told so far."""
+        self.told: list[str] = []
+
+    def tick(self) -> float:
+        self.clock_s += 0.37
+        return self.clock_s
+
+    def report(self, text: str) -> None:
+        if not self.finals:
+            self.began_s = self.tick()
+        piece = Piece(text, self.tick())
+        assert "" == self.unsettled.heard(text, final=True, at_s=piece.at_s)
+        self.finals.append(piece)
+        self.waiting.append(piece)
+        self.interim = self.interim_heard = ""
+
+    def end_turn(self, fate: str) -> None:
+        pieces, self.finals = self.finals, []
+        self.ended.append(Ended(pieces, self.began_s, self.tick(), fate))
+
+    @rule(text=WORDS)
+    def reports_an_interim(self, text: str) -> None:
+        self.unsettled.heard(text, final=False, at_s=self.tick())
+        self.interim = self.interim_heard = text
+
+    @rule(text=WORDS)
+    def reports_a_final(self, text: str) -> None:
+        self.report(text)
+
+    @precondition(lambda self: bool(self.finals))
+    @rule(fate=st.sampled_from(["committed", "committed", "dropped", "changed"]))
+    def turn_ends(self, fate: str) -> None:
+        self.end_turn(fate)
+
+    @precondition(lambda self: bool(self.interim))
+    @rule(fate=st.sampled_from(["committed", "dropped"]))
+    def turn_is_ended_before_its_final(self, fate: str) -> None:
+        """`commit_user_turn`: the interim is reported as final; its own final never comes."""
+        self.report(self.interim)
+        self.end_turn(fate)
+
+    @precondition(lambda self: bool(self.finals))
+    @rule()
+    def turn_is_cleared(self) -> None:
+        """`clear_user_turn`: the session forgets what was heard, and tells nobody."""
+        self.interim = ""
+        self.end_turn("dropped")
+
+    @precondition(lambda self: bool(self.ended))
+    @rule()
+    def session_comes_to_a_turn(self) -> None:
+        """A hook may be slow: more may have been said meanwhile."""
+        turn = self.ended.pop(0)
+        if turn.fate == "dropped":
+            return
+        text = " ".join(piece.text for piece in turn.pieces)
+        text = text if turn.fate == "committed" else "something else"
+        left, text = self.unsettled.settled(text, began_s=turn.began_s, ended_s=turn.ended_s)
+        self.told += [*(final.untold for final in left), text]
+
+        before = [piece for piece in self.waiting if piece.at_s < turn.pieces[0].at_s]
+        own = [piece.text for piece in turn.pieces if piece in self.waiting]
+        self.due += [piece.text for piece in before]
+        self.due += own if turn.fate == "committed" else ["something else"]
+        self.waiting = [p for p in self.waiting if p not in before and p not in turn.pieces]
+
+    @rule(ago_s=st.sampled_from([0.0, 1.0, 3.0]))
+    def time_is_up(self, ago_s: float) -> None:
+        until_s = self.clock_s - ago_s
+        self.told += [final.untold for final in self.unsettled.tell_until(until_s)]
+        self.due += [piece.text for piece in self.waiting if piece.at_s <= until_s]
+        self.waiting = [piece for piece in self.waiting if piece.at_s > until_s]
+
+    @invariant()
+    def all_that_was_heard_is_told_or_kept(self) -> None:
+        waiting = [piece.text for piece in self.waiting]
+        heard = " ".join([*self.due, *waiting, self.interim_heard])
+        assert " ".join([*self.told, self.unsettled.rest()]).split() == heard.split()
+
+    def teardown(self) -> None:
+        while self.ended:
+            self.session_comes_to_a_turn()
+        self.all_that_was_heard_is_told_or_kept()
+
+
+def test_each_word_heard_is_told_once() -> None:
+    """Whatever a session does with its turns, all that was heard is told, in order, and once."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Conversation, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
+    )
+
+
+def settle(heard: Unsettled, text: str, **options: Any) -> tuple[str, str]:
+    """Return what a committed turn leaves and tells."""
+    left, told = heard.settled(text, **options)
+    return " ".join(final.untold for final in left), told
+
+
+def test_a_turn_takes_its_own_words_and_no_others() -> None:
+    """The interim of the next utterance outlives a turn, also one of the same words."""
+    heard = Unsettled()
+    heard.heard("i am", final=False)
+    heard.heard("I am Ada.", final=True)
+    heard.heard("i am", final=False)
+    assert ("", "I am Ada.") == settle(heard, "I am Ada.")
+    assert "i am" == heard.rest()
+
+
+def test_everything_heard_and_not_settled_is_kept() -> None:
+    """Final transcripts and the interim behind them make the last turn together."""
+    heard = Unsettled()
+    heard.heard("My number", final=True)
+    heard.heard("is fi", final=False)
+    heard.heard("is five", final=False)
+    assert "My number is five" == heard.rest()
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "rest"), [(1.5, "and hurry"), (0.5, "call me Ada and hurry"), (9.0, "")]
+)
+def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, rest: str) -> None:
+    """A slow hook that changes the text takes what came before the end of its turn alone."""
+    heard = Unsettled()
+    heard.heard("call me Ada", final=True, at_s=1)
+    heard.heard("and hurry", final=True, at_s=2)
+    assert ("", "Call me A.") == settle(heard, "Call me A.", began_s=0, ended_s=ended_s)
+    assert rest == heard.rest()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("yes please", "yes please"),  # said again: the session had forgotten the first
+        ("yes yes please", "yes please"),  # one turn, of which the first word was told
+        ("something else", "something else"),
+    ],
+)
+def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
+    """Of a turn that holds words which were told, the others are told."""
+    heard = Unsettled()
+    heard.heard("yes", final=True, at_s=1)
+    assert "yes" == heard.tell()
+    assert "" == heard.rest()
+    heard.heard("yes please", final=True, at_s=2)
+    assert ("", told) == settle(heard, text, began_s=1.5, ended_s=3)
+    assert "" == heard.rest()
+
+
+def test_what_is_typed_is_told_though_it_was_said_before() -> None:
+    """Typed words are new, unless they repeat what the session has dropped and nobody told."""
+    heard = Unsettled()
+    heard.heard("yes", final=True)
+    assert ("", "yes") == settle(heard, "yes", spoken=False)
+    assert "" == heard.rest()
+    heard.heard("no", final=True)
+    assert "no" == heard.tell()
+    assert ("", "no") == settle(heard, "no", spoken=False)
+    assert ("", "no no") == settle(heard, "no no", spoken=False)
+
+
+def test_words_are_told_when_their_time_is_up() -> None:
+    """What was reported by a time is told once; a turn that holds it tells the rest, in order."""
+    heard = Unsettled()
+    for at_s, word in enumerate(["one", "two", "three"]):
+        heard.heard(word, final=True, at_s=at_s)
+    heard.heard("fo", final=False)
+    assert [("one", 0), ("two", 1)] == [(f.untold, f.at_s) for f in heard.tell_until(1)]
+    assert [] == heard.tell_until(1)
+    assert "three fo" == heard.rest()
+    assert ("", "three") == settle(heard, "one two three", began_s=0, ended_s=4)
+    assert "fo" == heard.rest()
+
+
+def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
+    """Of what was told only the newest is remembered."""
+    heard = Unsettled()
+    for at_s in range(1_000):
+        heard.heard("word", final=True, at_s=at_s)
+        heard.tell_until(at_s)
+    assert len(heard._finals) <= 100
+    assert ("", "") == settle(heard, "word word", ended_s=2_000)
+
+
+@pytest.mark.parametrize(
+    ("interim", "final", "late", "rest"),
+    [
+        ("my number is fi", "My number is five two.", "five two.", ""),
+        ("my number", "My number.", "", ""),
+        ("my number", "My number is five.", "is five.", ""),
+        ("my number", "Hello, this is Bob.", "", "Hello, this is Bob."),
+        ("my number is", "My", "", "My"),
+        ("", "My number.", "", "My number."),
+    ],
+)
+def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, rest: str) -> None:
+    """A final transcript that grew from a told interim is told by what it adds, where it began."""
+    heard = Unsettled()
+    heard.heard(interim, final=False)
+    assert interim == heard.tell()
+    assert late == heard.heard(final, final=True)
+    assert rest == heard.rest()
+    assert ("", rest) == settle(heard, final)
+
+
+def test_words_of_before_are_told_there() -> None:
+    """Final words that were said before all was told are told at once, and not with a turn."""
+    heard = Unsettled()
+    assert "" == heard.tell()
+    assert "I am Ada." == heard.heard("I am Ada.", final=True, of_before=True)
+    assert "" == heard.rest()
+    assert ("", "") == settle(heard, "I am Ada.")
