@@ -9,19 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.channels.vapi.alignment import fingerprint
-from sidecar.channels.vapi.projection import (
+from sidecar.channels.vapi.history import (
     FALLBACK_NOTE,
     Block,
-    Reach,
     annotate,
     blocks_of,
     open_from,
-    plan,
     slot_of,
-    transcript_of,
     was_cut,
     with_words,
 )
+from sidecar.channels.vapi.projection import Reach, plan, transcript_of
 from sidecar.model import Turn
 
 pytestmark = pytest.mark.unit

@@ -14,19 +14,16 @@ from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
 from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
 from sidecar.channels.vapi.callers import Names
-from sidecar.channels.vapi.projection import (
+from sidecar.channels.vapi.history import (
     UNCONFIRMED_NOTE,
     Block,
-    Plan,
-    Reach,
     annotate,
     goes_on,
     open_from,
-    plan,
     slot_of,
-    transcript_of,
     with_words,
 )
+from sidecar.channels.vapi.projection import Plan, Reach, plan, transcript_of
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
