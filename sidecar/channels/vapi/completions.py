@@ -299,6 +299,7 @@ class Completions:
                 turn.text,
                 tokens=tokens - reserved,
                 follow_up=messages[-1].get("role") == "tool",
+                delivered=turn.how == "ended" and not reader.tools,
             )
         turn.span.set(
             {

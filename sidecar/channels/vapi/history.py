@@ -16,7 +16,7 @@ VOICEMAIL_NOTE = "a voicemail's greeting; nobody was on the line"
 UNCONFIRMED_NOTE = "written before it was spoken; not confirmed as heard"
 
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
-_QUOTE_CHARS = 400
+_COMPARED_CHARS = 400
 _SPEAKERS: Mapping[str, Speaker] = {
     "user": "caller",
     "assistant": "agent",
@@ -99,7 +99,7 @@ def goes_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
     last = max(open_from(before) - 1, 0)
     if last >= len(blocks) or before[last].speaker != blocks[last].speaker:
         return False
-    one, other = (words_of(held[last].text[:_QUOTE_CHARS]) for held in (before, blocks))
+    one, other = (words_of(held[last].text[:_COMPARED_CHARS]) for held in (before, blocks))
     return not open_from(before) or alike(one, other)
 
 
@@ -108,17 +108,56 @@ def slot_of(blocks: Sequence[Block]) -> int:
     return sum(block.speaker == "caller" for block in blocks)
 
 
-def with_words(blocks: Sequence[Block], heard: Block) -> tuple[Block, ...]:
-    """Return a history with words at its end that it does not hold there yet."""
-    last = blocks[-1] if blocks else None
-    if last is None or last.speaker != heard.speaker:
-        return (*blocks, heard)
-    known, said = words_of(last.text), words_of(heard.text)
-    if known[-len(said) :] == said or fingerprint(last.text) == fingerprint(heard.text):
-        return tuple(blocks)
-    if said[: len(known)] == known:
-        return (*blocks[:-1], replace(last, text=heard.text))
-    return (*blocks[:-1], replace(last, text=f"{last.text} {heard.text}"))
+def with_words(
+    blocks: Sequence[Block], heard: Sequence[Block], *, before: Block | None = None
+) -> tuple[Block, ...]:
+    """Return a history with words at its end that it does not hold there yet.
+
+    Args:
+        blocks: The history, or its end.
+        heard: What was transcribed after it came, an utterance each, in order.
+        before: The utterance that was transcribed last before it came. Where the history ends
+            with it, what was heard after it is not in the history.
+    """
+    ended = [*blocks]
+    known = _open_words(blocks, heard, before)
+    new = _beyond(known, heard)
+    for block in heard[len(heard) - new :]:
+        last = ended[-1] if ended else None
+        if last is None or last.speaker != block.speaker:
+            ended.append(block)
+            known = []
+            continue
+        said = words_of(block.text)
+        longer = bool(known) and new == len(heard) and said[: len(known)] == known
+        ended[-1] = replace(last, text=block.text if longer else f"{last.text} {block.text}")
+        known = []
+    return tuple(ended)
+
+
+def _open_words(blocks: Sequence[Block], heard: Sequence[Block], before: Block | None) -> list[str]:
+    """Return the words at the end of a history that may be among those heard after it."""
+    if not blocks or not heard or blocks[-1].speaker != heard[0].speaker:
+        return []
+    known = words_of(blocks[-1].text)
+    if before is not None and before.speaker == blocks[-1].speaker:
+        said = words_of(before.text)
+        if said and known[-len(said) :] == said:
+            return []
+    return known
+
+
+def _beyond(known: Sequence[str], heard: Sequence[Block]) -> int:
+    """Return how many of the utterances, from the last one back, words that are known lack."""
+    said: list[str] = []
+    lacking = len(heard)
+    for place, block in enumerate(heard):
+        if block.speaker != heard[0].speaker:
+            break
+        said += words_of(block.text)
+        if said and list(known[-len(said) :]) == said:
+            lacking = len(heard) - place - 1
+    return lacking
 
 
 def annotate(

@@ -21,15 +21,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from itertools import pairwise
 
-from sidecar.channels.vapi.alignment import align, alike, words_of
-from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, Block
-from sidecar.model import Turn
-
-Reach: TypeAlias = Literal["part", "end", "all"]
-"""How much of a call a history holds: `all` of it, as the last word on it; up to its `end`, though
-its beginning may be lost; or a `part`, after which something may be stored already."""
+from sidecar.channels.vapi.alignment import Pair, align, alike, words_of
+from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, Block, open_from
+from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, goes_beyond, placed
+from sidecar.model import Speaker, Turn
 
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
 _QUOTE_CHARS = 400
@@ -44,15 +41,39 @@ class Plan:
     turns: tuple[Turn, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a history makes of a call.
+
+    Attributes:
+        plan: What to store; None: nothing.
+        tail: What is said after the turns that are stored, still open.
+        asked_at: The place of the newest turn that was asked about, -1 where unknown.
+        windowed: A window of the call was among its histories.
+    """
+
+    plan: Plan | None
+    tail: tuple[Block, ...] = ()
+    asked_at: int = -1
+    windowed: bool = False
+
+
 # Stored turns as blocks ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One block as it stands after its corrections. `number` names it among the call's turns."""
+    """One block as it stands after its corrections.
+
+    Attributes:
+        number: Names it among the call's turns, 0 for one that is not stored.
+        block: What was said.
+        place: Where it was before a history came, -1 for what the history brings.
+    """
 
     number: int
     block: Block
+    place: int = -1
 
 
 def transcript_of(turns: Iterable[Turn]) -> tuple[Block, ...]:
@@ -108,38 +129,44 @@ def _in_place(
 # What to store -------------------------------------------------------------------------------
 
 
-def plan(
+def conclude(
     stored: Sequence[Turn],
-    blocks: Sequence[Block],
+    tail: Sequence[Block],
+    report: Sequence[Block],
     *,
     call: str,
     sealed: int,
-    reach: Reach,
     now_s: float,
     voicemail: bool = False,
-    seen: Sequence[Block] = (),
 ) -> Plan | None:
-    """Say what to store so that the transcript is what `blocks` say; None when it is already.
+    """Say what to store at the end of a call; None when all is stored already.
 
     Args:
         stored: The call's turns as the journal has them.
-        blocks: Settled blocks of a newer history, annotated.
+        tail: What was said after them, as far as it was seen.
+        report: What VAPI reports, annotated; empty where it reports nothing. One that begins with
+            the call and agrees with most of it has the last word on it; another adds.
         call: Key of the call.
         sealed: At least the first so many of `stored` are in batches.
-        reach: How much of the call the history holds.
         now_s: Unix time, for blocks whose history names none.
         voicemail: A machine answered: whatever the caller's side said is its greeting.
-        seen: The newest history before a report, its open end included; it counts where the
-            report is not of the whole call.
     """
-    if not blocks and not voicemail:
-        return None
     before = _entries(stored)
-    if seen and (len(blocks) < len(seen) or not _is_whole(before, blocks)):
-        before = _merged(before, seen, reach="end")
-    wanted = _merged(before, blocks, reach=reach) if blocks else before
+    ended = [*before, *(_Entry(0, block) for block in tail)]
+    if not report:
+        wanted = ended
+    elif not _is_whole(before, report):
+        wanted = _reported_end(ended, report, open_at=len(before))
+    else:
+        wanted = _merged(before if len(report) >= len(ended) else ended, report)
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
+    return _planned(stored, wanted, call=call, sealed=sealed, now_s=now_s)
+
+
+def _planned(
+    stored: Sequence[Turn], wanted: Sequence[_Entry], *, call: str, sealed: int, now_s: float
+) -> Plan | None:
     sent = _entries(stored[:sealed])
     pending = _pending(sent, wanted, stored, call=call, sealed=sealed, now_s=now_s)
     same = sealed
@@ -150,6 +177,134 @@ def plan(
     if same == len(stored) and same == sealed + len(pending):
         return None
     return Plan(same, tuple(pending[same - sealed :]))
+
+
+def follow(
+    stored: Sequence[Turn],
+    before: Followed,
+    shown: Sighting,
+    *,
+    call: str,
+    sealed: int,
+    now_s: float,
+    is_final: bool = False,
+) -> Followed:
+    """Say what a history adds to a call, and what it settles.
+
+    One that begins with the call also mends what is stored; a window only adds, and says more of
+    what is open.
+
+    Args:
+        stored: The call's turns as the journal has them.
+        before: What the history before made of the call.
+        shown: A history, annotated, its open end included.
+        call: Key of the call.
+        sealed: At least the first so many of `stored` are in batches.
+        now_s: Unix time, for blocks whose history names none.
+        is_final: What the caller said in the tail was transcribed for good.
+    """
+    settled = _entries(stored)
+    known = [*settled, *(_Entry(0, block) for block in before.tail)]
+    known = [replace(entry, place=n) for n, entry in enumerate(known)]
+    about = Known(
+        [entry.block for entry in known],
+        len(settled),
+        asked_at=before.asked_at,
+        is_final=is_final,
+        windowed=before.windowed,
+    )
+    pairs, whole = _laid(known, about, shown)
+    if whole:
+        merged = _continued(known[: len(settled)], known[len(settled) :], shown.blocks, pairs)
+    else:
+        merged = _extended(known, shown.blocks, pairs, open_at=len(settled))
+    end = open_from([entry.block for entry in merged])
+    asked_at = end if shown.asked else _moved(before.asked_at, merged)
+    return Followed(
+        _planned(
+            stored,
+            [one for n, one in enumerate(merged) if n < end or one.number],
+            call=call,
+            sealed=sealed,
+            now_s=now_s,
+        ),
+        tuple(one.block for one in merged[end:] if not one.number),
+        asked_at,
+        before.windowed or (not whole and (not pairs or pairs[0][0] > 0)),
+    )
+
+
+def _moved(asked_at: int, merged: Sequence[_Entry]) -> int:
+    """Return where a turn is after a history came."""
+    return next((n for n, entry in enumerate(merged) if entry.place >= asked_at), asked_at)
+
+
+def _laid(known: Sequence[_Entry], about: Known, shown: Sighting) -> tuple[Sequence[Pair], bool]:
+    """Return where a history lies on what is known, and whether it begins with the call."""
+    blocks = shown.blocks
+    if not known:
+        return [], True
+    shorter = about.windowed and len(blocks) < len(known)
+    if not shorter:
+        same = _common_start(known, blocks)
+        if same in {len(known), len(blocks)}:
+            return [(n, n) for n in range(same)], True
+    pairs = _pairs(known, blocks) if len(blocks) > LIMIT else placed(about, shown)
+    alike_first = (bool(pairs) and pairs[0] == (0, 0)) or _alike(known[0].block, blocks[0])
+    agreed = sum(_same_words(known[i].block, blocks[j]) for i, j in pairs)
+    return pairs, not shorter and alike_first and agreed * 2 >= about.open_at
+
+
+def _continued(
+    stored: Sequence[_Entry], tail: Sequence[_Entry], blocks: Sequence[Block], pairs: Sequence[Pair]
+) -> list[_Entry]:
+    """Merge a history that begins with the call; what is open is as it has it."""
+    agreed = [
+        (i, j) for i, j in pairs if i < len(stored) and _same_words(stored[i].block, blocks[j])
+    ]
+    merged = _between(stored, blocks, agreed, last_word=False)
+    if not tail:
+        return merged
+    covered = max((i - len(stored) + 1 for i, _ in pairs), default=0)
+    place = max((n for n, entry in enumerate(merged) if entry.number), default=-1) + 1
+    after = merged[place:]
+    if after and (covered > 0 or after[0].block.speaker == tail[0].block.speaker):
+        callers = (n for n, entry in enumerate(after) if entry.block.speaker == "caller")
+        first = next(callers, 0)
+        after[first] = replace(after[first], place=tail[0].place)
+        return [*merged[:place], *after]
+    return [*merged[:place], *tail, *after]
+
+
+def _extended(
+    known: Sequence[_Entry], blocks: Sequence[Block], pairs: Sequence[Pair], *, open_at: int
+) -> list[_Entry]:
+    """Add what a window has beside and after what is known."""
+    merged: list[_Entry] = []
+    i = j = 0
+    for next_i, next_j in [*pairs, (len(known), len(blocks))]:
+        merged += known[i:next_i]
+        merged += (_Entry(0, block) for block in blocks[j:next_j])
+        if next_i < len(known):
+            entry, block = known[next_i], blocks[next_j]
+            if _same_words(entry.block, block):
+                merged.append(_agreed(entry, block, last_word=False))
+            elif next_i >= open_at and goes_beyond(entry.block, block):
+                merged.append(replace(entry, block=block))
+            else:
+                merged.append(entry)
+        i, j = next_i + 1, next_j + 1
+    return merged
+
+
+def _reported_end(
+    known: Sequence[_Entry], report: Sequence[Block], *, open_at: int
+) -> list[_Entry]:
+    """Add what a report of a part of the call has: it corrects nothing."""
+    about = Known([entry.block for entry in known], open_at, windowed=True)
+    shown = Sighting(tuple(report))
+    pairs = _pairs(known, report) if len(report) > LIMIT else placed(about, shown)
+    return _extended(known, report, pairs, open_at=open_at)
 
 
 def _pending(
@@ -216,24 +371,26 @@ def _by_machine(entry: _Entry) -> _Entry:
     return replace(entry, block=replace(entry.block, note=VOICEMAIL_NOTE))
 
 
-def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:
-    """Align, keep every stored turn, and add what is new. New blocks get the number 0."""
-    pairs = _pairs(stored, blocks)
-    # A report says what it does not hold of no turn; where it begins with the call and agrees
-    # with most of it, it also has the last word on the turns between those it agrees with.
-    whole = reach == "all" and _is_most(pairs, stored)
-    if not pairs and stored and not _alike(stored[0].block, blocks[0]):
-        return [*stored, *(_Entry(0, block) for block in blocks)]
-    # A shorter report that does not begin with the call is of its end: what comes before that is
-    # not what it misheard.
-    ahead = pairs[0] if pairs else (len(stored), len(blocks))
-    i = max(0, ahead[0] - ahead[1]) if reach == "all" and not whole else 0
-    merged = [*stored[:i]]
-    j = 0
+def _merged(stored: Sequence[_Entry], report: Sequence[Block]) -> list[_Entry]:
+    """Merge what the report of the whole call has: it says nothing of a turn that it lacks."""
+    return _between(stored, report, _pairs(stored, report), last_word=True)
+
+
+def _between(
+    stored: Sequence[_Entry],
+    blocks: Sequence[Block],
+    pairs: Sequence[Pair],
+    *,
+    last_word: bool,
+) -> list[_Entry]:
+    """Keep every stored turn and add what is new. New blocks get the number 0."""
+    merged: list[_Entry] = []
+    i = j = 0
     for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
-        merged += _beside(stored[i:next_i], blocks[j:next_j], reach=reach, whole=whole)
+        old, new = _in_parts(stored[i:next_i], blocks[j:next_j])
+        merged += _beside(old, new, last_word=last_word)
         if next_i < len(stored):
-            merged.append(_agreed(stored[next_i], blocks[next_j], reach=reach))
+            merged.append(_agreed(stored[next_i], blocks[next_j], last_word=last_word))
         i, j = next_i + 1, next_j + 1
     return merged
 
@@ -261,24 +418,62 @@ def _is_whole(stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
     return _is_most(_pairs(stored, blocks), stored)
 
 
-def _agreed(entry: _Entry, block: Block, *, reach: Reach) -> _Entry:
+def _agreed(entry: _Entry, block: Block, *, last_word: bool) -> _Entry:
     """Both say the same words: the last word on a call also has its spelling and its time."""
     was = entry.block
     interrupted = was.interrupted or block.interrupted
     note = block.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
-    if reach != "all":
-        return _Entry(entry.number, replace(was, interrupted=interrupted, note=note))
+    if not last_word:
+        return replace(entry, block=replace(was, interrupted=interrupted, note=note))
     at_s = was.at_s if block.at_s is None else block.at_s
-    return _Entry(entry.number, replace(block, at_s=at_s, interrupted=interrupted, note=note))
+    return replace(entry, block=replace(block, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _beside(
-    old: Sequence[_Entry], new: Sequence[Block], *, reach: Reach, whole: bool
-) -> list[_Entry]:
+def _in_parts(
+    old: Sequence[_Entry], new: Sequence[Block]
+) -> tuple[Sequence[_Entry], Sequence[Block]]:
+    """Return blocks in the parts in which they are stored.
+
+    Where windows show no reply between two turns of one speaker, they are stored apart; a whole
+    history that knows of no reply has them as one block.
+    """
+    if not any(one.block.speaker == other.block.speaker for one, other in pairwise(old)):
+        return old, new
+    parted: list[Block] = []
+    start = 0
+    for block in new:
+        words = words_of(block.text)
+        for n in range(start, len(old)):
+            run = _run(old[n:], block.speaker, words)
+            if run:
+                parted += [replace(block, text=entry.block.text) for entry in run]
+                start = n + len(run)
+                words = words[sum(len(words_of(entry.block.text)) for entry in run) :]
+                if words:
+                    parted.append(replace(block, text=" ".join(block.text.split()[-len(words) :])))
+                break
+        else:
+            parted.append(block)
+    return old, parted
+
+
+def _run(old: Sequence[_Entry], speaker: Speaker, words: Sequence[str]) -> Sequence[_Entry]:
+    """Return neighbours of one speaker, two at least, whose words others begin with."""
+    n = start = 0
+    for entry in old:
+        said = words_of(entry.block.text)
+        if entry.block.speaker != speaker or list(words[start : start + len(said)]) != said:
+            break
+        start += len(said)
+        n += 1
+    return old[:n] if n > 1 else ()
+
+
+def _beside(old: Sequence[_Entry], new: Sequence[Block], *, last_word: bool) -> list[_Entry]:
     """Merge what is between two agreed turns: none of `old` goes, some may be `new` misheard."""
     if not old or not new:
         return [*old, *(_Entry(0, block) for block in new)]
-    in_step = whole and [one.block.speaker for one in old] == [one.speaker for one in new]
+    in_step = last_word and [one.block.speaker for one in old] == [one.speaker for one in new]
     said = [] if in_step else [words_of(block.text) for block in new]
     merged: list[_Entry] = []
     start = 0
@@ -304,12 +499,12 @@ def _beside(
         merged += [_Entry(0, block) for block in new[start:match]]
         block = new[match]
         start = match + 1
-        unsure = reach != "all" and was.note != UNCONFIRMED_NOTE
+        unsure = not last_word and was.note != UNCONFIRMED_NOTE
         if unsure and len(block.text) < len(was.text):
             merged.append(entry)  # never less than was known
         else:
             at_s = was.at_s if block.at_s is None else block.at_s
-            merged.append(_Entry(entry.number, replace(block, at_s=at_s)))
+            merged.append(replace(entry, block=replace(block, at_s=at_s)))
     return [*merged, *(_Entry(0, block) for block in new[start:])]
 
 
