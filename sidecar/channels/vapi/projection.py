@@ -25,7 +25,7 @@ from itertools import pairwise
 
 from sidecar.channels.vapi.alignment import Pair, align, alike, words_of
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, Block, open_from
-from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, goes_beyond, placed
+from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, heard_again, placed
 from sidecar.model import Speaker, Turn
 
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
@@ -219,7 +219,9 @@ def follow(
     else:
         merged = _extended(known, shown.blocks, pairs, open_at=len(settled))
     end = open_from([entry.block for entry in merged])
-    asked_at = end if shown.asked else _moved(before.asked_at, merged)
+    asked_at = _moved(before.asked_at, merged)
+    if shown.asked and _asks_about(shown.blocks, merged[end:]):
+        asked_at = end
     return Followed(
         _planned(
             stored,
@@ -232,6 +234,12 @@ def follow(
         asked_at,
         before.windowed or (not whole and (not pairs or pairs[0][0] > 0)),
     )
+
+
+def _asks_about(blocks: Sequence[Block], open_end: Sequence[_Entry]) -> bool:
+    """Whether a history asks about all that the caller said last, and not about a guess at it."""
+    asked = blocks[open_from(blocks) :]
+    return bool(asked and open_end) and _same_words(open_end[0].block, asked[0])
 
 
 def _moved(asked_at: int, merged: Sequence[_Entry]) -> int:
@@ -289,8 +297,8 @@ def _extended(
             entry, block = known[next_i], blocks[next_j]
             if _same_words(entry.block, block):
                 merged.append(_agreed(entry, block, last_word=False))
-            elif next_i >= open_at and goes_beyond(entry.block, block):
-                merged.append(replace(entry, block=block))
+            elif next_i >= open_at:
+                merged.append(replace(entry, block=heard_again(entry.block, block)))
             else:
                 merged.append(entry)
         i, j = next_i + 1, next_j + 1

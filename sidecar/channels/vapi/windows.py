@@ -9,7 +9,7 @@ takes nothing back.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.channels.vapi.alignment import Pair, alike, words_of
 from sidecar.channels.vapi.history import Block
@@ -137,7 +137,7 @@ class _Laid:
         """Both have the same turn."""
         place = self._start + i
         is_open = place >= self._known.open_at
-        likeness = _likeness(self.old[i], self.new[j], is_open=is_open, cut=j == 0 and place > 0)
+        likeness = _likeness(self.old[i], self.new[j], is_open=is_open, cut=j == 0)
         if j == self._last and place <= self._after and likeness != _MORE:
             again = likeness >= _SAME and place == j and not self._is_window  # of a whole history
             if place == self._after or not self._shown.late:
@@ -172,10 +172,23 @@ class _Laid:
         return 0.0 if gap else _NOT_KNOWN
 
 
-def goes_beyond(known: Block, shown: Block) -> bool:
-    """Whether a hearing of open words replaces the one that is known, and is not a part of it."""
+def heard_again(known: Block, shown: Block) -> Block:
+    """Return open words as they are with what a window has of them: never less of them."""
     was, now = words_of(known.text), words_of(shown.text)
-    return not (len(now) < len(was) and (was[: len(now)] == now or was[-len(now) :] == now))
+    if now[: len(was)] == was:
+        return shown
+    if len(now) < len(was) and (was[: len(now)] == now or was[-len(now) :] == now):
+        return known
+    if shared := _overlap(was, now):
+        text = " ".join([known.text, *shown.text.split()[shared:]])
+        return replace(known, text=text, interrupted=shown.interrupted)
+    return shown
+
+
+def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
+    """Return with how many words the one ends and the other begins."""
+    shorter = min(len(was), len(now))
+    return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
 
 
 def _heard_times(known: Sequence[Block], said: Sequence[str]) -> int:
@@ -201,10 +214,11 @@ def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
         return _NEVER
     if was == now:
         return _SAME_TIME if known.at_s is not None and known.at_s == shown.at_s else _SAME
-    if cut and was[-len(now) :] == now:  # the window begins within what one speaker said
-        return _CUT
     if is_open and now[: len(was)] == was:
         return _MORE
+    # A window may begin within what one speaker said.
+    if cut and (was[-len(now) :] == now or (is_open and _overlap(was, now))):
+        return _CUT
     if alike(was, now):
         return _ALIKE_OPEN if is_open else _ALIKE
     return _ANOTHER_GUESS if is_open else _NEVER
