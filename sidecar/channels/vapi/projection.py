@@ -258,9 +258,14 @@ def _laid(known: Sequence[_Entry], about: Known, shown: Sighting) -> tuple[Seque
         if same in {len(known), len(blocks)}:
             return [(n, n) for n in range(same)], True
     pairs = _pairs(known, blocks) if len(blocks) > LIMIT else placed(about, shown)
-    alike_first = (bool(pairs) and pairs[0] == (0, 0)) or _alike(known[0].block, blocks[0])
     agreed = sum(_same_words(known[i].block, blocks[j]) for i, j in pairs)
-    return pairs, not shorter and alike_first and agreed * 2 >= about.open_at
+    ends = (len(known) - 1, len(blocks) - 1)
+    # After a reply that went out whole, the whole history would be longer, or end otherwise.
+    shorter = shorter or (shown.fresh and len(blocks) <= len(known) and ends not in pairs)
+    # One that begins within the first words is a window of it.
+    cut = heard_again(known[0].block, blocks[0]) is known[0].block and not agreed
+    whole = _begins(pairs, known, blocks) and agreed * 2 >= about.open_at
+    return pairs, whole and not shorter and not cut
 
 
 def _continued(
@@ -297,7 +302,7 @@ def _extended(
             entry, block = known[next_i], blocks[next_j]
             if _same_words(entry.block, block):
                 merged.append(_agreed(entry, block, last_word=False))
-            elif next_i >= open_at:
+            elif next_i >= max(open_at, len(known) - 1):
                 merged.append(replace(entry, block=heard_again(entry.block, block)))
             else:
                 merged.append(entry)
@@ -417,13 +422,17 @@ def _pairs(stored: Sequence[_Entry], blocks: Sequence[Block]) -> list[tuple[int,
     return pairs
 
 
-def _is_most(pairs: Sequence[tuple[int, int]], stored: Sequence[_Entry]) -> bool:
-    return bool(pairs) and pairs[0][0] == 0 and len(pairs) * 2 >= len(stored)
-
-
 def _is_whole(stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored."""
-    return _is_most(_pairs(stored, blocks), stored)
+    pairs = _pairs(stored, blocks)
+    return bool(pairs) and _begins(pairs, stored, blocks) and len(pairs) * 2 >= len(stored)
+
+
+def _begins(pairs: Sequence[Pair], stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
+    """Whether a history begins with the call, or before what is known of it."""
+    if not pairs or pairs[0][0] == 0:
+        return bool(pairs) or _alike(stored[0].block, blocks[0])
+    return pairs[0][0] == pairs[0][1] and _alike(stored[0].block, blocks[0])
 
 
 def _agreed(entry: _Entry, block: Block, *, last_word: bool) -> _Entry:

@@ -133,15 +133,18 @@ class _Laid:
         ):
             self._after = len(known.blocks) - 1
 
+    def _is_open(self, place: int) -> bool:
+        """Whether more may be said of a turn: of what nobody has answered yet."""
+        return place >= max(self._known.open_at, len(self._known.blocks) - 1)
+
     def same(self, i: int, j: int) -> float:
         """Both have the same turn."""
         place = self._start + i
-        is_open = place >= self._known.open_at
+        is_open = self._is_open(place)
         likeness = _likeness(self.old[i], self.new[j], is_open=is_open, cut=j == 0)
         if j == self._last and place <= self._after and likeness != _MORE:
-            again = likeness >= _SAME and place == j and not self._is_window  # of a whole history
             if place == self._after or not self._shown.late:
-                return likeness if again else _NEVER
+                return _NEVER
             return likeness + _LATE_BY_TURNS
         if likeness == _ANOTHER_GUESS and self._known.is_final:
             return _NEVER
@@ -151,9 +154,10 @@ class _Laid:
 
     def not_shown(self, i: int, j: int) -> float:
         """The history lacks a turn that is known."""
-        is_open = self._start + i >= self._known.open_at
+        is_open = self._is_open(self._start + i)
         if j < len(self.new):
-            return _NOT_SHOWN_OPEN if is_open else _NOT_SHOWN
+            passed = self._start + i == self._after  # it was answered: a window would show it
+            return _NOT_SHOWN_OPEN if is_open and not passed else _NOT_SHOWN
         if self._shown.astray:
             return 0.0
         if self._shown.late:
