@@ -243,8 +243,8 @@ def _asks_about(blocks: Sequence[Block], open_end: Sequence[_Entry]) -> bool:
 
 
 def _moved(asked_at: int, merged: Sequence[_Entry]) -> int:
-    """Return where a turn is after a history came."""
-    return next((n for n, entry in enumerate(merged) if entry.place >= asked_at), asked_at)
+    """Return where a turn is after a history came, -1 where it is another turn's part."""
+    return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
 
 
 def _laid(known: Sequence[_Entry], about: Known, shown: Sighting) -> tuple[Sequence[Pair], bool]:
@@ -278,14 +278,16 @@ def _continued(
     merged = _between(stored, blocks, agreed, last_word=False)
     if not tail:
         return merged
-    covered = max((i - len(stored) + 1 for i, _ in pairs), default=0)
     place = max((n for n, entry in enumerate(merged) if entry.number), default=-1) + 1
     after = merged[place:]
-    if after and (covered > 0 or after[0].block.speaker == tail[0].block.speaker):
-        callers = (n for n, entry in enumerate(after) if entry.block.speaker == "caller")
-        first = next(callers, 0)
-        after[first] = replace(after[first], place=tail[0].place)
-        return [*merged[:place], *after]
+    same = {blocks[j]: i for i, j in pairs if i >= len(stored)}
+    if after and (same or after[0].block.speaker == tail[0].block.speaker):
+        if not same:
+            same = {after[0].block: tail[0].place}
+        return [
+            *merged[:place],
+            *(replace(one, place=same.get(one.block, one.place)) for one in after),
+        ]
     return [*merged[:place], *tail, *after]
 
 
