@@ -17,6 +17,8 @@ from sidecar.channels.vapi.history import Block
 LIMIT = 24
 """A window of more blocks is laid by its words alone: repeats as long as that are rare."""
 _BEFORE = 8
+_COMPARED = 100
+"""So many words of two turns are compared where the turns are not the same."""
 _NEVER = float("-inf")
 
 _SAME = 2.0
@@ -191,7 +193,7 @@ def heard_again(known: Block, shown: Block) -> Block:
 
 def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
     """Return with how many words the one ends and the other begins."""
-    shorter = min(len(was), len(now))
+    shorter = min(len(was), len(now), _COMPARED)
     return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
 
 
@@ -223,6 +225,6 @@ def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
     # A window may begin within what one speaker said.
     if cut and (was[-len(now) :] == now or (is_open and _overlap(was, now))):
         return _CUT
-    if alike(was, now):
+    if alike(was[:_COMPARED], now[:_COMPARED]):
         return _ALIKE_OPEN if is_open else _ALIKE
     return _ANOTHER_GUESS if is_open else _NEVER
