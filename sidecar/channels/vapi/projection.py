@@ -5,14 +5,14 @@ with more of them, again after a time-out, again after each tool. Most of what i
 never heard. What each request does carry is the call so far *as it was spoken*, so the transcript
 is a projection of the newest history and never a log of requests.
 
-Theory of operation: a history is read as *blocks*, each one speaker's words until the other speaks
-(VAPI merges neighbouring messages at will, so the border between two messages of one speaker means
-nothing). All blocks before the caller's last one are settled: nobody can add to them. `plan` aligns
-them with the turns that are stored and says what to add, and which of them were misheard. What a
-history merely lacks was said all the same: windows, hand-offs between assistants and late bodies
-all lack something. A turn in a batch is on its way to Letta and never changes: what is learnt later
-about one is *appended*, as a correction that names it. Stored turns alone are enough to go on from,
-so a restarted process carries on with the next history.
+Theory of operation: all blocks of a history before the caller's last one are settled: nobody can
+add to them. `follow` lays each history onto what is known of the call, says what it settles, and
+keeps what is open. One that begins with the call also mends what was misheard; a window only adds
+(`windows`). `conclude` stores the end: as reported, or as far as it was seen. What a history merely
+lacks was said all the same: windows, hand-offs between assistants and late bodies all lack
+something. A turn in a batch is on its way to Letta and never changes: what is learnt later about
+one is *appended*, as a correction that names it. Stored turns alone are enough to go on from, so a
+restarted process carries on with the next history.
 
 A stored text is its words on one line; a first line in square brackets is a note of ours.
 """
