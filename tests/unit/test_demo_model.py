@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.channels.vapi.projection import VOICEMAIL_NOTE
+from sidecar.channels.vapi.history import VOICEMAIL_NOTE
 from sidecar.llm.demo import DemoModel
 from sidecar.llm.demo_facts import facts_of_speech
 from sidecar.llm.port import Reply

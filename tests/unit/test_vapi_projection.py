@@ -9,19 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.channels.vapi.alignment import fingerprint
-from sidecar.channels.vapi.projection import (
+from sidecar.channels.vapi.history import (
     FALLBACK_NOTE,
     Block,
-    Reach,
     annotate,
     blocks_of,
-    open_from,
-    plan,
     slot_of,
-    transcript_of,
     was_cut,
     with_words,
 )
+from sidecar.channels.vapi.projection import Followed, conclude, follow, transcript_of
+from sidecar.channels.vapi.windows import Sighting
 from sidecar.model import Turn
 
 pytestmark = pytest.mark.unit
@@ -38,35 +36,37 @@ class Stored:
         self.sealed = 0
         self.known_sealed = 0
         self.now_s = 1_000.0
+        self.followed = Followed(None)
 
-    def take(self, blocks: Sequence[Block], *, reach: Reach = "part") -> bool:
-        """Store what a history says; returns whether anything changed."""
+    def see(self, messages: Sequence[object], *, whole: bool = False) -> bool:
+        """Store what a history says, or a report; returns whether anything changed."""
+        return self.take(blocks_of(messages), whole=whole)
+
+    def take(self, blocks: Sequence[Block], *, whole: bool = False) -> bool:
         self.now_s += 1.0
         for _ in range(3):
-            made = plan(
-                self.turns,
-                blocks,
-                call=CALL,
-                sealed=self.known_sealed,
-                reach=reach,
-                now_s=self.now_s,
-            )
-            if made is None:
-                return False
-            if made.keep >= self.sealed:
-                self.turns[made.keep :] = made.turns
+            followed = self._followed(tuple(blocks), whole=whole)
+            made = followed.plan
+            if made is None or made.keep >= self.sealed:
+                self.followed = followed
+                if made is not None:
+                    self.turns[made.keep :] = made.turns
                 ids = [turn.item_id for turn in self.turns]
                 assert len(set(ids)) == len(ids)
                 assert all(turn.text for turn in self.turns)
-                return True
+                return made is not None
             self.known_sealed = self.sealed
         raise AssertionError("a plan does not come to rest")
 
-    def see(self, messages: Sequence[object], *, whole: bool = False) -> bool:
-        blocks = blocks_of(messages)
-        if whole:
-            return self.take(blocks, reach="all")
-        return self.take(blocks[: open_from(blocks)])
+    def _followed(self, blocks: tuple[Block, ...], *, whole: bool) -> Followed:
+        about: dict[str, Any] = {
+            "call": CALL,
+            "sealed": self.known_sealed,
+            "now_s": self.now_s,
+        }
+        if not whole:
+            return follow(self.turns, self.followed, Sighting(blocks), **about)
+        return Followed(conclude(self.turns, self.followed.tail, blocks, **about))
 
     @property
     def said(self) -> list[tuple[str, str]]:
@@ -261,10 +261,12 @@ class TestExamples:
     def test_a_last_no_is_heard(self) -> None:
         """Words at the end are compared as words: "No." is not in "I do not know"."""
         known = (Block("caller", "I do not know"),)
-        assert with_words(known, Block("caller", "No.")) == (Block("caller", "I do not know No."),)
-        assert with_words(known, Block("caller", "not know.")) == known
+        assert with_words(known, [Block("caller", "No.")]) == (
+            Block("caller", "I do not know No."),
+        )
+        assert with_words(known, [Block("caller", "not know.")]) == known
         longer = Block("caller", "I do not know yet")
-        assert with_words(known, longer) == (longer,)
+        assert with_words(known, [longer]) == (longer,)
 
     def test_a_turn_learnt_late_says_where_it_belongs(self) -> None:
         """A turn that was missing before posted ones is appended with its place."""
@@ -276,18 +278,20 @@ class TestExamples:
         assert 'said before "A"' in stored.turns[2].text
 
     def test_an_empty_report_is_no_word(self) -> None:
-        """A report without messages (artifacts switched off) takes nothing back."""
+        """A report without messages (artifacts switched off) takes back nothing that was seen."""
         stored = Stored()
         stored.see([HELLO, user("A"), assistant("B"), user("C")])
+        before = stored.said
+        assert stored.see([], whole=True)
         assert not stored.see([], whole=True)
-        assert len(stored.said) == 3
+        assert stored.said == [*before, ("caller", "C")]
 
     def test_the_report_brings_times_and_spelling(self) -> None:
         """What is not yet posted takes the report's own words and times."""
         stored = Stored()
         stored.see([user("dr osei"), assistant("yes"), user("bye")])
         stored.see([{"role": "user", "message": "Dr. Osei!", "time": 5_000_000}], whole=True)
-        assert stored.said == [("caller", "Dr. Osei!"), ("agent", "yes")]
+        assert stored.said == [("caller", "Dr. Osei!"), ("agent", "yes"), ("caller", "bye")]
         assert stored.turns[0].at_s == pytest.approx(5_000.0)
 
     def test_caller_text_cannot_pass_for_a_note(self) -> None:
@@ -444,14 +448,16 @@ def test_absence_takes_nothing_back(
 ) -> None:
     """A window, a partial report, a late or repeated body: no turn goes, none is denied."""
     stored = played(data, world)
-    before = transcript_of(stored.turns)
+    before, tail = transcript_of(stored.turns), stored.followed.tail
     messages = data.draw(st.sampled_from([world.report, *(m for _, m in world.seen)]))
     shown = blocks_of(messages)
     shown = shown[len(shown) - min(window, len(shown)) :]
-    stored.take(shown if whole else shown[: open_from(shown)], reach="all" if whole else "part")
+    if not shown:
+        return
+    stored.take(shown, whole=whole)
     after = transcript_of(stored.turns)
     assert len(after) >= len(before)
-    assert len(after) <= len(before) + len(shown)
+    assert len(after) <= len(before) + len(tail) + len(shown)
     assert not any("was not said" in turn.text for turn in stored.turns)
     if not whole:
         kept = iter(after)
@@ -469,6 +475,6 @@ def test_a_call_without_a_report_ends_with_what_was_seen_last(
         stored.see(messages)
         stored.sealed = data.draw(st.integers(stored.sealed, len(stored.turns)), label="sealed")
     last = blocks_of(world.seen[-1][1])
-    stored.take(last, reach="end")
+    stored.take((), whole=True)
     assert [block.key for block in transcript_of(stored.turns)] == [block.key for block in last]
     assert slot_of(last) == sum(speaker == "caller" for speaker, _ in stored.said)

@@ -16,8 +16,9 @@ import trio.testing
 from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.deliveries import Deliveries
+from sidecar.channels.vapi.history import blocks_of
 from sidecar.channels.vapi.limits import RateCap
-from sidecar.channels.vapi.projection import blocks_of, transcript_of
+from sidecar.channels.vapi.projection import transcript_of
 from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from sidecar.channels.vapi.projection import Block
+from sidecar.channels.vapi.history import Block
 
 LARGE = 20_000
 """Costs some milliseconds, at most 15: so many characters of text to compare."""

@@ -4,6 +4,7 @@ Nothing that is streamed is stored. `take` stores what a history has settled, `r
 call, `give_up` the last history when no report came.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,21 +13,25 @@ import anyio
 
 from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
+from sidecar.channels.vapi.alignment import fingerprint, words_of
 from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
 from sidecar.channels.vapi.callers import Names
-from sidecar.channels.vapi.projection import (
+from sidecar.channels.vapi.history import (
     UNCONFIRMED_NOTE,
     Block,
-    Plan,
-    Reach,
     annotate,
     goes_on,
     open_from,
-    plan,
     slot_of,
-    transcript_of,
     with_words,
 )
+from sidecar.channels.vapi.projection import (
+    Followed,
+    conclude,
+    follow,
+    transcript_of,
+)
+from sidecar.channels.vapi.windows import Sighting
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -34,8 +39,8 @@ from sidecar.transcript.journal import Journal
 
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
-_LEFT_KEPT = 20
-_PLANS = 4
+_WAITING_KEPT = 50
+_FINALS_KEPT = 400
 _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 
@@ -119,8 +124,11 @@ class VapiCall:
         self._sealed = 0
         self._stamp_ms = 0.0
         self._last: tuple[Block, ...] = ()
-        self._left: list[tuple[Block, ...]] = []
+        self._waiting: deque[Sighting] = deque(maxlen=_WAITING_KEPT)
         self._settled: tuple[Block, ...] = ()
+        self._followed = Followed(None)
+        self._answer = ""
+        self._finals: Counter[str] = Counter()
         self._heard: list[tuple[float, Block]] = []
         self._generated: dict[int, str] = {}
         self._cut_slots: set[int] = set()
@@ -186,7 +194,15 @@ class VapiCall:
         self._streams.append(stream)
         return stream
 
-    def wrote(self, stream: object, text: str, *, tokens: int, follow_up: bool) -> None:
+    def wrote(
+        self,
+        stream: object,
+        text: str,
+        *,
+        tokens: int,
+        follow_up: bool,
+        delivered: bool = False,
+    ) -> None:
         """A reply has ended, or was cut off, with this text.
 
         Args:
@@ -194,11 +210,15 @@ class VapiCall:
             text: What was written, heard or not.
             tokens: What it cost.
             follow_up: It goes on after a tool: the text before it belongs to the same turn.
+            delivered: All of it went out, and no tool was asked for: whoever speaks next is
+                the caller.
         """
         self.tokens += tokens
         if not isinstance(stream, _Stream):
             return
         self._streams.remove(stream)
+        if delivered:
+            self._answer = text
         before = self._generated.get(stream.slot, "") if follow_up else ""
         if text or not follow_up:
             self._generated[stream.slot] = f"{before} {text}".strip()
@@ -221,7 +241,7 @@ class VapiCall:
         """VAPI reports that the caller cut the reply to the newest words off."""
         self._cut_slots.add(slot_of(self._last))
 
-    def saw(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> bool:
+    def saw(self, blocks: tuple[Block, ...], *, stamp_ms: float, asked: bool = True) -> bool:
         """Take the newest history in, without storing; returns whether there may be something to.
 
         One older than a history seen before is no news.
@@ -229,40 +249,86 @@ class VapiCall:
         Args:
             blocks: The whole history as read.
             stamp_ms: VAPI's time of it, 0 where unknown.
+            asked: It asks for a reply, so it is newer than the replies that have gone out.
         """
         if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
             return False
+        again = bool(stamp_ms) and stamp_ms == self._stamp_ms
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
-        if not stamp_ms:
-            self._heard.clear()  # by its place alone it is newer than they
-        if self._last and not goes_on(self._last, blocks):
-            self._left = [*self._left, self._last][-_LEFT_KEPT:]
+        if not stamp_ms:  # by its place alone it is newer than what was heard
+            self._heard = [(0.0, block) for _, block in self._heard]
+        answered = asked and bool(self._answer)
+        astray = answered and not stamp_ms and not _holds_answer(blocks, self._answer)
+        shown = Sighting(
+            blocks,
+            asked=asked and not astray,
+            fresh=answered and not astray and not again,
+            late=not stamp_ms,
+            astray=astray,
+            heard=self._heard_times(blocks),
+        )
+        if asked and not astray:
+            self._answer = ""
+        if self._waiting and not self._followed.windowed and not shown.fresh:
+            newest = self._waiting[-1]
+            if goes_on(newest.blocks, blocks) and _says_on(newest.blocks, blocks):
+                self._waiting.pop()
+                shown = replace(shown, fresh=newest.fresh, asked=asked or newest.asked)
+        self._waiting.append(shown)
         self._last = blocks
-        return open_from(blocks) > 0 or bool(self._left)
+        return open_from(blocks) > 0 or len(self._waiting) > 1 or bool(self._followed.tail)
+
+    def _heard_times(self, blocks: Sequence[Block]) -> int:
+        if not self._finals or blocks[-1].speaker != "caller":
+            return 0
+        return self._finals[fingerprint(blocks[-1].text)]
 
     async def store_settled(self) -> None:
-        """Store what the newest history has settled.
+        """Store what the histories so far have settled.
 
         Raises:
             JournalError: not stored; the next history brings it again.
         """
         async with self._lock:
-            if self.finished:
-                return
-            await self._store_left()
-            last = self._last
-            settled = await apart(cost_of(last), self._news, last, self._settled)
-            if settled is not None:
-                await self._store(settled, reach="part")
-                self._settled = settled
+            await self._follow_all()
 
-    async def _store_left(self) -> None:
-        """Store the ends of windows that have moved on: the next ones hold them no more."""
-        while self._left:
-            left = self._left[0]
-            annotated = await apart(cost_of(left), self._annotated, left)
-            await self._store(annotated, reach="end")
-            self._left = [one for one in self._left if one is not left]
+    async def _follow_all(self) -> None:
+        while self._waiting and not await self._was_finished():
+            shown = self._waiting[0]
+            await self._follow(shown)
+            if self._waiting and self._waiting[0] is shown:
+                self._waiting.popleft()
+
+    async def _follow(self, shown: Sighting) -> None:
+        cost = cost_of(shown.blocks)
+        blocks = await apart(cost, self._annotated, shown.blocks)
+        settled = blocks[: open_from(blocks)]
+        before = self._followed
+        if settled and settled == self._settled and not before.windowed:
+            asked_at = len(settled) if shown.asked else before.asked_at
+            self._followed = replace(before, tail=blocks[len(settled) :], asked_at=asked_at)
+            return  # as most: they repeat what one before had
+        shown = replace(shown, blocks=blocks)
+        is_final = any(
+            one.speaker == "caller" and bool(self._finals[fingerprint(one.text)])
+            for one in before.tail
+        )
+
+        def following(stored: Sequence[Turn]) -> Followed:
+            return follow(
+                stored,
+                before,
+                shown,
+                call=self.live.key,
+                sealed=self._sealed,
+                now_s=self._clock(),
+                is_final=is_final,
+            )
+
+        followed = await self._store(cost, following)
+        if followed is not None:
+            self._followed = followed
+            self._settled = () if followed.windowed else settled
 
     async def continues(self, blocks: Sequence[Block]) -> bool:
         """Whether a history is of this call: it shares a turn of the caller's, if any is known.
@@ -282,18 +348,24 @@ class VapiCall:
         return not known or any(block.key in known for block in self._annotated(blocks))
 
     async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
-        """`saw` and `store_settled` in one."""
-        if self.saw(blocks, stamp_ms=stamp_ms):
+        """`saw` and `store_settled` in one, of a history that asks for no reply."""
+        if self.saw(blocks, stamp_ms=stamp_ms, asked=False):
             await self.store_settled()
 
     def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
         """Words were transcribed; they count at the end, where no history has them.
 
         Args:
-            blocks: What was said.
+            blocks: What was said, an utterance each.
             stamp_ms: VAPI's time of it, 0 where unknown: it is newer than what was seen so far.
         """
-        self._heard += [(stamp_ms or self._stamp_ms + 1.0, block) for block in blocks]
+        for block in blocks:
+            heard = (stamp_ms or self._stamp_ms + 1.0, block)
+            if stamp_ms and heard in self._heard:
+                continue  # delivered again
+            self._heard.append(heard)
+            if block.speaker == "caller" and len(self._finals) < _FINALS_KEPT:
+                self._finals[fingerprint(block.text)] += 1
         del self._heard[:-_HEARD_KEPT]
 
     async def report(self, blocks: tuple[Block, ...]) -> None:
@@ -303,15 +375,10 @@ class VapiCall:
             JournalError: not stored; the report may be taken again.
         """
         async with self._lock:
-            await self._store_left()
-            if blocks:
-                seen = () if self.finished else self._seen(self._last)
-                cost = cost_of(blocks) + cost_of(seen)
-                annotated = await apart(cost, self._annotated, blocks)
-                seen = await apart(cost, self._annotated, seen)
-                await self._store(annotated, reach="all", seen=seen)
-            elif not self.finished:
-                await self._store(await self._unreported(), reach="end")
+            await self._follow_all()
+            if blocks or not self.finished:
+                tail = () if self.finished else self._ended(unconfirmed=not blocks)
+                await self._conclude(blocks, tail)
             self.finished = True
 
     async def give_up(self) -> None:
@@ -324,9 +391,29 @@ class VapiCall:
         """
         async with self._lock:
             if not self.finished:
-                await self._store_left()
-                await self._store(await self._unreported(), reach="end")
+                await self._follow_all()
+                if not await self._was_finished():
+                    await self._conclude((), self._ended(unconfirmed=True))
                 self.finished = True
+
+    async def _conclude(self, report: Sequence[Block], tail: Sequence[Block]) -> None:
+        cost = cost_of(report)
+        blocks = await apart(cost, self._annotated, report)
+
+        def concluding(stored: Sequence[Turn]) -> Followed:
+            planned = conclude(
+                stored,
+                tail,
+                blocks,
+                call=self.live.key,
+                sealed=self._sealed,
+                now_s=self._clock(),
+                voicemail=self.voicemail,
+            )
+            return Followed(planned, windowed=self._followed.windowed)
+
+        followed = await self._store(cost, concluding)
+        self._followed = followed or self._followed
 
     async def transcript(self) -> tuple[Block, ...]:
         """Return what was said so far, the newest history's open end included."""
@@ -335,28 +422,23 @@ class VapiCall:
             stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    def _seen(self, seen: tuple[Block, ...]) -> tuple[Block, ...]:
-        """Return the newest history with what was transcribed after it."""
-        for stamp_ms, block in self._heard:
-            if stamp_ms > self._stamp_ms:
-                seen = with_words(seen, block)
-        return seen
-
-    async def _unreported(self) -> tuple[Block, ...]:
-        last = self._seen(self._last or self._written(0))
-        if last and last[-1].speaker == "caller":
-            last = (*last, *self._written(slot_of(last)))
-        return await apart(cost_of(last), self._annotated, last)
-
-    def _news(self, last: Sequence[Block], before: Sequence[Block]) -> tuple[Block, ...] | None:
-        """Return what a history has settled; None for most: they repeat what one before had."""
-        settled = self._annotated(last)[: open_from(last)]
-        return None if settled == before else settled
+    def _ended(self, *, unconfirmed: bool) -> tuple[Block, ...]:
+        """Return what was seen last, after the turns that are stored, with what was heard since."""
+        written = () if self._last else self._written(0)
+        tail = (*self._followed.tail, *written)
+        before = next((b for at, b in reversed(self._heard) if at <= self._stamp_ms), None)
+        heard = [block for at, block in self._heard if at > self._stamp_ms]
+        late = [one for block in heard for one in self._annotated((block,))]
+        ended = with_words(tail, late, before=before)
+        if unconfirmed and ended and ended[-1].speaker == "caller":
+            slot = slot_of(self._last) + slot_of(ended) - slot_of(tail)
+            ended = (*ended, *self._written(slot))
+        return ended
 
     def _written(self, slot: int) -> tuple[Block, ...]:
         """Return what was written for a turn and is in no history."""
         text = " ".join(self._generated.get(slot, "").split())
-        return (Block("agent", text, note=UNCONFIRMED_NOTE),) if text else ()
+        return self._annotated((Block("agent", text, note=UNCONFIRMED_NOTE),)) if text else ()
 
     def _annotated(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """Return blocks as they are to be stored."""
@@ -374,68 +456,69 @@ class VapiCall:
             for block in annotated
         )
 
-    async def _was_finished(self, reach: Reach) -> bool:
+    async def _was_finished(self) -> bool:
         """Whether only another last word may still change what the journal has."""
         if self.unsure:
             known = await self._journal.call(self.live.key)
             self.unsure = False
-            if known is not None and known.final and reach != "all":
-                self.finished = True
-        return self.finished and reach != "all"
+            self.finished = self.finished or (known is not None and known.final)
+        return self.finished
 
     async def _turns(self) -> list[Turn]:
         if self._stored is None:
             self._stored = list(await self._journal.turns(self.live.key))
         return self._stored
 
-    async def _store(
-        self, blocks: Sequence[Block], *, reach: Reach, seen: Sequence[Block] = ()
-    ) -> None:
-        if not self.live.kept or await self._was_finished(reach):
-            return
+    async def _store(self, cost: int, job: Callable[[Sequence[Turn]], Followed]) -> Followed | None:
+        """Store what a job makes of the turns that are stored; None where nothing is kept."""
+        if not self.live.kept:
+            return None
         stored = await self._turns()
-        cost = cost_of(blocks) + cost_of(seen) + MESSAGE * len(stored)
-        for _ in range(_PLANS):
-            planned = await apart(cost, self._plan, tuple(stored), blocks, reach, seen)
+        cost += MESSAGE * len(stored)
+        while True:
+            followed = await apart(cost, job, tuple(stored))
+            planned = followed.plan
             if planned is None:
-                return
+                return followed
             if planned.keep == len(stored):
-                for part in _parts(planned.turns):
-                    await self.live.record(part)
-                    stored += part
-                return
-            sealed = await self._journal.rewrite(self.live.key, planned.turns, keep=planned.keep)
+                await self._record(planned.turns, stored)
+                return followed
+            traceparent = self.live.traceparent
+            turns = [replace(turn, traceparent=traceparent) for turn in planned.turns]
+            sealed = await self._journal.rewrite(self.live.key, turns, keep=planned.keep)
             if sealed <= planned.keep:
                 self._emit(
                     telemetry.turns_mended,
                     call=self.live.key,
-                    turns=len(planned.turns),
+                    turns=len(turns),
                     kept=planned.keep,
                 )
-                stored[planned.keep :] = planned.turns
-                return
+                stored[planned.keep :] = turns
+                return followed
             self._sealed = sealed
 
-    def _plan(
-        self, stored: Sequence[Turn], blocks: Sequence[Block], reach: Reach, seen: Sequence[Block]
-    ) -> Plan | None:
-        planned = plan(
-            stored,
-            blocks,
-            call=self.live.key,
-            sealed=self._sealed,
-            reach=reach,
-            now_s=self._clock(),
-            voicemail=self.voicemail,
-            seen=seen,
-        )
-        if planned is None or planned.keep == len(stored):
-            return planned  # turns that are recorded get their span there
-        traceparent = self.live.traceparent
-        return replace(
-            planned, turns=tuple(replace(t, traceparent=traceparent) for t in planned.turns)
-        )
+    async def _record(self, turns: Sequence[Turn], stored: list[Turn]) -> None:
+        """Store new turns. They get their span there."""
+        for part in _parts(turns):
+            await self.live.record(part)
+            stored += part
+            # Some of it is stored, whatever becomes of the others.
+            self._followed = replace(self._followed, tail=())
 
 
 def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     return (turns[n : n + _RECORDED_AT_ONCE] for n in range(0, len(turns), _RECORDED_AT_ONCE))
+
+
+def _holds_answer(blocks: Sequence[Block], answer: str) -> bool:
+    """Whether a history may go on after an answer: what was spoken is transcribed anew."""
+    before = blocks[open_from(blocks) - 1] if open_from(blocks) else None
+    if before is None or before.speaker != "agent":
+        return True
+    return bool(set(words_of(before.text)[:3]) & set(words_of(answer)[:4]))
+
+
+def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
+    """Whether the caller's last words in a history are those of one before, or more of them."""
+    one, other = (words_of(held[open_from(held)].text) for held in (before, blocks))
+    return other[: len(one)] == one

@@ -14,7 +14,7 @@ from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
-from sidecar.channels.vapi.projection import Block
+from sidecar.channels.vapi.history import Block
 from sidecar.errors import CallError, JournalError
 from sidecar.letta.identity import Resolution
 from sidecar.model import CallerHints, Command, call_key

@@ -35,9 +35,9 @@ from sidecar.channels.vapi.exchange import (
     parsed,
     refuse,
 )
+from sidecar.channels.vapi.history import blocks_of, slot_of
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
 from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
-from sidecar.channels.vapi.projection import blocks_of, slot_of
 from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
 from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
@@ -299,6 +299,7 @@ class Completions:
                 turn.text,
                 tokens=tokens - reserved,
                 follow_up=messages[-1].get("role") == "tool",
+                delivered=turn.how == "ended" and not reader.tools,
             )
         turn.span.set(
             {

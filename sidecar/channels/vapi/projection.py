@@ -5,68 +5,32 @@ with more of them, again after a time-out, again after each tool. Most of what i
 never heard. What each request does carry is the call so far *as it was spoken*, so the transcript
 is a projection of the newest history and never a log of requests.
 
-Theory of operation: a history is read as *blocks*, each one speaker's words until the other speaks
-(VAPI merges neighbouring messages at will, so the border between two messages of one speaker means
-nothing). All blocks before the caller's last one are settled: nobody can add to them. `plan` aligns
-them with the turns that are stored and says what to add, and which of them were misheard. What a
-history merely lacks was said all the same: windows, hand-offs between assistants and late bodies
-all lack something. A turn in a batch is on its way to Letta and never changes: what is learnt later
-about one is *appended*, as a correction that names it. Stored turns alone are enough to go on from,
-so a restarted process carries on with the next history.
+Theory of operation: all blocks of a history before the caller's last one are settled: nobody can
+add to them. `follow` lays each history onto what is known of the call, says what it settles, and
+keeps what is open. One that begins with the call also mends what was misheard; a window only adds
+(`windows`). `conclude` stores the end: as reported, or as far as it was seen. What a history merely
+lacks was said all the same: windows, hand-offs between assistants and late bodies all lack
+something. A turn in a batch is on its way to Letta and never changes: what is learnt later about
+one is *appended*, as a correction that names it. Stored turns alone are enough to go on from, so a
+restarted process carries on with the next history.
 
 A stored text is its words on one line; a first line in square brackets is a note of ours.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from itertools import pairwise
 
-from sidecar.channels.vapi.alignment import align, alike, fingerprint, words_of
+from sidecar.channels.vapi.alignment import Pair, align, alike, words_of
+from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, Block, open_from
+from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, heard_again, placed
 from sidecar.model import Speaker, Turn
 
-FALLBACK_NOTE = "the language model failed; this was said in its place"
-VOICEMAIL_NOTE = "a voicemail's greeting; nobody was on the line"
-UNCONFIRMED_NOTE = "written before it was spoken; not confirmed as heard"
-
-Reach: TypeAlias = Literal["part", "end", "all"]
-"""How much of a call a history holds: `all` of it, as the last word on it; up to its `end`, though
-its beginning may be lost; or a `part`, after which something may be stored already."""
-
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
-_NO_UNICODE = re.compile("[\ud800-\udfff]")
 _QUOTE_CHARS = 400
 _NEAR = 8
-_SPEAKERS: Mapping[str, Speaker] = {
-    "user": "caller",
-    "assistant": "agent",
-    "bot": "agent",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One speaker's words until the other speaks.
-
-    Attributes:
-        speaker: `caller` or `agent`.
-        text: On one line, never empty.
-        at_s: Unix time at which it began, None where the history does not say.
-        interrupted: The other side cut it off.
-        note: Ours, for the reader of the transcript.
-    """
-
-    speaker: Speaker
-    text: str
-    at_s: float | None = None
-    interrupted: bool = False
-    note: str = ""
-
-    @property
-    def key(self) -> tuple[Speaker, str]:
-        """Equal for two transcriptions that differ in case, spacing and punctuation alone."""
-        return self.speaker, fingerprint(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,125 +41,21 @@ class Plan:
     turns: tuple[Turn, ...]
 
 
-# A history as blocks -------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a history makes of a call.
 
-
-def blocks_of(messages: Iterable[object]) -> tuple[Block, ...]:
-    """Read a history in either of VAPI's shapes; what it does not know, it leaves out.
-
-    Args:
-        messages: OpenAI's `{role, content}`, or VAPI's `{role, message, time, endTime}` with
-            times in Unix milliseconds. System, tool and empty messages are nobody's words.
+    Attributes:
+        plan: What to store; None: nothing.
+        tail: What is said after the turns that are stored, still open.
+        asked_at: The place of the newest turn that was asked about, -1 where unknown.
+        windowed: A window of the call was among its histories.
     """
-    blocks: list[Block] = []
-    texts: list[str] = []  # of the last block
-    end_s = 0.0
-    for message in messages:
-        if not isinstance(message, Mapping):
-            continue
-        fields: Mapping[object, object] = message  # pyright: ignore[reportUnknownVariableType]
-        role = fields.get("role")
-        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
-        if speaker is None:
-            continue
-        text = _one_line(_text(fields.get("content", fields.get("message"))))
-        if not text:
-            continue
-        at_s = _seconds(fields.get("time"))
-        last = blocks[-1] if blocks else None
-        if last is not None and last.speaker == speaker:
-            texts.append(text)
-        else:
-            if last is not None:
-                cut = last.speaker == "agent" and at_s is not None and at_s < end_s
-                if cut or len(texts) > 1:
-                    blocks[-1] = replace(last, text=" ".join(texts), interrupted=cut)
-            blocks.append(Block(speaker, text, at_s))
-            texts = [text]
-        end_s = _seconds(fields.get("endTime")) or 0.0
-    if len(texts) > 1:
-        blocks[-1] = replace(blocks[-1], text=" ".join(texts))
-    return tuple(blocks)
 
-
-def open_from(blocks: Sequence[Block]) -> int:
-    """Return how many blocks are settled: those before the caller's last one."""
-    for index in range(len(blocks) - 1, -1, -1):
-        if blocks[index].speaker == "caller":
-            return index
-    return 0
-
-
-def goes_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
-    """Whether a history has what settled last in one before it at the same place."""
-    last = max(open_from(before) - 1, 0)
-    if last >= len(blocks) or before[last].speaker != blocks[last].speaker:
-        return False
-    one, other = (words_of(held[last].text[:_QUOTE_CHARS]) for held in (before, blocks))
-    return not open_from(before) or alike(one, other)
-
-
-def slot_of(blocks: Sequence[Block]) -> int:
-    """Return the number of the turn that a history asks about: the caller's blocks so far."""
-    return sum(block.speaker == "caller" for block in blocks)
-
-
-def with_words(blocks: Sequence[Block], heard: Block) -> tuple[Block, ...]:
-    """Return a history with words at its end that it does not hold there yet."""
-    last = blocks[-1] if blocks else None
-    if last is None or last.speaker != heard.speaker:
-        return (*blocks, heard)
-    known, said = words_of(last.text), words_of(heard.text)
-    if known[-len(said) :] == said or fingerprint(last.text) == fingerprint(heard.text):
-        return tuple(blocks)
-    if said[: len(known)] == known:
-        return (*blocks[:-1], replace(last, text=heard.text))
-    return (*blocks[:-1], replace(last, text=f"{last.text} {heard.text}"))
-
-
-def annotate(
-    blocks: Sequence[Block],
-    *,
-    generated: Mapping[int, str],
-    cut_slots: Collection[int],
-    fallbacks: Collection[str],
-) -> tuple[Block, ...]:
-    """Say of the agent's blocks which were cut off and which were said in the model's place.
-
-    Args:
-        blocks: Of one history.
-        generated: By slot, what was written for it.
-        cut_slots: Slots in whose reply VAPI reported an interruption.
-        fallbacks: What this call was told in place of a reply.
-    """
-    slot = 0
-    annotated: list[Block] = []
-    stand_ins = [fingerprint(text) for text in fallbacks]
-    for index, block in enumerate(blocks):
-        if block.speaker == "caller":
-            slot += 1
-            annotated.append(block)
-            continue
-        cut = block.interrupted or (
-            index + 1 < len(blocks)
-            and (slot in cut_slots or was_cut(generated.get(slot, ""), block.text))
-        )
-        spoken = fingerprint(block.text)
-        note = FALLBACK_NOTE if any(text in spoken for text in stand_ins) else block.note
-        annotated.append(replace(block, interrupted=cut, note=note))
-    return tuple(annotated)
-
-
-def was_cut(generated: str, spoken: str) -> bool:
-    """Whether a reply was cut off, as far as its transcription shows.
-
-    What was spoken comes back transcribed anew ("3:30" as "three thirty"), so words are looked
-    for near the end and not compared one by one. In doubt: it was not.
-    """
-    written, heard = words_of(generated), words_of(spoken)
-    if len(heard) >= len(written) or not set(heard[:3]) & set(written[:4]):
-        return False
-    return not set(written[-2:]) & set(heard[-3:])
+    plan: Plan | None
+    tail: tuple[Block, ...] = ()
+    asked_at: int = -1
+    windowed: bool = False
 
 
 # Stored turns as blocks ----------------------------------------------------------------------
@@ -203,10 +63,17 @@ def was_cut(generated: str, spoken: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One block as it stands after its corrections. `number` names it among the call's turns."""
+    """One block as it stands after its corrections.
+
+    Attributes:
+        number: Names it among the call's turns, 0 for one that is not stored.
+        block: What was said.
+        place: Where it was before a history came, -1 for what the history brings.
+    """
 
     number: int
     block: Block
+    place: int = -1
 
 
 def transcript_of(turns: Iterable[Turn]) -> tuple[Block, ...]:
@@ -262,38 +129,44 @@ def _in_place(
 # What to store -------------------------------------------------------------------------------
 
 
-def plan(
+def conclude(
     stored: Sequence[Turn],
-    blocks: Sequence[Block],
+    tail: Sequence[Block],
+    report: Sequence[Block],
     *,
     call: str,
     sealed: int,
-    reach: Reach,
     now_s: float,
     voicemail: bool = False,
-    seen: Sequence[Block] = (),
 ) -> Plan | None:
-    """Say what to store so that the transcript is what `blocks` say; None when it is already.
+    """Say what to store at the end of a call; None when all is stored already.
 
     Args:
         stored: The call's turns as the journal has them.
-        blocks: Settled blocks of a newer history, annotated.
+        tail: What was said after them, as far as it was seen.
+        report: What VAPI reports, annotated; empty where it reports nothing. One that begins with
+            the call and agrees with most of it has the last word on it; another adds.
         call: Key of the call.
         sealed: At least the first so many of `stored` are in batches.
-        reach: How much of the call the history holds.
         now_s: Unix time, for blocks whose history names none.
         voicemail: A machine answered: whatever the caller's side said is its greeting.
-        seen: The newest history before a report, its open end included; it counts where the
-            report is not of the whole call.
     """
-    if not blocks and not voicemail:
-        return None
     before = _entries(stored)
-    if seen and (len(blocks) < len(seen) or not _is_whole(before, blocks)):
-        before = _merged(before, seen, reach="end")
-    wanted = _merged(before, blocks, reach=reach) if blocks else before
+    ended = [*before, *(_Entry(0, block) for block in tail)]
+    if not report:
+        wanted = ended
+    elif not _is_whole(before, report):
+        wanted = _reported_end(ended, report, open_at=len(before))
+    else:
+        wanted = _merged(before if len(report) >= len(ended) else ended, report)
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
+    return _planned(stored, wanted, call=call, sealed=sealed, now_s=now_s)
+
+
+def _planned(
+    stored: Sequence[Turn], wanted: Sequence[_Entry], *, call: str, sealed: int, now_s: float
+) -> Plan | None:
     sent = _entries(stored[:sealed])
     pending = _pending(sent, wanted, stored, call=call, sealed=sealed, now_s=now_s)
     same = sealed
@@ -304,6 +177,149 @@ def plan(
     if same == len(stored) and same == sealed + len(pending):
         return None
     return Plan(same, tuple(pending[same - sealed :]))
+
+
+def follow(
+    stored: Sequence[Turn],
+    before: Followed,
+    shown: Sighting,
+    *,
+    call: str,
+    sealed: int,
+    now_s: float,
+    is_final: bool = False,
+) -> Followed:
+    """Say what a history adds to a call, and what it settles.
+
+    One that begins with the call also mends what is stored; a window only adds, and says more of
+    what is open.
+
+    Args:
+        stored: The call's turns as the journal has them.
+        before: What the history before made of the call.
+        shown: A history, annotated, its open end included.
+        call: Key of the call.
+        sealed: At least the first so many of `stored` are in batches.
+        now_s: Unix time, for blocks whose history names none.
+        is_final: What the caller said in the tail was transcribed for good.
+    """
+    settled = _entries(stored)
+    known = [*settled, *(_Entry(0, block) for block in before.tail)]
+    known = [replace(entry, place=n) for n, entry in enumerate(known)]
+    about = Known(
+        [entry.block for entry in known],
+        len(settled),
+        asked_at=before.asked_at,
+        is_final=is_final,
+        windowed=before.windowed,
+    )
+    pairs, whole = _laid(known, about, shown)
+    if whole:
+        merged = _continued(known[: len(settled)], known[len(settled) :], shown.blocks, pairs)
+    else:
+        merged = _extended(known, shown.blocks, pairs, open_at=len(settled))
+    end = open_from([entry.block for entry in merged])
+    asked_at = _moved(before.asked_at, merged)
+    if shown.asked and _asks_about(shown.blocks, merged[end:]):
+        asked_at = end
+    return Followed(
+        _planned(
+            stored,
+            [one for n, one in enumerate(merged) if n < end or one.number],
+            call=call,
+            sealed=sealed,
+            now_s=now_s,
+        ),
+        tuple(one.block for one in merged[end:] if not one.number),
+        asked_at,
+        before.windowed or (not whole and (not pairs or pairs[0][0] > 0)),
+    )
+
+
+def _asks_about(blocks: Sequence[Block], open_end: Sequence[_Entry]) -> bool:
+    """Whether a history asks about all that the caller said last, and not about a guess at it."""
+    asked = blocks[open_from(blocks) :]
+    return bool(asked and open_end) and _same_words(open_end[0].block, asked[0])
+
+
+def _moved(asked_at: int, merged: Sequence[_Entry]) -> int:
+    """Return where a turn is after a history came, -1 where it is another turn's part."""
+    return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
+
+
+def _laid(known: Sequence[_Entry], about: Known, shown: Sighting) -> tuple[Sequence[Pair], bool]:
+    """Return where a history lies on what is known, and whether it begins with the call."""
+    blocks = shown.blocks
+    if not known:
+        return [], True
+    shorter = about.windowed and len(blocks) < len(known)
+    if not shorter:
+        same = _common_start(known, blocks)
+        if same in {len(known), len(blocks)}:
+            return [(n, n) for n in range(same)], True
+    pairs = _pairs(known, blocks) if len(blocks) > LIMIT else placed(about, shown)
+    agreed = sum(_same_words(known[i].block, blocks[j]) for i, j in pairs)
+    ends = (len(known) - 1, len(blocks) - 1)
+    # After a reply that went out whole, the whole history would be longer, or end otherwise.
+    shorter = shorter or (shown.fresh and len(blocks) <= len(known) and ends not in pairs)
+    # One that begins within the first words is a window of it.
+    cut = heard_again(known[0].block, blocks[0]) is known[0].block and not agreed
+    whole = _begins(pairs, known, blocks) and agreed * 2 >= about.open_at
+    return pairs, whole and not shorter and not cut
+
+
+def _continued(
+    stored: Sequence[_Entry], tail: Sequence[_Entry], blocks: Sequence[Block], pairs: Sequence[Pair]
+) -> list[_Entry]:
+    """Merge a history that begins with the call; what is open is as it has it."""
+    agreed = [
+        (i, j) for i, j in pairs if i < len(stored) and _same_words(stored[i].block, blocks[j])
+    ]
+    merged = _between(stored, blocks, agreed, last_word=False)
+    if not tail:
+        return merged
+    place = max((n for n, entry in enumerate(merged) if entry.number), default=-1) + 1
+    after = merged[place:]
+    same = {blocks[j]: i for i, j in pairs if i >= len(stored)}
+    if after and (same or after[0].block.speaker == tail[0].block.speaker):
+        if not same:
+            same = {after[0].block: tail[0].place}
+        return [
+            *merged[:place],
+            *(replace(one, place=same.get(one.block, one.place)) for one in after),
+        ]
+    return [*merged[:place], *tail, *after]
+
+
+def _extended(
+    known: Sequence[_Entry], blocks: Sequence[Block], pairs: Sequence[Pair], *, open_at: int
+) -> list[_Entry]:
+    """Add what a window has beside and after what is known."""
+    merged: list[_Entry] = []
+    i = j = 0
+    for next_i, next_j in [*pairs, (len(known), len(blocks))]:
+        merged += known[i:next_i]
+        merged += (_Entry(0, block) for block in blocks[j:next_j])
+        if next_i < len(known):
+            entry, block = known[next_i], blocks[next_j]
+            if _same_words(entry.block, block):
+                merged.append(_agreed(entry, block, last_word=False))
+            elif next_i >= max(open_at, len(known) - 1):
+                merged.append(replace(entry, block=heard_again(entry.block, block)))
+            else:
+                merged.append(entry)
+        i, j = next_i + 1, next_j + 1
+    return merged
+
+
+def _reported_end(
+    known: Sequence[_Entry], report: Sequence[Block], *, open_at: int
+) -> list[_Entry]:
+    """Add what a report of a part of the call has: it corrects nothing."""
+    about = Known([entry.block for entry in known], open_at, windowed=True)
+    shown = Sighting(tuple(report))
+    pairs = _pairs(known, report) if len(report) > LIMIT else placed(about, shown)
+    return _extended(known, report, pairs, open_at=open_at)
 
 
 def _pending(
@@ -370,24 +386,26 @@ def _by_machine(entry: _Entry) -> _Entry:
     return replace(entry, block=replace(entry.block, note=VOICEMAIL_NOTE))
 
 
-def _merged(stored: Sequence[_Entry], blocks: Sequence[Block], *, reach: Reach) -> list[_Entry]:
-    """Align, keep every stored turn, and add what is new. New blocks get the number 0."""
-    pairs = _pairs(stored, blocks)
-    # A report says what it does not hold of no turn; where it begins with the call and agrees
-    # with most of it, it also has the last word on the turns between those it agrees with.
-    whole = reach == "all" and _is_most(pairs, stored)
-    if not pairs and stored and not _alike(stored[0].block, blocks[0]):
-        return [*stored, *(_Entry(0, block) for block in blocks)]
-    # A shorter report that does not begin with the call is of its end: what comes before that is
-    # not what it misheard.
-    ahead = pairs[0] if pairs else (len(stored), len(blocks))
-    i = max(0, ahead[0] - ahead[1]) if reach == "all" and not whole else 0
-    merged = [*stored[:i]]
-    j = 0
+def _merged(stored: Sequence[_Entry], report: Sequence[Block]) -> list[_Entry]:
+    """Merge what the report of the whole call has: it says nothing of a turn that it lacks."""
+    return _between(stored, report, _pairs(stored, report), last_word=True)
+
+
+def _between(
+    stored: Sequence[_Entry],
+    blocks: Sequence[Block],
+    pairs: Sequence[Pair],
+    *,
+    last_word: bool,
+) -> list[_Entry]:
+    """Keep every stored turn and add what is new. New blocks get the number 0."""
+    merged: list[_Entry] = []
+    i = j = 0
     for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
-        merged += _beside(stored[i:next_i], blocks[j:next_j], reach=reach, whole=whole)
+        old, new = _in_parts(stored[i:next_i], blocks[j:next_j])
+        merged += _beside(old, new, last_word=last_word)
         if next_i < len(stored):
-            merged.append(_agreed(stored[next_i], blocks[next_j], reach=reach))
+            merged.append(_agreed(stored[next_i], blocks[next_j], last_word=last_word))
         i, j = next_i + 1, next_j + 1
     return merged
 
@@ -406,33 +424,75 @@ def _pairs(stored: Sequence[_Entry], blocks: Sequence[Block]) -> list[tuple[int,
     return pairs
 
 
-def _is_most(pairs: Sequence[tuple[int, int]], stored: Sequence[_Entry]) -> bool:
-    return bool(pairs) and pairs[0][0] == 0 and len(pairs) * 2 >= len(stored)
-
-
 def _is_whole(stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored."""
-    return _is_most(_pairs(stored, blocks), stored)
+    pairs = _pairs(stored, blocks)
+    return bool(pairs) and _begins(pairs, stored, blocks) and len(pairs) * 2 >= len(stored)
 
 
-def _agreed(entry: _Entry, block: Block, *, reach: Reach) -> _Entry:
+def _begins(pairs: Sequence[Pair], stored: Sequence[_Entry], blocks: Sequence[Block]) -> bool:
+    """Whether a history begins with the call, or before what is known of it."""
+    if not pairs or pairs[0][0] == 0:
+        return bool(pairs) or _alike(stored[0].block, blocks[0])
+    return pairs[0][0] == pairs[0][1] and _alike(stored[0].block, blocks[0])
+
+
+def _agreed(entry: _Entry, block: Block, *, last_word: bool) -> _Entry:
     """Both say the same words: the last word on a call also has its spelling and its time."""
     was = entry.block
     interrupted = was.interrupted or block.interrupted
     note = block.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
-    if reach != "all":
-        return _Entry(entry.number, replace(was, interrupted=interrupted, note=note))
+    if not last_word:
+        return replace(entry, block=replace(was, interrupted=interrupted, note=note))
     at_s = was.at_s if block.at_s is None else block.at_s
-    return _Entry(entry.number, replace(block, at_s=at_s, interrupted=interrupted, note=note))
+    return replace(entry, block=replace(block, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _beside(
-    old: Sequence[_Entry], new: Sequence[Block], *, reach: Reach, whole: bool
-) -> list[_Entry]:
+def _in_parts(
+    old: Sequence[_Entry], new: Sequence[Block]
+) -> tuple[Sequence[_Entry], Sequence[Block]]:
+    """Return blocks in the parts in which they are stored.
+
+    Where windows show no reply between two turns of one speaker, they are stored apart; a whole
+    history that knows of no reply has them as one block.
+    """
+    if not any(one.block.speaker == other.block.speaker for one, other in pairwise(old)):
+        return old, new
+    parted: list[Block] = []
+    start = 0
+    for block in new:
+        words = words_of(block.text)
+        for n in range(start, len(old)):
+            run = _run(old[n:], block.speaker, words)
+            if run:
+                parted += [replace(block, text=entry.block.text) for entry in run]
+                start = n + len(run)
+                words = words[sum(len(words_of(entry.block.text)) for entry in run) :]
+                if words:
+                    parted.append(replace(block, text=" ".join(block.text.split()[-len(words) :])))
+                break
+        else:
+            parted.append(block)
+    return old, parted
+
+
+def _run(old: Sequence[_Entry], speaker: Speaker, words: Sequence[str]) -> Sequence[_Entry]:
+    """Return neighbours of one speaker, two at least, whose words others begin with."""
+    n = start = 0
+    for entry in old:
+        said = words_of(entry.block.text)
+        if entry.block.speaker != speaker or list(words[start : start + len(said)]) != said:
+            break
+        start += len(said)
+        n += 1
+    return old[:n] if n > 1 else ()
+
+
+def _beside(old: Sequence[_Entry], new: Sequence[Block], *, last_word: bool) -> list[_Entry]:
     """Merge what is between two agreed turns: none of `old` goes, some may be `new` misheard."""
     if not old or not new:
         return [*old, *(_Entry(0, block) for block in new)]
-    in_step = whole and [one.block.speaker for one in old] == [one.speaker for one in new]
+    in_step = last_word and [one.block.speaker for one in old] == [one.speaker for one in new]
     said = [] if in_step else [words_of(block.text) for block in new]
     merged: list[_Entry] = []
     start = 0
@@ -458,12 +518,12 @@ def _beside(
         merged += [_Entry(0, block) for block in new[start:match]]
         block = new[match]
         start = match + 1
-        unsure = reach != "all" and was.note != UNCONFIRMED_NOTE
+        unsure = not last_word and was.note != UNCONFIRMED_NOTE
         if unsure and len(block.text) < len(was.text):
             merged.append(entry)  # never less than was known
         else:
             at_s = was.at_s if block.at_s is None else block.at_s
-            merged.append(_Entry(entry.number, replace(block, at_s=at_s)))
+            merged.append(replace(entry, block=replace(block, at_s=at_s)))
     return [*merged, *(_Entry(0, block) for block in new[start:])]
 
 
@@ -489,25 +549,6 @@ def _same_words(old: Block, new: Block) -> bool:
 # Texts ---------------------------------------------------------------------------------------
 
 
-def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts: list[object] = content  # pyright: ignore[reportUnknownVariableType]
-        return " ".join(
-            str(part["text"])  # pyright: ignore[reportUnknownArgumentType]
-            for part in parts
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str)  # pyright: ignore[reportUnknownMemberType]
-        )
-    return ""
-
-
-def _one_line(text: str) -> str:
-    if not text.isascii():
-        text = _NO_UNICODE.sub("\ufffd", text)
-    return " ".join(text.split())
-
-
 def _parted(text: str) -> tuple[str, str]:
     """Split our note from the words; words are on one line, so a line break tells."""
     head, broken, words = text.partition("\n")
@@ -516,9 +557,3 @@ def _parted(text: str) -> tuple[str, str]:
 
 def _quoted(text: str) -> str:
     return text if len(text) <= _QUOTE_CHARS else text[: _QUOTE_CHARS - 1] + "…"
-
-
-def _seconds(milliseconds: object) -> float | None:
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        return None
-    return milliseconds / 1_000 if 0 < milliseconds < 1e14 else None  # noqa: PLR2004 - year 5138

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sidecar.channels.vapi.projection import Block as Said
+from sidecar.channels.vapi.history import Block as Said
 from sidecar.model import Block, Passage, Turn
 from sidecar.printable import printable
 

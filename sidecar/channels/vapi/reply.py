@@ -13,9 +13,9 @@ from sidecar import telemetry
 from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.exchange import Headers, answer
+from sidecar.channels.vapi.history import Block
 from sidecar.channels.vapi.limits import Reservation
 from sidecar.channels.vapi.passing import Passing
-from sidecar.channels.vapi.projection import Block
 from sidecar.channels.vapi.upstream import Reply, Upstream
 from sidecar.errors import LlmError
 from sidecar.llm.dialects import Dialect, Dialects, refuse

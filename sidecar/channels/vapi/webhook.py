@@ -32,8 +32,8 @@ from sidecar.channels.vapi.exchange import (
     parsed,
     refuse,
 )
+from sidecar.channels.vapi.history import Block, blocks_of
 from sidecar.channels.vapi.limits import RateCap
-from sidecar.channels.vapi.projection import Block, blocks_of
 from sidecar.errors import CallError, JournalError
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage

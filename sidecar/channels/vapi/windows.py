@@ -1,0 +1,230 @@
+"""Where in a call a window of its history belongs. Pure; costs (length of the window)².
+
+An assistant may send the model the last few messages alone (`lastNMessages`, squads without
+context). A window is one piece of the call that ends at the newest. Callers and assistants say the
+same words again and again, so the words alone do not tell where a window lies: each way to lay it
+onto the end of what is known is scored, and the best one counts. What would say nothing new is
+preferred over what would double words, since the report of the whole call adds what is lacking and
+takes nothing back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sidecar.channels.vapi.alignment import Pair, alike, words_of
+from sidecar.channels.vapi.history import Block
+
+LIMIT = 24
+"""A window of more blocks is laid by its words alone: repeats as long as that are rare."""
+_BEFORE = 8
+_COMPARED = 100
+"""So many words of two turns are compared where the turns are not the same."""
+_NEVER = float("-inf")
+
+_SAME = 2.0
+_SAME_TIME = 3.0
+_MORE = 1.0
+_CUT = 1.1
+_ALIKE_OPEN = 0.5
+_ALIKE = -0.5
+_ANOTHER_GUESS = -1.0
+_BOTH_BEGIN = 1.5
+_NOT_SHOWN = -2.0
+_NOT_SHOWN_OPEN = -1.0
+_NOT_KNOWN = -2.0
+_LATER_KNOWN = -3.0
+_LATER_KNOWN_OPEN = -1.0
+_LATER_KNOWN_LATE = -0.5
+_LATE_BY_TURNS = -4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A history that came.
+
+    Attributes:
+        blocks: Of it, never empty.
+        asked: It asks for a reply.
+        fresh: The reply to the newest turn that was asked about had gone out whole, so the
+            caller's last words were said after that turn, be they the same.
+        late: It names no time: it may be older than what is known.
+        astray: It names no time, and its last reply is not the one that went out last.
+        heard: How many final transcripts there were of the caller's last words in it, so far.
+    """
+
+    blocks: tuple[Block, ...]
+    asked: bool = False
+    fresh: bool = False
+    late: bool = False
+    astray: bool = False
+    heard: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a call when a history comes.
+
+    Attributes:
+        blocks: The call so far.
+        open_at: From this place on, words are open: a history may say more of them.
+        asked_at: The place of the newest turn that was asked about, -1 where unknown.
+        is_final: The caller's open words were transcribed for good: they are no guess.
+        windowed: Earlier histories were windows of the call.
+    """
+
+    blocks: Sequence[Block]
+    open_at: int
+    asked_at: int = -1
+    is_final: bool = False
+    windowed: bool = False
+
+
+def placed(known: Known, shown: Sighting) -> list[Pair]:
+    """Return pairs of places, both rising, at which the call and a history are the same turn.
+
+    Args:
+        known: The call.
+        shown: A history of at most `LIMIT` blocks.
+    """
+    start = max(0, len(known.blocks) - len(shown.blocks) - _BEFORE)
+    laid = _Laid(known, shown, start)
+    rows, columns = len(laid.old), len(laid.new)
+    score = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
+    step = [[""] * (columns + 1) for _ in range(rows + 1)]
+    for i in range(rows + 1):
+        score[i][0] = 0.0
+        for j in range(columns + 1):
+            here = score[i][j]
+            if i < rows and j < columns and (at := here + laid.same(i, j)) > score[i + 1][j + 1]:
+                score[i + 1][j + 1], step[i + 1][j + 1] = at, "same"
+            if i < rows and j and (at := here + laid.not_shown(i, j)) > score[i + 1][j]:
+                score[i + 1][j], step[i + 1][j] = at, "known"
+            if j < columns and (at := here + laid.not_known(i, j)) >= score[i][j + 1]:
+                score[i][j + 1], step[i][j + 1] = at, "shown"
+    pairs: list[Pair] = []
+    i, j = rows, columns
+    while j:
+        way = step[i][j]
+        i -= way != "shown"
+        j -= way != "known"
+        if way == "same":
+            pairs.append((start + i, j))
+    return pairs[::-1]
+
+
+class _Laid:
+    """What each step costs in laying a history onto the end of a call. Places begin at `start`."""
+
+    def __init__(self, known: Known, shown: Sighting, start: int) -> None:
+        blocks = shown.blocks
+        self._known = known
+        self._shown = shown
+        self._start = start
+        self.old = [(block, words_of(block.text)) for block in known.blocks[start:]]
+        self.new = [(block, words_of(block.text)) for block in blocks]
+        callers = [n for n, block in enumerate(blocks) if block.speaker == "caller"]
+        self._last = callers[-1] if callers else -1
+        self._after = -1  # the caller's last words come after this place
+        self._is_window = known.windowed and len(blocks) < len(known.blocks)
+        if shown.fresh and callers:
+            self._after = known.asked_at
+        if (
+            self._is_window
+            and callers
+            and shown.heard > _heard_times(known.blocks, self.new[self._last][1])
+        ):
+            self._after = len(known.blocks) - 1
+
+    def _is_open(self, place: int) -> bool:
+        """Whether more may be said of a turn: of what nobody has answered yet."""
+        return place >= max(self._known.open_at, len(self._known.blocks) - 1)
+
+    def same(self, i: int, j: int) -> float:
+        """Both have the same turn."""
+        place = self._start + i
+        is_open = self._is_open(place)
+        likeness = _likeness(self.old[i], self.new[j], is_open=is_open, cut=j == 0)
+        if j == self._last and place <= self._after and likeness != _MORE:
+            if place == self._after or not self._shown.late:
+                return _NEVER
+            return likeness + _LATE_BY_TURNS
+        if likeness == _ANOTHER_GUESS and self._known.is_final:
+            return _NEVER
+        if place == j == 0 and not self._known.windowed:
+            return likeness + _BOTH_BEGIN
+        return likeness
+
+    def not_shown(self, i: int, j: int) -> float:
+        """The history lacks a turn that is known."""
+        is_open = self._is_open(self._start + i)
+        if j < len(self.new):
+            passed = self._start + i == self._after  # it was answered: a window would show it
+            return _NOT_SHOWN_OPEN if is_open and not passed else _NOT_SHOWN
+        if self._shown.astray:
+            return 0.0
+        if self._shown.late:
+            return _LATER_KNOWN_LATE
+        return _LATER_KNOWN_OPEN if is_open else _LATER_KNOWN
+
+    def not_known(self, i: int, j: int) -> float:
+        """The history has a turn that is not known yet."""
+        place = self._start + i
+        if j >= self._last and place <= self._after and self._is_window:
+            return _NEVER
+        if place == 0 or i == len(self.old):
+            return 0.0
+        blocks = self._known.blocks
+        gap = blocks[place - 1].speaker == blocks[place].speaker
+        return 0.0 if gap else _NOT_KNOWN
+
+
+def heard_again(known: Block, shown: Block) -> Block:
+    """Return open words as they are with what a window has of them: never less of them."""
+    was, now = words_of(known.text), words_of(shown.text)
+    if now[: len(was)] == was:
+        return shown
+    if len(now) < len(was) and (was[: len(now)] == now or was[-len(now) :] == now):
+        return known
+    if shared := _overlap(was, now):
+        text = " ".join([known.text, *shown.text.split()[shared:]])
+        return replace(known, text=text, interrupted=shown.interrupted)
+    return shown
+
+
+def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
+    """Return with how many words the one ends and the other begins."""
+    shorter = min(len(was), len(now), _COMPARED)
+    return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
+
+
+def _heard_times(known: Sequence[Block], said: Sequence[str]) -> int:
+    """Return how often the caller is known to have said words, one after the other."""
+    return sum(_times(said, words_of(one.text)) for one in known if one.speaker == "caller")
+
+
+def _times(said: Sequence[str], words: Sequence[str]) -> int:
+    count = n = 0
+    while said and n + len(said) <= len(words):
+        found = list(words[n : n + len(said)]) == list(said)
+        count += found
+        n += len(said) if found else 1
+    return count
+
+
+_Heard = tuple[Block, list[str]]
+
+
+def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
+    (known, was), (shown, now) = old, new
+    if known.speaker != shown.speaker:
+        return _NEVER
+    if was == now:
+        return _SAME_TIME if known.at_s is not None and known.at_s == shown.at_s else _SAME
+    if is_open and now[: len(was)] == was:
+        return _MORE
+    # A window may begin within what one speaker said.
+    if cut and (was[-len(now) :] == now or (is_open and _overlap(was, now))):
+        return _CUT
+    if alike(was[:_COMPARED], now[:_COMPARED]):
+        return _ALIKE_OPEN if is_open else _ALIKE
+    return _ANOTHER_GUESS if is_open else _NEVER
