@@ -1,6 +1,7 @@
 """`sidecar outbox`: dead letters are shown, replayed and dropped, with and without a sidecar."""
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import anyio
@@ -52,9 +53,17 @@ def test_dead_letters_are_shown(dead: list[str], tmp_path: Path) -> None:
         (line,) = [line for line in lines if batch[:8] in line]
         assert "Letta answered 400" in line
         assert cli.json("outbox", "show", batch[:8])["batch"]["batch_id"] == batch
-    done = cli.run("outbox", "drop", "")
+
+
+def test_what_fits_several_dead_letters_names_them(tmp_path: Path) -> None:
+    """Of 17 ids two begin alike: those first characters drop nothing, and both are named."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    dead = anyio.run(_bury, tmp_path / "data" / "journal.db", 17)
+    (start, _), *_ = Counter(batch[0] for batch in dead).most_common()
+    done = Cli(tmp_path / "data").run("outbox", "drop", start)
     assert done.returncode == 1
-    assert all(batch in done.stderr for batch in dead)
+    assert all((batch in done.stderr) == batch.startswith(start) for batch in dead)
+    assert len(Cli(tmp_path / "data").json("outbox", "list")["dead"]) == 17
 
 
 def test_without_a_sidecar_they_are_changed_here(dead: list[str], tmp_path: Path) -> None:
