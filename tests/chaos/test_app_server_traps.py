@@ -58,6 +58,7 @@ async def world(app_server: AppServerStack) -> AsyncIterator[AppServerWorld]:
     opened = AppServerWorld(app_server)
     yield opened
     await opened.slow_model(0.0)
+    await opened.release_model()
     await opened.aclose()
 
 
@@ -313,7 +314,7 @@ async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
     second = next_post(agent_id, post.conversation_id, "two")
     other = AppServerLetta(world.stack.url, world.stack.token)
     world.opened.append(other)
-    await world.slow_model(2.0)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other.post, post)
         await until_running(other, post)
@@ -321,7 +322,7 @@ async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
         assert await world.letta.find(post) == "running"
         with pytest.raises(NotAccepted) as refused:
             await world.letta.post(second)
-        await world.slow_model(0.0)
+        await world.release_model()
     assert refused.value.busy
     await world.letta.post(second)
     assert [await world.copies(post), await world.copies(second)] == [1, 1]

@@ -33,7 +33,7 @@ def anyio_backend() -> str:
 async def world(letta_server: LettaStack) -> AsyncIterator[RealWorld]:
     opened = RealWorld(letta_server)
     yield opened
-    await opened.slow_model(0.0)
+    await opened.release_model()
     await opened.aclose()
 
 
@@ -81,12 +81,12 @@ async def test_a_batch_survives_a_server_killed_over_it(
     """
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
-    await world.slow_model(30.0)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(lost_post, world.letta, post))
         await until_running(world.letta, post)
         letta_server.kill_letta()
-    await world.slow_model(0.0)
+    await world.release_model()
     letta_server.start_letta()
     assert await world.letta.find(post) == "running"
     age_s = time.time() - post.first_sent_at_s

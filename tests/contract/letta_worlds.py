@@ -54,6 +54,14 @@ class World(ABC):
         """Let every step of a run that begins from now on take `delay_s` longer; 0 ends it."""
 
     @abstractmethod
+    async def hold_model(self) -> None:
+        """Let no step end that begins from now on, until `release_model`."""
+
+    @abstractmethod
+    async def release_model(self) -> None:
+        """Let all steps end that are held."""
+
+    @abstractmethod
     async def break_model(self, *, broken: bool) -> None:
         """Let every run fail from now on, or no more."""
 
@@ -129,6 +137,14 @@ class RealWorld(RestWorld):
         await anyio.to_thread.run_sync(lambda: self.stack.control_llm(delay_s=delay_s))
 
     @override
+    async def hold_model(self) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=True))
+
+    @override
+    async def release_model(self) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=False))
+
+    @override
     async def break_model(self, *, broken: bool) -> None:
         # The server tries a failed step again, so one failure would not be seen.
         await anyio.to_thread.run_sync(lambda: self.stack.control_llm(fail=1_000_000 * broken))
@@ -141,8 +157,18 @@ class FaultyModel(Llm):
         self._demo = DemoModel()
         self.delay_s = 0.0
         self.broken = False
+        self._released = anyio.Event()
+        self._released.set()
         self.archive = ""
         """Kept in archival memory at the next step."""
+
+    def hold(self) -> None:
+        """Let nothing end until `release`."""
+        self._released = anyio.Event()
+
+    def release(self) -> None:
+        """Let end what is held."""
+        self._released.set()
 
     @property
     @override
@@ -158,6 +184,7 @@ class FaultyModel(Llm):
     async def complete(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
     ) -> Reply:
+        await self._released.wait()
         await anyio.sleep(self.delay_s)
         if self.broken:
             raise LlmError("a fault was asked for")
@@ -181,6 +208,14 @@ class EmbeddedWorld(World):
     @override
     async def slow_model(self, delay_s: float) -> None:
         self._model.delay_s = delay_s
+
+    @override
+    async def hold_model(self) -> None:
+        self._model.hold()
+
+    @override
+    async def release_model(self) -> None:
+        self._model.release()
 
     @override
     async def break_model(self, *, broken: bool) -> None:
@@ -212,6 +247,14 @@ class StandInWorld(RestWorld):
         self._model.delay_s = delay_s
 
     @override
+    async def hold_model(self) -> None:
+        self._model.hold()
+
+    @override
+    async def release_model(self) -> None:
+        self._model.release()
+
+    @override
     async def break_model(self, *, broken: bool) -> None:
         self._model.broken = broken
 
@@ -231,6 +274,14 @@ class AppServerWorld(World):
     @override
     async def slow_model(self, delay_s: float) -> None:
         await anyio.to_thread.run_sync(lambda: self.stack.control_llm(delay_s=delay_s))
+
+    @override
+    async def hold_model(self) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=True))
+
+    @override
+    async def release_model(self) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=False))
 
     @override
     async def break_model(self, *, broken: bool) -> None:
@@ -298,6 +349,7 @@ async def open_world(
         real = AppServerWorld(stack) if isinstance(stack, AppServerStack) else RealWorld(stack)
         after.push_async_callback(real.aclose)
         after.push_async_callback(real.slow_model, 0.0)
+        after.push_async_callback(real.release_model)
         after.push_async_callback(_mend, real)
         yield real
 

@@ -264,13 +264,13 @@ async def test_a_conversation_at_work_is_busy(world: World) -> None:
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "one")
     second = next_post(agent_id, post.conversation_id, "two")
-    await world.slow_model(1.5)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
         with pytest.raises(NotAccepted) as refused:
             await world.letta.post(second)
-        await world.slow_model(0.0)
+        await world.release_model()
     assert refused.value.busy
     assert await world.letta.find(second) == "absent"
     await world.letta.post(second)
@@ -282,12 +282,13 @@ async def test_a_message_is_found_when_its_run_is_over(world: World) -> None:
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     assert await world.letta.find(post) == "absent"
-    await world.slow_model(2.0)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
         if not world.stores_at_start:
             assert await world.copies(post) == 0, "not listed yet, and yet accepted"
+        await world.release_model()
     assert await world.letta.find(post) == "found"
 
 
@@ -329,12 +330,12 @@ async def test_a_cut_post_is_never_lost_or_doubled(world: World) -> None:
     """After a post was cut off mid-run, the look-up tells in the end what became of it."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Was cut off]]")
-    await world.slow_model(1.0)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
         tasks.cancel_scope.cancel()
-    await world.slow_model(0.0)
+    await world.release_model()
     finding = await found_in_the_end(world.letta, post)
     if not world.stores_at_start:
         assert await world.copies(post) == (1 if finding == "found" else 0)
@@ -349,13 +350,14 @@ async def test_a_slow_digest_is_unknown_and_not_over(world: RestWorld) -> None:
     """A post that outlasts its deadline may still land: unknown, not over, found in the end."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
-    hasty = type(world.letta)(world.base_url, world.bare.api_key, post_timeout_s=0.7)
+    hasty = type(world.letta)(world.base_url, world.bare.api_key, post_timeout_s=2.0)
     world.opened.append(hasty)
-    await world.slow_model(2.0)
+    await world.hold_model()
     with pytest.raises(OutcomeUnknown) as unknown:
         await hasty.post(post)
     assert not unknown.value.over
-    assert await hasty.find(post) == "running"
+    await until_running(hasty, post)
+    await world.release_model()
     assert await found_in_the_end(hasty, post) == "found"
     assert await world.copies(post) == 1
 
