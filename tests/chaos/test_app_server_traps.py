@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -501,11 +501,25 @@ def break_repository(world: AppServerWorld, agent_id: str) -> None:
     git.mkdir()
 
 
-async def test_an_agent_made_half_way_is_made_anew(world: AppServerWorld) -> None:
-    """An agent whose memory is no repository, and that heard nothing, makes room for another."""
+def empty_memory(world: AppServerWorld, agent_id: str) -> None:
+    """Leave an agent's memory as a server makes it that was killed before it had made a file."""
+    memory = next(world.stack.home.rglob(f"{agent_id}/memory"))
+    for path in memory.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    git = ["git", "-C", str(memory), "-c", "user.name=letta", "-c", "user.email=letta@localhost"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    made = ["commit", "--allow-empty", "-qm", "chore: initialize empty local memory"]
+    subprocess.run([*git, *made], check=True)
+
+
+@pytest.mark.parametrize("damage", [break_repository, empty_memory])
+async def test_an_agent_made_half_way_is_made_anew(
+    world: AppServerWorld, damage: Callable[[AppServerWorld, str], None]
+) -> None:
+    """An agent without a memory to edit, and that heard nothing, makes room for another."""
     tags = (f"voice-caller:{uuid.uuid4().hex}",)
     agent_id = await world.letta.create_agent(world.spec(HUMAN, tags=tags))
-    break_repository(world, agent_id)
+    damage(world, agent_id)
     for _ in range(2):
         with pytest.raises(AgentNotFound):
             await world.letta.open_conversation(agent_id, label="a call")

@@ -136,20 +136,48 @@ class AppServerLetta(Letta):
 
     @override
     async def open_conversation(self, agent_id: str, *, label: str) -> str:
-        body = {"agent_id": agent_id, "summary": label}
-        async with (
-            asking("a new conversation", self._read_timeout_s),
-            self._sockets.lend() as socket,
-        ):
-            answer = await socket.ask("conversation_create", body=body)
-            half_made = _lacks_a_repository(answer) and await _holds_nothing(socket, agent_id)
-        if half_made:
-            await self.delete_agent(agent_id)
-            raise AgentNotFound(
-                "the agent was made half-way, when its App Server was killed, and is deleted",
-                hint="another one is made for its caller",
+        if await self._has_blocks(agent_id) or not await self._holds_nothing(agent_id):
+            body = {"agent_id": agent_id, "summary": label}
+            async with (
+                asking("a new conversation", self._read_timeout_s),
+                self._sockets.lend() as socket,
+            ):
+                answer = await socket.ask("conversation_create", body=body)
+            if not (_lacks_a_repository(answer) and await self._holds_nothing(agent_id)):
+                return str(require(answer, "a new conversation")["conversation"]["id"])
+        await self.delete_agent(agent_id)
+        raise AgentNotFound(
+            "the agent was made half-way, when its App Server was killed, and is deleted",
+            hint="another one is made for its caller",
+        )
+
+    async def _has_blocks(self, agent_id: str) -> bool:
+        """Return whether an agent's memory holds anything to edit, as far as it can be read.
+
+        A server that was killed while it made an agent gives it an empty memory when it starts.
+        """
+        with suppress(LettaUnavailable):
+            if not await self._memory.read(agent_id):
+                self._memory.forget(agent_id)  # it may have been looked at while it was made
+                return bool(await self._memory.read(agent_id))
+        return True
+
+    async def _holds_nothing(self, agent_id: str) -> bool:
+        """Return whether an agent was made for a caller, and has never heard anything."""
+        async with asking("conversations", self._read_timeout_s), self._sockets.lend() as socket:
+            agent, listed = await socket.ask_all(
+                [
+                    {"type": "agent_retrieve", "agent_id": agent_id},
+                    {"type": "conversation_list", "query": {"agent_id": agent_id, "limit": _PAGE}},
+                ]
             )
-        return str(require(answer, "a new conversation")["conversation"]["id"])
+        tags = require(agent, "the agent")["agent"].get("tags") or ()
+        conversations = require(listed, "conversations")["conversations"]
+        return (
+            any(str(tag).startswith(CALLER_TAG) for tag in tags)
+            and len(conversations) < _PAGE
+            and all(one["last_message_at"] is None for one in conversations)
+        )
 
     @override
     async def create_agent(self, spec: AgentSpec) -> str:
@@ -340,23 +368,6 @@ def _lacks_a_repository(answer: Frame) -> bool:
     """
     error = str(answer.get("error") or "")
     return not answer.get("success") and any(words in error for words in _NO_REPOSITORY)
-
-
-async def _holds_nothing(socket: AppServerSocket, agent_id: str) -> bool:
-    """Return whether an agent is one that was made for a caller, and has never heard anything."""
-    agent, listed = await socket.ask_all(
-        [
-            {"type": "agent_retrieve", "agent_id": agent_id},
-            {"type": "conversation_list", "query": {"agent_id": agent_id, "limit": _PAGE}},
-        ]
-    )
-    tags = require(agent, "the agent")["agent"].get("tags") or ()
-    conversations = require(listed, "conversations")["conversations"]
-    return (
-        any(str(tag).startswith(CALLER_TAG) for tag in tags)
-        and len(conversations) < _PAGE
-        and all(one["last_message_at"] is None for one in conversations)
-    )
 
 
 async def _models(socket: AppServerSocket) -> Sequence[str]:
