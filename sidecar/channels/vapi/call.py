@@ -43,6 +43,8 @@ _WAITING_KEPT = 50
 _FINALS_KEPT = 400
 _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
+_SAYS_ON_CHARS = 2_000
+"""So much of the caller's last words tells whether they are a guess at those that came since."""
 
 
 @dataclass(slots=True)
@@ -520,5 +522,10 @@ def _holds_answer(blocks: Sequence[Block], answer: str) -> bool:
 
 def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
     """Whether the caller's last words in a history are those of one before, or more of them."""
-    one, other = (words_of(held[open_from(held)].text) for held in (before, blocks))
-    return other[: len(one)] == one
+    one, other = (held[open_from(held)].text for held in (before, blocks))
+    if other == one:
+        return True
+    begun, going_on = words_of(one[:_SAYS_ON_CHARS]), words_of(other[: 2 * _SAYS_ON_CHARS])
+    if len(one) > _SAYS_ON_CHARS:  # the last of these may be cut
+        begun = begun[:-1]
+    return going_on[: len(begun)] == begun

@@ -18,6 +18,8 @@ from sidecar.model import Block, Passage, Turn
 from sidecar.printable import printable
 
 _PASSAGE_CHARS = 600
+_QUERY_CHARS = 2_000
+"""No more of a question is looked for: whoever speaks for minutes asks nothing that is found."""
 _STOP = frozenset(
     [
         "a",
@@ -134,7 +136,7 @@ def known(
 
 def search(query: str, passages: Sequence[Known], *, limit: int) -> list[Known]:
     """Return the passages that fit best, best first; a question without words gets memory as it is."""
-    wanted = _words(query)
+    wanted = _words(query[:_QUERY_CHARS])
     if not wanted:
         return [p for p in passages if p.source.startswith("memory:")][:limit]
     in_passages = [_words(passage.text) for passage in passages]
