@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.channels.vapi.alignment import fingerprint
+from sidecar.channels.vapi import projection
+from sidecar.channels.vapi.alignment import fingerprint, words_of
 from sidecar.channels.vapi.history import (
     FALLBACK_NOTE,
     Block,
@@ -478,3 +479,27 @@ def test_a_call_without_a_report_ends_with_what_was_seen_last(
     stored.take((), whole=True)
     assert [block.key for block in transcript_of(stored.turns)] == [block.key for block in last]
     assert slot_of(last) == sum(speaker == "caller" for speaker, _ in stored.said)
+
+
+def test_a_report_unlike_what_windows_left_apart_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many turns stand beside one of their speaker, each text is taken apart a few times."""
+    read = 0
+
+    def counted(text: str) -> list[str]:
+        nonlocal read
+        read += 1
+        return words_of(text)
+
+    monkeypatch.setattr(projection, "words_of", counted)
+    turns = [
+        Turn("c", f"p{n}", n, ("caller", "agent")[n // 2 % 2], f"stored words {n}", float(n))
+        for n in range(1, 301)
+    ]
+    report = [
+        Block(turn.speaker, turn.text if turn.seq <= 160 else f"other words {turn.seq}")
+        for turn in turns
+    ]
+    conclude(turns, (), report, call="c", sealed=0, now_s=1.0)
+    assert 140 < read < 20 * len(turns)

@@ -9,6 +9,7 @@ import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 
 Pair = tuple[int, int]
 
@@ -78,6 +79,43 @@ def alike(one: Sequence[str], other: Sequence[str]) -> bool:
         return True
     shared = sum((Counter(short) & Counter(long)).values())
     return shared * 3 >= len(long) * 2
+
+
+class Runs:
+    """Neighbours of one speaker in a call, found by the words of the first two of them.
+
+    Attributes:
+        turns: Who said each turn of the call, and its words.
+    """
+
+    def __init__(self, turns: Sequence[tuple[Hashable, Sequence[str]]]) -> None:
+        self.turns = turns
+        self._places: dict[tuple[Hashable, tuple[str, ...]], list[int]] = {}
+        for n, ((speaker, said), (other, more)) in enumerate(pairwise(turns)):
+            if speaker == other:
+                self._places.setdefault((speaker, (*said, *more)), []).append(n)
+        self._lengths = sorted({len(words) for _, words in self._places})
+
+    def first(self, speaker: Hashable, words: Sequence[str], start: int) -> Pair:
+        """Return the first run, from a place on, with which words begin: its begin and its end.
+
+        A run has two turns or more; where there is none, both are the same place.
+        """
+        begin = len(self.turns)
+        for length in self._lengths:
+            if length > len(words):
+                break
+            places = self._places.get((speaker, tuple(words[:length])), ())
+            later = bisect_left(places, start)
+            begin = min([begin, *places[later : later + 1]])
+        end, at = begin, 0
+        while end < len(self.turns):
+            one, said = self.turns[end]
+            if one != speaker or words[at : at + len(said)] != said:
+                break
+            at += len(said)
+            end += 1
+        return begin, end
 
 
 def align(old: Sequence[Hashable], new: Sequence[Hashable], *, newest: bool) -> list[Pair]:

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from sidecar.channels.vapi.alignment import Pair, align, alike, words_of
+from sidecar.channels.vapi.alignment import Pair, Runs, align, alike, words_of
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, Block, open_from
 from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, heard_again, placed
-from sidecar.model import Speaker, Turn
+from sidecar.model import Turn
 
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
 _QUOTE_CHARS = 400
@@ -402,8 +402,8 @@ def _between(
     merged: list[_Entry] = []
     i = j = 0
     for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
-        old, new = _in_parts(stored[i:next_i], blocks[j:next_j])
-        merged += _beside(old, new, last_word=last_word)
+        old = stored[i:next_i]
+        merged += _beside(old, _in_parts(old, blocks[j:next_j]), last_word=last_word)
         if next_i < len(stored):
             merged.append(_agreed(stored[next_i], blocks[next_j], last_word=last_word))
         i, j = next_i + 1, next_j + 1
@@ -448,44 +448,28 @@ def _agreed(entry: _Entry, block: Block, *, last_word: bool) -> _Entry:
     return replace(entry, block=replace(block, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _in_parts(
-    old: Sequence[_Entry], new: Sequence[Block]
-) -> tuple[Sequence[_Entry], Sequence[Block]]:
+def _in_parts(old: Sequence[_Entry], new: Sequence[Block]) -> Sequence[Block]:
     """Return blocks in the parts in which they are stored.
 
     Where windows show no reply between two turns of one speaker, they are stored apart; a whole
-    history that knows of no reply has them as one block.
+    history that knows of no reply has them as one block. Each text is read once.
     """
     if not any(one.block.speaker == other.block.speaker for one, other in pairwise(old)):
-        return old, new
+        return new
+    stored = Runs([(entry.block.speaker, words_of(entry.block.text)) for entry in old])
     parted: list[Block] = []
     start = 0
     for block in new:
         words = words_of(block.text)
-        for n in range(start, len(old)):
-            run = _run(old[n:], block.speaker, words)
-            if run:
-                parted += [replace(block, text=entry.block.text) for entry in run]
-                start = n + len(run)
-                words = words[sum(len(words_of(entry.block.text)) for entry in run) :]
-                if words:
-                    parted.append(replace(block, text=" ".join(block.text.split()[-len(words) :])))
-                break
-        else:
+        begin, end = stored.first(block.speaker, words, start)
+        if begin == end:
             parted.append(block)
-    return old, parted
-
-
-def _run(old: Sequence[_Entry], speaker: Speaker, words: Sequence[str]) -> Sequence[_Entry]:
-    """Return neighbours of one speaker, two at least, whose words others begin with."""
-    n = start = 0
-    for entry in old:
-        said = words_of(entry.block.text)
-        if entry.block.speaker != speaker or list(words[start : start + len(said)]) != said:
-            break
-        start += len(said)
-        n += 1
-    return old[:n] if n > 1 else ()
+            continue
+        parted += [replace(block, text=entry.block.text) for entry in old[begin:end]]
+        if rest := len(words) - sum(len(said) for _, said in stored.turns[begin:end]):
+            parted.append(replace(block, text=" ".join(block.text.split()[-rest:])))
+        start = end
+    return parted
 
 
 def _beside(old: Sequence[_Entry], new: Sequence[Block], *, last_word: bool) -> list[_Entry]:
