@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sidecar.testing.openai_server import LOG_LIMIT
 from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -144,9 +145,10 @@ class AppServerStack:
         )
         urllib.request.urlopen(request, timeout=REQUEST_S).close()
 
-    def llm_requests(self) -> list[dict[str, object]]:
+    def llm_requests(self, newest: int = LOG_LIMIT) -> list[dict[str, object]]:
         """Return the bodies of what the server asked its model, oldest first."""
-        with urllib.request.urlopen(f"{self.llm_url}/_log", timeout=REQUEST_S) as answer:
+        url = f"{self.llm_url}/_log?tail={newest}"
+        with urllib.request.urlopen(url, timeout=REQUEST_S) as answer:
             return [one["body"] for one in json.load(answer)]
 
     def stop(self) -> None:

@@ -112,7 +112,7 @@ async def test_a_turn_outlives_the_socket_it_came_over(world: AppServerWorld) ->
                     await letta.post(post)
 
             tasks.start_soon(post_until_cut)
-            await stored(world, post)
+            await at_work(world, post)
             first = next(link for link in proxy.links if link not in before)
             proxy.cut(first)
         await world.slow_model(0.0)
@@ -123,10 +123,16 @@ async def test_a_turn_outlives_the_socket_it_came_over(world: AppServerWorld) ->
     assert (await value_of(world.letta, agent_id)).count("Has 2 sockets") == 1
 
 
-async def stored(world: AppServerWorld, post: Post) -> None:
+async def at_work(world: AppServerWorld, post: Post) -> None:
+    """Wait until the model is asked about a post: it is stored a while before, and can be let go."""
+
+    def asked() -> bool:
+        return any(post.batch_id in str(body) for body in world.stack.llm_requests(newest=10))
+
     with anyio.fail_after(SETTLE_S):
-        while not await world.copies(post):  # noqa: ASYNC110 - only asking tells
+        while not await anyio.to_thread.run_sync(asked):  # noqa: ASYNC110 - only asking tells
             await anyio.sleep(0.05)
+    assert await world.copies(post)
 
 
 @pytest.mark.parametrize("edited", [False, True])
@@ -142,7 +148,7 @@ async def test_with_every_socket_lost_nothing_is_lost_or_doubled(
         await world.slow_model(1.5)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post_in_vain, letta, post)
-            await (until_it_says(world, agent_id, "Was wedged") if edited else stored(world, post))
+            await (until_it_says(world, agent_id, "Was wedged") if edited else at_work(world, post))
             proxy.cut(*proxy.links)
         await world.slow_model(0.0)
         ended = await delivered(letta, post)
@@ -164,7 +170,7 @@ async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServ
         await world.slow_model(4.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post_in_vain, letta, post)
-            await stored(world, post)
+            await at_work(world, post)
             proxy.cut(*proxy.links)
         await world.slow_model(0.0)
         await letta.aclose()
@@ -194,7 +200,7 @@ async def test_a_sidecar_that_died_is_waited_for_and_then_replaced(world: AppSer
         await world.slow_model(1.5)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post_in_vain, dead, post)
-            await stored(world, post)
+            await at_work(world, post)
             proxy.cut(*proxy.links)
         await dead.aclose()
     await world.slow_model(0.0)
@@ -214,7 +220,7 @@ async def test_a_server_killed_mid_turn_loses_and_doubles_nothing(world: AppServ
     await world.slow_model(1.5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(post_in_vain, world.letta, post)
-        await stored(world, post)
+        await at_work(world, post)
         world.stack.kill_server()
     try:
         with pytest.raises(LettaUnavailable):
@@ -318,7 +324,7 @@ async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other.post, post)
         await until_running(other, post)
-        await stored(world, post)
+        await at_work(world, post)
         assert await world.letta.find(post) == "running"
         with pytest.raises(NotAccepted) as refused:
             await world.letta.post(second)
