@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 from letta_client import AsyncLetta
 from typing_extensions import override
 
@@ -29,6 +30,7 @@ from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 from sidecar.testing.letta_server import StandInOptions, standing_in
 from sidecar.testing.letta_world import Digest
+from sidecar.testing.openai_server import Faults
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
 from tests.app_server.stack import AppServerStack
 from tests.letta_server.stack import EMBEDDING, MODEL, LettaStack
@@ -50,20 +52,25 @@ class World(ABC):
     longest_chars = 20_000
 
     @abstractmethod
+    async def set_model(self, **faults: float | bool) -> None:
+        """Change some of `delay_s`, `hang` and `fail` of the model; the others stay."""
+
     async def slow_model(self, delay_s: float) -> None:
         """Let every step of a run that begins from now on take `delay_s` longer; 0 ends it."""
+        await self.set_model(delay_s=delay_s)
 
-    @abstractmethod
     async def hold_model(self) -> None:
         """Let no step end that begins from now on, until `release_model`."""
+        await self.set_model(hang=True)
 
-    @abstractmethod
     async def release_model(self) -> None:
         """Let all steps end that are held."""
+        await self.set_model(hang=False)
 
-    @abstractmethod
     async def break_model(self, *, broken: bool) -> None:
         """Let every run fail from now on, or no more."""
+        # A real server tries a failed step again, so one failure would not be seen.
+        await self.set_model(fail=1_000_000 * broken)
 
     @abstractmethod
     async def texts(self, post: Post) -> list[str]:
@@ -133,21 +140,8 @@ class RealWorld(RestWorld):
         self.stack = stack
 
     @override
-    async def slow_model(self, delay_s: float) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(delay_s=delay_s))
-
-    @override
-    async def hold_model(self) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=True))
-
-    @override
-    async def release_model(self) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=False))
-
-    @override
-    async def break_model(self, *, broken: bool) -> None:
-        # The server tries a failed step again, so one failure would not be seen.
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(fail=1_000_000 * broken))
+    async def set_model(self, **faults: float | bool) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(**faults))
 
 
 class FaultyModel(Llm):
@@ -155,20 +149,17 @@ class FaultyModel(Llm):
 
     def __init__(self) -> None:
         self._demo = DemoModel()
-        self.delay_s = 0.0
-        self.broken = False
+        self._faults = Faults()
         self._released = anyio.Event()
-        self._released.set()
         self.archive = ""
         """Kept in archival memory at the next step."""
 
-    def hold(self) -> None:
-        """Let nothing end until `release`."""
-        self._released = anyio.Event()
-
-    def release(self) -> None:
-        """Let end what is held."""
-        self._released.set()
+    def set(self, **faults: float | bool) -> None:
+        """Change some of the faults; without `hang`, what was held ends."""
+        self._faults = msgspec.structs.replace(self._faults, **faults)
+        if not self._faults.hang:
+            self._released.set()
+            self._released = anyio.Event()
 
     @property
     @override
@@ -184,9 +175,10 @@ class FaultyModel(Llm):
     async def complete(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
     ) -> Reply:
-        await self._released.wait()
-        await anyio.sleep(self.delay_s)
-        if self.broken:
+        if self._faults.hang:
+            await self._released.wait()
+        await anyio.sleep(self._faults.delay_s)
+        if self._faults.fail:
             raise LlmError("a fault was asked for")
         if self.archive:
             arguments, self.archive = json.dumps({"content": self.archive}), ""
@@ -206,20 +198,8 @@ class EmbeddedWorld(World):
         self._model = model
 
     @override
-    async def slow_model(self, delay_s: float) -> None:
-        self._model.delay_s = delay_s
-
-    @override
-    async def hold_model(self) -> None:
-        self._model.hold()
-
-    @override
-    async def release_model(self) -> None:
-        self._model.release()
-
-    @override
-    async def break_model(self, *, broken: bool) -> None:
-        self._model.broken = broken
+    async def set_model(self, **faults: float | bool) -> None:
+        self._model.set(**faults)
 
     @override
     async def texts(self, post: Post) -> list[str]:
@@ -243,20 +223,8 @@ class StandInWorld(RestWorld):
         self._model = model
 
     @override
-    async def slow_model(self, delay_s: float) -> None:
-        self._model.delay_s = delay_s
-
-    @override
-    async def hold_model(self) -> None:
-        self._model.hold()
-
-    @override
-    async def release_model(self) -> None:
-        self._model.release()
-
-    @override
-    async def break_model(self, *, broken: bool) -> None:
-        self._model.broken = broken
+    async def set_model(self, **faults: float | bool) -> None:
+        self._model.set(**faults)
 
 
 class AppServerWorld(World):
@@ -272,20 +240,8 @@ class AppServerWorld(World):
         self.opened: list[Letta] = [self.letta]
 
     @override
-    async def slow_model(self, delay_s: float) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(delay_s=delay_s))
-
-    @override
-    async def hold_model(self) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=True))
-
-    @override
-    async def release_model(self) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(hang=False))
-
-    @override
-    async def break_model(self, *, broken: bool) -> None:
-        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(fail=1_000_000 * broken))
+    async def set_model(self, **faults: float | bool) -> None:
+        await anyio.to_thread.run_sync(lambda: self.stack.control_llm(**faults))
 
     @override
     async def texts(self, post: Post) -> list[str]:
