@@ -24,6 +24,8 @@ STATE_FILES: Final = (
     *("control.json", "vapi-deliveries", _SECRET_FILE, LINK_TOKEN_FILE),
 )
 STATE_DIRECTORIES: Final = ("snapshots", "app-server")
+KEPT: Final = frozenset({*STATE_FILES, *STATE_DIRECTORIES, "spool"})
+"""All that a sidecar makes in its data directory."""
 _TOKEN_CHARS = 16
 _SECRET_BYTES = 16
 _OTHERS = 0o077
@@ -170,7 +172,7 @@ def refuse_shared(directory: Path) -> None:
         owners = {
             entry.name: entry.stat(follow_symlinks=False).st_uid
             for entry in os.scandir(directory)
-            if entry.name in {*STATE_FILES, *STATE_DIRECTORIES, "spool"}
+            if entry.name in KEPT
         }
     except OSError as error:
         raise ConfigError(

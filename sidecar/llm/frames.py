@@ -10,7 +10,8 @@ import msgspec
 from sidecar.llm.failures import says_too_large
 from sidecar.untrusted import MALFORMED, whole_characters
 
-_WORD: Final = re.compile(r"[\w.-]{1,64}")
+PLAIN_WORD: Final = re.compile(r"[\w.-]{1,64}")
+"""What of a server's own words may be shown: no sentence, which could repeat a caller's."""
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -92,7 +93,7 @@ def code_of(error: object) -> str:
         code = "context_length_exceeded"
     if isinstance(code, int) and not isinstance(code, bool):
         code = str(code)
-    return f": {code}" if isinstance(code, str) and _WORD.fullmatch(code) else ""
+    return f": {code}" if isinstance(code, str) and PLAIN_WORD.fullmatch(code) else ""
 
 
 def _whole(text: str) -> str:

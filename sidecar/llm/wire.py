@@ -8,7 +8,6 @@ headers. And what counts as a reply is what a caller can hear, or a tool to run:
 comments and thought are none.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -16,6 +15,7 @@ from typing import Any, Final, cast
 from sidecar.llm.aloud import Aloud, stops_short, without_thought
 from sidecar.llm.calls import Calls
 from sidecar.llm.frames import (
+    PLAIN_WORD,
     code_of,
     finish_of,
     first_choice,
@@ -43,7 +43,6 @@ _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"
 _PART_BYTES: Final = 1 << 20
-_WORD = re.compile(r"[\w.-]{1,64}")
 
 
 @dataclass(slots=True)
@@ -175,7 +174,7 @@ class ChatReader:
     @property
     def empty(self) -> str:
         """Why nothing came that a caller can hear, for one who set the model up."""
-        return f"{NOTHING}: {self._finish}" if _WORD.fullmatch(self._finish) else NOTHING
+        return f"{NOTHING}: {self._finish}" if PLAIN_WORD.fullmatch(self._finish) else NOTHING
 
     @property
     def cut(self) -> str:

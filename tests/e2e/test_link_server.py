@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.channels.link.frames import MAX_FRAME_BYTES, SUBPROTOCOL
-from sidecar.private import STATE_DIRECTORIES, STATE_FILES
+from sidecar.private import KEPT
 from sidecar.server.http import lift_file_limit
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -135,7 +135,7 @@ def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) 
         peer.until("memory")
     kept = {path.name for path in sidecar.data_dir.iterdir()}
     assert kept
-    assert kept <= {*STATE_FILES, *STATE_DIRECTORIES, "spool"}
+    assert kept <= KEPT
 
 
 def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:

@@ -8,8 +8,8 @@ speaker's.
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from itertools import pairwise
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice, pairwise
 
 Pair = tuple[int, int]
 
@@ -33,7 +33,16 @@ _MARKS = _Marks()
 
 def words_of(text: str) -> list[str]:
     """Return what was said, word by word, as it is compared."""
-    return [word for raw in text.casefold().split() if (word := _word(raw))]
+    return list(_words_in(text))
+
+
+def first_words(text: str, limit: int) -> list[str]:
+    """Return the first of `words_of`; the others are not looked at."""
+    return list(islice(_words_in(text), limit))
+
+
+def _words_in(text: str) -> Iterator[str]:
+    return (word for raw in text.casefold().split() if (word := _word(raw)))
 
 
 def _word(raw: str) -> str:

@@ -13,7 +13,7 @@ import anyio
 
 from sidecar import telemetry
 from sidecar.calls import LiveCall, MemoryView
-from sidecar.channels.vapi.alignment import fingerprint, words_of
+from sidecar.channels.vapi.alignment import fingerprint, first_words, words_of
 from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
 from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.history import (
@@ -517,7 +517,7 @@ def _holds_answer(blocks: Sequence[Block], answer: str) -> bool:
     before = blocks[open_from(blocks) - 1] if open_from(blocks) else None
     if before is None or before.speaker != "agent":
         return True
-    return bool(set(words_of(before.text)[:3]) & set(words_of(answer)[:4]))
+    return bool(set(first_words(before.text, 3)) & set(first_words(answer, 4)))
 
 
 def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:

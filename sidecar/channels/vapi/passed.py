@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN
+from sidecar.llm.refusals import LIMITS
 
 REASONING: Final = "reasoning_effort"
 FUNCTION: Final = "function"
@@ -82,7 +83,7 @@ def passed_on(
     choice = body.get("tool_choice")
     if not isinstance(choice, str) and not _passes(choice, allow):
         body.pop("tool_choice", None)
-    limits = [asked.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    limits = [asked.get(name) for name in LIMITS]
     named = [n for n in limits if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     wanted = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
     body[wanted] = min([*named, max_tokens])
