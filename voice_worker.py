@@ -22,8 +22,8 @@ from livekit.agents import (
     inference,
 )
 
-from sidecar.channels.livekit import CallerMemory, finish, remember  # memory
-from sidecar.channels.livekit.parts import voice_parts
+from sidecar.worker.livekit import CallerMemory, finish, remember  # memory
+from sidecar.worker.livekit.parts import voice_parts
 
 INSTRUCTIONS = (
     "You are a friendly assistant on the telephone. Answer in one or two short spoken sentences, "

@@ -13,7 +13,7 @@ import uvicorn
 
 from sidecar.channels.vapi.exchange import body_of
 from sidecar.channels.vapi.upstream import HttpUpstream, Reply
-from sidecar.server.deadline import bounded
+from sidecar.http.deadline import bounded
 
 
 class BareProxy:

@@ -22,15 +22,15 @@ import anyio.to_thread
 
 from benchmarks.figures import Figures
 from benchmarks.processes import LettaProcess
+from sidecar.delivery.decisions import DeliveryPolicy
+from sidecar.delivery.relay import Relay
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.port import Letta
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Event
 from sidecar.testing.fake_letta import FakeLetta
-from sidecar.transcript.delivery import DeliveryPolicy
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.relay import Relay
-from sidecar.transcript.sqlite import SqliteJournal
 
 AGENTS = 1_000
 QUICK_AGENTS = 30

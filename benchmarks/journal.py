@@ -22,9 +22,9 @@ import anyio.to_thread
 from benchmarks.figures import Figures, latency
 from benchmarks.link_client import TEXT
 from benchmarks.processes import LettaProcess, sidecar
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 from tests.sidecar_process import SidecarProcess
 
 RATE_PER_S = 200.0

@@ -25,12 +25,12 @@ import anyio
 from letta_client import AsyncLetta
 
 from benchmarks.figures import Figures, milliseconds, percentile
+from sidecar.demo.model import DemoModel
 from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.digest_agent import DIGEST_SYSTEM
 from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest.letta import RestLetta
-from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
 from tests.app_server.stack import AppServerStack

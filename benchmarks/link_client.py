@@ -19,7 +19,8 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.link.frames import (
+from sidecar.errors import LinkError
+from sidecar.wire.frames import (
     SUBPROTOCOL,
     Ack,
     CallOpen,
@@ -31,7 +32,6 @@ from sidecar.channels.link.frames import (
     decode_from_sidecar,
     encode,
 )
-from sidecar.errors import LinkError
 
 CALLS = 20
 """Live calls of one worker; each turn goes to any of them."""

@@ -1,10 +1,10 @@
 """The live calls: memory comes in here before each prompt, words go out here after each reply.
 
-`calls.py` opens, keeps and closes them; `live.py` is one call as a channel holds it; `feed.py`
+`registry.py` opens, keeps and closes them; `call.py` is one call as a channel holds it; `feed.py`
 brings each its memory; `records.py` says whose record counts where several hear one caller.
 """
 
-from sidecar.calls.calls import CallPolicy, Calls
-from sidecar.calls.live import Listener, LiveCall, MemoryView
+from sidecar.calls.call import Listener, LiveCall, MemoryView
+from sidecar.calls.registry import CallPolicy, Calls
 
 __all__ = ["CallPolicy", "Calls", "Listener", "LiveCall", "MemoryView"]

@@ -8,8 +8,9 @@ from anyio.abc import TaskGroup
 
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
-from sidecar.calls.live import LiveCall, MemoryView
+from sidecar.calls.call import LiveCall, MemoryView
 from sidecar.errors import JournalError, LettaDenied, LettaError, LettaUnavailable
+from sidecar.journal.ports import Journal
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
@@ -17,7 +18,6 @@ from sidecar.memory.snapshots import Held, Snapshots
 from sidecar.model import AgentRef, Batch, Served
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
-from sidecar.transcript.journal import Journal
 
 RECENT_TURNS = 60
 LOOKS_AT_ONCE = 8

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import anyio
 
-from sidecar.calls.live import LiveCall
+from sidecar.calls.call import LiveCall
 from sidecar.model import Turn
 
 Heard: TypeAlias = tuple[str, str]

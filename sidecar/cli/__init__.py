@@ -179,8 +179,8 @@ def run(
 
     import anyio  # noqa: PLC0415
 
-    from sidecar.config import load  # noqa: PLC0415
-    from sidecar.serve import serve  # noqa: PLC0415
+    from sidecar.app.serve import serve  # noqa: PLC0415
+    from sidecar.config.load import load  # noqa: PLC0415
 
     try:
         child = Child(parent_fd) if parent_fd is not None else None
@@ -196,7 +196,7 @@ def run(
 def check(*, as_json: Json = False) -> None:
     """Read the configuration, say what it means, and exit 2 naming every wrong field."""
     from sidecar.cli import checks  # noqa: PLC0415
-    from sidecar.config import load  # noqa: PLC0415
+    from sidecar.config.load import load  # noqa: PLC0415
 
     settings = load()
     checks.usable(settings)
@@ -216,7 +216,7 @@ def doctor(*, as_json: Json = False) -> None:
     Exit code 1: something is bad; 2: the settings are. Warnings alone are 0.
     """
     from sidecar.cli import checks  # noqa: PLC0415
-    from sidecar.config import load  # noqa: PLC0415
+    from sidecar.config.load import load  # noqa: PLC0415
 
     wrong = False
     try:

@@ -27,7 +27,7 @@ def list_agents(
     """List the agents at Letta that this product made, oldest first."""
     import anyio  # noqa: PLC0415
 
-    from sidecar.serve import list_agents as listed  # noqa: PLC0415
+    from sidecar.cli.at_letta import list_agents as listed  # noqa: PLC0415
 
     found = anyio.run(listed, tenant)
     if as_json:
@@ -50,7 +50,7 @@ def create_agent(
     """Make an agent fit to digest transcripts, and print its id."""
     import anyio  # noqa: PLC0415
 
-    from sidecar.serve import create_agent as created  # noqa: PLC0415
+    from sidecar.cli.at_letta import create_agent as created  # noqa: PLC0415
 
     agent_id = anyio.run(created, name, tenant)
     if as_json:
@@ -64,7 +64,7 @@ def show_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
     """Print the memory blocks of an agent, as Letta has them now."""
     import anyio  # noqa: PLC0415
 
-    from sidecar.serve import show_agent as shown  # noqa: PLC0415
+    from sidecar.cli.at_letta import show_agent as shown  # noqa: PLC0415
 
     blocks = anyio.run(shown, agent_id)
     if as_json:
@@ -88,8 +88,8 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
     """
     import anyio  # noqa: PLC0415
 
+    from sidecar.cli.at_letta import show_agent as shown  # noqa: PLC0415
     from sidecar.memory.store import DirectoryStore  # noqa: PLC0415
-    from sidecar.serve import show_agent as shown  # noqa: PLC0415
 
     kept = anyio.run(DirectoryStore(reach.data_dir() / "snapshots").load, agent_id)
     if kept is None:
@@ -148,7 +148,7 @@ def move(
     """
     import anyio  # noqa: PLC0415
 
-    from sidecar.serve import move_agents  # noqa: PLC0415
+    from sidecar.cli.at_letta import move_agents  # noqa: PLC0415
 
     if bool(agent_id) == every:
         raise typer.BadParameter("name an agent, or say --all")

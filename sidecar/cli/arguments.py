@@ -73,7 +73,7 @@ def check_value(value: object, *, lines: bool = False) -> None:
 
 
 def _check_lines(text: str) -> None:
-    from sidecar.server.admin import COMMAND_CHARS  # noqa: PLC0415 - slow to load
+    from sidecar.channels.admin import COMMAND_CHARS  # noqa: PLC0415 - slow to load
 
     environment.lines(text)
     if len(text) > COMMAND_CHARS:

@@ -18,7 +18,7 @@ def backup(
     What callers said is in it, unencrypted, and what Letta has not digested yet. Letta's own memory
     is not.
     """
-    from sidecar.transcript.sqlite.backup import back_up  # noqa: PLC0415
+    from sidecar.journal.sqlite.backup import back_up  # noqa: PLC0415
 
     size_bytes = back_up(reach.data_dir() / "journal.db", target)
     if as_json:

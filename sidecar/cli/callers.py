@@ -17,9 +17,9 @@ from sidecar.cli.arguments import check_value
 from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
-    from sidecar.forget import Forgotten
-    from sidecar.transcript.journal import Journal
-    from sidecar.transcript.sqlite.reports import CallRow, JournalFile
+    from sidecar.jobs.forget import Forgotten
+    from sidecar.journal.ports import Journal
+    from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Caller = Annotated[
@@ -49,7 +49,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     Raises:
         BadParameter: it is none of the forms that are taken.
     """
-    from sidecar import phone  # noqa: PLC0415
+    from sidecar.access import phone  # noqa: PLC0415
     from sidecar.model import caller_key  # noqa: PLC0415
 
     if said == "-":
@@ -120,8 +120,8 @@ def forget(
     """
     import msgspec  # noqa: PLC0415
 
-    from sidecar.forget import Forgotten  # noqa: PLC0415
-    from sidecar.serve import forget_caller  # noqa: PLC0415
+    from sidecar.cli.at_letta import forget_caller  # noqa: PLC0415
+    from sidecar.jobs.forget import Forgotten  # noqa: PLC0415
 
     key = caller_key_of(caller, tenant, reach.settings().default_region)
 

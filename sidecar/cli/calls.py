@@ -11,8 +11,8 @@ from sidecar.cli import reach, show
 from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
+    from sidecar.journal.sqlite.reports import CallRow
     from sidecar.model import Turn
-    from sidecar.transcript.sqlite.reports import CallRow
 
 app = Commands(help="Past and live calls with their transcripts.", no_args_is_help=True)
 

@@ -19,7 +19,8 @@ import anyio
 import anyio.to_thread
 
 from sidecar import environment
-from sidecar.config import Settings, read_agent_map
+from sidecar.config.agent_map import read_agent_map
+from sidecar.config.settings import Settings
 from sidecar.environment import default_data_dir
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
 from sidecar.privacy import redaction
@@ -75,8 +76,8 @@ def usable(settings: Settings) -> None:
     Raises:
         ConfigError: one of them can't be used.
     """
-    from sidecar.channels.vapi.build import transient_assistant  # noqa: PLC0415 - slow to load
-    from sidecar.local_letta import why_embedded  # noqa: PLC0415 - slow to load
+    from sidecar.app.local_letta import why_embedded  # noqa: PLC0415 - slow to load
+    from sidecar.app.vapi import transient_assistant  # noqa: PLC0415 - slow to load
 
     redaction(settings.redact)
     # Whether a directory can be made, only making it tells: of /proc, of a full or foreign disk.
@@ -102,7 +103,7 @@ def binds(settings: Settings) -> None:
     Raises:
         ConfigError: it is not.
     """
-    from sidecar.server.http import listen  # noqa: PLC0415
+    from sidecar.http.server import listen  # noqa: PLC0415
 
     listen(settings.host, 0).close()
 
@@ -237,7 +238,7 @@ def binding(settings: Settings) -> Finding:
 
 def free_port(settings: Settings) -> Finding | None:
     """Look whether a start could listen; None: it could. Nothing of ours runs."""
-    from sidecar.server.http import listen  # noqa: PLC0415
+    from sidecar.http.server import listen  # noqa: PLC0415
 
     try:
         listen(settings.host, settings.port).close()
@@ -250,7 +251,7 @@ def free_port(settings: Settings) -> Finding | None:
 
 
 async def _letta(settings: Settings) -> list[Finding]:
-    from sidecar.app import configured_letta  # noqa: PLC0415
+    from sidecar.app.parts import configured_letta  # noqa: PLC0415
 
     if settings.letta_generation == "local":
         return [await anyio.to_thread.run_sync(_local_letta, settings)]
@@ -301,8 +302,8 @@ async def _letta(settings: Settings) -> list[Finding]:
 
 def _local_letta(settings: Settings) -> Finding:
     """Look which Letta of this machine would remember; nothing is started."""
+    from sidecar.app.local_letta import why_away, why_embedded  # noqa: PLC0415
     from sidecar.letta.embedded.store import why_unreadable  # noqa: PLC0415
-    from sidecar.local_letta import why_away, why_embedded  # noqa: PLC0415
 
     fix = "set LETTA_API_KEY (Letta Cloud) or LETTA_BASE_URL (your server)"
     directory = settings.data_dir.expanduser()
@@ -349,7 +350,7 @@ async def _llm(settings: Settings) -> Finding:
             "none: the demo model answers",
             "set OPENAI_API_KEY, or LLM_BASE_URL and LLM_MODEL",
         )
-    from sidecar.app import build_llm  # noqa: PLC0415
+    from sidecar.app.parts import build_llm  # noqa: PLC0415
 
     llm = build_llm(settings)
     began_s = time.perf_counter()

@@ -128,7 +128,7 @@ def _agent(agent_id: str, caller: str, tenant: str) -> str:
     if not found:  # as after a journal was lost, or before the first call was delivered
         import anyio  # noqa: PLC0415
 
-        from sidecar.serve import agents_of_caller  # noqa: PLC0415
+        from sidecar.cli.at_letta import agents_of_caller  # noqa: PLC0415
 
         found = anyio.run(agents_of_caller, tenant, key)[:1]
     if not found:
@@ -143,7 +143,7 @@ def _agent(agent_id: str, caller: str, tenant: str) -> str:
 def _changes(agent_id: str, limit: int) -> "Sequence[Change]":
     import anyio  # noqa: PLC0415
 
-    from sidecar.serve import memory_changes  # noqa: PLC0415
+    from sidecar.cli.at_letta import memory_changes  # noqa: PLC0415
 
     return anyio.run(memory_changes, agent_id, limit)
 

@@ -10,7 +10,7 @@ from sidecar.cli import reach, show
 from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
-    from sidecar.transcript.journal import Journal, LaneStatus
+    from sidecar.journal.ports import Journal, LaneStatus
 
 app = Commands(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
 

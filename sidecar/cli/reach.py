@@ -1,6 +1,6 @@
 """How a command reaches the journal: by its file to look, through its owner to change it.
 
-The file has one owner. While a sidecar runs, changes are asked of it (`sidecar/server/admin.py`);
+The file has one owner. While a sidecar runs, changes are asked of it (`sidecar/channels/admin.py`);
 when none does, the command opens the journal itself.
 """
 
@@ -17,9 +17,9 @@ from sidecar.errors import JournalError, JournalLocked, SidecarError
 from sidecar.untrusted import MALFORMED
 
 if TYPE_CHECKING:
-    from sidecar.config import Settings
-    from sidecar.transcript.journal import Journal
-    from sidecar.transcript.sqlite.reports import CallRow, JournalFile
+    from sidecar.config.settings import Settings
+    from sidecar.journal.ports import Journal
+    from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def settings() -> "Settings":
     Raises:
         ConfigError: a setting is wrong.
     """
-    from sidecar.config import load  # noqa: PLC0415
+    from sidecar.config.load import load  # noqa: PLC0415
 
     return load()
 
@@ -93,7 +93,7 @@ def looking() -> "Generator[JournalFile]":
     Raises:
         JournalError: there is none, or it can't be read.
     """
-    from sidecar.transcript.sqlite.reports import journal_file  # noqa: PLC0415
+    from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
 
     with journal_file(data_dir() / "journal.db") as file:
         yield file
@@ -133,8 +133,8 @@ def changing(
 
 
 async def _with_journal(path: Path, own: "Callable[[Journal], Coroutine[Any, Any, T]]") -> T:
-    from sidecar.transcript.journal import PostPolicy  # noqa: PLC0415
-    from sidecar.transcript.sqlite import SqliteJournal  # noqa: PLC0415
+    from sidecar.journal.ports import PostPolicy  # noqa: PLC0415
+    from sidecar.journal.sqlite import SqliteJournal  # noqa: PLC0415
 
     journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=time.time)
     try:

@@ -10,8 +10,8 @@ from sidecar.cli.checks import Finding
 from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
-    from sidecar.config import Settings
-    from sidecar.transcript.journal import LaneStatus
+    from sidecar.config.settings import Settings
+    from sidecar.journal.ports import LaneStatus
 
 _HOLDS = {
     "retry": "Letta did not take the last try",
@@ -34,7 +34,7 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
         running: Whether a sidecar runs on it.
         now_s: Unix time.
     """
-    from sidecar.transcript.sqlite.reports import journal_file  # noqa: PLC0415
+    from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
 
     path = directory / "journal.db"
     if not path.exists():

@@ -10,101 +10,18 @@ looked up again, and the oldest agent wins everywhere. Never by name, and never 
 that merely resemble.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
 
-from sidecar import phone, telemetry
+from sidecar import telemetry
+from sidecar.access.callers import IdentityRules
 from sidecar.errors import Rejected
 from sidecar.letta.digest_agent import caller_tags, spec_of_caller
 from sidecar.letta.port import FoundAgent, Letta
-from sidecar.model import AgentRef, CallerHints, caller_key
+from sidecar.model import AgentRef
 from sidecar.telemetry import Emit
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityRules:
-    """How a caller becomes an agent.
-
-    Attributes:
-        agent_id: One agent for every call, or None.
-        agent_map: Agent id by number (E.164), identity or caller id; behind `TENANT/` where there
-            are several tenants. An identity that reads like a number is not
-            looked up: many applications let people choose their own.
-        create_agents: A caller without an agent gets one.
-        default_region: Country of numbers without a country code, as in `US`; None refuses them.
-        one_tenant: An agent id that a worker names is heeded, and a bare name in the map. False
-            where several tenants share one Letta: one could name another's agent.
-        model: Model handle of created agents, empty for Letta's default.
-        embedding: Embedding handle of created agents, empty for Letta's default.
-    """
-
-    agent_id: str | None = None
-    agent_map: Mapping[str, str] = field(default_factory=dict[str, str])
-    create_agents: bool = True
-    default_region: str | None = None
-    one_tenant: bool = True
-    model: str = ""
-    embedding: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """Whose memory, and who is calling.
-
-    Attributes:
-        ref: Whose memory; `ref.known` is False for nobody's.
-        caller_key: Key of the caller, empty when anonymous.
-        why: Why the caller is nobody, for the log: a word of `sidecar.phone.Reading`, or `no_hint`.
-            Empty where the caller is somebody, and where one agent has all calls and none named a
-            caller.
-    """
-
-    ref: AgentRef
-    caller_key: str
-    why: str = ""
-
-
-def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution:
-    """Say whose memory a call belongs to. Pure; Letta is not asked.
-
-    The caller is known by the strongest hint there is: an id the owner's backend vouches for, a
-    phone number, the identity of a signed token. Each kind has a name space of its own, so an
-    identity that looks like a number is not that number's owner. What stands for nobody, as
-    `anonymous` does, is no hint.
-    """
-    number = (
-        phone.read(hints.phone, region=rules.default_region) if hints.phone else phone.Reading()
-    )
-    caller = "" if phone.stands_for_nobody(hints.caller) else hints.caller
-    identity = "" if phone.stands_for_nobody(hints.identity) else hints.identity
-    names = [
-        name
-        for name in (
-            f"caller:{caller}" if caller else "",
-            f"tel:{number.e164}" if number.e164 else "",
-            f"id:{identity}" if identity else "",
-        )
-        if name
-    ]
-    key = caller_key(tenant, names[0]) if names else ""
-    why = "" if key else number.why or ("withheld" if hints.caller or hints.identity else "")
-    if hints.agent_id and rules.one_tenant:
-        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key, why)
-    if phone.reads_like_number(identity):
-        identity = ""
-    within = "" if rules.one_tenant else f"{tenant}/"
-    for name in (caller, number.e164, identity):
-        mapped = rules.agent_map.get(within + name) if name else None
-        if mapped is not None:
-            return Resolution(AgentRef(tenant, agent_id=mapped), key, why)
-    if rules.agent_id is not None:
-        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key, why)
-    if not key:
-        return Resolution(AgentRef(tenant), key, why or "no_hint")
-    return Resolution(AgentRef(tenant, caller_key=key), key)
 
 
 class Directory(Protocol):

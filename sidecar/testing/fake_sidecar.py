@@ -16,7 +16,8 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from sidecar.channels.link.frames import (
+from sidecar.errors import LinkError
+from sidecar.wire.frames import (
     CLOSE_DRAINING,
     MAX_FRAME_BYTES,
     SUBPROTOCOL,
@@ -35,7 +36,6 @@ from sidecar.channels.link.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.errors import LinkError
 
 
 def no_memory(call: str) -> Memory:

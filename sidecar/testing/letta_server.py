@@ -30,8 +30,8 @@ import msgspec
 from aiohttp import web
 from anyio.abc import TaskGroup
 
+from sidecar.demo.model import DemoModel
 from sidecar.letta.embedded.letta import digested
-from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from sidecar.testing.faults import Fault, FaultDraw, FaultScript
 from sidecar.testing.letta_runs import FAILING, frames_of, unchanged, work

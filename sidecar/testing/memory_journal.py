@@ -10,9 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn, joined_consent
-from sidecar.transcript.delivery import Event, State, after
-from sidecar.transcript.journal import (
+from sidecar.journal.ports import (
     Backlog,
     BatchRow,
     CallerHolding,
@@ -21,6 +19,8 @@ from sidecar.transcript.journal import (
     LaneStatus,
     PostPolicy,
 )
+from sidecar.journal.states import Event, State, after
+from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn, joined_consent
 
 _OPEN = frozenset({State.SEALED, State.SENDING, State.UNKNOWN, State.RETRY})
 _ENDED_WELL = frozenset({State.SETTLED, State.DROPPED})

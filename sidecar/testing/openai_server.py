@@ -25,7 +25,7 @@ import msgspec
 from aiohttp import web
 from typing_extensions import override
 
-from sidecar.llm.demo import DemoModel
+from sidecar.demo.model import DemoModel
 from sidecar.llm.port import Llm, Reply
 from sidecar.llm.served import MAX_BODY_BYTES, Completion, json_object, usage
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import anyio
 
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 
 CALLS = 7
 AT_ONCE = 20

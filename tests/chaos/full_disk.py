@@ -14,9 +14,9 @@ from pathlib import Path
 import anyio
 
 from sidecar.errors import JournalFull
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 
 DISK_BYTES = 24 << 20
 BALLAST_BYTES = 8 << 20

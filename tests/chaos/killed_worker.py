@@ -16,12 +16,12 @@ from pathlib import Path
 
 import anyio
 
-from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import Hints
-from sidecar.channels.link.link import Link
-from sidecar.channels.link.outbox import Outbox
 from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Telemetry
+from sidecar.wire.frames import Hints
+from sidecar.worker.call import LinkedCall
+from sidecar.worker.link import Link
+from sidecar.worker.unacked import Outbox
 from tests.chaos.ledger import lesson_of, text_of
 
 # The rule that turns go to disk at once while the sidecar is away, taken out by the kill loop.

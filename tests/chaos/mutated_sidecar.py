@@ -13,10 +13,11 @@ from typing import Any
 from letta_client import APIStatusError
 
 from sidecar.cli import main
+from sidecar.delivery import relay
+from sidecar.delivery.decisions import Facts, LookUp, Outcome, Send, Step, decide
 from sidecar.errors import LettaError, NotAccepted
+from sidecar.journal.states import Event
 from sidecar.letta.rest import wire
-from sidecar.transcript import relay
-from sidecar.transcript.delivery import Event, Facts, LookUp, Outcome, Send, Step, decide
 
 MUTATIONS = ("no_lookup", "no_horizon", "trusted_503")
 

@@ -16,14 +16,14 @@ import anyio
 import pytest
 
 from sidecar.clock import SteadyClock
+from sidecar.delivery.decisions import DeliveryPolicy
+from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalCorrupt, JournalFull
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
-from sidecar.transcript.delivery import DeliveryPolicy
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.relay import Relay
-from sidecar.transcript.sqlite import SqliteJournal
 
 pytestmark = [pytest.mark.chaos, pytest.mark.anyio]
 

@@ -18,6 +18,7 @@ import msgspec
 from letta_client import AsyncLetta
 from typing_extensions import override
 
+from sidecar.demo.model import DemoModel
 from sidecar.errors import LlmError
 from sidecar.letta.app_server.history import text_of
 from sidecar.letta.app_server.letta import AppServerLetta
@@ -25,7 +26,6 @@ from sidecar.letta.app_server.socket import Sockets
 from sidecar.letta.embedded.letta import EmbeddedLetta, digested
 from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest.letta import RestLetta
-from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 from sidecar.testing.letta_server import StandInOptions, standing_in

@@ -8,10 +8,10 @@ import anyio
 import pytest
 
 from sidecar.errors import CallError
+from sidecar.journal.ports import Journal, PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
-from sidecar.transcript.journal import Journal, PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import CallerBusy, CallError
+from sidecar.journal.ports import CallerHolding, Journal, PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
-from sidecar.transcript.journal import CallerHolding, Journal, PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 

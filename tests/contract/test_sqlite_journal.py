@@ -18,12 +18,12 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
+from sidecar.journal.sqlite.backup import back_up
+from sidecar.journal.sqlite.reports import journal_file
+from sidecar.journal.sqlite.threads import Transaction
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal, batches, forgetting, reads, writes
-from sidecar.transcript.sqlite.backup import back_up
-from sidecar.transcript.sqlite.reports import journal_file
-from sidecar.transcript.sqlite.threads import Transaction
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -171,8 +171,8 @@ class TestOwner:
     async def test_the_lock_ends_with_its_process(self, path: Path) -> None:
         """A killed owner leaves no lock behind."""
         script = (
-            "import anyio, pathlib, sys; from sidecar.transcript.sqlite import SqliteJournal\n"
-            "from sidecar.transcript.journal import PostPolicy\n"
+            "import anyio, pathlib, sys; from sidecar.journal.sqlite import SqliteJournal\n"
+            "from sidecar.journal.ports import PostPolicy\n"
             "async def main():\n"
             "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy())\n"
             "    print('open', flush=True)\n"

@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.link.frames import SUBPROTOCOL
+from sidecar.wire.frames import SUBPROTOCOL
 from tests.browser import Browser, Tab, chromium
 from tests.ports import free_port
 from tests.sidecar_process import RESTARTED, SidecarProcess

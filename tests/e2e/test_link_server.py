@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from sidecar.channels.link.frames import MAX_FRAME_BYTES, SUBPROTOCOL
+from sidecar.http.server import lift_file_limit
 from sidecar.private import KEPT
-from sidecar.server.http import lift_file_limit
+from sidecar.wire.frames import MAX_FRAME_BYTES, SUBPROTOCOL
 from tests.sidecar_process import SidecarProcess, eventually, get
 
 pytestmark = pytest.mark.e2e

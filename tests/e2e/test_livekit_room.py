@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 import pytest
 
-from sidecar.channels.link.frames import CallOpen, Hints, Memory
-from sidecar.channels.link.spool import SpoolFile, spool_files
 from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.frames import CallOpen, Hints, Memory
+from sidecar.wire.spool import SpoolFile, spool_files
 from tests.letta_server.stack import LettaStack
 from tests.livekit_room.caller import Caller, calling
 from tests.livekit_room.parts import LONG_STORY

@@ -9,12 +9,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sidecar.demo.model import DemoModel
 from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Letta
 from sidecar.letta.rest.letta import RestLetta
-from sidecar.llm.demo import DemoModel
 from sidecar.model import Block
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
 from tests.app_server.stack import AppServerStack

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.server.http import OPENAPI
+from sidecar.app.routes import OPENAPI
 from tests.sidecar_process import SidecarProcess, get
 from tests.vapi.model import Model
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 from tests.e2e.test_cli import Cli
 from tests.sidecar_process import SidecarProcess, eventually
 

@@ -86,7 +86,7 @@ def test_the_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     ours = {name for name in names if ".dist-info/" not in name}
     assert ours == {path for path in listed.splitlines() if (ROOT / path).is_file()}
-    assert {"sidecar/transcript/sqlite/schema.sql", "sidecar/py.typed"} <= ours
+    assert {"sidecar/journal/sqlite/schema.sql", "sidecar/py.typed"} <= ours
     assert "sidecar/channels/console/static/index.html" in ours
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -15,9 +15,9 @@ from livekit.agents.telemetry import set_tracer_provider
 from livekit.agents.testing import fake_job_context
 from opentelemetry.trace import NoOpTracerProvider
 
-from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
-from sidecar.channels.livekit.parts import PortLlm, language_model
-from sidecar.channels.livekit.traces import JobTraces
+from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
+from sidecar.worker.livekit.parts import PortLlm, language_model
+from sidecar.worker.livekit.traces import JobTraces
 from tests.e2e.test_link_server import Worker, worker
 from tests.e2e.test_vapi import Model, body, post, settings
 from tests.livekit_room.studio import Studio, on_air, studio

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from sidecar.channels.link.frames import SUBPROTOCOL
+from sidecar.wire.frames import SUBPROTOCOL
 from tests.sidecar_process import SidecarProcess, get
 
 pytestmark = pytest.mark.e2e

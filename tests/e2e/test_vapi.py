@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
-from sidecar.transcript.sqlite.reports import journal_file
+from sidecar.journal.sqlite.reports import journal_file
 from tests.sidecar_process import SidecarProcess, eventually
 from tests.vapi.model import Model
 

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from sidecar.channels.link.frames import SUBPROTOCOL
+from sidecar.wire.frames import SUBPROTOCOL
 from tests.fuzz.inputs import text_of
 from tests.sidecar_process import SidecarProcess
 

@@ -28,8 +28,8 @@ from livekit.agents.inference import VAD
 from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from typing_extensions import override
 
-from sidecar.channels.livekit.parts import PiperTts, PortLlm, WhisperStt
-from sidecar.llm.demo import DemoModel
+from sidecar.demo.model import DemoModel
+from sidecar.worker.livekit.parts import PiperTts, PortLlm, WhisperStt
 
 WORD_S = 0.22  # how long a caller takes for a word, a little less than espeak-ng does
 FINAL_AFTER_S = 0.4  # silence after which the recogniser settles an utterance

@@ -9,8 +9,8 @@ import pytest
 from starlette.applications import Starlette
 
 from sidecar.call_names import short_id
+from sidecar.channels.admin import Admin
 from sidecar.model import AgentRef, Call
-from sidecar.server.admin import Admin
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.server.allowance import Allowance
+from sidecar.channels.link.allowance import Allowance
 
 pytestmark = pytest.mark.unit
 

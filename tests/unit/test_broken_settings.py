@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from sidecar import cli
-from sidecar.config import Settings, environment_names
+from sidecar.config.settings import Settings, environment_names
 from tests.unit.test_cli import CALLS, Cli, Done, fill
 
 pytestmark = pytest.mark.unit

@@ -8,16 +8,17 @@ import pytest
 import trio
 import trio.testing
 
+from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.errors import CallError, JournalFull, LettaUnavailable
-from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.journal.ports import PostPolicy
+from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import AgentRef, Block, CallerHints, Snapshot, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.memory_journal import MemoryJournal
-from sidecar.transcript.journal import PostPolicy
 
 pytestmark = pytest.mark.unit
 

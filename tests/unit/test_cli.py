@@ -24,14 +24,14 @@ from sidecar.call_names import calls_named, several, short_id
 from sidecar.cli import show
 from sidecar.cli.checks import Finding
 from sidecar.cli.undelivered import lanes
-from sidecar.config import load
+from sidecar.config.load import load
+from sidecar.demo.model import DemoModel
 from sidecar.errors import LettaError
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.move import Move
-from sidecar.llm.demo import DemoModel
 from sidecar.model import AgentRef, Call, Turn, caller_key
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 from tests.unit.test_printable import is_safe
 
 pytestmark = pytest.mark.unit
@@ -207,7 +207,7 @@ def test_a_move_prints_both_ids_whole(command: Cli, monkeypatch: pytest.MonkeyPa
     async def moved(*_: object, **__: object) -> list[Move]:
         return moves
 
-    monkeypatch.setattr("sidecar.serve.move_agents", moved)
+    monkeypatch.setattr("sidecar.cli.at_letta.move_agents", moved)
     told = command.ok("agents", "move", "--all", "--to", "embedded", "--yes")
     assert {AGENT, there} <= set(told.split())
     assert max(map(len, told.splitlines())) <= 80
@@ -299,7 +299,7 @@ def test_the_memory_of_a_caller_is_asked_for_by_the_caller(
         asked.append(agent_id)
         return []
 
-    monkeypatch.setattr("sidecar.serve.memory_changes", changes)
+    monkeypatch.setattr("sidecar.cli.at_letta.memory_changes", changes)
     command.run("memory", verb, "--caller", caller)
     command.run("memory", verb, agent)
     assert asked == [agent, agent]

@@ -12,17 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.livekit.job import LinkSettings
-from sidecar.channels.livekit.parts import language_model
-from sidecar.config import (
-    Settings,
-    environment_names,
-    for_a_worker,
-    load,
-    read_agent_map,
-)
+from sidecar.config.agent_map import read_agent_map
+from sidecar.config.load import for_a_worker, load
+from sidecar.config.settings import Settings, environment_names
 from sidecar.environment import said
 from sidecar.errors import ConfigError
+from sidecar.worker.livekit.job import LinkSettings
+from sidecar.worker.livekit.parts import language_model
 
 pytestmark = pytest.mark.unit
 

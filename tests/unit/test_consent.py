@@ -6,9 +6,16 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
+from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
-from sidecar.channels.link.bounds import bounded_hints
-from sidecar.channels.link.frames import (
+from sidecar.letta.identity import Identity
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta
+from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.wire.bounds import bounded_hints
+from sidecar.wire.frames import (
     CallClose,
     CallOpen,
     Hints,
@@ -17,14 +24,8 @@ from sidecar.channels.link.frames import (
     encode,
     hints_of,
 )
-from sidecar.channels.link.outbox import Outbox
-from sidecar.channels.livekit.caller import hints_of_metadata
-from sidecar.letta.identity import Identity, IdentityRules
-from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn
-from sidecar.telemetry import Telemetry
-from sidecar.testing.fake_letta import FakeLetta
-from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.worker.livekit.caller import hints_of_metadata
+from sidecar.worker.unacked import Outbox
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

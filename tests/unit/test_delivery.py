@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sidecar.transcript.delivery import (
-    TRANSITIONS,
+from sidecar.delivery.decisions import (
     DeliveryPolicy,
-    Event,
     Facts,
     LookUp,
     Outcome,
@@ -20,10 +18,9 @@ from sidecar.transcript.delivery import (
     Send,
     Settle,
     Split,
-    State,
-    after,
     decide,
 )
+from sidecar.journal.states import TRANSITIONS, Event, State, after
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sidecar.channels.vapi.history import VOICEMAIL_NOTE
-from sidecar.llm.demo import DemoModel
-from sidecar.llm.demo_facts import facts_of_speech
+from sidecar.demo.facts import facts_of_speech
+from sidecar.demo.model import DemoModel
 from sidecar.llm.port import Reply
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]

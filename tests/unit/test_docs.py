@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config import environment_names
+from sidecar.config.settings import environment_names
 from tests.documents import DOCUMENTS, ROOT
 
 pytestmark = pytest.mark.unit

@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 from typing_extensions import override
 
+from sidecar.demo.model import DemoModel
 from sidecar.errors import (
     AgentNotFound,
     ConversationGone,
@@ -27,7 +28,6 @@ from sidecar.errors import (
 )
 from sidecar.letta.embedded.letta import MAX_STEPS, EmbeddedLetta
 from sidecar.letta.port import AgentSpec, Post
-from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sidecar.channels.link.frames import CallOpen, Hints, TurnFrame
-from sidecar.channels.link.spool import SpoolFile
+from sidecar.access.callers import IdentityRules
 from sidecar.errors import CallerBusy, CallError, LettaUnavailable
-from sidecar.forget import Forgetting, pieces_of
+from sidecar.jobs.forget import Forgetting, pieces_of
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.digest_agent import spec_of_caller
-from sidecar.letta.identity import IdentityRules
 from sidecar.memory.store import DirectoryStore
 from sidecar.model import AgentRef, Block, Call, Snapshot, Turn, caller_key
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
+from sidecar.wire.frames import CallOpen, Hints, TurnFrame
+from sidecar.wire.spool import SpoolFile
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.link.frames import MAX_FRAME_BYTES, decode_from_sidecar, decode_from_worker
 from sidecar.errors import LinkError
+from sidecar.wire.frames import MAX_FRAME_BYTES, decode_from_sidecar, decode_from_worker
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from sidecar.server.deadline import DeadlineProtocol
-from sidecar.server.http import connections_limit, listen, serving
+from sidecar.http.deadline import DeadlineProtocol
+from sidecar.http.server import connections_limit, listen, serving
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

@@ -10,16 +10,17 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.link.bounds import bounded_hints
-from sidecar.channels.link.frames import CallOpen, hints_of
-from sidecar.channels.livekit.caller import hints_of_person, person_of
+from sidecar.access.callers import IdentityRules, resolve
 from sidecar.channels.vapi.bodies import about
 from sidecar.cli.callers import caller_key_of
 from sidecar.errors import LettaUnavailable, Rejected
-from sidecar.letta.identity import Identity, IdentityRules, resolve
+from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.model import AgentRef, CallerHints, caller_key
 from sidecar.telemetry import Telemetry
+from sidecar.wire.bounds import bounded_hints
+from sidecar.wire.frames import CallOpen, hints_of
+from sidecar.worker.livekit.caller import hints_of_person, person_of
 
 pytestmark = pytest.mark.unit
 

@@ -10,12 +10,12 @@ from unittest.mock import Mock
 import anyio
 import pytest
 
-from sidecar.channels.link.frames import CallClose, CallOpen, Hints, TurnFrame, encode
-from sidecar.channels.link.spool import MAX_FILE_BYTES, SpoolFile, damaged_files, erase_damaged
 from sidecar.errors import CallError, JournalFull
-from sidecar.intake import SpoolIntake
+from sidecar.jobs.intake import SpoolIntake
 from sidecar.model import CallerHints, Turn
 from sidecar.telemetry import Telemetry
+from sidecar.wire.frames import CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.wire.spool import MAX_FILE_BYTES, SpoolFile, damaged_files, erase_damaged
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -320,7 +320,7 @@ async def test_a_look_that_is_asked_for_is_had_at_once(
     calls: Calls, intake: SpoolIntake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who opens a call has the spool looked through though the next look is due in an hour."""
-    monkeypatch.setattr("sidecar.intake.LOOK_EVERY_S", 3_600.0)
+    monkeypatch.setattr("sidecar.jobs.intake.LOOK_EVERY_S", 3_600.0)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(intake.run)
         await intake.looked.wait()

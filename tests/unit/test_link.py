@@ -11,9 +11,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sidecar.channels.link import link, spooler
-from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import (
+from sidecar.private import token_in
+from sidecar.telemetry import Event, Telemetry, link_token_unread
+from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.frames import (
     OPEN_AGAIN,
     CallClose,
     CallOpen,
@@ -28,13 +29,12 @@ from sidecar.channels.link.frames import (
     TurnFrame,
     Welcome,
 )
-from sidecar.channels.link.link import Link
-from sidecar.channels.link.outbox import SpoolFrame
-from sidecar.channels.link.sidecar_clock import SidecarClock
-from sidecar.channels.link.spool import SpoolFile, spool_files, spooled_in
-from sidecar.private import token_in
-from sidecar.telemetry import Event, Telemetry, link_token_unread
-from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.spool import SpoolFile, spool_files, spooled_in
+from sidecar.worker import link, spooler
+from sidecar.worker.call import LinkedCall
+from sidecar.worker.link import Link
+from sidecar.worker.sidecar_clock import SidecarClock
+from sidecar.worker.unacked import SpoolFrame
 from tests import ports
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]

@@ -7,14 +7,18 @@ from typing import get_args
 import msgspec
 import pytest
 
-from sidecar.channels.link import frames
-from sidecar.server import link
+from sidecar.channels.link import server as link
+from sidecar.wire import frames
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "link-protocol.md").read_text()
-ENDS = ("sidecar/server/link.py", "sidecar/server/inbox.py", "sidecar/channels/link/frames.py")
+ENDS = (
+    "sidecar/channels/link/server.py",
+    "sidecar/channels/link/inbox.py",
+    "sidecar/wire/frames.py",
+)
 BEFORE_HELLO = {"hello_expected"}
 """Said by closing the connection, not by a frame."""
 

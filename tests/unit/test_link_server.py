@@ -9,8 +9,19 @@ import pytest
 from starlette.websockets import WebSocket
 from typing_extensions import override
 
+from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls
-from sidecar.channels.link.frames import (
+from sidecar.channels.link import server as link
+from sidecar.channels.link.allowance import Allowance
+from sidecar.channels.link.server import MAX_HELD_BYTES, LinkServer
+from sidecar.errors import CallError, JournalError, JournalFull
+from sidecar.letta.identity import Identity
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import Call, Snapshot, Turn
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_letta import FakeLetta
+from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.wire.frames import (
     SUBPROTOCOL,
     Ack,
     CallClose,
@@ -27,16 +38,6 @@ from sidecar.channels.link.frames import (
     decode_from_sidecar,
     encode,
 )
-from sidecar.errors import CallError, JournalError, JournalFull
-from sidecar.letta.identity import Identity, IdentityRules
-from sidecar.memory.snapshots import Snapshots
-from sidecar.model import Call, Snapshot, Turn
-from sidecar.server import link
-from sidecar.server.allowance import Allowance
-from sidecar.server.link import MAX_HELD_BYTES, LinkServer
-from sidecar.telemetry import Telemetry
-from sidecar.testing.fake_letta import FakeLetta
-from sidecar.testing.memory_journal import MemoryJournal
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -363,7 +364,7 @@ async def test_ended_calls_are_forgotten_but_for_the_newest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that ended long ago has to be opened again before it takes a late turn."""
-    monkeypatch.setattr("sidecar.server.link.KEEP_ENDED", 1)
+    monkeypatch.setattr("sidecar.channels.link.server.KEEP_ENDED", 1)
     opens = [CallOpen(f"c{n}", "livekit", Hints(caller="ada"), 1.0) for n in (1, 2)]
     async with world.connected() as peer:
         for frame in opens:

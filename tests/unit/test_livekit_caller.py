@@ -23,20 +23,20 @@ from livekit.agents import (
 from livekit.protocol import models
 from livekit.rtc._proto.participant_pb2 import ParticipantPermission
 
-from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import CallOpen, Hints, Memory
-from sidecar.channels.link.outbox import Outbox
-from sidecar.channels.livekit import LinkSettings, finish, remember
-from sidecar.channels.livekit.caller import (
+from sidecar.prompt_wait import Waits
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.frames import CallOpen, Hints, Memory
+from sidecar.worker.call import LinkedCall
+from sidecar.worker.livekit import LinkSettings, finish, remember
+from sidecar.worker.livekit.caller import (
     Identification,
     hints_of_metadata,
     hints_of_person,
     person_of,
 )
-from sidecar.channels.livekit.recorder import CallRecorder
-from sidecar.prompt_wait import Waits
-from sidecar.telemetry import Telemetry
-from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.worker.livekit.recorder import CallRecorder
+from sidecar.worker.unacked import Outbox
 from tests.livekit_room.lobby import ADA, SIP, FakeRoom, Person, job
 from tests.livekit_room.studio import studio
 

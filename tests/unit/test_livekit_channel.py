@@ -21,8 +21,10 @@ from livekit.agents import (
 )
 from typing_extensions import override
 
-from sidecar.channels.link.call import LinkedCall
-from sidecar.channels.link.frames import (
+from sidecar.private import link_token
+from sidecar.telemetry import Telemetry
+from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.frames import (
     CallOpen,
     Guidance,
     HangUp,
@@ -32,14 +34,12 @@ from sidecar.channels.link.frames import (
     SpeechStarted,
     TurnFrame,
 )
-from sidecar.channels.link.spool import SpoolFile, default_spool_dir, spool_files
-from sidecar.channels.livekit import CallerMemory, LinkSettings, finish, remember
-from sidecar.channels.livekit import memory as in_prompts
-from sidecar.channels.livekit.heeded import GUIDANCE_CHARS, Heeded
-from sidecar.channels.livekit.memory import with_memory
-from sidecar.private import link_token
-from sidecar.telemetry import Telemetry
-from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.spool import SpoolFile, default_spool_dir, spool_files
+from sidecar.worker.call import LinkedCall
+from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
+from sidecar.worker.livekit import memory as in_prompts
+from sidecar.worker.livekit.heeded import GUIDANCE_CHARS, Heeded
+from sidecar.worker.livekit.memory import with_memory
 from tests.livekit_room.lobby import FakeRoom, job
 from tests.livekit_room.studio import Studio, on_air, studio
 
@@ -499,7 +499,7 @@ async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: P
     made = studio(lambda _: "Hello.")
     emit = Telemetry(strict=True, logger=_Quiet()).emit
     with job() as ctx, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sidecar.channels.livekit.job.FLUSH_S", 0.2)
+        patch.setattr("sidecar.worker.livekit.job.FLUSH_S", 0.2)
         settings = LinkSettings("ws://127.0.0.1:1/link", None, tmp_path)
         await remember(ctx, made.session, settings=settings, emit=emit)
         async with on_air(made, Friend()):
@@ -598,7 +598,7 @@ async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no turn follows those that are dropped, their words don't wait for the end of the call."""
-    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.2)
+    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.2)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made, Choosy()) as air:
         for n, said in enumerate(["stop there", "and stop here"], start=1):
@@ -614,7 +614,7 @@ async def test_a_turn_that_is_late_is_told_once(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words that were told while the session still held them are not told with their turn again."""
-    monkeypatch.setattr("sidecar.channels.livekit.recorder.UNSETTLED_S", 0.0)
+    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.0)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.says("My number")

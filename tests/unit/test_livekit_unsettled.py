@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sidecar.channels.livekit.unsettled import Unsettled
+from sidecar.worker.livekit.unsettled import Unsettled
 
 pytestmark = pytest.mark.unit
 

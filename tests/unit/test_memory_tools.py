@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.demo.model import DemoModel
 from sidecar.letta.memory_tools import TOOL_SCHEMAS, archived, edited, system_prompt
-from sidecar.llm.demo import DemoModel
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
 from sidecar.printable import printable

@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar import telemetry
 from sidecar.errors import JournalError
+from sidecar.http.metrics import CHANNELS, SERVED, Metrics, State
+from sidecar.journal.ports import Backlog
+from sidecar.journal.states import Event as Outcome
 from sidecar.model import prompt_metrics, prompt_of
-from sidecar.server.metrics import CHANNELS, SERVED, Metrics, State
 from sidecar.telemetry import Telemetry
-from sidecar.transcript.delivery import Event as Outcome
-from sidecar.transcript.journal import Backlog
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

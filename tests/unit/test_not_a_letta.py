@@ -10,15 +10,15 @@ import pytest
 from aiohttp import web
 
 from sidecar import telemetry
+from sidecar.delivery.decisions import DeliveryPolicy
+from sidecar.delivery.relay import Relay
 from sidecar.errors import LettaUnavailable, NotLetta, OutcomeUnknown
+from sidecar.journal.ports import PostPolicy
 from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest import lean
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
-from sidecar.transcript.delivery import DeliveryPolicy
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.relay import Relay
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from sidecar.app.routes import OPENAPI, routes
+from sidecar.channels.admin import Admin
+from sidecar.channels.link.server import LinkServer
 from sidecar.channels.vapi.routes import Vapi
-from sidecar.server.admin import Admin
-from sidecar.server.http import OPENAPI, routes
-from sidecar.server.link import LinkServer
-from sidecar.server.metrics import Metrics
+from sidecar.http.metrics import Metrics
 
 pytestmark = pytest.mark.unit
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.channels.livekit import LinkSettings
-from sidecar.config import Settings, environment_names, load
+from sidecar.config.load import load
+from sidecar.config.settings import Settings, environment_names
 from sidecar.errors import ConfigError
+from sidecar.worker.livekit import LinkSettings
 from tests.dockerfile import ROOT, instructions, stages
 
 pytestmark = pytest.mark.unit
@@ -41,7 +42,7 @@ PATHS = {"/livez", "/readyz", "/metrics"}
 
 def worker_names() -> set[str]:
     """Every variable that the worker and its end of the link read."""
-    sources = [ROOT / "voice_worker.py", *(ROOT / "sidecar/channels/livekit").glob("*.py")]
+    sources = [ROOT / "voice_worker.py", *(ROOT / "sidecar/worker/livekit").glob("*.py")]
     found = {
         name
         for source in sources

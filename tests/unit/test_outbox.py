@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.channels.link.bounds import bounded_hints
-from sidecar.channels.link.frames import (
+from sidecar.wire.bounds import bounded_hints
+from sidecar.wire.frames import (
     MAX_FRAME_BYTES,
     CallClose,
     CallOpen,
@@ -15,7 +15,7 @@ from sidecar.channels.link.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.channels.link.outbox import Outbox
+from sidecar.worker.unacked import Outbox
 
 pytestmark = pytest.mark.unit
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from sidecar.channels.peer import from_this_machine
+from sidecar.peer import from_this_machine
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar import phone
+from sidecar.access import phone
 
 pytestmark = pytest.mark.unit
 

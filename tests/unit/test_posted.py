@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.cli import show
+from sidecar.delivery.message import PREAMBLE, render_batch
 from sidecar.model import AgentRef, Batch, Call, Turn, utc_of
 from sidecar.printable import printable
 from sidecar.testing.strategies import batches
-from sidecar.transcript.posted import PREAMBLE, render_batch
 
 pytestmark = pytest.mark.unit
 

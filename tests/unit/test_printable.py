@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from sidecar import telemetry
-from sidecar.channels.livekit.job import _JobLog
-from sidecar.channels.vapi import recall
 from sidecar.cli import show
+from sidecar.delivery.message import render_batch
 from sidecar.memory.prompt import PromptLimits, render
 from sidecar.model import AgentRef, Batch, Block, Call, Snapshot, Turn
 from sidecar.printable import printable, printable_json, printable_line
 from sidecar.telemetry import Telemetry
-from sidecar.transcript.posted import render_batch
+from sidecar.tools import recall
+from sidecar.worker.livekit.job import _JobLog
 
 pytestmark = pytest.mark.unit
 

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidecar.app import prepare_data_dir
-from sidecar.channels.link.spool import SpoolFile
+from sidecar.app.parts import prepare_data_dir
 from sidecar.cli.checks import permissions, usable
-from sidecar.config import Settings, load
+from sidecar.config.load import load
+from sidecar.config.settings import Settings
 from sidecar.errors import ConfigError
+from sidecar.journal.sqlite.file import open_writer
 from sidecar.letta.app_server.process import FolderLock
 from sidecar.letta.embedded.store import EmbeddedStore
 from sidecar.private import (
@@ -26,7 +27,7 @@ from sidecar.private import (
     token_in,
     write_whole,
 )
-from sidecar.transcript.sqlite.file import open_writer
+from sidecar.wire.spool import SpoolFile
 
 pytestmark = pytest.mark.unit
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.link.frames import MAX_FRAME_BYTES, Memory, encode
-from sidecar.config import load
+from sidecar.config.load import load
 from sidecar.memory.prompt import NOTHING, PromptLimits, nonce_of, render
 from sidecar.model import Block, Snapshot, Turn
+from sidecar.wire.frames import MAX_FRAME_BYTES, Memory, encode
 
 pytestmark = pytest.mark.unit
 

@@ -12,16 +12,16 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.delivery.decisions import DeliveryPolicy
+from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalFull, LettaDenied, LettaUnavailable, Rejected, SidecarError
+from sidecar.journal.ports import PostPolicy
 from sidecar.letta.port import AgentSpec
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta, Fault
 from sidecar.testing.memory_journal import MemoryJournal
 from sidecar.testing.strategies import fault_scripts
-from sidecar.transcript.delivery import DeliveryPolicy
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.relay import Relay
 
 pytestmark = pytest.mark.unit
 

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.channels.link import spool, spooled
-from sidecar.channels.link.frames import (
-    MAX_FRAME_BYTES,
-    CallClose,
-    CallOpen,
-    Hints,
-    TurnFrame,
-    encode,
-)
-from sidecar.channels.link.spool import (
+from sidecar.wire import spool, spooled
+from sidecar.wire.frames import MAX_FRAME_BYTES, CallClose, CallOpen, Hints, TurnFrame, encode
+from sidecar.wire.spool import (
     SpoolFile,
     damaged_files,
     default_spool_dir,

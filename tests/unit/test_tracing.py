@@ -18,12 +18,12 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sidecar.channels.livekit.traces import JobTraces
-from sidecar.config import load
+from sidecar.config.load import load
 from sidecar.errors import ConfigError
 from sidecar.otel import OtelTracer, tracer_of
 from sidecar.telemetry import Event
 from sidecar.tracing import NO_TRACES, TEXT, exporter_of, traceparent_or_none
+from sidecar.worker.livekit.traces import JobTraces
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -331,7 +331,7 @@ async def test_a_collector_that_hangs_holds_nobody_up() -> None:
 
 def test_with_no_variable_set_opentelemetry_is_not_even_imported() -> None:
     """Off means off: the sidecar process loads none of it."""
-    code = "import sys, sidecar.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    code = "import sys, sidecar.app.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

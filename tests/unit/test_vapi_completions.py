@@ -10,14 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.access.deliveries import Deliveries
+from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.completions import (
     FALLBACK_TEXT,
     OVER_BUDGET_TEXT,
     Completions,
     Policy,
 )
-from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.errors import LlmError
 from sidecar.llm.dialects import Refusal

@@ -13,21 +13,22 @@ from typing import Any
 import anyio
 import pytest
 
+from sidecar.access.callers import IdentityRules
+from sidecar.access.deliveries import Deliveries
+from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.calls import CallPolicy, Calls
-from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.completions import Completions, Policy
 from sidecar.channels.vapi.control import Control
-from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.webhook import Assistant, Webhook
-from sidecar.letta.identity import Identity, IdentityRules
+from sidecar.journal.ports import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
+from sidecar.letta.identity import Identity
 from sidecar.memory.archive import Archive
 from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
-from sidecar.transcript.journal import PostPolicy
-from sidecar.transcript.sqlite import SqliteJournal
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 

@@ -15,19 +15,19 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.access.deliveries import Deliveries
+from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.callers import is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
-from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.history import Block as Said
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
-from sidecar.channels.vapi.recall import Known, as_text, known, search
 from sidecar.channels.vapi.webhook import history_of, tool_of
 from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
+from sidecar.tools.recall import Known, as_text, known, search
 
 pytestmark = pytest.mark.unit
 

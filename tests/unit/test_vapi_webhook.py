@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.channels.vapi.auth import REPLAY_WINDOW_S, Credential, Door
+from sidecar.access.deliveries import Deliveries
+from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
-from sidecar.channels.vapi.deliveries import Deliveries
 from sidecar.channels.vapi.history import blocks_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.channels.vapi.projection import transcript_of

@@ -31,10 +31,10 @@ from sidecar.calls import Calls, LiveCall
 from sidecar.channels.console import views
 from sidecar.channels.console.call import ConsoleCall
 from sidecar.errors import CallError, JournalError, SidecarError
+from sidecar.journal.ports import Journal
 from sidecar.llm.port import Llm
 from sidecar.model import CallerHints, Consent
 from sidecar.prompt_wait import Waits
-from sidecar.transcript.journal import Journal
 from sidecar.untrusted import MALFORMED
 
 HELLO_S: Final = 10.0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.calls import Calls, LiveCall
+from sidecar.journal.ports import OPEN_STATES, BatchRow, Journal
 from sidecar.model import Call, Turn
-from sidecar.transcript.journal import OPEN_STATES, BatchRow, Journal
 
 CALLS_SHOWN = 40
 TURNS_SHOWN = 200

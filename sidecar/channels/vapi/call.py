@@ -32,10 +32,10 @@ from sidecar.channels.vapi.projection import (
     transcript_of,
 )
 from sidecar.channels.vapi.windows import Sighting
+from sidecar.journal.ports import Journal
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
-from sidecar.transcript.journal import Journal
 
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50

@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from sidecar import telemetry
+from sidecar.access.callers import Resolution
 from sidecar.calls import Calls
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
@@ -16,11 +17,10 @@ from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.channels.vapi.history import Block
 from sidecar.errors import CallError, JournalError
-from sidecar.letta.identity import Resolution
+from sidecar.journal.ports import Journal
 from sidecar.model import CallerHints, Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
-from sidecar.transcript.journal import Journal
 
 OWNER = "vapi"
 _ENDED_KEPT = 1_000

@@ -17,9 +17,8 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
-from sidecar.channels.vapi import recall
+from sidecar.access.door import Admitted, Door
 from sidecar.channels.vapi.apart import MESSAGE, apart
-from sidecar.channels.vapi.auth import Admitted, Door
 from sidecar.channels.vapi.bodies import Object, about, child, items
 from sidecar.channels.vapi.call import ToolRun, VapiCall
 from sidecar.channels.vapi.calls import Stage, VapiCalls
@@ -38,6 +37,7 @@ from sidecar.errors import CallError, JournalError
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Emit
+from sidecar.tools import recall
 from sidecar.untrusted import MALFORMED
 
 TOOL_S: Final = 5.0

@@ -1,0 +1,1 @@
+"""Who may speak to the sidecar, and who a caller is."""

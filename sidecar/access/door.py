@@ -1,0 +1,159 @@
+"""Who may speak to the VAPI routes, and as which tenant.
+
+The model endpoint takes a bearer key (VAPI's `custom-llm` credential). The server URL takes what
+VAPI can be told to send: a bearer token, an HMAC over the raw bytes with its time, or the legacy
+`x-vapi-secret`. The tenant is the credential's, never the body's. Each credential may be two
+values at a time, so that a key can be changed while calls go on.
+
+Everything is compared as digests in constant time, every candidate each time.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sidecar.access.deliveries import Deliveries
+
+REPLAY_WINDOW_S = 300.0
+_MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What one tenant's VAPI account sends.
+
+    Attributes:
+        tenant: Whose calls these are.
+        keys: Bearer keys of the model endpoint; any of them opens.
+        secrets: Secrets of the server URL; any of them opens.
+    """
+
+    tenant: str
+    keys: tuple[bytes, ...]
+    secrets: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that belongs.
+
+    Attributes:
+        tenant: The credential's.
+        again: A signed delivery whose very signature was here before.
+        signature: Of a signed delivery.
+        stamp_s: The time a signed delivery says, Unix seconds.
+    """
+
+    tenant: str
+    again: bool = False
+    signature: bytes = b""
+    stamp_s: float = 0.0
+
+
+class Door:
+    """Checks requests.
+
+    Args:
+        credentials: Without any, nobody is let in.
+        wall: Unix time in seconds, as the machine has it now: VAPI's times are compared with it.
+        deliveries: Which signed deliveries were here.
+    """
+
+    def __init__(
+        self,
+        credentials: Sequence[Credential],
+        *,
+        wall: Callable[[], float],
+        deliveries: Deliveries,
+    ) -> None:
+        self._credentials = tuple(credentials)
+        self._wall = wall
+        self._deliveries = deliveries
+
+    def admit_model(self, headers: Mapping[str, str]) -> Admitted | None:
+        """Admit a request to the model endpoint.
+
+        Args:
+            headers: By lower-case name.
+        """
+        shown = _bearer(headers.get("authorization", ""))
+        return self._holder(shown, [(c.tenant, c.keys) for c in self._credentials])
+
+    def admit_webhook(self, headers: Mapping[str, str], body: bytes) -> Admitted | None:
+        """Admit a delivery to the server URL, judged on the bytes as they came.
+
+        A signed delivery is admitted within `REPLAY_WINDOW_S` of its time, either side. The unit
+        of VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
+        """
+        secrets = [(c.tenant, c.secrets) for c in self._credentials]
+        signature = headers.get("x-signature", "")
+        if signature:
+            return self._signed(signature, headers.get("x-timestamp", ""), body, secrets)
+        shown = _bearer(headers.get("authorization", "")) or headers.get("x-vapi-secret", "")
+        return self._holder(shown, secrets)
+
+    def _holder(
+        self, shown: str, candidates: Sequence[tuple[str, tuple[bytes, ...]]]
+    ) -> Admitted | None:
+        digest = _digest(shown.encode("utf-8", "surrogateescape"))
+        admitted: Admitted | None = None
+        for tenant, values in candidates:
+            for value in values:
+                if hmac.compare_digest(digest, _digest(value)):
+                    admitted = Admitted(tenant)
+        return admitted if shown else None
+
+    def _signed(
+        self,
+        signature: str,
+        timestamp: str,
+        body: bytes,
+        candidates: Sequence[tuple[str, tuple[bytes, ...]]],
+    ) -> Admitted | None:
+        try:
+            stamp_s = float(timestamp)
+        except ValueError:
+            return None
+        if stamp_s >= _MILLISECONDS_FROM:
+            stamp_s /= 1_000
+        if not abs(self._wall() - stamp_s) <= REPLAY_WINDOW_S:
+            return None
+        given = _signature_bytes(signature)
+        signed = timestamp.encode() + b"." + body
+        tenant = ""
+        for name, values in candidates:
+            for value in values:
+                if hmac.compare_digest(given, hmac.digest(value, signed, "sha256")):
+                    tenant = name
+        if not tenant:
+            return None
+        return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
+
+    async def keep(self, admitted: Admitted) -> None:
+        """Return when a signed delivery will be known again after a restart; others are let go."""
+        if admitted.signature:
+            await self._deliveries.keep(admitted.signature, admitted.stamp_s)
+
+
+def _bearer(authorization: str) -> str:
+    """Return the token; a key without the word Bearer is taken as it stands."""
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if token and scheme.lower() == "bearer" else authorization.strip()
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+def _signature_bytes(signature: str) -> bytes:
+    """Read a SHA-256 signature in hex or base64, with or without `sha256=` before it."""
+    text = signature.strip().removeprefix("sha256=")
+    try:
+        if len(text) == 2 * hashlib.sha256().digest_size:
+            return bytes.fromhex(text)
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return b""

@@ -1,0 +1,1 @@
+"""The sidecar as a whole: its parts built, wired, run and drained."""

@@ -1,0 +1,148 @@
+"""What the settings ask for, part by part: the model, Letta, the rules, the traces."""
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from sidecar import telemetry
+from sidecar.access.callers import IdentityRules
+from sidecar.app.local_letta import OpenLetta, opened_locally
+from sidecar.config.agent_map import read_agent_map
+from sidecar.config.settings import DEFAULT_TENANT, OPENAI_URL, Settings
+from sidecar.letta.port import Letta
+from sidecar.llm.port import Llm
+from sidecar.privacy import redaction
+from sidecar.private import state_directories
+from sidecar.tracing import NO_TRACES, Tracer, exporter_of
+
+FLUSH_TRACES_S = 2.0
+
+
+def prepare_data_dir(settings: Settings) -> Path:
+    """Make the data directory, 0700, and return it.
+
+    Raises:
+        ConfigError: it can't be made or written, or it is open to other users.
+    """
+    directory = settings.data_dir.expanduser()
+    state_directories(directory, settings.spool.expanduser())
+    return directory
+
+
+def build_llm(settings: Settings) -> Llm:
+    """Return the language model the settings ask for: a real one, or the demo model."""
+    if not settings.llm_is_real:
+        from sidecar.demo.model import DemoModel  # noqa: PLC0415
+
+        return DemoModel()
+    from sidecar.llm.openai import OpenAiLlm  # noqa: PLC0415
+
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+    base_url = settings.llm_base_url or OPENAI_URL
+    return OpenAiLlm(base_url, key, settings.llm_model)
+
+
+@asynccontextmanager
+async def opened_letta(
+    settings: Settings,
+    directory: Path,
+    *,
+    llm: Llm,
+    patient: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> AsyncGenerator[OpenLetta]:
+    """Open the Letta the settings ask for: that of a URL or a key, else that of this machine.
+
+    Args:
+        settings: As loaded.
+        directory: The data directory.
+        llm: What the agents of this machine's Letta run on.
+        patient: As for `opened_locally`.
+        say: Told what is waited for.
+
+    Raises:
+        ConfigError, LettaError: as `opened_locally`.
+    """
+    if settings.letta_generation == "local":
+        async with opened_locally(settings, directory, llm=llm, patient=patient, say=say) as ours:
+            yield ours
+        return
+    letta = configured_letta(settings)
+    try:
+        yield OpenLetta(letta)
+    finally:
+        await letta.aclose()
+
+
+def configured_letta(settings: Settings) -> Letta:
+    """Return the Letta that a URL or a key in the settings names."""
+    if settings.letta_app_server_url:
+        from sidecar.letta.app_server.letta import AppServerLetta  # noqa: PLC0415
+
+        token = settings.letta_app_server_token
+        return AppServerLetta(
+            settings.letta_app_server_url,
+            token.get_secret_value() if token else None,
+            read_timeout_s=settings.read_timeout_s,
+            post_timeout_s=settings.post_timeout_s,
+            reflect=settings.reflect,
+        )
+    from sidecar.letta.rest.letta import RestLetta  # noqa: PLC0415 - the SDK costs 60 MB
+
+    key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else None
+    return RestLetta(
+        settings.letta_base_url,
+        key,
+        read_timeout_s=settings.read_timeout_s,
+        post_timeout_s=settings.post_timeout_s,
+    )
+
+
+def identity_rules(settings: Settings) -> IdentityRules:
+    """Return how callers become agents."""
+    tenants = settings.tenant_names
+    return IdentityRules(
+        agent_id=settings.agent_id,
+        agent_map=read_agent_map(settings.agent_map, tenants) if settings.agent_map else {},
+        create_agents=settings.create_agents,
+        default_region=settings.default_region,
+        one_tenant=len(tenants) == 1,
+        model=settings.letta_agent_model,
+        embedding=settings.letta_agent_embedding,
+    )
+
+
+def spool_tenant(settings: Settings) -> str | None:
+    """Return whose workers write to the spool; None where several tenants could."""
+    tenants = set(settings.tokens.values()) or {DEFAULT_TENANT}
+    return tenants.pop() if len(tenants) == 1 else None
+
+
+@asynccontextmanager
+async def traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
+    """Make spans as the OTEL_* variables say; what waits at the end is sent within `FLUSH_TRACES_S`.
+
+    Raises:
+        ConfigError: a variable is wrong.
+    """
+    if exporter_of(os.environ)[0] == "none":
+        yield NO_TRACES
+        return
+    from sidecar.otel import tracer_of  # noqa: PLC0415 - only when asked for
+
+    tracer = tracer_of(
+        os.environ,
+        service="letta-voice-sidecar",
+        text=settings.trace_text,
+        emit=emit,
+        redact=redaction(settings.redact),
+    )
+    assert tracer is not None
+    try:
+        yield tracer
+    finally:
+        with anyio.CancelScope(shield=True):
+            await tracer.flush(FLUSH_TRACES_S, last=True)

@@ -1,0 +1,94 @@
+"""The voice worker of `sidecar run`: a process beside the sidecar, kept running."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from sidecar.config.load import for_a_worker
+from sidecar.config.settings import Settings
+
+WORKER_STOP_S = 15.0
+GROUP_LOOK_S = 1.0
+
+
+class Kept(Protocol):
+    """A parent that starts the sidecar again when it is killed; `sidecar.cli.restart`."""
+
+    @property
+    def page_token(self) -> str:
+        """What the page is admitted with."""
+        ...
+
+    @property
+    def earlier_groups(self) -> Sequence[int]:
+        """Process groups of killed predecessors in which something still runs."""
+        ...
+
+    def came_up(self) -> None:
+        """Tell it that the sidecar serves."""
+        ...
+
+
+def worker_part(
+    worker: Path, settings: Settings, kept: Kept | None
+) -> Callable[[anyio.Event], Awaitable[None]]:
+    """Return a part that keeps the voice worker running as a process beside us.
+
+    When the drain begins, the worker is told to finish its calls and take no new ones. A worker
+    that has outlived a killed predecessor of this process goes on, and no second one is started.
+    """
+
+    async def run(stopping: anyio.Event) -> None:
+        for group in kept.earlier_groups if kept else ():
+            await _outlived(group, stopping)
+        if stopping.is_set():
+            await anyio.sleep_forever()
+        env = for_a_worker(os.environ)
+        env.setdefault("SIDECAR_LINK_URL", f"ws://127.0.0.1:{settings.port}/link")
+        # `start` refuses calls above 0.7 of the CPU, which a small machine reaches by loading models.
+        command = [sys.executable, str(worker), "dev", "--no-reload", "--log-level", "info"]
+        async with await anyio.open_process(command, env=env, stdout=None, stderr=None) as process:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_terminate_when, stopping, process)
+                    await process.wait()
+                    tasks.cancel_scope.cancel()
+                if stopping.is_set():
+                    await anyio.sleep_forever()  # it has left as told: not to be started again
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _stop(process)
+
+    return run
+
+
+async def _outlived(group: int, stopping: anyio.Event) -> None:
+    """Return when nothing of a process group is left; with the drain it is told to end."""
+    told = False
+    with contextlib.suppress(OSError):  # ProcessLookupError: all of it is gone
+        while True:
+            os.killpg(group, signal.SIGTERM if stopping.is_set() and not told else 0)
+            told = stopping.is_set()
+            with anyio.move_on_after(None if told else GROUP_LOOK_S):
+                await (anyio.sleep(GROUP_LOOK_S) if told else stopping.wait())
+
+
+async def _terminate_when(stopping: anyio.Event, process: anyio.abc.Process) -> None:
+    await stopping.wait()
+    process.terminate()
+
+
+async def _stop(process: anyio.abc.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        with anyio.move_on_after(WORKER_STOP_S):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()

@@ -1,0 +1,548 @@
+"""The live calls: memory comes in here before each prompt, words go out here after each reply.
+
+Every channel (link, console, VAPI) opens a `LiveCall`, reads its `memory`, records turns and
+closes it. Nothing here waits for Letta on behalf of a caller: opening a call answers with what is
+at hand, and newer memory is told to the call's listener as it comes.
+
+Theory of operation: a call is *live* while a channel holds it. When its holder is lost (a worker
+died, the sidecar was restarted) it is an *orphan*: the same worker may take it up again; after
+`orphan_s` it is closed, so that its last words are posted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+from anyio.abc import TaskStatus
+
+from sidecar import telemetry
+from sidecar.access.callers import IdentityRules, Resolution, resolve
+from sidecar.calls.call import Listener, LiveCall
+from sidecar.calls.feed import MemoryFeed
+from sidecar.calls.records import Heard, Records
+from sidecar.errors import CallError, JournalError
+from sidecar.journal.ports import Journal
+from sidecar.letta.identity import Identity
+from sidecar.memory.freshness import FreshnessPolicy
+from sidecar.memory.prompt import PromptLimits
+from sidecar.memory.snapshots import Snapshots
+from sidecar.model import (
+    TURN_SECONDS,
+    AgentRef,
+    Batch,
+    Call,
+    CallerHints,
+    Channel,
+    Turn,
+    call_key,
+    prompt_of,
+)
+from sidecar.prompt_wait import PromptWait
+from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class CallPolicy:
+    """What the calls need of the settings; see `sidecar.config.Settings`."""
+
+    limits: PromptLimits = field(default_factory=PromptLimits)
+    freshness: FreshnessPolicy = field(default_factory=FreshnessPolicy)
+    orphan_s: float = 120.0
+    consent_required: bool = False
+
+    def keeps(self, hints: CallerHints) -> bool:
+        """Whether a call with these hints may be kept."""
+        return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
+
+
+def _tell_nobody() -> None:
+    """Stand in for `Calls.on_opened`."""
+
+
+class Calls:
+    """All live calls.
+
+    Args:
+        journal: Where turns go.
+        snapshots: Where memory comes from.
+        identity: Finds or creates a caller's agent.
+        rules: Whose memory a call belongs to.
+        policy: Limits and times.
+        secret: This installation's own, for the nonce of the fence.
+        emit: Where events go.
+        clock: Unix time in seconds.
+        tracer: Makes spans.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        snapshots: Snapshots,
+        identity: Identity,
+        *,
+        rules: IdentityRules,
+        policy: CallPolicy,
+        secret: bytes,
+        emit: Emit,
+        clock: Callable[[], float],
+        tracer: Tracer = NO_TRACES,
+    ) -> None:
+        self._journal = journal
+        self._tracer = tracer
+        self._rules = rules
+        self._policy = policy
+        self._emit = emit
+        self._clock = clock
+        self._feed = MemoryFeed(
+            journal,
+            snapshots,
+            identity,
+            limits=policy.limits,
+            freshness=policy.freshness,
+            secret=secret,
+            emit=emit,
+            tracer=tracer,
+            clock=clock,
+            journal_failed=self._say_journal_failed,
+        )
+        self._live: dict[str, LiveCall] = {}
+        self._orphans: dict[str, float] = {}
+        self._records = Records()
+        self._fewer = anyio.Event()
+        self.on_opened: Callable[[], None] = _tell_nobody
+        """Called when a new call has been opened."""
+        self.draining = False
+        self.journal_error: str = ""
+        """Why turns can't be stored just now; empty while they can."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve calls until cancelled; adopts the calls an earlier process left open."""
+        async with anyio.create_task_group() as tasks:
+            self._feed.tasks = tasks
+            now_s = self._clock()
+            for call in await self._journal.live_calls():
+                self._orphans[call.key] = now_s
+            task_status.started()
+            while True:
+                await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
+                await self._close_orphans()
+                await self._try_journal()
+
+    @property
+    def live(self) -> Sequence[LiveCall]:
+        """The live calls, oldest first."""
+        return tuple(self._live.values())
+
+    @property
+    def unfound(self) -> bool:
+        """Whether a live call waits for its agent, since Letta did not answer as one."""
+        return any(live.unfound for live in self._live.values())
+
+    async def wait_for_fewer(self) -> None:
+        """Return when a live call has ended."""
+        await self._fewer.wait()
+
+    async def open(
+        self,
+        tenant: str,
+        call_id: str,
+        *,
+        channel: Channel,
+        hints: CallerHints,
+        opened_at_s: float,
+        owner: str,
+        listener: Listener,
+        traceparent: str = "",
+        room: str = "",
+        whose: Resolution | None = None,
+    ) -> LiveCall:
+        """Take a call up, or take it up again, and start to bring its memory.
+
+        Promises: returns without asking Letta. The first `on_memory` with `settled=True` says
+        that the memory at hand is all there is for now.
+
+        Args:
+            tenant: From the credential.
+            call_id: The channel's own id.
+            channel: Where it comes from.
+            hints: Who is on the line.
+            opened_at_s: Unix time.
+            owner: Who holds the call; the same owner may open it again.
+            listener: Told of newer memory.
+            traceparent: The channel's own span of the call, where it has one.
+            room: Where the call is heard. Of several of one room and caller one keeps the record
+                (`sidecar.calls.records`); empty: no other hears it.
+            whose: Whose the call is, in place of what `hints` say.
+
+        Raises:
+            CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
+                the sidecar is draining and the call is new (`draining`).
+        """
+        key = call_key(tenant, call_id)
+        resolution = whose or self.resolve(tenant, hints)
+        live = self._live.get(key)
+        if live is not None:
+            if live.call.caller_key not in {"", resolution.caller_key}:
+                raise CallError(
+                    "call_claimed",
+                    "the call is another caller's",
+                    hint="give each call an id of its own",
+                )
+            if live.owner != owner:
+                raise CallError(
+                    "call_claimed",
+                    "another worker holds this call",
+                    hint="give each call an id of its own",
+                )
+            live.listener = listener
+            if not self._policy.keeps(hints):
+                await self.refuse(live)
+            live.traceparent = traceparent or live.traceparent
+            self._feed.begin(live)
+            return live
+        resumed = key in self._orphans
+        if self.draining and not resumed:
+            raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
+        if resolution.why and not resumed:
+            self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
+        call = Call(
+            key,
+            resolution.ref,
+            channel,
+            resolution.caller_key,
+            opened_at_s,
+            consent=hints.consent,
+        )
+        live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
+        live.kept = self._policy.keeps(hints)
+        live.heard = _heard(tenant, room, resolution.caller_key)
+        self._enter(live)
+        about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
+        with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
+            live.traceparent = traceparent or span.traceparent
+            try:
+                await self._store_call(live)
+            except CallError:
+                del self._live[key]
+                self._records.leave(live)
+                raise
+            except JournalError as error:
+                self._journal_failed(error)  # the call goes on; `record` stores it first
+        self._emit(
+            telemetry.call_opened,
+            call=key,
+            channel=channel,
+            lane=live.call.ref.lane,
+            resumed=resumed,
+        )
+        self.on_opened()
+        self._feed.begin(live)
+        return live
+
+    def _enter(self, live: LiveCall) -> None:
+        self._live[live.key] = live
+        if keeper := self._records.enter(live):
+            live.elsewhere = True
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=keeper.key)
+
+    async def restore(
+        self,
+        tenant: str,
+        call_id: str,
+        *,
+        channel: Channel,
+        hints: CallerHints,
+        opened_at_s: float,
+        turns: Sequence[Turn],
+        room: str = "",
+    ) -> bool:
+        """Store a call that its dead worker left in a spool, and close it.
+
+        Returns:
+            False when a worker holds the call just now, or another call that keeps the record of
+            its room has not come as far: try again later.
+
+        Raises:
+            CallError: the call is stored as another's.
+            JournalError: nothing of it was stored; try again.
+        """
+        key = call_key(tenant, call_id)
+        if key in self._live:
+            return False
+        if not self.keeps(hints):
+            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
+            return True
+        resolution = resolve(tenant, hints, self._rules)
+        left = self._records.left_of(_heard(tenant, room, resolution.caller_key), key, turns)
+        if left is None:
+            return False
+        if turns and not left and key not in self._orphans:
+            return True  # all of it stands in the record of another call
+        turns = left
+        call = Call(
+            key,
+            resolution.ref,
+            channel,
+            resolution.caller_key,
+            opened_at_s,
+            consent=hints.consent,
+        )
+        if resolution.why and key not in self._orphans:
+            self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
+        try:
+            stored = await self._journal.open_call(call)
+        except CallError as error:
+            if error.code != "erased":
+                raise
+            self._emit(telemetry.erased_call_refused, call=key)
+            return True
+        if stored.consent == "no":
+            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
+        else:
+            await self._journal.append(turns)
+        if key not in self._live:  # else a worker has taken it up since, and ends it
+            await self._journal.close_call(key, at_s=self._clock())
+            self._orphans.pop(key, None)
+        return True
+
+    def keeps(self, hints: CallerHints) -> bool:
+        """Whether anything of a call with these hints may be kept."""
+        return self._policy.keeps(hints)
+
+    def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
+        """Say whose memory a call with these hints belongs to."""
+        return resolve(tenant, hints, self._rules)
+
+    async def identify(self, live: LiveCall, whose: Resolution) -> None:
+        """Give a live call that has no caller yet its caller, and bring their memory.
+
+        A call of nobody gets the agent, too, with what was said in it before. One that has a
+        caller, or another agent, stays as it is.
+
+        Raises:
+            JournalError: it stays as it was; may be repeated.
+        """
+        call = live.call
+        if call.caller_key or (call.ref.known and call.ref != whose.ref):
+            return
+        known = replace(call, ref=whose.ref, caller_key=whose.caller_key)
+        if known == call:
+            return
+        if live.stored:
+            try:
+                known = await self._journal.identify(known)
+            except CallError as error:
+                live.stored = False  # erased since it was stored; with its caller: for good
+                live.kept = live.kept and error.code != "erased"
+        live.call = replace(known, consent=live.call.consent)
+        live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
+        self._feed.begin(live)
+
+    def orphan(self, owner: str) -> None:
+        """The holder of these calls is lost; it may come back within `orphan_s`."""
+        for live in [one for one in self._live.values() if one.owner == owner]:
+            self._forget(live)
+            if live.stored or live.key in self._orphans:
+                self._orphans[live.key] = self._clock()
+
+    def changed(self, agent_id: str) -> None:
+        """Letta has changed the memory of an agent: what is held of it is no longer fresh."""
+        self._feed.changed(agent_id)
+
+    async def digested(self, ref: AgentRef, batch: Batch) -> None:
+        """Read the agent of a batch that was digested, for the calls that are live."""
+        await self._feed.digested(ref, batch)
+
+    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+        """Make turns of a live call durable; drop them where the caller did not agree.
+
+        Where another call keeps the record, this returns when that has come as far.
+        """
+        turns = await self._records.own(live, turns)
+        if not turns:
+            return
+        if not live.kept:
+            self._records.reached(live, turns)
+            self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+            return
+        for turn in turns:
+            if turn.seq:
+                if live.last_seq and turn.seq > live.last_seq + 1:
+                    self._emit(
+                        telemetry.turn_seq_gap,
+                        call=live.key,
+                        expected=live.last_seq + 1,
+                        got=turn.seq,
+                    )
+                live.last_seq = max(live.last_seq, turn.seq)
+        try:
+            if not await self._append(live, turns):
+                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+                return
+        except CallError:
+            raise  # this turn's fault, not the journal's
+        except JournalError as error:
+            self._journal_failed(error)
+            raise
+        self.journal_error = ""
+        self._records.reached(live, turns)
+        live.turns += len(turns)
+        for turn in turns:
+            self._say_recorded(live, turn)
+
+    def _say_recorded(self, live: LiveCall, turn: Turn) -> None:
+        """Say that a turn is stored, and what was measured of it."""
+        self._emit(
+            telemetry.turn_recorded,
+            call=live.key,
+            speaker=turn.speaker,
+            chars=len(turn.text),
+            pii_text=turn.text,
+        )
+        measured = {name: turn.metrics[name] for name in TURN_SECONDS if name in turn.metrics}
+        if measured:
+            self._emit(telemetry.turn_measured, call=live.key, **measured)
+        if prompt := prompt_of(turn.metrics):
+            served, age_s, wait_s = prompt
+            self._emit(
+                telemetry.prompt_served,
+                call=live.key,
+                version="",
+                served=served,
+                age_s=age_s,
+                wait_s=wait_s,
+            )
+
+    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
+        """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
+
+        A call that retention has erased meanwhile is stored anew.
+
+        Returns:
+            False when the call turns out to be one that the caller refused, or that was erased
+            with its caller.
+        """
+        await self._store_call(live)
+        if not live.kept:
+            return False
+        parents = [turn.traceparent or live.traceparent for turn in turns]
+        about = {
+            CONVERSATION: live.call.call_id,
+            "sidecar.turns": len(turns),
+            TEXT: "\n".join(f"{turn.speaker}: {turn.text}" for turn in turns),
+        }
+        with self._tracer.start(
+            "store turns", parent=parents[0], links=parents[1:], attributes=about
+        ) as span:
+            traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
+            try:
+                await self._journal.append(traced)
+            except CallError as error:
+                if error.code != "unknown_call":
+                    raise
+                live.stored = False  # erased since it was stored
+                await self._store_call(live)
+                if not live.kept:
+                    return False
+                await self._journal.append(traced)
+        return True
+
+    async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
+        """End a live call."""
+        if not live.closed:
+            if not live.elsewhere:
+                await self._store_call(live)
+            if live.stored:
+                await self._journal.close_call(live.key, at_s=self._clock(), final=final)
+            self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
+            self._records.leave(live, at_s=at_s)
+        self._forget(live)
+
+    async def refuse(self, live: LiveCall) -> None:
+        """Keep nothing more of a live call, and say so on what is stored of it."""
+        if not live.kept:
+            return
+        live.kept = False
+        if live.stored:
+            try:
+                live.call = await self._journal.open_call(replace(live.call, consent="no"))
+            except JournalError as error:
+                self._journal_failed(error)
+
+    # ---------------------------------------------------------------------------------------
+
+    async def _store_call(self, live: LiveCall) -> None:
+        """Store a call unless it is, or another keeps its record.
+
+        Of one that was erased with its caller nothing is kept.
+        """
+        if live.kept and not live.stored and self._records.keeps(live):
+            try:
+                live.call = await self._journal.open_call(live.call)
+            except CallError as error:
+                if error.code != "erased":
+                    raise
+                live.kept = False
+                self._emit(telemetry.erased_call_refused, call=live.key)
+                return
+            live.stored = True
+            live.kept = live.call.consent != "no"
+            self._orphans.pop(live.key, None)
+
+    def _journal_failed(self, error: JournalError) -> None:
+        """A write failed: turns can't be stored until one succeeds."""
+        self.journal_error = f"{type(error).__name__}: {error.message}"
+        self._say_journal_failed(error)
+
+    def _say_journal_failed(self, error: JournalError) -> None:
+        self._emit(
+            telemetry.journal_failed,
+            error=f"{type(error).__name__}: {error.message}",
+            hint=error.hint,
+        )
+
+    async def _try_journal(self) -> None:
+        """Find out whether turns can be stored again: without a call none would tell."""
+        if self.journal_error:
+            try:
+                await self._journal.try_write()
+            except JournalError:
+                return
+            self.journal_error = ""
+
+    def _forget(self, live: LiveCall) -> None:
+        live.closed = True
+        if self._live.get(live.key) is live:
+            del self._live[live.key]
+            self._fewer.set()
+            self._fewer = anyio.Event()
+        self._records.leave(live)
+        self._feed.end(live)
+
+    async def _close_orphans(self) -> None:
+        now_s = self._clock()
+        for key, since_s in list(self._orphans.items()):
+            # Each close takes time, in which any of them may be taken up or lost again.
+            if (
+                now_s - since_s < self._policy.orphan_s
+                or self._orphans.get(key) != since_s
+                or key in self._live
+            ):
+                continue
+            try:
+                await self._journal.close_call(key, at_s=now_s)
+            except CallError:
+                self._orphans.pop(key, None)  # erased meanwhile
+                continue
+            except JournalError as error:
+                self._journal_failed(error)
+                continue
+            if self._orphans.get(key) == since_s and key not in self._live:
+                del self._orphans[key]
+            self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
+
+
+def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
+    """Return what several calls hear together; None where no other hears this, or nobody knows."""
+    return (f"{tenant}/{room}", caller_key) if room and caller_key else None

@@ -1,0 +1,206 @@
+"""What the command line asks of a running sidecar: the journal's file has one owner, and it is it.
+
+A request comes from this machine and carries the token of `control.json` in the data directory,
+a file that only this user can read and that is new with each start. A browser is refused.
+"""
+
+import contextlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar, cast
+
+import anyio
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from sidecar.call_names import calls_named, several
+from sidecar.calls import LiveCall
+from sidecar.errors import SidecarError
+from sidecar.journal.ports import Journal
+from sidecar.model import Command
+from sidecar.peer import from_this_machine
+from sidecar.private import write_whole
+from sidecar.untrusted import MALFORMED
+
+CONTROL_FILE = "control.json"
+BUDGET_S = 300.0
+_BODY_LIMIT_BYTES = 65_536
+_TEXT_LIMIT_CHARS = 1_024
+COMMAND_CHARS = 2_000
+
+T = TypeVar("T")
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """Asks to forget a caller; without `really` it only tells what is held."""
+
+    tenant: str
+    caller_key: str
+    really: bool = False
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Asks for a command into a live call.
+
+    Attributes:
+        call: Its key, the channel's own id of it, or what `calls_named` takes beside them.
+        command: What to do.
+        text: What to heed or to say; to hang up it counts for nothing.
+    """
+
+    call: str
+    command: Command
+    text: Annotated[str, msgspec.Meta(max_length=COMMAND_CHARS)] = ""
+
+
+class Admin:
+    """The routes below `/admin`.
+
+    Args:
+        journal: The one this process owns.
+        live: The calls that are live.
+        forget: Tells what is held of a caller, or erases it; the result is plain JSON.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        live: Callable[[], Sequence[LiveCall]],
+        forget: Callable[[Forget], Awaitable[object]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._live = live
+        self._forget = forget
+        self._clock = clock
+        self._token = secrets.token_urlsafe(32)
+
+    def announce(self, directory: Path, url: str) -> None:
+        """Write where this sidecar is reached, and its token, for this user alone (0600)."""
+        content = {"url": url, "token": self._token, "pid": os.getpid()}
+        write_whole(directory / CONTROL_FILE, json.dumps(content).encode())
+
+    def withdraw(self, directory: Path) -> None:
+        """Take `announce` back, unless a later sidecar has announced itself."""
+        path = directory / CONTROL_FILE
+        with contextlib.suppress(OSError, *MALFORMED, KeyError, TypeError):
+            if cast("dict[str, object]", json.loads(path.read_text()))["pid"] == os.getpid():
+                path.unlink()
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        return [
+            Route("/admin/status", self._guarded(self._status)),
+            Route("/admin/outbox/{batch}/replay", self._guarded(self._replay), methods=["POST"]),
+            Route("/admin/outbox/{batch}/drop", self._guarded(self._drop), methods=["POST"]),
+            Route("/admin/command", self._guarded(self._command), methods=["POST"]),
+            Route("/admin/forget", self._guarded(self._forget_caller), methods=["POST"]),
+        ]
+
+    def _guarded(
+        self, serve: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            if not _asked_directly(request):
+                return JSONResponse({"error": "not for you"}, 403)
+            if not self._admits(request):
+                return JSONResponse({"error": "not without the token of control.json"}, 401)
+            try:
+                with anyio.fail_after(BUDGET_S):
+                    return await serve(request)
+            except SidecarError as error:
+                return JSONResponse(
+                    {
+                        "error": error.message,
+                        "hint": error.hint,
+                        "kind": type(error).__name__,
+                        "retryable": error.retryable,
+                    },
+                    409,
+                )
+            except TimeoutError:
+                return JSONResponse({"error": f"not done in {BUDGET_S:g} s", "hint": ""}, 504)
+
+        return guarded
+
+    def _admits(self, request: Request) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode(), self._token.encode()
+        )
+
+    async def _status(self, _: Request) -> Response:
+        return JSONResponse({"pid": os.getpid()})
+
+    async def _replay(self, request: Request) -> Response:
+        batch = str(request.path_params["batch"])[:_TEXT_LIMIT_CHARS]
+        return _outcome(await self._journal.replay(batch, now_s=self._clock()))
+
+    async def _drop(self, request: Request) -> Response:
+        batch = str(request.path_params["batch"])[:_TEXT_LIMIT_CHARS]
+        return _outcome(await self._journal.drop(batch, now_s=self._clock()))
+
+    async def _command(self, request: Request) -> Response:
+        """Pass a command on to the call's channel; what becomes of it, its transcript shows."""
+        asked = await _asked(request, Order)
+        if asked is None:
+            return _malformed()
+        if asked.command != "hang-up" and not asked.text:
+            return JSONResponse({"error": "text: say what to heed or to say"}, 400)
+        live_calls = {one.key: one for one in self._live()}
+        found = calls_named(asked.call, live_calls)
+        if not found:
+            return _outcome(done=False)
+        if len(found) > 1:
+            error = "several live calls are named so"
+            return JSONResponse({"error": error, "hint": f"say which: {several(found)}"}, 409)
+        live = live_calls[found[0]]
+        match asked.command:
+            case "guide":
+                live.guide(asked.text)
+            case "say":
+                live.say(asked.text)
+            case "hang-up":
+                live.hang_up()
+        return _outcome(done=True)
+
+    async def _forget_caller(self, request: Request) -> Response:
+        asked = await _asked(request, Forget)
+        if asked is None:
+            return _malformed()
+        report = await self._forget(asked)
+        return Response(msgspec.json.encode(report), media_type="application/json")
+
+
+async def _asked(request: Request, kind: type[T]) -> T | None:
+    """Return what a body asks; None where it is too long, no JSON or not of that kind."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _BODY_LIMIT_BYTES:
+            return None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except MALFORMED:
+        return None
+
+
+def _malformed() -> Response:
+    return JSONResponse({"error": "malformed", "hint": ""}, 400)
+
+
+def _outcome(done: bool) -> Response:
+    return JSONResponse({"done": done})
+
+
+def _asked_directly(request: Request) -> bool:
+    client = request.client.host if request.client else ""
+    return from_this_machine(request.headers, client)

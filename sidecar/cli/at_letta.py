@@ -1,0 +1,147 @@
+"""What commands ask of Letta themselves: agents, their memory, a move, a caller forgotten."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+from sidecar.app.parts import (
+    build_llm,
+    identity_rules,
+    opened_letta,
+    prepare_data_dir,
+    spool_tenant,
+)
+from sidecar.app.serve import say_waiting
+from sidecar.config.load import load
+from sidecar.config.settings import Settings
+from sidecar.errors import LettaError
+from sidecar.jobs.forget import Forgetting, Forgotten
+from sidecar.journal.ports import Journal
+from sidecar.letta.changes import Change, KeepsChanges
+from sidecar.letta.digest_agent import caller_tags, spec_named, tags_of_tenant
+from sidecar.letta.move import Move, agents_to_move, carry_out, plan
+from sidecar.letta.port import FoundAgent, Letta
+from sidecar.memory.store import DirectoryStore
+from sidecar.model import Block
+from sidecar.telemetry import Telemetry
+
+
+@asynccontextmanager
+async def letta_at_hand(place: str = "") -> AsyncGenerator[tuple[Settings, Letta]]:
+    """Open the Letta of the settings, or one that `Settings.at` names, for one command.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        LettaError: the Letta of this machine does not start.
+    """
+    settings = load().at(place) if place else load()
+    directory = prepare_data_dir(settings)
+    llm = build_llm(settings)
+    try:
+        async with opened_letta(settings, directory, llm=llm, say=say_waiting) as found:
+            yield settings, found.letta
+    finally:
+        await llm.aclose()
+
+
+async def create_agent(name: str, tenant: str) -> str:
+    """Make an agent that digests transcripts; returns its id (`sidecar agents create`)."""
+    async with letta_at_hand() as (settings, letta):
+        return await letta.create_agent(
+            spec_named(
+                name,
+                tenant,
+                model=settings.letta_agent_model,
+                embedding=settings.letta_agent_embedding,
+            )
+        )
+
+
+class _Silent:
+    """A log for commands, which say themselves what they did."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+
+async def list_agents(tenant: str) -> list[FoundAgent]:
+    """Return the agents this product made, of one tenant or of all (`sidecar agents list`)."""
+    async with letta_at_hand() as (_, letta):
+        return list(await letta.find_agents(tags_of_tenant(tenant)))
+
+
+async def forget_caller(
+    journal: Journal, tenant: str, caller_key: str, *, really: bool
+) -> Forgotten:
+    """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
+    async with letta_at_hand() as (settings, letta):
+        directory = prepare_data_dir(settings)
+        forgetting = Forgetting(
+            journal,
+            letta,
+            DirectoryStore(directory / "snapshots"),
+            rules=identity_rules(settings),
+            directory=directory,
+            spool=settings.spool.expanduser(),
+            spool_tenant=spool_tenant(settings),
+            emit=Telemetry(logger=_Silent()).emit,
+            clock=time.time,
+        )
+        step = forgetting.forget if really else forgetting.plan
+        return await step(tenant, caller_key)
+
+
+async def show_agent(agent_id: str) -> tuple[Block, ...]:
+    """Return the blocks of an agent (`sidecar agents show`)."""
+    async with letta_at_hand() as (_, letta):
+        return await letta.read_blocks(agent_id)
+
+
+async def agents_of_caller(tenant: str, caller_key: str) -> list[str]:
+    """Return the agents at Letta that carry a caller's tags, oldest first (`sidecar memory`)."""
+    async with letta_at_hand() as (_, letta):
+        return [one.agent_id for one in await letta.find_agents(caller_tags(tenant, caller_key))]
+
+
+async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
+    """Return what changed an agent's memory, newest first (`sidecar memory`).
+
+    Raises:
+        LettaError: this Letta keeps no such history.
+    """
+    async with letta_at_hand() as (_, letta):
+        if not isinstance(letta, KeepsChanges):
+            await letta.read_blocks(agent_id)
+            raise LettaError(
+                f"{letta.name} keeps no history of an agent's memory",
+                hint="`sidecar agents diff` compares it with the copy that was kept last, `sidecar"
+                " calls` tells what was said; the App Server keeps the history of its agents",
+            )
+        return await letta.changes(agent_id, limit=limit)
+
+
+async def move_agents(
+    agent_id: str, source_place: str, target_place: str, *, really: bool
+) -> list[Move]:
+    """Tell what a move would do, or move (`sidecar agents move`). An empty id: every agent.
+
+    An agent that the target does not take, or that could not be moved whole, ends it; those before
+    are moved, and are found by the next try.
+
+    Raises:
+        ConfigError, LettaError: a Letta can't be opened, or failed.
+    """
+    moves: list[Move] = []
+    async with (
+        letta_at_hand(source_place) as (_, source),
+        letta_at_hand(target_place) as (settings, target),
+    ):
+        model, embedding = settings.letta_agent_model, settings.letta_agent_embedding
+        for agent in await agents_to_move(source, agent_id):
+            if really:
+                moves.append(
+                    await carry_out(source, target, agent, model=model, embedding=embedding)
+                )
+            else:
+                moves.append(await plan(source, target, agent))
+    return moves

@@ -1,0 +1,1 @@
+"""From the journal to Letta: every turn, once and in order."""

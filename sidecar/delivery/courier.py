@@ -1,0 +1,199 @@
+"""One batch at Letta's door: whom it goes to, the look-up, the post, each told as an outcome.
+
+Every way a call to Letta can end becomes one event of `sidecar.delivery.decisions`; nothing is
+decided here, and nothing is written but what was learnt (the agent, the conversation).
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import anyio
+
+from sidecar.delivery.decisions import DeliveryPolicy, Outcome
+from sidecar.delivery.message import render_batch
+from sidecar.errors import (
+    AgentNotFound,
+    ConversationGone,
+    LettaDenied,
+    LettaError,
+    LettaUnavailable,
+    NotAccepted,
+    OutcomeUnknown,
+    Rejected,
+    SidecarError,
+    TooLarge,
+)
+from sidecar.journal.ports import Journal
+from sidecar.journal.states import Event
+from sidecar.letta.port import Finding, Letta, Post
+from sidecar.model import AgentRef, Batch
+
+GONE_LIMIT = 3
+"""So many "no such agent" in a row make a learnt agent forgotten and looked for again."""
+
+_FINDINGS: dict[Finding, Event] = {
+    "found": Event.FOUND,
+    "running": Event.RUNNING,
+    "absent": Event.ABSENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """A batch and its post. `nothing_sent`: no try of it can have got as far as Letta."""
+
+    batch: Batch
+    post: Post
+    nothing_sent: bool
+
+
+class Courier:
+    """Talks to Letta about one batch at a time per agent; never raises a `LettaError`.
+
+    Args:
+        journal: Where agents and conversations are learnt durably, before the first post.
+        letta: The Letta.
+        resolve_agent: Finds or creates the agent of a reference.
+        policy: Deadlines.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        letta: Letta,
+        resolve_agent: Callable[[AgentRef], Awaitable[str]],
+        *,
+        policy: DeliveryPolicy,
+    ) -> None:
+        self._journal = journal
+        self._letta = letta
+        self._resolve_agent = resolve_agent
+        self._policy = policy
+        self._conversations_gone: set[str] = set()
+        self._times_gone: dict[str, int] = {}
+        self._moved: set[str] = set()
+
+    async def address(self, batch: Batch) -> Addressed | Outcome:
+        """Find the agent and the call's conversation; both are durable on return.
+
+        Raises:
+            JournalError: what was learnt could not be stored.
+        """
+        nothing_sent = batch.agent_id is None or batch.call.conversation_id is None
+        try:
+            with anyio.fail_after(4 * self._policy.lookup_timeout_s):
+                batch = await self._with_agent(batch)
+                batch = await self._with_conversation(batch)
+        except LettaDenied as error:
+            return _outcome(Event.DENIED, error)
+        except AgentNotFound as error:
+            return await self._agent_gone(batch, error)
+        except Rejected as error:
+            return _outcome(Event.NO_AGENT, error)
+        except LettaError as error:
+            return _outcome(Event.UNADDRESSED, error)
+        except TimeoutError:
+            return Outcome(Event.UNADDRESSED, "Letta took too long to name the agent")
+        assert batch.agent_id is not None
+        assert batch.call.conversation_id is not None
+        post = Post(
+            batch.batch_id,
+            batch.agent_id,
+            batch.call.conversation_id,
+            render_batch(batch),
+            first_sent_at_s=batch.sealed_at_s,
+            final=batch.last_part,
+        )
+        return Addressed(batch, post, nothing_sent)
+
+    async def _with_agent(self, batch: Batch) -> Batch:
+        if batch.agent_id is not None:
+            return batch
+        agent_id = await self._resolve_agent(batch.call.ref)
+        await self._journal.learn_agent(batch.call.ref, agent_id)
+        return replace(batch, agent_id=agent_id)
+
+    async def _with_conversation(self, batch: Batch) -> Batch:
+        call = batch.call
+        assert batch.agent_id is not None
+        if call.conversation_id is not None and call.key not in self._conversations_gone:
+            return batch
+        opened = await self._letta.open_conversation(
+            batch.agent_id, label=f"{call.channel} call {call.call_id}"
+        )
+        await self._journal.learn_conversation(call.key, opened)
+        self._conversations_gone.discard(call.key)
+        return replace(batch, call=replace(call, conversation_id=opened))
+
+    async def look_up(self, addressed: Addressed) -> Outcome:
+        """Ask what became of an earlier try."""
+        if addressed.nothing_sent:
+            return Outcome(Event.ABSENT_FOR_GOOD)
+        try:
+            with anyio.fail_after(self._policy.lookup_timeout_s):
+                finding = await self._letta.find(addressed.post)
+        except LettaDenied as error:
+            return _outcome(Event.DENIED, error)
+        except AgentNotFound as error:
+            return await self._agent_gone(addressed.batch, error)
+        except LettaError as error:
+            return _outcome(Event.UNANSWERED, error)
+        except TimeoutError:
+            return Outcome(Event.UNANSWERED, "the look-up took too long")
+        return Outcome(_FINDINGS[finding])
+
+    async def send(self, addressed: Addressed) -> Outcome:
+        """Post the batch once."""
+        batch = addressed.batch
+        try:
+            with anyio.fail_after(self._policy.post_timeout_s):
+                await self._letta.post(addressed.post)
+        except NotAccepted as error:
+            event = Event.BUSY if error.busy else Event.REFUSED
+            return Outcome(event, error.message, error.retry_after_s)
+        except OutcomeUnknown as error:
+            return _outcome(Event.FAILED if error.over else Event.LOST, error)
+        except TooLarge as error:
+            return self._too_large(batch, error)
+        except Rejected as error:
+            return _outcome(Event.REJECTED, error)
+        except ConversationGone as error:
+            self._conversations_gone.add(batch.call.key)
+            return _outcome(Event.CONVERSATION_GONE, error)
+        except AgentNotFound as error:
+            return await self._agent_gone(batch, error)
+        except LettaDenied as error:
+            return _outcome(Event.DENIED, error)
+        except LettaUnavailable as error:
+            return _outcome(Event.LOST, error)
+        except TimeoutError:
+            return Outcome(Event.LOST, "the post took too long")
+        self._times_gone.pop(batch.lane, None)
+        self._moved.discard(batch.batch_id)
+        return Outcome(Event.DIGESTED)
+
+    def _too_large(self, batch: Batch, error: TooLarge) -> Outcome:
+        """Try once in a new conversation; what is too large there is too large itself."""
+        if batch.batch_id in self._moved:
+            self._moved.discard(batch.batch_id)
+            return _outcome(Event.TOO_LARGE, error)
+        self._moved.add(batch.batch_id)
+        self._conversations_gone.add(batch.call.key)
+        return _outcome(Event.CONVERSATION_GONE, error)
+
+    async def _agent_gone(self, batch: Batch, error: AgentNotFound) -> Outcome:
+        """Count it; a caller's own agent is looked for again when it stays away.
+
+        Once is not enough: a Letta that answers wrongly for a moment must not cost a caller
+        their agent.
+        """
+        times = self._times_gone.get(batch.lane, 0) + 1
+        self._times_gone[batch.lane] = times
+        if times >= GONE_LIMIT and batch.call.ref.agent_id is None:
+            await self._journal.forget_agent(batch.call.ref)
+            del self._times_gone[batch.lane]
+        return _outcome(Event.AGENT_GONE, error)
+
+
+def _outcome(event: Event, error: SidecarError) -> Outcome:
+    return Outcome(event, str(error))

@@ -1,0 +1,242 @@
+"""What is done next with a batch: one function that decides each step from the state table.
+
+Theory of operation: a try is recorded with its horizon before a byte goes out, so a batch that is
+`sending` may have landed, after any crash too. Three rules keep a batch from being lost or doubled:
+
+* A batch in doubt is looked up before it is sent, and only a look-up takes the doubt away. A try
+  that was refused says nothing about an earlier one: the server may be busy with just that.
+* `absent` counts for good only past the horizon of the last try: until then it may still land.
+* A batch is given up (`dead`) only after a try of its own has failed, never by age alone, and
+  stays stored: an operator can replay it.
+
+Everything here is pure: time and dice are arguments. The relay asks `decide` at each step and does
+what it says; `sidecar/journal/states.py` has the table.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sidecar.breaker import backoff_s
+from sidecar.journal.states import Event, State, after
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryPolicy:
+    """How long, how often, how patient.
+
+    Attributes:
+        post_timeout_s: Longest one post may take.
+        grace_s: Added to it for the horizon: what a server may still do after the client left.
+            More than `guard_s`, or a try could outlive its own horizon.
+        guard_s: A try recorded longer ago than this is recorded anew before it is sent.
+        lookup_timeout_s: Longest one look-up may take, and each step of finding the agent and
+            opening the conversation.
+        retry_base_s: First wait after a post that was not taken; doubles.
+        retry_cap_s: No wait is longer, save one that Letta asked for.
+        busy_base_s: First wait after a 409; doubles.
+        busy_cap_s: No wait after a 409 is longer.
+        retry_after_cap_s: Longest `Retry-After` that is heeded.
+        rejections_limit: So many definite rejections make a dead letter.
+        give_up_s: A batch this long after sealing, or after its replay, is given up when a try
+            fails.
+    """
+
+    post_timeout_s: float = 120.0
+    grace_s: float = 5.0
+    guard_s: float = 2.0
+    lookup_timeout_s: float = 30.0
+    retry_base_s: float = 0.5
+    retry_cap_s: float = 60.0
+    busy_base_s: float = 0.5
+    busy_cap_s: float = 5.0
+    retry_after_cap_s: float = 300.0
+    rejections_limit: int = 3
+    give_up_s: float = 7 * 86_400.0
+
+    @property
+    def horizon_s(self) -> float:
+        """Seconds after a try was recorded during which it may still land."""
+        return self.post_timeout_s + self.grace_s
+
+    @property
+    def longest_wait_s(self) -> float:
+        """No due time that `decide` sets is further ahead than this."""
+        return max(self.retry_cap_s, self.busy_cap_s, self.retry_after_cap_s, _POLL_CAP_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decision rests on.
+
+    Attributes:
+        attempt: Tries recorded before this claim.
+        in_doubt: An earlier try may have landed, or may yet.
+        horizon_s: Unix time until which a recorded try may still land.
+        tried_since_s: Unix time from which its giving up counts.
+        rejections: Definite rejections so far.
+        turns: How many turns it holds.
+    """
+
+    attempt: int
+    in_doubt: bool
+    horizon_s: float
+    tried_since_s: float
+    rejections: int = 0
+    turns: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What just happened, with what came along.
+
+    Attributes:
+        event: What.
+        error: For people, without a caller's words; empty when it went well.
+        retry_after_s: Seconds Letta asked to wait, or None.
+    """
+
+    event: Event
+    error: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Ask Letta for the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Post it. `record_anew`: another try has to be made durable first."""
+
+    record_anew: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """It is digested, and nothing of it is at work any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give it back until `due_s`; `unknown` and `over` as in `Journal.release`."""
+
+    due_s: float
+    unknown: bool
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Make it a dead letter. Nothing else leaves the lane before `hold_until_s` (Unix time, or 0).
+
+    A try that nobody has answered may still be at work until then.
+    """
+
+    hold_until_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Replace it by two of half its turns: nothing of it is stored, and whole it never will be."""
+
+
+Step: TypeAlias = LookUp | Send | Settle | Release | Retire | Split
+
+
+def decide(
+    facts: Facts, outcome: Outcome, *, now_s: float, dice: float, policy: DeliveryPolicy
+) -> Step:
+    """Return what to do with a claimed batch after `outcome`.
+
+    Args:
+        facts: Of the batch as claimed, or as recorded anew.
+        outcome: What just happened; `CLAIMED` first.
+        now_s: Unix time.
+        dice: In [0, 1), for the jitter.
+        policy: Figures.
+
+    Raises:
+        ValueError: the event cannot happen to a batch in this state.
+    """
+    event = _qualified(facts, outcome.event, now_s=now_s, policy=policy)
+    state = State.UNKNOWN if facts.in_doubt else State.SENDING
+    match after(state, event):
+        case State.SENDING:
+            return Send(record_anew=False)
+        case State.SEALED:
+            return Send(record_anew=True)
+        case State.UNKNOWN if event is Event.CLAIMED:
+            return LookUp()
+        case State.SETTLED:
+            return Settle()
+        case State.DEAD:
+            return Retire()
+        case State.PENDING:
+            return Split()
+        case State.RETRY | State.UNKNOWN as kept:
+            if now_s - facts.tried_since_s > policy.give_up_s:
+                after(kept, Event.EXPIRED)
+                silent = kept is State.UNKNOWN and event not in _ANSWERED
+                return Retire(facts.horizon_s if silent and facts.horizon_s > now_s else 0.0)
+            wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
+            return Release(now_s + wait_s, unknown=kept is State.UNKNOWN, over=event in _ANSWERED)
+        case impossible:
+            msg = f"a claimed batch cannot become {impossible.value}"
+            raise ValueError(msg)
+
+
+def _qualified(facts: Facts, event: Event, *, now_s: float, policy: DeliveryPolicy) -> Event:
+    """Tell apart what only figures tell apart."""
+    if event is Event.ABSENT and now_s >= facts.horizon_s:
+        return Event.ABSENT_FOR_GOOD
+    if event is Event.TOO_LARGE:
+        return Event.SPLIT if facts.turns > 1 else Event.REJECTED_FOR_GOOD
+    if event is Event.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
+        return Event.REJECTED_FOR_GOOD
+    return event
+
+
+# These answer the try they end, so it can no longer land; and a try in doubt was sent again only
+# past the horizon of the one before. Nothing of the batch is on its way then.
+_ANSWERED = frozenset(
+    {Event.FAILED, Event.REFUSED, Event.BUSY, Event.REJECTED, Event.CONVERSATION_GONE}
+)
+
+_POLL_FIRST_S = 0.25
+_POLL_CAP_S = 10.0
+_SOON_S = 0.05
+
+
+def _wait_s(
+    facts: Facts, outcome: Outcome, *, now_s: float, dice: float, policy: DeliveryPolicy
+) -> float:
+    attempt = facts.attempt + 1
+    jitter = 0.5 + dice / 2
+    wait_s = backoff_s(attempt, base_s=policy.retry_base_s, cap_s=policy.retry_cap_s, dice=dice)
+    match outcome.event:
+        case Event.FAILED | Event.CONVERSATION_GONE:
+            wait_s = _SOON_S if attempt <= 1 else wait_s
+        case Event.LOST | Event.CRASHED:
+            wait_s = _POLL_FIRST_S
+        case Event.RUNNING | Event.ABSENT | Event.UNANSWERED:
+            # Polls grow with the time since the try, and one falls on the horizon.
+            since_s = now_s - (facts.horizon_s - policy.horizon_s)
+            wait_s = min(max(_POLL_FIRST_S, since_s / 2), _POLL_CAP_S) * jitter
+            left_s = facts.horizon_s - now_s
+            if 0 < left_s < wait_s:
+                wait_s = left_s + 0.01
+        case Event.BUSY:
+            wait_s = backoff_s(
+                attempt, base_s=policy.busy_base_s, cap_s=policy.busy_cap_s, dice=dice
+            )
+        case Event.DENIED | Event.NO_AGENT | Event.AGENT_GONE:
+            # Only an operator mends these; a slow pace from the start spares their log.
+            wait_s = backoff_s(
+                attempt, base_s=policy.retry_cap_s / 8, cap_s=policy.retry_cap_s, dice=dice
+            )
+        case _:
+            pass
+    if outcome.retry_after_s is not None:
+        wait_s = max(wait_s, min(outcome.retry_after_s, policy.retry_after_cap_s))
+    return wait_s

@@ -1,0 +1,518 @@
+"""The relay: takes due batches out of the journal, posts them, and settles them.
+
+Theory of operation: one loop claims due lanes, as many as there are free slots, and starts one
+delivery for each. A delivery asks `delivery.decide` after every outcome what to do next, and ends
+by settling, releasing or retiring its batch; that is repeated until the journal has taken it, so
+no lane stays claimed and idle. What happens inside a delivery never ends the loop.
+
+While the breaker is open one delivery at a time is a probe. A delivery that is cancelled gives
+its batch back as unknown, if there is time; if not, the next run takes it back so.
+"""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+import anyio.abc
+
+from sidecar import telemetry
+from sidecar.breaker import Breaker, backoff_s
+from sidecar.delivery.courier import Addressed, Courier
+from sidecar.delivery.decisions import (
+    DeliveryPolicy,
+    Facts,
+    LookUp,
+    Outcome,
+    Release,
+    Retire,
+    Send,
+    Settle,
+    Split,
+    decide,
+)
+from sidecar.errors import JournalError
+from sidecar.journal.ports import Journal
+from sidecar.journal.states import Event
+from sidecar.letta.port import Letta
+from sidecar.model import AgentRef, Batch
+from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer, Value
+
+T = TypeVar("T")
+
+_CLAIM_LIMIT = 32  # more would keep the journal's writer from appends for too long
+_IDLE_S = 30.0  # a due time that no append moved is found by then at the latest
+_LOOK_S = 0.25  # between looks, where nothing wakes the loop
+_GATHER_S = 0.003  # slots that free up together are filled by one claim
+_PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
+_TOLD_S = 60.0  # for `on_settled`
+
+_FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
+# What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
+# digest for longer than its deadline. The look-up that follows at once tells how Letta is.
+_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
+_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED, Event.TOO_LARGE}
+_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
+
+
+def _heard_by_nobody(agent_id: str) -> None:
+    """Stand in for `on_changed`."""
+
+
+async def _tell_nobody(ref: AgentRef, batch: Batch) -> None:
+    """Stand in for `on_settled`."""
+
+
+class Relay:
+    """Delivers what the journal holds, each batch once, one at a time per agent.
+
+    Args:
+        journal: Where batches come from.
+        letta: Where they go.
+        resolve_agent: Finds or creates the agent of a reference; may raise any `LettaError`.
+        policy: Figures of `delivery.decide`.
+        concurrency: Deliveries under way at once.
+        breaker: Of this Letta; None for one of our own.
+        clock: Unix time in seconds.
+        dice: Uniform in [0, 1).
+        emit: Where events go.
+        tracer: Makes a span of each delivery, linked to the turns it holds.
+        on_changed: Called with the id of an agent whose memory a batch has changed, before that
+            batch is settled; it returns at once and never raises.
+        on_settled: Told of each settled batch, beside the delivery; what it raises is logged.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        letta: Letta,
+        resolve_agent: Callable[[AgentRef], Awaitable[str]],
+        *,
+        policy: DeliveryPolicy,
+        clock: Callable[[], float],
+        dice: Callable[[], float],
+        emit: Emit,
+        concurrency: int = 64,
+        breaker: Breaker | None = None,
+        on_changed: Callable[[str], None] = _heard_by_nobody,
+        on_settled: Callable[[AgentRef, Batch], Awaitable[None]] = _tell_nobody,
+        tracer: Tracer = NO_TRACES,
+    ) -> None:
+        self._journal = journal
+        self._courier = Courier(journal, letta, resolve_agent, policy=policy)
+        self._policy = policy
+        self._concurrency = concurrency
+        self._breaker = breaker if breaker is not None else Breaker(failure_limit=8)
+        self._clock = clock
+        self._dice = dice
+        self._emit = emit
+        self._tracer = tracer
+        self._on_changed = on_changed
+        self._on_settled = on_settled
+        self._under_way = 0
+        self._changed = anyio.Event()
+        self._agents = _OneAtATime()
+        self._rejections: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether Letta fails so often that only probes go out."""
+        return self._breaker.is_open
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last delivery failed by Letta's fault."""
+        return self._breaker.failing
+
+    async def run(self) -> None:
+        """Deliver until cancelled. One relay runs on a journal.
+
+        What an earlier run had claimed and could not give back is in doubt, and gets looked up.
+
+        Raises:
+            Exception: a fault of our own, outside any one delivery. Run it again.
+        """
+        self._under_way = 0
+        self._breaker.abandoned()
+        await self._until_taken(
+            lambda: self._journal.take_back(
+                now_s=self._clock(),
+                wait_s=self._policy.longest_wait_s,
+                horizon_s=self._policy.horizon_s,
+            )
+        )
+        async with anyio.create_task_group() as deliveries:
+            while True:
+                if not await self._start_some(deliveries):
+                    await self._wait_for_work()
+
+    async def flush(self, budget_s: float) -> int:
+        """Deliver what is pending now, also of live calls; `run` has to be under way.
+
+        Returns after `budget_s`, or as soon as nothing more can be delivered within it.
+
+        Returns:
+            How many turns are still undelivered, as far as the journal can say.
+        """
+        deadline_s = self._clock() + budget_s
+        undelivered = 0
+        with anyio.move_on_after(budget_s):
+            await self._until_taken(lambda: self._journal.hurry(now_s=self._clock()))
+            while True:
+                changed = self._changed
+                undelivered = (await self._until_taken(self._journal.backlog)).undelivered
+                due_s = await self._until_taken(self._journal.next_due_s)
+                if not undelivered or (
+                    not self._under_way and (due_s is None or due_s >= deadline_s)
+                ):
+                    break
+                with anyio.move_on_after(_LOOK_S):
+                    await changed.wait()
+        return undelivered
+
+    # The loop
+
+    async def _start_some(self, deliveries: anyio.abc.TaskGroup) -> bool:
+        """Claim and start what is due; False when there was nothing, or no room."""
+        room = min(self._concurrency - self._under_way, _CLAIM_LIMIT)
+        if room <= 0:
+            return False
+        now_s = self._clock()
+        due_s = await self._until_taken(self._journal.next_due_s)
+        if due_s is None or due_s > now_s:
+            return False
+        probing = self._breaker.is_open
+        if probing:
+            if not self._breaker.admits(now_s=now_s):
+                return False
+            room = 1
+        batches: list[Batch] = []
+        try:
+            batches = await self._until_taken(
+                lambda: self._journal.claim(
+                    room, now_s=now_s, post_timeout_s=self._policy.horizon_s
+                )
+            )
+        finally:
+            if probing and not batches:
+                self._breaker.abandoned()
+        for batch in batches:
+            self._under_way += 1
+            deliveries.start_soon(self._deliver, deliveries, batch, now_s, probing)
+        return bool(batches)
+
+    async def _wait_for_work(self) -> None:
+        """Return when a slot is free and something may be due, or the breaker may be probed."""
+        if self._under_way >= self._concurrency:
+            await self._changed.wait()
+            await anyio.sleep(_GATHER_S)
+            return
+        if self._breaker.is_open:
+            # The end of a probe says so by `_changed`; a due time is found at the next look.
+            with anyio.move_on_after(max(self._breaker.retry_in_s(now_s=self._clock()), _LOOK_S)):
+                await self._changed.wait()
+            return
+        due_s = await self._until_taken(self._journal.next_due_s)
+        wait_s = _IDLE_S if due_s is None else min(max(due_s - self._clock(), 0.0), _IDLE_S)
+        await self._journal.wait(wait_s)
+
+    async def _until_taken(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a journal operation until it is taken."""
+        attempt = 0
+        while True:
+            try:
+                return await operation()
+            except JournalError as error:
+                attempt += 1
+                self._emit(telemetry.journal_failed, error=error.message, hint=error.hint)
+            await anyio.sleep(backoff_s(attempt, base_s=0.1, cap_s=5.0, dice=self._dice()))
+
+    # One delivery
+
+    async def _deliver(
+        self, deliveries: anyio.abc.TaskGroup, batch: Batch, claimed_s: float, probing: bool
+    ) -> None:
+        try:
+            with self._span_of(batch) as span:
+                settled = await self._bring_home(batch, claimed_s, span)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
+                await self._give_up_try(batch, "the sidecar stopped")
+            raise
+        except Exception as error:  # noqa: BLE001 - one batch's fault must not stop the others
+            fault = type(error).__name__
+            self._emit(telemetry.part_failed, part="delivery", error=fault, hint="")
+            await self._until_taken(lambda: self._give_up_try(batch, fault))
+            settled = None
+        finally:
+            if probing:
+                self._breaker.abandoned()
+            self._under_way -= 1
+            self._changed.set()
+            self._changed = anyio.Event()
+        if settled is not None:
+            deliveries.start_soon(self._tell, settled)
+
+    async def _give_up_try(self, batch: Batch, error: str) -> None:
+        """Give a batch back when nothing is known of its try. No effect on one that has ended."""
+        now_s = self._clock()
+        self._faults[batch.lane] += 1
+        wait_s = backoff_s(
+            self._faults[batch.lane],
+            base_s=1.0,
+            cap_s=self._policy.retry_cap_s,
+            dice=self._dice(),
+        )
+        await self._journal.release(
+            batch, due_s=now_s + wait_s, unknown=True, over=False, error=error, now_s=now_s
+        )
+
+    def _span_of(self, batch: Batch) -> Span:
+        """Start the span of a delivery: in the trace of its first turn, linked to each.
+
+        The turns' spans were stored with them, so it finds them after a restart, too.
+        """
+        return self._tracer.start(
+            "deliver batch",
+            parent=batch.turns[0].traceparent,
+            links=dict.fromkeys(turn.traceparent for turn in batch.turns),
+            attributes={
+                CONVERSATION: batch.call.call_id,
+                "sidecar.batch.id": batch.batch_id,
+                "sidecar.batch.part": batch.part,
+                "sidecar.batch.attempt": batch.attempt + 1,
+                "sidecar.batch.in_doubt": batch.in_doubt,
+                "sidecar.turns": len(batch.turns),
+            },
+        )
+
+    async def _bring_home(self, batch: Batch, recorded_s: float, span: Span) -> Batch | None:
+        """Take the steps of one claim; returns the batch, with its agent, when it is settled."""
+        began_s = self._clock()
+        addressed = await self._until_taken(lambda: self._courier.address(batch))
+        if isinstance(addressed, Outcome):
+            outcome = addressed
+        else:
+            batch = addressed.batch
+            outcome = Outcome(Event.CLAIMED)
+        horizon_s = batch.horizon_s
+        while True:
+            self._judge_endpoint(outcome.event, began_s=began_s)
+            began_s = now_s = self._clock()
+            facts = Facts(
+                batch.attempt,
+                batch.in_doubt,
+                horizon_s,
+                batch.tried_since_s,
+                self._rejections[batch.batch_id],
+                len(batch.turns),
+            )
+            step = decide(facts, outcome, now_s=now_s, dice=self._dice(), policy=self._policy)
+            match step:
+                case LookUp():
+                    assert isinstance(addressed, Addressed)
+                    outcome = await self._courier.look_up(addressed)
+                    self._say_finding(batch, outcome)
+                case Send():
+                    assert isinstance(addressed, Addressed)
+                    outcome, horizon_s = await self._send(
+                        addressed, None if step.record_anew else recorded_s, horizon_s, span
+                    )
+                case _:
+                    await self._end(batch, outcome, step, now_s)
+                    span.set(_told(batch, outcome, step, now_s))
+                    return batch if isinstance(step, Settle) else None
+
+    async def _send(
+        self, addressed: Addressed, recorded_s: float | None, horizon_s: float, span: Span
+    ) -> tuple[Outcome, float]:
+        """Post, once no other post of this agent is under way and the try is freshly recorded.
+
+        Args:
+            addressed: The batch.
+            recorded_s: Unix time at which this try was recorded; None when it was not.
+            horizon_s: Of the try recorded last.
+            span: Of the delivery.
+
+        Returns:
+            The outcome, and the horizon of the try it belongs to.
+        """
+        async with self._agents.entered(addressed.post.agent_id):
+            while recorded_s is None or self._clock() - recorded_s > self._policy.guard_s:
+                recorded_s = self._clock()
+                horizon_s = await self._record_anew(addressed.batch, recorded_s)
+            began_s = self._clock()
+            with self._tracer.start(
+                "invoke_agent", parent=span.traceparent, kind="client", attributes=_asked(addressed)
+            ) as asking:
+                outcome = await self._courier.send(addressed)
+                asking.end(error="" if outcome.event is Event.DIGESTED else outcome.event.value)
+            self._emit(
+                telemetry.post_ended,
+                lane=addressed.batch.lane,
+                batch=addressed.batch.batch_id,
+                outcome=outcome.event.value,
+                took_s=self._clock() - began_s,
+            )
+            return outcome, horizon_s
+
+    async def _record_anew(self, batch: Batch, now_s: float) -> float:
+        renewed = await self._until_taken(
+            lambda: self._journal.resend(batch, now_s=now_s, post_timeout_s=self._policy.horizon_s)
+        )
+        return renewed.horizon_s
+
+    async def _end(
+        self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
+    ) -> None:
+        """Store how this claim of the batch ends, and say it."""
+        self._faults.pop(batch.lane, None)
+        if outcome.event is Event.REJECTED:
+            self._rejections[batch.batch_id] += 1
+        match step:
+            case Settle():
+                if batch.agent_id is not None:
+                    self._on_changed(batch.agent_id)
+                await self._until_taken(lambda: self._journal.settle(batch, now_s=now_s))
+                self._emit(
+                    telemetry.batch_settled,
+                    lane=batch.lane,
+                    batch=batch.batch_id,
+                    turns=len(batch.turns),
+                    attempt=batch.attempt,
+                    age_s=now_s - batch.sealed_at_s,
+                    how="found" if outcome.event is Event.FOUND else "posted",
+                )
+            case Release(due_s, unknown, over):
+                await self._until_taken(
+                    lambda: self._journal.release(
+                        batch,
+                        due_s=due_s,
+                        unknown=unknown,
+                        over=over,
+                        error=outcome.error,
+                        now_s=now_s,
+                    )
+                )
+                self._say_released(batch, outcome, due_in_s=due_s - now_s)
+                return
+            case Split():
+                await self._until_taken(lambda: self._journal.split(batch, now_s=now_s))
+                self._say_released(batch, outcome, due_in_s=0.0)
+            case Retire(hold_until_s):
+                await self._until_taken(
+                    lambda: self._journal.retire(
+                        batch, error=outcome.error, now_s=now_s, hold_until_s=hold_until_s
+                    )
+                )
+                self._emit(
+                    telemetry.batch_dead,
+                    lane=batch.lane,
+                    batch=batch.batch_id,
+                    turns=len(batch.turns),
+                    error=outcome.error,
+                    hint="its turns are kept: mend the cause, then replay it",
+                )
+        self._rejections.pop(batch.batch_id, None)
+
+    def _judge_endpoint(self, event: Event, *, began_s: float) -> None:
+        """Count what says something about Letta as a whole, not about one agent or batch."""
+        now_s = self._clock()
+        if event in _ENDPOINT_WELL:
+            if self._breaker.succeeded(now_s=now_s):
+                self._emit(telemetry.relay_breaker_closed)
+        elif event in _ENDPOINT_FAILED and self._breaker.failed(now_s=now_s, began_s=began_s):
+            self._emit(
+                telemetry.relay_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
+            )
+
+    def _say_finding(self, batch: Batch, outcome: Outcome) -> None:
+        if outcome.event in _FINDINGS:
+            self._emit(
+                telemetry.batch_looked_up,
+                lane=batch.lane,
+                batch=batch.batch_id,
+                finding=outcome.event.value,
+            )
+
+    def _say_released(self, batch: Batch, outcome: Outcome, *, due_in_s: float) -> None:
+        if outcome.event in _OPERATOR_MENDS:
+            self._emit(telemetry.agent_unresolved, lane=batch.lane, error=outcome.error, hint="")
+        elif outcome.event in {Event.LOST, Event.FAILED}:
+            self._emit(
+                telemetry.batch_in_doubt,
+                lane=batch.lane,
+                batch=batch.batch_id,
+                attempt=batch.attempt,
+                error=outcome.error,
+            )
+        elif outcome.event not in _FINDINGS:
+            self._emit(
+                telemetry.batch_retried,
+                lane=batch.lane,
+                batch=batch.batch_id,
+                attempt=batch.attempt,
+                error=outcome.error,
+                due_in_s=due_in_s,
+            )
+
+    async def _tell(self, batch: Batch) -> None:
+        try:
+            with anyio.fail_after(_TOLD_S):
+                await self._on_settled(batch.call.ref, batch)
+        except Exception as error:  # noqa: BLE001 - delivery goes on whatever listeners do
+            self._emit(
+                telemetry.part_failed, part="on_settled", error=type(error).__name__, hint=""
+            )
+
+
+def _asked(addressed: Addressed) -> dict[str, Value | None]:
+    """Return what the span of a post says, by the names of the GenAI conventions."""
+    return {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "letta",
+        "gen_ai.agent.id": addressed.post.agent_id,
+        CONVERSATION: addressed.batch.call.call_id,
+    }
+
+
+def _told(
+    batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
+) -> dict[str, Value | None]:
+    """Return how a delivery ended, for its span."""
+    return {
+        "gen_ai.agent.id": batch.agent_id,
+        "sidecar.batch.outcome": outcome.event.value,
+        "sidecar.batch.state": (
+            "settled"
+            if isinstance(step, Settle)
+            else "dead"
+            if isinstance(step, Retire)
+            else "retry"
+        ),
+        "sidecar.batch.age_s": now_s - batch.sealed_at_s,
+    }
+
+
+class _OneAtATime:
+    """A lock per agent: two lanes may turn out to be one agent's. Gone when nobody wants it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, anyio.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def entered(self, agent_id: str) -> AsyncGenerator[None]:
+        """Hold the agent's lock."""
+        lock = self._locks.setdefault(agent_id, anyio.Lock())
+        self._users[agent_id] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[agent_id] -= 1
+            if not self._users[agent_id]:
+                del self._users[agent_id], self._locks[agent_id]

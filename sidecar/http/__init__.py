@@ -1,0 +1,1 @@
+"""HTTP: the server that carries every route, its bounds, and its metrics."""

@@ -1,0 +1,401 @@
+"""Forgets a caller everywhere the sidecar can reach, and looks whether anything is left.
+
+Theory of operation: nothing is touched before it is known that the caller is not on the line and
+that Letta answers. Then, in this order: spool files, the journal (from here on nothing more of
+the caller is posted), the last good copies, Letta. What was erased is then looked for in the bytes
+of every file below the data directory, and of every worker's in the spool. Each step may be repeated.
+
+What comes late for an erased call (a report that VAPI repeats, turns that a worker still holds) is
+not stored: the journal keeps a tombstone of each, which names nobody, for as long as transcripts.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.access.callers import IdentityRules, resolve
+from sidecar.errors import AgentNotFound, CallerBusy, LettaError
+from sidecar.journal.ports import CallerHolding, Journal
+from sidecar.letta.digest_agent import caller_tags
+from sidecar.letta.port import Letta
+from sidecar.model import call_key
+from sidecar.telemetry import Emit
+from sidecar.wire.frames import hints_of
+from sidecar.wire.spool import SpoolFile, damaged_files, look_into, spooled_in
+
+SEARCHED_PIECES = 200
+_PIECE_BYTES = 40
+_MIN_BYTES = 16
+_WINDOW_BYTES = 8 << 20
+_LETTA_BUDGET_S = 60.0
+# Plain enough that JSON, XML and SQLite all store it as it is.
+_PLAIN_RUN = re.compile(r"[A-Za-z0-9 ,.?!-]{16,}")
+
+
+class Copies(Protocol):
+    """The last good copies of agents' memory."""
+
+    async def forget(self, agent_id: str) -> None:
+        """Erase what is held and kept of an agent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What is held of a caller, or was until it was erased.
+
+    Attributes:
+        done: False: this is what would be erased.
+        caller_key: Of the caller.
+        calls: Calls in the journal.
+        turns: Turns of them.
+        undelivered: Turns that Letta never got, and now never will.
+        dead_letters: Batches of them that were given up.
+        spool_files: Files that workers left.
+        tombstones: Calls that are kept from coming back, by a keyed hash that names nobody.
+        agents: Letta agents of this caller alone.
+        conversations: Conversations of agents that others use as well.
+        searched: Pieces of what was said that were looked for in `files`.
+        files: Files that were searched, byte by byte.
+        traces: Files in which a piece was found that nobody else has said.
+        left: What could not be erased, each with where it is and what to do.
+    """
+
+    done: bool
+    caller_key: str
+    calls: int
+    turns: int
+    undelivered: int
+    dead_letters: int
+    spool_files: int
+    agents: tuple[str, ...]
+    conversations: int
+    tombstones: int = 0
+    searched: int = 0
+    files: int = 0
+    traces: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+class Forgetting:
+    """Forgets callers.
+
+    Args:
+        journal: Of this sidecar.
+        letta: Where agents live.
+        copies: Last good copies, in memory as well where a sidecar runs.
+        rules: By which a spool file's caller is known.
+        directory: The data directory; all below it is searched.
+        spool: Where workers leave turns.
+        spool_tenant: Whose workers; None where several tenants could.
+        emit: Where events go.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        letta: Letta,
+        copies: Copies,
+        *,
+        rules: IdentityRules,
+        directory: Path,
+        spool: Path,
+        spool_tenant: str | None,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._letta = letta
+        self._copies = copies
+        self._rules = rules
+        self._directory = directory
+        self._spool = spool
+        self._spool_tenant = spool_tenant
+        self._emit = emit
+        self._clock = clock
+
+    async def plan(self, tenant: str, caller_key: str) -> Forgotten:
+        """Return what `forget` would erase; nothing is touched.
+
+        Raises:
+            LettaError: Letta can't say which agents the caller has.
+            JournalError: the journal failed.
+        """
+        held = await self._journal.held_of_caller(caller_key)
+        agents = await self._agents_of(tenant, caller_key, held)
+        spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
+        return self._report(caller_key, held, agents, spooled, done=False)
+
+    async def forget(self, tenant: str, caller_key: str) -> Forgotten:
+        """Erase a caller and look for what is left.
+
+        Raises:
+            CallerBusy: the caller is on the line, or on the way to Letta; nothing was erased.
+            LettaError: Letta does not answer; nothing was erased.
+            JournalError: the journal failed; repeat it.
+        """
+        held = await self._journal.held_of_caller(caller_key)
+        if held.live_calls or held.under_way:
+            raise CallerBusy(
+                "a call of this caller is live, or a batch on its way to Letta",
+                hint="try again when the call has ended and Letta has answered",
+            )
+        agents = await self._agents_of(tenant, caller_key, held)
+        said = [turn.text for key in held.calls for turn in await self._journal.turns(key)]
+        spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
+        said += [text for file in spooled for text in file.texts]
+        also = [file.call for file in spooled]
+        await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
+        await self._journal.erase_caller(caller_key, also=also, now_s=self._clock())
+        left = await self._erase_at_letta(agents, held)
+        report = self._report(caller_key, held, agents, spooled, done=True)
+        pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
+        files = await anyio.to_thread.run_sync(_searchable, self._directory, self._spool)
+        found = await anyio.to_thread.run_sync(_search, files, pieces)
+        own = await self._said_by_nobody_else(found)
+        unread = await anyio.to_thread.run_sync(self._unread)
+        traces = tuple(
+            sorted(str(path) for path, hits in found.items() if not own.isdisjoint(hits))
+        )
+        self._emit(
+            telemetry.caller_forgotten,
+            turns=held.turns,
+            agents=len(agents),
+            conversations=report.conversations,
+        )
+        return replace(
+            report,
+            searched=len(pieces),
+            files=len(files),
+            traces=traces,
+            left=(*left, *unread, *self._out_of_reach(held, agents)),
+        )
+
+    async def _agents_of(
+        self, tenant: str, caller_key: str, held: CallerHolding
+    ) -> tuple[str, ...]:
+        """Return the caller's own agents: the learnt one, and all that carry the caller's tags."""
+        found = await self._letta.find_agents(caller_tags(tenant, caller_key))
+        own = {agent.agent_id for agent in found}
+        if held.own_agent is not None:
+            own.add(held.own_agent)
+        return tuple(sorted(own))
+
+    def _report(
+        self,
+        caller_key: str,
+        held: CallerHolding,
+        agents: tuple[str, ...],
+        spooled: Sequence["_Spooled"],
+        *,
+        done: bool,
+    ) -> Forgotten:
+        return Forgotten(
+            done=done,
+            caller_key=caller_key,
+            calls=len(held.calls),
+            turns=held.turns,
+            undelivered=held.undelivered,
+            dead_letters=held.dead_batches,
+            spool_files=len(spooled),
+            agents=agents,
+            conversations=sum(agent not in agents for agent, _ in held.conversations),
+            tombstones=len({*held.calls, *(file.call for file in spooled)}),
+        )
+
+    async def _erase_at_letta(self, agents: Sequence[str], held: CallerHolding) -> list[str]:
+        """Erase agents and conversations; returns what is left, with what to do."""
+        left: list[str] = []
+
+        async def erase(what: str, step: Callable[[], Awaitable[None]]) -> None:
+            try:
+                with anyio.fail_after(_LETTA_BUDGET_S):
+                    await step()
+            except AgentNotFound:
+                return
+            except (LettaError, TimeoutError) as error:
+                left.append(f"{what} at Letta ({type(error).__name__}): delete it there")
+
+        for agent_id in agents:
+            await self._copies.forget(agent_id)
+            await erase(f"agent {agent_id}", lambda a=agent_id: self._letta.erase_agent(a))
+            await self._copies.forget(agent_id)  # a read under way may have kept another one
+        for agent_id, conversation_id in held.conversations:
+            if agent_id not in agents:
+                await erase(
+                    f"conversation {conversation_id} of agent {agent_id}",
+                    lambda a=agent_id, c=conversation_id: self._letta.erase_conversation(a, c),
+                )
+        return left
+
+    def _unread(self) -> list[str]:
+        """Return the spool files that may be the caller's and do not say so. Blocking."""
+        if not self._spool.is_dir():
+            return []
+        if self._spool_tenant is None:
+            files = sorted(path.name for path in self._spool.glob("*.*") if path.is_file())
+            why = "written by a worker of a tenant that it does not name"
+        else:
+            files = [path.name for path in damaged_files(self._spool) if not _names_a_caller(path)]
+            why = "damaged, its caller can't be read"
+        return [f"spool file {name} in {self._spool}, {why}: look into it" for name in files]
+
+    def _out_of_reach(self, held: CallerHolding, agents: Sequence[str]) -> list[str]:
+        shared = [agent for agent in held.agents if agent not in agents]
+        left = [
+            f"memory of agent {agent}, which others use: read `sidecar agents show {agent}` and"
+            " edit what it learnt from this caller"
+            for agent in shared
+        ]
+        left.append(
+            "logs, backups and traces of this host, of Letta and of the model's provider, and the"
+            " git history that a Letta App Server keeps of each memory"
+        )
+        return left
+
+    async def _said_by_nobody_else(self, found: dict[Path, set[bytes]]) -> set[bytes]:
+        """Return the pieces that no call still in the journal holds."""
+        own = {piece for pieces in found.values() for piece in pieces}
+        return own - await self._journal.said_of(own)
+
+    def _spooled(self, caller_key: str) -> list["_Spooled"]:
+        """Return the spool files of a caller, damaged ones too. Blocking.
+
+        Raises:
+            CallerBusy: a worker holds one.
+        """
+        if self._spool_tenant is None or not self._spool.is_dir():
+            return []
+        found: list[_Spooled] = []
+        for path in sorted([*self._spool.glob("*.jsonl"), *self._spool.glob("*.damaged")]):
+            try:
+                file = SpoolFile.take(path)
+            except OSError:
+                continue
+            if file is None:
+                if _caller_of_held(path, caller_key, self._spool_tenant, self._rules):
+                    raise CallerBusy(
+                        "a worker holds a spool file of this caller",
+                        hint="try again when it has ended",
+                    )
+                continue
+            try:
+                read = file.read()
+            finally:
+                file.close()
+            if read.opened is None:
+                continue
+            hints = hints_of(read.opened)
+            if resolve(self._spool_tenant, hints, self._rules).caller_key == caller_key:
+                call = call_key(self._spool_tenant, read.opened.call)
+                found.append(_Spooled(path, call, tuple(turn.text for turn in read.turns)))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Spooled:
+    path: Path
+    call: str
+    texts: tuple[str, ...]
+
+
+def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRules) -> bool:
+    """Whether a file that its writer holds is a caller's, as far as it says so yet."""
+    try:
+        opened = spooled_in(path).opened
+    except OSError:
+        return False
+    return opened is not None and resolve(tenant, hints_of(opened), rules).caller_key == caller_key
+
+
+def _names_a_caller(path: Path) -> bool:
+    try:
+        return spooled_in(path).opened is not None
+    except OSError:
+        return False
+
+
+def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIECES) -> list[bytes]:
+    """Return what to look for: the caller's key, and one telling piece of each of some turns.
+
+    A piece is long enough not to be said by chance. Turns too short for one ("yes") have none.
+
+    Args:
+        said: Texts of turns.
+        caller_key: Of the caller.
+        limit: At most this many, spread evenly over the turns.
+    """
+    pieces: list[bytes] = []
+    for text in said:
+        run = max(_PLAIN_RUN.findall(text), key=len, default=text)
+        raw = run.strip()[:_PIECE_BYTES].encode("utf-8", "replace")[:_PIECE_BYTES]
+        if len(raw) >= _MIN_BYTES:
+            pieces.append(raw)
+    every = max(1, -(-len(pieces) // max(1, limit - 1)))
+    return [caller_key.encode(), *dict.fromkeys(pieces[::every])]
+
+
+def _searchable(directory: Path, spool: Path) -> list[Path]:
+    """Return the files to look into: all below the data directory, and what workers wrote.
+
+    A spool elsewhere may hold other people's files, of any size.
+    """
+    found: dict[Path, None] = {}
+    for path in sorted(directory.rglob("*")) if directory.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            found[path.resolve()] = None
+    for path in [*look_into(spool).files, *damaged_files(spool)]:
+        found[path.resolve()] = None
+    return list(found)
+
+
+def _search(files: Sequence[Path], pieces: Sequence[bytes]) -> dict[Path, set[bytes]]:
+    """Return the pieces found, by file."""
+    found: dict[Path, set[bytes]] = {}
+    for path in files:
+        for window in _windows(path):
+            hits = {piece for piece in pieces if piece in window}
+            if hits:
+                found.setdefault(path, set()).update(hits)
+    return found
+
+
+def _windows(path: Path) -> Iterator[bytes]:
+    """Yield a file in pieces that overlap by more than a piece is long, without its holes."""
+    try:
+        with path.open("rb") as file:
+            tail, at = b"", 0
+            while (data := _data_from(file.fileno(), at)) is not None:
+                if data > at:
+                    tail = b""  # a hole is zeros, which are in no piece
+                file.seek(data)
+                if not (read := file.read(_WINDOW_BYTES)):
+                    return
+                yield tail + read
+                tail, at = read[-2 * _PIECE_BYTES :], data + len(read)
+    except OSError:  # gone meanwhile, as a log that was just emptied is
+        return
+
+
+def _data_from(descriptor: int, at: int) -> int | None:
+    """Return where a file's data goes on; None at its end. A hole of terabytes is none."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        return at  # a file system that knows no holes
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""Erases what was kept long enough: turns that Letta has, and spool files set aside."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.journal.ports import Journal
+from sidecar.telemetry import Emit
+from sidecar.wire.spool import erase_damaged
+
+EVERY_S: Final = 3_600.0
+
+
+class Retention:
+    """Erases at the start, and every hour.
+
+    Args:
+        journal: Whose settled turns are erased.
+        spool: The directory of the spool.
+        kept_s: For how long a turn is kept after it was settled, and a file after it was written.
+        emit: Where events go.
+        clock: Unix time that never jumps.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        spool: Path,
+        *,
+        kept_s: float,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._spool = spool
+        self._kept_s = kept_s
+        self._emit = emit
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Erase until cancelled.
+
+        Raises:
+            JournalError: the journal failed; start it again.
+        """
+        while True:
+            wall_s = time.time()
+            # Nothing is erased early for a clock that was ahead, be it at the start or just now.
+            before_s = min(self._clock(), wall_s) - self._kept_s
+            erased = await self._journal.erase_settled(before_s=before_s)
+            if erased:
+                self._emit(telemetry.turns_erased, turns=erased)
+            erase = partial(erase_damaged, self._spool, before_s=wall_s - self._kept_s)
+            await anyio.to_thread.run_sync(erase)
+            await anyio.sleep(EVERY_S)

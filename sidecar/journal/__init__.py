@@ -1,0 +1,1 @@
+"""The durable record: turns in order, and what of them Letta has."""

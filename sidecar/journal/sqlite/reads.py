@@ -1,0 +1,259 @@
+"""What the journal reads, each function on the state of one commit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sidecar.journal.ports import Backlog, BatchRow, DeadLetter, JournalCounts, LaneStatus
+from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.states import State
+from sidecar.model import AgentRef, Call, Turn
+
+_CHECKPOINT_BUSY_MS = 50
+_CALLS_AT_ONCE = 50
+_METRICS = msgspec.json.Decoder(dict[str, float])
+
+SELECT_CALL = (
+    "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
+    " c.conversation_id, c.consent, c.final FROM calls c JOIN lanes l ON l.id = c.lane"
+)
+SELECT_TURN = (
+    "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
+    " t.traceparent"
+    " FROM calls c JOIN turns t ON t.call = c.id"
+)
+SELECT_BATCH = (
+    "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
+    " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
+)
+# Each of the three finds a caller's calls by an index of its own and takes the newest, each of which
+# holds a turn that is asked for: so what is read does not grow with the calls that are kept.
+_RECENT_CALLS = """
+    SELECT * FROM (SELECT id FROM calls INDEXED BY calls_waiting
+      WHERE lane = ?1 AND caller_key = ?2 AND head > acked AND key <> ?3
+      ORDER BY id DESC LIMIT ?5)
+    UNION SELECT * FROM (SELECT id FROM calls INDEXED BY calls_settled
+      WHERE lane = ?1 AND caller_key = ?2 AND settled_s >= ?4 AND key <> ?3
+      ORDER BY settled_s DESC LIMIT ?5)
+    UNION SELECT * FROM (SELECT DISTINCT d.call
+      FROM batches d INDEXED BY batches_dead_of_lane CROSS JOIN calls c ON c.id = d.call
+      WHERE d.state = 'dead' AND d.lane = ?1 AND c.caller_key = ?2 AND c.key <> ?3
+      ORDER BY d.call DESC LIMIT ?5)
+"""
+_RECENT = f"""
+    {SELECT_TURN} LEFT JOIN batches b ON b.hi >= t.n AND b.id =
+      (SELECT id FROM batches x WHERE x.call = c.id AND x.lo <= t.n ORDER BY x.lo DESC LIMIT 1)
+    WHERE c.id IN ({_RECENT_CALLS})
+    AND (b.id IS NULL OR b.state NOT IN ('settled', 'dropped')
+      OR (b.state = 'settled' AND b.ended_s >= ?4))
+    ORDER BY t.at_s DESC, c.id DESC, t.n DESC LIMIT ?5
+"""  # noqa: S608 - constants only
+
+
+def call_of_row(row: tuple[Any, ...]) -> Call:
+    """Return the call of a `SELECT_CALL` row."""
+    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, consent, final = row
+    return Call(
+        key,
+        AgentRef.of_lane(lane),
+        channel,
+        caller_key,
+        opened_at_s,
+        closed_at_s,
+        conversation,
+        consent,
+        final=bool(final),
+    )
+
+
+def turn_of_row(row: tuple[Any, ...]) -> Turn:
+    """Return the turn of a `SELECT_TURN` row."""
+    key, item_id, seq, speaker, text, at_s, interrupted, metrics, traceparent = row
+    return Turn(
+        key,
+        item_id,
+        seq,
+        speaker,
+        text,
+        at_s,
+        interrupted=bool(interrupted),
+        metrics=_METRICS.decode(metrics) if metrics else {},
+        traceparent=traceparent or "",
+    )
+
+
+def recent(
+    tx: Transaction,
+    ref: AgentRef,
+    *,
+    caller_key: str,
+    except_call: str,
+    since_s: float,
+    limit: int,
+) -> tuple[Turn, ...]:
+    """Return a caller's newest turns in other calls which Letta had not digested at `since_s`."""
+    lane = tx.row("SELECT id FROM lanes WHERE name = ?", ref.lane)
+    if lane is None:
+        return ()
+    rows = tx.rows(_RECENT, lane[0], caller_key, except_call, since_s, limit)
+    return tuple(turn_of_row(row) for row in reversed(rows))
+
+
+def agent_of(tx: Transaction, ref: AgentRef) -> str | None:
+    """Return the agent id learnt for a lane, or None."""
+    row = tx.row("SELECT agent_id FROM lanes WHERE name = ?", ref.lane)
+    return row[0] if row else None
+
+
+def next_due_s(tx: Transaction) -> float | None:
+    """Return the earliest due time of any lane, or None."""
+    return tx.rows("SELECT min(due_s) FROM lanes WHERE due_s IS NOT NULL")[0][0]
+
+
+def lanes(tx: Transaction) -> list[LaneStatus]:
+    """Return every lane that holds something undelivered, the oldest first."""
+    rows = tx.rows(
+        "SELECT l.name, l.agent_id, coalesce(sum(c.head - c.sealed), 0), b.state, b.attempt,"
+        " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1)) AS"
+        "  oldest_s, b.error, b.sealed_at_s"
+        " FROM lanes l LEFT JOIN calls c ON c.lane = l.id AND c.head > c.acked"
+        " LEFT JOIN batches b ON b.id = l.open_batch"
+        " WHERE c.id IS NOT NULL OR l.open_batch IS NOT NULL"
+        " GROUP BY l.id ORDER BY oldest_s"
+    )
+    return [
+        LaneStatus(
+            lane,
+            AgentRef.of_lane(lane).agent_id or agent_id,
+            pending,
+            state or "idle",
+            attempt or 0,
+            oldest_s if oldest_s is not None else sealed_at_s,
+            error or "",
+        )
+        for lane, agent_id, pending, state, attempt, oldest_s, error, sealed_at_s in rows
+    ]
+
+
+def backlog(tx: Transaction) -> Backlog:
+    """Return what is undelivered, from partial indexes."""
+    pending, oldest_s = tx.rows(
+        "SELECT coalesce(sum(head - acked), 0),"
+        " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1))"
+        " FROM calls c WHERE head > acked"
+    )[0]
+    # A replayed dead letter lies behind its call's cursor and is yet to be delivered.
+    replayed = tx.rows(
+        "SELECT coalesce(sum(b.hi - b.lo + 1), 0) FROM batches b JOIN calls c ON c.id = b.call"
+        " WHERE b.state IN ('sealed', 'sending', 'unknown', 'retry') AND b.hi <= c.acked"
+    )[0][0]
+    dead = tx.rows("SELECT count(*) FROM batches WHERE state = 'dead'")[0][0]
+    return Backlog(pending + replayed, dead, oldest_s)
+
+
+def counts(tx: Transaction) -> JournalCounts:
+    """Return totals."""
+    calls, live, turns = tx.rows(
+        "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0) FROM calls"
+    )[0]
+    left = backlog(tx)
+    return JournalCounts(
+        left.undelivered, left.dead_batches, left.oldest_undelivered_s, calls, live, turns
+    )
+
+
+def batches(
+    tx: Transaction, *, states: Sequence[str], limit: int, newest_first: bool = False
+) -> list[BatchRow]:
+    """Return the batches in one of these states, in the order in which they were sealed.
+
+    Those under way, and dead ones, are found by their partial indexes, whose condition must stand
+    here word for word; settled ones, of which there are many, by their number from the end.
+    """
+    words = ", ".join(f"'{State(state).value}'" for state in states)
+    among, by = (f"= {words}", "b.id") if len(states) == 1 else (f"IN ({words})", "+b.id")
+    order = "DESC" if newest_first else "ASC"
+    rows = tx.rows(f"{SELECT_BATCH} WHERE b.state {among} ORDER BY {by} {order} LIMIT ?", limit)
+    return [BatchRow(*row) for row in rows]
+
+
+def dead_letters(tx: Transaction) -> list[DeadLetter]:
+    """Return the batches that were given up, oldest first."""
+    rows = tx.rows(
+        "SELECT b.batch_id, l.name, c.key, b.hi - b.lo + 1, b.ended_s, b.error FROM batches b"
+        " JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
+        " WHERE b.state = 'dead' ORDER BY b.id"
+    )
+    return [DeadLetter(*row) for row in rows]
+
+
+def calls(tx: Transaction, *, limit: int) -> list[Call]:
+    """Return the newest calls, newest first."""
+    rows = tx.rows(f"{SELECT_CALL} ORDER BY c.id DESC LIMIT ?", limit)
+    return [call_of_row(row) for row in rows]
+
+
+def call(tx: Transaction, key: str) -> Call | None:
+    """Return a call as stored, or None."""
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", key)
+    return None if row is None else call_of_row(row)
+
+
+def live_calls(tx: Transaction) -> list[Call]:
+    """Return the calls that are not closed, oldest first."""
+    rows = tx.rows(f"{SELECT_CALL} WHERE c.closed_at_s IS NULL ORDER BY c.id")
+    return [call_of_row(row) for row in rows]
+
+
+def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
+    """Return all turns of a call, in order."""
+    rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", call)
+    return tuple(turn_of_row(row) for row in rows)
+
+
+def said_of(
+    tx: Transaction, pieces: Sequence[bytes], *, after: int
+) -> tuple[int | None, set[bytes]]:
+    """Return which pieces some calls hold, and the last of these; None when there are no more.
+
+    Args:
+        tx: Of the reader.
+        pieces: Of UTF-8 text.
+        after: Number of the last call that was looked at.
+    """
+    (last,) = tx.rows(
+        "SELECT max(id) FROM (SELECT id FROM calls WHERE id > ? ORDER BY id LIMIT ?)",
+        after,
+        _CALLS_AT_ONCE,
+    )[0]
+    if last is None:
+        return None, set()
+    found = {
+        piece
+        for piece in pieces
+        if tx.row(
+            "SELECT 1 FROM turns WHERE call > ? AND call <= ?"
+            " AND instr(CAST(text AS BLOB), ?) LIMIT 1",
+            after,
+            last,
+            piece,
+        )
+    }
+    return last, found
+
+
+def checkpoint(tx: Transaction) -> bool:
+    """Move the write-ahead log into the file and empty it: erased text stays in neither.
+
+    Appends wait for it, and it for whoever reads the file (a backup, a shell): not for long.
+
+    Returns:
+        False when another reader or writer was in the way; repeat it.
+    """
+    ((busy_ms,),) = tx.rows("PRAGMA busy_timeout")
+    tx.rows(f"PRAGMA busy_timeout = {_CHECKPOINT_BUSY_MS}")
+    try:
+        return tx.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+    finally:
+        tx.rows(f"PRAGMA busy_timeout = {busy_ms}")

@@ -1,0 +1,32 @@
+"""What is kept of a call that was erased with its caller, so that nothing brings it back.
+
+A tombstone is a keyed hash of the call's key and when it was set: who reads the file alone can't
+tell whose it is, nor look whether a call they know of is among them.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from sidecar.journal.sqlite.threads import Transaction
+
+
+def seal_of(secret: bytes, call: str) -> bytes:
+    """Return what a tombstone holds of a call's key: nobody without the secret can tell whose it is."""
+    return hmac.digest(secret, b"erased call\0" + call.encode(), hashlib.sha256)
+
+
+def bury(tx: Transaction, seals: Iterable[bytes], *, now_s: float) -> None:
+    """Set a tombstone for each of these calls."""
+    for seal in seals:
+        tx.run("INSERT OR REPLACE INTO tombstones(seal, erased_s) VALUES (?, ?)", seal, now_s)
+
+
+def is_buried(tx: Transaction, seal: bytes) -> bool:
+    """Whether a call was erased."""
+    return tx.row("SELECT 1 FROM tombstones WHERE seal = ?", seal) is not None
+
+
+def clear(tx: Transaction, *, before_s: float) -> None:
+    """Remove the tombstones that were set before."""
+    tx.run("DELETE FROM tombstones WHERE erased_s < ?", before_s)

@@ -1,1 +1,0 @@
-"""HTTP and WebSocket: routes, the sidecar's end of the link, health."""

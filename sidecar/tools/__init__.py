@@ -1,0 +1,1 @@
+"""What can be called in a call."""

@@ -1,1 +1,0 @@
-"""After the reply: every turn on disk, then at Letta, once and in order."""

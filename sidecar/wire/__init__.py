@@ -1,0 +1,1 @@
+"""What both ends of the link speak, and the files they share."""

@@ -1,0 +1,66 @@
+"""What fits over the link: ids, hints and texts of a channel, bounded. Pure."""
+
+import hashlib
+
+from sidecar.wire.frames import MAX_FRAME_BYTES, Hints
+
+MAX_ID_CHARS = 256
+MAX_HINT_CHARS = 1024
+# A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
+MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
+_TURN_BYTES = 1 << 10
+"""What a turn takes beside its text."""
+
+
+def bounded_hints(hints: Hints) -> Hints:
+    """Leave out a hint too long for the link: cut short it might name somebody else."""
+
+    def fitting(value: str) -> str:
+        return "" if len(value) > MAX_HINT_CHARS or _has_surrogates(value) else value
+
+    return Hints(
+        caller=fitting(hints.caller),
+        phone=fitting(hints.phone),
+        identity=fitting(hints.identity),
+        agent_id=fitting(hints.agent_id),
+        consent=hints.consent,
+    )
+
+
+def call_id(raw: str) -> str:
+    """Return the id under which a call goes over the link; a long one by its hash."""
+    return _bounded(raw, MAX_ID_CHARS)
+
+
+def item_id(raw: str) -> str:
+    """Return the id of an utterance, with room for the mark of a part (`#12`)."""
+    return _bounded(raw, MAX_ID_CHARS - 8)
+
+
+def sendable(text: str) -> str:
+    """Return a text as UTF-8 can hold it."""
+    return text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
+
+
+def held_bytes(text: str) -> int:
+    """Return what a turn of this text takes in memory at most.
+
+    A character that is not ASCII takes up to four bytes, and as many again once it was encoded.
+    """
+    return len(text) * (1 if text.isascii() else 8) + _TURN_BYTES
+
+
+def _bounded(raw: str, limit_chars: int) -> str:
+    """Keep an id that fits; another is replaced by its hash, never cut (it would collide)."""
+    if 0 < len(raw) <= limit_chars and not _has_surrogates(raw):
+        return raw
+    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether a text can't be UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,365 @@
+"""The spool: turns a worker could not hand over, one file per call, on a disk both ends see.
+
+A file holds frames as on the wire, one per line: `call.open`, turns, and `call.close` if the call
+has ended. The worker that writes it holds an exclusive `flock` for as long as it lives; whoever
+finds it unlocked may take it up. All functions block: call them off the loop.
+
+A directory may hold other people's files, since a setting names it. A file is a worker's when its
+name has the shape we give, it is a regular file of this user that is no larger than a call may be,
+and it begins as `call.open` does. What is not is neither read further, written, renamed nor erased.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from typing_extensions import override
+
+from sidecar.environment import default_data_dir
+from sidecar.errors import LinkError
+from sidecar.private import make_directory
+from sidecar.wire.bounds import held_bytes
+from sidecar.wire.frames import (
+    MAX_FRAME_BYTES,
+    CallClose,
+    CallOpen,
+    SpoolFrame,
+    TurnFrame,
+    decode_from_worker,
+    encode,
+)
+from sidecar.wire.spooled import MAX_FILE_BYTES, Spooled, read_spooled, turns_after
+
+_SUFFIX = ".jsonl"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_SPOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\.jsonl")
+_ASIDE_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[1-9][0-9]{0,8})?\.damaged")
+_BEGINNING = b'{"type":"call.open","call":"'
+_TELLING_BYTES = len(b'{"type":"c')  # of a beginning that was torn
+
+
+class ForeignFile(OSError):
+    """A file that no worker wrote. `why` says by what it is known, without its name."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EEXIST, why)
+        self.why = why
+
+    @override
+    def __str__(self) -> str:
+        return self.why
+
+
+def default_spool_dir() -> Path:
+    """Where both ends look when nothing else is said: below the XDG state directory."""
+    return default_data_dir() / "spool"
+
+
+def spool_path(directory: Path, call: str) -> Path:
+    """Return the file of a call. An id that is no plain file name is replaced by its hash."""
+    return directory / (f"{call}{_SUFFIX}" if _PLAIN_NAME.fullmatch(call) else _hashed_name(call))
+
+
+def _hashed_name(call: str) -> str:
+    return f"{hashlib.sha256(call.encode()).hexdigest()[:32]}{_SUFFIX}"
+
+
+def damaged_files(directory: Path) -> list[Path]:
+    """Return the files of this user that are named as those set aside, sorted."""
+    return [path for path in _named(directory, _ASIDE_NAME) if not _why_no_file_of_ours(path)]
+
+
+def erase_damaged(directory: Path, *, before_s: float) -> int:
+    """Delete the files set aside that were last written before; return how many. Blocking.
+
+    One that does not begin as a worker's file does may be anybody's, and stays.
+    """
+    erased = 0
+    for path in damaged_files(directory):
+        with contextlib.suppress(OSError):
+            os.close(_opened(path))
+            if path.stat().st_mtime < before_s:
+                path.unlink()
+                erased += 1
+    return erased
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a spool directory holds.
+
+    Attributes:
+        files: Those that workers wrote, sorted.
+        foreign: Why each other one is none, by name, of those whose name ends as if it were.
+    """
+
+    files: list[Path]
+    foreign: dict[str, str]
+
+
+def look_into(directory: Path) -> Found:
+    """Say which files of a directory workers wrote; nothing when it does not exist."""
+    found = Found([], {})
+    for path in _named(directory, re.compile(rf".*{re.escape(_SUFFIX)}", re.DOTALL)):
+        try:
+            os.close(_opened(path))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.foreign[path.name] = str(error.strerror or type(error).__name__)
+            continue
+        found.files.append(path)
+    return found
+
+
+def spool_files(directory: Path) -> list[Path]:
+    """Return the files in a directory that workers wrote, sorted; none when it does not exist."""
+    return look_into(directory).files
+
+
+def _named(directory: Path, name: re.Pattern[str]) -> list[Path]:
+    if not os.path.isdir(directory):  # noqa: PTH112 - raises nothing
+        return []
+    return [directory / one for one in sorted(os.listdir(directory)) if name.fullmatch(one)]  # noqa: PTH208
+
+
+def _why_no_file_of_ours(path: Path) -> str:
+    """Return by what a file is known to be no worker's without opening it; empty if by nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return ""
+    if not (_SPOOL_NAME.fullmatch(path.name) or _ASIDE_NAME.fullmatch(path.name)):
+        return "it has no name that a worker gives"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if status.st_uid != os.geteuid():
+        return "it is another user's"
+    if status.st_size > MAX_FILE_BYTES:
+        return f"it is larger than {MAX_FILE_BYTES >> 20} MiB"
+    return ""
+
+
+def _opened(path: Path, flags: int = os.O_RDWR) -> int:
+    """Open a worker's file; returns its descriptor. With `O_CREAT` it is made where it is not.
+
+    Raises:
+        ForeignFile: it is none.
+        OSError: it can't be opened.
+    """
+    if why := _why_no_file_of_ours(path):
+        raise ForeignFile(why)
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+            os.fchmod(descriptor, 0o600)  # a umask may have taken rights of ours
+            return descriptor
+    descriptor = os.open(path, flags, 0o600)
+    ours = False
+    try:
+        ours = _begins_as_ours(descriptor)
+    finally:
+        if not ours:
+            os.close(descriptor)
+    if not ours:
+        raise ForeignFile("it does not begin as a worker's file does")
+    return descriptor
+
+
+def _begins_as_ours(descriptor: int) -> bool:
+    """Whether a file begins with a frame, or with what was left of `call.open`.
+
+    An empty file is a worker's that was killed before its first word, if it is as private as ours.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+        return False
+    if not status.st_size:
+        return stat.S_IMODE(status.st_mode) == 0o600  # noqa: PLR2004
+    head = os.pread(descriptor, MAX_FRAME_BYTES + 1, 0)
+    if head.startswith(_BEGINNING):
+        return True
+    line, newline, _ = head.partition(b"\n")
+    if not newline:
+        return len(line) >= _TELLING_BYTES and _BEGINNING.startswith(line)
+    try:
+        return isinstance(decode_from_worker(line), CallOpen | TurnFrame | CallClose)
+    except LinkError:
+        return False
+
+
+def spooled_in(path: Path) -> Spooled:
+    """Return what a file holds without its lock: its writer may be adding to it.
+
+    Raises:
+        OSError: it can't be read, or (ForeignFile) no worker wrote it.
+    """
+    descriptor = _opened(path, os.O_RDONLY)
+    try:
+        return read_spooled(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SpoolFile:
+    """A spool file that this process has locked. Close it, or remove it, to let go."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._own_from_bytes = os.fstat(descriptor).st_size
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._path
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it held something of an earlier process when it was opened."""
+        return self._own_from_bytes > 0
+
+    @classmethod
+    def create(cls, directory: Path, call: str) -> Self:
+        """Open the file of a call for writing and lock it; the directory is made, mode 0700.
+
+        A file that has the call's name and is somebody else's is left alone: the call's is then
+        named by the hash of its id.
+
+        Raises:
+            OSError: no right, or (BlockingIOError) another process holds it.
+        """
+        make_directory(directory)
+        path = spool_path(directory, call)
+        while True:
+            try:
+                descriptor = _opened(path, os.O_RDWR | os.O_CREAT)
+            except ForeignFile:
+                if path.name == _hashed_name(call):
+                    raise
+                path = directory / _hashed_name(call)
+                continue
+            if _locked(descriptor, path):
+                return cls(path, descriptor)
+
+    @classmethod
+    def take(cls, path: Path) -> Self | None:
+        """Lock a file somebody left behind; None while its writer lives, or when it is gone.
+
+        Raises:
+            OSError: it can't be opened, or (ForeignFile) no worker wrote it.
+        """
+        try:
+            descriptor = _opened(path)
+        except FileNotFoundError:
+            return None
+        try:
+            return cls(path, descriptor) if _locked(descriptor, path) else None
+        except BlockingIOError:
+            return None
+
+    def append(self, frames: Sequence[SpoolFrame]) -> None:
+        """Write frames to the end. On return they are on disk (fsynced).
+
+        Raises:
+            OSError: nothing of them was kept.
+        """
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        data = "".join(f"{encode(frame)}\n" for frame in frames).encode()
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        if size + len(data) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"the file of a call holds {MAX_FILE_BYTES >> 20} MiB")
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, size)
+            raise
+        if not size:
+            _sync_directory(self._path.parent)
+
+    def read(self) -> Spooled:
+        """Return all that it holds."""
+        return read_spooled(self._descriptor)
+
+    def read_own(self, *, after_seq: int, most: int, most_bytes: int) -> list[TurnFrame]:
+        """Return the next turns that this process has written, not those that it found.
+
+        Args:
+            after_seq: Those with a higher `seq` are next.
+            most: Turns to return at most.
+            most_bytes: No more turns when those so far take so much; there is one at least.
+        """
+        turns = turns_after(self._descriptor, self._own_from_bytes, after_seq=after_seq)
+        read: list[TurnFrame] = []
+        for turn in islice(turns, most):
+            read.append(turn)
+            most_bytes -= held_bytes(turn.text)
+            if most_bytes <= 0:
+                break
+        return read
+
+    def remove(self) -> None:
+        """Delete the file and let go of it."""
+        self._path.unlink(missing_ok=True)
+        self.close()
+
+    def set_aside(self) -> Path:
+        """Rename a damaged file so that it is not taken up again; returns its new place.
+
+        One that was set aside before keeps its place.
+        """
+        places = (self._path.with_suffix(f".{n}.damaged") for n in itertools.count(2))
+        aside = self._path.with_suffix(".damaged")
+        while aside.exists():
+            aside = next(places)
+        self._path.replace(aside)
+        self.close()
+        return aside
+
+    def close(self) -> None:
+        """Let go of the file, which stays. Safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _locked(descriptor: int, path: Path) -> bool:
+    """Lock a file; False when it was removed from its path before the lock was had.
+
+    The descriptor is closed unless the answer is True.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    in_place = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            in_place = os.path.samestat(os.fstat(descriptor), path.stat())
+    finally:
+        if not in_place:
+            os.close(descriptor)
+    return in_place
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,189 @@
+"""One live call on the worker's end of the link: what the voice's own code holds."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import anyio
+
+from sidecar.model import Speaker
+from sidecar.prompt_wait import PromptWait, Waits
+from sidecar.wire.bounds import bounded_hints
+from sidecar.wire.frames import Hints, Memory
+from sidecar.wire.spool import SpoolFile
+from sidecar.worker.unacked import Outbox
+
+
+class Line(Protocol):
+    """What a call needs of the link it is on."""
+
+    waits: Waits
+
+    @property
+    def connected(self) -> bool:
+        """Whether the sidecar has welcomed this connection."""
+        ...
+
+    @property
+    def away(self) -> bool:
+        """Whether the sidecar is known to be out of reach."""
+        ...
+
+    def clock(self) -> float:
+        """Unix time by the sidecar's clock, as far as it is known."""
+        ...
+
+    def take(
+        self,
+        call: "LinkedCall",
+        item_id: str,
+        speaker: Speaker,
+        text: str,
+        *,
+        at_s: float | None,
+        interrupted: bool,
+        metrics: Mapping[str, float] | None,
+        traceparent: str,
+    ) -> None:
+        """Queue one turn of a call."""
+        ...
+
+    def wake(self) -> None:
+        """Something is to be sent or to be put on disk."""
+        ...
+
+
+class LinkedCall:
+    """One live call. Made by `sidecar.worker.link.Link.open_call`; every method but the two waits returns at once.
+
+    Attributes:
+        memory: The newest memory of this call, or None when none came yet: read it at the prompt.
+        guidance: Called with text for the voice agent to heed; set it, or leave it None.
+        say: Called with text for the voice agent to speak now; as `guidance`.
+        hang_up: Called when the call is to end; as `guidance`.
+    """
+
+    def __init__(self, link: Line, outbox: Outbox) -> None:
+        self.memory: Memory | None = None
+        self.guidance: Callable[[str], None] | None = None
+        self.say: Callable[[str], None] | None = None
+        self.hang_up: Callable[[], None] | None = None
+        self.outbox = outbox
+        self.spool: SpoolFile | None = None
+        self._link = link
+        self._wait = PromptWait()
+        if outbox.identified:
+            self._wait.opened()
+
+    @property
+    def call_id(self) -> str:
+        """The call's id on the link."""
+        return self.outbox.call
+
+    @property
+    def now_s(self) -> float:
+        """Unix time by the sidecar's clock, by which `Memory.read_at_s` is dated, where it is known."""
+        return self._link.clock()
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is known who is on the line."""
+        return self.outbox.identified
+
+    def identify(self, hints: Hints) -> None:
+        """Say who is on the line, where `open_call` could not; the first answer stands."""
+        if not self.outbox.identified:
+            self.outbox.identify(bounded_hints(hints))
+            self._wait.opened()
+            self._link.wake()
+
+    def speech_started(self, *, traceparent: str = "") -> None:
+        """The caller began to speak: the sidecar reads the memory now, ahead of the prompt.
+
+        Args:
+            traceparent: The span of the speech (W3C Trace Context), or empty.
+        """
+        self.outbox.speech_started(traceparent=traceparent)
+        if self._link.connected and self.outbox.identified:
+            self._wait.read_began()
+        self._link.wake()
+
+    def record(
+        self,
+        item_id: str,
+        speaker: Speaker,
+        text: str,
+        *,
+        at_s: float | None = None,
+        interrupted: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        traceparent: str = "",
+    ) -> None:
+        """Take one settled turn, as heard; the same `item_id` again is the same turn.
+
+        Promises: the turn reaches the sidecar in the order of these calls, or stands in the
+        spool half a second later, and at once while the sidecar is known to be away. Does not
+        promise either when this process is killed before.
+
+        Args:
+            item_id: The channel's id of the utterance.
+            speaker: Who spoke.
+            text: What was heard; empty text is no turn.
+            at_s: Unix time by this process's clock, by default now.
+            interrupted: The other side cut it off.
+            metrics: Seconds by name.
+            traceparent: The span of the turn (W3C Trace Context), or empty.
+        """
+        self._link.take(
+            self,
+            item_id,
+            speaker,
+            text,
+            at_s=at_s,
+            interrupted=interrupted,
+            metrics=metrics,
+            traceparent=traceparent,
+        )
+
+    def close(self, reason: str = "") -> None:
+        """The call has ended. The first close stands."""
+        self.outbox.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
+        self._link.wake()
+
+    async def ready(self, budget_s: float | None = None) -> None:
+        """Return when the memory at hand is as new as the prompt may wait for.
+
+        See `sidecar.prompt_wait`; a read is taken to begin with the caller's speech, and the waits
+        are those of `welcome`.
+
+        Args:
+            budget_s: Seconds not to be passed in any case.
+        """
+        with anyio.move_on_after(budget_s):
+            await self._wait.over(self._link.waits)
+
+    async def flushed(self, budget_s: float) -> bool:
+        """Wait until every turn and the end of the call are acked, and return whether they are.
+
+        Returns as soon as it makes no sense to wait, since the sidecar is known to be away and
+        all that is unacked is in the spool; and when `budget_s` is over, after which it is there
+        when `Link.run` ends.
+        """
+        with anyio.move_on_after(budget_s):
+            while not self.outbox.settled and not (self._link.away and self.outbox.durable):
+                await self._wait.change()
+        return self.outbox.settled
+
+    # The link's side
+
+    def take_memory(self, memory: Memory) -> None:
+        """A `memory` frame came."""
+        self.memory = memory
+        self._wait.memory_came(empty=not memory.text, settled=memory.settled)
+
+    def link_lost(self) -> None:
+        """No read is in flight any more."""
+        self._wait.read_lost()
+
+    def changed(self) -> None:
+        """Let those who wait look again."""
+        self._wait.changed()

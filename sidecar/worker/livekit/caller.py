@@ -1,0 +1,232 @@
+"""Who is on the line, as a LiveKit job and its room tell."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from livekit import rtc
+from livekit.agents import AgentSession, JobContext
+from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
+from livekit.agents.types import ATTRIBUTE_PUBLISH_ON_BEHALF
+from livekit.protocol import models
+
+from sidecar import telemetry
+from sidecar.model import consent_of
+from sidecar.telemetry import Emit
+from sidecar.untrusted import MALFORMED
+from sidecar.wire.frames import Hints
+from sidecar.worker.livekit.meant import Meant, Person
+
+
+def hints_of_metadata(metadata: str) -> Hints:
+    """Read `{"caller": …, "agent_id": …, "consent": "no"}` from a job's metadata; other metadata says nothing.
+
+    The owner's own backend writes it, so all of it is vouched for.
+    """
+    fields = _fields_of(metadata)
+    consent = consent_of(fields.get("consent"))
+    caller, agent_id = _text(fields, "caller"), _text(fields, "agent_id")
+    return Hints(caller=caller, agent_id=agent_id, consent=consent)
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    value = fields.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _fields_of(metadata: str) -> dict[str, object]:
+    try:
+        raw: object = json.loads(metadata) if metadata.strip() else {}
+    except MALFORMED:
+        return {}
+    return cast("dict[str, object]", raw) if isinstance(raw, dict) else {}
+
+
+def person_of(
+    identity: str, attributes: Mapping[str, str], *, sip: bool, silent: bool = False
+) -> Person:
+    """Return what a participant tells of itself.
+
+    A number counts only where LiveKit's SIP bridge wrote it: another participant may set any
+    attribute.
+    """
+    number = attributes.get("sip.phoneNumber", "").strip() if sip else ""
+    return Person(identity, by_telephone=sip, number=number, silent=silent)
+
+
+def hints_of_person(person: Person) -> Hints:
+    """Return who a person is; a telephone's identity is made from its number, and proves nothing."""
+    if person.by_telephone:
+        return Hints(phone=person.number)
+    return Hints(identity=person.identity)
+
+
+def _joined(named: Hints, seen: Hints) -> Hints:
+    return Hints(
+        caller=named.caller,
+        agent_id=named.agent_id,
+        phone=seen.phone,
+        identity=seen.identity,
+        consent=named.consent,
+    )
+
+
+class _Events(Protocol):
+    """A room as a source of events; its own types say less."""
+
+    def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
+
+
+class Identification:
+    """Finds out who is on the line: from the job, the room, and then from whom the agent hears.
+
+    `AgentSession` links its ears to one participant, and may link them to another in the middle
+    of a job (`RoomIO.set_participant`, or one leaves and the next comes). It has no event for it,
+    so this asks each time.
+
+    Args:
+        ctx: The job.
+        session: Whose ears they are.
+        participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        shared_line: All who hear the agent may hear what is remembered of its caller.
+        emit: Events.
+    """
+
+    def __init__(
+        self,
+        ctx: JobContext,
+        session: AgentSession[Any],
+        participant_identity: str | None,
+        *,
+        shared_line: bool = False,
+        emit: Emit,
+    ) -> None:
+        self._ctx = ctx
+        self._session = session
+        self._emit = emit
+        self._shared_line = shared_line or _says_shared_line(ctx.job.metadata)
+        self.named = hints_of_metadata(ctx.job.metadata)
+        """What the job says, whoever is on the line."""
+        named = _text(_fields_of(ctx.job.metadata), "participant")
+        of_job = ctx.job.participant.identity if ctx.job.HasField("participant") else ""
+        meant = named or of_job or participant_identity or ""
+        self._awaited = participant_identity or meant
+        self._meant = Meant(self.named.caller, meant)
+        self._person: Person | None = None
+        self._heard_any = False
+        self._told: Hints | None = None
+
+    def from_job(self) -> Hints | None:
+        """Return what the job says, or None when it does not name a caller."""
+        if self._ctx.job.HasField("participant"):
+            info = self._ctx.job.participant
+            sip = info.kind == models.ParticipantInfo.Kind.SIP
+            self._person = person_of(info.identity, dict(info.attributes), sip=sip)
+            self._meant.see([self._person])
+            self._told = self._hints_of(self._person)
+        elif self.named.caller:
+            self._told = self.named
+        return self._told
+
+    def changed(self) -> Hints | None:
+        """Return who is heard now, if it is somebody else than before; None otherwise.
+
+        Until the agent hears somebody it is who in the room is the caller: one who comes by
+        telephone is preferred, and between several nobody is picked.
+        """
+        linked = self._linked()
+        heard = _person_in(linked) if linked is not None else None
+        people = self._people()
+        # Who shares a line by intent need not come alone.
+        doubt = self._meant.see([heard] if self._shared_line and heard is not None else people)
+        if doubt and (self.named.caller or self.named.consent == "yes"):
+            self._emit(
+                telemetry.caller_in_doubt, call=self._ctx.job.id, channel="livekit", why=doubt
+            )
+        if heard is not None:
+            return self._on_line(heard)
+        expected = None if self._heard_any else self._expected(people)
+        return self._on_line(expected, heard=False) if expected is not None else None
+
+    def heard(self) -> None:
+        """The one on the line has said something."""
+        if self._person is not None:
+            self._meant.heard(self._person)
+
+    @property
+    def shared(self) -> bool:
+        """Whether somebody hears the agent who is not the one on the line."""
+        if self._shared_line:
+            return False
+        if self._person is None:
+            return not all(self._meant.speaks_for(person) for person in self._people())
+        return any(person.identity != self._person.identity for person in self._people())
+
+    def _on_line(self, person: Person, *, heard: bool = True) -> Hints | None:
+        """Take a person for the one on the line; returns the hints of a new one, or new hints.
+
+        A call that was opened before anybody was heard is of whoever comes, if its hints are his.
+        """
+        before, self._person = self._person if self._heard_any else None, person
+        self._heard_any = self._heard_any or heard
+        told, self._told = self._told, self._hints_of(person)
+        same = before is None or (before.identity == person.identity and before.is_same(person))
+        return None if same and told == self._told else self._told
+
+    def _expected(self, people: Sequence[Person]) -> Person | None:
+        if self.named.caller:
+            callers = [person for person in people if self._meant.speaks_for(person)]
+        else:
+            callers = [p for p in people if self._awaited in {"", p.identity} and not p.silent]
+        by_telephone = [person for person in callers if person.by_telephone]
+        if len(callers) > 1 and len(by_telephone) == 1:
+            callers = by_telephone
+        return callers[0] if len(callers) == 1 else None
+
+    def _hints_of(self, person: Person) -> Hints:
+        """Return who a person is: what the job says of its caller holds for the one it means."""
+        seen = hints_of_person(person)
+        if self._meant.speaks_for(person):
+            return self.named if self.named.caller else _joined(self.named, seen)
+        agent_id = "" if self.named.caller else self.named.agent_id
+        consent = "no" if self.named.consent == "no" else ""
+        return _joined(Hints(agent_id=agent_id, consent=consent), seen)
+
+    def _linked(self) -> rtc.RemoteParticipant | None:
+        try:
+            return self._session.room_io.linked_participant
+        except RuntimeError:  # not started, or not in a room
+            return None
+
+    def _people(self) -> list[Person]:
+        """Return those in the room who hear: no agents, no recorders, no avatars of an agent."""
+        return [
+            _person_in(p)
+            for p in self._ctx.room.remote_participants.values()
+            if p.kind in DEFAULT_PARTICIPANT_KINDS
+            and not p.attributes.get(ATTRIBUTE_PUBLISH_ON_BEHALF)
+        ]
+
+    def when_moved(self, look: Callable[[], None]) -> None:
+        """Have somebody look when a participant comes or goes, and once LiveKit has heeded it."""
+        loop = asyncio.get_running_loop()
+
+        def moved(_: rtc.RemoteParticipant) -> None:
+            look()
+            loop.call_soon(look)
+
+        events = cast("_Events", self._ctx.room)
+        events.on("participant_connected", moved)
+        events.on("participant_disconnected", moved)
+
+
+def _person_in(participant: rtc.RemoteParticipant) -> Person:
+    sip = participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
+    may = participant.permissions
+    silent = may.can_subscribe and not (may.can_publish or may.can_publish_data)
+    return person_of(participant.identity, participant.attributes, sip=sip, silent=silent)
+
+
+def _says_shared_line(metadata: str) -> bool:
+    return _fields_of(metadata).get("shared_line") is True

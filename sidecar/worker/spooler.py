@@ -1,0 +1,181 @@
+"""Keeps a spool file for each call whose turns wait too long for their ack."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from sidecar import telemetry
+from sidecar.telemetry import Emit
+from sidecar.wire.frames import TurnFrame
+from sidecar.wire.spool import SpoolFile
+from sidecar.worker.call import LinkedCall
+from sidecar.worker.unacked import Outbox
+
+SPOOL_AFTER_S: Final = 0.5
+DISK_PAUSE_S: Final = 1.0  # before a disk that refused is tried again
+LEAVE_S: Final = 5.0  # in which the last files are begun; one write may take longer
+
+
+class Spooler:
+    """The files of a link's calls. One task does all of its disk work, off the loop.
+
+    Args:
+        calls: The link's live calls, by id.
+        directory: Where the files go; made when first needed.
+        emit: Events.
+        max_in_memory: Turns of a call that may be in memory.
+        max_bytes_in_memory: Bytes that they may take.
+        away: Whether the sidecar is known to be out of reach: no ack is waited for then.
+        moved: Called when turns went to disk or came back.
+        reclaimed: Called when a call's file is gone because all of it was acked.
+    """
+
+    def __init__(
+        self,
+        calls: Mapping[str, LinkedCall],
+        directory: Path,
+        *,
+        emit: Emit,
+        max_in_memory: int,
+        max_bytes_in_memory: int,
+        away: Callable[[], bool],
+        moved: Callable[[], None],
+        reclaimed: Callable[[LinkedCall], None],
+    ) -> None:
+        self._calls = calls
+        self._directory = directory
+        self._emit = emit
+        self._max_in_memory = max_in_memory
+        self._max_bytes_in_memory = max_bytes_in_memory
+        self._away = away
+        self._moved = moved
+        self._reclaimed = reclaimed
+        self._wake = anyio.Event()
+
+    def wake(self) -> None:
+        """Look again at what is to be done."""
+        self._wake.set()
+
+    async def leave(self) -> None:
+        """Put everything unacked on disk and let go of the files, though cancelled."""
+        with anyio.move_on_after(LEAVE_S, shield=True):
+            for call in list(self._calls.values()):
+                await self._put_on_disk(call)
+                file, call.spool = call.spool, None
+                if file:
+                    await anyio.to_thread.run_sync(file.close)
+                    call.outbox.unspool()
+
+    async def run(self) -> None:
+        """Keep the files until cancelled."""
+        while True:
+            self._wake = anyio.Event()
+            wait_s = await self._spool_due()
+            with anyio.move_on_after(wait_s):
+                await self._wake.wait()
+
+    async def _spool_due(self) -> float | None:
+        """Do what the files need; returns the seconds until they need more, None for a wake."""
+        waits: list[float] = []
+        for call in list(self._calls.values()):
+            due_s = None
+            with anyio.CancelScope(shield=True):  # else a file is written, and known to nobody
+                due_s = await self._tend(call)
+            if due_s is not None:
+                waits.append(max(0.0, due_s - anyio.current_time()))
+        return min(waits, default=None)
+
+    async def _tend(self, call: LinkedCall) -> float | None:
+        """Do what the file of a call needs; returns when it needs more, None for a wake."""
+        box = call.outbox
+        if call.spool and box.settled:
+            await self._reclaim(call)
+            return None
+        if box.disk_only and not box.overflowing and self._has_room(box):
+            await self._read_back(call)
+        due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
+        if due_s is not None and due_s <= anyio.current_time():
+            return None if await self._put_on_disk(call) else anyio.current_time() + DISK_PAUSE_S
+        return due_s
+
+    def _has_room(self, box: Outbox) -> bool:
+        return (
+            box.in_memory <= self._max_in_memory // 2
+            and box.bytes_in_memory <= self._max_bytes_in_memory // 2
+        )
+
+    async def _put_on_disk(self, call: LinkedCall) -> bool:
+        """Append what is in memory alone to the call's file; False when the disk would not."""
+        frames = call.outbox.unspooled()
+        if not frames:
+            return True
+
+        def write() -> SpoolFile:
+            if call.spool:
+                call.spool.append(frames)
+                return call.spool
+            file = SpoolFile.create(self._directory, call.call_id)
+            try:
+                file.append(frames)
+            except OSError:
+                file.close()
+                raise
+            return file
+
+        try:
+            call.spool = await anyio.to_thread.run_sync(write)
+        except OSError as error:
+            self._emit(
+                telemetry.part_failed,
+                part="spool",
+                error=type(error).__name__,
+                hint=f"make {self._directory} writable and give it room",
+            )
+            return False
+        call.outbox.spooled(frames)
+        turns = sum(isinstance(frame, TurnFrame) for frame in frames)
+        self._emit(telemetry.turns_spooled, call=call.call_id, turns=turns)
+        call.changed()
+        self._moved()
+        if call.outbox.settled:  # acked meanwhile, so that the link may have forgotten the call
+            await self._reclaim(call)
+        return True
+
+    async def _read_back(self, call: LinkedCall) -> None:
+        """Bring turns that are on disk alone back into memory, as many as there is room for."""
+        file, after_seq = call.spool, call.outbox.read_back_after_seq
+        if file is None:
+            return
+        read = partial(
+            file.read_own,
+            after_seq=after_seq,
+            most=max(1, self._max_in_memory - call.outbox.in_memory),
+            most_bytes=self._max_bytes_in_memory - call.outbox.bytes_in_memory,
+        )
+        turns = await anyio.to_thread.run_sync(read)
+        if not turns:
+            self._emit(
+                telemetry.turns_dropped,
+                call=call.call_id,
+                turns=call.outbox.lose_disk_only(),
+                why="the spool file lost them",
+            )
+        call.outbox.read_back(turns, now_s=anyio.current_time())
+        self._moved()
+
+    async def _reclaim(self, call: LinkedCall) -> None:
+        """Everything in the file is acked: delete it, unless an earlier process wrote in it.
+
+        Where the caller did not agree that the call is kept, it is deleted in any case.
+        """
+        file, call.spool = call.spool, None
+        if file is not None:
+            stays = file.inherited and not call.outbox.refused
+            await anyio.to_thread.run_sync(file.close if stays else file.remove)
+        call.outbox.unspool()
+        self._reclaimed(call)
+        self._moved()

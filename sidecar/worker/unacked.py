@@ -1,0 +1,456 @@
+"""What the worker's end of the link still owes the sidecar, for one call. Pure.
+
+Turns wait here from the moment they are recorded until their ack, in the order of `seq`. Memory
+is bounded by what the owner lets in: turns that find no room wait in `overflow` until they are on
+disk, leave memory, and are read back when the older ones were acked. Order holds throughout:
+what is in memory is older than what is on disk alone, and that is older than the overflow.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeVar
+
+import msgspec
+
+from sidecar.model import Channel, Speaker
+from sidecar.wire.bounds import (
+    MAX_HINT_CHARS,
+    MAX_TURN_CHARS,
+    call_id,
+    held_bytes,
+    item_id,
+    sendable,
+)
+from sidecar.wire.frames import (
+    MAX_METRICS,
+    CallClose,
+    CallOpen,
+    FromWorker,
+    Hints,
+    SpeechStarted,
+    SpoolFrame,
+    TurnFrame,
+)
+
+NOBODY: Final = Hints()
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A turn that was not acked.
+
+    Attributes:
+        frame: As it goes over the link.
+        since_s: Monotonic time at which it was recorded.
+        on_disk: It stands in the spool file.
+    """
+
+    frame: TurnFrame
+    since_s: float
+    on_disk: bool = False
+
+
+class Outbox:
+    """The unacked part of one call.
+
+    Args:
+        call: Id of the call.
+        channel: Where it comes from.
+        opened_at_s: Unix time.
+        hints: Who is on the line, or None while that is not known: nothing is sent until then.
+        traceparent: The span of the call, or empty.
+        room: What other calls may hear as well, or empty.
+        meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
+            and is told if it ends without them. Its consent "no" holds for the whole call.
+    """
+
+    def __init__(
+        self,
+        call: str,
+        channel: Channel,
+        *,
+        opened_at_s: float,
+        hints: Hints | None,
+        traceparent: str = "",
+        room: str = "",
+        meanwhile: Hints = NOBODY,
+    ) -> None:
+        self.call = call_id(call)
+        self._channel: Channel = channel
+        self._opened_at_s = max(0.0, opened_at_s)
+        self._hints = hints
+        self._traceparent = traceparent
+        self._room = call_id(room) if room else ""
+        self._meanwhile = meanwhile
+        self._close: CallClose | None = None
+        self._close_since_s = 0.0
+        self._close_on_disk = False
+        self._close_acked = False
+        self._opening_on_disk: CallOpen | None = None
+        self._seq = 0
+        self._items: set[str] = set()
+        self._kept: dict[str, _Kept] = {}
+        self._overflow: list[_Kept] = []
+        self._disk_only = 0
+        self._last_kept_seq = 0
+        self._bytes = 0
+        # What this connection has yet to be told.
+        self._open_due = True
+        self._close_due = True
+        self._speech_due = False
+        self._speech_traceparent = ""
+        self._unsent: deque[TurnFrame] = deque()
+        """Always the last of what is kept: a turn goes again only with all behind it."""
+        self._held_until_s = 0.0
+
+    # What happens in the call
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is known who is on the line."""
+        return self._hints is not None
+
+    def identify(self, hints: Hints) -> None:
+        """Say who is on the line; the first answer stands, for a call belongs to one caller.
+
+        With a consent "no" what was said before is forgotten; in a spool file it is due to be
+        replaced by this answer, and the file to be deleted.
+        """
+        if self._hints is not None:
+            return
+        if self.refused:
+            hints = msgspec.structs.replace(hints, consent="no")
+        self._hints = hints
+        if self.refused:
+            self._kept.clear()
+            self._overflow.clear()
+            self._disk_only = 0
+            self._bytes = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the caller did not agree that the call is kept, as far as it is known."""
+        return (self._hints or self._meanwhile).consent == "no"
+
+    def record(
+        self,
+        item: str,
+        speaker: Speaker,
+        text: str,
+        *,
+        at_s: float,
+        now_s: float,
+        room: bool,
+        interrupted: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        traceparent: str = "",
+    ) -> list[TurnFrame]:
+        """Take one turn; returns the frames it became, none when it is empty or known already.
+
+        None either where the caller did not agree that the call is kept: then no word of it
+        leaves this process.
+
+        Args:
+            item: The channel's id of the utterance.
+            speaker: Who spoke.
+            text: What was heard. Too long for one frame: it becomes several turns.
+            at_s: Unix time.
+            now_s: Monotonic time.
+            room: False: it shall go to disk and not stay in memory.
+            interrupted: The other side cut it off.
+            metrics: Seconds by name; what is not finite, or beyond `MAX_METRICS`, is left out.
+            traceparent: The span of the turn, or empty.
+        """
+        item = item_id(item)
+        clean = sendable(text)
+        if self.refused or not clean.strip() or item in self._items:
+            return []
+        self._items.add(item)
+        finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+        finite = dict(islice(finite.items(), MAX_METRICS))
+        frames: list[TurnFrame] = []
+        for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
+            self._seq += 1
+            frame = TurnFrame(
+                call=self.call,
+                item=item if part == 1 else f"{item}#{part}",
+                seq=self._seq,
+                speaker=speaker,
+                text=clean[start : start + MAX_TURN_CHARS],
+                at_s=max(0.0, at_s),
+                interrupted=interrupted,
+                metrics=finite,
+                traceparent=traceparent,
+            )
+            frames.append(frame)
+            kept = _Kept(frame, now_s)
+            self._bytes += held_bytes(frame.text)
+            if room and not self._disk_only and not self._overflow:
+                self._keep(kept)
+            else:
+                self._overflow.append(kept)
+        self._name_the_ended()
+        return frames
+
+    def drop_overflow(self) -> int:
+        """Give up on the turns that fit neither memory nor disk; returns how many there were."""
+        dropped = len(self._overflow)
+        self._bytes -= sum(held_bytes(kept.frame.text) for kept in self._overflow)
+        self._overflow.clear()
+        return dropped
+
+    def speech_started(self, *, traceparent: str = "") -> None:
+        """The caller began to speak; told once per connection, and not after a reconnect."""
+        self._speech_due = True
+        self._speech_traceparent = traceparent
+
+    def close(self, *, at_s: float, reason: str, now_s: float) -> None:
+        """The call has ended. The first close stands."""
+        if self._close is None:
+            self._close = CallClose(
+                call=self.call, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
+            )
+            self._close_since_s = now_s
+            self._close_due = True
+            self._name_the_ended()
+
+    def _name_the_ended(self) -> None:
+        """Of a call that is over nobody says any more who it was: what was said in it goes out."""
+        if self._close is not None and self._hints is None and self.unacked:
+            self.identify(self._meanwhile)
+
+    def put_forward(self, by_s: float) -> None:
+        """Another clock counts: what is in memory is dated by it; copies on disk stay as they are."""
+        self._opened_at_s = max(0.0, self._opened_at_s + by_s)
+        for kept in (*self._kept.values(), *self._overflow):
+            kept.frame = _put_forward(kept.frame, by_s)
+        unsent = [self._kept.get(frame.item) for frame in self._unsent]
+        self._unsent = deque(kept.frame for kept in unsent if kept)
+        if self._close is not None:
+            self._close = _put_forward(self._close, by_s)
+
+    # What stands open
+
+    @property
+    def closed(self) -> bool:
+        """Whether the call has ended."""
+        return self._close is not None
+
+    @property
+    def unacked(self) -> int:
+        """Turns without an ack, wherever they are."""
+        return len(self._kept) + self._disk_only + len(self._overflow)
+
+    @property
+    def in_memory(self) -> int:
+        """Turns without an ack that are held in memory."""
+        return len(self._kept) + len(self._overflow)
+
+    @property
+    def overflowing(self) -> int:
+        """Turns in memory that shall leave it as soon as they are on disk."""
+        return len(self._overflow)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every turn, and the end of the call if it came, is acked."""
+        return not self.unacked and (self._close is None or self._close_acked)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes that the turns in memory take."""
+        return self._bytes
+
+    # The connection
+
+    def rewind(self) -> None:
+        """A new connection knows nothing: everything unacked is due again."""
+        self._open_due = True
+        self._close_due = True
+        self._speech_due = False
+        self._unsent = deque(kept.frame for kept in self._kept.values())
+        self._held_until_s = 0.0
+
+    def next_frame(self, *, now_s: float) -> FromWorker | None:
+        """Return the frame to send next, and count it as sent; None when nothing is due now."""
+        over = self._close is not None and self.settled
+        if self._hints is None or over or now_s < self._held_until_s:
+            return None
+        if self._open_due:
+            self._open_due = False
+            if self._close_acked:  # an opening takes the end back
+                self._close_acked, self._close_since_s = False, now_s
+            return self.opening()
+        if self._speech_due:
+            self._speech_due = False
+            return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
+        while self._unsent:
+            frame = self._unsent.popleft()
+            if frame.item in self._kept:
+                return frame
+        if (
+            self._close is not None
+            and self._close_due
+            and not self._close_acked
+            and not self._disk_only
+            and not self._overflow
+        ):
+            self._close_due = False
+            return self._close
+        return None
+
+    def held_for_s(self, *, now_s: float) -> float:
+        """Return the seconds until a frame that was refused for now is due again."""
+        return max(0.0, self._held_until_s - now_s)
+
+    def acked(self, items: Iterable[str], *, closed: bool) -> int:
+        """Forget what is on the sidecar's disk; returns how many turns that were."""
+        done = sum(self._forget(item) for item in items)
+        self._close_acked = self._close_acked or (closed and self._close is not None)
+        return done
+
+    def refused_for_now(self, item: str, *, until_s: float, reopen: bool) -> None:
+        """The sidecar could not take a frame: from `item` on, all is due again after a while.
+
+        Several of one call may be refused, in any order: the earliest of them goes first.
+
+        Args:
+            item: The turn that was refused; empty for another frame of the call.
+            until_s: Monotonic time before which nothing of this call is sent.
+            reopen: `call.open` is sent again first.
+        """
+        self._held_until_s = max(self._held_until_s, until_s)
+        self._open_due = self._open_due or reopen
+        self._close_due = True
+        first = self._kept.get(item)
+        if first is None and reopen:
+            first = next(iter(self._kept.values()), None)
+        if first and not (self._unsent and self._unsent[0].seq <= first.frame.seq):
+            self._unsent = deque(
+                kept.frame for kept in self._kept.values() if kept.frame.seq >= first.frame.seq
+            )
+
+    def refused_for_good(self, item: str) -> bool:
+        """The sidecar will never take this turn: forget it; returns whether it was kept."""
+        return self._forget(item)
+
+    # The spool file
+
+    def due_on_disk_s(self, *, after_s: float) -> float | None:
+        """Return the monotonic time at which something is to be on disk; None when nothing is.
+
+        Args:
+            after_s: A frame waits this many seconds for its ack first.
+        """
+        if self._overflow or self._opening_on_disk not in {None, self.opening()}:
+            return 0.0
+        oldest = next((k for k in self._kept.values() if not k.on_disk), None)
+        since = [oldest.since_s] if oldest else []
+        if self._unspooled_close():
+            since.append(self._close_since_s)
+        return min(since) + after_s if since else None
+
+    @property
+    def durable(self) -> bool:
+        """Whether nothing of the call that is to be on disk is in memory alone."""
+        return self.due_on_disk_s(after_s=0.0) is None
+
+    def unspooled(self) -> list[SpoolFrame]:
+        """Return the frames that are nowhere but in memory, in order; empty when there are none.
+
+        `call.open` is the first of them where the file does not say yet what is known of the call.
+        """
+        frames: list[SpoolFrame] = [
+            k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
+        ]
+        if close := self._unspooled_close():
+            frames.append(close)
+        opening = self.opening()
+        if opening != self._opening_on_disk and (frames or self._opening_on_disk):
+            frames.insert(0, opening)
+        return frames
+
+    def _unspooled_close(self) -> CallClose | None:
+        """Return the end of the call where it is nowhere but in memory; not of an untold call."""
+        told = self._hints is not None and not self._close_acked
+        return self._close if told and not self._close_on_disk else None
+
+    def opening(self) -> CallOpen:
+        """Return the call's first frame, with what is known of it."""
+        return CallOpen(
+            call=self.call,
+            channel=self._channel,
+            hints=self._hints or self._meanwhile,
+            opened_at_s=self._opened_at_s,
+            traceparent=self._traceparent,
+            room=self._room,
+        )
+
+    def spooled(self, frames: Sequence[SpoolFrame]) -> None:
+        """These frames are on disk; the overflow among them leaves memory."""
+        written = {frame.item for frame in frames if isinstance(frame, TurnFrame)}
+        for item in written:
+            if kept := self._kept.get(item):
+                kept.on_disk = True
+        leaving = [k for k in self._overflow if k.frame.item in written]
+        self._overflow = [k for k in self._overflow if k.frame.item not in written]
+        self._disk_only += len(leaving)
+        self._bytes -= sum(held_bytes(k.frame.text) for k in leaving)
+        for frame in frames:
+            if isinstance(frame, CallOpen):
+                self._opening_on_disk = frame
+            elif isinstance(frame, CallClose):
+                self._close_on_disk = True
+
+    def unspool(self) -> None:
+        """The spool file is gone, or another's: what is in memory is nowhere else."""
+        for kept in self._kept.values():
+            kept.on_disk = False
+        self._close_on_disk = False
+        self._opening_on_disk = None
+
+    @property
+    def disk_only(self) -> int:
+        """Turns that are on disk and not in memory."""
+        return self._disk_only
+
+    def lose_disk_only(self) -> int:
+        """The file no longer holds what left memory; returns how many turns that were."""
+        lost, self._disk_only = self._disk_only, 0
+        return lost
+
+    @property
+    def read_back_after_seq(self) -> int:
+        """The turns on disk alone are those with a higher `seq` than this."""
+        return self._last_kept_seq
+
+    def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
+        """Take turns back from disk, in order; they are sent next. None where they are refused."""
+        if self.refused:
+            return
+        for frame in frames:
+            self._bytes += held_bytes(frame.text)
+            self._keep(_Kept(frame, now_s, on_disk=True))
+        self._disk_only = max(0, self._disk_only - len(frames))
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept[kept.frame.item] = kept
+        self._unsent.append(kept.frame)
+        self._last_kept_seq = kept.frame.seq
+
+    def _forget(self, item: str) -> bool:
+        kept = self._kept.pop(item, None)
+        if kept is None:
+            return False
+        self._bytes -= held_bytes(kept.frame.text)
+        return True
+
+
+_Dated = TypeVar("_Dated", TurnFrame, CallClose)
+
+
+def _put_forward(frame: _Dated, by_s: float) -> _Dated:
+    return msgspec.structs.replace(frame, at_s=max(0.0, frame.at_s + by_s))
