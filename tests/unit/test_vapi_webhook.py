@@ -18,7 +18,7 @@ from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.history import blocks_of
 from sidecar.channels.vapi.limits import RateCap
-from sidecar.channels.vapi.projection import transcript_of
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage

@@ -24,12 +24,8 @@ from sidecar.channels.vapi.history import (
     slot_of,
     with_words,
 )
-from sidecar.channels.vapi.projection import (
-    Followed,
-    conclude,
-    follow,
-    transcript_of,
-)
+from sidecar.channels.vapi.projection import Followed, conclude, follow
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.journal.ports import Journal
 from sidecar.model import Command, Turn
