@@ -127,7 +127,7 @@ class FakeSidecar:
                 await self.push(Ack(call=frame.call, closed=True))
         self._notify()
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 10.0) -> None:
+    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
         """Wait until something holds of this fake.
 
         Raises:

@@ -101,11 +101,11 @@ async def exchange(caller: Caller, words: str, *, answers: int = 1) -> None:
     """Say something and hear the answer to its end; where several agents listen, of each."""
     before = len(caller.heard)
     await caller.say(words)
-    await caller.until(lambda: len(caller.heard) >= before + answers, 60.0)
+    await caller.until(lambda: len(caller.heard) >= before + answers, ANSWER_S)
     await caller.until_agent_is_silent()
 
 
-async def until(holds: Any, budget_s: float = 30.0) -> None:
+async def until(holds: Any, budget_s: float = ANSWER_S) -> None:
     with anyio.fail_after(budget_s):
         while not await anyio.to_thread.run_sync(holds):  # noqa: ASYNC110 - another process
             await anyio.sleep(0.1)
@@ -231,12 +231,12 @@ async def test_a_call_goes_on_while_the_sidecar_is_away(
     async with on_the_line(server, "outage") as (caller, job):
         await exchange(caller, said[0])
         async with fake.serving(fake.port):
-            await fake.until(lambda: said[0] in fake.texts(job), 30.0)
+            await fake.until(lambda: said[0] in fake.texts(job), ANSWER_S)
             await exchange(caller, said[1])
         await exchange(caller, said[2])
         fake_back = fake.serving(fake.port)
         async with fake_back:
-            await fake.until(lambda: said[2] in fake.texts(job), 30.0)
+            await fake.until(lambda: said[2] in fake.texts(job), ANSWER_S)
             await caller.hang_up()
             await fake.until(lambda: job in fake.closed, 20)
 

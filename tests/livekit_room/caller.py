@@ -72,10 +72,10 @@ class Caller:
         self._to_say += spoken(text)
         await self.until(lambda: len(self.understood.split()) >= words)
 
-    async def until_agent_speaks(self, budget_s: float = 20.0) -> None:
+    async def until_agent_speaks(self, budget_s: float = 60.0) -> None:
         await self.until(lambda: self._speaking, budget_s)
 
-    async def until_agent_is_silent(self, budget_s: float = 30.0, *, for_s: float = 0.6) -> None:
+    async def until_agent_is_silent(self, budget_s: float = 60.0, *, for_s: float = 0.6) -> None:
         """Wait until the agent has said nothing for a while."""
         with anyio.fail_after(budget_s):
             while True:
@@ -85,7 +85,7 @@ class Caller:
                     continue
                 return
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 20.0) -> None:
+    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
         """Wait until something holds of what was said and heard."""
         with anyio.fail_after(budget_s):
             while not holds():

@@ -280,7 +280,7 @@ class Studio:
     mouth: _Mouth
     items: list[llm.ChatMessage] = field(default_factory=list[llm.ChatMessage])
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 10.0) -> None:
+    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
         """Wait until something holds of the session."""
         with anyio.fail_after(budget_s):
             while not holds():  # noqa: ASYNC110 - the session has no event for most of it

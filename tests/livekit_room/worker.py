@@ -55,7 +55,7 @@ class VoiceWorker:
         await self.process.wait()
         await anyio.to_thread.run_sync(psutil.wait_procs, jobs, 10)
 
-    async def stop(self, budget_s: float = 30.0) -> int:
+    async def stop(self, budget_s: float = 60.0) -> int:
         """Ask it to stop, as an orchestrator does; returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         with anyio.fail_after(budget_s):
