@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sidecar.config.settings import Settings
 from sidecar.journal import JOURNAL_FILE
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.privacy import redaction
 

@@ -47,7 +47,7 @@ from sidecar.http.server import Direct, listen, serving
 from sidecar.jobs.forget import Forgetting
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
-from sidecar.journal.ports import Journal
+from sidecar.journal.port import Journal
 from sidecar.letta.identity import Identity
 from sidecar.letta.plug import PluggedLetta
 from sidecar.llm.port import Llm

@@ -19,7 +19,7 @@ from sidecar.untrusted import MALFORMED
 
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
-    from sidecar.journal.ports import Journal
+    from sidecar.journal.port import Journal
     from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
 T = TypeVar("T")

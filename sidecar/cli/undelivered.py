@@ -12,7 +12,7 @@ from sidecar.journal import JOURNAL_FILE
 
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
-    from sidecar.journal.ports import LaneStatus
+    from sidecar.journal.reports import LaneStatus
 
 _HOLDS = {
     "retry": "Letta did not take the last try",

@@ -10,15 +10,11 @@ import anyio
 import anyio.lowlevel
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.journal.ports import (
-    Backlog,
-    BatchRow,
-    CallerHolding,
-    DeadLetter,
-    JournalCounts,
-    LaneStatus,
-    PostPolicy,
-)
+from sidecar.journal.backlog import Backlog
+from sidecar.journal.dead_letters import DeadLetter
+from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.states import Event, State, after
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn, joined_consent
 
@@ -76,7 +72,7 @@ class MemoryJournal:
     def __init__(
         self, policy: PostPolicy | None = None, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._policy = policy if policy is not None else PostPolicy()
+        self._policy = policy if policy is not None else PostPolicy(max_turns=20, max_age_s=60.0)
         self._clock = clock
         self._calls: dict[str, _Call] = {}
         self._lanes: dict[str, _Lane] = {}

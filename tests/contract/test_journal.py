@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from sidecar.errors import CallError
-from sidecar.journal.ports import Journal, PostPolicy
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal

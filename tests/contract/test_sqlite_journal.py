@@ -18,7 +18,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
 from sidecar.journal.sqlite.backup import back_up
 from sidecar.journal.sqlite.reports import journal_file
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
 REF = AgentRef("acme", agent_id="agent-1")
 CALL = Call("acme/one", REF, "livekit", "k1", 1_800_000_000.0)
-POLICY = PostPolicy(max_turns=3)
+POLICY = PostPolicy(max_turns=3, max_age_s=60.0)
 COLUMNS = {
     "table": "SELECT name FROM pragma_table_info(?)",
     "index": "SELECT coalesce(name, 'an expression') FROM pragma_index_info(?)",
@@ -172,9 +172,9 @@ class TestOwner:
         """A killed owner leaves no lock behind."""
         script = (
             "import anyio, pathlib, sys; from sidecar.journal.sqlite import SqliteJournal\n"
-            "from sidecar.journal.ports import PostPolicy\n"
+            "from sidecar.journal.policy import PostPolicy\n"
             "async def main():\n"
-            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy())\n"
+            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy(max_turns=20, max_age_s=60.0))\n"
             "    print('open', flush=True)\n"
             "    await anyio.sleep_forever()\n"
             "anyio.run(main)\n"

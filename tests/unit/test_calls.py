@@ -11,7 +11,7 @@ import trio.testing
 from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.errors import CallError, JournalFull, LettaUnavailable
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
@@ -103,7 +103,9 @@ class Bench:
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
         self.clock: Callable[[], float] = lambda: 1_000.0 + trio.current_time()
-        self.journal = journal or MemoryJournal(policy=PostPolicy(), clock=self.clock)
+        self.journal = journal or MemoryJournal(
+            policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=self.clock
+        )
         self.snapshots = Snapshots(
             self.letta, self.store, emit=self.telemetry.emit, clock=self.clock
         )

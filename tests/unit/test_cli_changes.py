@@ -7,7 +7,7 @@ import anyio
 import apsw
 import pytest
 
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn, caller_key
 from tests.unit.test_cli import Cli
@@ -42,7 +42,7 @@ def rows(path: Path) -> Rows:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return {
-            table: list(connection.execute(f"SELECT * FROM {table}"))  # noqa: S608
+            table: list(connection.execute(f"SELECT * FROM {table}"))
             for table in ("lanes", "calls", "turns", "batches", "tombstones")
         }
     finally:

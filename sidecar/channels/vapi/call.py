@@ -32,7 +32,7 @@ from sidecar.channels.vapi.projection import (
     transcript_of,
 )
 from sidecar.channels.vapi.windows import Sighting
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -97,7 +97,7 @@ class VapiCall:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Record,
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],

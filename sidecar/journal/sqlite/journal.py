@@ -1,4 +1,4 @@
-"""`SqliteJournal`: the promises of `Journal`, kept by one file and two threads."""
+"""`SqliteJournal`: every port of the journal, kept by one file and two threads."""
 
 import asyncio
 import math
@@ -6,27 +6,26 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.ports import (
-    Backlog,
-    BatchRow,
-    CallerHolding,
-    DeadLetter,
-    JournalCounts,
-    LaneStatus,
-    PostPolicy,
-)
+from sidecar.journal.backlog import Backlog
+from sidecar.journal.dead_letters import DeadLetter
+from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import batches, forgetting, reads, tombstones, writes
 from sidecar.journal.sqlite.file import FileLock, Reserve, journal_error, open_reader, open_writer
 from sidecar.journal.sqlite.threads import Reader, Writer
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.private import installation_secret, make_directory
+
+if TYPE_CHECKING:
+    from sidecar.journal.port import Journal
 
 RESERVE_BYTES = 4 << 20
 
@@ -458,3 +457,9 @@ def _check_text(*texts: str) -> None:
             continue
         if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):
             raise CallError("bad_value", "a text is no Unicode", hint="send no lone surrogates")
+
+
+if TYPE_CHECKING:
+
+    def _keeps_every_port(journal: SqliteJournal) -> "Journal":
+        return journal

@@ -12,7 +12,7 @@ from pathlib import Path
 import apsw
 
 from sidecar.errors import JournalError
-from sidecar.journal.ports import BatchRow, JournalCounts, LaneStatus
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import reads
 from sidecar.journal.sqlite.file import SCHEMA_VERSION, execute, journal_error
 from sidecar.journal.sqlite.threads import Transaction

@@ -14,7 +14,7 @@ from dataclasses import replace
 import msgspec
 
 from sidecar.errors import CallError
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.reads import SELECT_CALL, call_of_row
 from sidecar.journal.sqlite.threads import Transaction
 from sidecar.journal.sqlite.tombstones import is_buried
