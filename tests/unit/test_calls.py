@@ -127,6 +127,7 @@ class Bench:
             await tasks.start(self.snapshots.run)
             await tasks.start(self.calls.run)
             yield self
+            await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
             tasks.cancel_scope.cancel()
 
     async def open(
@@ -578,7 +579,9 @@ def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
-        bench.journal._calls.clear()
+        await bench.journal.close_call(live.key, at_s=0.0)
+        assert await bench.journal.erase_settled(before_s=1.0) == 0
+        assert await bench.journal.call(live.key) is None
         await live.record([turn(live, "i1", "hello")])
         assert len(await bench.journal.turns(live.key)) == 1
 
