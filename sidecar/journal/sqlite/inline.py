@@ -26,9 +26,8 @@ class Inline:
         connection: To a database in memory; closed by `stop`.
     """
 
-    has_room: Final = True
-
     def __init__(self, connection: apsw.Connection) -> None:
+        self.has_room: Final = True
         self._connection = connection
         self._bell = Bell()
         self._stopped = False
