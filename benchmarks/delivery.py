@@ -24,7 +24,7 @@ from benchmarks.figures import Figures
 from benchmarks.processes import LettaProcess
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.port import Letta
 from sidecar.letta.rest.letta import RestLetta
@@ -77,7 +77,7 @@ async def measure(quick: bool) -> Figures:
 
 
 async def _deliver(path: Path, letta: Letta, agent_ids: Sequence[str]) -> Figures:
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     settled = Counter[str]()
 
     def emit(event: Event, /, **_: object) -> None:

@@ -22,7 +22,7 @@ import anyio.to_thread
 from benchmarks.figures import Figures, latency
 from benchmarks.link_client import TEXT
 from benchmarks.processes import LettaProcess, sidecar
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from tests.sidecar_process import SidecarProcess
@@ -152,7 +152,7 @@ def _paced(append: Callable[[], None], seconds: float) -> list[float]:
 
 async def _direct(path: Path, seconds: float) -> Figures:
     """Append to the journal itself, at the rate, and then with `APPENDERS` waiting at a time."""
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     call = Call("bench/1", AgentRef("bench"), "livekit", "", opened_at_s=time.time())
     try:
         await journal.open_call(call)

@@ -13,7 +13,7 @@ from sidecar.app.local_letta import OpenLetta, opened_locally
 from sidecar.config.agent_map import read_agent_map
 from sidecar.config.settings import DEFAULT_TENANT, OPENAI_URL, Settings
 from sidecar.jobs.forget import Copies, Forgetting
-from sidecar.journal.ports import Journal
+from sidecar.journal.erasure import Erasure
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
 from sidecar.privacy import redaction
@@ -126,7 +126,7 @@ def spool_tenant(settings: Settings) -> str | None:
 def build_forgetting(
     settings: Settings,
     directory: Path,
-    journal: Journal,
+    journal: Erasure,
     letta: Letta,
     copies: Copies,
     *,

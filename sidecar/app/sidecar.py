@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
+from sidecar.app.journal import opened_journal
 from sidecar.app.local_letta import OpenLetta
 from sidecar.app.parts import (
     build_forgetting,
@@ -46,8 +47,7 @@ from sidecar.http.metrics import Metrics, State
 from sidecar.http.server import Direct, listen, serving
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
-from sidecar.journal.ports import Journal, PostPolicy
-from sidecar.journal.sqlite import SqliteJournal
+from sidecar.journal.port import Journal
 from sidecar.letta.identity import Identity
 from sidecar.letta.plug import PluggedLetta
 from sidecar.llm.port import Llm
@@ -379,13 +379,7 @@ async def opened(
     directory = prepare_data_dir(settings)
     clock = SteadyClock()
     async with AsyncExitStack() as stack:
-        journal = await SqliteJournal.open(
-            directory / "journal.db",
-            policy=PostPolicy(max_turns=settings.post_max_turns, max_age_s=settings.post_max_age_s),
-            clock=clock,
-            redact=redaction(settings.redact),
-        )
-        stack.push_async_callback(journal.aclose)
+        journal = await stack.enter_async_context(opened_journal(settings, directory, clock=clock))
         llm = build_llm(settings)
         stack.push_async_callback(llm.aclose)
         tracer = await stack.enter_async_context(traced(settings, events.emit))

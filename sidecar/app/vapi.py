@@ -21,7 +21,7 @@ from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.config.kinds import names_of, values_of
 from sidecar.config.settings import DEFAULT_TENANT, OPENAI_URL, Settings
 from sidecar.errors import ConfigError
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.llm.port import Llm
 from sidecar.memory.archive import Archive
 from sidecar.privacy import Redact
@@ -37,7 +37,7 @@ BURST_S = 3.0
 def build_vapi(
     settings: Settings,
     calls: Calls,
-    journal: Journal,
+    journal: Record,
     llm: Llm,
     archive: Archive,
     *,

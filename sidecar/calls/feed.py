@@ -10,7 +10,7 @@ from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.calls.call import LiveCall, MemoryView
 from sidecar.errors import JournalError, LettaDenied, LettaError, LettaUnavailable
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
@@ -42,7 +42,7 @@ class MemoryFeed:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Record,
         snapshots: Snapshots,
         identity: Identity,
         *,

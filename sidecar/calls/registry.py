@@ -21,7 +21,7 @@ from sidecar.calls.call import Listener, LiveCall
 from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
@@ -77,7 +77,7 @@ class Calls:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Record,
         snapshots: Snapshots,
         identity: Identity,
         *,

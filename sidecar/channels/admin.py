@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Route
 from sidecar.call_names import calls_named, several
 from sidecar.calls import LiveCall
 from sidecar.errors import SidecarError
-from sidecar.journal.ports import Journal
+from sidecar.journal.dead_letters import DeadLetters
 from sidecar.model import Command
 from sidecar.peer import from_this_machine
 from sidecar.private import write_whole
@@ -71,7 +71,7 @@ class Admin:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: DeadLetters,
         *,
         live: Callable[[], Sequence[LiveCall]],
         forget: Callable[[Forget], Awaitable[object]],

@@ -15,7 +15,7 @@ from sidecar.config.load import load
 from sidecar.config.settings import Settings
 from sidecar.errors import LettaError
 from sidecar.jobs.forget import Forgotten
-from sidecar.journal.ports import Journal
+from sidecar.journal.erasure import Erasure
 from sidecar.letta.changes import Change, KeepsChanges
 from sidecar.letta.digest_agent import caller_tags, spec_named, tags_of_tenant
 from sidecar.letta.move import Move, agents_to_move, carry_out, plan
@@ -70,7 +70,7 @@ async def list_agents(tenant: str) -> list[FoundAgent]:
 
 
 async def forget_caller(
-    journal: Journal, tenant: str, caller_key: str, *, really: bool
+    journal: Erasure, tenant: str, caller_key: str, *, really: bool
 ) -> Forgotten:
     """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
     async with letta_at_hand() as (settings, letta):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sidecar.cli import reach, show
+from sidecar.journal import JOURNAL_FILE
 
 
 def backup(
@@ -20,7 +21,7 @@ def backup(
     """
     from sidecar.journal.sqlite.backup import back_up  # noqa: PLC0415
 
-    size_bytes = back_up(reach.data_dir() / "journal.db", target)
+    size_bytes = back_up(reach.data_dir() / JOURNAL_FILE, target)
     if as_json:
         show.as_json({"file": str(target), "bytes": size_bytes})
     else:

@@ -18,7 +18,7 @@ from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
     from sidecar.jobs.forget import Forgotten
-    from sidecar.journal.ports import Journal
+    from sidecar.journal.erasure import Erasure
     from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -125,7 +125,7 @@ def forget(
 
     key = caller_key_of(caller, tenant, reach.settings().default_region)
 
-    async def own(journal: "Journal") -> Forgotten:
+    async def own(journal: "Erasure") -> Forgotten:
         return await forget_caller(journal, tenant, key, really=yes)
 
     def read(answer: dict[str, Any]) -> Forgotten:

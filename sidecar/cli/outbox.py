@@ -8,15 +8,16 @@ import typer
 from sidecar.call_names import short_id
 from sidecar.cli import reach, show
 from sidecar.cli.arguments import Commands
+from sidecar.journal.states import OPEN_STATES
 
 if TYPE_CHECKING:
-    from sidecar.journal.ports import Journal, LaneStatus
+    from sidecar.journal.dead_letters import DeadLetters
+    from sidecar.journal.reports import LaneStatus
 
 app = Commands(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 _SHOWN_CHARS = 8
-_OPEN = ("sealed", "sending", "unknown", "retry")
 
 
 @app.command("list")
@@ -33,7 +34,7 @@ def list_outbox(
     with reach.looking() as journal:
         counts, lanes = journal.counts(), journal.lanes()
         dead = journal.batches(states=("dead",), limit=limit)
-        under_way = journal.batches(states=_OPEN, limit=limit)
+        under_way = journal.batches(states=OPEN_STATES, limit=limit)
     if as_json:
         show.as_json({"counts": counts, "lanes": lanes, "open": under_way, "dead": dead})
         return
@@ -192,7 +193,7 @@ def _full(name: str, dead: list[str]) -> str:
 
 
 def _change_one(verb: str, batch: str) -> bool:
-    async def own(journal: "Journal") -> bool:
+    async def own(journal: "DeadLetters") -> bool:
         step = journal.replay if verb == "replay" else journal.drop
         return await step(batch, now_s=time.time())
 

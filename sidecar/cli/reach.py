@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sidecar.call_names import calls_named, several
 from sidecar.errors import JournalError, JournalLocked, SidecarError
+from sidecar.journal import JOURNAL_FILE
 from sidecar.untrusted import MALFORMED
 
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
-    from sidecar.journal.ports import Journal
+    from sidecar.journal.port import Journal
     from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
 T = TypeVar("T")
@@ -38,9 +39,13 @@ def data_dir() -> Path:
     Raises:
         ConfigError: a setting is wrong, or no directory is or can be made there.
     """
+    return _directory_of(settings())
+
+
+def _directory_of(settings: "Settings") -> Path:
     from sidecar.private import refuse_no_directory  # noqa: PLC0415
 
-    directory = settings().data_dir.expanduser()
+    directory = settings.data_dir.expanduser()
     refuse_no_directory(directory)
     return directory
 
@@ -95,7 +100,7 @@ def looking() -> "Generator[JournalFile]":
     """
     from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
 
-    with journal_file(data_dir() / "journal.db") as file:
+    with journal_file(data_dir() / JOURNAL_FILE) as file:
         yield file
 
 
@@ -120,27 +125,26 @@ def changing(
     """
     import anyio  # noqa: PLC0415
 
-    directory = data_dir()
-    if not (directory / "journal.db").is_file():
+    ours = settings()
+    directory = _directory_of(ours)
+    if not (directory / JOURNAL_FILE).is_file():
         raise JournalError(
             f"there is no journal in {directory}",
             hint="start the sidecar once, or check SIDECAR_DATA_DIR",
         )
     try:
-        return anyio.run(_with_journal, directory / "journal.db", own)
+        return anyio.run(_with_journal, ours, directory, own)
     except JournalLocked:
         return read(ask(directory, path, body))
 
 
-async def _with_journal(path: Path, own: "Callable[[Journal], Coroutine[Any, Any, T]]") -> T:
-    from sidecar.journal.ports import PostPolicy  # noqa: PLC0415
-    from sidecar.journal.sqlite import SqliteJournal  # noqa: PLC0415
+async def _with_journal(
+    settings: "Settings", directory: Path, own: "Callable[[Journal], Coroutine[Any, Any, T]]"
+) -> T:
+    from sidecar.app.journal import opened_journal  # noqa: PLC0415
 
-    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=time.time)
-    try:
+    async with opened_journal(settings, directory, clock=time.time) as journal:
         return await own(journal)
-    finally:
-        await journal.aclose()
 
 
 def ask(directory: Path, path: str, body: object = None) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from sidecar.cli import show
 from sidecar.cli.checks import Finding
 from sidecar.errors import JournalError
+from sidecar.journal import JOURNAL_FILE
 
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
-    from sidecar.journal.ports import LaneStatus
+    from sidecar.journal.reports import LaneStatus
 
 _HOLDS = {
     "retry": "Letta did not take the last try",
@@ -36,7 +37,7 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
     """
     from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
 
-    path = directory / "journal.db"
+    path = directory / JOURNAL_FILE
     if not path.exists():
         return Finding("lanes", "ok", "no journal yet")
     try:

@@ -23,7 +23,7 @@ from sidecar.errors import (
     SidecarError,
     TooLarge,
 )
-from sidecar.journal.ports import Journal
+from sidecar.journal.directory import Addresses
 from sidecar.journal.states import Event
 from sidecar.letta.port import Finding, Letta, Post
 from sidecar.model import AgentRef, Batch
@@ -59,7 +59,7 @@ class Courier:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Addresses,
         letta: Letta,
         resolve_agent: Callable[[AgentRef], Awaitable[str]],
         *,

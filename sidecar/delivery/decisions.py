@@ -119,7 +119,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back until `due_s`; `unknown` and `over` as in `Journal.release`."""
+    """Give it back until `due_s`; `unknown` and `over` as in `Outbox.release`."""
 
     due_s: float
     unknown: bool

@@ -33,7 +33,7 @@ from sidecar.delivery.decisions import (
     decide,
 )
 from sidecar.errors import JournalError
-from sidecar.journal.ports import Journal
+from sidecar.journal.outbox import Outbox
 from sidecar.journal.states import Event
 from sidecar.letta.port import Letta
 from sidecar.model import AgentRef, Batch
@@ -86,7 +86,7 @@ class Relay:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Outbox,
         letta: Letta,
         resolve_agent: Callable[[AgentRef], Awaitable[str]],
         *,

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from sidecar import telemetry
 from sidecar.errors import JournalError
-from sidecar.journal.ports import Backlog
+from sidecar.journal.backlog import Backlog
 from sidecar.model import TURN_SECONDS
 from sidecar.peer import forwarded, from_this_machine, is_loopback
 from sidecar.telemetry import Event

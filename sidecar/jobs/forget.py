@@ -23,7 +23,7 @@ import anyio.to_thread
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, resolve
 from sidecar.errors import AgentNotFound, CallerBusy, LettaError
-from sidecar.journal.ports import CallerHolding, Journal
+from sidecar.journal.erasure import CallerHolding, Erasure
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.port import Letta
 from sidecar.model import call_key
@@ -102,7 +102,7 @@ class Forgetting:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Erasure,
         letta: Letta,
         copies: Copies,
         *,

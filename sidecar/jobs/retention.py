@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
-from sidecar.journal.ports import Journal
+from sidecar.journal.erasure import Erasure
 from sidecar.telemetry import Emit
 from sidecar.wire.spool import erase_damaged
 
@@ -30,7 +30,7 @@ class Retention:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Erasure,
         spool: Path,
         *,
         kept_s: float,

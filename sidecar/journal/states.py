@@ -33,6 +33,10 @@ class State(StrEnum):
     DROPPED = "dropped"
 
 
+OPEN_STATES = (State.SEALED, State.SENDING, State.UNKNOWN, State.RETRY)
+"""States of a batch that is on its way."""
+
+
 class Event(StrEnum):
     """What can happen to a batch."""
 

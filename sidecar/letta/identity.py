@@ -11,29 +11,17 @@ that merely resemble.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import anyio
 
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules
 from sidecar.errors import Rejected
+from sidecar.journal.directory import Directory
 from sidecar.letta.digest_agent import caller_tags, spec_of_caller
 from sidecar.letta.port import FoundAgent, Letta
 from sidecar.model import AgentRef
 from sidecar.telemetry import Emit
-
-
-class Directory(Protocol):
-    """Remembers which agent a lane's caller has; the journal does."""
-
-    async def agent_of(self, ref: AgentRef) -> str | None:
-        """Return the agent id learnt, or None."""
-        ...
-
-    async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
-        """Remember an agent id durably."""
-        ...
 
 
 class Identity:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 
@@ -19,7 +19,7 @@ AT_ONCE = 20
 
 
 async def main(path: Path, first: int) -> None:
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     for n in range(CALLS):
         await journal.open_call(Call(f"acme/{n}", AgentRef("acme", agent_id="a"), "vapi", "", 0.0))
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import anyio
 
 from sidecar.errors import JournalFull
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 
 DISK_BYTES = 24 << 20
 BALLAST_BYTES = 8 << 20
 TEXT = "said and never to be lost " * 160
-POLICY = PostPolicy(max_turns=4, batch_turns=4)
+POLICY = PostPolicy(max_turns=4, max_age_s=60.0, batch_turns=4)
 
 
 async def fill(journal: SqliteJournal, acked: list[int]) -> int:

@@ -19,7 +19,7 @@ from sidecar.clock import SteadyClock
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalCorrupt, JournalFull
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Telemetry

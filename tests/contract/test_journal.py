@@ -7,8 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sidecar.errors import CallError
-from sidecar.journal.ports import Journal, PostPolicy
+from sidecar.errors import CallError, JournalError
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -922,3 +923,12 @@ class TestRewriting:
         """Only a call that was opened can be rewritten."""
         with pytest.raises(CallError):
             await journal.rewrite("acme/ghost", [], keep=0)
+
+
+async def test_a_closed_journal_takes_nothing(journal: Journal) -> None:
+    """After `aclose`, which may be repeated, nothing is written or read any more."""
+    await journal.aclose()
+    await journal.aclose()
+    for ask in (lambda: journal.open_call(call()), journal.counts):
+        with pytest.raises(JournalError):
+            await ask()

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.journal.ports import CallerHolding, Journal, PostPolicy
+from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -46,9 +48,11 @@ def clock() -> Clock:
 @pytest.fixture
 async def journal(engine: str, clock: Clock, tmp_path: Path) -> AsyncIterator[Journal]:
     if engine == "memory":
-        yield MemoryJournal(PostPolicy(), clock=clock)
+        yield MemoryJournal(PostPolicy(max_turns=20, max_age_s=60.0), clock=clock)
     else:
-        opened = await SqliteJournal.open(tmp_path / "journal.db", policy=PostPolicy(), clock=clock)
+        opened = await SqliteJournal.open(
+            tmp_path / "journal.db", policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=clock
+        )
         yield opened
         await opened.aclose()
 
@@ -152,7 +156,9 @@ async def test_an_empty_key_erases_nobody(journal: Journal, clock: Clock) -> Non
 async def test_no_byte_of_an_erased_caller_stays(tmp_path: Path, clock: Clock) -> None:
     """After the erasure no file of the journal holds a word of the caller; others' words stay."""
     path = tmp_path / "journal.db"
-    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=clock)
+    journal = await SqliteJournal.open(
+        path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=clock
+    )
     await had(journal, "one", ref=OWN, caller_key="k1")
     long = Turn("acme/long", "long", 1, "caller", f"{SECRET} " * 2_000, 1_799_999_000.0)
     await journal.open_call(Call("acme/long", OWN, "livekit", "k1", 1_799_999_000.0))
@@ -221,7 +227,9 @@ async def test_a_tombstone_outlives_a_restart_and_names_nobody(
     path = tmp_path / "journal.db"
     name, key = "01a0a3c4-6b1e-7aa2-9d0e-3f5b8a1c2d44", "5f2d0a3bc8de4471a0b1c2d3e4f50617"
     ref = AgentRef("acme", caller_key=key)
-    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=clock)
+    journal = await SqliteJournal.open(
+        path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=clock
+    )
     await had(journal, name, ref=ref, caller_key=key)
     await journal.learn_agent(ref, "agent-of-the-caller")
     assert name.encode() in bytes_below(tmp_path)
@@ -229,7 +237,9 @@ async def test_a_tombstone_outlives_a_restart_and_names_nobody(
     for telling in (name, key, "agent-of-the-caller", "Barnaby"):
         assert telling.encode() not in bytes_below(tmp_path)
     await journal.aclose()
-    again = await SqliteJournal.open(path, policy=PostPolicy(), clock=clock)
+    again = await SqliteJournal.open(
+        path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=clock
+    )
     assert await refused(again, name) == "erased"
     await again.aclose()
     for telling in (name, key):

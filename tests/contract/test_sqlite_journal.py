@@ -18,18 +18,19 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
 from sidecar.journal.sqlite.backup import back_up
 from sidecar.journal.sqlite.reports import journal_file
-from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.sqlite.threads import Threads
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef, Call, Turn
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
 REF = AgentRef("acme", agent_id="agent-1")
 CALL = Call("acme/one", REF, "livekit", "k1", 1_800_000_000.0)
-POLICY = PostPolicy(max_turns=3)
+POLICY = PostPolicy(max_turns=3, max_age_s=60.0)
 COLUMNS = {
     "table": "SELECT name FROM pragma_table_info(?)",
     "index": "SELECT coalesce(name, 'an expression') FROM pragma_index_info(?)",
@@ -78,14 +79,13 @@ async def keep_calls(
             tx.run("UPDATE calls SET acked = sealed, settled_s = 1e9 WHERE sealed > 0")
             tx.run("UPDATE lanes SET open_batch = NULL, due_s = 0 WHERE open_batch IS NOT NULL")
 
-    await journal._writer.submit(store)
+    await journal._executor.write(store)
 
 
 async def steps_of(
     journal: SqliteJournal, ask: Callable[[Transaction], object], *, writing: bool = False
 ) -> int:
     """How many steps SQLite's machine takes for a read or a write, in tens."""
-    worker = journal._writer if writing else journal._reader
     steps = 0
 
     def step() -> bool:
@@ -94,13 +94,14 @@ async def steps_of(
         return False
 
     def counted(tx: Transaction) -> None:
-        worker._connection.set_progress_handler(step, 10)
+        tx._connection.set_progress_handler(step, 10)
         try:
             ask(tx)
         finally:
-            worker._connection.set_progress_handler(None)
+            tx._connection.set_progress_handler(None)
 
-    await worker.submit(counted)
+    executor = journal._executor
+    await (executor.write(counted) if writing else executor.read(counted))
     return steps
 
 
@@ -172,9 +173,9 @@ class TestOwner:
         """A killed owner leaves no lock behind."""
         script = (
             "import anyio, pathlib, sys; from sidecar.journal.sqlite import SqliteJournal\n"
-            "from sidecar.journal.ports import PostPolicy\n"
+            "from sidecar.journal.policy import PostPolicy\n"
             "async def main():\n"
-            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy())\n"
+            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy(max_turns=20, max_age_s=60.0))\n"
             "    print('open', flush=True)\n"
             "    await anyio.sleep_forever()\n"
             "anyio.run(main)\n"
@@ -254,7 +255,9 @@ class TestThreads:
 
     async def test_a_slow_read_delays_no_append(self, journal: SqliteJournal) -> None:
         """An append is acked while a long read is still under way."""
-        slow = journal._reader.submit(
+        threads = journal._executor
+        assert isinstance(threads, Threads)
+        slow = threads.read(
             lambda tx: tx.rows(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000000)"
                 " SELECT count(*) FROM n"
@@ -263,7 +266,7 @@ class TestThreads:
         for n in range(5):
             await journal.append([turn(n)])
         assert not slow.done()
-        journal._reader._connection.interrupt()
+        threads._reader._connection.interrupt()
         with pytest.raises(JournalError):
             await slow
 
@@ -498,7 +501,7 @@ class TestForeignFiles:
             assert await again.replay(batch.batch_id, now_s=now_s + 9)
             (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
             assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
-            assert schema_of(again._reader._connection) == made
+            assert await again._executor.read(lambda tx: schema_of(tx._connection)) == made
         finally:
             await again.aclose()
         with journal_file(path) as file:

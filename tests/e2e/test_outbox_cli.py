@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from tests.e2e.test_cli import Cli
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 
 async def _bury(path: Path, count: int) -> list[str]:
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     dead: list[str] = []
     for n in range(count):
         ref = AgentRef("default", caller_key=f"{n:032x}")

@@ -11,7 +11,7 @@ import trio.testing
 from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.errors import CallError, JournalFull, LettaUnavailable
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
@@ -103,7 +103,9 @@ class Bench:
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
         self.clock: Callable[[], float] = lambda: 1_000.0 + trio.current_time()
-        self.journal = journal or MemoryJournal(policy=PostPolicy(), clock=self.clock)
+        self.journal = journal or MemoryJournal(
+            policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=self.clock
+        )
         self.snapshots = Snapshots(
             self.letta, self.store, emit=self.telemetry.emit, clock=self.clock
         )
@@ -125,6 +127,7 @@ class Bench:
             await tasks.start(self.snapshots.run)
             await tasks.start(self.calls.run)
             yield self
+            await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
             tasks.cancel_scope.cancel()
 
     async def open(
@@ -576,7 +579,9 @@ def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
-        bench.journal._calls.clear()
+        await bench.journal.close_call(live.key, at_s=0.0)
+        assert await bench.journal.erase_settled(before_s=1.0) == 0
+        assert await bench.journal.call(live.key) is None
         await live.record([turn(live, "i1", "hello")])
         assert len(await bench.journal.turns(live.key)) == 1
 

@@ -27,7 +27,7 @@ from sidecar.cli.undelivered import lanes
 from sidecar.config.load import load
 from sidecar.demo.model import DemoModel
 from sidecar.errors import LettaError
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.embedded.letta import EmbeddedLetta
 from sidecar.letta.move import Move
@@ -104,7 +104,7 @@ class Cli:
 
 async def fill(path: Path, text: str = EVIL) -> None:
     """Make a journal with a turn in each call, its words by default as bad as words can be."""
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     for call in CALLS:
         await journal.open_call(call)
         await journal.append([Turn(call.key, "item-1", 1, "caller", text, call.opened_at_s)])
@@ -333,7 +333,9 @@ def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
     async def fail() -> None:
         path = tmp_path / "data" / "journal.db"
         path.parent.mkdir()
-        journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=lambda: HELD_AT_S)
+        journal = await SqliteJournal.open(
+            path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=lambda: HELD_AT_S
+        )
         call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", HELD_AT_S)
         await journal.open_call(call)
         await journal.append([Turn(call.key, "i", 1, "caller", "hello", HELD_AT_S)])

@@ -11,7 +11,7 @@ import pytest
 from sidecar.access.callers import IdentityRules
 from sidecar.errors import CallerBusy, CallError, LettaUnavailable
 from sidecar.jobs.forget import Forgetting, pieces_of
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.digest_agent import spec_of_caller
 from sidecar.memory.store import DirectoryStore
@@ -91,7 +91,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    journal = await SqliteJournal.open(tmp_path / "journal.db", policy=PostPolicy())
+    journal = await SqliteJournal.open(
+        tmp_path / "journal.db", policy=PostPolicy(max_turns=20, max_age_s=60.0)
+    )
     yield World(tmp_path, journal)
     await journal.aclose()
 

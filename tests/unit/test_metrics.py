@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar import telemetry
 from sidecar.errors import JournalError
 from sidecar.http.metrics import CHANNELS, SERVED, Metrics, State
-from sidecar.journal.ports import Backlog
+from sidecar.journal.backlog import Backlog
 from sidecar.journal.states import Event as Outcome
 from sidecar.model import prompt_metrics, prompt_of
 from sidecar.telemetry import Telemetry

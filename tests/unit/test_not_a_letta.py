@@ -13,7 +13,7 @@ from sidecar import telemetry
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
 from sidecar.errors import LettaUnavailable, NotLetta, OutcomeUnknown
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest import lean
 from sidecar.letta.rest.letta import RestLetta
@@ -184,7 +184,7 @@ async def test_a_relay_before_a_login_page_backs_off_and_says_so() -> None:
             failed.set()
 
     async with answered(PAGE, "text/html") as letta:
-        journal = MemoryJournal(PostPolicy(max_turns=1))
+        journal = MemoryJournal(PostPolicy(max_turns=1, max_age_s=60.0))
 
         async def resolve(_: AgentRef) -> str:
             nonlocal asked

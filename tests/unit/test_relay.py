@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalFull, LettaDenied, LettaUnavailable, Rejected, SidecarError
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.letta.port import AgentSpec
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.telemetry import Telemetry
@@ -61,7 +61,7 @@ class World:
         on_settled: Callable[[AgentRef, Batch], Awaitable[None]] | None = None,
         on_changed: Callable[[str], None] = lambda _agent_id: None,
     ) -> None:
-        self.journal = MemoryJournal(PostPolicy(max_turns=4), clock=unix_s)
+        self.journal = MemoryJournal(PostPolicy(max_turns=4, max_age_s=60.0), clock=unix_s)
         self.letta = FakeLetta(clock=unix_s, faults=faults, any_agent=any_agent)
         self.log = Log()
         self.telemetry = Telemetry(strict=True, logger=self.log)

@@ -22,7 +22,7 @@ from sidecar.channels.vapi.completions import Completions, Policy
 from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.channels.vapi.webhook import Assistant, Webhook
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.letta.identity import Identity
 from sidecar.memory.archive import Archive
@@ -168,7 +168,7 @@ class Routes:
 
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Routes]:
-    journal = await SqliteJournal.open(path, policy=PostPolicy())
+    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     routes = Routes(journal)
     async with anyio.create_task_group() as tasks:
         for part in (routes.snapshots, routes.calls, routes.vapi, routes.archive):

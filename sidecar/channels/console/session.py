@@ -31,7 +31,9 @@ from sidecar.calls import Calls, LiveCall
 from sidecar.channels.console import views
 from sidecar.channels.console.call import ConsoleCall
 from sidecar.errors import CallError, JournalError, SidecarError
-from sidecar.journal.ports import Journal
+from sidecar.journal.dead_letters import DeadLetters
+from sidecar.journal.directory import Directory
+from sidecar.journal.reports import Reports
 from sidecar.llm.port import Llm
 from sidecar.model import CallerHints, Consent
 from sidecar.prompt_wait import Waits
@@ -64,6 +66,10 @@ class Plug(Protocol):
         ...
 
 
+class PageJournal(Reports, DeadLetters, Directory, Protocol):
+    """What a page asks of the journal, and what may be done about dead letters on it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every page shares.
@@ -81,7 +87,7 @@ class Parts:
     """
 
     calls: Calls
-    journal: Journal
+    journal: PageJournal
     llm: Llm
     waits: Waits
     plug: Plug

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.calls import Calls, LiveCall
-from sidecar.journal.ports import OPEN_STATES, BatchRow, Journal
+from sidecar.journal.reports import BatchRow, Reports
+from sidecar.journal.states import OPEN_STATES
 from sidecar.model import Call, Turn
 
 CALLS_SHOWN = 40
@@ -57,7 +58,7 @@ def memory_view(live: LiveCall) -> dict[str, Any]:
     }
 
 
-async def calls_view(calls: Calls, journal: Journal) -> dict[str, Any]:
+async def calls_view(calls: Calls, journal: Reports) -> dict[str, Any]:
     """Return the live calls of every channel, oldest first, and the newest past ones."""
     live = [{**_call_view(one.call), "turns": one.turns} for one in calls.live]
     here = {one.key for one in calls.live}
@@ -69,7 +70,7 @@ async def calls_view(calls: Calls, journal: Journal) -> dict[str, Any]:
     return {"live": live, "past": past[:CALLS_SHOWN]}
 
 
-async def outbox_view(journal: Journal) -> dict[str, Any]:
+async def outbox_view(journal: Reports) -> dict[str, Any]:
     """Return how the outbox stands: pending turns by lane, batches by state."""
     counts = await journal.counts()
     lanes = await journal.lanes() if counts.undelivered else []

@@ -27,7 +27,7 @@ from sidecar.channels.vapi.history import (
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -80,7 +80,7 @@ class VapiCall:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Record,
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],

@@ -17,7 +17,7 @@ from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.channels.vapi.history import Block
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.ports import Journal
+from sidecar.journal.record import Record
 from sidecar.model import CallerHints, Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -107,7 +107,7 @@ class VapiCalls:
     def __init__(
         self,
         calls: Calls,
-        journal: Journal,
+        journal: Record,
         control: Control,
         *,
         waits: Waits,

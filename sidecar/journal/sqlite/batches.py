@@ -7,9 +7,9 @@ stored.
 
 import uuid
 
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.reads import SELECT_CALL, SELECT_TURN, call_of_row, turn_of_row
-from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.sqlite.writes import reschedule_call
 from sidecar.journal.states import Event, State, after
 from sidecar.model import Batch

@@ -181,6 +181,13 @@ def open_writer(path: Path) -> apsw.Connection:
     return connection
 
 
+def open_in_memory() -> apsw.Connection:
+    """Return a connection to a new database in memory, which ends with it."""
+    connection = apsw.Connection(":memory:")
+    _create(connection)
+    return connection
+
+
 def open_reader(path: Path) -> apsw.Connection:
     """Open the file a second time, for reading only."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -196,6 +203,14 @@ def _touch_private(path: Path) -> None:
     path.chmod(0o600)
 
 
+def _create(connection: apsw.Connection) -> None:
+    schema = resources.files(__package__ or "").joinpath("schema.sql").read_text("utf-8")
+    with connection:
+        execute(connection, schema)
+        execute(connection, f"PRAGMA application_id = {APPLICATION_ID}")
+        execute(connection, f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
 def _claim_format(connection: apsw.Connection, path: Path) -> None:
     version = _pragma(connection, "user_version")
     if version == 0:
@@ -203,11 +218,7 @@ def _claim_format(connection: apsw.Connection, path: Path) -> None:
             raise JournalCorrupt(
                 f"{path} is a database, but no journal", hint="point SIDECAR_DATA_DIR elsewhere"
             )
-        schema = resources.files(__package__ or "").joinpath("schema.sql").read_text("utf-8")
-        with connection:
-            execute(connection, schema)
-            execute(connection, f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(connection, f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _create(connection)
     elif _pragma(connection, "application_id") != APPLICATION_ID:
         raise JournalCorrupt(
             f"{path} is a database, but no journal", hint="point SIDECAR_DATA_DIR elsewhere"

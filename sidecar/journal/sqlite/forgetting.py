@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from sidecar.errors import CallerBusy
-from sidecar.journal.ports import CallerHolding
+from sidecar.journal.erasure import CallerHolding
 from sidecar.journal.sqlite.batches import free_lane
-from sidecar.journal.sqlite.threads import Transaction
 from sidecar.journal.sqlite.tombstones import bury, seal_of
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef
 
 

@@ -1,32 +1,31 @@
-"""`SqliteJournal`: the promises of `Journal`, kept by one file and two threads."""
+"""`SqliteJournal`: every port of the journal, kept by SQL and whoever carries it out."""
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.ports import (
-    Backlog,
-    BatchRow,
-    CallerHolding,
-    DeadLetter,
-    JournalCounts,
-    LaneStatus,
-    PostPolicy,
-)
+from sidecar.journal.backlog import Backlog
+from sidecar.journal.dead_letters import DeadLetter
+from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import batches, forgetting, reads, tombstones, writes
+from sidecar.journal.sqlite.executor import Executor
 from sidecar.journal.sqlite.file import FileLock, Reserve, journal_error, open_reader, open_writer
-from sidecar.journal.sqlite.threads import Reader, Writer
+from sidecar.journal.sqlite.threads import Threads
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.private import installation_secret, make_directory
+
+if TYPE_CHECKING:
+    from sidecar.journal.port import Journal
 
 RESERVE_BYTES = 4 << 20
 
@@ -37,36 +36,34 @@ _CHECKPOINT_AGAIN_S = 0.05
 
 
 class SqliteJournal:
-    """A journal in one SQLite file, for one process on an asyncio loop. Build it with `open`.
+    """A journal in one SQLite file, for one process on an asyncio loop: build that with `open`.
 
     Promises beyond `Journal`: an append whose caller is cancelled is stored all the same; reads
     do not delay appends; when the disk is full, settling and erasing go on.
     Costs: one fsync per group of operations that wait at the same time.
+
+    Args:
+        executor: Carries the operations out; closed with the journal.
+        policy: When turns are due.
+        secret: Keys the tombstones.
+        clock: Unix time in seconds.
+        redact: Returns a turn's text as it may be kept; no other text reaches the file.
     """
 
     def __init__(
         self,
-        path: Path,
+        executor: Executor,
         *,
-        lock: FileLock,
-        reserve: Reserve,
-        connections: tuple[apsw.Connection, apsw.Connection],
-        secret: bytes,
         policy: PostPolicy,
-        clock: Callable[[], float],
-        redact: Callable[[str], str] | None,
+        secret: bytes,
+        clock: Callable[[], float] = time.time,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
-        self._path = path
-        self._lock = lock
-        self._reserve = reserve
+        self._executor = executor
         self._secret = secret
         self._policy = policy
         self._clock = clock
         self._redact = redact
-        self._due = asyncio.Event()
-        self._closed = False
-        self._writer = Writer(connections[0], path, reserve=reserve, wake=self._due.set)
-        self._reader = Reader("journal-reader", connections[1], path)
 
     @classmethod
     async def open(
@@ -110,16 +107,8 @@ class SqliteJournal:
                 raise
 
         lock, reserve, connections, secret = await anyio.to_thread.run_sync(prepare)
-        journal = cls(
-            path,
-            lock=lock,
-            reserve=reserve,
-            connections=connections,
-            secret=secret,
-            policy=policy,
-            clock=clock,
-            redact=redact,
-        )
+        threads = Threads(path, lock=lock, reserve=reserve, connections=connections)
+        journal = cls(threads, policy=policy, secret=secret, clock=clock, redact=redact)
         try:
             await journal.take_back(now_s=clock())
         except BaseException:
@@ -131,7 +120,7 @@ class SqliteJournal:
     @property
     def has_room(self) -> bool:
         """Whether appends are being taken: False from a full disk on until space returns."""
-        return self._reserve.held
+        return self._executor.has_room
 
     # Calls and turns
 
@@ -140,7 +129,7 @@ class SqliteJournal:
         _check_text(call.key, call.caller_key, call.channel)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
-        return await self._writer.submit(
+        return await self._executor.write(
             lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
             grows=True,
         )
@@ -150,7 +139,7 @@ class SqliteJournal:
         _check_text(call.key, call.caller_key)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
-        return await self._writer.submit(
+        return await self._executor.write(
             lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
             grows=True,
         )
@@ -159,7 +148,7 @@ class SqliteJournal:
         """See `Journal.append`."""
         turns = self._checked(turns)
         now_s = self._clock()
-        await self._writer.submit(
+        await self._executor.write(
             lambda tx: writes.append(tx, turns, now_s=now_s, policy=self._policy), grows=True
         )
 
@@ -185,7 +174,7 @@ class SqliteJournal:
         else:
             turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
-        return await self._writer.submit(
+        return await self._executor.write(
             lambda tx: writes.rewrite(tx, call, turns, keep=keep, now_s=now_s, policy=self._policy),
             grows=True,
         )
@@ -193,7 +182,7 @@ class SqliteJournal:
     async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
-        await self._writer.submit(
+        await self._executor.write(
             lambda tx: writes.close_call(
                 tx, call, at_s=at_s, final=final, now_s=now_s, policy=self._policy
             )
@@ -201,21 +190,21 @@ class SqliteJournal:
 
     async def try_write(self) -> None:
         """See `Journal.try_write`."""
-        await self._writer.submit(writes.write_nothing_new, grows=True)
+        await self._executor.write(writes.write_nothing_new, grows=True)
 
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
-        await self._writer.submit(lambda tx: writes.hurry(tx, now_s=now_s))
+        await self._executor.write(lambda tx: writes.hurry(tx, now_s=now_s))
 
     async def erase_settled(self, *, before_s: float) -> int:
         """See `Journal.erase_settled`. The text is overwritten in the file, and in its log."""
         erased = 0
         while True:
-            some = await self._writer.submit(lambda tx: writes.erase_ended(tx, before_s=before_s))
+            some = await self._executor.write(lambda tx: writes.erase_ended(tx, before_s=before_s))
             if some is None:
                 break
             erased += some
-        await self._writer.submit(lambda tx: tombstones.clear(tx, before_s=before_s))
+        await self._executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
         if erased:
             await self._emptied_log()  # else it is emptied after the next time, or in due course
         return erased
@@ -223,14 +212,14 @@ class SqliteJournal:
     async def _emptied_log(self) -> bool:
         """Empty the log, in several tries that each keep appends for a moment only."""
         for _ in range(_CHECKPOINT_TRIES):
-            if await self._reader.submit(reads.checkpoint):
+            if await self._executor.read(reads.checkpoint):
                 return True
             await anyio.sleep(_CHECKPOINT_AGAIN_S)
         return False
 
     async def held_of_caller(self, caller_key: str) -> CallerHolding:
         """See `Journal.held_of_caller`."""
-        return await self._reader.submit(lambda tx: forgetting.held_of_caller(tx, caller_key))
+        return await self._executor.read(lambda tx: forgetting.held_of_caller(tx, caller_key))
 
     async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`. The words are overwritten in the file, and in its log.
@@ -240,7 +229,7 @@ class SqliteJournal:
             JournalError: the calls are erased, and the log could not be emptied: a program
                 holds the file open. Repeat it.
         """
-        erased = await self._writer.submit(
+        erased = await self._executor.write(
             lambda tx: forgetting.erase_caller(
                 tx, caller_key, also=also, secret=self._secret, now_s=now_s
             )
@@ -256,7 +245,7 @@ class SqliteJournal:
         """See `Journal.said_of`. Some calls at a time: other reads wait for no more than those."""
         left, found, after = set(pieces), set[bytes](), 0
         while left:
-            last, said = await self._reader.submit(
+            last, said = await self._executor.read(
                 lambda tx, after=after, left=tuple(left): reads.said_of(tx, left, after=after)
             )
             if last is None:
@@ -270,25 +259,25 @@ class SqliteJournal:
 
     async def agent_of(self, ref: AgentRef) -> str | None:
         """See `Journal.agent_of`."""
-        return await self._reader.submit(lambda tx: reads.agent_of(tx, ref))
+        return await self._executor.read(lambda tx: reads.agent_of(tx, ref))
 
     async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
         """See `Journal.learn_agent`."""
-        await self._writer.submit(lambda tx: writes.learn_agent(tx, ref, agent_id))
+        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, agent_id))
 
     async def forget_agent(self, ref: AgentRef) -> None:
         """See `Journal.forget_agent`."""
-        await self._writer.submit(lambda tx: writes.learn_agent(tx, ref, None))
+        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, None))
 
     async def learn_conversation(self, call: str, conversation_id: str) -> None:
         """See `Journal.learn_conversation`."""
-        await self._writer.submit(lambda tx: writes.learn_conversation(tx, call, conversation_id))
+        await self._executor.write(lambda tx: writes.learn_conversation(tx, call, conversation_id))
 
     # Batches
 
     async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
         """See `Journal.claim`."""
-        return await self._writer.submit(
+        return await self._executor.write(
             lambda tx: batches.claim(
                 tx, limit, now_s=now_s, post_timeout_s=post_timeout_s, policy=self._policy
             )
@@ -298,7 +287,7 @@ class SqliteJournal:
         self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
     ) -> None:
         """See `Journal.take_back`."""
-        await self._writer.submit(
+        await self._executor.write(
             lambda tx: batches.take_back(
                 tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=self._policy
             )
@@ -306,7 +295,7 @@ class SqliteJournal:
 
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """See `Journal.resend`."""
-        return await self._writer.submit(
+        return await self._executor.write(
             lambda tx: batches.resend(
                 tx, batch.batch_id, now_s=now_s, post_timeout_s=post_timeout_s
             )
@@ -314,13 +303,13 @@ class SqliteJournal:
 
     async def settle(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.settle`."""
-        await self._writer.submit(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
+        await self._executor.write(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
 
     async def release(
         self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
     ) -> None:
         """See `Journal.release`."""
-        await self._writer.submit(
+        await self._executor.write(
             lambda tx: batches.release(
                 tx,
                 batch.batch_id,
@@ -336,7 +325,7 @@ class SqliteJournal:
         self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
     ) -> None:
         """See `Journal.retire`."""
-        await self._writer.submit(
+        await self._executor.write(
             lambda tx: batches.retire(
                 tx, batch.batch_id, error=error, now_s=now_s, hold_until_s=hold_until_s
             )
@@ -344,37 +333,35 @@ class SqliteJournal:
 
     async def split(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.split`."""
-        await self._writer.submit(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
+        await self._executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
 
     async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
         """See `Journal.batches`."""
-        return await self._reader.submit(
+        return await self._executor.read(
             lambda tx: reads.batches(tx, states=states, limit=limit, newest_first=True)
         )
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `Journal.dead_letters`."""
-        return await self._reader.submit(reads.dead_letters)
+        return await self._executor.read(reads.dead_letters)
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.replay`."""
-        return await self._writer.submit(lambda tx: batches.replay(tx, batch_id, now_s=now_s))
+        return await self._executor.write(lambda tx: batches.replay(tx, batch_id, now_s=now_s))
 
     async def drop(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.drop`."""
-        return await self._writer.submit(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
+        return await self._executor.write(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
 
     # How it stands
 
     async def next_due_s(self) -> float | None:
         """See `Journal.next_due_s`."""
-        return await self._reader.submit(reads.next_due_s)
+        return await self._executor.read(reads.next_due_s)
 
     async def wait(self, timeout_s: float) -> None:
         """See `Journal.wait`."""
-        with anyio.move_on_after(timeout_s):
-            await self._due.wait()
-        self._due.clear()
+        await self._executor.wait(timeout_s)
 
     async def recent(
         self, ref: AgentRef, *, caller_key: str, except_call: str, since_s: float, limit: int
@@ -382,7 +369,7 @@ class SqliteJournal:
         """See `Journal.recent`."""
         if not caller_key or not ref.known:
             return ()
-        return await self._reader.submit(
+        return await self._executor.read(
             lambda tx: reads.recent(
                 tx,
                 ref,
@@ -395,40 +382,35 @@ class SqliteJournal:
 
     async def lanes(self) -> list[LaneStatus]:
         """See `Journal.lanes`."""
-        return await self._reader.submit(reads.lanes)
+        return await self._executor.read(reads.lanes)
 
     async def backlog(self) -> Backlog:
         """See `Journal.backlog`."""
-        return await self._reader.submit(reads.backlog)
+        return await self._executor.read(reads.backlog)
 
     async def counts(self) -> JournalCounts:
         """See `Journal.counts`."""
-        return await self._reader.submit(reads.counts)
+        return await self._executor.read(reads.counts)
 
     async def calls(self, *, limit: int) -> list[Call]:
         """See `Journal.calls`."""
-        return await self._reader.submit(lambda tx: reads.calls(tx, limit=limit))
+        return await self._executor.read(lambda tx: reads.calls(tx, limit=limit))
 
     async def live_calls(self) -> list[Call]:
         """See `Journal.live_calls`."""
-        return await self._reader.submit(reads.live_calls)
+        return await self._executor.read(reads.live_calls)
 
     async def call(self, key: str) -> Call | None:
         """See `Journal.call`."""
-        return await self._reader.submit(lambda tx: reads.call(tx, key))
+        return await self._executor.read(lambda tx: reads.call(tx, key))
 
     async def turns(self, call: str) -> tuple[Turn, ...]:
         """See `Journal.turns`."""
-        return await self._reader.submit(lambda tx: reads.turns(tx, call))
+        return await self._executor.read(lambda tx: reads.turns(tx, call))
 
     async def aclose(self) -> None:
         """See `Journal.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
-        await anyio.to_thread.run_sync(self._reader.stop)
-        await anyio.to_thread.run_sync(self._writer.stop)
-        self._lock.release()
+        await self._executor.stop()
 
 
 def _lock(path: Path) -> FileLock:
@@ -458,3 +440,7 @@ def _check_text(*texts: str) -> None:
             continue
         if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):
             raise CallError("bad_value", "a text is no Unicode", hint="send no lone surrogates")
+
+
+if TYPE_CHECKING:
+    _EVERY_PORT: type[Journal] = SqliteJournal

@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 
-from sidecar.journal.ports import Backlog, BatchRow, DeadLetter, JournalCounts, LaneStatus
-from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.backlog import Backlog
+from sidecar.journal.dead_letters import DeadLetter
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.states import State
 from sidecar.model import AgentRef, Call, Turn
 

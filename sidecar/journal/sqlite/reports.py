@@ -12,10 +12,10 @@ from pathlib import Path
 import apsw
 
 from sidecar.errors import JournalError
-from sidecar.journal.ports import BatchRow, JournalCounts, LaneStatus
+from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import reads
 from sidecar.journal.sqlite.file import SCHEMA_VERSION, execute, journal_error
-from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef, Call, Turn
 
 _BUSY_MS = 5_000

@@ -68,7 +68,7 @@ CREATE TABLE batches(
   lo          INTEGER NOT NULL,
   hi          INTEGER NOT NULL,
   last_part   INTEGER NOT NULL,
-  state       TEXT NOT NULL,                  -- sidecar.delivery.decisions.State
+  state       TEXT NOT NULL,                  -- sidecar.journal.states.State
   attempt     INTEGER NOT NULL DEFAULT 0,     -- tries recorded
   horizon_s   REAL NOT NULL DEFAULT 0,        -- until then a try may still land
   sealed_at_s REAL NOT NULL,

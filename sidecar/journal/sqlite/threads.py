@@ -12,47 +12,80 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio.to_thread
 import apsw
 from typing_extensions import override
 
-from sidecar.errors import CallError, JournalError, JournalFull
-from sidecar.journal.sqlite.file import Reserve, execute, is_write_fault, journal_error
+from sidecar.errors import JournalError, JournalFull
+from sidecar.journal.sqlite.executor import Bell
+from sidecar.journal.sqlite.file import FileLock, Reserve, is_write_fault, journal_error
+from sidecar.journal.sqlite.transactions import Job, Transaction, commit, read
 
 T = TypeVar("T")
 
 _GROUP_LIMIT = 512
 
 
-class Transaction:
-    """What an operation gets: SQL, and a way to say that something may be due earlier."""
+class Threads:
+    """Keeps what `Executor` promises for one file, on an asyncio loop.
 
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-        self.wakes = False
+    Args:
+        path: Of the journal.
+        lock: Let go when both threads have ended.
+        reserve: Disk kept aside.
+        connections: One to write with, one to read with; each is its thread's alone from here on.
+    """
 
-    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and return its rows."""
-        return execute(self._connection, sql, values)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lock: FileLock,
+        reserve: Reserve,
+        connections: tuple[apsw.Connection, apsw.Connection],
+    ) -> None:
+        self._lock = lock
+        self._reserve = reserve
+        self._bell = Bell()
+        self._stopped = False
+        self._writer = Writer(connections[0], path, reserve=reserve, wake=self._bell.ring)
+        self._reader = Reader("journal-reader", connections[1], path)
 
-    def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
-        """Run a statement and return its first row."""
-        return next(iter(execute(self._connection, sql, values)), None)
+    @property
+    def has_room(self) -> bool:
+        """See `Executor.has_room`: False from a full disk on until space returns."""
+        return self._reserve.held
 
-    def run(self, sql: str, *values: Any) -> int:
-        """Run a statement and return how many rows it changed."""
-        execute(self._connection, sql, values)
-        return self._connection.changes()
+    def write(
+        self, operation: Callable[[Transaction], T], *, grows: bool = False
+    ) -> "asyncio.Future[T]":
+        """See `Executor.write`."""
+        return self._writer.submit(operation, grows=grows)
+
+    def read(self, operation: Callable[[Transaction], T]) -> "asyncio.Future[T]":
+        """See `Executor.read`."""
+        return self._reader.submit(operation)
+
+    async def wait(self, timeout_s: float) -> None:
+        """See `Executor.wait`."""
+        await self._bell.wait(timeout_s)
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await anyio.to_thread.run_sync(self._reader.stop)
+        await anyio.to_thread.run_sync(self._writer.stop)
+        self._lock.release()
 
 
-@dataclass(slots=True)
-class _Job:
-    """An operation on its way. `grows`: it stores more, and is refused when the disk is full."""
+@dataclass(slots=True, kw_only=True)
+class _Queued(Job):
+    """A job on its way. `grows`: it stores more, and is refused when the disk is full."""
 
-    operation: Callable[[Transaction], object]
     future: "asyncio.Future[Any]"
     grows: bool = False
-    value: object = None
-    error: Exception | None = None
 
     def settle(self) -> None:
         """Hand the result over, on the loop; nobody may wait for it any more."""
@@ -80,7 +113,7 @@ class _Worker:
         self._connection = connection
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -95,7 +128,7 @@ class _Worker:
         """
         if self._closing:
             raise JournalError("the journal is closed")
-        job = _Job(operation, self._loop.create_future(), grows)
+        job = _Queued(operation, future=self._loop.create_future(), grows=grows)
         self._jobs.put(job)
         return job.future
 
@@ -106,10 +139,10 @@ class _Worker:
             self._jobs.put(None)
         self._thread.join()
 
-    def _groups(self) -> Iterator[list[_Job]]:
+    def _groups(self) -> Iterator[list[_Queued]]:
         """Yield what waits, some hundred jobs at most at a time, until told to stop."""
         while True:
-            group: list[_Job] = []
+            group: list[_Queued] = []
             job = self._jobs.get()
             while job is not None:
                 group.append(job)
@@ -130,11 +163,11 @@ class _Worker:
                 break
         self._connection.close()
 
-    def _hand_over(self, group: list[_Job]) -> None:
+    def _hand_over(self, group: list[_Queued]) -> None:
         for job in group:
             job.settle()
 
-    def _carry_out(self, group: list[_Job]) -> None:
+    def _carry_out(self, group: list[_Queued]) -> None:
         raise NotImplementedError
 
 
@@ -142,13 +175,9 @@ class Reader(_Worker):
     """Runs reads, each on the state of the last commit."""
 
     @override
-    def _carry_out(self, group: list[_Job]) -> None:
-        transaction = Transaction(self._connection)
+    def _carry_out(self, group: list[_Queued]) -> None:
         for job in group:
-            try:
-                job.value = job.operation(transaction)
-            except Exception as error:  # noqa: BLE001 - whoever waits gets it
-                job.error = journal_error(error, self._path)
+            read(self._connection, job, self._path)
 
 
 class Writer(_Worker):
@@ -178,14 +207,14 @@ class Writer(_Worker):
         super().__init__("journal-writer", connection, path)
 
     @override
-    def _hand_over(self, group: list[_Job]) -> None:
+    def _hand_over(self, group: list[_Queued]) -> None:
         super()._hand_over(group)
         if self._wakes:
             self._wakes = False
             self._wake()
 
     @override
-    def _carry_out(self, group: list[_Job]) -> None:
+    def _carry_out(self, group: list[_Queued]) -> None:
         if not self._reserve.take():
             group = _refuse_growth(group)
         try:
@@ -201,45 +230,22 @@ class Writer(_Worker):
             except Exception as again:  # noqa: BLE001 - whoever waits gets it
                 _fail(group, journal_error(again, self._path))
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Queued]) -> None:
         """Run a group in one transaction.
 
         Raises:
             apsw.Error: nothing of the group was stored.
         """
-        if not group:
-            return
-        transaction = Transaction(self._connection)
-        execute(self._connection, "BEGIN IMMEDIATE")
-        try:
-            for job in group:
-                self._attempt(job, transaction)
-            execute(self._connection, "COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                execute(self._connection, "ROLLBACK")
-            raise
-        self._wakes = self._wakes or transaction.wakes
-
-    def _attempt(self, job: _Job, transaction: Transaction) -> None:
-        job.error = None
-        execute(self._connection, "SAVEPOINT job")
-        try:
-            job.value = job.operation(transaction)
-        except Exception as error:
-            if is_write_fault(error) or not self._connection.in_transaction:
-                raise
-            execute(self._connection, "ROLLBACK TO job")
-            job.error = error if isinstance(error, CallError) else journal_error(error, self._path)
-        execute(self._connection, "RELEASE job")
+        if group and commit(self._connection, group, self._path):
+            self._wakes = True
 
 
-def _fail(group: list[_Job], error: JournalError) -> None:
+def _fail(group: list[_Queued], error: JournalError) -> None:
     for job in group:
         job.error = error
 
 
-def _refuse_growth(group: list[_Job]) -> list[_Job]:
+def _refuse_growth(group: list[_Queued]) -> list[_Queued]:
     """Fail what would grow the journal and return the rest."""
     for job in group:
         if job.grows:

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
-from sidecar.journal.sqlite.threads import Transaction
+from sidecar.journal.sqlite.transactions import Transaction
 
 
 def seal_of(secret: bytes, call: str) -> bytes:

@@ -14,10 +14,10 @@ from dataclasses import replace
 import msgspec
 
 from sidecar.errors import CallError
-from sidecar.journal.ports import PostPolicy
+from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.reads import SELECT_CALL, call_of_row
-from sidecar.journal.sqlite.threads import Transaction
 from sidecar.journal.sqlite.tombstones import is_buried
+from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef, Call, Turn, joined_consent
 
 _ERASE_CALLS = 50

@@ -1,0 +1,38 @@
+"""The journal that the settings ask for: the one place that opens it, for server and commands."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sidecar.config.settings import Settings
+from sidecar.journal import JOURNAL_FILE
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
+from sidecar.privacy import redaction
+
+
+@asynccontextmanager
+async def opened_journal(
+    settings: Settings, directory: Path, *, clock: Callable[[], float]
+) -> AsyncGenerator[SqliteJournal]:
+    """Open the journal in `directory` as its owner; closes it at the end.
+
+    Args:
+        settings: As loaded. They say when turns are due and what is redacted: a journal opened
+            with other ones draws due times in to those.
+        directory: The data directory.
+        clock: Unix time in seconds.
+
+    Raises:
+        JournalError: as `SqliteJournal.open`.
+    """
+    journal = await SqliteJournal.open(
+        directory / JOURNAL_FILE,
+        policy=PostPolicy(max_turns=settings.post_max_turns, max_age_s=settings.post_max_age_s),
+        clock=clock,
+        redact=redaction(settings.redact),
+    )
+    try:
+        yield journal
+    finally:
+        await journal.aclose()

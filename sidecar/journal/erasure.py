@@ -1,0 +1,75 @@
+"""What retention and forgetting need of the journal: what is held, and all of it erased."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.journal.transcripts import Transcripts
+
+
+@dataclass(frozen=True, slots=True)
+class CallerHolding:
+    """What the journal holds of one caller.
+
+    Attributes:
+        calls: Keys of all calls of the caller, live ones too, oldest first.
+        live_calls: How many calls are not closed.
+        turns: Turns of all these calls.
+        undelivered: Turns of them which Letta has not digested.
+        dead_batches: Batches of them that were given up.
+        under_way: Batches of them on their way to Letta just now.
+        agents: Agent ids these calls went to, the caller's own among them, where known.
+        conversations: Agent id (empty where unknown) and conversation id of each call that has
+            a conversation.
+        own_agent: Id of the agent that is this caller's alone, or None.
+    """
+
+    calls: tuple[str, ...]
+    live_calls: int
+    turns: int
+    undelivered: int
+    dead_batches: int
+    under_way: int
+    agents: tuple[str, ...]
+    conversations: tuple[tuple[str, str], ...]
+    own_agent: str | None
+
+
+class Erasure(Transcripts, Protocol):
+    """Erases calls: those that are old enough, or all of one caller.
+
+    Every method may raise `JournalError`; unless it says so, nothing was erased then.
+    """
+
+    async def erase_settled(self, *, before_s: float) -> int:
+        """Erase calls that ended before and hold nothing undelivered or dead; return the turns.
+
+        A call that was never closed has ended with its last turn. What keeps an erased caller's
+        calls from coming back (`erase_caller`) goes at the same age.
+        """
+        ...
+
+    async def held_of_caller(self, caller_key: str) -> CallerHolding:
+        """Return what is held of a caller, in whatever state; an empty key holds nothing."""
+        ...
+
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
+        """Erase every call of a caller, undelivered and dead ones too; return the turns.
+
+        Promises: of the words nothing stays in the journal, nor in its log. The lanes of others
+        go on. The agent learnt for the caller is forgotten. The calls can't be opened again
+        (`Record.open_call`) until `erase_settled` passes `now_s`; what is kept for that names nobody.
+
+        Args:
+            caller_key: Of the caller.
+            also: Keys of other calls of the caller, which the journal need not hold.
+            now_s: Unix time.
+
+        Raises:
+            CallerBusy: a call is live or a batch under way; nothing was erased.
+        """
+        ...
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """Return those of some pieces of UTF-8 text that a stored turn holds. Looks at every turn."""
+        ...

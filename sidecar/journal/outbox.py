@@ -1,0 +1,110 @@
+"""What delivery needs of the journal: batches, taken when they are due and given back when tried.
+
+Calls of one agent share a *lane*, and one batch at a time goes out of a lane (Letta loses edits
+when two conversations change one block at once). The states of a batch: `sidecar.journal.states`.
+"""
+
+import math
+from typing import Protocol
+
+from sidecar.journal.backlog import Undelivered
+from sidecar.journal.directory import Addresses
+from sidecar.model import Batch
+
+
+class Outbox(Addresses, Undelivered, Protocol):
+    """The queue to Letta. One relay at a time claims of it.
+
+    What is written takes effect in the order in which it was asked for. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    """
+
+    async def take_back(
+        self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
+    ) -> None:
+        """Take every batch that is marked as being sent for one in doubt, due now.
+
+        For whoever claims, before its first claim: nothing is under way then. What an earlier
+        process stored by another clock is drawn in to the longest it can mean by this one: no
+        batch was sealed later than now, no try lands after `now_s + horizon_s`, no lane waits
+        for its batch longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s`.
+
+        Args:
+            now_s: Unix time.
+            wait_s: Longest wait between two tries.
+            horizon_s: Longest time in which a try may land.
+        """
+        ...
+
+    async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
+        """Take up to `limit` due lanes and return the batch each has to deliver.
+
+        A lane with no open batch gets one sealed first: of the call that is due, or of another call
+        of the same caller when what is pending there was said before, due or not. Promises: a batch
+        is durable, and marked `sending` with `horizon_s = now_s + post_timeout_s`, before it is
+        returned; until it is settled, released or retired no other claim returns its lane. Batches
+        that an earlier process left as `sending`, and those released as unknown, come back with
+        `in_doubt`; their horizon stays that of the try in doubt.
+        """
+        ...
+
+    async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
+        """Record a try anew, with a new horizon, and return the batch so renewed.
+
+        For a batch in doubt that was not found, and for one whose claim has aged unsent.
+        """
+        ...
+
+    async def settle(self, batch: Batch, *, now_s: float) -> None:
+        """Record that Letta has digested the batch; its turns are done. Repeating does no harm."""
+        ...
+
+    async def release(
+        self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
+    ) -> None:
+        """Give a batch back, to be claimed again at `due_s`.
+
+        Args:
+            batch: As claimed.
+            due_s: Unix time of the next try.
+            unknown: The try may have landed (state `unknown`); False: it surely did not (`retry`).
+            over: With `unknown`: Letta is no longer at work on it, the horizon is now.
+            error: What happened, without a caller's words.
+            now_s: Unix time.
+        """
+        ...
+
+    async def retire(
+        self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
+    ) -> None:
+        """Make a batch a dead letter; its lane goes on with the next one.
+
+        Args:
+            batch: As claimed.
+            error: What happened, without a caller's words.
+            now_s: Unix time.
+            hold_until_s: No other batch leaves the lane before: the server may still be at work.
+        """
+        ...
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """Replace a batch of several turns by two of half its turns, due now, the first one first.
+
+        For one of which Letta certainly holds nothing. Repeating it does no harm.
+        """
+        ...
+
+    async def hurry(self, *, now_s: float) -> None:
+        """Make every pending turn due at once. A batch that waits for its next try still waits."""
+        ...
+
+    async def next_due_s(self) -> float | None:
+        """Return the Unix time at which a claim next finds something, None when nothing waits."""
+        ...
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return when something may have become due since the last claim, or after `timeout_s`.
+
+        A due time that merely arrives wakes nobody: ask `next_due_s` how long to wait.
+        """
+        ...

@@ -1,0 +1,109 @@
+"""What live calls need of the journal: their turns stored, durably and in order."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sidecar.journal.transcripts import Transcripts
+from sidecar.model import AgentRef, Call, Turn
+
+
+class Record(Transcripts, Protocol):
+    """The durable record of calls and turns, a log for each call.
+
+    Calls whose `ref` is nobody's are stored and never delivered: their turns count as settled.
+    What is written takes effect in the order in which it was asked for. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    """
+
+    async def open_call(self, call: Call) -> Call:
+        """Store a call and return it as stored. The same key again returns the first one.
+
+        A new call makes what is pending of its caller's earlier calls due at once: what was said
+        first is delivered first (`Outbox.claim`).
+        A call that was closed and is opened again is live again. Its `consent` is joined
+        (`sidecar.model.joined_consent`). Whose memory it belongs to never changes: where the rules
+        have given its caller another agent since, the stored `ref` stands to the end of the call,
+        as does an empty `caller_key`.
+
+        Raises:
+            CallError: the key is stored with another `caller_key` (`call_claimed`), or the call was
+                erased with its caller (`erased`): nothing of it is to be stored again.
+        """
+        ...
+
+    async def identify(self, call: Call) -> Call:
+        """Give a stored call without a caller that of `call`; return it as stored.
+
+        For a channel whose first word of a call names nobody. A call of nobody gets the agent
+        with the caller, and what was said in it before is delivered with the rest. One that is
+        somebody's already, or another agent's, stays as it is.
+
+        Raises:
+            CallError: the call was never opened (`unknown_call`), or erased (`erased`).
+        """
+        ...
+
+    async def append(self, turns: Sequence[Turn]) -> None:
+        """Store turns, in the order given.
+
+        Promises: on return they survive a crash of this process and of the host (fsynced); a
+        turn whose (call, item_id) is stored already is dropped, so append may be repeated; all
+        of `turns` or none of them are stored. A turn for a closed call is taken as well.
+        Does not promise order between calls, or that Letta has seen anything.
+
+        Raises:
+            CallError: a call was never opened (`unknown_call`), or a turn can't be stored
+                (`bad_value`): a text is no Unicode (a lone surrogate), a `seq` beyond `MAX_SEQ`.
+        """
+        ...
+
+    async def rewrite(self, call: str, turns: Sequence[Turn], *, keep: int) -> int:
+        """Replace the turns of a call after the first `keep` by these, in one step.
+
+        For a channel that learns later what was really said. A turn in a batch never changes:
+        when more than `keep` turns are in batches, nothing is changed.
+
+        Returns:
+            How many turns of the call, from its first, are in batches. More than `keep`: nothing
+            was changed. A call of nobody has none in batches.
+
+        Raises:
+            CallError: as for `append`.
+        """
+        ...
+
+    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
+        """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
+
+        Args:
+            call: Its key.
+            at_s: Unix time.
+            final: Its channel has had the last word on it. That mark stays, also where the call
+                is opened again.
+
+        Raises:
+            CallError: the call was never opened (`unknown_call`).
+        """
+        ...
+
+    async def live_calls(self) -> list[Call]:
+        """Return the calls that are not closed, oldest first."""
+        ...
+
+    async def recent(
+        self, ref: AgentRef, *, caller_key: str, except_call: str, since_s: float, limit: int
+    ) -> tuple[Turn, ...]:
+        """Return the newest turns of this caller in other calls which Letta had not digested.
+
+        Args:
+            ref: Whose memory.
+            caller_key: Only turns of calls of this caller; empty returns none.
+            except_call: Key of the call that asks.
+            since_s: Turns settled before this Unix time are left out (they are in the snapshot).
+            limit: At most this many, the newest, oldest first. Dead letters are included.
+        """
+        ...
+
+    async def try_write(self) -> None:
+        """Write what changes nothing, durably: returns when turns can be stored, else raises."""
+        ...

@@ -1,0 +1,72 @@
+"""Operations carried out where they are asked for: no thread, any loop, virtual time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+import anyio.lowlevel
+import apsw
+
+from sidecar.errors import JournalError
+from sidecar.journal.sqlite.executor import Bell
+from sidecar.journal.sqlite.file import journal_error
+from sidecar.journal.sqlite.transactions import Job, Transaction, commit, read
+
+T = TypeVar("T")
+
+_MEMORY: Final = Path(":memory:")
+
+
+class Inline:
+    """Keeps what `Executor` promises on the loop itself, for a database in memory.
+
+    On a disk each write would hold the loop up for an fsync: that is what `Threads` is for.
+
+    Args:
+        connection: To a database in memory; closed by `stop`.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.has_room: Final = True
+        self._connection = connection
+        self._bell = Bell()
+        self._stopped = False
+
+    async def write(self, operation: Callable[[Transaction], T], *, grows: bool = False) -> T:
+        """See `Executor.write`."""
+        self._refuse_stopped()
+        job = Job(operation)
+        try:
+            if commit(self._connection, [job], _MEMORY):
+                self._bell.ring()
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            job.error = journal_error(error, _MEMORY)
+        return cast("T", await _outcome(job))
+
+    async def read(self, operation: Callable[[Transaction], T]) -> T:
+        """See `Executor.read`."""
+        self._refuse_stopped()
+        job = Job(operation)
+        read(self._connection, job, _MEMORY)
+        return cast("T", await _outcome(job))
+
+    async def wait(self, timeout_s: float) -> None:
+        """See `Executor.wait`."""
+        await self._bell.wait(timeout_s)
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        self._stopped = True
+        self._connection.close()
+
+    def _refuse_stopped(self) -> None:
+        if self._stopped:
+            raise JournalError("the journal is closed")
+
+
+async def _outcome(job: Job) -> object:
+    """Return the value of a job that was carried out, after others had their turn."""
+    await anyio.lowlevel.checkpoint()
+    if job.error is not None:
+        raise job.error
+    return job.value

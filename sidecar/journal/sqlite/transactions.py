@@ -1,0 +1,84 @@
+"""Operations on one connection: each carried out wholly or not at all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from sidecar.errors import CallError
+from sidecar.journal.sqlite.file import execute, is_write_fault, journal_error
+
+
+class Transaction:
+    """What an operation gets: SQL, and a way to say that something may be due earlier."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.wakes = False
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows."""
+        return execute(self._connection, sql, values)
+
+    def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+        """Run a statement and return its first row."""
+        return next(iter(execute(self._connection, sql, values)), None)
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Run a statement and return how many rows it changed."""
+        execute(self._connection, sql, values)
+        return self._connection.changes()
+
+
+@dataclass(slots=True)
+class Job:
+    """An operation, and what it ended with: a value or an error."""
+
+    operation: Callable[[Transaction], Any]
+    value: Any = None
+    error: Exception | None = None
+
+
+def read(connection: apsw.Connection, job: Job, path: Path) -> None:
+    """Carry out a read, on the state of the last commit."""
+    try:
+        job.value = job.operation(Transaction(connection))
+    except Exception as error:  # noqa: BLE001 - whoever waits gets it
+        job.error = journal_error(error, path)
+
+
+def commit(connection: apsw.Connection, jobs: Sequence[Job], path: Path) -> bool:
+    """Carry out writes in one transaction, in order; one that fails spoils no other.
+
+    Returns:
+        Whether something may be due earlier than before.
+
+    Raises:
+        apsw.Error: nothing of them was stored.
+    """
+    transaction = Transaction(connection)
+    execute(connection, "BEGIN IMMEDIATE")
+    try:
+        for job in jobs:
+            _attempt(connection, job, transaction, path)
+        execute(connection, "COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            execute(connection, "ROLLBACK")
+        raise
+    return transaction.wakes
+
+
+def _attempt(connection: apsw.Connection, job: Job, transaction: Transaction, path: Path) -> None:
+    job.error = None
+    execute(connection, "SAVEPOINT job")
+    try:
+        job.value = job.operation(transaction)
+    except Exception as error:
+        if is_write_fault(error) or not connection.in_transaction:
+            raise
+        execute(connection, "ROLLBACK TO job")
+        job.error = error if isinstance(error, CallError) else journal_error(error, path)
+    execute(connection, "RELEASE job")

@@ -1,0 +1,108 @@
+"""A command that changes the journal while no sidecar runs changes what was asked, and no more."""
+
+import time
+from pathlib import Path
+
+import anyio
+import apsw
+import pytest
+
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sqlite import SqliteJournal
+from sidecar.model import AgentRef, Call, Turn, caller_key
+from tests.unit.test_cli import Cli
+
+pytestmark = pytest.mark.unit
+
+DAY_S = 86_400.0
+ADA = caller_key("default", "tel:+12025550147")
+BOB = caller_key("default", "tel:+12025550148")
+Rows = dict[str, list[tuple[object, ...]]]
+
+
+async def keep(path: Path) -> str:
+    """Store a live call whose turn is due in a day, and a dead letter of another caller's."""
+    policy = PostPolicy(max_turns=20, max_age_s=DAY_S)
+    journal = await SqliteJournal.open(path, policy=policy)
+    for name, key in (("live", ADA), ("over", BOB)):
+        call = Call(
+            f"default/{name}", AgentRef("default", caller_key=key), "livekit", key, time.time()
+        )
+        await journal.open_call(call)
+        await journal.append([Turn(call.key, "i1", 1, "caller", "hello", time.time())])
+    await journal.close_call("default/over", at_s=time.time())
+    (batch,) = await journal.claim(9, now_s=time.time(), post_timeout_s=60.0)
+    await journal.retire(batch, error="400", now_s=time.time())
+    await journal.aclose()
+    return batch.batch_id
+
+
+def rows(path: Path) -> Rows:
+    """Return every row of the journal."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return {
+            table: list(connection.execute(f"SELECT * FROM {table}"))
+            for table in ("lanes", "calls", "turns", "batches", "tombstones")
+        }
+    finally:
+        connection.close()
+
+
+class Kept:
+    """A journal that no sidecar has open, and the command line on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+        data_dir.mkdir(mode=0o700)
+        self.path = data_dir / "journal.db"
+        self.dead = anyio.run(keep, self.path)
+        self._cli = Cli(monkeypatch, data_dir)
+
+    def changed(self, *args: str, code: int = 0) -> set[str]:
+        """Run a command; return the tables in which a row is another than before."""
+        before = rows(self.path)
+        done = self._cli.run(*args, SIDECAR_POST_MAX_AGE_S=f"{DAY_S:g}")
+        assert done.code == code, done
+        after = rows(self.path)
+        return {table for table in before if before[table] != after[table]}
+
+    def due_times_s(self) -> dict[str, float | None]:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return dict(connection.execute("SELECT key, due_s FROM calls"))
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kept:
+    return Kept(monkeypatch, tmp_path / "data")
+
+
+def test_a_batch_that_does_not_exist_is_dropped_without_a_change(kept: Kept) -> None:
+    """Dropping what is no dead letter changes no row of the journal."""
+    assert kept.changed("outbox", "drop", "no-such-batch", code=1) == set()
+
+
+@pytest.mark.parametrize(
+    ("verb", "tables"), [("drop", {"batches"}), ("replay", {"batches", "lanes"})]
+)
+def test_a_change_to_one_dead_letter_hastens_no_other_call(
+    kept: Kept, verb: str, tables: set[str]
+) -> None:
+    """What is pending stays due when the settings say, whatever is done to a dead letter."""
+    due_s = kept.due_times_s()
+    assert kept.changed("outbox", verb, kept.dead) == tables
+    assert kept.due_times_s() == due_s
+
+
+def test_looking_at_what_is_held_of_a_caller_changes_nothing(kept: Kept) -> None:
+    """`sidecar forget` without --yes changes no row of the journal."""
+    assert kept.changed("forget", "--caller", "tel:+12025550148") == set()
+
+
+def test_forgetting_one_caller_hastens_nobody_elses_call(kept: Kept) -> None:
+    """What another caller said stays due when the settings say."""
+    due_s = kept.due_times_s()
+    kept.changed("forget", "--caller", "tel:+12025550148", "--yes")
+    assert kept.due_times_s() == {"default/live": due_s["default/live"]}
