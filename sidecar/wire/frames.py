@@ -6,7 +6,7 @@ docs/link-protocol.md; this file is its one machine-readable copy and both ends 
 `traceparent` (W3C Trace Context) names the span a frame belongs to; one that is wrong is ignored.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -63,7 +63,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
 
 
 class Hints(msgspec.Struct, frozen=True):
-    """Who is on the line, as `sidecar.model.CallerHints` describes it."""
+    """Who is on the line, as far as the worker knows (`sidecar.model.CallerHints`)."""
 
     caller: Short = ""
     phone: Short = ""
@@ -195,7 +195,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
     """Sidecar: a frame was refused.
 
     Attributes:
-        code: A stable word, see `ErrorCode`.
+        code: A stable word; a later version may say more than `ErrorCode` lists.
         message: What is wrong.
         field: Dotted path of the field at fault, or empty.
         remedy: What to do.
@@ -204,7 +204,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
         retryable: The same frame may be sent again later.
     """
 
-    code: str
+    code: Annotated[str, msgspec.Meta(examples=list(get_args(ErrorCode)))]
     message: str
     field: str = ""
     remedy: str = ""
