@@ -122,7 +122,7 @@ class Doors:
         full: Any = {"rate": RateCap(1.0, 0.0), "emit": self._events.emit, "clock": lambda: 1.0}
         policy: Any = SimpleNamespace(fallback_s=1.0)
         self._model = Completions(nothing, nothing, door, policy=policy, budget=nothing, **full)
-        self._webhook = Webhook(nothing, door, assistant=nothing, archive=nothing, **full)
+        self._webhook = Webhook(nothing, door, assistant=nothing, tools=(), recall=nothing, **full)
         self._model_url = urlsplit(model_url)
 
     def _note(self, event: Event, fields: Mapping[str, object]) -> None:
