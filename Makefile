@@ -21,7 +21,7 @@ ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench bench-litellm chaos lock clean docs cli-docs dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -163,6 +163,9 @@ docs: $(DOCS_VENV)/.installed ## Build the documentation site into site/, with n
 
 cli-docs: $(VENV)/.run ## Write docs/cli.md anew from the commands
 	@$(BIN)/python -m typer sidecar.cli utils docs --name sidecar --output docs/cli.md >/dev/null
+
+link-schema: $(VENV)/.run ## Write sidecar/wire/link.schema.json anew from the frames of the link
+	@$(BIN)/python -m sidecar.wire.schema
 
 dist: $(VENV)/.run ## Build the wheel into dist/
 	@rm -rf dist

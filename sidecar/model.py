@@ -6,19 +6,25 @@ moment. An *agent reference* says whose memory a call belongs to, before Letta w
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
 Speaker: TypeAlias = Literal["caller", "agent"]
-Channel: TypeAlias = Literal["livekit", "vapi", "console"]
+Channel: TypeAlias = str
+"""Where a call comes from: an open id, `is_channel`."""
 Consent: TypeAlias = Literal["", "yes", "no"]
 Command: TypeAlias = Literal["guide", "say", "hang-up"]
 Served: TypeAlias = Literal["fresh", "stale", "disk", "none"]
 SERVED: Final[tuple[Served, ...]] = ("fresh", "stale", "disk", "none")
 
 NOBODY = "nobody"
+CHANNEL_PATTERN: Final = "[a-z][a-z0-9-]{0,31}"
+CHANNEL_RULE: Final = "a letter of a-z, then at most 31 of a-z, 0-9 and -"
+OTHER_CHANNEL: Final[Channel] = "other"
+"""Stands for a channel without a name that is one; a channel may also be called so."""
 MAX_SEQ: Final = (1 << 63) - 1
 """The largest place in a call that the journal can hold."""
 
@@ -140,6 +146,14 @@ def caller_key(tenant: str, caller: str) -> str:
     return hashlib.sha256(f"{tenant}\0{caller}".encode()).hexdigest()[:32]
 
 
+_CHANNEL = re.compile(CHANNEL_PATTERN)
+
+
+def is_channel(name: str) -> bool:
+    """Whether a channel may be called so: `CHANNEL_PATTERN`, from the first to the last character."""
+    return _CHANNEL.fullmatch(name) is not None
+
+
 def joined_consent(stored: Consent, said: Consent) -> Consent:
     """Return the consent of a call that was stored with one and is opened with another.
 
@@ -203,7 +217,7 @@ class Call:
 
     key: str
     ref: AgentRef
-    channel: str
+    channel: Channel
     caller_key: str
     opened_at_s: float
     closed_at_s: float | None = None

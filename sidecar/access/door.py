@@ -5,17 +5,19 @@ VAPI can be told to send: a bearer token, an HMAC over the raw bytes with its ti
 `x-vapi-secret`. The tenant is the credential's, never the body's. Each credential may be two
 values at a time, so that a key can be changed while calls go on.
 
-Everything is compared as digests in constant time, every candidate each time.
+Everything is compared in constant time, every candidate each time.
 """
 
 import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sidecar.access.bearer import Holders
 from sidecar.access.deliveries import Deliveries
+from sidecar.bearer import RawHeaders, token_in
 
 REPLAY_WINDOW_S = 300.0
 _MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
@@ -69,50 +71,36 @@ class Door:
         wall: Callable[[], float],
         deliveries: Deliveries,
     ) -> None:
-        self._credentials = tuple(credentials)
+        self._keys = Holders((c.tenant, key) for c in credentials for key in c.keys)
+        self._secrets = tuple((c.tenant, secret) for c in credentials for secret in c.secrets)
+        self._holders = Holders(self._secrets)
         self._wall = wall
         self._deliveries = deliveries
 
-    def admit_model(self, headers: Mapping[str, str]) -> Admitted | None:
+    def admit_model(self, headers: RawHeaders) -> Admitted | None:
         """Admit a request to the model endpoint.
 
-        Args:
-            headers: By lower-case name.
+        A key without the word Bearer is taken as it stands: VAPI can be told to send it so.
         """
-        shown = _bearer(headers.get("authorization", ""))
-        return self._holder(shown, [(c.tenant, c.keys) for c in self._credentials])
+        tenant = self._keys.of(token_in(headers, bare=True))
+        return None if tenant is None else Admitted(tenant)
 
-    def admit_webhook(self, headers: Mapping[str, str], body: bytes) -> Admitted | None:
+    def admit_webhook(self, headers: RawHeaders, body: bytes) -> Admitted | None:
         """Admit a delivery to the server URL, judged on the bytes as they came.
 
         A signed delivery is admitted within `REPLAY_WINDOW_S` of its time, either side. The unit
         of VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
         """
-        secrets = [(c.tenant, c.secrets) for c in self._credentials]
-        signature = headers.get("x-signature", "")
+        headers = list(headers)
+        by_name = {name.lower(): value for name, value in headers}
+        signature = by_name.get(b"x-signature", b"").decode("latin-1")
         if signature:
-            return self._signed(signature, headers.get("x-timestamp", ""), body, secrets)
-        shown = _bearer(headers.get("authorization", "")) or headers.get("x-vapi-secret", "")
-        return self._holder(shown, secrets)
+            return self._signed(signature, by_name.get(b"x-timestamp", b"").decode("latin-1"), body)
+        shown = token_in(headers, bare=True) or by_name.get(b"x-vapi-secret", b"")
+        tenant = self._holders.of(shown)
+        return None if tenant is None else Admitted(tenant)
 
-    def _holder(
-        self, shown: str, candidates: Sequence[tuple[str, tuple[bytes, ...]]]
-    ) -> Admitted | None:
-        digest = _digest(shown.encode("utf-8", "surrogateescape"))
-        admitted: Admitted | None = None
-        for tenant, values in candidates:
-            for value in values:
-                if hmac.compare_digest(digest, _digest(value)):
-                    admitted = Admitted(tenant)
-        return admitted if shown else None
-
-    def _signed(
-        self,
-        signature: str,
-        timestamp: str,
-        body: bytes,
-        candidates: Sequence[tuple[str, tuple[bytes, ...]]],
-    ) -> Admitted | None:
+    def _signed(self, signature: str, timestamp: str, body: bytes) -> Admitted | None:
         try:
             stamp_s = float(timestamp)
         except ValueError:
@@ -124,10 +112,9 @@ class Door:
         given = _signature_bytes(signature)
         signed = timestamp.encode() + b"." + body
         tenant = ""
-        for name, values in candidates:
-            for value in values:
-                if hmac.compare_digest(given, hmac.digest(value, signed, "sha256")):
-                    tenant = name
+        for name, secret in self._secrets:
+            if hmac.compare_digest(given, hmac.digest(secret, signed, "sha256")):
+                tenant = name
         if not tenant:
             return None
         return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
@@ -136,16 +123,6 @@ class Door:
         """Return when a signed delivery will be known again after a restart; others are let go."""
         if admitted.signature:
             await self._deliveries.keep(admitted.signature, admitted.stamp_s)
-
-
-def _bearer(authorization: str) -> str:
-    """Return the token; a key without the word Bearer is taken as it stands."""
-    scheme, _, token = authorization.strip().partition(" ")
-    return token.strip() if token and scheme.lower() == "bearer" else authorization.strip()
-
-
-def _digest(value: bytes) -> bytes:
-    return hashlib.sha256(value).digest()
 
 
 def _signature_bytes(signature: str) -> bytes:

@@ -27,6 +27,7 @@ from sidecar.memory.freshness import FreshnessPolicy
 from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import (
+    CHANNEL_RULE,
     TURN_SECONDS,
     AgentRef,
     Batch,
@@ -35,6 +36,7 @@ from sidecar.model import (
     Channel,
     Turn,
     call_key,
+    is_channel,
     prompt_of,
 )
 from sidecar.prompt_wait import PromptWait
@@ -54,6 +56,12 @@ class CallPolicy:
     def keeps(self, hints: CallerHints) -> bool:
         """Whether a call with these hints may be kept."""
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
+
+
+def _check_channel(channel: Channel) -> None:
+    """Raise CallError (`bad_value`) where no channel may be called so."""
+    if not is_channel(channel):
+        raise CallError("bad_value", f"a channel is {CHANNEL_RULE}", hint="name it so")
 
 
 def _tell_nobody() -> None:
@@ -177,8 +185,10 @@ class Calls:
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
-                the sidecar is draining and the call is new (`draining`).
+                the sidecar is draining and the call is new (`draining`), or no channel may be
+                called so (`bad_value`).
         """
+        _check_channel(channel)
         key = call_key(tenant, call_id)
         resolution = whose or self.resolve(tenant, hints)
         live = self._live.get(key)
@@ -264,9 +274,10 @@ class Calls:
             its room has not come as far: try again later.
 
         Raises:
-            CallError: the call is stored as another's.
+            CallError: the call is stored as another's, or no channel may be called so.
             JournalError: nothing of it was stored; try again.
         """
+        _check_channel(channel)
         key = call_key(tenant, call_id)
         if key in self._live:
             return False

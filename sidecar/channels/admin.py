@@ -5,7 +5,6 @@ a file that only this user can read and that is new with each start. A browser i
 """
 
 import contextlib
-import hmac
 import json
 import os
 import secrets
@@ -19,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sidecar.access.bearer import Holders
+from sidecar.bearer import token_in
 from sidecar.call_names import calls_named, several
 from sidecar.calls import LiveCall
 from sidecar.errors import SidecarError
@@ -82,6 +83,7 @@ class Admin:
         self._forget = forget
         self._clock = clock
         self._token = secrets.token_urlsafe(32)
+        self._holders = Holders([("this user", self._token.encode())])
 
     def announce(self, directory: Path, url: str) -> None:
         """Write where this sidecar is reached, and its token, for this user alone (0600)."""
@@ -111,7 +113,7 @@ class Admin:
         async def guarded(request: Request) -> Response:
             if not _asked_directly(request):
                 return JSONResponse({"error": "not for you"}, 403)
-            if not self._admits(request):
+            if self._holders.of(token_in(request.headers.raw)) is None:
                 return JSONResponse({"error": "not without the token of control.json"}, 401)
             try:
                 with anyio.fail_after(BUDGET_S):
@@ -130,12 +132,6 @@ class Admin:
                 return JSONResponse({"error": f"not done in {BUDGET_S:g} s", "hint": ""}, 504)
 
         return guarded
-
-    def _admits(self, request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(
-            given.strip().encode(), self._token.encode()
-        )
 
     async def _status(self, _: Request) -> Response:
         return JSONResponse({"pid": os.getpid()})

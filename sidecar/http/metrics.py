@@ -24,12 +24,15 @@ from starlette.routing import BaseRoute, Route
 from sidecar import telemetry
 from sidecar.errors import JournalError
 from sidecar.journal.backlog import Backlog
-from sidecar.model import TURN_SECONDS
+from sidecar.journal.states import Event as Outcome
+from sidecar.model import OTHER_CHANNEL, TURN_SECONDS
 from sidecar.peer import forwarded, from_this_machine, is_loopback
 from sidecar.telemetry import Event
 
 STATE_BUDGET_S = 2.0
 CHANNELS = ("livekit", "vapi", "console")
+"""Those that ship; all others together are counted as `OTHER_CHANNEL`."""
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
 SERVED = ("fresh", "stale", "disk", "none")
 BREAKERS = ("memory", "relay")
 _WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.8, 1.5)
@@ -173,7 +176,7 @@ class Metrics:
         elif event is telemetry.memory_read_failed and took_s is not None:
             self._reads.labels("failed").observe(took_s)
         elif event is telemetry.post_ended and took_s is not None:
-            self._posts.labels(str(fields.get("outcome"))).observe(took_s)
+            self._posts.labels(_one_of(fields.get("outcome"), OUTCOMES)).observe(took_s)
         elif event is telemetry.batch_settled:
             age_s = _number(fields.get("age_s"))
             if age_s is not None:
@@ -207,6 +210,8 @@ class Metrics:
         self._connections.set(state.connections)
         for channel in CHANNELS:
             self._live.labels(channel).set(state.live_calls.get(channel, 0))
+        others = (n for channel, n in state.live_calls.items() if channel not in CHANNELS)
+        self._live.labels(OTHER_CHANNEL).set(sum(others))
         for breaker in BREAKERS:
             self._breakers.labels(breaker).set(state.breaker_open.get(breaker, False))
 

@@ -6,7 +6,6 @@ written into the server's files, and its agents keep their model when the key ch
 """
 
 import hashlib
-import hmac
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
+from sidecar.bearer import is_secret, token_in
 from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.port import Llm, Reply, ToolCall
 
@@ -50,7 +50,7 @@ async def served(llm: Llm, *, key: str) -> AsyncGenerator[str]:
 class _Routes:
     def __init__(self, llm: Llm, key: str) -> None:
         self._llm = llm
-        self._wanted = f"Bearer {key}".encode()
+        self._key = key.encode()
 
     async def models(self, request: web.Request) -> web.Response:
         self._admit(request)
@@ -86,8 +86,7 @@ class _Routes:
         return response
 
     def _admit(self, request: web.Request) -> None:
-        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogatepass")
-        if not hmac.compare_digest(shown, self._wanted):
+        if not is_secret(token_in(request.raw_headers), self._key):
             raise web.HTTPUnauthorized(text="the key of this endpoint is wanted")
 
 

@@ -16,6 +16,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from sidecar.bearer import RawHeaders, is_secret, token_in
 from sidecar.errors import LinkError
 from sidecar.wire.frames import (
     CLOSE_DRAINING,
@@ -41,6 +42,11 @@ from sidecar.wire.frames import (
 def no_memory(call: str) -> Memory:
     """Return what a sidecar says of a call of nobody."""
     return Memory(call=call, text="", version="", read_at_s=0.0, served="none", settled=True)
+
+
+def _headers_of(socket: ServerConnection) -> RawHeaders:
+    told = socket.request.headers.raw_items() if socket.request else ()
+    return [(name.encode(), value.encode("ascii", "surrogateescape")) for name, value in told]
 
 
 @dataclass
@@ -146,9 +152,7 @@ class FakeSidecar:
         return [frame for frame in self.received if isinstance(frame, kind)]
 
     async def _connection(self, socket: ServerConnection) -> None:
-        request = socket.request
-        given = request.headers.get("Authorization", "") if request else ""
-        if self.token and given != f"Bearer {self.token}":
+        if self.token and not is_secret(token_in(_headers_of(socket)), self.token.encode()):
             await socket.close(4401, "wrong token")
             return
         self._open.add(socket)

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from sidecar.model import AgentRef, Batch, Call, Turn
+from sidecar.model import CHANNEL_PATTERN, AgentRef, Batch, Call, Turn
 from sidecar.testing.fake_letta import Fault
 
 _FORGERIES = (
@@ -26,6 +26,9 @@ texts = st.one_of(
 """Any text, and texts that try to be something else; lone surrogates among them."""
 
 ids = st.text(min_size=1, max_size=40)
+channels = st.sampled_from(["livekit", "vapi", "console"]) | st.from_regex(
+    CHANNEL_PATTERN, fullmatch=True
+)
 times_s = st.floats(min_value=0, max_value=4e9) | st.sampled_from([0.0, 1e18, float("inf")])
 
 
@@ -47,7 +50,7 @@ calls = st.builds(
     Call,
     key=ids.map(lambda call_id: f"tenant/{call_id}"),
     ref=st.builds(AgentRef, tenant=st.just("tenant"), agent_id=st.just("agent-1")),
-    channel=st.sampled_from(["livekit", "vapi", "console"]),
+    channel=channels,
     caller_key=st.text("0123456789abcdef", max_size=32),
     opened_at_s=times_s,
 )

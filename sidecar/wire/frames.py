@@ -6,12 +6,21 @@ docs/link-protocol.md; this file is its one machine-readable copy and both ends 
 `traceparent` (W3C Trace Context) names the span a frame belongs to; one that is wrong is ignored.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
 from sidecar.errors import LinkError
-from sidecar.model import MAX_SEQ, CallerHints, Turn, call_key
+from sidecar.model import (
+    CHANNEL_PATTERN,
+    CHANNEL_RULE,
+    MAX_SEQ,
+    CallerHints,
+    Channel,
+    Turn,
+    call_key,
+    is_channel,
+)
 from sidecar.tracing import traceparent_or_none
 from sidecar.untrusted import MALFORMED
 
@@ -39,6 +48,10 @@ OPEN_AGAIN: Final = frozenset[str]({"unknown_call", "call_claimed", "draining", 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 MaybeId: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Short: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+ChannelName: TypeAlias = Annotated[
+    Channel, msgspec.Meta(extra_json_schema={"pattern": f"^{CHANNEL_PATTERN}$"})
+]
+"""Checked by `CallOpen` itself: in a pattern of Python's, `$` lets a newline pass."""
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -50,7 +63,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
 
 
 class Hints(msgspec.Struct, frozen=True):
-    """Who is on the line, as `sidecar.model.CallerHints` describes it."""
+    """Who is on the line, as far as the worker knows (`sidecar.model.CallerHints`)."""
 
     caller: Short = ""
     phone: Short = ""
@@ -62,16 +75,22 @@ class Hints(msgspec.Struct, frozen=True):
 class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
     """Worker: a call is live. Sent again for each live call after a reconnect.
 
+    `channel` is the worker's own word for where calls come from, as in `livekit` or `pipecat`.
     `room` names what other calls may hear as well: of several of one room and caller, one is
     stored.
     """
 
     call: Id
-    channel: Literal["livekit", "vapi", "console"]
+    channel: ChannelName
     hints: Hints
     opened_at_s: Seconds
     traceparent: str = ""
     room: MaybeId = ""
+
+    def __post_init__(self) -> None:
+        """Check what no type says. Raises ValueError, which a decoder reports as its own."""
+        if not is_channel(self.channel):
+            raise ValueError(f"field `channel`: {CHANNEL_RULE}")
 
 
 class SpeechStarted(msgspec.Struct, tag="speech.started", frozen=True):
@@ -176,7 +195,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
     """Sidecar: a frame was refused.
 
     Attributes:
-        code: A stable word, see `ErrorCode`.
+        code: A stable word; a later version may say more than `ErrorCode` lists.
         message: What is wrong.
         field: Dotted path of the field at fault, or empty.
         remedy: What to do.
@@ -185,7 +204,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
         retryable: The same frame may be sent again later.
     """
 
-    code: str
+    code: Annotated[str, msgspec.Meta(examples=list(get_args(ErrorCode)))]
     message: str
     field: str = ""
     remedy: str = ""

@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.errors import LinkError
-from sidecar.model import Channel, Speaker
+from sidecar.model import CHANNEL_RULE, Channel, Speaker, is_channel
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.wire.bounds import bounded_hints
@@ -155,7 +155,7 @@ class Link:
 
         Args:
             call_id: The channel's own id, unique among its calls.
-            channel: Where it comes from.
+            channel: Where it comes from, as an id (`sidecar.model.is_channel`).
             hints: Who is on the line; None when that will be known later (`identify`).
             opened_at_s: Unix time, by the worker's own clock.
             traceparent: The span of the call (W3C Trace Context), or empty.
@@ -163,7 +163,14 @@ class Link:
                 several of one room and caller, one is stored. Empty: none does.
             meanwhile: What is known while `hints` are not, and what the call is told with where
                 it ends before they are.
+
+        Raises:
+            LinkError: no channel may be called so (`bad_value`).
         """
+        if not is_channel(channel):
+            raise LinkError(
+                "bad_value", f"a channel is {CHANNEL_RULE}", field="channel", hint="name it so"
+            )
         outbox = Outbox(
             call_id,
             channel,

@@ -17,7 +17,7 @@ from sidecar.channels.link.server import MAX_HELD_BYTES, LinkServer
 from sidecar.errors import CallError, JournalError, JournalFull
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import Call, Snapshot, Turn
+from sidecar.model import CHANNEL_RULE, Call, Snapshot, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -220,6 +220,23 @@ async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
     async with world.connected() as peer:
         [welcome] = [frame for frame in peer.heard if isinstance(frame, Welcome)]
     assert 1_764_400_000.0 == welcome.now_s
+
+
+# Whose channel
+
+
+async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
+    """The error names field and rule; the turns are to come again, and are stored under a right one."""
+    wrong = encode(OPEN).replace('"livekit"', '"My Worker"')
+    async with world.connected(wrong, turn(1)) as peer:
+        await peer.until(lambda: len(peer.errors) == 2)
+        first, second = peer.errors
+        assert ("malformed", "channel", CALL) == (first.code, first.field, first.call)
+        assert CHANNEL_RULE in first.message
+        assert ("unknown_call", "t1") == (second.code, second.item)
+        peer.says(CallOpen(CALL, "my-worker", Hints(caller="ada"), 1.0), turn(1), CLOSE)
+        await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
+    assert ["t1"] == await world.journal.items()
 
 
 # Order

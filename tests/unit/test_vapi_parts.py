@@ -58,10 +58,10 @@ def deliveries(
     return Deliveries(window_s=REPLAY_WINDOW_S, wall=wall, clock=wall, path=path, emit=events.emit)
 
 
-def signed(body: bytes, secret: bytes, *, at: float = NOW_S) -> dict[str, str]:
+def signed(body: bytes, secret: bytes, *, at: float = NOW_S) -> list[tuple[bytes, bytes]]:
     stamp = str(int(at))
     mac = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256)
-    return {"x-signature": mac.hexdigest(), "x-timestamp": stamp}
+    return [(b"x-signature", mac.hexdigest().encode()), (b"x-timestamp", stamp.encode())]
 
 
 class TestObjectOf:
@@ -84,14 +84,14 @@ class TestDoor:
         """Each key opens for its own tenant, whatever the body says; both keys of a rotation do."""
         both = door(ACME, ZEN)
         for key, tenant in (("key-a", "acme"), ("key-z", "zen"), ("key-z-old", "zen")):
-            admitted = both.admit_model({"authorization": f"Bearer {key}"})
+            admitted = both.admit_model([(b"authorization", f"Bearer {key}".encode())])
             assert admitted is not None
             assert admitted.tenant == tenant
 
     @pytest.mark.parametrize("shown", ["", "Bearer ", "Bearer secret-a", "Basic key-a", "key-b"])
     def test_nothing_else_opens(self, shown: str) -> None:
         """No key, another's secret or a wrong scheme is refused."""
-        assert door(ACME).admit_model({"authorization": shown}) is None
+        assert door(ACME).admit_model([(b"authorization", shown.encode())]) is None
 
     def test_a_signature_is_for_its_tenant_its_bytes_and_its_time(self) -> None:
         """HMAC over the raw bytes, five minutes either side; a second delivery is known."""
@@ -106,18 +106,21 @@ class TestDoor:
         assert both.admit_webhook(signed(body, b"secret-z"), body + b" ") is None
         assert both.admit_webhook(signed(body, b"secret-z", at=NOW_S - 301), body) is None
         assert both.admit_webhook(signed(body, b"secret-z", at=NOW_S + 301), body) is None
-        assert both.admit_webhook({**signed(body, b"secret-z"), "x-timestamp": "nan"}, body) is None
+        assert (
+            both.admit_webhook([*signed(body, b"secret-z"), (b"x-timestamp", b"nan")], body) is None
+        )
 
     def test_a_bad_signature_is_not_saved_by_a_secret(self) -> None:
         """Where a signature is shown, it alone decides."""
-        headers = {"x-signature": "00" * 32, "x-timestamp": str(NOW_S), "x-vapi-secret": "secret-a"}
+        secret = (b"x-vapi-secret", b"secret-a")
+        headers = [(b"x-signature", b"00" * 32), (b"x-timestamp", str(NOW_S).encode()), secret]
         assert door(ACME).admit_webhook(headers, b"{}") is None
-        assert door(ACME).admit_webhook({"x-vapi-secret": "secret-a"}, b"{}") is not None
+        assert door(ACME).admit_webhook([secret], b"{}") is not None
 
     def test_without_credentials_nobody_is_let_in(self) -> None:
         """Being on this machine is no credential: another user may be, too."""
-        assert door().admit_model({"host": "127.0.0.1:8377"}) is None
-        assert door().admit_webhook({"host": "127.0.0.1:8377"}, b"{}") is None
+        assert door().admit_model([(b"host", b"127.0.0.1:8377")]) is None
+        assert door().admit_webhook([(b"host", b"127.0.0.1:8377")], b"{}") is None
 
 
 class TestNames:

@@ -6,7 +6,6 @@ Origin must be exactly this server's own: a name that resolves to loopback (DNS 
 foreign page are both refused.
 """
 
-import hmac
 import secrets
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from sidecar.bearer import is_secret
 from sidecar.channels.console.session import ConsoleSession, Parts
 
 PAGES_LIMIT = 64
@@ -104,7 +104,7 @@ class Console:
 
     def admits(self, token: str) -> bool:
         """Whether a browser's token is this start's own."""
-        return hmac.compare_digest(token.encode(), self.token.encode())
+        return is_secret(token.encode("utf-8", "surrogatepass"), self.token.encode())
 
     async def close_all(self) -> None:
         """End the calls of every open page: the sidecar goes away."""

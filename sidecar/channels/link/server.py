@@ -8,7 +8,6 @@ to say waits at its own end.
 """
 
 import contextlib
-import hmac
 import sys
 import time
 from collections import OrderedDict, deque
@@ -19,6 +18,8 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sidecar import telemetry
+from sidecar.access.bearer import Holders
+from sidecar.bearer import token_in
 from sidecar.calls import Calls
 from sidecar.channels.link.allowance import Allowance
 from sidecar.channels.link.inbox import OPEN_FIRST, UNKNOWN_CALL, CallFrame, CallInbox
@@ -63,23 +64,6 @@ _GONE = (WebSocketDisconnect, RuntimeError, OSError)
 """What sending says where the peer has left, or the connection was closed before."""
 
 
-def tenant_of(authorization: str, tokens: Mapping[str, str]) -> str | None:
-    """Return the tenant of a bearer token, or None when it is refused.
-
-    Args:
-        authorization: The header's value, empty when there is none.
-        tokens: Tenant by token.
-    """
-    scheme, _, given = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    found: str | None = None
-    for token, tenant in tokens.items():  # every token is compared: the time says nothing
-        if hmac.compare_digest(token.encode(), given.strip().encode()):
-            found = tenant
-    return found
-
-
 class LinkServer:
     """Accepts the connections of workers.
 
@@ -106,7 +90,7 @@ class LinkServer:
     ) -> None:
         self._calls = calls
         self._wall = wall
-        self._tokens = tokens
+        self._holders = Holders((tenant, token.encode()) for token, tenant in tokens.items())
         self._waits_s = memory_wait_s, cold_start_s
         self._retry_after_s = retry_after_s
         self._emit = emit
@@ -118,7 +102,7 @@ class LinkServer:
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
         why = ""
-        tenant = tenant_of(socket.headers.get("authorization", ""), self._tokens)
+        tenant = self._holders.of(token_in(socket.headers.raw))
         if socket.headers.get("origin") is not None:
             why = "a browser's request"
         elif SUBPROTOCOL not in socket.scope.get("subprotocols", []):

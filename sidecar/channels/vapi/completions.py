@@ -150,7 +150,7 @@ class Completions:
     async def _heard(self, scope: Scope, receive: Receive) -> Request:
         """Check a request and prepare what goes to the model."""
         headers = headers_of(scope)
-        admitted = self._door.admit_model(headers)
+        admitted = self._door.admit_model(scope["headers"])
         if admitted is None:
             raise Refused(401, "wrong or missing key: set the custom-llm credential")
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())

@@ -159,11 +159,11 @@ class Webhook:
         refused = Refused(401, "wrong, missing or outdated secret or signature")
         # A signature is over the body, so that alone is read before it is known whose it is.
         signed = "x-signature" in headers
-        admitted = None if signed else self._door.admit_webhook(headers, b"")
+        admitted = None if signed else self._door.admit_webhook(scope["headers"], b"")
         if admitted is None and not signed:
             raise refused
         body = await body_of(scope, receive)
-        admitted = admitted or self._door.admit_webhook(headers, body)
+        admitted = admitted or self._door.admit_webhook(scope["headers"], body)
         if admitted is None:
             raise refused
         return admitted, body

@@ -10,7 +10,7 @@ from sidecar.journal.dead_letters import DeadLetter
 from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.states import State
-from sidecar.model import AgentRef, Call, Turn
+from sidecar.model import OTHER_CHANNEL, AgentRef, Call, Turn, is_channel
 
 _CHECKPOINT_BUSY_MS = 50
 _CALLS_AT_ONCE = 50
@@ -54,12 +54,12 @@ _RECENT = f"""
 
 
 def call_of_row(row: tuple[Any, ...]) -> Call:
-    """Return the call of a `SELECT_CALL` row."""
+    """Return the call of a `SELECT_CALL` row; a channel that no name says is `OTHER_CHANNEL`."""
     key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, consent, final = row
     return Call(
         key,
         AgentRef.of_lane(lane),
-        channel,
+        channel if is_channel(channel) else OTHER_CHANNEL,
         caller_key,
         opened_at_s,
         closed_at_s,

@@ -34,4 +34,5 @@ export const SERVED = {
   none: { word: "no memory yet", means: "nothing is remembered yet" },
 };
 
-export const CHANNELS = { console: "local page", livekit: "LiveKit", vapi: "VAPI" };
+// Channels are open ids: one called `constructor` is no property of every object.
+export const CHANNELS = { __proto__: null, console: "local page", livekit: "LiveKit", vapi: "VAPI" };
