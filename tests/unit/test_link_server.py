@@ -29,6 +29,7 @@ from sidecar.wire.frames import (
     ErrorFrame,
     FromSidecar,
     FromWorker,
+    Guidance,
     Hello,
     Hints,
     Memory,
@@ -220,6 +221,22 @@ async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
     async with world.connected() as peer:
         [welcome] = [frame for frame in peer.heard if isinstance(frame, Welcome)]
     assert 1_764_400_000.0 == welcome.now_s
+
+
+# Guidance
+
+
+async def test_a_worker_that_comes_back_has_all_guidance_again(world: World) -> None:
+    """What its lost connection did not bring is told at the reopening, in order."""
+    async with world.connected(OPEN) as peer:
+        await peer.until(lambda: bool(world.calls.live))
+        world.calls.live[0].guide("Offer a call back.")
+        await peer.until(lambda: any(isinstance(frame, Guidance) for frame in peer.heard))
+        world.calls.live[0].guide("Be brief.")
+    async with world.connected(OPEN, turn(1)) as peer:
+        await peer.until(lambda: peer.acked == ["t1"])
+        told = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
+        assert told == ["Offer a call back.", "Be brief."]
 
 
 # Order

@@ -38,7 +38,6 @@ from sidecar.wire.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.worker.livekit import memory as in_prompts
-from sidecar.worker.livekit.heeded import GUIDANCE_CHARS, Heeded
 from sidecar.worker.livekit.memory import with_memory
 from tests.livekit_room.lobby import FakeRoom, job
 from tests.livekit_room.studio import Studio, on_air, studio
@@ -255,20 +254,6 @@ async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) ->
         await made.until_committed(2)
 
     assert ["system", "system", "user"] == roles(made.model.prompts[0])
-
-
-def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
-    """Much guidance never grows a prompt past its bound; what makes room is the oldest."""
-    heeded = Heeded()
-    assert 0 == heeded.heed("  ")
-    assert "" == heeded.text
-    for n in range(100):
-        heeded.heed(f"{n}: " + "x" * 500)
-    assert len(heeded.text) < GUIDANCE_CHARS + 200
-    assert "99: " in heeded.text
-    assert "- 0: " not in heeded.text
-    assert 3_000 <= heeded.heed("y" * (GUIDANCE_CHARS + 3_000))
-    assert len(heeded.text) < GUIDANCE_CHARS + 200
 
 
 @pytest.mark.parametrize(

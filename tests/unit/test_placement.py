@@ -11,13 +11,16 @@ from livekit.agents import llm
 from sidecar.channels.console.call import SYSTEM, prompt_of
 from sidecar.channels.vapi.passed import passed_on
 from sidecar.llm.dialects import Dialect
+from sidecar.llm.guidance import CallGuidance
 from sidecar.llm.placement import place_of
 from sidecar.llm.refusals import Roles
 from sidecar.worker.livekit.memory import with_memory
 
 pytestmark = pytest.mark.unit
 
-GUIDE = "Guidance for this call.\n- Offer a call back."
+OFFER = CallGuidance()
+OFFER.add("Offer a call back.")
+GUIDE = OFFER.text
 MEMORY = "<memory-1>\nAda\n</memory-1>"
 RULES = ("system", "You are Ann.")
 Said = tuple[str, str]
@@ -36,7 +39,8 @@ def livekit(history: Sequence[Said], guidance: str, memory: str, *, strict: bool
 def vapi(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -> Prompt:
     """The prompt that goes on to the model behind VAPI."""
     asked = {"messages": chat(history), "stream": True}
-    body = passed_on(asked, memory, guidance=guidance, model="m", max_tokens=10)
+    given = OFFER if guidance else None
+    body = passed_on(asked, memory, guidance=given, model="m", max_tokens=10)
     return read(written(body["messages"], strict=strict))
 
 

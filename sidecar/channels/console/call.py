@@ -92,8 +92,7 @@ class ConsoleCall:
         self._look()
 
     def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`. The console heeds it in the next prompt."""
-        self._history.append({"role": "system", "content": text})
+        """See `sidecar.calls.Listener`. It is read at the prompt."""
 
     def on_say(self, text: str) -> None:
         """See `sidecar.calls.Listener`."""
@@ -278,7 +277,7 @@ class ConsoleCall:
         memory = live.memory
         age = age_s(memory.read_at_s, now_s=began_s) if memory.read_at_s else None
         reply.metrics = prompt_metrics(memory.served, age_s=age, wait_s=wait_s)
-        messages = prompt_of(self._history, guidance="", memory=memory.text)
+        messages = prompt_of(self._history, guidance=live.guidance.text, memory=memory.text)
         reply.memory = {"served": memory.served, "age_s": age, "version": memory.version}
         reply.timing |= {"memory_wait_s": wait_s, "prompt_s": self._clock() - began_s}
         self._prompts[reply.turn] = messages

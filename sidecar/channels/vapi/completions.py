@@ -168,18 +168,24 @@ class Completions:
             raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
         cost = len(raw) // JSON_SHARE
         blocks = await apart(cost, blocks_of, messages)
-        memory = ""
+        memory, guidance = "", None
         call = await self._calls.told(found, blocks)
         if call is not None and found is not None:
             if call.saw(blocks, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
             memory = (await call.memory()).text if found.own else ""
+            guidance = call.live.guidance if found.own else None
         model = self._model(asked)
         policy = self._policy
 
         def written() -> tuple[dict[str, Any], bytes]:
             prompt = passed_on(
-                asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
+                asked,
+                memory,
+                guidance=guidance,
+                model=model,
+                max_tokens=policy.max_tokens,
+                allow=policy.allow,
             )
             return prompt, _encode(prompt)
 

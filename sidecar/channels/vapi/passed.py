@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN
+from sidecar.llm.guidance import CallGuidance
 from sidecar.llm.placement import placed_in_chat
 from sidecar.llm.refusals import LIMITS
 
@@ -54,7 +55,7 @@ def passed_on(
     asked: Mapping[str, Any],
     memory: str,
     *,
-    guidance: str = "",
+    guidance: CallGuidance | None = None,
     model: str,
     max_tokens: int,
     allow: Collection[str] = (),
@@ -68,7 +69,8 @@ def passed_on(
     Args:
         asked: As it came.
         memory: The fenced text; empty puts nothing in.
-        guidance: The owner's, for this call; empty puts nothing in.
+        guidance: The owner's, for this call. What VAPI was given of it before, and repeats, is
+            left out of the history.
         model: Which is asked.
         max_tokens: The request's own limit counts where it is lower.
         allow: Of what costs beyond the limit of a reply, what may pass: `reasoning_effort`, and types
@@ -93,9 +95,17 @@ def passed_on(
     if body.get("stream") is True and any(map(_kind_of, _parts(body))):
         # Their cost is known from the server alone.
         body["stream_options"] = {**_object(body.get("stream_options")), "include_usage": True}
-    if guidance or memory:
-        body["messages"] = placed_in_chat(asked["messages"], guidance=guidance, memory=memory)
+    pieces = guidance.pieces if guidance else ()
+    if pieces or memory:
+        messages = [m for m in asked["messages"] if not pieces or not _repeats(m, pieces)]
+        text = guidance.text if guidance else ""
+        body["messages"] = placed_in_chat(messages, guidance=text, memory=memory)
     return body
+
+
+def _repeats(message: Mapping[str, Any], pieces: Sequence[str]) -> bool:
+    """Whether a message of a history is guidance that VAPI was given, as `Control.guide` does."""
+    return message.get("role") == "system" and message.get("content") in pieces
 
 
 def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ...]:

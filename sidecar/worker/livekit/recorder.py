@@ -16,13 +16,13 @@ from livekit.agents import (
 from livekit.agents.voice import SpeechHandle
 
 from sidecar import telemetry
+from sidecar.llm.guidance import CallGuidance
 from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit.beside import Beside
-from sidecar.worker.livekit.heeded import Heeded
 from sidecar.worker.livekit.unsettled import FinalTranscript, Unsettled
 
 UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
@@ -103,13 +103,13 @@ class CallRecorder:
         self._ended = ended
         self._unsettled = Unsettled()
         self._prompt: dict[str, float] = {}
-        self._heeded = Heeded()
-        call.guidance = self._heed
+        self._guidance = CallGuidance()
+        call.guidance = self._take_guidance
 
     @property
     def guidance(self) -> str:
-        """What the sidecar's owner asks the agent to heed in this call; empty: nothing."""
-        return self._heeded.text
+        """What the sidecar's owner asks the agent to follow in this call; empty: nothing."""
+        return self._guidance.text
 
     def listen(self, session: AgentSession[Any]) -> None:
         """Follow the events of a session from now on, and be found by it."""
@@ -143,8 +143,8 @@ class CallRecorder:
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
             self.call = self._open_next(hints)
-            self._heeded = Heeded()
-            self.call.guidance = self._heed
+            self._guidance = CallGuidance()
+            self.call.guidance = self._take_guidance
 
     def look(self) -> None:
         """As `follow`, for whoever must not feel an error of ours."""
@@ -199,8 +199,8 @@ class CallRecorder:
             self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
 
-    def _heed(self, text: str) -> None:
-        cut_chars = self._heeded.heed(text)
+    def _take_guidance(self, text: str) -> None:
+        cut_chars = self._guidance.add(text)
         self._emit(
             telemetry.guidance_taken,
             call=self.call.call_id,
