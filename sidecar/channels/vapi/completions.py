@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.access.door import Door
-from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.channels.vapi.bodies import about, items
 from sidecar.channels.vapi.call import VapiCall
@@ -41,6 +40,7 @@ from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
 from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
+from sidecar.llm.writer import DONE
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
@@ -255,7 +255,7 @@ class Completions:
         if turn.started:
             await send({"type": "http.response.body", "body": b""})
         elif turn.asked.get("stream") is True:
-            await answer(send, 200, sse.DONE, STREAM_HEADERS)
+            await answer(send, 200, DONE, STREAM_HEADERS)
         else:
             await refuse(send, Refused(409, "a newer request of this call took its place"))
 
