@@ -21,6 +21,7 @@ from livekit.agents import (
 )
 from typing_extensions import override
 
+from sidecar.model import Utterance
 from sidecar.private import link_token
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -699,7 +700,7 @@ async def test_words_in_a_room_nobody_joined_are_nobodys(
         with job(metadata, FakeRoom()) as ctx:
             settings = LinkSettings(url, None, tmp_path)
             call = await remember(ctx, made.session, settings=settings, emit=emit)
-            call.record("i1", "agent", "Anybody there?")
+            call.record(Utterance("i1", "agent", "Anybody there?"))
             await asyncio.sleep(0)
             assert [] == sidecar.of_type(TurnFrame)
             await finish(ctx)
@@ -718,7 +719,7 @@ async def test_a_jobs_no_holds_before_anybody_joins(sidecar: FakeSidecar, tmp_pa
         with job({"consent": "no"}, FakeRoom()) as ctx:
             settings = LinkSettings(url, None, tmp_path)
             call = await remember(ctx, made.session, settings=settings, emit=emit)
-            call.record("i1", "agent", "Anybody there?")
+            call.record(Utterance("i1", "agent", "Anybody there?"))
             await finish(ctx)
     assert [] == sidecar.of_type(TurnFrame)
     assert [] == spool_files(tmp_path)

@@ -17,7 +17,7 @@ from livekit.agents.voice import SpeechHandle
 
 from sidecar import telemetry
 from sidecar.llm.guidance import CallGuidance
-from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
+from sidecar.model import TURN_SECONDS, Served, Speaker, Utterance, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
@@ -289,7 +289,7 @@ class CallRecorder:
             metrics |= self._prompt
             self._prompt = {}
         span = self._turn_span(speaker, item.created_at)
-        self._call_at(speaker, item.created_at).record(
+        said = Utterance(
             item.id,
             speaker,
             text,
@@ -298,6 +298,7 @@ class CallRecorder:
             metrics=metrics,
             traceparent=span.traceparent,
         )
+        self._call_at(speaker, item.created_at).record(said)
         span.set({f"sidecar.turn.{name}": value for name, value in metrics.items()})
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
@@ -320,7 +321,8 @@ class CallRecorder:
     ) -> None:
         """Record words of the caller that no turn of the session holds."""
         self._told += 1
-        call.record(f"unsettled.{self._told}", "caller", words, at_s=at_s, interrupted=interrupted)
+        item_id = f"unsettled.{self._told}"
+        call.record(Utterance(item_id, "caller", words, at_s=at_s, interrupted=interrupted))
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
         """Return the call of a turn: what the agent began before a split is of the old one."""
@@ -334,9 +336,8 @@ class CallRecorder:
             self._beside.speaks(text)
 
     def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
-        self._call_at("agent", at_s).record(
-            handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted
-        )
+        said = Utterance(handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted)
+        self._call_at("agent", at_s).record(said)
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
         """Return the span of a turn: that of the caller's speech, or one of the agent's turn."""
