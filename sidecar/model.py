@@ -232,6 +232,31 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Utterance:
+    """What one speaker said, settled and as it was heard, as a worker's channel reports it.
+
+    On the sidecar's side it becomes a `Turn`, or several where it is long.
+
+    Attributes:
+        item_id: The channel's id of the utterance; the same id again is the same utterance.
+        speaker: `caller` or `agent`.
+        text: What was heard; empty text is no turn.
+        at_s: Unix time in seconds by the clock of the worker's process; None: now.
+        interrupted: The other side cut it off.
+        metrics: Seconds by name.
+        traceparent: The span of the turn (W3C Trace Context), or empty.
+    """
+
+    item_id: str
+    speaker: Speaker
+    text: str
+    at_s: float | None = None
+    interrupted: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One settled utterance, as it was heard.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
 from sidecar.memory.snapshots import Held
 from sidecar.model import Call, Served, Snapshot, Turn
@@ -35,7 +36,7 @@ class Listener(Protocol):
         ...
 
     def on_guidance(self, text: str) -> None:
-        """Something for the voice agent to heed in this call, from its next prompt on."""
+        """There is more guidance: the next prompt holds `LiveCall.guidance`."""
         ...
 
     def on_say(self, text: str) -> None:
@@ -60,6 +61,10 @@ class Keeper(Protocol):
 
     async def refuse(self, live: "LiveCall") -> None:
         """Keep nothing more of the call."""
+        ...
+
+    def guided(self, live: "LiveCall", *, chars: int, cut_chars: int) -> None:
+        """Say that guidance came, and how much of it and of older guidance was left out."""
         ...
 
 
@@ -94,6 +99,8 @@ class LiveCall:
         self.call = call
         self.owner = owner
         self.listener = listener
+        self.guidance = CallGuidance()
+        """Of this call, until it ends; a channel that writes prompts puts its text into each."""
         self.agent_id: str | None = None
         self.recent: tuple[Turn, ...] = ()
         self.heard: tuple[str, str] | None = None
@@ -183,8 +190,16 @@ class LiveCall:
         await self._keeper.refuse(self)
 
     def guide(self, text: str) -> None:
-        """Send guidance to the voice agent of this call. Does not promise that it is heeded."""
-        self.listener.on_guidance(text)
+        """Have the voice agent follow `text` from its next prompt on, until the call ends.
+
+        Bounded, and without repeats: see `sidecar.llm.guidance`. Does not promise that a model
+        follows it.
+        """
+        before = self.guidance.text
+        cut_chars = self.guidance.add(text)
+        self._keeper.guided(self, chars=len(text), cut_chars=cut_chars)
+        if self.guidance.text != before:
+            self.listener.on_guidance(text)
 
     def say(self, text: str) -> None:
         """Have the voice agent say `text`. What the caller heard of it comes back as a turn."""

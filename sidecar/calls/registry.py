@@ -19,6 +19,7 @@ from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
 from sidecar.calls.call import Listener, LiveCall
 from sidecar.calls.feed import MemoryFeed
+from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.record import Record
@@ -117,6 +118,7 @@ class Calls:
         self._live: dict[str, LiveCall] = {}
         self._orphans: dict[str, float] = {}
         self._records = Records()
+        self._left_guidance = LeftGuidance(keep_s=policy.orphan_s)
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _tell_nobody
         """Called when a new call has been opened."""
@@ -135,6 +137,7 @@ class Calls:
             while True:
                 await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
                 await self._close_orphans()
+                self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
                 await self._try_journal()
 
     @property
@@ -225,6 +228,7 @@ class Calls:
             consent=hints.consent,
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
+        live.guidance = self._left_guidance.take_up(call)
         live.kept = self._policy.keeps(hints)
         live.heard = _heard(tenant, room, resolution.caller_key)
         self._enter(live)
@@ -522,7 +526,13 @@ class Calls:
                 return
             self.journal_error = ""
 
+    def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
+        """Say that guidance came for a live call."""
+        self._emit(telemetry.guidance_taken, call=live.key, chars=chars, cut_chars=cut_chars)
+
     def _forget(self, live: LiveCall) -> None:
+        if not live.closed:
+            self._left_guidance.leave(live.call, live.guidance, now_s=self._clock())
         live.closed = True
         if self._live.get(live.key) is live:
             del self._live[live.key]

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar, cast
 
 from sidecar.errors import LlmError
 from sidecar.llm.frames import json_of
+from sidecar.llm.reader import ChatReader
 from sidecar.llm.refusals import LIMITS, REFUSAL_BYTES, Roles, Said, said_in
-from sidecar.llm.wire import ChatReader
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects, Refusal, refuse
 from sidecar.llm.failures import says_too_large
 from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.llm.reader import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
 from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING, words_of
-from sidecar.llm.wire import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ _TOO_LARGE = 413
 
 
 class OpenAiLlm(Llm):
-    """Chat completions of one model, read by `sidecar.llm.wire`, asked as `dialects` has learnt.
+    """Chat completions of one model, read by `sidecar.llm.reader`, asked as `dialects` has learnt.
 
     Args:
         base_url: Up to and without ``/chat/completions``, for instance

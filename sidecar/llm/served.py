@@ -16,12 +16,19 @@ from aiohttp import web
 
 from sidecar.bearer import is_secret, token_in
 from sidecar.errors import LlmError, PromptTooLong
-from sidecar.llm.port import Llm, Reply, ToolCall
+from sidecar.llm.port import Llm
+from sidecar.llm.writer import DONE, ChatWriter
 
 MODEL: Final = "sidecar"
 """The one model the endpoint lists, whichever answers behind it."""
 
 MAX_BODY_BYTES: Final = 64 << 20
+MADE_UP_USAGE: Final[Mapping[str, int]] = {
+    "prompt_tokens": 10,
+    "completion_tokens": 5,
+    "total_tokens": 15,
+}
+"""Clients want some token counts, and nobody here counts."""
 
 
 @asynccontextmanager
@@ -75,14 +82,15 @@ class _Routes:
         except LlmError as error:
             failed = {"message": error.message, "type": "server_error"}
             return web.json_response({"error": failed}, status=502)
-        completion = Completion(MODEL, body, reply)
+        writer = writer_for(body, model=MODEL)
         if not body.get("stream"):
-            return web.json_response(completion.whole())
+            whole = writer.whole(reply, usage=MADE_UP_USAGE)
+            return web.Response(body=whole, content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for chunk in completion.chunks():
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+        for event in writer.events(reply, usage=usage_for(body)):
+            await response.write(event)
+        await response.write(DONE)
         return response
 
     def _admit(self, request: web.Request) -> None:
@@ -90,69 +98,16 @@ class _Routes:
             raise web.HTTPUnauthorized(text="the key of this endpoint is wanted")
 
 
-class Completion:
-    """One reply in OpenAI's shapes.
-
-    Args:
-        model: Its name as the client knows it.
-        body: The request: the completion's id follows from it.
-        reply: What the model said.
-    """
-
-    def __init__(self, model: str, body: Mapping[str, Any], reply: Reply) -> None:
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        self._id = f"chatcmpl-{digest[:24]}"
-        self._model = model
-        self._reply = reply
-        options = cast("Mapping[str, Any]", body.get("stream_options") or {})
-        self._with_usage = bool(options.get("include_usage", True))
-        self._finish = "tool_calls" if reply.tool_calls else "stop"
-
-    def whole(self) -> dict[str, Any]:
-        """Return the answer to a request that does not stream."""
-        message: dict[str, Any] = {"role": "assistant", "content": self._reply.text or None}
-        if self._reply.tool_calls:
-            message["tool_calls"] = [_call_shape(call) for call in self._reply.tool_calls]
-        choice = {"index": 0, "message": message, "finish_reason": self._finish}
-        return self._frame("chat.completion", [choice]) | {"usage": usage()}
-
-    def chunks(self) -> list[dict[str, Any]]:
-        """Return the stream's chunks: the role, the pieces, the finish, the usage."""
-        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        words = self._reply.text.split(" ")
-        deltas += [{"content": w if i == 0 else f" {w}"} for i, w in enumerate(words) if w]
-        deltas += [
-            {"tool_calls": [{"index": i} | _call_shape(call)]}
-            for i, call in enumerate(self._reply.tool_calls)
-        ]
-        chunks = [self._chunk(delta, None) for delta in deltas]
-        chunks.append(self._chunk({}, self._finish))
-        if self._with_usage:
-            chunks.append(self._frame("chat.completion.chunk", []) | {"usage": usage()})
-        return chunks
-
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return self._frame("chat.completion.chunk", [choice])
-
-    def _frame(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": self._model,
-            "choices": choices,
-        }
+def writer_for(body: Mapping[str, Any], *, model: str) -> ChatWriter:
+    """Return what writes the answer to a request; the answer's id follows from the request."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return ChatWriter(model, created_s=time.time(), answer_id=f"chatcmpl-{digest[:24]}")
 
 
-def _call_shape(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.call_id, "type": "function", "function": function}
-
-
-def usage() -> dict[str, int]:
-    """Return token counts: made up, since clients want some and nobody here counts."""
-    return {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+def usage_for(body: Mapping[str, Any]) -> Mapping[str, int] | None:
+    """Return the usage that ends the stream of a request; None where the request wants none."""
+    options = cast("Mapping[str, Any]", body.get("stream_options") or {})
+    return MADE_UP_USAGE if options.get("include_usage", True) else None
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:

@@ -13,7 +13,6 @@ Routes:
 import argparse
 import base64
 import hashlib
-import json
 import struct
 import time
 from collections import deque
@@ -27,7 +26,14 @@ from typing_extensions import override
 
 from sidecar.demo.model import DemoModel
 from sidecar.llm.port import Llm, Reply
-from sidecar.llm.served import MAX_BODY_BYTES, Completion, json_object, usage
+from sidecar.llm.served import (
+    MADE_UP_USAGE,
+    MAX_BODY_BYTES,
+    json_object,
+    usage_for,
+    writer_for,
+)
+from sidecar.llm.writer import DONE
 
 LOG_LIMIT = 1_000
 _MODELS = ("demo", "gpt-4o-mini", "gpt-4.1-mini", "text-embedding-3-small")
@@ -129,7 +135,8 @@ class OpenAiServer:
             {"object": "embedding", "index": i, "embedding": _vector(str(t), size, as_text=as_text)}
             for i, t in enumerate(texts)
         ]
-        return web.json_response({"object": "list", "data": data, "model": model, "usage": usage()})
+        listed = {"object": "list", "data": data, "model": model}
+        return web.json_response({**listed, "usage": MADE_UP_USAGE})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await json_object(request)
@@ -145,17 +152,18 @@ class OpenAiServer:
         messages = cast("Sequence[Mapping[str, Any]]", body.get("messages") or ())
         tools = cast("Sequence[Mapping[str, Any]]", body.get("tools") or ())
         reply = await self.llm.complete(messages, tools=tools)
-        answer = Completion(str(body.get("model", "demo")), body, reply)
+        writer = writer_for(body, model=str(body.get("model", "demo")))
         if not body.get("stream"):
-            return web.json_response(answer.whole())
-        return await self._stream(request, answer)
+            whole = writer.whole(reply, usage=MADE_UP_USAGE)
+            return web.Response(body=whole, content_type="application/json")
+        return await self._stream(request, writer.events(reply, usage=usage_for(body)))
 
-    async def _stream(self, request: web.Request, answer: Completion) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, events: Sequence[bytes]) -> web.StreamResponse:
         faults = self.faults
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await anyio.sleep(faults.first_token_delay_s)
-        for number, chunk in enumerate(answer.chunks()):
+        for number, event in enumerate(events):
             if number > 1:
                 await anyio.sleep(faults.token_delay_s)
                 if faults.fail_mid_stream > 0:
@@ -163,8 +171,8 @@ class OpenAiServer:
                     if request.transport is not None:
                         request.transport.abort()
                     return response
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+            await response.write(event)
+        await response.write(DONE)
         return response
 
     async def _read_log(self, request: web.Request) -> web.Response:

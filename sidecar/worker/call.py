@@ -1,11 +1,11 @@
 """One live call on the worker's end of the link: what the voice's own code holds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from sidecar.model import Speaker
+from sidecar.model import Utterance
 from sidecar.prompt_wait import PromptWait, Waits
 from sidecar.wire.bounds import bounded_hints
 from sidecar.wire.frames import Hints, Memory
@@ -32,19 +32,8 @@ class Line(Protocol):
         """Unix time by the sidecar's clock, as far as it is known."""
         ...
 
-    def take(
-        self,
-        call: "LinkedCall",
-        item_id: str,
-        speaker: Speaker,
-        text: str,
-        *,
-        at_s: float | None,
-        interrupted: bool,
-        metrics: Mapping[str, float] | None,
-        traceparent: str,
-    ) -> None:
-        """Queue one turn of a call."""
+    def take(self, call: "LinkedCall", said: Utterance) -> None:
+        """Queue one utterance of a call."""
         ...
 
     def wake(self) -> None:
@@ -107,42 +96,14 @@ class LinkedCall:
             self._wait.read_began()
         self._link.wake()
 
-    def record(
-        self,
-        item_id: str,
-        speaker: Speaker,
-        text: str,
-        *,
-        at_s: float | None = None,
-        interrupted: bool = False,
-        metrics: Mapping[str, float] | None = None,
-        traceparent: str = "",
-    ) -> None:
-        """Take one settled turn, as heard; the same `item_id` again is the same turn.
+    def record(self, said: Utterance) -> None:
+        """Take one settled utterance; the same `item_id` again changes nothing.
 
-        Promises: the turn reaches the sidecar in the order of these calls, or stands in the
+        Promises: it reaches the sidecar in the order of these calls, or stands in the
         spool half a second later, and at once while the sidecar is known to be away. Does not
         promise either when this process is killed before.
-
-        Args:
-            item_id: The channel's id of the utterance.
-            speaker: Who spoke.
-            text: What was heard; empty text is no turn.
-            at_s: Unix time by this process's clock, by default now.
-            interrupted: The other side cut it off.
-            metrics: Seconds by name.
-            traceparent: The span of the turn (W3C Trace Context), or empty.
         """
-        self._link.take(
-            self,
-            item_id,
-            speaker,
-            text,
-            at_s=at_s,
-            interrupted=interrupted,
-            metrics=metrics,
-            traceparent=traceparent,
-        )
+        self._link.take(self, said)
 
     def close(self, reason: str = "") -> None:
         """The call has ended. The first close stands."""

@@ -5,7 +5,7 @@ frames from the sidecar replace; with the link down both go on. One task group (
 the connection and the spool; docs/link-protocol.md is the contract.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 from sidecar import telemetry
 from sidecar.breaker import backoff_s
 from sidecar.errors import LinkError
-from sidecar.model import CHANNEL_RULE, Channel, Speaker, is_channel
+from sidecar.model import CHANNEL_RULE, Channel, Utterance, is_channel
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.wire.bounds import bounded_hints
@@ -185,19 +185,8 @@ class Link:
         self.wake()
         return call
 
-    def take(
-        self,
-        call: LinkedCall,
-        item_id: str,
-        speaker: Speaker,
-        text: str,
-        *,
-        at_s: float | None,
-        interrupted: bool,
-        metrics: Mapping[str, float] | None,
-        traceparent: str,
-    ) -> None:
-        """Queue one turn of a call: in memory while there is room, else on its way to disk.
+    def take(self, call: LinkedCall, said: Utterance) -> None:
+        """Queue one utterance of a call: in memory while there is room, else on its way to disk.
 
         A call that was over and acked, and so forgotten, is taken up again for it.
         """
@@ -205,15 +194,10 @@ class Link:
         held = sum(call.outbox.in_memory for call in self._calls.values())
         held_bytes = sum(call.outbox.bytes_in_memory for call in self._calls.values())
         frames = outbox.record(
-            item_id,
-            speaker,
-            text,
-            at_s=(self._clock() if at_s is None else at_s) + self._ahead_s(),
+            said,
+            at_s=(self._clock() if said.at_s is None else said.at_s) + self._ahead_s(),
             now_s=anyio.current_time(),
             room=held < self._max_unacked and held_bytes < self._max_unacked_bytes,
-            interrupted=interrupted,
-            metrics=metrics,
-            traceparent=traceparent,
         )
         if frames:
             self._calls.setdefault(call.call_id, call)
@@ -221,7 +205,7 @@ class Link:
             self._emit(
                 telemetry.turn_recorded,
                 call=outbox.call,
-                speaker=speaker,
+                speaker=said.speaker,
                 chars=len(frame.text),
                 pii_text=frame.text,
             )

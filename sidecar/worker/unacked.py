@@ -8,14 +8,14 @@ what is in memory is older than what is on disk alone, and that is older than th
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
 import msgspec
 
-from sidecar.model import Channel, Speaker
+from sidecar.model import Channel, Utterance
 from sidecar.wire.bounds import (
     MAX_HINT_CHARS,
     MAX_TURN_CHARS,
@@ -135,41 +135,25 @@ class Outbox:
         """Whether the caller did not agree that the call is kept, as far as it is known."""
         return (self._hints or self._meanwhile).consent == "no"
 
-    def record(
-        self,
-        item: str,
-        speaker: Speaker,
-        text: str,
-        *,
-        at_s: float,
-        now_s: float,
-        room: bool,
-        interrupted: bool = False,
-        metrics: Mapping[str, float] | None = None,
-        traceparent: str = "",
-    ) -> list[TurnFrame]:
-        """Take one turn; returns the frames it became, none when it is empty or known already.
+    def record(self, said: Utterance, *, at_s: float, now_s: float, room: bool) -> list[TurnFrame]:
+        """Take one utterance; returns the frames it became, none when it is empty or known already.
 
         None either where the caller did not agree that the call is kept: then no word of it
         leaves this process.
 
         Args:
-            item: The channel's id of the utterance.
-            speaker: Who spoke.
-            text: What was heard. Too long for one frame: it becomes several turns.
-            at_s: Unix time.
+            said: Text that is too long for one frame becomes several turns; of its metrics what is
+                not finite, or beyond `MAX_METRICS`, is left out.
+            at_s: Unix time by the sidecar's clock, in place of the utterance's own.
             now_s: Monotonic time.
             room: False: it shall go to disk and not stay in memory.
-            interrupted: The other side cut it off.
-            metrics: Seconds by name; what is not finite, or beyond `MAX_METRICS`, is left out.
-            traceparent: The span of the turn, or empty.
         """
-        item = item_id(item)
-        clean = sendable(text)
+        item = item_id(said.item_id)
+        clean = sendable(said.text)
         if self.refused or not clean.strip() or item in self._items:
             return []
         self._items.add(item)
-        finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+        finite = {k: float(v) for k, v in said.metrics.items() if math.isfinite(v)}
         finite = dict(islice(finite.items(), MAX_METRICS))
         frames: list[TurnFrame] = []
         for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
@@ -178,12 +162,12 @@ class Outbox:
                 call=self.call,
                 item=item if part == 1 else f"{item}#{part}",
                 seq=self._seq,
-                speaker=speaker,
+                speaker=said.speaker,
                 text=clean[start : start + MAX_TURN_CHARS],
                 at_s=max(0.0, at_s),
-                interrupted=interrupted,
+                interrupted=said.interrupted,
                 metrics=finite,
-                traceparent=traceparent,
+                traceparent=said.traceparent,
             )
             frames.append(frame)
             kept = _Kept(frame, now_s)

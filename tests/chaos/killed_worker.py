@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 
+from sidecar.model import Utterance
 from sidecar.private import LINK_TOKEN_FILE, token_in
 from sidecar.telemetry import Telemetry
 from sidecar.wire.frames import Hints
@@ -82,7 +83,7 @@ class Worker:
                 text = text_of(call.call_id, n)
                 if TEACHES and n == 0:
                     text += f" {lesson_of(call.call_id)}"
-                call.record(str(n), "agent" if n % 2 else "caller", text)
+                call.record(Utterance(str(n), "agent" if n % 2 else "caller", text))
                 await anyio.sleep(self._dice.expovariate(1 / TURN_EVERY_S))
                 if self.stopping.is_set():
                     break

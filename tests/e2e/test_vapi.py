@@ -182,8 +182,8 @@ class TestRecordedCalls:
         again: list[Heard] = player(sidecar).play(second)
         assert "Rex" in "".join(one.text for one in again)
         prompt = model.prompts()[-1]
-        assert prompt["messages"][1]["content"].startswith("<memory-")
-        assert "Rex" in prompt["messages"][1]["content"]
+        assert prompt["messages"][-2]["content"].startswith("<memory-")
+        assert "Rex" in prompt["messages"][-2]["content"]
 
     def test_what_vapi_adds_does_not_reach_the_model(
         self, sidecar: SidecarProcess, model: Model
@@ -224,7 +224,7 @@ class TestRecordedCalls:
         report(sidecar, ("user", "My dog is called Rex."))
         eventually(lambda: sidecar.undelivered() == 0)
         ask(sidecar, body("Hi", call_id="call-2"))
-        assert "Rex" in model.prompts()[-1]["messages"][1]["content"]
+        assert "Rex" in model.prompts()[-1]["messages"][-2]["content"]
         ask(sidecar, body("Hi", call_id="call-2", customer={"number": "+14155550124"}))
         assert "Rex" not in json.dumps(model.prompts()[-1])
 
@@ -246,7 +246,7 @@ class TestRecordedCalls:
         for spelled in (ADA, "+1 (415) 555-0123", "4155550123", "sip:+14155550123@carrier.example"):
             named = body(messages=history, call=nobody, customer={"number": spelled})
             ask(sidecar, named)
-            assert "Rex" in model.prompts()[-1]["messages"][1]["content"]
+            assert "Rex" in model.prompts()[-1]["messages"][-2]["content"]
         eventually(lambda: len(stored(sidecar, "call-2")) == 2)
         ask(sidecar, body(messages=history, call=nobody, customer={}))
         assert "Rex" not in json.dumps(model.prompts()[-1])
@@ -254,7 +254,7 @@ class TestRecordedCalls:
         assert report(sidecar, *lines, call_id="call-2") == 200
         eventually(lambda: sidecar.undelivered() == 0)
         ask(sidecar, body("Where do I live?", call_id="call-3"))
-        assert "Lyon" in model.prompts()[-1]["messages"][1]["content"]
+        assert "Lyon" in model.prompts()[-1]["messages"][-2]["content"]
 
     def test_what_no_history_holds_is_stored(self, tmp_path: Path, model: Model) -> None:
         """A greeting of the model's, a final transcript and a voicemail, in a call without a report."""

@@ -408,6 +408,33 @@ def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
     virtual(body)
 
 
+@pytest.mark.parametrize("leaves", ["a link is lost", "a page is closed"])
+def test_guidance_stays_with_a_call_that_is_taken_up_again(leaves: str) -> None:
+    """It outlives the channel's hold on the call, in no other call and for no other caller."""
+
+    async def body(bench: Bench) -> None:
+        live, ear = await bench.open("c1")
+        live.guide("Offer a call back.")
+        live.guide("Offer a call back.")
+        assert ear.guidance == ["Offer a call back."]
+        if leaves == "a link is lost":
+            bench.calls.orphan("w1")
+        else:
+            await live.close("page closed")
+        await anyio.sleep(100.0)
+        again, _ = await bench.open("c1")
+        again.guide("Be brief.")
+        assert again.guidance.pieces == ("Offer a call back.", "Be brief.")
+        other, _ = await bench.open("c2")
+        assert other.guidance.text == ""
+        await again.close("bye")
+        await anyio.sleep(130.0)
+        assert (await bench.open("c1"))[0].guidance.text == ""
+        assert bench.telemetry.counts["guidance_taken"] == 3
+
+    virtual(body)
+
+
 def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
     """After a restart, a call whose worker never returns does not keep its words from Letta."""
     before = Bench()

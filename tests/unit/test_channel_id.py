@@ -166,7 +166,9 @@ class Ear:
 
 async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
     """Open and restore a call for each name; return what was refused, and how."""
-    journal = await SqliteJournal.open(path, policy=PostPolicy(), clock=lambda: 1.0)
+    journal = await SqliteJournal.open(
+        path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=lambda: 1.0
+    )
     letta, events = FakeLetta(clock=lambda: 1.0), Telemetry(strict=True)
     rules = IdentityRules(agent_id="agent-7")
     calls = Calls(

@@ -10,7 +10,7 @@ from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn
+from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn, Utterance
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -225,7 +225,9 @@ def test_consent_goes_over_the_link() -> None:
 def test_a_worker_keeps_no_word_without_consent() -> None:
     """The worker's own outbox, and so its spool, takes no turn of such a call."""
     outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
-    assert outbox.record("i", "caller", "my secret", at_s=2.0, now_s=0.0, room=True) == []
+    assert (
+        outbox.record(Utterance("i", "caller", "my secret"), at_s=2.0, now_s=0.0, room=True) == []
+    )
 
 
 @pytest.mark.parametrize("of_job", [True, False])
@@ -235,7 +237,7 @@ def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
     meanwhile = no if of_job else Hints()
     outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
     for n, room in enumerate((True, False, False)):
-        outbox.record(f"i{n}", "caller", "my secret", at_s=2.0, now_s=0.0, room=room)
+        outbox.record(Utterance(f"i{n}", "caller", "my secret"), at_s=2.0, now_s=0.0, room=room)
         if n == 1:
             outbox.spooled(outbox.unspooled())
     outbox.identify(caller if of_job else no)

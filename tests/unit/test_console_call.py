@@ -9,8 +9,15 @@ import anyio.lowlevel
 import pytest
 
 from sidecar.calls import MemoryView
-from sidecar.channels.console.call import FALLBACK, HEARD_S, UNSTORED_KEPT, ConsoleCall
+from sidecar.channels.console.call import (
+    FALLBACK,
+    HEARD_S,
+    HISTORY_MESSAGES,
+    UNSTORED_KEPT,
+    ConsoleCall,
+)
 from sidecar.errors import JournalFull, LlmError
+from sidecar.llm.guidance import CallGuidance
 from sidecar.model import Turn
 from sidecar.prompt_wait import Waits
 
@@ -29,6 +36,12 @@ class Line:
         self.listener: ConsoleCall | None = None
         self.turns: list[Turn] = []
         self.memory = MemoryView("<memory>Ada</memory>", "v", 0.0, "stale")
+        self.guidance = CallGuidance()
+
+    def guide(self, text: str) -> None:
+        self.guidance.add(text)
+        if self.listener is not None:
+            self.listener.on_guidance(text)
 
     async def record(self, turns: Sequence[Turn]) -> None:
         await anyio.lowlevel.checkpoint()
@@ -115,6 +128,26 @@ async def test_memory_stands_just_before_the_callers_last_words() -> None:
         assert [m["content"] for m in asked[1:]] == ["<memory>Ada</memory>", "Hello."]
         assert here.call.prompt_of("a") == asked
         assert here.line.turns[1].metrics["memory_served_stale"] == 1.0
+
+
+async def test_guidance_is_in_every_prompt_to_the_end_of_the_call() -> None:
+    """It stands before the memory, the same bytes each time, however long the call has become."""
+    async with scene() as here:
+        here.model.go_on.set()
+        here.line.guide("Offer a call back.")
+        here.line.guide("Offer a call back.")
+        for n in range(HISTORY_MESSAGES):
+            await here.call.say(f"turn-{n}", f"Number {n}.", aloud=False)
+            await here.until("reply.end", times=n + 1)
+        last = f"Number {HISTORY_MESSAGES - 1}."
+        for asked, words in ((here.model.asked[0], "Number 0."), (here.model.asked[-1], last)):
+            roles = [(m["role"], m["content"]) for m in asked[-3:]]
+            assert roles == [
+                ("system", here.line.guidance.text),
+                ("user", "<memory>Ada</memory>"),
+                ("user", words),
+            ]
+            assert str(asked).count("Offer a call back.") == 1
 
 
 async def test_words_said_again_are_not_answered_again() -> None:

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sidecar.model import Utterance
 from sidecar.private import token_in
 from sidecar.telemetry import Event, Telemetry, link_token_unread
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -153,7 +154,7 @@ async def test_turns_reach_the_sidecar_once_and_in_order(
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         for n in range(20):
-            call.record(f"i{n}", "caller" if n % 2 else "agent", f"turn {n}")
+            call.record(Utterance(f"i{n}", "caller" if n % 2 else "agent", f"turn {n}"))
         call.close("hung up")
 
         assert await call.flushed(5.0)
@@ -171,13 +172,13 @@ async def test_a_call_goes_on_with_no_sidecar_at_its_start(
     """What was said before the sidecar came is handed over, in order, when it does."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
-        call.record("i2", "agent", "two")
+        call.record(Utterance("i1", "caller", "one"))
+        call.record(Utterance("i2", "agent", "two"))
         await until(lambda: worker.telemetry.counts["link_lost"] == 1)
         async with sidecar.serving(free_port):
             assert not call.outbox.settled
             await until(lambda: call.outbox.settled)
-            call.record("i3", "caller", "three")
+            call.record(Utterance("i3", "caller", "three"))
             await until(lambda: call.outbox.settled)
 
     assert ["one", "two", "three"] == sidecar.texts(CALL)
@@ -192,15 +193,15 @@ async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
     async with running(url, tmp_path) as worker:
         call = worker.call()
         async with sidecar.serving(free_port):
-            call.record("i1", "caller", "one")
+            call.record(Utterance("i1", "caller", "one"))
             await until(lambda: call.outbox.settled)
             sidecar.acks = False
-            call.record("i2", "agent", "two")
+            call.record(Utterance("i2", "agent", "two"))
             await sidecar.until(lambda: len(sidecar.received) >= 4)
-        call.record("i3", "caller", "three")
+        call.record(Utterance("i3", "caller", "three"))
         sidecar.acks = True
         async with sidecar.serving(free_port):
-            call.record("i4", "agent", "four")
+            call.record(Utterance("i4", "agent", "four"))
             call.close()
             await until(lambda: call.outbox.settled)
 
@@ -213,7 +214,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         for n in range(60):
-            call.record(f"i{n}", "caller", f"turn {n}")
+            call.record(Utterance(f"i{n}", "caller", f"turn {n}"))
             if n % 10 == 5:
                 await until(lambda: worker.link.connected)
                 sidecar.cut()
@@ -232,7 +233,7 @@ async def test_a_drain_is_honoured(sidecar: FakeSidecar, tmp_path: Path) -> None
         await until(lambda: worker.link.connected)
         started_s = anyio.current_time()
         await sidecar.drain(0.4)
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: sidecar.connections == 2)
         assert anyio.current_time() - started_s >= 0.4
         await until(lambda: call.outbox.settled)
@@ -247,7 +248,7 @@ async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_
     ]
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: call.outbox.settled)
 
     assert ["one"] == sidecar.texts(CALL)
@@ -263,7 +264,7 @@ async def test_a_call_that_is_refused_for_now_is_opened_again(
     sidecar.refusals["i1"] = [ErrorFrame(code=code, message="", call=CALL, item="i1")]
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: call.outbox.settled)
 
     assert ["one"] == sidecar.texts(CALL)
@@ -277,8 +278,8 @@ async def test_a_turn_refused_for_good_is_dropped_loudly(
     sidecar.refusals["i1"] = [ErrorFrame(code="bad_value", message="", call=CALL, item="i1")]
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
-        call.record("i2", "caller", "two")
+        call.record(Utterance("i1", "caller", "one"))
+        call.record(Utterance("i2", "caller", "two"))
         await until(lambda: call.outbox.settled)
 
     assert ["two"] == sidecar.texts(CALL)
@@ -290,7 +291,7 @@ async def test_an_oversized_turn_arrives_whole(sidecar: FakeSidecar, tmp_path: P
     text = "ä" * 2_000_000
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", text)
+        call.record(Utterance("i1", "caller", text))
         call.close()
         assert await call.flushed(10.0)
 
@@ -330,7 +331,7 @@ async def test_the_token_is_shown_and_a_wrong_one_keeps_the_turns(tmp_path: Path
     async with sidecar.serving() as url:
         async with running(url, tmp_path, token="wrong") as worker:
             call = worker.call()
-            call.record("i1", "caller", "one")
+            call.record(Utterance("i1", "caller", "one"))
             assert not await call.flushed(3.0)
             assert not worker.link.connected
         assert ["one"] == turns_on_disk(tmp_path)
@@ -361,16 +362,16 @@ async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
     """A call that is over and forgotten is taken up again for late words, on whatever connection."""
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close("hung up")
         assert await call.flushed(5.0)
-        call.record("i2", "caller", "late")
+        call.record(Utterance("i2", "caller", "late"))
         await until(lambda: call.outbox.settled)
         sidecar.cut()
         await until(lambda: not worker.link.connected)
-        call.record("i3", "caller", "later")
+        call.record(Utterance("i3", "caller", "later"))
         await until(lambda: call.outbox.settled)
-        call.record("i3", "caller", "later")
+        call.record(Utterance("i3", "caller", "later"))
         await until(lambda: not worker.link._calls)
 
     assert ["one", "late", "later"] == sidecar.texts(CALL)
@@ -388,11 +389,11 @@ async def test_with_the_sidecar_away_words_are_on_disk_at_once(
         async with sidecar.serving(free_port):
             sidecar.acks = False
             await until(lambda: worker.link.connected)
-            call.record("i1", "caller", "under way")
+            call.record(Utterance("i1", "caller", "under way"))
             await sidecar.until(lambda: any(isinstance(f, TurnFrame) for f in sidecar.received))
             assert [] == turns_on_disk(tmp_path)
         await until(lambda: turns_on_disk(tmp_path) == ["under way"])
-        call.record("i2", "caller", "away")
+        call.record(Utterance("i2", "caller", "away"))
         await until(lambda: turns_on_disk(tmp_path) == ["under way", "away"])
 
 
@@ -412,7 +413,7 @@ async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         await until(lambda: worker.link.away)
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close("hung up")
         await until(began.is_set)
         async with sidecar.serving(free_port):
@@ -427,7 +428,7 @@ async def test_a_hang_up_waits_for_no_ack_that_can_not_come(tmp_path: Path, free
     """With the sidecar away the wait at the end of a call is over when its words are on disk."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close("hung up")
         with anyio.fail_after(10.0):
             assert not await call.flushed(3600.0)
@@ -443,7 +444,7 @@ async def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(
     sidecar.acks = False
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close("hung up")
 
         async def ack_late() -> None:
@@ -464,7 +465,7 @@ async def test_late_words_with_the_sidecar_away_are_in_the_spool(
         call.close("hung up")
         assert await call.flushed(5.0)
         sidecar.acks = False
-        call.record("i1", "caller", "late")
+        call.record(Utterance("i1", "caller", "late"))
         await until(lambda: turns_on_disk(tmp_path) == ["late"], 3.0)
 
 
@@ -478,7 +479,7 @@ async def test_a_call_of_nobody_yet_is_on_disk_within_a_second(
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         job = Hints(agent_id="agent-7")
         call = worker.link.open_call(CALL, "livekit", None, opened_at_s=1.0, meanwhile=job)
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
         assert job == opened_on_disk(tmp_path)
         sidecar.acks = False
@@ -495,7 +496,7 @@ async def test_a_no_deletes_what_was_spooled_before_it(
     """Words on disk from before the caller's "no" are deleted, and reach nobody."""
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call(hints=None)
-        call.record("i1", "caller", "my secret")
+        call.record(Utterance("i1", "caller", "my secret"))
         await until(lambda: bool(spool_files(tmp_path)), 3.0)
         call.identify(Hints(caller="ada", consent="no"))
         await until(lambda: not spool_files(tmp_path), 3.0)
@@ -519,7 +520,7 @@ async def test_an_ack_that_comes_while_the_file_is_written_leaves_no_file(
     sidecar.acks = False
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close()
         await until(lambda: bool(spool_files(tmp_path)), 3.0)
         await sidecar.ack_all()
@@ -532,9 +533,9 @@ async def test_an_outage_puts_turns_on_disk_within_a_second(tmp_path: Path, free
     """With the sidecar away a killed worker loses half a second of talk, not the call."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
-        call.record("i2", "agent", "two")
+        call.record(Utterance("i2", "agent", "two"))
         await until(lambda: turns_on_disk(tmp_path) == ["one", "two"], 3.0)
         assert SpoolFile.take(spool_files(tmp_path)[0]) is None
 
@@ -545,11 +546,11 @@ async def test_an_acked_spool_is_deleted(
     """When the sidecar comes back and acks, the file is gone: nothing is handed over twice."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: bool(spool_files(tmp_path)))
         async with sidecar.serving(free_port):
             await until(lambda: not spool_files(tmp_path))
-            call.record("i2", "caller", "two")
+            call.record(Utterance("i2", "caller", "two"))
             await until(lambda: call.outbox.settled)
 
     assert ["one", "two"] == sidecar.texts(CALL)
@@ -562,7 +563,7 @@ async def test_what_is_unacked_at_the_end_is_left_for_the_sidecar(
     """A job that ends with the sidecar away leaves open, turns and close, and lets go of them."""
     async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
         call = worker.call()
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         call.close("hung up")
 
     file = SpoolFile.take(spool_files(tmp_path)[0])
@@ -584,7 +585,7 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
     async with running(url, tmp_path, max_unacked=8) as worker:
         call = worker.call()
         for n, text in enumerate(said):
-            call.record(f"i{n}", "caller", text)
+            call.record(Utterance(f"i{n}", "caller", text))
             await until(lambda: call.outbox.in_memory <= 9)
         assert 50 == call.outbox.unacked
         assert call.outbox.in_memory <= 9
@@ -606,7 +607,7 @@ async def test_large_turns_of_an_outage_are_bounded_in_bytes(
     ) as worker:
         call = worker.call()
         for n, text in enumerate(said):
-            call.record(f"i{n}", "caller", text)
+            call.record(Utterance(f"i{n}", "caller", text))
             await until(lambda: not call.outbox.overflowing)
             assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
         assert call.outbox.disk_only > 20
@@ -627,7 +628,7 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
     ) as worker:
         call = worker.call()
         for n in range(20):
-            call.record(f"i{n}", "caller", "x")
+            call.record(Utterance(f"i{n}", "caller", "x"))
         await until(lambda: worker.telemetry.counts["part_failed"] > 0)
         assert worker.telemetry.counts["turns_dropped"] > 0
         assert call.outbox.in_memory <= 9
@@ -656,7 +657,7 @@ async def test_another_calls_memory_is_never_taken(sidecar: FakeSidecar, tmp_pat
         await sidecar.push(
             Memory(call="AJ_2", text="x", version="x", read_at_s=1, served="fresh", settled=True)
         )
-        call.record("i1", "caller", "one")
+        call.record(Utterance("i1", "caller", "one"))
         await until(lambda: call.outbox.settled)  # the ack comes behind what was pushed
         assert call.memory is None
 
@@ -806,12 +807,12 @@ async def test_a_worker_dates_by_the_sidecars_clock(
     clock = Wrong(by_s)
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
-        call.record("i0", "caller", "before the sidecar was there", at_s=clock() - 1)
+        call.record(Utterance("i0", "caller", "before the sidecar was there", at_s=clock() - 1))
         await until(lambda: call.outbox.settled)
         assert near(call.now_s)
-        call.record("i1", "caller", "after")
+        call.record(Utterance("i1", "caller", "after"))
         clock.by_s = 0.0
-        call.record("i2", "caller", "with a clock that was set", at_s=clock() - 1)
+        call.record(Utterance("i2", "caller", "with a clock that was set", at_s=clock() - 1))
         call.close("hung up")
         assert await call.flushed(5)
     assert all(near(turn.at_s) for turn in sidecar.stored[CALL].values())
@@ -831,7 +832,7 @@ async def test_a_sidecar_that_tells_no_clock_is_told_the_workers(
     clock = Wrong(120.0)
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
-        call.record("i0", "caller", "hello")
+        call.record(Utterance("i0", "caller", "hello"))
         await until(lambda: call.outbox.settled)
     assert near(sidecar.stored[CALL]["i0"].at_s, 120.0)
 
@@ -844,7 +845,7 @@ async def test_what_was_recorded_while_the_sidecar_was_away_is_dated_when_it_is_
     url = f"ws://127.0.0.1:{free_port}/link"
     async with running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
-        call.record("i0", "caller", "nobody there")
+        call.record(Utterance("i0", "caller", "nobody there"))
         call.close("hung up")
         await until(lambda: turns_on_disk(tmp_path) == ["nobody there"])
         async with sidecar.serving(free_port):

@@ -29,6 +29,7 @@ from sidecar.wire.frames import (
     ErrorFrame,
     FromSidecar,
     FromWorker,
+    Guidance,
     Hello,
     Hints,
     Memory,
@@ -237,6 +238,22 @@ async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
         peer.says(CallOpen(CALL, "my-worker", Hints(caller="ada"), 1.0), turn(1), CLOSE)
         await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
     assert ["t1"] == await world.journal.items()
+
+
+# Guidance
+
+
+async def test_a_worker_that_comes_back_has_all_guidance_again(world: World) -> None:
+    """What its lost connection did not bring is told at the reopening, in order."""
+    async with world.connected(OPEN) as peer:
+        await peer.until(lambda: bool(world.calls.live))
+        world.calls.live[0].guide("Offer a call back.")
+        await peer.until(lambda: any(isinstance(frame, Guidance) for frame in peer.heard))
+        world.calls.live[0].guide("Be brief.")
+    async with world.connected(OPEN, turn(1)) as peer:
+        await peer.until(lambda: peer.acked == ["t1"])
+        told = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
+        assert told == ["Offer a call back.", "Be brief."]
 
 
 # Order

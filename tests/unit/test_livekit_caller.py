@@ -23,6 +23,7 @@ from livekit.agents import (
 from livekit.protocol import models
 from livekit.rtc._proto.participant_pb2 import ParticipantPermission
 
+from sidecar.model import Utterance
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -392,8 +393,8 @@ class FakeLine:
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
 
-    def take(self, call: LinkedCall, item_id: str, speaker: str, text: str, **_: Any) -> None:
-        self.told.append((owner_of(call), text))
+    def take(self, call: LinkedCall, said: Utterance) -> None:
+        self.told.append((owner_of(call), said.text))
 
     def wake(self) -> None: ...
 

@@ -21,6 +21,7 @@ from livekit.agents import (
 )
 from typing_extensions import override
 
+from sidecar.model import Utterance
 from sidecar.private import link_token
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
@@ -38,7 +39,6 @@ from sidecar.wire.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.worker.livekit import memory as in_prompts
-from sidecar.worker.livekit.heeded import GUIDANCE_CHARS, Heeded
 from sidecar.worker.livekit.memory import with_memory
 from tests.livekit_room.lobby import FakeRoom, job
 from tests.livekit_room.studio import Studio, on_air, studio
@@ -255,20 +255,6 @@ async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) ->
         await made.until_committed(2)
 
     assert ["system", "system", "user"] == roles(made.model.prompts[0])
-
-
-def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
-    """Much guidance never grows a prompt past its bound; what makes room is the oldest."""
-    heeded = Heeded()
-    assert 0 == heeded.heed("  ")
-    assert "" == heeded.text
-    for n in range(100):
-        heeded.heed(f"{n}: " + "x" * 500)
-    assert len(heeded.text) < GUIDANCE_CHARS + 200
-    assert "99: " in heeded.text
-    assert "- 0: " not in heeded.text
-    assert 3_000 <= heeded.heed("y" * (GUIDANCE_CHARS + 3_000))
-    assert len(heeded.text) < GUIDANCE_CHARS + 200
 
 
 @pytest.mark.parametrize(
@@ -714,7 +700,7 @@ async def test_words_in_a_room_nobody_joined_are_nobodys(
         with job(metadata, FakeRoom()) as ctx:
             settings = LinkSettings(url, None, tmp_path)
             call = await remember(ctx, made.session, settings=settings, emit=emit)
-            call.record("i1", "agent", "Anybody there?")
+            call.record(Utterance("i1", "agent", "Anybody there?"))
             await asyncio.sleep(0)
             assert [] == sidecar.of_type(TurnFrame)
             await finish(ctx)
@@ -733,7 +719,7 @@ async def test_a_jobs_no_holds_before_anybody_joins(sidecar: FakeSidecar, tmp_pa
         with job({"consent": "no"}, FakeRoom()) as ctx:
             settings = LinkSettings(url, None, tmp_path)
             call = await remember(ctx, made.session, settings=settings, emit=emit)
-            call.record("i1", "agent", "Anybody there?")
+            call.record(Utterance("i1", "agent", "Anybody there?"))
             await finish(ctx)
     assert [] == sidecar.of_type(TurnFrame)
     assert [] == spool_files(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.model import Utterance
 from sidecar.wire.bounds import bounded_hints
 from sidecar.wire.frames import (
     MAX_FRAME_BYTES,
@@ -28,7 +29,7 @@ def outbox(hints: Hints | None = ADA) -> Outbox:
 
 
 def say(box: Outbox, item: str, text: str = "hello", *, room: bool = True) -> list[TurnFrame]:
-    return box.record(item, "caller", text, at_s=2.0, now_s=0.0, room=room)
+    return box.record(Utterance(item, "caller", text), at_s=2.0, now_s=0.0, room=room)
 
 
 def due(box: Outbox, *, now_s: float = 0.0) -> list[object]:
@@ -169,7 +170,7 @@ def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
 ) -> None:
     """Odd ids, lone surrogates, NaN and negative times never make a frame that is refused."""
     box = outbox()
-    box.record(item, "agent", text, at_s=at_s, now_s=0.0, room=True, metrics=metrics)
+    box.record(Utterance(item, "agent", text, metrics=metrics), at_s=at_s, now_s=0.0, room=True)
     box.close(at_s=at_s, reason=reason, now_s=0.0)
     while frame := box.next_frame(now_s=0.0):
         assert frame == decode_from_worker(encode(frame))
@@ -178,7 +179,7 @@ def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
 def test_what_waits_too_long_is_due_on_disk() -> None:
     """Half a second after it was recorded an unacked turn, then a close, asks for the disk."""
     box = outbox()
-    box.record("a", "caller", "x", at_s=0.0, now_s=10.0, room=True)
+    box.record(Utterance("a", "caller", "x"), at_s=0.0, now_s=10.0, room=True)
     assert 10.5 == box.due_on_disk_s(after_s=0.5)
     box.spooled(box.unspooled())
     assert box.due_on_disk_s(after_s=0.5) is None

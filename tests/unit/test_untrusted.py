@@ -13,7 +13,7 @@ import sidecar
 from sidecar.channels.vapi.exchange import Refused, object_of
 from sidecar.errors import NotLetta
 from sidecar.letta.app_server.socket import AppServerSocket, asking
-from sidecar.llm.wire import parsed
+from sidecar.llm.reader import parsed
 from sidecar.untrusted import whole_characters
 
 pytestmark = pytest.mark.unit

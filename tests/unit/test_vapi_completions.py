@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,12 +12,14 @@ import trio.testing
 
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
+from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.completions import (
     FALLBACK_TEXT,
     OVER_BUDGET_TEXT,
     Completions,
     Policy,
 )
+from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.limits import Budget, RateCap
 from sidecar.errors import LlmError
 from sidecar.llm.dialects import Refusal
@@ -195,6 +197,51 @@ async def served(upstream: Scripted, **limits: Any) -> AsyncIterator[Endpoint]:
             await nursery.start(part.run)
         yield world
         nursery.cancel_scope.cancel()
+
+
+class TestGuidance:
+    async def test_guidance_is_in_every_prompt_until_the_call_ends(self) -> None:
+        """It stands before the caller's last words, once, also where VAPI repeats it; no other way."""
+        rules = {"role": "system", "content": "Be kind."}
+        words = {"role": "user", "content": "Hello"}
+        told = {"role": "system", "content": "Offer a call back."}
+        async with opened(data(says("Hi.")) + DONE) as world:
+            sent: list[str] = []
+
+            async def post(url: str, command: Mapping[str, Any]) -> int:
+                sent.append(url + command["type"])
+                return 200
+
+            world.vapi.control = Control(emit=world.telemetry.emit, post=post)
+            url = "https://phone.vapi.ai/1/"
+            named = about({"call": {**CALL, "monitor": {"controlUrl": url}}}, trust_web=False)
+            found = await world.vapi.of("acme", named)
+            assert found is not None
+            live = found.call.live
+            live.guide("Offer a call back.")
+            await trio.sleep(1.0)
+            assert sent == [url + "add-message"]
+            await world.ask(messages=[rules, told, words])
+            live.guide("Offer a call back.")
+            await world.ask(messages=[rules, told, words, {"role": "assistant"}, words])
+            live.guide("Be brief.")
+            await world.ask(messages=[rules, words])
+            await trio.sleep(1.0)
+            assert sent == [url + "add-message"]
+            guidance = {"role": "system", "content": live.guidance.text}
+            first, second, third = (asked["messages"] for asked in world.upstream.asked)
+            assert first[0] == rules
+            assert [m["role"] for m in first] == ["system", "system", "user"]
+            assert second == [rules, words, {"role": "assistant"}, first[1], words]
+            assert third == [rules, guidance, words]
+            assert str(third).count("Offer a call back.") == 1
+
+    async def test_a_body_that_names_nobody_gets_none(self) -> None:
+        """What the owner says of a caller goes into that caller's prompts alone."""
+        async with opened(data(says("Hi.")) + DONE) as world:
+            (await world.call()).live.guide("She owes us 300.")
+            await world.ask(call={"id": "1", "type": "inboundPhoneCall"})
+            assert "300" not in str(world.upstream.asked)
 
 
 class TestAnswers:

@@ -329,12 +329,13 @@ class TestControl:
 
 
 class TestBodies:
-    def test_memory_stands_after_the_first_system_message(self) -> None:
-        """The history keeps its order; the fence stands second, or first where no prompt is."""
-        asked = {"messages": [{"role": "system"}, {"role": "user"}], "call": {}, "stream": True}
+    def test_memory_stands_just_before_the_callers_last_message(self) -> None:
+        """The history keeps its order; the fence stands before the caller's last message alone."""
+        history = [{"role": role} for role in ("system", "user", "assistant", "user")]
+        asked = {"messages": history, "call": {}, "stream": True}
         body = passed_on(asked, "MEMORY", model="m", max_tokens=10)
-        assert [m.get("content") for m in body["messages"]] == [None, "MEMORY", None]
-        assert [m["role"] for m in body["messages"]] == ["system", "user", "user"]
+        assert [m.get("content") for m in body["messages"]] == [None, None, None, "MEMORY", None]
+        assert [m["role"] for m in body["messages"]][-2:] == ["user", "user"]
         assert set(body) == {"model", "messages", "stream", "max_tokens"}
         bare = passed_on({"messages": [{"role": "user"}]}, "MEMORY", model="m", max_tokens=10)
         assert bare["messages"][0]["content"] == "MEMORY"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.channels.vapi import sse
-from sidecar.channels.vapi.passing import Passing
 from sidecar.llm.aloud import Aloud, ends_a_sentence
-from sidecar.llm.wire import ANSWER_BYTES, ChatReader, is_audible
+from sidecar.llm.passing import Passing
+from sidecar.llm.port import Reply, ToolCall
+from sidecar.llm.reader import ANSWER_BYTES, ChatReader, is_audible
+from sidecar.llm.writer import ChatWriter
 from tests.llm.answers import (
     ANSWERS,
     CALLS,
@@ -317,7 +318,37 @@ class TestPassing:
         assert passing.reader.failure.endswith(": x")
 
 
+REPLIES = {
+    "words": Reply("Hello Ada. Grüß dich 🎉."),
+    "a word": Reply("Yes."),
+    "a call": Reply("", (ToolCall("c1", "endCall", "{}"),)),
+    "words and calls": Reply(
+        "One moment.", (ToolCall("c1", "weather", '{"in": "Köln"}'), ToolCall("c2", "time", "{}"))
+    ),
+}
+
+
 class TestFrames:
+    @pytest.mark.parametrize("whole", [False, True], ids=["streamed", "whole"])
+    @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+    def test_what_we_write_we_read(self, reply: Reply, whole: bool) -> None:
+        """Words and tool calls come back as they were, streamed or whole, and the usage with them."""
+        writer = ChatWriter("m", created_s=1.0, answer_id="x")
+        usage = {"total_tokens": 15}
+        if whole:
+            reader = read([writer.whole(reply, usage=usage)])
+        else:
+            events = [*writer.events(reply, usage=usage), DONE]
+            reader = read(events)
+            *frames, end, _ = b"".join(events).decode().split("\n\n")
+            assert end == "data: [DONE]"
+            assert all("choices" in json.loads(f.removeprefix("data: ")) for f in frames)
+            out, passing = passed(events)
+            assert passing.reader.text == reply.text
+            assert all(call.call_id in out.decode() for call in reply.tool_calls)
+        assert (reader.failure, reader.text, reader.tokens) == ("", reply.text, 15)
+        assert reader.tools is bool(reply.tool_calls)
+
     def test_what_we_say_has_choices_in_every_frame(self) -> None:
         """A spoken fallback is frames that VAPI can read, finished and ended."""
-        assert spoken(sse.spoken("Sorry?", model="m", created_s=1.0, answer_id="x")) == "Sorry?"
+        assert spoken(ChatWriter("m", created_s=1.0, answer_id="x").spoken("Sorry?")) == "Sorry?"

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from sidecar.calls import LiveCall, MemoryView
 from sidecar.errors import SidecarError
+from sidecar.llm.placement import placed_in_chat
 from sidecar.llm.port import Llm
 from sidecar.memory.freshness import age_s
 from sidecar.model import Speaker, Turn, prompt_metrics
@@ -80,7 +81,7 @@ class ConsoleCall:
         self._stored: set[str] = set()
         self._unstored: dict[str, Turn] = {}
         self._replies: dict[str, Turn] = {}
-        self._prompts: dict[str, list[dict[str, str]]] = {}
+        self._prompts: dict[str, list[dict[str, Any]]] = {}
         self._seq = 0
         self._reply: _Reply | None = None
 
@@ -91,8 +92,7 @@ class ConsoleCall:
         self._look()
 
     def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`. The console heeds it in the next prompt."""
-        self._history.append({"role": "system", "content": text})
+        """See `sidecar.calls.Listener`. It is read at the prompt."""
 
     def on_say(self, text: str) -> None:
         """See `sidecar.calls.Listener`."""
@@ -185,7 +185,7 @@ class ConsoleCall:
             except SidecarError as error:
                 await self._send("error", call=self.key, message=str(error))
 
-    def prompt_of(self, turn: str) -> list[dict[str, str]] | None:
+    def prompt_of(self, turn: str) -> list[dict[str, Any]] | None:
         """Return the messages of the prompt that answered a turn; None when no longer held."""
         return self._prompts.get(turn)
 
@@ -270,17 +270,14 @@ class ConsoleCall:
             **measured,
         )
 
-    async def _prompt(self, live: LiveCall, reply: "_Reply") -> list[dict[str, str]]:
+    async def _prompt(self, live: LiveCall, reply: "_Reply") -> list[dict[str, Any]]:
         wait_s = await live.ready(self._waits)
         began_s = self._clock()
         del self._history[:-HISTORY_MESSAGES]
-        messages = [{"role": "system", "content": SYSTEM}, *self._history]
         memory = live.memory
         age = age_s(memory.read_at_s, now_s=began_s) if memory.read_at_s else None
         reply.metrics = prompt_metrics(memory.served, age_s=age, wait_s=wait_s)
-        if memory.text:
-            # Role user: it stems from callers' words, which get no system message's authority.
-            messages.insert(len(messages) - 1, {"role": "user", "content": memory.text})
+        messages = prompt_of(self._history, guidance=live.guidance.text, memory=memory.text)
         reply.memory = {"served": memory.served, "age_s": age, "version": memory.version}
         reply.timing |= {"memory_wait_s": wait_s, "prompt_s": self._clock() - began_s}
         self._prompts[reply.turn] = messages
@@ -330,6 +327,14 @@ class ConsoleCall:
             self._unstored.pop(turn.item_id, None)
             if turn.speaker == "caller":
                 await self._send("turn", call=self.key, turn=turn.item_id, stored=True)
+
+
+def prompt_of(
+    history: Sequence[dict[str, str]], *, guidance: str, memory: str
+) -> list[dict[str, Any]]:
+    """Return the messages of a prompt: the page's own instructions, then what was said."""
+    rules = {"role": "system", "content": SYSTEM}
+    return placed_in_chat([rules, *history], guidance=guidance, memory=memory)
 
 
 class _Reply:

@@ -125,6 +125,8 @@ class CallInbox:
                     traceparent=traceparent_or_none(frame.traceparent),
                     room=frame.room,
                 )
+                for piece in self.live.guidance.pieces:  # an earlier connection may have lost some
+                    self._send(Guidance(self.call_id, piece))
             self.ended = False
         except CallError as error:
             self._refuse(error)

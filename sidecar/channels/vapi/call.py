@@ -111,6 +111,7 @@ class VapiCall:
         self._last: tuple[Block, ...] = ()
         self._waiting: deque[Sighting] = deque(maxlen=_WAITING_KEPT)
         self._settled: tuple[Block, ...] = ()
+        self._prompted = False
         self._followed = Followed(None)
         self._answer = ""
         self._finals: Counter[str] = Counter()
@@ -126,8 +127,9 @@ class VapiCall:
         """See `sidecar.calls.Listener`. Memory is read at the prompt."""
 
     def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`."""
-        self._command(self, "guide", text)
+        """See `sidecar.calls.Listener`. It is read at the prompt, where prompts are written here."""
+        if not self._prompted:
+            self._command(self, "guide", text)
 
     def on_say(self, text: str) -> None:
         """See `sidecar.calls.Listener`."""
@@ -145,6 +147,7 @@ class VapiCall:
 
     async def memory(self) -> MemoryView:
         """Return what goes into the next prompt; waits as `sidecar.prompt_wait` says."""
+        self._prompted = True
         wait_s = await self.live.ready(self._waits)
         view = self.live.memory
         now_s = self._clock()

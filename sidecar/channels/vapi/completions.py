@@ -1,7 +1,7 @@
 """VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory put in.
 
-Theory of operation: the request is checked, its call found, the memory at hand put after the first
-system message, and the model asked. Nothing goes out before there is something to hear; from then
+Theory of operation: the request is checked, its call found, the memory at hand put just before the
+caller's last message, and the model asked. Nothing goes out before there is something to hear; from then
 on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an
 error, so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
 `Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline
@@ -22,7 +22,6 @@ from starlette.types import Receive, Scope, Send
 from sidecar import telemetry
 from sidecar.access.door import Door
 from sidecar.apart import JSON_SHARE, apart
-from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.bodies import about, items
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
@@ -41,6 +40,7 @@ from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
 from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
+from sidecar.llm.writer import DONE
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
 
@@ -168,18 +168,24 @@ class Completions:
             raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
         cost = len(raw) // JSON_SHARE
         blocks = await apart(cost, blocks_of, messages)
-        memory = ""
+        memory, guidance = "", None
         call = await self._calls.told(found, blocks)
         if call is not None and found is not None:
             if call.saw(blocks, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
             memory = (await call.memory()).text if found.own else ""
+            guidance = call.live.guidance if found.own else None
         model = self._model(asked)
         policy = self._policy
 
         def written() -> tuple[dict[str, Any], bytes]:
             prompt = passed_on(
-                asked, memory, model=model, max_tokens=policy.max_tokens, allow=policy.allow
+                asked,
+                memory,
+                guidance=guidance,
+                model=model,
+                max_tokens=policy.max_tokens,
+                allow=policy.allow,
             )
             return prompt, _encode(prompt)
 
@@ -249,7 +255,7 @@ class Completions:
         if turn.started:
             await send({"type": "http.response.body", "body": b""})
         elif turn.asked.get("stream") is True:
-            await answer(send, 200, sse.DONE, STREAM_HEADERS)
+            await answer(send, 200, DONE, STREAM_HEADERS)
         else:
             await refuse(send, Refused(409, "a newer request of this call took its place"))
 

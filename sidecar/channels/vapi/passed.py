@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN
+from sidecar.llm.guidance import CallGuidance
+from sidecar.llm.placement import placed_in_chat
 from sidecar.llm.refusals import LIMITS
 
 REASONING: Final = "reasoning_effort"
@@ -53,19 +55,22 @@ def passed_on(
     asked: Mapping[str, Any],
     memory: str,
     *,
+    guidance: CallGuidance | None = None,
     model: str,
     max_tokens: int,
     allow: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what goes to the model: the request without VAPI's own fields, memory put in.
 
-    Memory stands after the first system message: the assistant's own words stay a cacheable prefix.
-    What `held_back` names is left out. Where a message holds more than text, the server is asked what
-    a stream cost.
+    Guidance and memory stand where `sidecar.llm.placement` says, just before the caller's last
+    message. What `held_back` names is left out. Where a message holds more than text, the server
+    is asked what a stream cost.
 
     Args:
         asked: As it came.
         memory: The fenced text; empty puts nothing in.
+        guidance: The owner's, for this call. What VAPI was given of it before, and repeats, is
+            left out of the history.
         model: Which is asked.
         max_tokens: The request's own limit counts where it is lower.
         allow: Of what costs beyond the limit of a reply, what may pass: `reasoning_effort`, and types
@@ -90,14 +95,17 @@ def passed_on(
     if body.get("stream") is True and any(map(_kind_of, _parts(body))):
         # Their cost is known from the server alone.
         body["stream_options"] = {**_object(body.get("stream_options")), "include_usage": True}
-    if memory:
-        messages = list(asked["messages"])
-        systems = [i for i, message in enumerate(messages) if message.get("role") == "system"]
-        place = systems[0] + 1 if systems else 0
-        # Role user: it stems from callers' words, which get no system message's authority.
-        messages.insert(place, {"role": "user", "content": memory})
-        body["messages"] = messages
+    pieces = guidance.pieces if guidance else ()
+    if pieces or memory:
+        messages = [m for m in asked["messages"] if not pieces or not _repeats(m, pieces)]
+        text = guidance.text if guidance else ""
+        body["messages"] = placed_in_chat(messages, guidance=text, memory=memory)
     return body
+
+
+def _repeats(message: Mapping[str, Any], pieces: Sequence[str]) -> bool:
+    """Whether a message of a history is guidance that VAPI was given, as `Control.guide` does."""
+    return message.get("role") == "system" and message.get("content") in pieces
 
 
 def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ...]:

@@ -10,17 +10,18 @@ import anyio
 from starlette.types import Send
 
 from sidecar import telemetry
-from sidecar.channels.vapi import sse
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.exchange import Headers, answer
 from sidecar.channels.vapi.history import Block
 from sidecar.channels.vapi.limits import Reservation
-from sidecar.channels.vapi.passing import Passing
-from sidecar.channels.vapi.upstream import Reply, Upstream
+from sidecar.channels.vapi.upstream import Answer, Upstream
 from sidecar.errors import LlmError
 from sidecar.llm.dialects import Dialect, Dialects, refuse
 from sidecar.llm.frames import json_of
-from sidecar.llm.wire import NO_COMPLETION, ChatReader
+from sidecar.llm.passing import Passing
+from sidecar.llm.port import Reply
+from sidecar.llm.reader import NO_COMPLETION, ChatReader
+from sidecar.llm.writer import ChatWriter
 from sidecar.telemetry import Emit
 from sidecar.tracing import Span
 
@@ -137,7 +138,7 @@ class Replies:
         else:
             await self._pass_whole(turn, send)
 
-    async def _ask(self, turn: Request, raw: bytes) -> Reply:
+    async def _ask(self, turn: Request, raw: bytes) -> Answer:
         """Send the request in one of the ways in which the model's server may take it."""
         turn.asked_model = True
         turn.passing = Passing()
@@ -182,7 +183,7 @@ class Replies:
         await send({"type": "http.response.body", "body": b""})
 
     async def _copy(
-        self, turn: Request, reply: Reply, send: Send, silence: anyio.CancelScope
+        self, turn: Request, reply: Answer, send: Send, silence: anyio.CancelScope
     ) -> None:
         """Send frames on to the end of the body, or to a failure.
 
@@ -258,28 +259,28 @@ class Replies:
             raise CutOff(reader.failure)
         turn.started = turn.passing.heard = True
         turn.how = "ended"
-        about = self._about_answer(turn)
-        whole = json_of(reader.answer) if reader.answer else sse.answer(reader.text, **about)
+        whole = (
+            json_of(reader.answer)
+            if reader.answer
+            else self._writer(turn).whole(Reply(reader.text))
+        )
         turn.sent_bytes = len(whole)
         await answer(send, 200, whole)
 
     async def speak(self, turn: Request, send: Send, text: str) -> None:
         """Say `text`, after whatever was sent."""
         turn.spoke = text
-        about_answer = self._about_answer(turn)
+        writer = self._writer(turn)
         if turn.asked.get("stream") is not True:
-            await answer(send, 200, sse.answer(turn.text, **about_answer))
+            await answer(send, 200, writer.whole(Reply(turn.text)))
             return
-        frames = sse.spoken(f" {text}" if turn.started else text, **about_answer)
+        frames = writer.spoken(f" {text}" if turn.started else text)
         await self._send_piece(turn, send, frames)
         await send({"type": "http.response.body", "body": b""})
 
-    def _about_answer(self, turn: Request) -> dict[str, Any]:
-        return {
-            "model": turn.model,
-            "created_s": self._wall(),
-            "answer_id": f"chatcmpl-fallback-{uuid.uuid4().hex}",
-        }
+    def _writer(self, turn: Request) -> ChatWriter:
+        answer_id = f"chatcmpl-fallback-{uuid.uuid4().hex}"
+        return ChatWriter(turn.model, created_s=self._wall(), answer_id=answer_id)
 
 
 def _is_over(passing: Passing) -> bool:

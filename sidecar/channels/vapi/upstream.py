@@ -16,17 +16,17 @@ import anyio
 import msgspec
 from yarl import URL
 
-from sidecar.channels.vapi import sse
 from sidecar.errors import LlmError
 from sidecar.llm.openai import posted
-from sidecar.llm.port import Llm
-from sidecar.llm.wire import BROKE_OFF
+from sidecar.llm.port import Llm, Reply
+from sidecar.llm.reader import BROKE_OFF
+from sidecar.llm.writer import DONE, ChatWriter
 
 KEEP_ALIVE_S = 90.0
 _CONNECT_S = 5.0
 
 
-class Reply(Protocol):
+class Answer(Protocol):
     """An answer under way. It is read once, to its end or until `close`."""
 
     async def next(self) -> bytes:
@@ -45,7 +45,7 @@ class Reply(Protocol):
 class Upstream(Protocol):
     """Who writes the replies."""
 
-    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Answer:
         """Send a request and return once its headers say that it succeeded.
 
         Has no deadline of its own: the caller's scope is. `traceparent` names the span of it.
@@ -81,10 +81,10 @@ class HttpUpstream:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Answer:
         """See `Upstream.ask`."""
         traced = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
-        return _HttpReply(await posted(self._connected(), self._chat_url, body, traced))
+        return _HttpAnswer(await posted(self._connected(), self._chat_url, body, traced))
 
     async def warm(self) -> None:
         """See `Upstream.warm`."""
@@ -110,7 +110,7 @@ class HttpUpstream:
         return self._session
 
 
-class _HttpReply:
+class _HttpAnswer:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._content = response.content
@@ -134,10 +134,10 @@ class LlmUpstream:
     def __init__(self, llm: Llm) -> None:
         self._llm = llm
 
-    async def ask(self, body: bytes, traceparent: str = "") -> Reply:
+    async def ask(self, body: bytes, traceparent: str = "") -> Answer:
         """See `Upstream.ask`."""
         asked = msgspec.json.decode(body, type=dict[str, Any])
-        return _LlmReply(self._llm, asked)
+        return _LlmAnswer(self._llm, asked)
 
     async def warm(self) -> None:
         """See `Upstream.warm`."""
@@ -146,7 +146,7 @@ class LlmUpstream:
         """See `Upstream.aclose`. The model is its owner's to close."""
 
 
-class _LlmReply:
+class _LlmAnswer:
     def __init__(self, llm: Llm, asked: dict[str, Any]) -> None:
         self._frames = self._spoken(llm, asked)
 
@@ -158,15 +158,15 @@ class _LlmReply:
 
     @staticmethod
     async def _spoken(llm: Llm, asked: dict[str, Any]) -> AsyncIterator[bytes]:
-        about: Any = {
-            "model": str(asked.get("model", "")),
-            "created_s": time.time(),
-            "answer_id": f"chatcmpl-{uuid.uuid4().hex}",
-        }
+        writer = ChatWriter(
+            str(asked.get("model", "")),
+            created_s=time.time(),
+            answer_id=f"chatcmpl-{uuid.uuid4().hex}",
+        )
         if not asked.get("stream"):
             reply = await llm.complete(asked["messages"])
-            yield sse.answer(reply.text, **about)
+            yield writer.whole(Reply(reply.text))
             return
         async for piece in llm.stream(asked["messages"]):
-            yield sse.delta({"content": piece}, None, **about)
-        yield sse.delta({}, "stop", **about) + sse.DONE
+            yield writer.delta({"content": piece})
+        yield writer.delta({}, "stop") + DONE

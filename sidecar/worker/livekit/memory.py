@@ -16,6 +16,7 @@ from livekit.agents import (
 )
 from typing_extensions import override
 
+from sidecar.llm.placement import merged, place_of, placed
 from sidecar.llm.refusals import REFUSAL_BYTES, Roles, demanded
 from sidecar.worker.livekit.recorder import recorder_of
 
@@ -35,11 +36,8 @@ class _InSession(Protocol):
 class CallerMemory(Agent):
     """Puts what is remembered of the caller into each prompt of an agent.
 
-    Mix it in before `Agent`. The memory stands in one message just before the caller's last one,
-    so that what comes before it stays a cacheable prefix. It has the role `user`: it stems from
-    callers' words, which are never given a system message's authority. Guidance for the call, which
-    the sidecar's owner gives, stands before it in a message of its own, with the role `system`, from
-    the next prompt on until the call ends. With neither at hand the prompt is passed on untouched.
+    Mix it in before `Agent`. Guidance and memory stand where `sidecar.llm.placement` says: just
+    before the caller's last message. With neither the prompt is passed on untouched.
     Where a model's server refuses a prompt for its roles, both join the message of their role, in
     that prompt and, for this model, in all that follow. May run several times for one turn
     (speculation): it changes nothing but its copy.
@@ -148,40 +146,38 @@ def _wants_turns(error: APIError) -> bool:
 def with_memory(
     chat_ctx: llm.ChatContext, text: str, guidance: str = "", *, joined: bool = False
 ) -> llm.ChatContext:
-    """Return a copy of a prompt with `text` in one message just before the last user message.
+    """Return a copy of a prompt with guidance and memory in it; see `sidecar.llm.placement`.
 
-    Guidance stands in another before it. Where no user has spoken (a greeting), they stand behind
-    the agent's instructions. What is empty is left out. `joined` adds no message where there is one
-    of its role: the memory opens the last user message, the guidance ends the first of the agent's
-    instructions, for models whose template wants roles by turns.
+    Args:
+        chat_ctx: The prompt; it is not changed.
+        text: The memory; empty: there is none.
+        guidance: Empty: there is none.
+        joined: Add no message where there is one of its role, for models whose template wants
+            roles by turns.
     """
     prompt = chat_ctx.copy()
     items = prompt.items
+    at = min(place_of([_role(item) for item in items]), len(items) - 1)
+    at_s = items[at].created_at if items else 0.0
+
+    def message(role: str, content: str) -> llm.ChatItem:
+        of = "system" if role == "system" else "user"
+        return llm.ChatMessage(role=of, content=[content], created_at=at_s)
+
     if joined:
-        guidance = guidance and _join(items, "system", guidance)
-        text = text and _join(items, "user", text)
-    place = next((n for n in range(len(items) - 1, -1, -1) if _role(items[n]) == "user"), None)
-    if place is None:
-        place = 1 if items and _role(items[0]) in {"system", "developer"} else 0
-    at_s = items[min(place, len(items) - 1)].created_at if items else 0.0
-    if text:
-        items.insert(place, llm.ChatMessage(role="user", content=[text], created_at=at_s))
-    if guidance:
-        place = 0 if joined else place
-        items.insert(place, llm.ChatMessage(role="system", content=[guidance], created_at=at_s))
+        items[:] = merged(
+            items, guidance=guidance, memory=text, role_of=_role, message=message, join=_join
+        )
+    else:
+        items[:] = placed(items, guidance=guidance, memory=text, role_of=_role, message=message)
     return prompt
 
 
-def _join(items: list[llm.ChatItem], role: str, text: str) -> str:
-    """Put text into a copy of the message it belongs to; return what found none."""
-    places = [n for n, item in enumerate(items) if _role(item) == role]
-    if not places:
-        return text
-    place = places[0 if role == "system" else -1]
-    message = cast("llm.ChatMessage", items[place])
-    content = [*message.content, text] if role == "system" else [text, *message.content]
-    items[place] = message.model_copy(update={"content": content})
-    return ""
+def _join(item: llm.ChatItem, text: str, *, first: bool) -> llm.ChatItem:
+    """Return a copy of a message with text before or after what it holds."""
+    message = cast("llm.ChatMessage", item)
+    content = [text, *message.content] if first else [*message.content, text]
+    return message.model_copy(update={"content": content})
 
 
 def _role(item: llm.ChatItem) -> str:

@@ -16,13 +16,13 @@ from livekit.agents import (
 from livekit.agents.voice import SpeechHandle
 
 from sidecar import telemetry
-from sidecar.model import TURN_SECONDS, Served, Speaker, prompt_metrics
+from sidecar.llm.guidance import CallGuidance
+from sidecar.model import TURN_SECONDS, Served, Speaker, Utterance, prompt_metrics
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit.beside import Beside
-from sidecar.worker.livekit.heeded import Heeded
 from sidecar.worker.livekit.unsettled import FinalTranscript, Unsettled
 
 UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
@@ -103,13 +103,13 @@ class CallRecorder:
         self._ended = ended
         self._unsettled = Unsettled()
         self._prompt: dict[str, float] = {}
-        self._heeded = Heeded()
-        call.guidance = self._heed
+        self._guidance = CallGuidance()
+        call.guidance = self._take_guidance
 
     @property
     def guidance(self) -> str:
-        """What the sidecar's owner asks the agent to heed in this call; empty: nothing."""
-        return self._heeded.text
+        """What the sidecar's owner asks the agent to follow in this call; empty: nothing."""
+        return self._guidance.text
 
     def listen(self, session: AgentSession[Any]) -> None:
         """Follow the events of a session from now on, and be found by it."""
@@ -143,8 +143,8 @@ class CallRecorder:
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
             self.call = self._open_next(hints)
-            self._heeded = Heeded()
-            self.call.guidance = self._heed
+            self._guidance = CallGuidance()
+            self.call.guidance = self._take_guidance
 
     def look(self) -> None:
         """As `follow`, for whoever must not feel an error of ours."""
@@ -199,8 +199,8 @@ class CallRecorder:
             self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
 
-    def _heed(self, text: str) -> None:
-        cut_chars = self._heeded.heed(text)
+    def _take_guidance(self, text: str) -> None:
+        cut_chars = self._guidance.add(text)
         self._emit(
             telemetry.guidance_taken,
             call=self.call.call_id,
@@ -289,7 +289,7 @@ class CallRecorder:
             metrics |= self._prompt
             self._prompt = {}
         span = self._turn_span(speaker, item.created_at)
-        self._call_at(speaker, item.created_at).record(
+        said = Utterance(
             item.id,
             speaker,
             text,
@@ -298,6 +298,7 @@ class CallRecorder:
             metrics=metrics,
             traceparent=span.traceparent,
         )
+        self._call_at(speaker, item.created_at).record(said)
         span.set({f"sidecar.turn.{name}": value for name, value in metrics.items()})
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
@@ -320,7 +321,8 @@ class CallRecorder:
     ) -> None:
         """Record words of the caller that no turn of the session holds."""
         self._told += 1
-        call.record(f"unsettled.{self._told}", "caller", words, at_s=at_s, interrupted=interrupted)
+        item_id = f"unsettled.{self._told}"
+        call.record(Utterance(item_id, "caller", words, at_s=at_s, interrupted=interrupted))
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
         """Return the call of a turn: what the agent began before a split is of the old one."""
@@ -334,9 +336,8 @@ class CallRecorder:
             self._beside.speaks(text)
 
     def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
-        self._call_at("agent", at_s).record(
-            handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted
-        )
+        said = Utterance(handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted)
+        self._call_at("agent", at_s).record(said)
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
         """Return the span of a turn: that of the caller's speech, or one of the agent's turn."""

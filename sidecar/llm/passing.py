@@ -1,17 +1,17 @@
-"""A model's stream on its way to VAPI: bytes in, frames that VAPI can read out. Pure.
+"""A model's stream on its way to who asked: bytes in, frames that any client can read out. Pure.
 
 Nothing goes out before there is something to hear, or a tool to run: until then the reply can still
 be another one. From there on the usual frames pass as they came, unread, since all streams of a
 process share one loop; they are read later, many at once. Whatever is unusual is read at once, and
-written as VAPI wants it: one frame a line with a list of `choices`, and an end. A tool call goes
+written as the strictest client, VAPI, wants it: one frame a line with a list of `choices`, and an end. A tool call goes
 out when its arguments are whole: half of one would be run, or end the call.
 """
 
 import re
 
-from sidecar.channels.vapi import sse
-from sidecar.llm import wire
 from sidecar.llm.frames import frame_of
+from sidecar.llm.reader import ChatReader, Chunk, is_audible
+from sidecar.llm.writer import DONE, event
 
 # Of the frames that most servers write; what neither fits is read.
 _FIRST_WORD = re.compile(
@@ -30,7 +30,7 @@ class Passing:
     """
 
     def __init__(self) -> None:
-        self.reader = wire.ChatReader()
+        self.reader = ChatReader()
         self.heard = False
         self._held: list[bytes] = []
         self._calls: list[bytes] = []
@@ -104,7 +104,7 @@ class Passing:
         self._closed = True
         finish = self.reader.unfinished
         calls = self.release()
-        return calls + (sse.frame(frame_of({}, {}, finish)) if finish else b"") + sse.DONE
+        return calls + (event(frame_of({}, {}, finish)) if finish else b"") + DONE
 
     def _unread_too(self, came: bytes) -> bytes:
         self._unread.append(came)
@@ -120,16 +120,16 @@ class Passing:
             self.reader.feed(b"".join(self._unread))
             self._unread.clear()
 
-    def _out(self, chunks: list[wire.Chunk]) -> bytes:
+    def _out(self, chunks: list[Chunk]) -> bytes:
         out: list[bytes] = []
         for chunk in chunks:
             if chunk.last:
                 out.append(self.release())
             elif chunk.tools and not self._calls_pass:
-                self._calls.append(sse.frame(chunk.data))
+                self._calls.append(event(chunk.data))
                 continue
-            self._held.append(sse.frame(chunk.data))
-            if self.heard or chunk.tools or wire.is_audible(chunk.text):
+            self._held.append(event(chunk.data))
+            if self.heard or chunk.tools or is_audible(chunk.text):
                 self.heard = True
                 out += self._held
                 self._held.clear()
