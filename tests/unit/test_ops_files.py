@@ -14,7 +14,7 @@ import yaml
 from sidecar.config.load import load
 from sidecar.config.settings import Settings, environment_names
 from sidecar.errors import ConfigError
-from sidecar.worker.livekit import LinkSettings
+from sidecar.livekit import LinkSettings
 from tests.dockerfile import ROOT, instructions, stages
 
 pytestmark = pytest.mark.unit

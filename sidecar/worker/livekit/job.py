@@ -31,6 +31,8 @@ from sidecar.worker.livekit.caller import Identification
 from sidecar.worker.livekit.recorder import CallRecorder
 from sidecar.worker.livekit.traces import JobTraces
 
+__all__ = ["LinkSettings", "finish", "remember"]
+
 T = TypeVar("T")
 
 DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"

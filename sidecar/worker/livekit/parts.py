@@ -37,6 +37,8 @@ from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Llm
 from sidecar.worker.livekit.traces import JobTraces
 
+__all__ = ["PiperTts", "PortLlm", "WhisperStt", "language_model", "voice_parts"]
+
 _WHISPER_RATE_HZ: Final = 16_000
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[speech]'"
