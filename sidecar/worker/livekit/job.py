@@ -87,7 +87,7 @@ class LinkSettings:
 
         schemes = environment.WS_SCHEMES
         url = read("SIDECAR_LINK_URL", partial(environment.url_alone, schemes=schemes))
-        token = read("SIDECAR_LINK_TOKEN", environment.header_value)
+        token = read("SIDECAR_LINK_TOKEN", environment.link_token)
         data_dir = read("SIDECAR_DATA_DIR", environment.path)
         spool_dir = read("SIDECAR_SPOOL_DIR", environment.path)
         log_text = read("SIDECAR_LOG_TEXT", environment.flag)
