@@ -47,7 +47,7 @@ def worker_names() -> set[str]:
         name
         for source in sources
         for name in re.findall(
-            r"(?:environ\.get|\bread)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
+            r"(?:environ\.get|\bread|\bsaid)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
         )
     }
     # Read by LiveKit's own AgentServer.
