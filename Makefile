@@ -154,9 +154,10 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	$$compile requirements/ship.in -o requirements/ship.txt && \
 	$$compile requirements/litellm.in -o requirements/litellm.txt && \
 	$$compile requirements/app-server.in -o requirements/app-server.txt && \
-	$$compile pyproject.toml -o requirements/run.txt && \
+	$$compile pyproject.toml -o requirements/worker.txt && \
 	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
-	$$compile pyproject.toml --extra speech --extra dev -o requirements/dev.txt
+	$$compile pyproject.toml --extra server -o requirements/run.txt && \
+	$$compile pyproject.toml --extra server --extra speech --extra dev -o requirements/dev.txt
 
 docs: $(DOCS_VENV)/.installed ## Build the documentation site into site/, with no broken link
 	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

@@ -22,8 +22,7 @@ from livekit.agents import (
     inference,
 )
 
-from sidecar.worker.livekit import CallerMemory, finish, remember  # memory
-from sidecar.worker.livekit.parts import voice_parts
+from sidecar.livekit import CallerMemory, finish, remember, voice_parts  # memory
 
 INSTRUCTIONS = (
     "You are a friendly assistant on the telephone. Answer in one or two short spoken sentences, "

@@ -27,8 +27,8 @@ from typing_extensions import override
 from benchmarks.figures import Figures, latency, milliseconds, percentile
 from benchmarks.processes import MEMORY, LettaProcess, sidecar
 from sidecar import telemetry
+from sidecar.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.telemetry import Telemetry
-from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
 from tests.livekit_room.studio import Studio, on_air, studio
 
 SECONDS = 65.0

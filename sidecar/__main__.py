@@ -1,6 +1,32 @@
-"""`python -m sidecar` is the command `sidecar`."""
+"""The command `sidecar`, which is also `python -m sidecar`.
 
-from sidecar.cli import main
+A voice worker's environment has no use for it: without the extra `server` it says so and ends.
+"""
+
+import sys
+from importlib.util import find_spec
+from typing import Final
+
+SERVER_MODULES: Final = (
+    *("apsw", "letta_client", "phonenumbers", "prometheus_client", "pydantic_settings", "rich"),
+    *("starlette", "structlog", "typer", "uvicorn"),
+)
+"""What the extra `server` installs, by the names it is imported by."""
+_LEFT_OUT: Final = (
+    "sidecar: only the voice worker's part is installed here; for the sidecar itself:"
+    " pip install 'letta-voice-sidecar[server]'\n"
+)
+
+
+def main() -> None:
+    """Run the command line and exit; with code 2 where the sidecar's packages are not installed."""
+    if not all(map(find_spec, SERVER_MODULES)):
+        sys.stderr.write(_LEFT_OUT)
+        sys.exit(2)
+    from sidecar.cli import main as run  # noqa: PLC0415 - it imports them
+
+    run()
+
 
 if __name__ == "__main__":
     main()

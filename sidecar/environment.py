@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 TEXT_LIMIT_CHARS: Final = 4_096
 JSON_LIMIT_CHARS: Final = 131_072
+SECRET_CHARS: Final = 16
+MAKE_ONE: Final = "make one with: openssl rand -hex 16"
 WS_SCHEMES: Final = ("ws", "wss")
 HTTP_SCHEMES: Final = ("http", "https")
 _NAME_LIMIT_BYTES = 255
@@ -84,6 +86,14 @@ def header_value(text: str) -> str:
     if not _HEADER_VALUE.fullmatch(text):
         raise ValueError("write it in printable ASCII without a blank in it")
     return _bounded(text, TEXT_LIMIT_CHARS)
+
+
+def link_token(text: str) -> str:
+    """Return a token that opens the sidecar: too long to be guessed."""
+    header_value(text)
+    if len(text) < SECRET_CHARS:
+        raise ValueError(f"at least {SECRET_CHARS} characters; {MAKE_ONE}")
+    return text
 
 
 def password(text: str) -> str:

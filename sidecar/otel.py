@@ -31,9 +31,9 @@ from typing_extensions import override
 from sidecar import telemetry
 from sidecar.environment import said, wrong
 from sidecar.errors import ConfigError
-from sidecar.otel_environment import wrong_variables
+from sidecar.otel_environment import exporter_of, wrong_variables
 from sidecar.telemetry import Emit
-from sidecar.tracing import TEXT, Kind, Span, Value, exporter_of, traceparent_or_none
+from sidecar.tracing import TEXT, Kind, Span, Value, traceparent_or_none
 
 _KINDS: Final = {
     "internal": SpanKind.INTERNAL,

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's standard variables may be: what its SDK takes, and what then works.
+"""What OpenTelemetry's standard variables ask for, and which of their values its SDK can use.
 
 The SDK ends in a traceback at some wrong values, and passes over others: traces then go nowhere,
 without a word. Only what is used is checked, so nothing where no traces are asked for.
@@ -6,17 +6,18 @@ without a word. Only what is used is checked, so nothing where no traces are ask
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 from urllib.parse import unquote
 
 from sidecar import environment
 from sidecar.environment import HTTP_SCHEMES, said
 from sidecar.errors import ConfigError
-from sidecar.tracing import exporter_of
 
 _Check: TypeAlias = Callable[[str], bool]
 
+_EXPORTERS: Final = ("otlp", "console", "none")
+_PROTOCOLS: Final = ("http/protobuf", "grpc")
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE = re.compile(r"[ -~]*")
@@ -24,6 +25,36 @@ _PEM = b"-----BEGIN "
 _PEM_LIMIT_BYTES: Final = 1 << 20
 _QUEUE_SPANS: Final = "2048"
 _BATCH_SPANS: Final = "512"
+
+
+def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return which exporter of spans the variables ask for, and its protocol.
+
+    `OTEL_TRACES_EXPORTER` says which; unset, it is `otlp` where an endpoint is named and `none`
+    where none is. `OTEL_SDK_DISABLED=true` is `none`.
+
+    Raises:
+        ConfigError: an exporter or a protocol that there is not here; `fields` names it.
+    """
+    endpoint = said(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporter = _one_of(_EXPORTERS, environ, "OTEL_TRACES_EXPORTER")
+    of_traces, of_all = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+    protocol = _one_of(_PROTOCOLS, environ, of_traces, of_all) or _PROTOCOLS[0]
+    if (said(environ, "OTEL_SDK_DISABLED") or "").lower() == "true":
+        return "none", protocol
+    return exporter or ("otlp" if endpoint else "none"), protocol
+
+
+def _one_of(known: Sequence[str], environ: Mapping[str, str], *names: str) -> str | None:
+    """Return what the first of these variables says that says anything."""
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"one of {', '.join(known)}")
+        return text
+
+    name = next((name for name in names if said(environ, name)), names[0])
+    return environment.read(environ, name, check)
 
 
 def wrong_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, cast
 
-import structlog
-
 from sidecar.model import TURN_SECONDS
 from sidecar.sparing import Sparing
 
@@ -130,6 +128,12 @@ def catalogue() -> tuple[Event, ...]:
     return tuple(value for value in globals().values() if isinstance(value, Event))
 
 
+def _structlog() -> object:
+    import structlog  # noqa: PLC0415 - of the extra `server`
+
+    return structlog.get_logger()
+
+
 class Emit(Protocol):
     """What the parts get: say that an event happened."""
 
@@ -144,7 +148,8 @@ class Telemetry:
     Args:
         strict: Raise on a field the catalogue does not list (tests do).
         log_text: Let `pii_` fields through.
-        logger: A structlog logger, or anything with `debug`, `info`, `warning`, `error`.
+        logger: Anything with `debug`, `info`, `warning` and `error`; by default structlog's,
+            which a voice worker, with a log of its own, does not need to have.
         sparing: Bounds the lines of events that strangers cause.
         redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
         observe: Told of each event with the fields its entry lists; returns at once.
@@ -165,7 +170,7 @@ class Telemetry:
     ) -> None:
         self._strict = strict
         self._log_text = log_text
-        self._logger = logger if logger is not None else structlog.get_logger()
+        self._logger = logger if logger is not None else _structlog()
         self._sparing = sparing or Sparing()
         self._redact = redact
         self.observe = observe

@@ -10,11 +10,9 @@ stand only in `TEXT`, which an exporter gets when the owner opted in.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, TypeAlias
-
-from sidecar.errors import ConfigError
 
 Value: TypeAlias = str | bool | int | float
 Kind: TypeAlias = Literal["internal", "client", "server"]
@@ -22,8 +20,6 @@ Kind: TypeAlias = Literal["internal", "client", "server"]
 TEXT: Final = "sidecar.pii.text"
 """Words of a caller or of the agent; LiveKit's own filter knows the `pii` in it, too."""
 CONVERSATION: Final = "gen_ai.conversation.id"
-_EXPORTERS: Final = ("otlp", "console", "none")
-_PROTOCOLS: Final = ("http/protobuf", "grpc")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -135,33 +131,3 @@ NO_TRACES: Final[Tracer] = _NoTraces()
 def traceparent_or_none(raw: str) -> str:
     """Return a well-formed `traceparent`, or empty for another text: a trace is never an error."""
     return raw if _TRACEPARENT.fullmatch(raw) else ""
-
-
-def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return which exporter of spans OpenTelemetry's standard variables ask for, and its protocol.
-
-    `OTEL_TRACES_EXPORTER` says which; unset, it is `otlp` where an endpoint is named and `none`
-    where none is. `OTEL_SDK_DISABLED=true` is `none`.
-
-    Raises:
-        ConfigError: an exporter or a protocol that there is not here; `fields` names it.
-    """
-
-    def said(*names: str) -> tuple[str, str]:
-        named = ((name, environ.get(name, "").strip()) for name in names)
-        return next(((name, value) for name, value in named if value), (names[-1], ""))
-
-    _, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    name, exporter = said("OTEL_TRACES_EXPORTER")
-    _require(name, exporter, _EXPORTERS)
-    name, protocol = said("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    _require(name, protocol, _PROTOCOLS)
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        exporter = "none"
-    return exporter or ("otlp" if endpoint else "none"), protocol or _PROTOCOLS[0]
-
-
-def _require(name: str, value: str, known: Sequence[str]) -> None:
-    if value and value not in known:
-        remedy = f"one of {', '.join(known)}"
-        raise ConfigError(f"wrong settings:\n  {name}: {remedy}", fields=((name, remedy),))

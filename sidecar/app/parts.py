@@ -16,9 +16,10 @@ from sidecar.jobs.forget import Copies, Forgetting
 from sidecar.journal.erasure import Erasure
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
+from sidecar.otel_environment import exporter_of
 from sidecar.privacy import redaction
 from sidecar.private import state_directories
-from sidecar.tracing import NO_TRACES, Tracer, exporter_of
+from sidecar.tracing import NO_TRACES, Tracer
 
 FLUSH_TRACES_S = 2.0
 

@@ -137,9 +137,9 @@ def _version(asked: bool) -> None:
         Exit: always, once asked.
     """
     if asked:
-        from importlib.metadata import version  # noqa: PLC0415
+        from sidecar import __version__  # noqa: PLC0415 - read when asked for
 
-        show.say(f"sidecar {version('letta-voice-sidecar')}")
+        show.say(f"sidecar {__version__}")
         raise typer.Exit
 
 

@@ -23,6 +23,7 @@ from sidecar.config.agent_map import read_agent_map
 from sidecar.config.settings import Settings
 from sidecar.environment import default_data_dir
 from sidecar.errors import AgentNotFound, ConfigError, LettaError, SidecarError
+from sidecar.otel_environment import exporter_of
 from sidecar.privacy import redaction
 from sidecar.private import (
     LINK_TOKEN_FILE,
@@ -32,7 +33,6 @@ from sidecar.private import (
     unmake,
 )
 from sidecar.telemetry import Telemetry
-from sidecar.tracing import exporter_of
 from sidecar.untrusted import MALFORMED
 
 Verdict: TypeAlias = Literal["ok", "warning", "bad"]
@@ -394,7 +394,7 @@ def traces() -> Finding:
         return Finding("traces", "ok", "off" if exporter == "none" else f"to the {exporter}")
     default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
     named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    url = next((value for name in named if (value := os.environ.get(name, "").strip())), default)
+    url = environment.said(os.environ, *named) or default
     parts = urlsplit(url if "//" in url else f"//{url}")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     where = f"{parts.hostname}:{port}"

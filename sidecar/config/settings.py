@@ -45,7 +45,13 @@ from sidecar.config.kinds import (
     Text,
     values_of,
 )
-from sidecar.environment import HTTP_SCHEMES, WS_SCHEMES, default_data_dir
+from sidecar.environment import (
+    HTTP_SCHEMES,
+    MAKE_ONE,
+    SECRET_CHARS,
+    WS_SCHEMES,
+    default_data_dir,
+)
 from sidecar.errors import ConfigError
 from sidecar.privacy import names_in
 from sidecar.untrusted import MALFORMED
@@ -53,8 +59,6 @@ from sidecar.untrusted import MALFORMED
 DEFAULT_PORT = 8377
 DEFAULT_TENANT = "default"
 OPENAI_URL = "https://api.openai.com/v1"
-_SECRET_CHARS = 16
-_MAKE_ONE = "make one with: openssl rand -hex 16"
 _DAY_S = 86_400.0
 _YEAR_S = 366 * _DAY_S
 _NO_MORE_TOKENS = 10**12
@@ -280,7 +284,7 @@ class Settings(BaseSettings):
         if self.livekit_url is not None and not self.makes_token and not self.tokens:
             raise ValueError(
                 "SIDECAR_LINK_TOKEN: with SIDECAR_VAPI_TENANTS, voice workers need a token of their"
-                f" tenant: set SIDECAR_TENANTS, or {_MAKE_ONE}"
+                f" tenant: set SIDECAR_TENANTS, or {MAKE_ONE}"
             )
         if self.agent_id is not None and len(self.tenant_names) > 1:
             raise ValueError(
@@ -292,14 +296,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _secrets_differ_and_are_long(self) -> Self:
         for variable, tokens in self._link_values():
-            if any(len(token) < _SECRET_CHARS for token in tokens):
-                raise ValueError(f"{variable}: at least {_SECRET_CHARS} characters; {_MAKE_ONE}")
+            if any(len(token) < SECRET_CHARS for token in tokens):
+                raise ValueError(f"{variable}: at least {SECRET_CHARS} characters; {MAKE_ONE}")
         for variable, by_tenant in self._vapi_values():
             values = [value for of_tenant in by_tenant for value in of_tenant]
             if any(not 1 <= len(of_tenant) <= 2 for of_tenant in by_tenant):  # noqa: PLR2004
                 raise ValueError(f"{variable}: one value, or two with a comma between them")
-            if any(len(value) < _SECRET_CHARS for value in values):
-                raise ValueError(f"{variable}: at least {_SECRET_CHARS} characters; {_MAKE_ONE}")
+            if any(len(value) < SECRET_CHARS for value in values):
+                raise ValueError(f"{variable}: at least {SECRET_CHARS} characters; {MAKE_ONE}")
             if len(set(values)) != len(values):
                 raise ValueError(f"{variable}: two tenants share one: give each its own")
         if len(set(self.tokens)) != len(self.tenants) + bool(self.link_token):

@@ -12,6 +12,8 @@ from sidecar.wire.frames import Hints, Memory
 from sidecar.wire.spool import SpoolFile
 from sidecar.worker.unacked import Outbox
 
+__all__ = ["LinkedCall"]
+
 
 class Line(Protocol):
     """What a call needs of the link it is on."""

@@ -186,7 +186,9 @@ KNOWN = {
     r"systemctl .*": _SYSTEMCTL,
     r"useradd .*": Known(service_user, "unit/test_ops_files.py"),
     r"python3 -m venv /opt/voice-sidecar": Known(venv_of_the_unit, _PIP),
-    r"/opt/voice-sidecar/bin/pip install dist/\*\.whl": Known(venv_of_the_unit, _PIP),
+    r'/opt/voice-sidecar/bin/pip install "\$\(echo dist/\*\.whl\)\[server\]"': Known(
+        venv_of_the_unit, _PIP
+    ),
 }
 
 

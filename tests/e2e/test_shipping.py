@@ -4,6 +4,7 @@ Nothing of the checkout is in reach of these processes: they are started elsewhe
 is the installed one.
 """
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.testing.fake_sidecar import FakeSidecar
+from sidecar.wire.frames import Memory
 from tests.dockerfile import ROOT, Image, built, rights_missing, stages
+from tests.livekit_room.caller import calling
+from tests.livekit_room.server import LiveKitServer
+from tests.livekit_room.worker import voice_worker
 from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_ops_files import PATHS
@@ -102,15 +108,19 @@ class Installed(SidecarProcess):
 
 @pytest.fixture(scope="module")
 def installed(outside: Path, wheel: Path) -> Path:
-    """A clean environment with the wheel and what its own ranges bring: what a user gets."""
-    venv = outside / "clean"
+    """A clean environment with the wheel, its extra `server`, and what their own ranges bring."""
+    return clean(outside / "clean", f"{wheel}[server]")
+
+
+def clean(venv: Path, package: str) -> Path:
+    """Return a new environment with a package and what its own ranges bring: what a user gets."""
     done(sys.executable, "-m", "venv", "--without-pip", venv)
-    done(UV, "pip", "install", "--quiet", "--python", venv / "bin/python", wheel)
+    done(UV, "pip", "install", "--quiet", "--python", venv / "bin/python", package)
     return venv
 
 
 def test_pip_install_and_sidecar_run(installed: Path, tmp_path: Path) -> None:
-    """`pip install dist/*.whl && sidecar run` serves its page, ready, with nothing of the checkout."""
+    """With the extra `server`, `sidecar run` serves its page, ready, with nothing of the checkout."""
     with Installed(installed, tmp_path) as sidecar:
         assert sidecar.readiness()["ready"] is True
         status, page = get(f"{sidecar.url}/")
@@ -133,11 +143,89 @@ def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path)
     assert said == f"sidecar {version[1]}\n"
 
 
-def test_a_worker_of_ones_own_needs_only_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """The LiveKit channel imports from the installed package, and so does the worker to copy."""
-    shutil.copy(ROOT / "voice_worker.py", tmp_path)
-    help_text = done(installed / "bin/python", "voice_worker.py", "start", "--help", cwd=tmp_path)
-    assert "--drain-timeout" in help_text
+@pytest.fixture(scope="module")
+def base(outside: Path, wheel: Path) -> Path:
+    """A clean environment with the wheel alone: a LiveKit worker's."""
+    return clean(outside / "base", str(wheel))
+
+
+def test_a_workers_environment_has_nothing_of_the_sidecars(base: Path, tmp_path: Path) -> None:
+    """Without the extra there is no package of `server` but those livekit-agents needs for itself."""
+    looked = (
+        "import json; from importlib.metadata import distributions; "
+        "print(json.dumps({d.name.lower().replace('_', '-'): d.requires or [] for d in distributions()}))"
+    )
+    there: dict[str, list[str]] = json.loads(done(base / "bin/python", "-c", looked, cwd=tmp_path))
+    assert {"letta-voice-sidecar", "livekit-agents", "websockets"} <= there.keys()
+    absent = {"apsw", "letta-client", "pydantic-settings", "starlette", "structlog", "uvicorn"}
+    assert not absent & there.keys()
+    ours = [line for line in there["letta-voice-sidecar"] if "extra ==" not in line]
+    assert not [line for line in ours if line.startswith(("typer", "rich", "prometheus"))]
+
+
+def test_the_command_in_a_workers_environment_names_the_extra(base: Path, tmp_path: Path) -> None:
+    """`sidecar`, whatever it is asked, is one line that says what to install, and exit code 2."""
+    for words in ((), ("run",), ("--version",), ("check", "--json")):
+        for command in ((str(base / "bin/sidecar"),), (str(base / "bin/python"), "-m", "sidecar")):
+            ended = subprocess.run(
+                [*command, *words],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert ended.returncode == 2
+            assert ended.stdout == ""
+            (line,) = ended.stderr.splitlines()
+            assert "pip install 'letta-voice-sidecar[server]'" in line
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_a_worker_without_the_sidecars_packages_takes_a_call(
+    base: Path, tmp_path: Path
+) -> None:
+    """The worker to copy, in an environment of the wheel alone, remembers a caller and is acked."""
+    fact = '<memory-a>\n<block label="human">\nName: Ada\n</block>\n</memory-a>'
+    sidecar = FakeSidecar(
+        memory_of=lambda call: Memory(
+            call=call, text=fact, version="1", read_at_s=0.0, served="fresh", settled=True
+        )
+    )
+    home = tmp_path / "worker"
+    home.mkdir()
+    shutil.copy(ROOT / "voice_worker.py", home)
+    shutil.copy(ROOT / "tests/livekit_room/parts.py", home / "speech_parts.py")
+    async with (
+        LiveKitServer().serving() as server,
+        sidecar.serving() as link_url,
+        voice_worker(
+            server,
+            link_url,
+            tmp_path,
+            python=base / "bin/python",
+            program=home / "voice_worker.py",
+            VOICE_PARTS="speech_parts:scripted",
+        ) as worker,
+    ):
+        worker.will_hear("alone", "what is my name")
+        async with calling(server.url, "alone", "sip_alone", phone="+12025550100") as caller:
+            job = await server.call_agent("alone")
+            await caller.until(lambda: len(caller.heard) >= 2, 100.0)
+            await caller.until_agent_is_silent(for_s=0.8)
+            await caller.say("what is my name")
+            await caller.until(lambda: len(caller.heard) >= 3, 60.0)
+            await caller.until_agent_is_silent()
+        await sidecar.until(lambda: job in sidecar.closed, 60.0)
+    assert "Ada" in caller.heard[1]
+    assert "Ada" in caller.heard[2]
+    assert "what is my name" in sidecar.texts(job)
+    assert any("Name: Ada" in str(prompt) for prompt in worker.prompts("alone"))
 
 
 @pytest.fixture(autouse=True)

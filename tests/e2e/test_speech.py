@@ -12,7 +12,7 @@ import anyio
 import pytest
 from livekit import rtc
 
-from sidecar.worker.livekit.parts import PiperTts, WhisperStt
+from sidecar.livekit import PiperTts, WhisperStt
 from tests.livekit_room.caller import RATE_HZ, Caller, calling
 from tests.livekit_room.server import LiveKitServer
 from tests.livekit_room.worker import voice_worker

@@ -15,8 +15,14 @@ from livekit.agents.telemetry import set_tracer_provider
 from livekit.agents.testing import fake_job_context
 from opentelemetry.trace import NoOpTracerProvider
 
-from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
-from sidecar.worker.livekit.parts import PortLlm, language_model
+from sidecar.livekit import (
+    CallerMemory,
+    LinkSettings,
+    PortLlm,
+    finish,
+    language_model,
+    remember,
+)
 from sidecar.worker.livekit.traces import JobTraces
 from tests.e2e.test_link_server import Worker, worker
 from tests.e2e.test_vapi import Model, body, post, settings

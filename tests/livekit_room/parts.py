@@ -29,7 +29,7 @@ from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from typing_extensions import override
 
 from sidecar.demo.model import DemoModel
-from sidecar.worker.livekit.parts import PiperTts, PortLlm, WhisperStt
+from sidecar.livekit import PiperTts, PortLlm, WhisperStt
 
 WORD_S = 0.22  # how long a caller takes for a word, a little less than espeak-ng does
 FINAL_AFTER_S = 0.4  # silence after which the recogniser settles an utterance

@@ -64,7 +64,14 @@ class VoiceWorker:
 
 @asynccontextmanager
 async def voice_worker(
-    server: LiveKitServer, link_url: str, directory: Path, *, parts: str = "scripted", **env: str
+    server: LiveKitServer,
+    link_url: str,
+    directory: Path,
+    *,
+    parts: str = "scripted",
+    python: Path = Path(sys.executable),
+    program: Path = ROOT / "voice_worker.py",
+    **env: str,
 ) -> AsyncGenerator[VoiceWorker]:
     """Run `voice_worker.py dev` until the context ends.
 
@@ -73,6 +80,8 @@ async def voice_worker(
         link_url: Its sidecar.
         directory: For its scripts, spool and log; `data` in it is the sidecar's.
         parts: A function of `tests.livekit_room.parts`.
+        python: Of the environment it runs in.
+        program: The worker; what is beside it can be imported there.
         env: More of its environment.
     """
     scripts, spool_dir, log = directory / "scripts", directory / "spool", directory / "worker.log"
@@ -98,8 +107,8 @@ async def voice_worker(
     others = list(server.dispatcher.workers)
     with log.open("ab") as output:
         process = await anyio.open_process(
-            [sys.executable, "voice_worker.py", "dev", "--no-reload"],
-            cwd=ROOT,
+            [str(python), program.name, "dev", "--no-reload"],
+            cwd=program.parent,
             env=environ,
             stdin=None,
             stdout=output,

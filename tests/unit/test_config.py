@@ -17,8 +17,7 @@ from sidecar.config.load import for_a_worker, load
 from sidecar.config.settings import Settings, environment_names
 from sidecar.environment import said
 from sidecar.errors import ConfigError
-from sidecar.worker.livekit.job import LinkSettings
-from sidecar.worker.livekit.parts import language_model
+from sidecar.livekit import LinkSettings, language_model
 
 pytestmark = pytest.mark.unit
 

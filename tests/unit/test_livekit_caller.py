@@ -23,13 +23,13 @@ from livekit.agents import (
 from livekit.protocol import models
 from livekit.rtc._proto.participant_pb2 import ParticipantPermission
 
+from sidecar.livekit import LinkSettings, finish, remember
 from sidecar.model import Utterance
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_sidecar import FakeSidecar
 from sidecar.wire.frames import CallOpen, Hints, Memory
 from sidecar.worker.call import LinkedCall
-from sidecar.worker.livekit import LinkSettings, finish, remember
 from sidecar.worker.livekit.caller import (
     Identification,
     hints_of_metadata,

@@ -21,6 +21,7 @@ from livekit.agents import (
 )
 from typing_extensions import override
 
+from sidecar.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.model import Utterance
 from sidecar.private import link_token
 from sidecar.telemetry import Telemetry
@@ -37,7 +38,6 @@ from sidecar.wire.frames import (
 )
 from sidecar.wire.spool import SpoolFile, default_spool_dir, spool_files
 from sidecar.worker.call import LinkedCall
-from sidecar.worker.livekit import CallerMemory, LinkSettings, finish, remember
 from sidecar.worker.livekit import memory as in_prompts
 from sidecar.worker.livekit.memory import with_memory
 from tests.livekit_room.lobby import FakeRoom, job

@@ -14,7 +14,7 @@ import yaml
 from sidecar.config.load import load
 from sidecar.config.settings import Settings, environment_names
 from sidecar.errors import ConfigError
-from sidecar.worker.livekit import LinkSettings
+from sidecar.livekit import LinkSettings
 from tests.dockerfile import ROOT, instructions, stages
 
 pytestmark = pytest.mark.unit
@@ -47,7 +47,7 @@ def worker_names() -> set[str]:
         name
         for source in sources
         for name in re.findall(
-            r"(?:environ\.get|\bread)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
+            r"(?:environ\.get|\bread|\bsaid)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
         )
     }
     # Read by LiveKit's own AgentServer.

@@ -21,8 +21,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sidecar.config.load import load
 from sidecar.errors import ConfigError
 from sidecar.otel import OtelTracer, tracer_of
+from sidecar.otel_environment import exporter_of
 from sidecar.telemetry import Event
-from sidecar.tracing import NO_TRACES, TEXT, exporter_of, traceparent_or_none
+from sidecar.tracing import NO_TRACES, TEXT, traceparent_or_none
 from sidecar.worker.livekit.traces import JobTraces
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]

@@ -31,6 +31,8 @@ from sidecar.worker.livekit.caller import Identification
 from sidecar.worker.livekit.recorder import CallRecorder
 from sidecar.worker.livekit.traces import JobTraces
 
+__all__ = ["LinkSettings", "finish", "remember"]
+
 T = TypeVar("T")
 
 DEFAULT_LINK_URL: Final = "ws://127.0.0.1:8377/link"
@@ -85,7 +87,7 @@ class LinkSettings:
 
         schemes = environment.WS_SCHEMES
         url = read("SIDECAR_LINK_URL", partial(environment.url_alone, schemes=schemes))
-        token = read("SIDECAR_LINK_TOKEN", environment.header_value)
+        token = read("SIDECAR_LINK_TOKEN", environment.link_token)
         data_dir = read("SIDECAR_DATA_DIR", environment.path)
         spool_dir = read("SIDECAR_SPOOL_DIR", environment.path)
         log_text = read("SIDECAR_LOG_TEXT", environment.flag)

@@ -20,6 +20,8 @@ from sidecar.llm.placement import merged, place_of, placed
 from sidecar.llm.refusals import REFUSAL_BYTES, Roles, demanded
 from sidecar.worker.livekit.recorder import recorder_of
 
+__all__ = ["CallerMemory"]
+
 _Chunk: TypeAlias = llm.ChatChunk | str | FlushSentinel
 _MODELS_KEPT = 256
 _in_turns: set[str] = set()

@@ -37,6 +37,8 @@ from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Llm
 from sidecar.worker.livekit.traces import JobTraces
 
+__all__ = ["PiperTts", "PortLlm", "WhisperStt", "language_model", "voice_parts"]
+
 _WHISPER_RATE_HZ: Final = 16_000
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[speech]'"
@@ -52,12 +54,12 @@ def voice_parts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     Raises:
         ConfigError: `VOICE_PARTS` names nothing, or the offline parts are not installed.
     """
-    if named := environ.get("VOICE_PARTS", "").strip():
+    if named := environment.said(environ, "VOICE_PARTS"):
         return _named(named)()
     return {
-        "stt": environ.get("VOICE_STT", "").strip() or WhisperStt(),
+        "stt": environment.said(environ, "VOICE_STT") or WhisperStt(),
         "llm": PortLlm(language_model(environ)),
-        "tts": environ.get("VOICE_TTS", "").strip() or PiperTts(),
+        "tts": environment.said(environ, "VOICE_TTS") or PiperTts(),
         "vad": VAD(model="silero"),
     }
 
@@ -85,11 +87,11 @@ def language_model(environ: Mapping[str, str]) -> Llm:
     url = environment.read(environ, "LLM_BASE_URL", check_url)
     key = environment.read(environ, "LLM_API_KEY", environment.header_value)
     key = key or environment.read(environ, "OPENAI_API_KEY", environment.header_value)
+    model = environment.read(environ, "LLM_MODEL", environment.plain) or "gpt-4o-mini"
     if not key and not url:
         return DemoModel()
     if url and key and environment.has_user(url):
         raise environment.wrong((("LLM_BASE_URL", "take the user and password out of it"),))
-    model = environment.read(environ, "LLM_MODEL", environment.plain) or "gpt-4o-mini"
     return OpenAiLlm(url or _OPENAI_URL, key or "", model, traceparent=JobTraces.current)
 
 

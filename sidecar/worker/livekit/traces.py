@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from livekit.agents.telemetry import set_tracer_provider
 
 from sidecar import telemetry
+from sidecar.otel_environment import exporter_of
 from sidecar.telemetry import Emit
-from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer, exporter_of
+from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer
 
 if TYPE_CHECKING:
     from sidecar.otel import OtelTracer
