@@ -11,7 +11,7 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,7 +228,7 @@ class _Room(rtc.EventEmitter[Any]):
 
 
 @contextmanager
-def _job(name: str, metadata: str) -> Iterator[JobContext]:
+def _job(name: str, metadata: str) -> Generator[JobContext]:
     with fake_job_context(job_id=name, job_metadata=metadata, room=_Room()) as ctx:  # type: ignore[arg-type]
         try:
             yield ctx
@@ -298,7 +298,7 @@ class _Talk:
             self._asked.set()
             return chat(**asked)
 
-        made.model.chat = timed  # type: ignore[method-assign]
+        made.model.chat = timed
         session: AgentSession[Any] = made.session
 
         @session.on("conversation_item_added")

@@ -63,7 +63,7 @@ class Worker:
                 self.note("acked", call.call_id, item)
             return forget(items, closed=closed)
 
-        outbox.acked = acked  # type: ignore[method-assign]
+        outbox.acked = acked
 
     async def hold_calls(self, slot: int) -> None:
         """Hold one call after the other."""

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -152,7 +152,7 @@ class TestTornFiles:
 
 
 @contextmanager
-def largest_file(limit_bytes: int) -> Iterator[None]:
+def largest_file(limit_bytes: int) -> Generator[None]:
     """Let no file of this process grow beyond a size: writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))

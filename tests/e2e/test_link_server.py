@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -63,7 +63,7 @@ class Worker:
 @contextmanager
 def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
-) -> Iterator[Worker]:
+) -> Generator[Worker]:
     options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
     if "additional_headers" not in options:
         options["additional_headers"] = sidecar.bearer

@@ -1,6 +1,6 @@
 """Archival memory, asked while somebody waits, in virtual time."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -56,7 +56,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[Bench]:
+async def opened() -> AsyncGenerator[Bench]:
     bench = Bench()
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.archive.run)

@@ -1,6 +1,6 @@
 """The live calls, in virtual time, on fakes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -120,7 +120,7 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Bench"]:
+    async def running(self) -> AsyncGenerator["Bench"]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.snapshots.run)
             await tasks.start(self.calls.run)
@@ -519,7 +519,7 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
             await anyio.sleep(1.0)
             await append(turns)
 
-        bench.journal.append = slow  # type: ignore[method-assign]
+        bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
 
         async def intake() -> None:
@@ -597,16 +597,16 @@ def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
         await anyio.sleep(1)
         assert bench.telemetry.counts["journal_failed"]
         assert bench.calls.journal_error == ""
-        bench.journal.recent = recent  # type: ignore[method-assign]
-        bench.journal.append = fails  # type: ignore[method-assign,assignment]
-        bench.journal.try_write = fails  # type: ignore[method-assign]
+        bench.journal.recent = recent
+        bench.journal.append = fails
+        bench.journal.try_write = fails
         with pytest.raises(JournalFull):
             await live.record([turn(live, "i1", "hello")])
         await live.close("bye")
         await anyio.sleep(60)
         assert bench.calls.journal_error
         del bench.journal.try_write
-        bench.journal.append = append  # type: ignore[method-assign]
+        bench.journal.append = append
         await anyio.sleep(6)
         assert bench.calls.journal_error == ""
 
@@ -679,7 +679,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         with pytest.raises(JournalFull):
             await live.record([turn(live, "i1", "hello")])
         assert bench.calls.journal_error
-        bench.journal.append = append  # type: ignore[method-assign]
+        bench.journal.append = append
         await live.record([turn(live, "i1", "hello")])
         assert not bench.calls.journal_error
 
@@ -698,7 +698,7 @@ def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
         bench.store.load = broken  # type: ignore[method-assign]
         live, _ = await bench.open("c1")
         await anyio.sleep(1)
-        bench.store.load = load  # type: ignore[method-assign]
+        bench.store.load = load
         await live.record([turn(live, "i1", "hello")])
         _, ear = await bench.open("c2", BOB)
         assert (await ear.settled()).text == ""

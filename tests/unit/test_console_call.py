@@ -1,6 +1,6 @@
 """A call of the local page: what is said, answered, cut off and said again."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -98,7 +98,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncGenerator[Scene]:
     async with anyio.create_task_group() as tasks:
         yield Scene(tasks)
         tasks.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from typing_extensions import override
 
 from sidecar.delivery.decisions import (
     DeliveryPolicy,
@@ -378,6 +379,7 @@ class Deliveries(RuleBasedStateMachine):
             for batch in lane:
                 assert batch.state is not State.SETTLED or batch.number in landed
 
+    @override
     def teardown(self) -> None:
         """Once Letta is well again, all is delivered, within a bounded time."""
         if not self.lanes:

@@ -9,6 +9,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sidecar.access.callers import IdentityRules, resolve
 from sidecar.channels.vapi.bodies import about
@@ -374,6 +375,7 @@ async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
     agents, scope = Agents(), anyio.CancelScope()
 
     class Slow(Learnt):
+        @override
         async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
             scope.cancel()
             await anyio.lowlevel.checkpoint()

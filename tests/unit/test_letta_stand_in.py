@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ def anyio_backend() -> str:
 @asynccontextmanager
 async def adapted(
     *, key: str | None = None, read_timeout_s: float = 5.0, **options: Any
-) -> AsyncIterator[tuple[RestLetta, LettaStandIn]]:
+) -> AsyncGenerator[tuple[RestLetta, LettaStandIn]]:
     async with standing_in(StandInOptions(**options)) as (url, stand_in):
         letta = RestLetta(url, key, read_timeout_s=read_timeout_s)
         try:

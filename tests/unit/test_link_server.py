@@ -1,6 +1,6 @@
 """The sidecar's end of the link, on a journal that fails and peers that leave."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -178,7 +178,9 @@ class World:
         )
 
     @asynccontextmanager
-    async def connected(self, *frames: FromWorker | str, worker: str = "w1") -> AsyncIterator[Peer]:
+    async def connected(
+        self, *frames: FromWorker | str, worker: str = "w1"
+    ) -> AsyncGenerator[Peer]:
         peer = Peer()
         scope = {
             "type": "websocket",

@@ -398,7 +398,7 @@ class FakeLine:
     def wake(self) -> None: ...
 
     def open(self, call_id: str, hints: Hints | None) -> LinkedCall:
-        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))  # type: ignore[arg-type]
+        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))
 
 
 def owner_of(call: LinkedCall) -> str:

@@ -1,7 +1,7 @@
 """The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def served(app: web.Application) -> AsyncIterator[str]:
+async def served(app: web.Application) -> AsyncGenerator[str]:
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -46,7 +46,7 @@ async def served(app: web.Application) -> AsyncIterator[str]:
 @asynccontextmanager
 async def talking(
     app: web.Application | None = None, *, faults: Faults | None = None, **more: Any
-) -> AsyncIterator[tuple[OpenAiLlm, OpenAiServer]]:
+) -> AsyncGenerator[tuple[OpenAiLlm, OpenAiServer]]:
     server = OpenAiServer()
     server.faults = faults or Faults()
     async with served(app or server.app()) as url:

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import (
     SpanExportResult,
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from typing_extensions import override
 
 from sidecar.config.load import load
 from sidecar.errors import ConfigError
@@ -285,6 +286,7 @@ class Flaky(SpanExporter):
             self.let_go.set()
         self.got: list[str] = []
 
+    @override
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.let_go.wait(60)
         if self.away:

@@ -1,6 +1,6 @@
 """VAPI calls on a journal in memory, in virtual time: reports, silence, repeats, consent."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -92,7 +92,7 @@ async def both_are_strangers(world: World) -> None:
 
 
 @asynccontextmanager
-async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
+async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[World]:
     world = World(journal)
     async with trio.open_nursery() as nursery:
         await nursery.start(world.snapshots.run)
@@ -382,7 +382,7 @@ class TestVapiCalls:
         """While the journal fails a call stays nobody's; the next body that names its caller has it."""
         async with opened() as world:
             call = await world.call(said(CallerHints()))
-            failing = world.vapi._calls._journal = Failing(world.journal)  # type: ignore[assignment]
+            failing = world.vapi._calls._journal = Failing(world.journal)
             failing.fails = True
             found = await world.vapi.of("acme", said())
             assert found is not None

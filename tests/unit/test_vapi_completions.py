@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from typing_extensions import override
 
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
@@ -181,14 +182,14 @@ class Endpoint(World):
 
 
 @asynccontextmanager
-async def opened(*steps: Any, **limits: Any) -> AsyncIterator[Endpoint]:
+async def opened(*steps: Any, **limits: Any) -> AsyncGenerator[Endpoint]:
     """The endpoint before a model that takes these steps whatever it is asked."""
     async with served(Scripted(lambda _: steps), **limits) as world:
         yield world
 
 
 @asynccontextmanager
-async def served(upstream: Scripted, **limits: Any) -> AsyncIterator[Endpoint]:
+async def served(upstream: Scripted, **limits: Any) -> AsyncGenerator[Endpoint]:
     world = Endpoint(upstream, **limits)
     async with trio.open_nursery() as nursery:
         for part in (world.snapshots, world.calls, world.vapi):
@@ -488,6 +489,7 @@ class TestRequests:
         """A server that refuses slowly, again and again, costs a caller no more than its limit."""
 
         class Slow(Scripted):
+            @override
             async def ask(self, body: bytes, traceparent: str = "") -> ScriptedReply:
                 await trio.sleep(3.0)
                 return await super().ask(body, traceparent)

@@ -5,7 +5,7 @@ import gc
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ class Routes:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[Routes]:
+async def serving(path: Path) -> AsyncGenerator[Routes]:
     journal = await SqliteJournal.open(path, policy=PostPolicy())
     routes = Routes(journal)
     async with anyio.create_task_group() as tasks:

@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ def each_byte(raw: bytes) -> Answering:
 
 
 @asynccontextmanager
-async def served(answer: Answering) -> AsyncIterator[str]:
+async def served(answer: Answering) -> AsyncGenerator[str]:
     """A server of one kind of answer; it breaks each connection once it has answered."""
 
     async def serve(stream: SocketStream) -> None:

@@ -14,6 +14,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
@@ -310,6 +311,7 @@ class TestControl:
         """A name that resolves to a private address is none."""
 
         class Rebound(AbstractResolver):
+            @override
             async def resolve(
                 self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
             ) -> list[ResolveResult]:
@@ -318,6 +320,7 @@ class TestControl:
                     for ip in ("10.0.0.7", "127.0.0.1", "169.254.169.254")
                 ]
 
+            @override
             async def close(self) -> None:
                 pass
 

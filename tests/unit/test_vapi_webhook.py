@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Served(World):
 
 
 @asynccontextmanager
-async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[Served]:
+async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[Served]:
     """A sidecar; with the journal of another, that one started anew."""
     world = Served(journal=journal)
     async with trio.open_nursery() as nursery:

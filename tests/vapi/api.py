@@ -4,6 +4,8 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from typing_extensions import override
+
 
 class Api(ThreadingHTTPServer):
     """Keeps what it was asked: method, path and body of each request."""
@@ -27,5 +29,6 @@ class _Asked(BaseHTTPRequestHandler):
 
     do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+    @override
+    def log_message(self, format: str, *args: object) -> None:
         pass
