@@ -49,11 +49,6 @@ SETTLE_S = 45.0
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # websockets knows no other
-
-
-@pytest.fixture
 async def world(app_server: AppServerStack) -> AsyncIterator[AppServerWorld]:
     opened = AppServerWorld(app_server)
     yield opened

@@ -35,11 +35,6 @@ POLICY = PostPolicy(max_turns=1_000, max_age_s=60.0)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def dice() -> random.Random:
     seed = int(os.environ.get("CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
     print(f"CHAOS_SEED={seed}")

@@ -25,11 +25,6 @@ SETTLE_S = 60.0
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the SDK's transport knows no other
-
-
-@pytest.fixture
 async def world(letta_server: LettaStack) -> AsyncIterator[RealWorld]:
     opened = RealWorld(letta_server)
     yield opened

@@ -48,11 +48,6 @@ LOCKING = ["embedded", "stand-in", "real", APP_SERVER]
 WITH_KEY = ["stand-in", "real", APP_SERVER]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the SDK's transport knows no other
-
-
 def marked(kinds: list[str]) -> list[ParameterSet]:
     """Mark the kinds that need the real server, so that a quick run can leave them out."""
     return [

@@ -30,11 +30,6 @@ CANARY = "canary-4d2f the words of a caller"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as collector:
         yield collector

@@ -87,11 +87,6 @@ class World:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     world = World(required=getattr(request, "param", False))
     async with anyio.create_task_group() as tasks:

@@ -14,7 +14,7 @@ from sidecar.errors import JournalFull, LlmError
 from sidecar.model import Turn
 from sidecar.prompt_wait import Waits
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 KEY = "default/console-1"
 

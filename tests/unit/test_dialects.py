@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, in_turns
 from sidecar.llm.refusals import Roles, said_in
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 LIMIT = {"max_tokens": 100}
 OPTIONS = {"stream_options": {"include_usage": True}}

@@ -31,7 +31,7 @@ from sidecar.letta.port import AgentSpec, Post
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 SPEC = AgentSpec(
     name="ada's",

@@ -20,11 +20,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def slow(_: Request) -> Response:
     await anyio.sleep(0.5)
     return PlainTextResponse("ok")

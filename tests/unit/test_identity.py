@@ -23,7 +23,7 @@ from sidecar.wire.bounds import bounded_hints
 from sidecar.wire.frames import CallOpen, hints_of
 from sidecar.worker.livekit.caller import hints_of_person, person_of
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 RULES = IdentityRules()
 NUMBERS = ("+12025550100", "+12025550101", "+442079460018", "+4915112345678")

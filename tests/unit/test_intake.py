@@ -17,7 +17,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.wire.frames import CallClose, CallOpen, Hints, TurnFrame, encode
 from sidecar.wire.spool import MAX_FILE_BYTES, SpoolFile, damaged_files, erase_damaged
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 OPEN = CallOpen("c1", "livekit", Hints(phone="+12025550100"), 1.0)
 TURNS = [TurnFrame("c1", f"i{n}", n, "caller", f"word {n}", 1.0) for n in (1, 2)]

@@ -42,11 +42,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 SPEC = AgentSpec("ada's", "", [Block("human", "", "the caller", 100)], ["voice", "caller-1"])
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
 async def adapted(
     *, key: str | None = None, read_timeout_s: float = 5.0, **options: Any

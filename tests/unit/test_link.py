@@ -80,16 +80,6 @@ async def running(url: str, spool_dir: Path, **options: object) -> AsyncGenerato
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def sidecar() -> FakeSidecar:
-    return FakeSidecar()
-
-
-@pytest.fixture
 def free_port() -> int:
     return ports.free_port()
 

@@ -198,11 +198,6 @@ class World:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def world() -> AsyncIterator[World]:
     world = World(Journal())
     async with anyio.create_task_group() as tasks:

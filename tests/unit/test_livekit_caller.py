@@ -46,16 +46,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def sidecar() -> FakeSidecar:
-    return FakeSidecar()
-
-
 class _Quiet:
     def debug(self, event: str, **fields: object) -> None: ...
 

@@ -70,16 +70,6 @@ class OnAir:
         await self.studio.session.aclose()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def sidecar() -> FakeSidecar:
-    return FakeSidecar()
-
-
 def remembering(text: str) -> Any:
     return lambda call: Memory(
         call=call, text=text, version="v1", read_at_s=time.time(), served="fresh", settled=True

@@ -38,11 +38,6 @@ class Silent:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def metrics() -> Metrics:
     async def state() -> State:
         return STATE

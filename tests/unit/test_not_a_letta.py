@@ -52,11 +52,6 @@ CALLS: dict[str, Callable[[Letta], Awaitable[object]]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
 async def answered(body: str, content_type: str) -> AsyncGenerator[RestLetta]:
     """An adapter on a server that answers everything alike, with 200."""

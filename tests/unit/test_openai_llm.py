@@ -25,11 +25,6 @@ KEY = "sk-canary-key"
 WORDS = "canary words of a caller"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
 async def served(app: web.Application) -> AsyncGenerator[str]:
     runner = web.AppRunner(app, shutdown_timeout=0.1)

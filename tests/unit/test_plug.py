@@ -14,7 +14,7 @@ from sidecar.model import Block
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 BLOCKS = (Block("human", "Name: Ada"),)
 

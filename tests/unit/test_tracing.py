@@ -40,11 +40,6 @@ WRONG = [
 ]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def tracer(*, text: bool = False) -> tuple[OtelTracer, InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)

@@ -22,7 +22,7 @@ from sidecar.prompt_wait import Waits
 from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_calls import ADA, BOB, Bench
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
 USER_1 = {"role": "user", "content": "My name is Ada."}
 REPLY_1 = {"role": "assistant", "content": "hello ada"}
@@ -101,11 +101,6 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[World]:
         yield world
         await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 @pytest.mark.anyio

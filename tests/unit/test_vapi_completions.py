@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from typing_extensions import override
 
 from sidecar.access.deliveries import Deliveries
@@ -40,16 +39,11 @@ from tests.llm.answers import (
 )
 from tests.unit.test_vapi_call import World
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
 CALL = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": "+14155550123"}}
 FALLBACK_S = 8.0
 PING = b": ping\n\n"
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 class Scripted:

@@ -189,11 +189,6 @@ HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
     """What the test run itself holds is not looked through by the collector meanwhile."""

@@ -29,11 +29,6 @@ TEXT = "Grüß Gott, 日本 🎉."
 Answering = Callable[[SocketStream], Awaitable[None]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 def sends(*pieces: bytes | float) -> Answering:
     """Answers with these bytes, each by itself, and waits these seconds between them."""
 

@@ -30,7 +30,7 @@ from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
 from sidecar.tools.recall import Known, as_text, known, search
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 NOW_S = 1_800_000_000.0
 IMAGE = 48_169
@@ -306,7 +306,7 @@ class TestControl:
         assert events.counts["control_failed"] == 2
 
     @pytest.mark.anyio
-    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    @pytest.mark.backend("asyncio")
     async def test_a_name_that_leads_home_is_not_followed(self) -> None:
         """A name that resolves to a private address is none."""
 

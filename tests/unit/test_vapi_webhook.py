@@ -26,7 +26,7 @@ from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_vapi_call import World
 from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
 SECRET = b"secret-0123456789abcdef"
 CALL = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": "+14155550123"}}
@@ -123,11 +123,6 @@ async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> No
         if kind != "end-of-call-report":
             assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
     await trio.sleep(1_000)
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 @pytest.mark.anyio
