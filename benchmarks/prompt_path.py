@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, JobContext
+from livekit.agents import Agent, JobContext, ModelSettings, llm
 from livekit.agents.testing import fake_job_context
 from typing_extensions import override
 
@@ -197,14 +197,17 @@ class _Agent(Agent):
     """Notes when LiveKit asks it for a reply."""
 
     def __init__(self, talk: "_Talk") -> None:
-        super().__init__(instructions="Be brief.")
+        # LiveKit leaves the event type of speech engines open.
+        super().__init__(instructions="Be brief.")  # pyright: ignore[reportUnknownMemberType]
         self._talk = talk
 
     @override
-    def llm_node(self, *asked: Any) -> Any:
+    def llm_node(
+        self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
+    ) -> Any:
         self._talk.entered_s = time.perf_counter()
         self._talk.entered_cpu_s = time.thread_time()
-        return super().llm_node(*asked)
+        return super().llm_node(chat_ctx, tools, model_settings)
 
 
 class _Plain(_Agent):
@@ -233,7 +236,8 @@ def _job(name: str, metadata: str) -> Generator[JobContext]:
         try:
             yield ctx
         finally:
-            ctx._tempdir.cleanup()  # noqa: SLF001 - nobody else does, in a fake job
+            # Nobody else does, in a fake job.
+            ctx._tempdir.cleanup()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 async def _call_without(floor: Floor, turns: Turns) -> None:
@@ -299,7 +303,7 @@ class _Talk:
             return chat(**asked)
 
         made.model.chat = timed
-        session: AgentSession[Any] = made.session
+        session: Any = made.session  # LiveKit leaves the handlers of its events untyped
 
         @session.on("conversation_item_added")
         def added(event: Any) -> None:
