@@ -24,6 +24,7 @@ from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
+from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.chaos, pytest.mark.anyio]
 
@@ -229,7 +230,7 @@ async def test_a_clock_that_is_set_holds_nothing_up(tmp_path: Path, dice: random
         policy=DeliveryPolicy(post_timeout_s=5.0),
         clock=clock,
         dice=dice.random,
-        emit=Telemetry(strict=True, logger=_Quiet()).emit,
+        emit=Telemetry(strict=True, logger=Quiet()).emit,
     )
     await journal.open_call(CALL)
     async with anyio.create_task_group() as tasks:
@@ -251,10 +252,3 @@ async def test_a_clock_that_is_set_holds_nothing_up(tmp_path: Path, dice: random
     assert heard == list(range(60))
     assert letta.overlaps == 0
     await journal.aclose()
-
-
-class _Quiet:
-    def _nothing(self, name: str, **fields: object) -> None:
-        pass
-
-    debug = info = warning = error = _nothing

@@ -89,6 +89,10 @@ class Ear:
     def on_guidance(self, text: str) -> None:
         self.guidance.append(text)
 
+    def on_say(self, text: str) -> None: ...
+
+    def on_hang_up(self) -> None: ...
+
     async def settled(self) -> MemoryView:
         while not any(settled for _, settled in self.views):
             await self._heard.wait()
@@ -171,7 +175,7 @@ def test_opening_a_call_never_waits_for_letta() -> None:
 
 
 def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
-    """First call: an agent is made, no memory. Second call: what the agent knows is there."""
+    """A first call makes an agent and has no memory; the second has what that agent learnt."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -192,7 +196,7 @@ def test_no_caller_sees_another_callers_memory_or_words() -> None:
     """Two callers, and one number in two tenants, have nothing in common."""
 
     async def body(bench: Bench) -> None:
-        ears = {}
+        ears: dict[tuple[str, str], LiveCall] = {}
         for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
             live, ear = await bench.open("c1" + hints.phone, hints, tenant=tenant)
             await ear.settled()

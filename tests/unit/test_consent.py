@@ -52,6 +52,12 @@ class Ear:
     def on_guidance(self, text: str) -> None:
         raise AssertionError(text)
 
+    def on_say(self, text: str) -> None:
+        raise AssertionError(text)
+
+    def on_hang_up(self) -> None:
+        raise AssertionError
+
 
 class World:
     def __init__(self, *, required: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from sidecar.delivery.decisions import (
     Send,
     Settle,
     Split,
+    Step,
     decide,
 )
 from sidecar.journal.states import TRANSITIONS, Event, State, after
@@ -39,7 +41,7 @@ NOT_TAKEN = [
 ]
 
 
-def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: float):
+def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: Any) -> Step:
     return decide(facts, Outcome(event, **outcome), now_s=now_s, dice=0.5, policy=POLICY)
 
 
@@ -140,10 +142,11 @@ class TestDecide:
 
     def test_denied_is_patient(self) -> None:
         """A refused key is retried slowly, at most a minute apart, until someone mends it."""
-        waits = [
-            step(replace(FRESH, attempt=attempt), Event.DENIED).due_s - 1.0  # type: ignore[union-attr]
-            for attempt in range(20)
-        ]
+        waits: list[float] = []
+        for attempt in range(20):
+            released = step(replace(FRESH, attempt=attempt), Event.DENIED)
+            assert isinstance(released, Release)
+            waits.append(released.due_s - 1.0)
         assert waits[0] > 3.0
         assert max(waits) <= 60.0
 
@@ -230,7 +233,7 @@ class Oracle:
     way (a slow network) shows in no look-up.
     """
 
-    tries: list[tuple[float, float, Kept]] = field(default_factory=list)
+    tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
 
     def find(self, batch: Kept, *, now_s: float) -> Event:
         known = [lands_s for begins_s, lands_s, b in self.tries if b is batch and begins_s <= now_s]

@@ -173,5 +173,9 @@ def test_connections_leave_files_for_the_rest(
     files: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connections that are taken leave open files for models, journal and accepting more."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+
+    def limits(_: int) -> tuple[int, int]:
+        return files, files
+
+    monkeypatch.setattr(resource, "getrlimit", limits)
     assert connections_limit() == limit

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from sidecar.errors import (
     AgentNotFound,
     ConversationGone,
     LettaDenied,
+    LettaError,
     LettaUnavailable,
     NotAccepted,
     OutcomeUnknown,
@@ -32,7 +33,7 @@ from sidecar.letta.port import AgentSpec, Post
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.letta.rest.wire import wire_otid
 from sidecar.model import Block
-from sidecar.testing.faults import FaultDraw, Faults, FaultScript
+from sidecar.testing.faults import Fault, FaultDraw, Faults, FaultScript
 from sidecar.testing.letta_runs import failing, work
 from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
 from tests.ports import free_port
@@ -352,7 +353,11 @@ async def test_a_run_that_overflows_is_told_from_a_model_that_is_down(redis: boo
     """A context that is exceeded is definite, and nothing is stored; a failed model may be well."""
     async with adapted(redis=redis) as (letta, stand_in):
         post = await a_post(letta, "batch b1")
-        for fault, error in (("overflow", TooLarge), ("stream_error", OutcomeUnknown)):
+        ends: Mapping[Fault, type[LettaError]] = {
+            "overflow": TooLarge,
+            "stream_error": OutcomeUnknown,
+        }
+        for fault, error in ends.items():
             stand_in.draw.script.posts.chances = {fault: 1.0}
             with pytest.raises(error):
                 await letta.post(post)

@@ -36,19 +36,12 @@ from sidecar.worker.link import Link
 from sidecar.worker.sidecar_clock import SidecarClock
 from sidecar.worker.unacked import SpoolFrame
 from tests import ports
+from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
 CALL = "AJ_1"
 ADA = Hints(caller="ada")
-
-
-class Quiet:
-    """A logger that keeps nothing."""
-
-    def debug(self, event: str, **fields: object) -> None: ...
-
-    info = warning = error = debug
 
 
 class Worker:

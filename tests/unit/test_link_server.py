@@ -1,6 +1,6 @@
 """The sidecar's end of the link, on a journal that fails and peers that leave."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -111,7 +111,7 @@ class Peer:
     async def receive(self) -> dict[str, Any]:
         return await self.of_worker.receive()
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "websocket.close":
             self.closed = message["code"]
         elif message["type"] == "websocket.send":

@@ -80,7 +80,10 @@ async def test_a_reply_comes_in_pieces() -> None:
 
 async def test_tool_calls_are_returned() -> None:
     """A model that wants a tool called says so, with its arguments as JSON text."""
-    parameters = {"type": "object", "properties": {"label": {}, "new_str": {}}}
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"label": {}, "new_str": {}},
+    }
     tool = {"type": "function", "function": {"name": "memory_insert", "parameters": parameters}}
     async with talking() as (llm, _):
         reply = await llm.complete([said("call me Bea")], tools=[tool])
@@ -192,7 +195,7 @@ async def test_silence_before_the_first_piece_is_an_error() -> None:
 
 async def test_no_answer_at_all_is_an_error() -> None:
     """A server that hangs costs the budget and no more."""
-    budgets = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
+    budgets: dict[str, Any] = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
     async with talking(faults=Faults(hang=True), **budgets) as (llm, _):
         with anyio.fail_after(5):
             with pytest.raises(LlmError, match="in time"):

@@ -29,6 +29,7 @@ from sidecar.memory.archive import Archive
 from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
+from tests.quiet import Quiet
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 
@@ -37,13 +38,6 @@ pytestmark = pytest.mark.unit
 HOLD_S = 0.05
 _TRIES = 3  # what else runs on the machine makes the same work cost more, never less
 SECRET = b"secret-0123456789abcdef"
-
-
-class Quiet:
-    """A log that costs nothing."""
-
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 class Loop:
@@ -72,6 +66,10 @@ class Yes:
 
     async def ask(self, body: bytes, traceparent: str = "") -> "Yes":
         return Yes()
+
+    async def warm(self) -> None: ...
+
+    async def aclose(self) -> None: ...
 
     async def next(self) -> bytes:
         return self._frames.pop(0) if self._frames else b""

@@ -17,6 +17,7 @@ from sidecar.channels.vapi.upstream import HttpUpstream
 from sidecar.errors import LlmError
 from sidecar.tracing import NO_TRACES
 from tests.llm.answers import ANSWERS, CALLS, CUT, DONE, PLAIN, ROLE, STOP, THOUGHT, data, says
+from tests.quiet import unheard
 from tests.unit.test_wire import spoken
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
@@ -34,10 +35,10 @@ def sends(*pieces: bytes | float) -> Answering:
 
     async def answer(stream: SocketStream) -> None:
         for piece in pieces:
-            if isinstance(piece, float):
-                await anyio.sleep(piece)
-            else:
+            if isinstance(piece, bytes):
                 await stream.send(piece)
+            else:
+                await anyio.sleep(piece)
 
     return answer
 
@@ -101,7 +102,7 @@ async def heard_of(answer: Answering, *, fallback_s: float = 5.0) -> str:
     turn = Request(None, prompt, (), prompt, json.dumps(prompt).encode(), "m", "acme", span)
     async with served(answer) as url:
         upstream = HttpUpstream(url, "")
-        replies = Replies(upstream, fallback_s=fallback_s, emit=lambda *_, **__: None)
+        replies = Replies(upstream, fallback_s=fallback_s, emit=unheard)
         try:
             with anyio.fail_after(20):
                 await replies.send(turn, send)

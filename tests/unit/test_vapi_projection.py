@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -342,13 +342,16 @@ class TestInterruptions:
 # Random calls -----------------------------------------------------------------------------------
 
 
+Messages: TypeAlias = list[dict[str, Any]]
+
+
 @dataclass
 class World:
     """What was truly said, and everything VAPI sends about it."""
 
-    truth: list[tuple[str, str]] = field(default_factory=list)
-    seen: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
-    report: list[dict[str, Any]] = field(default_factory=list)
+    truth: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    seen: list[tuple[int, Messages]] = field(default_factory=list[tuple[int, Messages]])
+    report: Messages = field(default_factory=list[dict[str, Any]])
 
 
 WORDS = st.lists(

@@ -22,6 +22,7 @@ from sidecar.channels.vapi.projection import transcript_of
 from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
+from sidecar.telemetry import Event
 from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_vapi_call import World
 from tests.vapi.bodies import SENT, VAPI_HISTORY, message
@@ -292,7 +293,11 @@ class TestWebhook:
         """Of why a call ended, a word of VAPI's is logged; whatever else stands there is `other`."""
         async with opened() as world:
             said: list[Mapping[str, object]] = []
-            world.telemetry.observe = lambda event, fields: said.append({"": event.name, **fields})
+
+            def observe(event: Event, fields: Mapping[str, object]) -> None:
+                said.append({"": event.name, **fields})
+
+            world.telemetry.observe = observe
             sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
             assert await world.deliver(sent) == (200, {})
             told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
