@@ -185,7 +185,7 @@ class StandIn(Letta):
             self.stop()
             self.start()
         else:
-            script = self._SCRIPTS[mood] | {"seed": dice.randrange(1 << 30)}
+            script = {**self._SCRIPTS[mood], "seed": dice.randrange(1 << 30)}
             ask(f"{self.env['LETTA_BASE_URL']}/_ctl", json.dumps(script).encode())
 
     @override

@@ -311,7 +311,7 @@ class ForeignSite(BaseHTTPRequestHandler):
         self.wfile.write(b"<!doctype html><title>foreign</title>")
 
     @override
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

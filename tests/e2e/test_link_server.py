@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -64,10 +64,13 @@ class Worker:
 def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
 ) -> Generator[Worker]:
-    options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
-    if "additional_headers" not in options:
-        options["additional_headers"] = sidecar.bearer
-    with connect(sidecar.link_url, **options) as socket:
+    subprotocols = options.pop("subprotocols", [Subprotocol(SUBPROTOCOL)])
+    headers = options.pop("additional_headers", sidecar.bearer)
+    # Among overloads, options of any type choose none.
+    with cast(
+        "ClientConnection",
+        connect(sidecar.link_url, subprotocols=subprotocols, additional_headers=headers, **options),
+    ) as socket:
         peer = Worker(socket)
         if hello:
             peer.send(type="hello", worker=name)
@@ -367,7 +370,8 @@ def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: 
     """Workers that go on sending meet a sidecar that leaves, never one whose journal is closed."""
     drain = {"SIDECAR_DRAIN_CALLS_S": "0" if signals == 1 else "30", "SIDECAR_DRAIN_FLUSH_S": "1"}
     with SidecarProcess(tmp_path / "data", drain) as sidecar:
-        speaking, threads = threading.Barrier(4), []
+        speaking = threading.Barrier(4)
+        threads: list[threading.Thread] = []
 
         def speak(name: str) -> None:
             with worker(sidecar, name) as peer, suppress(ConnectionClosed):

@@ -16,12 +16,12 @@ class Api(ThreadingHTTPServer):
 
 
 class _Asked(BaseHTTPRequestHandler):
-    server: Api
-
     def _take(self) -> None:
+        api = self.server
+        assert isinstance(api, Api)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.command, self.path, body))
-        raw = json.dumps({"id": f"id-{len(self.server.asked)}"}).encode()
+        api.asked.append((self.command, self.path, body))
+        raw = json.dumps({"id": f"id-{len(api.asked)}"}).encode()
         self.send_response(201)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
