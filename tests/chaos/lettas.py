@@ -30,9 +30,9 @@ from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 from tests.ports import free_port
+from tests.stack import MORTAL
 
 ROOT = Path(__file__).parents[2]
-MORTAL = ROOT / "tests/letta_server/mortal.py"
 START_S = 90.0
 FREEZE_S = 1.5
 
