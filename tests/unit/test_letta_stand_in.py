@@ -69,7 +69,7 @@ async def becomes(true: Callable[[], bool], *, within_s: float = 5.0) -> None:
 
 
 def otids(stand_in: LettaStandIn) -> list[str]:
-    return [message.otid for message in stand_in.world.messages]
+    return [message.otid for message in stand_in.state.messages]
 
 
 async def test_the_adapter_reads_posts_and_finds() -> None:
@@ -112,20 +112,20 @@ async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
     """However many runs of a batch have failed, it is stored soon after the model is well."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         post = await a_post(letta, "batch b1: my name is ada")
-        world = stand_in.world
+        state = stand_in.state
         for number in range(120):
-            run = world.start_run(
-                world.conversations[post.conversation_id],
+            run = state.start_run(
+                state.conversations[post.conversation_id],
                 wire_otid(post.batch_id, number),
                 background=True,
             )
-            await work(world, run, post.text, failing, wait_s=0)
+            await work(state, run, post.text, failing, wait_s=0)
         for _ in range(3):
             assert await letta.find(post) == "absent"
             with suppress(OutcomeUnknown):
                 await letta.post(post)
         assert await letta.find(post) == "found"
-        assert [message.text for message in world.messages] == [post.text]
+        assert [message.text for message in state.messages] == [post.text]
 
 
 async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() -> None:
@@ -138,7 +138,7 @@ async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() ->
             await letta.post(
                 replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
             )
-        stand_in.world.run_of_otid.clear()  # 3 hours later
+        stand_in.state.run_of_otid.clear()  # 3 hours later
         assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
@@ -149,7 +149,7 @@ async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:
         other = Post("b2", post.agent_id, post.conversation_id, "hello", 0.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(letta.post, post)
-            await becomes(lambda: bool(stand_in.world.runs))
+            await becomes(lambda: bool(stand_in.state.runs))
             with pytest.raises(NotAccepted) as refusal:
                 await letta.post(other)
             assert refusal.value.busy

@@ -54,7 +54,7 @@ class Failing(MemoryJournal):
         return await super().identify(call)
 
 
-class World(Bench):
+class VapiBench(Bench):
     def __init__(self, journal: MemoryJournal | None = None) -> None:
         super().__init__(journal=journal)
         self.vapi = VapiCalls(
@@ -78,7 +78,7 @@ class World(Bench):
         return [(block.text, block.note) for block in blocks]
 
 
-async def both_are_strangers(world: World) -> None:
+async def both_are_strangers(world: VapiBench) -> None:
     """Name two callers in one call, twice."""
     for hints in (BOB, ADA, CallerHints(), BOB):
         found = await world.vapi.of("acme", said(hints))
@@ -92,8 +92,8 @@ async def both_are_strangers(world: World) -> None:
 
 
 @asynccontextmanager
-async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[World]:
-    world = World(journal)
+async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[VapiBench]:
+    world = VapiBench(journal)
     async with trio.open_nursery() as nursery:
         await nursery.start(world.snapshots.run)
         await nursery.start(world.calls.run)

@@ -37,7 +37,7 @@ from tests.llm.answers import (
     lines,
     says,
 )
-from tests.unit.test_vapi_call import World
+from tests.unit.test_vapi_call import VapiBench
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
@@ -123,7 +123,7 @@ class Heard:
         return json.loads(self.body)["choices"][0]["message"]["content"]
 
 
-class Endpoint(World):
+class Endpoint(VapiBench):
     def __init__(self, upstream: Scripted, **limits: Any) -> None:
         super().__init__()
         self.upstream = upstream

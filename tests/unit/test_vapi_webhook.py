@@ -24,7 +24,7 @@ from sidecar.memory.archive import Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Event
 from sidecar.testing.memory_journal import MemoryJournal
-from tests.unit.test_vapi_call import World
+from tests.unit.test_vapi_call import VapiBench
 from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
 pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
@@ -49,7 +49,7 @@ class Source:
         return (Passage("passage-1", "Her boat is called Möwe."),)
 
 
-class Served(World):
+class Served(VapiBench):
     def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
         super().__init__(journal)
         self.kept = kept
