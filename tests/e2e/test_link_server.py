@@ -65,7 +65,9 @@ def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
 ) -> Generator[Worker]:
     subprotocols = options.pop("subprotocols", [Subprotocol(SUBPROTOCOL)])
-    headers = options.pop("additional_headers", sidecar.bearer)
+    # Without headers of its own it needs the token, which is not there before one was made.
+    own = options.pop("additional_headers", None)
+    headers: dict[str, str] = sidecar.bearer if own is None else own
     # Among overloads, options of any type choose none.
     with cast(
         "ClientConnection",
