@@ -365,7 +365,8 @@ class TestBudgets:
 
         async def one(number: int) -> None:
             call = {**CALL, "id": str(number)}
-            got.append(await world.ask(f"Hello {number}", call=call, **more))
+            asked: dict[str, Any] = {"call": call, **more}
+            got.append(await world.ask(f"Hello {number}", **asked))
 
         async with trio.open_nursery() as nursery:
             for number in range(requests):
