@@ -99,7 +99,7 @@ async def _deliver(path: Path, letta: Letta, agent_ids: Sequence[str]) -> Figure
     )
     talking = anyio.CapacityLimiter(TALKING)
     began_s = time.perf_counter()
-    talked_s = BUDGET_S
+    talked_s = took_s = BUDGET_S
     cpu_s = time.process_time()
     try:
         async with anyio.create_task_group() as tasks:
@@ -169,8 +169,8 @@ async def _bare(url: str, agent_ids: Sequence[str]) -> Figures:
             params = {"agent_id": waiting.pop()}
             async with session.post("/v1/conversations/", params=params, json={}) as answer:
                 opened: dict[str, Any] = await answer.json()
-            body = {"messages": [{"role": "user", "content": words[0]}], "background": True}
-            body["messages"][0]["otid"] = opened["id"]
+            message = {"role": "user", "content": words[0], "otid": opened["id"]}
+            body = {"messages": [message], "background": True}
             path = f"/v1/conversations/{opened['id']}/messages"
             async with session.post(path, json=body) as answer:
                 await answer.read()

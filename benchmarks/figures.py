@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 Figures: TypeAlias = dict[str, Any]
 """Numbers by name with their unit in it; a dict inside is a row of its own."""
@@ -31,8 +31,12 @@ def milliseconds(seconds: float) -> float:
 
 def table(key: str, figures: Figures) -> str:
     """Return the figures of one part: a line per row, a column per name."""
-    rows = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
-    own = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
+    rows: dict[str, Mapping[str, object]] = {
+        name: cast("Mapping[str, object]", value)
+        for name, value in figures.items()
+        if isinstance(value, Mapping)
+    }
+    own = {name: value for name, value in figures.items() if name not in rows}
     lines = [key, "=" * len(key)]
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     if rows:

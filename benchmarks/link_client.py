@@ -136,6 +136,7 @@ async def run(asked: argparse.Namespace) -> dict[str, Any]:
     ) as socket:
         await socket.send(encode(Hello(name)))
         client = Client(socket, name, asked.caller)
+        took_s = 0.0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.listen)
             await client.open_calls()

@@ -11,7 +11,7 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, JobContext
+from livekit.agents import Agent, JobContext, ModelSettings, llm
 from livekit.agents.testing import fake_job_context
 from typing_extensions import override
 
@@ -197,14 +197,17 @@ class _Agent(Agent):
     """Notes when LiveKit asks it for a reply."""
 
     def __init__(self, talk: "_Talk") -> None:
-        super().__init__(instructions="Be brief.")
+        # LiveKit leaves the event type of speech engines open.
+        super().__init__(instructions="Be brief.")  # pyright: ignore[reportUnknownMemberType]
         self._talk = talk
 
     @override
-    def llm_node(self, *asked: Any) -> Any:
+    def llm_node(
+        self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
+    ) -> Any:
         self._talk.entered_s = time.perf_counter()
         self._talk.entered_cpu_s = time.thread_time()
-        return super().llm_node(*asked)
+        return super().llm_node(chat_ctx, tools, model_settings)
 
 
 class _Plain(_Agent):
@@ -228,12 +231,13 @@ class _Room(rtc.EventEmitter[Any]):
 
 
 @contextmanager
-def _job(name: str, metadata: str) -> Iterator[JobContext]:
+def _job(name: str, metadata: str) -> Generator[JobContext]:
     with fake_job_context(job_id=name, job_metadata=metadata, room=_Room()) as ctx:  # type: ignore[arg-type]
         try:
             yield ctx
         finally:
-            ctx._tempdir.cleanup()  # noqa: SLF001 - nobody else does, in a fake job
+            # Nobody else does, in a fake job.
+            ctx._tempdir.cleanup()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 async def _call_without(floor: Floor, turns: Turns) -> None:
@@ -298,8 +302,8 @@ class _Talk:
             self._asked.set()
             return chat(**asked)
 
-        made.model.chat = timed  # type: ignore[method-assign]
-        session: AgentSession[Any] = made.session
+        made.model.chat = timed
+        session: Any = made.session  # LiveKit leaves the handlers of its events untyped
 
         @session.on("conversation_item_added")
         def added(event: Any) -> None:

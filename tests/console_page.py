@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,7 +78,7 @@ class Page:
 
 
 @contextmanager
-def opened(sidecar: SidecarProcess, *, token: str | None = None) -> Iterator[Page]:
+def opened(sidecar: SidecarProcess, *, token: str | None = None) -> Generator[Page]:
     here = f"127.0.0.1:{sidecar.port}"
     with connect(f"ws://{here}/console/ws", origin=f"http://{here}") as websocket:  # type: ignore[arg-type]
         page = Page(websocket)

@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def get(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def running(command: list[str], ready: str, env: dict[str, str], log: Path) -> Iterator[None]:
+def running(command: list[str], ready: str, env: dict[str, str], log: Path) -> Generator[None]:
     """Run a process until the context closes; open when `ready` answers."""
     with (
         log.open("w") as out,

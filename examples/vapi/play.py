@@ -39,7 +39,7 @@ class Heard:
     step: int
     status: int = 0
     text: str = ""
-    answer: Mapping[str, Any] = field(default_factory=dict)
+    answer: Mapping[str, Any] = field(default_factory=dict[str, Any])
     first_s: float | None = None
     took_s: float = 0.0
 
@@ -161,7 +161,7 @@ class Player:
 def _spoken(line: bytes) -> str:
     if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
         return ""
-    choices = json.loads(line[5:]).get("choices") or [{}]
+    choices: list[dict[str, Any]] = json.loads(line[5:]).get("choices") or [{}]
     return choices[0].get("delta", {}).get("content") or ""
 
 

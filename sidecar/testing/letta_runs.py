@@ -6,11 +6,11 @@ import anyio
 
 from sidecar.errors import LlmError
 from sidecar.model import Block
+from sidecar.testing.letta_state import Digest, LettaState, Run, iso
 from sidecar.testing.letta_wire import DONE, frame
-from sidecar.testing.letta_world import Digest, Run, World, iso
 
 
-async def work(world: World, run: Run, text: str, digest: Digest, *, wait_s: float) -> None:
+async def work(state: LettaState, run: Run, text: str, digest: Digest, *, wait_s: float) -> None:
     """Carry a run out and write its stream, as letta 0.16.8 does.
 
     What it tells comes after what it stored: who hears of the end finds the message.
@@ -19,9 +19,9 @@ async def work(world: World, run: Run, text: str, digest: Digest, *, wait_s: flo
     run.tell(frame(message_type="ping", id=f"ping-{run.run_id}", date=started, run_id=run.run_id))
     await anyio.sleep(wait_s)
     try:
-        await world.carry_out(run, text, digest)
+        await state.carry_out(run, text, digest)
     except (LlmError, KeyError) as failure:
-        world.end_run(run, "failed")
+        state.end_run(run, "failed")
         error = frame(
             message_type="error_message",
             run_id=run.run_id,
@@ -32,8 +32,8 @@ async def work(world: World, run: Run, text: str, digest: Digest, *, wait_s: flo
         run.tell(frame(message_type="stop_reason", stop_reason="llm_api_error"))
         run.tell(b"event: error\n" + error)
     else:
-        world.end_run(run, "completed")
-        said = {"id": f"{run.run_id}-1", "date": iso(world.clock()), "content": "done"}
+        state.end_run(run, "completed")
+        said = {"id": f"{run.run_id}-1", "date": iso(state.clock()), "content": "done"}
         run.tell(frame(message_type="assistant_message", run_id=run.run_id, **said))
         run.tell(frame(message_type="stop_reason", stop_reason="end_turn"))
         run.tell(frame(message_type="usage_statistics", step_count=1, total_tokens=0))

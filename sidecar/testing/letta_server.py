@@ -35,6 +35,15 @@ from sidecar.letta.embedded.letta import digested
 from sidecar.model import Block
 from sidecar.testing.faults import Fault, FaultDraw, FaultScript
 from sidecar.testing.letta_runs import FAILING, frames_of, unchanged, work
+from sidecar.testing.letta_state import (
+    Digest,
+    Json,
+    LettaState,
+    Run,
+    StoredAgent,
+    StoredConversation,
+    iso,
+)
 from sidecar.testing.letta_wire import (
     BUSY,
     agent_json,
@@ -50,15 +59,6 @@ from sidecar.testing.letta_wire import (
     page_of,
     run_json,
     text_of,
-)
-from sidecar.testing.letta_world import (
-    Digest,
-    Json,
-    Run,
-    StoredAgent,
-    StoredConversation,
-    World,
-    iso,
 )
 
 GATEWAY_PAGE = "<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>"
@@ -105,7 +105,7 @@ class LettaStandIn:
 
     def __init__(self, options: StandInOptions, tasks: TaskGroup, script: FaultScript) -> None:
         self.options = options
-        self.world = World(options.file)
+        self.state = LettaState(options.file)
         self.draw = FaultDraw(script)
         self.requests: Counter[str] = Counter()
         self._tasks = tasks
@@ -198,7 +198,7 @@ class LettaStandIn:
         newest_first = request.query.get("order", "desc") == "desc"
         found = [
             agent
-            for agent in self.world.agents.values()
+            for agent in self.state.agents.values()
             if not tags or (tags <= set(agent.tags) if every else tags & set(agent.tags))
         ]
         found.sort(key=lambda agent: (agent.created_at_s, agent.agent_id), reverse=newest_first)
@@ -211,7 +211,7 @@ class LettaStandIn:
         blocks = [block_of(b) for b in cast("list[Json]", body.get("memory_blocks") or [])]
         if len({block.label for block in blocks}) != len(blocks):
             return error_answer(409, "A block of this label exists already")
-        agent = self.world.create_agent(
+        agent = self.state.create_agent(
             str(body.get("name") or "agent"),
             str(body.get("system") or ""),
             [str(tag) for tag in cast("list[object]", body.get("tags") or [])],
@@ -228,7 +228,7 @@ class LettaStandIn:
 
     async def _delete_agent(self, request: web.Request) -> web.Response:
         agent = self._agent(request.match_info["agent"])
-        self.world.delete_agent(agent.agent_id)
+        self.state.delete_agent(agent.agent_id)
         return web.json_response({"message": f"Agent id={agent.agent_id} successfully deleted"})
 
     async def _set_block(self, request: web.Request) -> web.Response:
@@ -237,13 +237,13 @@ class LettaStandIn:
         if block is None:
             return error_answer(404, "Block not found")
         value = str((await json_object(request)).get("value", block.value))
-        self.world.set_block(agent.agent_id, replace(block, value=value))
+        self.state.set_block(agent.agent_id, replace(block, value=value))
         return web.json_response(block_json(agent.agent_id, agent.blocks[block.label]))
 
     async def _add_passage(self, request: web.Request) -> web.Response:
         agent = self._agent(request.match_info["agent"])
         text = str((await json_object(request)).get("text") or "")
-        passage_id = self.world.add_passage(agent.agent_id, text)
+        passage_id = self.state.add_passage(agent.agent_id, text)
         return web.json_response([{"id": passage_id, "text": text, "metadata": {}}])
 
     async def _search_passages(self, request: web.Request) -> web.Response:
@@ -258,7 +258,7 @@ class LettaStandIn:
     async def _open_conversation(self, request: web.Request) -> web.Response:
         agent = self._agent(request.query.get("agent_id", ""))
         summary = str((await json_object(request)).get("summary") or "")
-        opened = self.world.open_conversation(agent.agent_id, summary)
+        opened = self.state.open_conversation(agent.agent_id, summary)
         return web.json_response(
             {
                 "id": opened.conversation_id,
@@ -297,7 +297,7 @@ class LettaStandIn:
         if background and not self.options.redis:
             return error_answer(503, "Background streaming requires Redis to be running.")
         otid = str(messages[0].get("otid") or "")
-        known = self.world.run_of_otid.get(otid)
+        known = self.state.run_of_otid.get(otid)
         if background and self.options.dedupe and known is not None:
             return await self._relate(request, known)
         if conversation.busy is not None:
@@ -309,11 +309,11 @@ class LettaStandIn:
             self._tasks.start_soon(start)
             await self._unhung.wait()
             return cut(request)
-        run = self.world.start_run(conversation, otid, background=background)
+        run = self.state.start_run(conversation, otid, background=background)
         digest = FAILING.get(fault, self.options.digest or unchanged)
         wait_s = self.options.delay_s + (self.draw.script.late_s if fault == "late" else 0.0)
         text = text_of(messages[0].get("content"))
-        self._tasks.start_soon(partial(work, self.world, run, text, digest, wait_s=wait_s))
+        self._tasks.start_soon(partial(work, self.state, run, text, digest, wait_s=wait_s))
         return await self._relate(request, run, fault)
 
     async def _start_later(
@@ -322,22 +322,22 @@ class LettaStandIn:
         """Take a post that was long on its way; its client has gone, so a 409 is heard by nobody."""
         await anyio.sleep(self.draw.script.late_s)
         if conversation.busy is None:
-            run = self.world.start_run(conversation, otid, background=background)
+            run = self.state.start_run(conversation, otid, background=background)
             digest = self.options.digest or unchanged
-            await work(self.world, run, text, digest, wait_s=self.options.delay_s)
+            await work(self.state, run, text, digest, wait_s=self.options.delay_s)
 
     async def _stream_run(self, request: web.Request) -> web.StreamResponse:
         if not self.options.redis:
             return error_answer(503, "Background streaming requires Redis to be running.")
         body = await json_object(request)
-        run = self.world.runs.get(str(body.get("run_id") or ""))
-        run = run or self.world.run_of_otid.get(str(body.get("otid") or ""))
+        run = self.state.runs.get(str(body.get("run_id") or ""))
+        run = run or self.state.run_of_otid.get(str(body.get("otid") or ""))
         if run is None:
             return error_answer(404, "No run found. The run may have expired or never existed.")
         return await self._relate(request, run)
 
     async def _read_run(self, request: web.Request) -> web.Response:
-        run = self.world.runs.get(request.match_info["run"])
+        run = self.state.runs.get(request.match_info["run"])
         if run is None:
             raise missing("Run not found")
         return web.json_response(run_json(run))
@@ -351,7 +351,7 @@ class LettaStandIn:
         }
         shown = [
             described
-            for run in reversed(self.world.runs.values())
+            for run in reversed(self.state.runs.values())
             if run.status == "running" or not active
             if wanted.items() <= (described := run_json(run)).items()
         ]
@@ -406,17 +406,17 @@ class LettaStandIn:
         return web.json_response(
             [
                 {"conversation": m.conversation, "otid": m.otid, "text": m.text, "at_s": m.at_s}
-                for m in self.world.messages
+                for m in self.state.messages
             ]
         )
 
     async def _stats(self, _: web.Request) -> web.Response:
-        working = sum(run.status == "running" for run in self.world.runs.values())
+        working = sum(run.status == "running" for run in self.state.runs.values())
         return web.json_response(
             {
                 "posts": self.requests["posts"],
                 "reads": self.requests["reads"],
-                "messages": len(self.world.messages),
+                "messages": len(self.state.messages),
                 "running": working,
                 "faults": self.draw.drawn,
             }
@@ -425,14 +425,14 @@ class LettaStandIn:
     # Looking up
 
     def _agent(self, agent_id: str) -> StoredAgent:
-        agent = self.world.agents.get(agent_id)
+        agent = self.state.agents.get(agent_id)
         if agent is None:
             raise missing(f"Agent not found with id='{agent_id}'")
         return agent
 
     def _conversation(self, request: web.Request) -> StoredConversation:
         conversation_id = request.match_info["conversation"]
-        conversation = self.world.conversations.get(conversation_id)
+        conversation = self.state.conversations.get(conversation_id)
         if conversation is None:
             raise missing(f"Conversation {conversation_id} not found")
         return conversation
@@ -471,7 +471,7 @@ async def standing_in(
             with anyio.CancelScope(shield=True):
                 await runner.cleanup()
             tasks.cancel_scope.cancel()
-            stand_in.world.close()
+            stand_in.state.close()
 
 
 async def _serve(options: StandInOptions, host: str, port: int, script: FaultScript) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from sidecar.model import Block
-from sidecar.testing.letta_world import Json, Run, RunStatus, StoredAgent, iso
+from sidecar.testing.letta_state import Json, Run, RunStatus, StoredAgent, iso
 
 _PAGE = 100
 _STOP_REASONS: Mapping[RunStatus, str | None] = {

@@ -4,23 +4,20 @@ Tests share it, so each makes agents of its own. They skip where `make app-serve
 except on CI, where a missing server is a failure.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.app_server.stack import LETTA, AppServerStack, installed
+from tests.stack import not_installed
 
 
 @pytest.fixture(scope="session")
 def app_server_program() -> Path:
     """The server's program, for tests that have the sidecar start it."""
     if not installed():
-        absent = "the App Server is not installed: run `make app-server` (and install git)"
-        if os.environ.get("CI"):
-            pytest.fail(absent)
-        pytest.skip(absent)
+        not_installed("the App Server is not installed: run `make app-server` (and install git)")
     return LETTA
 
 

@@ -1,7 +1,7 @@
 """An App Server that does what a script says, for what the real one does only rarely."""
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -11,7 +11,11 @@ Frame: TypeAlias = dict[str, Any]
 Say: TypeAlias = Callable[[Frame], Awaitable[None]]
 Script: TypeAlias = Callable[[Frame, Say], Awaitable[None]]
 
-IDLE = {"status": "WAITING_ON_INPUT", "active_run_ids": [], "executing_tool_call_ids": []}
+IDLE: Mapping[str, object] = {
+    "status": "WAITING_ON_INPUT",
+    "active_run_ids": [],
+    "executing_tool_call_ids": [],
+}
 
 
 @asynccontextmanager

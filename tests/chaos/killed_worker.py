@@ -24,6 +24,7 @@ from sidecar.worker.call import LinkedCall
 from sidecar.worker.link import Link
 from sidecar.worker.unacked import Outbox
 from tests.chaos.ledger import lesson_of, text_of
+from tests.quiet import Quiet
 
 # The rule that turns go to disk at once while the sidecar is away, taken out by the kill loop.
 SPOOLS_LATE_S = float(os.environ.get("CHAOS_SPOOL_AFTER_S", "0"))
@@ -33,13 +34,6 @@ TURN_EVERY_S = float(os.environ.get("CHAOS_TURN_EVERY_S", "0.08"))
 FLUSH_S = 2.0
 # The first turn of each call asks the demo model to remember the call.
 TEACHES = "CHAOS_TEACH" in os.environ
-
-
-class Quiet:
-    def _nothing(self, name: str, **fields: object) -> None:
-        pass
-
-    debug = info = warning = error = _nothing
 
 
 class Worker:
@@ -64,7 +58,7 @@ class Worker:
                 self.note("acked", call.call_id, item)
             return forget(items, closed=closed)
 
-        outbox.acked = acked  # type: ignore[method-assign]
+        outbox.acked = acked
 
     async def hold_calls(self, slot: int) -> None:
         """Hold one call after the other."""

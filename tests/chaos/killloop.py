@@ -119,8 +119,8 @@ class Loop:
     letta: Letta = field(init=False)
     sidecar: Child = field(init=False)
     workers: list[Child] = field(init=False)
-    starts: Counter[str] = field(default_factory=Counter)
-    moods: Counter[str] = field(default_factory=Counter)
+    starts: Counter[str] = field(default_factory=Counter[str])
+    moods: Counter[str] = field(default_factory=Counter[str])
     _port: int = field(init=False)
     _mood_ends: float = 0.0
 
@@ -307,7 +307,7 @@ def run(options: Options) -> Verdict:
 
 def main() -> int:
     """Run from the command line; the exit code is 0 when nothing went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--letta", choices=("stand-in", *REAL), default="stand-in")

@@ -124,7 +124,9 @@ def judge(
             order.setdefault(call, []).append(n)
             calls_of.setdefault(conversation, set()).add(call)
     learned = Counter(lessons or ())
-    taught = {call for call, n in ledger.must_arrive if n == 0} if lessons is not None else set()
+    taught: set[str] = set()
+    if lessons is not None:
+        taught = {call for call, n in ledger.must_arrive if n == 0}
     return Verdict(
         turns=len(ledger.must_arrive),
         lost=len(ledger.must_arrive - arrived.keys()) + len(taught - learned.keys()),

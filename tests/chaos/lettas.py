@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
+from typing_extensions import override
 
 from sidecar.letta.app_server.history import text_of, trace_of
 from sidecar.letta.app_server.letta import AppServerLetta
@@ -29,9 +30,9 @@ from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 from tests.ports import free_port
+from tests.stack import MORTAL
 
 ROOT = Path(__file__).parents[2]
-MORTAL = ROOT / "tests/letta_server/mortal.py"
 START_S = 90.0
 FREEZE_S = 1.5
 
@@ -163,6 +164,7 @@ class StandIn(Letta):
             "SIDECAR_READ_TIMEOUT_S": "1.0",
         }
 
+    @override
     def start(self) -> None:
         command = [sys.executable, "-m", "sidecar.testing.letta_server", "--no-dedupe"]
         kept = ["--port", str(self._port), "--db", str(self._directory / "letta.jsonl")]
@@ -170,6 +172,7 @@ class StandIn(Letta):
         self._process = start([*command, *kept, "--delay-ms", "20"], log, os.environ)
         wait_for_port(self._port)
 
+    @override
     def become(self, mood: str, dice: random.Random) -> None:
         assert self._process is not None
         if self._frozen:
@@ -182,15 +185,17 @@ class StandIn(Letta):
             self.stop()
             self.start()
         else:
-            script = self._SCRIPTS[mood] | {"seed": dice.randrange(1 << 30)}
+            script = {**self._SCRIPTS[mood], "seed": dice.randrange(1 << 30)}
             ask(f"{self.env['LETTA_BASE_URL']}/_ctl", json.dumps(script).encode())
 
+    @override
     def messages(self) -> list[tuple[str, str]]:
         if self._frozen:
             return []
         held = ask(f"{self.env['LETTA_BASE_URL']}/_messages")
         return [(message["conversation"], message["text"]) for message in held]
 
+    @override
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -218,9 +223,11 @@ class RealServer(Letta):
             "CHAOS_TURN_EVERY_S": "0.5",
         }
 
+    @override
     def start(self) -> None:
         self._stack.start()
 
+    @override
     def become(self, mood: str, dice: random.Random) -> None:
         if self._frozen:
             self._stack.resume_letta()
@@ -231,6 +238,7 @@ class RealServer(Letta):
         else:
             self._stack.control_llm(delay_s=dice.uniform(0.5, 4.0) if mood == "slow" else 0.0)
 
+    @override
     def messages(self) -> list[tuple[str, str]]:
         return [
             (conversation["id"], str(message["content"]))
@@ -253,6 +261,7 @@ class RealServer(Letta):
             if len(page) < self._PAGE:
                 return found
 
+    @override
     def stop(self) -> None:
         self._stack.stop()
 
@@ -286,9 +295,11 @@ class AppServer(Letta):
             "CHAOS_TEACH": "1",
         }
 
+    @override
     def start(self) -> None:
         self._stack.start()
 
+    @override
     def become(self, mood: str, dice: random.Random) -> None:
         if self._frozen:
             self._stack.resume_server()
@@ -302,9 +313,11 @@ class AppServer(Letta):
         else:
             self._stack.control_llm(delay_s=dice.uniform(0.3, 1.5) if mood == "slow" else 0.0)
 
+    @override
     def messages(self) -> list[tuple[str, str]]:
         return anyio.run(self._messages)
 
+    @override
     def lessons(self) -> list[str]:
         return anyio.run(self._lessons)
 
@@ -334,6 +347,7 @@ class AppServer(Letta):
             read = [await letta.read_blocks(agent.agent_id) for agent in found]
         return [call for blocks in read for b in blocks for call in lessons_in(b.value)]
 
+    @override
     def stop(self) -> None:
         if self._frozen:
             self._stack.resume_server()

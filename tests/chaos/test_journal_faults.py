@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
+from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.chaos, pytest.mark.anyio]
 
@@ -32,11 +33,6 @@ ROOT = HERE.parents[1]
 REF = AgentRef("acme", agent_id="agent-1")
 CALL = Call("acme/one", REF, "livekit", "k1", 0.0)
 POLICY = PostPolicy(max_turns=1_000, max_age_s=60.0)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -152,7 +148,7 @@ class TestTornFiles:
 
 
 @contextmanager
-def largest_file(limit_bytes: int) -> Iterator[None]:
+def largest_file(limit_bytes: int) -> Generator[None]:
     """Let no file of this process grow beyond a size: writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
@@ -234,7 +230,7 @@ async def test_a_clock_that_is_set_holds_nothing_up(tmp_path: Path, dice: random
         policy=DeliveryPolicy(post_timeout_s=5.0),
         clock=clock,
         dice=dice.random,
-        emit=Telemetry(strict=True, logger=_Quiet()).emit,
+        emit=Telemetry(strict=True, logger=Quiet()).emit,
     )
     await journal.open_call(CALL)
     async with anyio.create_task_group() as tasks:
@@ -256,10 +252,3 @@ async def test_a_clock_that_is_set_holds_nothing_up(tmp_path: Path, dice: random
     assert heard == list(range(60))
     assert letta.overlaps == 0
     await journal.aclose()
-
-
-class _Quiet:
-    def _nothing(self, name: str, **fields: object) -> None:
-        pass
-
-    debug = info = warning = error = _nothing

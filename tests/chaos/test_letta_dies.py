@@ -25,11 +25,6 @@ SETTLE_S = 60.0
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the SDK's transport knows no other
-
-
-@pytest.fixture
 async def world(letta_server: LettaStack) -> AsyncIterator[RealWorld]:
     opened = RealWorld(letta_server)
     yield opened
@@ -75,10 +70,8 @@ async def test_a_server_that_is_down_takes_nothing(
 async def test_a_batch_survives_a_server_killed_over_it(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """A run that died with its server counts as running until the cut-off, then as absent.
-
-    The dead run's lock refuses the batch until it expires after 300 s; here Redis is emptied.
-    """
+    """A run that died with its server counts as running until the cut-off, then as absent."""
+    # The dead run's lock refuses the batch until it expires after 300 s; here Redis is emptied.
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
     await world.hold_model()

@@ -29,7 +29,7 @@ from sidecar.letta.rest.letta import RestLetta
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 from sidecar.testing.letta_server import StandInOptions, standing_in
-from sidecar.testing.letta_world import Digest
+from sidecar.testing.letta_state import Digest
 from sidecar.testing.openai_server import Faults
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
 from tests.app_server.stack import AppServerStack

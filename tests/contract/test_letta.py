@@ -20,6 +20,7 @@ from sidecar.errors import (
     Rejected,
 )
 from sidecar.letta.port import Finding, Letta, Post
+from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import Block
 from tests.app_server.stack import AppServerStack
 from tests.contract.letta_worlds import (
@@ -46,11 +47,6 @@ EVERY = ["embedded", *REST, APP_SERVER]
 # Those that take one post of a conversation at a time and know a batch by its otid.
 LOCKING = ["embedded", "stand-in", "real", APP_SERVER]
 WITH_KEY = ["stand-in", "real", APP_SERVER]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the SDK's transport knows no other
 
 
 def marked(kinds: list[str]) -> list[ParameterSet]:
@@ -270,8 +266,8 @@ async def test_a_conversation_at_work_is_busy(world: World) -> None:
         await until_running(world.letta, post)
         with pytest.raises(NotAccepted) as refused:
             await world.letta.post(second)
+        assert refused.value.busy
         await world.release_model()
-    assert refused.value.busy
     assert await world.letta.find(second) == "absent"
     await world.letta.post(second)
     assert [await world.copies(post), await world.copies(second)] == [1, 1]
@@ -318,7 +314,7 @@ async def test_a_failed_run_is_overcome_after_a_restart_of_ours(world: RestWorld
     with pytest.raises(OutcomeUnknown):
         await world.letta.post(post)
     await world.break_model(broken=False)
-    restarted = type(world.letta)(world.base_url, world.bare.api_key)
+    restarted = RestLetta(world.base_url, world.bare.api_key)
     world.opened.append(restarted)
     assert await restarted.find(post) == "absent"
     await restarted.post(post)
@@ -350,7 +346,7 @@ async def test_a_slow_digest_is_unknown_and_not_over(world: RestWorld) -> None:
     """A post that outlasts its deadline may still land: unknown, not over, found in the end."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
-    hasty = type(world.letta)(world.base_url, world.bare.api_key, post_timeout_s=2.0)
+    hasty = RestLetta(world.base_url, world.bare.api_key, post_timeout_s=2.0)
     world.opened.append(hasty)
     await world.hold_model()
     with pytest.raises(OutcomeUnknown) as unknown:

@@ -21,6 +21,7 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
 from sidecar.journal.sqlite.backup import back_up
+from sidecar.journal.sqlite.file import execute
 from sidecar.journal.sqlite.reports import journal_file
 from sidecar.journal.sqlite.threads import Threads
 from sidecar.journal.sqlite.transactions import Transaction
@@ -35,11 +36,6 @@ COLUMNS = {
     "table": "SELECT name FROM pragma_table_info(?)",
     "index": "SELECT coalesce(name, 'an expression') FROM pragma_index_info(?)",
 }
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -107,14 +103,14 @@ async def steps_of(
 
 def schema_of(connection: apsw.Connection) -> set[tuple[str, str, tuple[str, ...]]]:
     """Tables and indexes, each with the names of its columns."""
-    named = connection.execute("SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL")
+    named = execute(connection, "SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL")
     return {
         (
             kind,
             name,
-            tuple(sorted(str(row[0]) for row in connection.execute(COLUMNS[kind], (name,)))),
+            tuple(sorted(str(row[0]) for row in execute(connection, COLUMNS[kind], (name,)))),
         )
-        for kind, name in named.fetchall()
+        for kind, name in named
     }
 
 
@@ -137,7 +133,7 @@ class TestBackup:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(go_on)
             size_bytes = await anyio.to_thread.run_sync(back_up, path, target)
-        assert size_bytes == target.stat().st_size
+            assert size_bytes == target.stat().st_size
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
         assert names_in(tmp_path) == {"copy.db", "data"}
         again = await SqliteJournal.open(target, policy=POLICY)
@@ -290,7 +286,7 @@ class TestThreads:
         await journal.append([turn(1)])
         await journal.close_call(CALL.key, at_s=1.0)
         backup = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        backup.execute("BEGIN; SELECT count(*) FROM turns")
+        execute(backup, "BEGIN; SELECT count(*) FROM turns")
         refused: list[JournalError] = []
 
         async def erase() -> None:
@@ -299,9 +295,9 @@ class TestThreads:
             except JournalError as error:
                 refused.append(error)
 
+        n = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(erase)
-            n = 0
             while not refused:
                 with anyio.fail_after(4):  # a checkpoint once waited 5 s for the reader
                     await journal.append([Turn("acme/two", f"i{n}", n, "caller", "hi", 1.0)])
@@ -321,8 +317,8 @@ class TestThreads:
 
         class Asking:
             def rows(self, sql: str, *_values: object) -> list[tuple[object, ...]]:
-                asked.extend(str(row[3]) for row in plans.execute(f"EXPLAIN QUERY PLAN {sql}"))
-                return plans.execute(sql).fetchall()
+                asked.extend(str(row[3]) for row in execute(plans, f"EXPLAIN QUERY PLAN {sql}"))
+                return execute(plans, sql)
 
         reads.backlog(Asking())  # type: ignore[arg-type]
         plans.close()
@@ -337,7 +333,8 @@ class TestThreads:
         """Recent words, and what another caller has, cost as much with 2,000 calls as with 100."""
         journal = await SqliteJournal.open(path, policy=POLICY)
         ref = AgentRef("acme", caller_key="k1")
-        asks = (
+        now_s = 0.0
+        asks: tuple[Callable[[Transaction], object], ...] = (
             lambda tx: reads.recent(
                 tx, ref, caller_key="k1", except_call="", since_s=now_s - 1, limit=60
             ),
@@ -447,7 +444,7 @@ class TestForeignFiles:
         """A database that is no journal is refused, named, and not touched."""
         path.parent.mkdir()
         other = apsw.Connection(str(path))
-        other.execute("CREATE TABLE precious(x)")
+        execute(other, "CREATE TABLE precious(x)")
         other.close()
         before = path.read_bytes()  # noqa: ASYNC240 - tiny
         with pytest.raises(JournalCorrupt, match="no journal") as refused:
@@ -459,7 +456,7 @@ class TestForeignFiles:
         """A file that a newer sidecar wrote is not guessed at."""
         await journal.aclose()
         newer = apsw.Connection(str(path))
-        newer.execute("PRAGMA user_version = 99")
+        execute(newer, "PRAGMA user_version = 99")
         newer.close()
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
@@ -476,20 +473,21 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        older.execute("ALTER TABLE calls DROP COLUMN final")
+        execute(older, "ALTER TABLE calls DROP COLUMN final")
         if version <= 3:
-            older.execute(
+            execute(
+                older,
                 "DROP TABLE tombstones; DROP INDEX calls_settled; DROP INDEX calls_waiting;"
                 "DROP INDEX calls_live; DROP INDEX lanes_of_caller;"
                 "DROP INDEX batches_dead_of_lane; DROP INDEX calls_of_caller;"
-                "CREATE INDEX calls_of_caller ON calls(lane, caller_key)"
+                "CREATE INDEX calls_of_caller ON calls(lane, caller_key)",
             )
         if version <= 2:
-            older.execute("ALTER TABLE batches DROP COLUMN replayed_s")
+            execute(older, "ALTER TABLE batches DROP COLUMN replayed_s")
         if version == 1:
-            older.execute("ALTER TABLE turns DROP COLUMN traceparent")
-            older.execute("ALTER TABLE calls DROP COLUMN consent")
-        older.execute(f"PRAGMA user_version = {version}")
+            execute(older, "ALTER TABLE turns DROP COLUMN traceparent")
+            execute(older, "ALTER TABLE calls DROP COLUMN consent")
+        execute(older, f"PRAGMA user_version = {version}")
         older.close()
         with pytest.raises(JournalError, match="another version"), journal_file(path):
             pass

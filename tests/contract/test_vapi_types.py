@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def post(process: SidecarProcess, path: str, body: object) -> tuple[int, bytes]:
 
 
 @contextmanager
-def serving(directory: Path, **settings: str) -> Iterator[SidecarProcess]:
+def serving(directory: Path, **settings: str) -> Generator[SidecarProcess]:
     with Model() as model:
         env = {"LLM_BASE_URL": f"{model.url}/v1", "LLM_MODEL": "demo", **settings}
         with SidecarProcess(directory, env) as process:
@@ -194,7 +194,7 @@ def _spoilt(
 ) -> dict[str, tuple[str, object]]:
     """Bodies with one mistake each: what the judge is for."""
 
-    def spoil(one: tuple[str, object], change: Any) -> tuple[str, object]:
+    def spoil(one: tuple[str, object], change: Callable[[Any], object]) -> tuple[str, object]:
         body = copy.deepcopy(one[1])
         change(body)
         return one[0], body

@@ -7,12 +7,13 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
@@ -70,7 +71,7 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def page(browser: Browser, sidecar: SidecarProcess, *, before: str = "") -> Iterator[Tab]:
+def page(browser: Browser, sidecar: SidecarProcess, *, before: str = "") -> Generator[Tab]:
     """The page, connected; at its end nothing has failed in it, and nobody else was asked."""
     tab = browser.tab(before=before)
     tab.open(f"{sidecar.url}/#{sidecar.token}")
@@ -309,7 +310,8 @@ class ForeignSite(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"<!doctype html><title>foreign</title>")
 
-    def log_message(self, *_: object) -> None:
+    @override
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -195,7 +195,9 @@ def test_no_frame_of_a_worker_is_too_strange(sidecar: SidecarProcess, first: boo
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_no_frame_of_a_page_is_too_strange(sidecar: SidecarProcess, first: bool) -> None:
     """Every field of every frame of the local page, its first one without a token too."""
-    documents = {"hello": {"type": "hello", "token": "x"}} if first else dict(PAGE)
+    documents: dict[str, object] = {**PAGE}
+    if first:
+        documents = {"hello": {"type": "hello", "token": "x"}}
     share = 0.05 if first else 0.1
     hunted(page(sidecar, first=first), documents, sidecar, share=share, least=50)
 

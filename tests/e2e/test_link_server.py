@@ -6,11 +6,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -63,11 +63,16 @@ class Worker:
 @contextmanager
 def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
-) -> Iterator[Worker]:
-    options.setdefault("subprotocols", [Subprotocol(SUBPROTOCOL)])
-    if "additional_headers" not in options:
-        options["additional_headers"] = sidecar.bearer
-    with connect(sidecar.link_url, **options) as socket:
+) -> Generator[Worker]:
+    subprotocols = options.pop("subprotocols", [Subprotocol(SUBPROTOCOL)])
+    # Without headers of its own it needs the token, which is not there before one was made.
+    own = options.pop("additional_headers", None)
+    headers: dict[str, str] = sidecar.bearer if own is None else own
+    # Among overloads, options of any type choose none.
+    with cast(
+        "ClientConnection",
+        connect(sidecar.link_url, subprotocols=subprotocols, additional_headers=headers, **options),
+    ) as socket:
         peer = Worker(socket)
         if hello:
             peer.send(type="hello", worker=name)
@@ -367,7 +372,8 @@ def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: 
     """Workers that go on sending meet a sidecar that leaves, never one whose journal is closed."""
     drain = {"SIDECAR_DRAIN_CALLS_S": "0" if signals == 1 else "30", "SIDECAR_DRAIN_FLUSH_S": "1"}
     with SidecarProcess(tmp_path / "data", drain) as sidecar:
-        speaking, threads = threading.Barrier(4), []
+        speaking = threading.Barrier(4)
+        threads: list[threading.Thread] = []
 
         def speak(name: str) -> None:
             with worker(sidecar, name) as peer, suppress(ConnectionClosed):

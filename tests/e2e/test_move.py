@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -31,6 +31,9 @@ BLOCKS = (
 )
 
 
+Answer = TypeVar("Answer")
+
+
 class Place:
     """One Letta as `agents move` names it, and with which settings it is reached."""
 
@@ -42,7 +45,7 @@ class Place:
         self._make = make
         self._model = model
 
-    async def _with(self, what: Callable[[Letta], Any]) -> Any:
+    async def _with(self, what: Callable[[Letta], Awaitable[Answer]]) -> Answer:
         letta = await self._make()
         try:
             return await what(letta)
@@ -53,14 +56,23 @@ class Place:
     def create(self, *tags: str) -> str:
         embedding = EMBEDDING if self._model == MODEL else ""
         spec = AgentSpec("ada's", "You digest.", BLOCKS, tags, self._model, embedding)
-        return anyio.run(self._with, lambda letta: letta.create_agent(spec))
+
+        async def created(letta: Letta) -> str:
+            return await letta.create_agent(spec)
+
+        return anyio.run(self._with, created)
 
     def blocks(self, agent_id: str) -> tuple[Block, ...]:
-        return anyio.run(self._with, lambda letta: letta.read_blocks(agent_id))
+        async def read(letta: Letta) -> tuple[Block, ...]:
+            return await letta.read_blocks(agent_id)
+
+        return anyio.run(self._with, read)
 
     def found(self, *tags: str) -> list[str]:
-        found = anyio.run(self._with, lambda letta: letta.find_agents(tags))
-        return [agent.agent_id for agent in found]
+        async def found(letta: Letta) -> list[str]:
+            return [agent.agent_id for agent in await letta.find_agents(tags)]
+
+        return anyio.run(self._with, found)
 
 
 def at_embedded(data_dir: Path) -> Place:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_ready_follows_the_sidecar(tmp_path: Path) -> None:
 
 
 @contextmanager
-def login_page() -> Iterator[str]:
+def login_page() -> Generator[str]:
     """A proxy that answers everything with 200 and its login page; yields its URL."""
 
     class Page(BaseHTTPRequestHandler):

@@ -245,11 +245,9 @@ def answers(url: str) -> bool:
 
 
 def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
-    """Built line by line, as its user, with nothing writable but the volumes, it is ready and healthy.
-
-    Its health check says so by its exit code, and says no before the start and after the end. What
-    Kubernetes probes and Prometheus scrapes is there. SIGTERM drains it.
-    """
+    """It runs as its user with only the volumes writable, from a healthy start to a drained end."""
+    # Its health check says so by its exit code, and says no before the start and after the end;
+    # what Kubernetes probes and Prometheus scrapes is there.
     stage = STAGES["sidecar"]
     (outside / "image").mkdir()
     with Image(stage, built(outside / "image", lock="run")) as image:

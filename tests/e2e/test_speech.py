@@ -26,11 +26,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(360)]
 PHONE = "+12025550120"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def piper(text: str) -> bytes:
     """Return a sentence as Piper says it: 16-bit mono samples at `RATE_HZ`."""
     voice = PiperTts()

@@ -9,7 +9,8 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 Path = tuple[str | int, ...]
 
@@ -34,6 +35,9 @@ class Raw:
                 yield replace(self, times=times)
 
 
+CONTAINERS: list[object] = json.loads(
+    '[[], {}, [[]], [{}], [null], {"a": {}}, {"": null}, ["a", 1, null, {}, []]]'
+)
 TYPES: tuple[object, ...] = (
     None,
     True,
@@ -43,14 +47,7 @@ TYPES: tuple[object, ...] = (
     1.5,
     "",
     "x",
-    [],
-    {},
-    [[]],
-    [{}],
-    [None],
-    {"a": {}},
-    {"": None},
-    ["a", 1, None, {}, []],
+    *CONTAINERS,
 )
 SIZES: tuple[object, ...] = (
     Raw("9223372036854775807"),
@@ -115,10 +112,10 @@ def text_of(document: object) -> str:
         case Raw():
             return document.text
         case dict():
-            inside = (f"{json.dumps(k)}:{text_of(v)}" for k, v in document.items())
-            return "{" + ",".join(inside) + "}"
+            fields = cast("Mapping[str, object]", document).items()
+            return "{" + ",".join(f"{json.dumps(k)}:{text_of(v)}" for k, v in fields) + "}"
         case list() | tuple():
-            return "[" + ",".join(map(text_of, document)) + "]"
+            return "[" + ",".join(map(text_of, cast("Sequence[object]", document))) + "]"
         case _:
             return json.dumps(document)
 
@@ -127,10 +124,10 @@ def paths_of(document: object, before: Path = ()) -> Iterator[Path]:
     """Yield the path of every value in a document, its own first."""
     yield before
     if isinstance(document, Mapping):
-        for name, value in document.items():
+        for name, value in cast("Mapping[str, object]", document).items():
             yield from paths_of(value, (*before, name))
     elif isinstance(document, Sequence) and not isinstance(document, str):
-        for place, value in enumerate(document):
+        for place, value in enumerate(cast("Sequence[object]", document)):
             yield from paths_of(value, (*before, place))
 
 
@@ -145,7 +142,8 @@ def changed(document: Any, path: Path, change: Callable[[Any], object]) -> Any:
         return change(document)
     name, *rest = path
     if isinstance(document, Mapping):
-        return {**document, name: changed(document.get(name), tuple(rest), change)}
+        fields = cast("Mapping[str | int, object]", document)
+        return {**fields, name: changed(fields.get(name), tuple(rest), change)}
     return [
         changed(one, tuple(rest), change) if place == name else one
         for place, one in enumerate(document)
@@ -157,7 +155,8 @@ def without(document: Any, path: Path) -> Any:
 
     def rest(parent: Any) -> object:
         if isinstance(parent, Mapping):
-            return {name: value for name, value in parent.items() if name != path[-1]}
+            fields = cast("Mapping[str | int, object]", parent)
+            return {name: value for name, value in fields.items() if name != path[-1]}
         return [value for place, value in enumerate(parent) if place != path[-1]]
 
     return changed(document, path[:-1], rest)
@@ -221,17 +220,17 @@ def _stranger(documents: Mapping[str, object], name: str, dice: random.Random) -
                 document = changed(document, path, lambda value: {"a": value})
             case 3:
                 times = dice.choice((2, 50))
-                document = changed(
-                    document,
-                    path,
-                    lambda v, n=times: list(v) * n if isinstance(v, list) else [v] * n,
-                )
+                document = changed(document, path, partial(_repeated, times=times))
             case 4:
                 other = documents[dice.choice(list(documents))]
                 document = put(document, path, at(other, dice.choice(list(paths_of(other)))))
             case _:
                 document = put(document, path, dice.choice(HOSTILE))
     return document
+
+
+def _repeated(value: Any, *, times: int) -> list[Any]:
+    return (cast("list[Any]", value) if isinstance(value, list) else [value]) * times
 
 
 def at(document: Any, path: Path) -> Any:
@@ -267,13 +266,14 @@ def minimised(document: object, fails: Callable[[object], bool], *, tries: int =
 
 
 def _simpler(document: object, path: Path) -> Iterator[object]:
-    value = at(document, path)
+    value: object = at(document, path)
     if path:
         yield without(document, path)
     if isinstance(value, Raw):
         for raw in value.smaller():
             yield put(document, path, raw)
     elif isinstance(value, dict | list | str) and value:
-        yield put(document, path, type(value)())
-        if isinstance(value, list):
-            yield put(document, path, value[: len(value) // 2])
+        shorter = cast("dict[str, object] | list[object] | str", value)
+        yield put(document, path, type(shorter)())
+        if isinstance(shorter, list):
+            yield put(document, path, shorter[: len(shorter) // 2])

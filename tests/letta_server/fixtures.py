@@ -4,13 +4,13 @@ Tests share it, so each makes agents of its own. They skip where `make letta-ser
 except on CI, where a missing server is a failure.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.letta_server.stack import LettaStack, installed
+from tests.stack import not_installed
 
 PASSWORD = "a password for tests"
 
@@ -29,9 +29,6 @@ def letta_server_without_redis(tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def _running(workdir: Path, *, redis: bool, password: str) -> Iterator[LettaStack]:
     if not installed():
-        absent = "the real Letta server is not installed: run `make letta-server`"
-        if os.environ.get("CI"):
-            pytest.fail(absent)
-        pytest.skip(absent)
+        not_installed("the real Letta server is not installed: run `make letta-server`")
     with LettaStack(workdir, redis=redis, password=password) as stack:
         yield stack

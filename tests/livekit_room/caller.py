@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -100,7 +101,7 @@ class Caller:
 
     async def _speak(self, source: rtc.AudioSource) -> None:
         """Send what there is to say in real time, and silence in between, as a microphone does."""
-        with suppress(rtc.RtcError if hasattr(rtc, "RtcError") else RuntimeError):
+        with suppress(RuntimeError):
             while True:
                 samples = bytes(self._to_say[: len(_SILENCE)])
                 del self._to_say[: len(samples)]
@@ -175,7 +176,9 @@ async def calling(
 
 
 def _follow(caller: Caller, tasks: TaskGroup) -> None:
-    @caller.room.on("track_subscribed")
+    room: Any = caller.room  # LiveKit leaves the handlers of its events untyped
+
+    @room.on("track_subscribed")
     def subscribed(
         track: rtc.Track, _publication: object, participant: rtc.RemoteParticipant
     ) -> None:

@@ -1,7 +1,7 @@
 """A job and the room before it, without a server: who comes and goes is said by the test."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +51,7 @@ SIP = Person(
 
 
 @contextmanager
-def job(metadata: object = None, room: FakeRoom | None = None) -> Iterator[JobContext]:
+def job(metadata: object = None, room: FakeRoom | None = None) -> Generator[JobContext]:
     text = metadata if isinstance(metadata, str) else json.dumps(metadata or {"caller": "ada"})
     with fake_job_context(job_id="AJ_1", job_metadata=text, room=room or FakeRoom()) as ctx:  # type: ignore[arg-type]
         ctx.job.room.sid = "RM_1"

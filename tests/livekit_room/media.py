@@ -6,6 +6,7 @@ aiortc plays the server's part, libwebrtc (inside `livekit.rtc`) the client's.
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.contrib.media import MediaBlackhole, MediaRelay
@@ -19,10 +20,12 @@ _RELAY = MediaRelay()
 
 async def add_candidate(connection: RTCPeerConnection, candidate_init: str) -> None:
     """Take one ICE candidate as the client writes it; an empty one ends them."""
-    candidate = json.loads(candidate_init) if candidate_init else {}
-    if not candidate.get("candidate") or connection.remoteDescription is None:
+    candidate: dict[str, Any] = json.loads(candidate_init) if candidate_init else {}
+    # aiortc says that there is always a description, and has none before the first offer.
+    described = cast("object", connection.remoteDescription) is not None
+    if not candidate.get("candidate") or not described:
         return
-    parsed = candidate_from_sdp(candidate["candidate"].split(":", 1)[1])
+    parsed = candidate_from_sdp(str(candidate["candidate"]).split(":", 1)[1])
     parsed.sdpMid = candidate.get("sdpMid")
     parsed.sdpMLineIndex = candidate.get("sdpMLineIndex")
     await connection.addIceCandidate(parsed)

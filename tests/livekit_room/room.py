@@ -40,7 +40,9 @@ class Room:
         for other in self.others(participant):
             await other.say(message)
 
-    async def close(self, reason: int = models.DisconnectReason.ROOM_DELETED) -> None:
+    async def close(
+        self, reason: models.DisconnectReason = models.DisconnectReason.ROOM_DELETED
+    ) -> None:
         """Send everybody out."""
         leave = rtc.LeaveRequest(reason=reason, action=rtc.LeaveRequest.Action.DISCONNECT)
         for participant in list(self.participants.values()):

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from livekit import rtc
@@ -178,14 +178,15 @@ class ScriptedLlm(llm.LLM[Any]):
         **_: Any,
     ) -> "_LlmStream":
         self.contexts.append(chat_ctx)
-        self.prompts.append(chat_ctx.to_provider_format("openai")[0])
+        written: Any = cast("Any", chat_ctx).to_provider_format("openai")  # untyped in LiveKit
+        self.prompts.append(written[0])
         return _LlmStream(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=conn_options)
 
 
 class _LlmStream(llm.LLMStream):
     @override
     async def _run(self) -> None:
-        model = self._llm
+        model = cast("Any", self)._llm  # LiveKit leaves its event type open
         assert isinstance(model, ScriptedLlm)
         await asyncio.sleep(model.ttft_s)
         said = [m.text_content or "" for m in self._chat_ctx.messages() if m.role == "user"]
@@ -309,8 +310,9 @@ def studio(reply: Callable[[str], str], *, ttft_s: float = 0.01, **options: Any)
         **options,
     )
     made = Studio(session, ear, model, mouth)
+    events: Any = session  # LiveKit leaves the handlers of its events untyped
 
-    @session.on("conversation_item_added")
+    @events.on("conversation_item_added")
     def added(event: Any) -> None:
         if event.item.type == "message":
             made.items.append(event.item)
@@ -325,7 +327,8 @@ async def on_air(made: Studio, agent: Agent) -> AsyncGenerator[Studio]:
     made.session.input.audio = _Silence()
     made.session.output.audio = sync.audio_output
     made.session.output.transcription = sync.text_output
-    await made.session.start(agent)
+    session: Any = made.session  # LiveKit leaves the result of `start` open
+    await session.start(agent)
     try:
         await made.until(lambda: bool(made.ear.stt.streams and made.ear.vad.streams))
         yield made

@@ -12,7 +12,7 @@ from sidecar.call_names import short_id
 from sidecar.channels.admin import Admin
 from sidecar.model import AgentRef, Call
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 
 class Line:

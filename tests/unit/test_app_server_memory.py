@@ -57,11 +57,6 @@ class HalfServer:
                 return {"success": True, "commits": []}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_a_file_that_is_listed_and_not_read_is_no_memory() -> None:
     """Half an answer changes nothing: no block is served of it, and no edit loses a file's head."""
     server = HalfServer()

@@ -1,19 +1,18 @@
 """Archival memory, asked while somebody waits, in virtual time."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 import trio
-import trio.testing
 
 from sidecar.errors import LettaError, LettaUnavailable, NotOffered
 from sidecar.memory.archive import KEPT_S, QUESTION_CHARS, Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Telemetry
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
 BOAT = (Passage("passage-1", "Her boat is called Möwe."),)
 
@@ -56,17 +55,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[Bench]:
+async def opened() -> AsyncGenerator[Bench]:
     bench = Bench()
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.archive.run)
         yield bench
         nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 @pytest.mark.anyio

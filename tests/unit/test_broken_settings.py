@@ -294,9 +294,11 @@ def test_a_directory_that_may_not_be_used_is_named(
 ) -> None:
     """Another user's directory is no traceback of permissions, whatever is asked of it."""
     allowed = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: Path(path) != tmp_path / "data" and allowed(path, mode)
-    )
+
+    def refuses(path: str | Path, mode: int) -> bool:
+        return Path(path) != tmp_path / "data" and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", refuses)
     for name, arguments in COMMANDS.items():
         done = command.run(*name.split(), *arguments)
         names(done, "SIDECAR_DATA_DIR")

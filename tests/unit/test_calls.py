@@ -1,6 +1,6 @@
 """The live calls, in virtual time, on fakes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -89,6 +89,10 @@ class Ear:
     def on_guidance(self, text: str) -> None:
         self.guidance.append(text)
 
+    def on_say(self, text: str) -> None: ...
+
+    def on_hang_up(self) -> None: ...
+
     async def settled(self) -> MemoryView:
         while not any(settled for _, settled in self.views):
             await self._heard.wait()
@@ -122,7 +126,7 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Bench"]:
+    async def running(self) -> AsyncGenerator["Bench"]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.snapshots.run)
             await tasks.start(self.calls.run)
@@ -174,7 +178,7 @@ def test_opening_a_call_never_waits_for_letta() -> None:
 
 
 def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
-    """First call: an agent is made, no memory. Second call: what the agent knows is there."""
+    """A first call makes an agent and has no memory; the second has what that agent learnt."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -195,7 +199,7 @@ def test_no_caller_sees_another_callers_memory_or_words() -> None:
     """Two callers, and one number in two tenants, have nothing in common."""
 
     async def body(bench: Bench) -> None:
-        ears = {}
+        ears: dict[tuple[str, str], LiveCall] = {}
         for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
             live, ear = await bench.open("c1" + hints.phone, hints, tenant=tenant)
             await ear.settled()
@@ -549,7 +553,7 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
             await anyio.sleep(1.0)
             await append(turns)
 
-        bench.journal.append = slow  # type: ignore[method-assign]
+        bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
 
         async def intake() -> None:
@@ -629,16 +633,16 @@ def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
         await anyio.sleep(1)
         assert bench.telemetry.counts["journal_failed"]
         assert bench.calls.journal_error == ""
-        bench.journal.recent = recent  # type: ignore[method-assign]
-        bench.journal.append = fails  # type: ignore[method-assign,assignment]
-        bench.journal.try_write = fails  # type: ignore[method-assign]
+        bench.journal.recent = recent
+        bench.journal.append = fails
+        bench.journal.try_write = fails
         with pytest.raises(JournalFull):
             await live.record([turn(live, "i1", "hello")])
         await live.close("bye")
         await anyio.sleep(60)
         assert bench.calls.journal_error
         del bench.journal.try_write
-        bench.journal.append = append  # type: ignore[method-assign]
+        bench.journal.append = append
         await anyio.sleep(6)
         assert bench.calls.journal_error == ""
 
@@ -711,7 +715,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         with pytest.raises(JournalFull):
             await live.record([turn(live, "i1", "hello")])
         assert bench.calls.journal_error
-        bench.journal.append = append  # type: ignore[method-assign]
+        bench.journal.append = append
         await live.record([turn(live, "i1", "hello")])
         assert not bench.calls.journal_error
 
@@ -730,7 +734,7 @@ def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
         bench.store.load = broken  # type: ignore[method-assign]
         live, _ = await bench.open("c1")
         await anyio.sleep(1)
-        bench.store.load = load  # type: ignore[method-assign]
+        bench.store.load = load
         await live.record([turn(live, "i1", "hello")])
         _, ear = await bench.open("c2", BOB)
         assert (await ear.settled()).text == ""

@@ -178,13 +178,13 @@ def good() -> dict[str, str]:
 
 
 GOOD = good()
+LIVEKIT = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
 TOGETHER = {
     "SIDECAR_VAPI_KEY": ("SIDECAR_VAPI_SECRET",),
     "SIDECAR_VAPI_SECRET": ("SIDECAR_VAPI_KEY",),
     "SIDECAR_VAPI_TENANTS": (),
+    **dict.fromkeys(LIVEKIT, LIVEKIT),
 }
-LIVEKIT = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
-TOGETHER |= dict.fromkeys(LIVEKIT, LIVEKIT)
 
 
 def alone(name: str) -> dict[str, str]:

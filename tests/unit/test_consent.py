@@ -52,8 +52,14 @@ class Ear:
     def on_guidance(self, text: str) -> None:
         raise AssertionError(text)
 
+    def on_say(self, text: str) -> None:
+        raise AssertionError(text)
 
-class World:
+    def on_hang_up(self) -> None:
+        raise AssertionError
+
+
+class Bench:
     def __init__(self, *, required: bool = False) -> None:
         self.events = Telemetry(strict=True)
         self.journal = MemoryJournal(clock=self.clock)
@@ -87,16 +93,11 @@ class World:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    world = World(required=getattr(request, "param", False))
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    bench = Bench(required=getattr(request, "param", False))
     async with anyio.create_task_group() as tasks:
-        await tasks.start(world.calls.run)
-        yield world
+        await tasks.start(bench.calls.run)
+        yield bench
         tasks.cancel_scope.cancel()
 
 
@@ -104,63 +105,63 @@ def turn(live: LiveCall, n: int = 1) -> Turn:
     return Turn(live.key, f"i{n}", n, "caller", "my secret", 2.0)
 
 
-async def test_a_call_without_consent_leaves_nothing(world: World) -> None:
+async def test_a_call_without_consent_leaves_nothing(bench: Bench) -> None:
     """With "no" neither the call nor a turn of it reaches the journal, to its very end."""
-    live = await world.opened("no")
+    live = await bench.opened("no")
     await live.record([turn(live)])
     await live.close("hung up")
-    assert await world.journal.calls(limit=5) == []
-    assert await world.journal.turns(live.key) == ()
-    assert world.events.counts["turns_not_kept"] == 1
-    assert world.events.counts["turn_recorded"] == 0
+    assert await bench.journal.calls(limit=5) == []
+    assert await bench.journal.turns(live.key) == ()
+    assert bench.events.counts["turns_not_kept"] == 1
+    assert bench.events.counts["turn_recorded"] == 0
 
 
-async def test_memory_serves_a_call_that_is_not_kept(world: World) -> None:
+async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
     """The caller who is not recorded is remembered from earlier calls all the same."""
-    live = await world.opened("no")
+    live = await bench.opened("no")
     with anyio.fail_after(5):
-        await world.ear.settled.wait()
+        await bench.ear.settled.wait()
     assert live.agent_id == "agent-7"
 
 
 @pytest.mark.parametrize(
-    ("world", "consent", "kept"),
+    ("bench", "consent", "kept"),
     [(False, "", 1), (False, "yes", 1), (True, "", 0), (True, "yes", 1), (True, "no", 0)],
-    indirect=["world"],
+    indirect=["bench"],
 )
 async def test_silence_is_consent_unless_it_is_required(
-    world: World, consent: Consent, kept: int
+    bench: Bench, consent: Consent, kept: int
 ) -> None:
     """Where consent is required, a call nobody asked about is not kept."""
-    live = await world.opened(consent)
+    live = await bench.opened(consent)
     await live.record([turn(live)])
-    assert len(await world.journal.calls(limit=5)) == kept
+    assert len(await bench.journal.calls(limit=5)) == kept
 
 
-async def test_consent_taken_back_holds_from_then_on(world: World) -> None:
+async def test_consent_taken_back_holds_from_then_on(bench: Bench) -> None:
     """A "no" in a later opening stops the record; a later "yes" does not start it again."""
-    live = await world.opened("yes")
+    live = await bench.opened("yes")
     await live.record([turn(live)])
     for consent in ("no", "yes"):
-        assert await world.opened(consent) is live
+        assert await bench.opened(consent) is live
         await live.record([turn(live, 2)])
     await live.close("hung up")
-    assert len(await world.journal.turns(live.key)) == 1
-    assert (await world.journal.live_calls()) == []
+    assert len(await bench.journal.turns(live.key)) == 1
+    assert (await bench.journal.live_calls()) == []
 
 
-async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(world: World) -> None:
+async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Bench) -> None:
     """The stored call says "no": whoever takes it up again, or its spool, keeps nothing more."""
-    live = await world.opened("yes")
+    live = await bench.opened("yes")
     await live.record([turn(live)])
     await live.refuse()
-    assert (await world.journal.calls(limit=1))[0].consent == "no"
-    world.calls.orphan("acme/worker")
-    again = await world.opened("")
+    assert (await bench.journal.calls(limit=1))[0].consent == "no"
+    bench.calls.orphan("acme/worker")
+    again = await bench.opened("")
     await again.record([turn(live, 2)])
     await again.close("hung up")
     late = [Turn("acme/one", "i3", 3, "caller", "my secret", 2.0)]
-    assert await world.calls.restore(
+    assert await bench.calls.restore(
         "acme",
         "one",
         channel="livekit",
@@ -168,21 +169,21 @@ async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(world: Wor
         opened_at_s=1.0,
         turns=late,
     )
-    assert len(await world.journal.turns(live.key)) == 1
+    assert len(await bench.journal.turns(live.key)) == 1
 
 
-async def test_a_lost_call_without_consent_is_no_orphan(world: World) -> None:
+async def test_a_lost_call_without_consent_is_no_orphan(bench: Bench) -> None:
     """When the worker of such a call dies, there is nothing to close, and no fault."""
-    await world.opened("no")
-    world.calls.orphan("acme/worker")
-    assert world.calls.live == ()
+    await bench.opened("no")
+    bench.calls.orphan("acme/worker")
+    assert bench.calls.live == ()
     await anyio.lowlevel.checkpoint()
-    assert world.events.counts["journal_failed"] == 0
+    assert bench.events.counts["journal_failed"] == 0
 
 
-async def test_a_spool_of_a_call_without_consent_is_not_taken_up(world: World) -> None:
+async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: Bench) -> None:
     """A spool file whose call was refused counts as done and is stored nowhere."""
-    done = await world.calls.restore(
+    done = await bench.calls.restore(
         "acme",
         "one",
         channel="livekit",
@@ -191,22 +192,22 @@ async def test_a_spool_of_a_call_without_consent_is_not_taken_up(world: World) -
         turns=[Turn("acme/one", "i", 1, "caller", "my secret", 2.0)],
     )
     assert done
-    assert await world.journal.calls(limit=5) == []
+    assert await bench.journal.calls(limit=5) == []
 
 
-async def test_a_new_caller_who_does_not_agree_gets_no_agent(world: World) -> None:
+async def test_a_new_caller_who_does_not_agree_gets_no_agent(bench: Bench) -> None:
     """No agent is made whose tags would name the caller, and the prompt does not wait for one."""
-    letta = FakeLetta(clock=world.clock)
+    letta = FakeLetta(clock=bench.clock)
     rules = IdentityRules()
-    identity = Identity(letta, world.journal, rules=rules, emit=world.events.emit)
+    identity = Identity(letta, bench.journal, rules=rules, emit=bench.events.emit)
     ref = AgentRef("acme", caller_key="k")
     assert await identity.found_agent(ref) is None
     assert await letta.find_agents(()) == []
     made = await identity.agent_of(ref)
-    world.journal = MemoryJournal(clock=world.clock)
-    again = Identity(letta, world.journal, rules=rules, emit=world.events.emit)
+    bench.journal = MemoryJournal(clock=bench.clock)
+    again = Identity(letta, bench.journal, rules=rules, emit=bench.events.emit)
     assert await again.found_agent(ref) == made
-    assert await world.journal.agent_of(ref) is None
+    assert await bench.journal.agent_of(ref) is None
 
 
 def test_consent_goes_over_the_link() -> None:

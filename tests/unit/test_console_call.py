@@ -1,6 +1,6 @@
 """A call of the local page: what is said, answered, cut off and said again."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from sidecar.llm.guidance import CallGuidance
 from sidecar.model import Turn
 from sidecar.prompt_wait import Waits
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 KEY = "default/console-1"
 
@@ -111,7 +111,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncGenerator[Scene]:
     async with anyio.create_task_group() as tasks:
         yield Scene(tasks)
         tasks.cancel_scope.cancel()

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from typing_extensions import override
 
 from sidecar.delivery.decisions import (
     DeliveryPolicy,
@@ -18,9 +20,11 @@ from sidecar.delivery.decisions import (
     Send,
     Settle,
     Split,
+    Step,
     decide,
 )
 from sidecar.journal.states import TRANSITIONS, Event, State, after
+from tests.playbook import Playbook
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +42,7 @@ NOT_TAKEN = [
 ]
 
 
-def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: float):
+def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: Any) -> Step:
     return decide(facts, Outcome(event, **outcome), now_s=now_s, dice=0.5, policy=POLICY)
 
 
@@ -73,19 +77,221 @@ class TestTable:
         }
 
 
+@dataclass(frozen=True)
+class At:
+    """What happens to a batch, and when (seconds)."""
+
+    now_s: float
+    event: Event
+    retry_after_s: float | None = None
+
+    @override
+    def __str__(self) -> str:
+        asked = "" if self.retry_after_s is None else f", retry after {self.retry_after_s:g} s"
+        return f"{self.now_s:g} s: {self.event.value}{asked}"
+
+
+class Claimable:
+    """A batch, with what the journal and the relay keep of it from one step to the next.
+
+    It is claimed with `Event.CLAIMED`. Jitter is left out: every wait is half of its ceiling.
+    """
+
+    def __init__(self, *, turns: int = 1) -> None:
+        self._turns = turns
+        self._tries = self._rejections = 0
+        self._in_doubt = False
+        self._horizon_s = 0.0
+        self._facts = FRESH
+
+    def __call__(self, happens: At) -> list[Step]:
+        if happens.event is Event.CLAIMED:
+            self._facts = replace(FRESH, attempt=self._tries, in_doubt=self._in_doubt)
+            if not self._in_doubt:
+                self._record(happens.now_s)
+        facts = replace(
+            self._facts,
+            horizon_s=self._horizon_s,
+            rejections=self._rejections,
+            turns=self._turns,
+        )
+        outcome = Outcome(happens.event, retry_after_s=happens.retry_after_s)
+        done = decide(facts, outcome, now_s=happens.now_s, dice=0.0, policy=POLICY)
+        self._rejections += happens.event is Event.REJECTED
+        match done:
+            case Send(record_anew=True):
+                self._record(happens.now_s)
+            case Release():
+                self._in_doubt = done.unknown
+                if done.over:
+                    self._horizon_s = min(self._horizon_s, happens.now_s)
+            case _:
+                pass
+        return [done]
+
+    def _record(self, now_s: float) -> None:
+        self._tries += 1
+        self._horizon_s = now_s + POLICY.horizon_s
+
+
+def a_batch(*, turns: int = 1) -> Playbook[At, Step]:
+    return Playbook(Claimable(turns=turns))
+
+
+def again(due_s: float, *, unknown: bool = False, over: bool = True) -> Release:
+    near: Any = pytest.approx(due_s)  # a placeholder
+    return Release(near, unknown=unknown, over=over)
+
+
+class TestScripts:
+    """What becomes of one batch, step by step."""
+
+    def test_a_fresh_batch_is_sent_and_settled(self) -> None:
+        """A claim without doubt goes straight out, and a post that returned frees the lane."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.DIGESTED)
+            << Settle()
+        )
+
+    def test_a_lost_batch_is_looked_up_and_found(self) -> None:
+        """A batch whose try may have landed is never sent without a look, and may be found."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(10.0, Event.LOST)
+            << again(10.25, unknown=True, over=False)
+            >> At(10.25, Event.CLAIMED)
+            << LookUp()
+            >> At(10.5, Event.RUNNING)
+            << again(13.125, unknown=True, over=False)
+            >> At(13.125, Event.CLAIMED)
+            << LookUp()
+            >> At(13.25, Event.FOUND)
+            << Settle()
+        )
+
+    def test_absent_counts_past_the_horizon_alone(self) -> None:
+        """Absent is final only past the horizon of 35 s; a look falls right behind it."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(30.0, Event.LOST)
+            << again(30.25, unknown=True, over=False)
+            >> At(34.5, Event.CLAIMED)
+            << LookUp()
+            >> At(34.5, Event.ABSENT)
+            << again(35.01, unknown=True, over=False)
+            >> At(35.0, Event.CLAIMED)
+            << LookUp()
+            >> At(35.0, Event.ABSENT)
+            << Send(record_anew=True)
+            >> At(36.0, Event.DIGESTED)
+            << Settle()
+        )
+
+    def test_an_answer_ends_a_horizon(self) -> None:
+        """After an error in answer to a try, a batch that is absent goes out again at once."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.FAILED)
+            << again(1.05, unknown=True)
+            >> At(1.05, Event.CLAIMED)
+            << LookUp()
+            >> At(1.1, Event.ABSENT)
+            << Send(record_anew=True)
+            >> At(2.0, Event.DIGESTED)
+            << Settle()
+        )
+
+    def test_a_busy_agent_may_be_busy_with_the_very_batch(self) -> None:
+        """A refusal takes no earlier doubt away: what is refused in doubt is looked up again."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(0.1, Event.BUSY)
+            << again(0.35)
+            >> At(1.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(2.0, Event.LOST)
+            << again(2.25, unknown=True, over=False)
+            >> At(36.0, Event.CLAIMED)
+            << LookUp()
+            >> At(36.0, Event.ABSENT)
+            << Send(record_anew=True)
+            >> At(36.1, Event.BUSY)
+            << again(37.1, unknown=True)
+            >> At(37.1, Event.CLAIMED)
+            << LookUp()
+            >> At(37.2, Event.FOUND)
+            << Settle()
+        )
+
+    def test_retry_after_is_heeded_within_reason(self) -> None:
+        """Letta's own wait counts where it is longer than ours, up to five minutes."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.REFUSED, retry_after_s=20.0)
+            << again(21.0)
+            >> At(21.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(22.0, Event.REFUSED, retry_after_s=86_400.0)
+            << again(322.0)
+        )
+
+    def test_the_third_rejection_is_a_dead_letter(self) -> None:
+        """Two rejections are tried again, the third is final."""
+        assert (
+            a_batch()
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.REJECTED)
+            << again(1.25)
+            >> At(2.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(3.0, Event.REJECTED)
+            << again(3.5)
+            >> At(4.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(5.0, Event.REJECTED)
+            << Retire()
+        )
+
+    @pytest.mark.parametrize(("turns", "end"), [(2, Split()), (1, Retire())])
+    def test_what_is_too_large_is_split_down_to_one_turn(self, turns: int, end: Step) -> None:
+        """A batch no model takes goes out in halves, in doubt or not; a single turn is dead."""
+        assert (
+            a_batch(turns=turns)
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.TOO_LARGE)
+            << end
+        )
+        assert (
+            a_batch(turns=turns)
+            >> At(0.0, Event.CLAIMED)
+            << Send(record_anew=False)
+            >> At(1.0, Event.FAILED)
+            << again(1.05, unknown=True)
+            >> At(2.0, Event.CLAIMED)
+            << LookUp()
+            >> At(2.0, Event.ABSENT)
+            << Send(record_anew=True)
+            >> At(3.0, Event.TOO_LARGE)
+            << end
+        )
+
+
 class TestDecide:
-    def test_a_fresh_batch_is_sent(self) -> None:
-        """A claim without doubt goes straight out."""
-        assert step(FRESH, Event.CLAIMED) == Send(record_anew=False)
-
-    def test_a_batch_in_doubt_is_looked_up(self) -> None:
-        """A batch whose earlier try may have landed is never sent without a look."""
-        assert step(DOUBTFUL, Event.CLAIMED) == LookUp()
-
-    def test_digested_settles(self) -> None:
-        """A post that returned frees the lane at once."""
-        assert step(FRESH, Event.DIGESTED) == Settle()
-
     @pytest.mark.parametrize("now_s", [10.0, 40.0])
     def test_found_frees_the_lane_at_once(self, now_s: float) -> None:
         """Found says that nothing is at work any more: nobody waits for the horizon."""
@@ -97,15 +303,6 @@ class TestDecide:
         out = replace(DOUBTFUL, horizon_s=late_s + 20.0)
         assert step(out, Event.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
         assert step(out, Event.FAILED, now_s=late_s) == Retire()
-
-    def test_absent_waits_for_the_horizon(self) -> None:
-        """Absent is final only past the horizon; a look falls right behind it."""
-        early = step(DOUBTFUL, Event.ABSENT, now_s=34.5)
-        assert isinstance(early, Release)
-        assert early.unknown
-        assert not early.over
-        assert early.due_s == pytest.approx(35.01)
-        assert step(DOUBTFUL, Event.ABSENT, now_s=35.0) == Send(record_anew=True)
 
     @pytest.mark.parametrize("event", [Event.LOST, Event.FAILED])
     def test_an_unknown_outcome_leaves_doubt(self, event: Event) -> None:
@@ -139,31 +336,13 @@ class TestDecide:
 
     def test_denied_is_patient(self) -> None:
         """A refused key is retried slowly, at most a minute apart, until someone mends it."""
-        waits = [
-            step(replace(FRESH, attempt=attempt), Event.DENIED).due_s - 1.0  # type: ignore[union-attr]
-            for attempt in range(20)
-        ]
+        waits: list[float] = []
+        for attempt in range(20):
+            released = step(replace(FRESH, attempt=attempt), Event.DENIED)
+            assert isinstance(released, Release)
+            waits.append(released.due_s - 1.0)
         assert waits[0] > 3.0
         assert max(waits) <= 60.0
-
-    def test_retry_after_is_heeded_within_reason(self) -> None:
-        """Letta's own wait counts where it is longer than ours, up to five minutes."""
-        for asked_s, waited_s in ((20.0, 20.0), (86_400.0, 300.0)):
-            released = step(FRESH, Event.REFUSED, retry_after_s=asked_s)
-            assert isinstance(released, Release)
-            assert released.due_s - 1.0 == pytest.approx(waited_s)
-
-    def test_the_third_rejection_is_a_dead_letter(self) -> None:
-        """Two rejections are tried again, the third is final."""
-        for rejections in (0, 1):
-            assert isinstance(step(replace(FRESH, rejections=rejections), Event.REJECTED), Release)
-        assert step(replace(FRESH, rejections=2), Event.REJECTED) == Retire()
-
-    def test_what_is_too_large_is_split_down_to_one_turn(self) -> None:
-        """A batch no model takes goes out in halves; a single turn is a dead letter at once."""
-        for facts in (FRESH, DOUBTFUL):
-            assert step(replace(facts, turns=2), Event.TOO_LARGE) == Split()
-            assert step(replace(facts, turns=1), Event.TOO_LARGE) == Retire()
 
     @pytest.mark.parametrize("event", [*NOT_TAKEN, Event.LOST, Event.FAILED])
     def test_a_week_is_enough(self, event: Event) -> None:
@@ -229,7 +408,7 @@ class Oracle:
     way (a slow network) shows in no look-up.
     """
 
-    tries: list[tuple[float, float, Kept]] = field(default_factory=list)
+    tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
 
     def find(self, batch: Kept, *, now_s: float) -> Event:
         known = [lands_s for begins_s, lands_s, b in self.tries if b is batch and begins_s <= now_s]
@@ -378,6 +557,7 @@ class Deliveries(RuleBasedStateMachine):
             for batch in lane:
                 assert batch.state is not State.SETTLED or batch.number in landed
 
+    @override
     def teardown(self) -> None:
         """Once Letta is well again, all is delivered, within a bounded time."""
         if not self.lanes:

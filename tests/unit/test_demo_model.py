@@ -11,7 +11,7 @@ from sidecar.demo.facts import facts_of_speech
 from sidecar.demo.model import DemoModel
 from sidecar.llm.port import Reply
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 
 def tool(name: str, *required: str, **optional: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, in_turns
 from sidecar.llm.refusals import Roles, said_in
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 LIMIT = {"max_tokens": 100}
 OPTIONS = {"stream_options": {"include_usage": True}}
@@ -463,7 +463,7 @@ class TestWriting:
         written = Dialect(no_old).written(BODY)
         assert written.get("max_completion_tokens") == 100
         assert "max_tokens" not in written
-        newer = {"model": "m", "messages": [], "max_completion_tokens": 7}
+        newer: dict[str, Any] = {"model": "m", "messages": [], "max_completion_tokens": 7}
         assert Dialect(frozenset({"max_completion_tokens"})).written(newer)["max_tokens"] == 7
         assert not {"max_tokens", "max_completion_tokens"} & set(Dialect(neither).written(BODY))
 

@@ -17,7 +17,8 @@ def names_in(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            inside = {item.name for item in node.body if hasattr(item, "name")}
+            named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            inside = {item.name for item in node.body if isinstance(item, named)}
             names |= inside | {f"{node.name}::{name}" for name in inside}
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)

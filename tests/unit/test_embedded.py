@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sidecar.letta.port import AgentSpec, Post
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 SPEC = AgentSpec(
     name="ada's",
@@ -83,7 +83,7 @@ def calls(name: str, **arguments: object) -> Reply:
 
 
 @asynccontextmanager
-async def opened(path: Path, llm: Llm | None = None, **more: Any) -> AsyncIterator[EmbeddedLetta]:
+async def opened(path: Path, llm: Llm | None = None, **more: Any) -> AsyncGenerator[EmbeddedLetta]:
     letta = await EmbeddedLetta.open(path / "letta.db", llm=llm or DemoModel(), **more)
     try:
         yield letta

@@ -85,11 +85,6 @@ class World:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     journal = await SqliteJournal.open(
         tmp_path / "journal.db", policy=PostPolicy(max_turns=20, max_age_s=60.0)

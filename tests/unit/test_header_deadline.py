@@ -20,11 +20,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def slow(_: Request) -> Response:
     await anyio.sleep(0.5)
     return PlainTextResponse("ok")
@@ -178,5 +173,9 @@ def test_connections_leave_files_for_the_rest(
     files: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connections that are taken leave open files for models, journal and accepting more."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+
+    def limits(_: int) -> tuple[int, int]:
+        return files, files
+
+    monkeypatch.setattr(resource, "getrlimit", limits)
     assert connections_limit() == limit

@@ -9,6 +9,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sidecar.access.callers import IdentityRules, resolve
 from sidecar.channels.vapi.bodies import about
@@ -22,7 +23,7 @@ from sidecar.wire.bounds import bounded_hints
 from sidecar.wire.frames import CallOpen, hints_of
 from sidecar.worker.livekit.caller import hints_of_person, person_of
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 RULES = IdentityRules()
 NUMBERS = ("+12025550100", "+12025550101", "+442079460018", "+4915112345678")
@@ -124,10 +125,14 @@ def test_two_callers_are_one_only_by_one_number(one: str, other: str, region: st
         assert len(digits) == 1
 
 
+def named(kind: str, name: str) -> CallerHints:
+    return CallerHints(caller=name) if kind == "caller" else CallerHints(identity=name)
+
+
 @given(raw_names, raw_names, st.sampled_from(["caller", "identity"]))
 def test_two_names_are_never_one_caller(one: str, other: str, kind: str) -> None:
     """An id or identity is compared as it stands; one that stands for nobody has no key."""
-    first, second = (key_of(CallerHints(**{kind: raw}), None) for raw in (one, other))
+    first, second = (key_of(named(kind, raw), None) for raw in (one, other))
     if first and second:
         assert (first == second) == (one == other)
     for raw, key in ((one, first), (other, second)):
@@ -143,7 +148,7 @@ def test_a_name_is_never_a_numbers_owner(
 ) -> None:
     """Whatever somebody calls themselves, it is no number's key, nor another tenant's."""
     number = key_of(CallerHints(phone=raw), region)
-    assert not number or number != key_of(CallerHints(**{kind: name}), region)
+    assert not number or number != key_of(named(kind, name), region)
     assert not number or number != key_of(CallerHints(phone=raw), region, tenant="u")
 
 
@@ -374,6 +379,7 @@ async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
     agents, scope = Agents(), anyio.CancelScope()
 
     class Slow(Learnt):
+        @override
         async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
             scope.cancel()
             await anyio.lowlevel.checkpoint()

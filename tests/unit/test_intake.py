@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,11 +13,11 @@ import pytest
 from sidecar.errors import CallError, JournalFull
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.model import CallerHints, Turn
-from sidecar.telemetry import Telemetry
+from sidecar.telemetry import Event, Telemetry
 from sidecar.wire.frames import CallClose, CallOpen, Hints, TurnFrame, encode
 from sidecar.wire.spool import MAX_FILE_BYTES, SpoolFile, damaged_files, erase_damaged
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 OPEN = CallOpen("c1", "livekit", Hints(phone="+12025550100"), 1.0)
 TURNS = [TurnFrame("c1", f"i{n}", n, "caller", f"word {n}", 1.0) for n in (1, 2)]
@@ -226,7 +226,7 @@ def _another_users(path: Path) -> None:
     os.chown(path, 65_534, 65_534)
 
 
-FOREIGN = {
+FOREIGN: dict[str, Callable[[Path], object]] = {
     "training.jsonl": lambda path: _written(path, '{"prompt": "hi", "completion": "ho"}\n' * 9),
     "chat.jsonl": lambda path: _written(path, '{"type":"turn","text":"hi"}\n'),
     "event.jsonl": lambda path: _written(path, '{"type":"hello","worker":"w"}\n'),
@@ -285,8 +285,11 @@ async def test_one_trouble_is_said_once_until_it_is_another(
     """A disk that refuses a file for an hour writes one line, not one every two seconds."""
     left_behind(tmp_path)
     said: list[object] = []
-    monkeypatch.setattr(intake, "_emit", lambda _, **fields: said.append(fields.get("error")))
 
+    def emit(_: Event, /, **fields: object) -> None:
+        said.append(fields.get("error"))
+
+    monkeypatch.setattr(intake, "_emit", emit)
     for trouble in ("Input/output error", "Read-only file system", "Input/output error"):
         refusing = Mock(side_effect=OSError(5, trouble))
         monkeypatch.setattr(SpoolFile, "read", refusing)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from sidecar.errors import (
     AgentNotFound,
     ConversationGone,
     LettaDenied,
+    LettaError,
     LettaUnavailable,
     NotAccepted,
     OutcomeUnknown,
@@ -32,7 +33,7 @@ from sidecar.letta.port import AgentSpec, Post
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.letta.rest.wire import wire_otid
 from sidecar.model import Block
-from sidecar.testing.faults import FaultDraw, Faults, FaultScript
+from sidecar.testing.faults import Fault, FaultDraw, Faults, FaultScript
 from sidecar.testing.letta_runs import failing, work
 from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
 from tests.ports import free_port
@@ -42,15 +43,10 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 SPEC = AgentSpec("ada's", "", [Block("human", "", "the caller", 100)], ["voice", "caller-1"])
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
 async def adapted(
     *, key: str | None = None, read_timeout_s: float = 5.0, **options: Any
-) -> AsyncIterator[tuple[RestLetta, LettaStandIn]]:
+) -> AsyncGenerator[tuple[RestLetta, LettaStandIn]]:
     async with standing_in(StandInOptions(**options)) as (url, stand_in):
         letta = RestLetta(url, key, read_timeout_s=read_timeout_s)
         try:
@@ -73,7 +69,7 @@ async def becomes(true: Callable[[], bool], *, within_s: float = 5.0) -> None:
 
 
 def otids(stand_in: LettaStandIn) -> list[str]:
-    return [message.otid for message in stand_in.world.messages]
+    return [message.otid for message in stand_in.state.messages]
 
 
 async def test_the_adapter_reads_posts_and_finds() -> None:
@@ -116,20 +112,20 @@ async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
     """However many runs of a batch have failed, it is stored soon after the model is well."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         post = await a_post(letta, "batch b1: my name is ada")
-        world = stand_in.world
+        state = stand_in.state
         for number in range(120):
-            run = world.start_run(
-                world.conversations[post.conversation_id],
+            run = state.start_run(
+                state.conversations[post.conversation_id],
                 wire_otid(post.batch_id, number),
                 background=True,
             )
-            await work(world, run, post.text, failing, wait_s=0)
+            await work(state, run, post.text, failing, wait_s=0)
         for _ in range(3):
             assert await letta.find(post) == "absent"
             with suppress(OutcomeUnknown):
                 await letta.post(post)
         assert await letta.find(post) == "found"
-        assert [message.text for message in world.messages] == [post.text]
+        assert [message.text for message in state.messages] == [post.text]
 
 
 async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() -> None:
@@ -142,7 +138,7 @@ async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() ->
             await letta.post(
                 replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
             )
-        stand_in.world.run_of_otid.clear()  # 3 hours later
+        stand_in.state.run_of_otid.clear()  # 3 hours later
         assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
@@ -153,7 +149,7 @@ async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:
         other = Post("b2", post.agent_id, post.conversation_id, "hello", 0.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(letta.post, post)
-            await becomes(lambda: bool(stand_in.world.runs))
+            await becomes(lambda: bool(stand_in.state.runs))
             with pytest.raises(NotAccepted) as refusal:
                 await letta.post(other)
             assert refusal.value.busy
@@ -365,7 +361,11 @@ async def test_a_run_that_overflows_is_told_from_a_model_that_is_down(redis: boo
     """A context that is exceeded is definite, and nothing is stored; a failed model may be well."""
     async with adapted(redis=redis) as (letta, stand_in):
         post = await a_post(letta, "batch b1")
-        for fault, error in (("overflow", TooLarge), ("stream_error", OutcomeUnknown)):
+        ends: Mapping[Fault, type[LettaError]] = {
+            "overflow": TooLarge,
+            "stream_error": OutcomeUnknown,
+        }
+        for fault, error in ends.items():
             stand_in.draw.script.posts.chances = {fault: 1.0}
             with pytest.raises(error):
                 await letta.post(post)

@@ -37,19 +37,12 @@ from sidecar.worker.link import Link
 from sidecar.worker.sidecar_clock import SidecarClock
 from sidecar.worker.unacked import SpoolFrame
 from tests import ports
+from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
 CALL = "AJ_1"
 ADA = Hints(caller="ada")
-
-
-class Quiet:
-    """A logger that keeps nothing."""
-
-    def debug(self, event: str, **fields: object) -> None: ...
-
-    info = warning = error = debug
 
 
 class Worker:
@@ -78,16 +71,6 @@ async def running(url: str, spool_dir: Path, **options: object) -> AsyncGenerato
         tasks.start_soon(worker.link.run)
         yield worker
         tasks.cancel_scope.cancel()
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def sidecar() -> FakeSidecar:
-    return FakeSidecar()
 
 
 @pytest.fixture

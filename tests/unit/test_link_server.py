@@ -1,6 +1,6 @@
 """The sidecar's end of the link, on a journal that fails and peers that leave."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class Peer:
     async def receive(self) -> dict[str, Any]:
         return await self.of_worker.receive()
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "websocket.close":
             self.closed = message["code"]
         elif message["type"] == "websocket.send":
@@ -179,7 +179,9 @@ class World:
         )
 
     @asynccontextmanager
-    async def connected(self, *frames: FromWorker | str, worker: str = "w1") -> AsyncIterator[Peer]:
+    async def connected(
+        self, *frames: FromWorker | str, worker: str = "w1"
+    ) -> AsyncGenerator[Peer]:
         peer = Peer()
         scope = {
             "type": "websocket",
@@ -194,11 +196,6 @@ class World:
             await peer.until(lambda: any(isinstance(frame, Welcome) for frame in peer.heard))
             yield peer
             peer.leaves()
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

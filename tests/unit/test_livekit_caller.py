@@ -40,27 +40,12 @@ from sidecar.worker.livekit.recorder import CallRecorder
 from sidecar.worker.unacked import Outbox
 from tests.livekit_room.lobby import ADA, SIP, FakeRoom, Person, job
 from tests.livekit_room.studio import studio
+from tests.quiet import Quiet
 
 pytestmark = [
     pytest.mark.unit,
     pytest.mark.anyio,
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def sidecar() -> FakeSidecar:
-    return FakeSidecar()
-
-
-class _Quiet:
-    def debug(self, event: str, **fields: object) -> None: ...
-
-    info = warning = error = debug
 
 
 @pytest.mark.parametrize(
@@ -89,7 +74,7 @@ def test_only_the_sip_bridge_vouches_for_a_number() -> None:
 
 async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **options: Any) -> Hints:
     """Return the hints a job opens its call with."""
-    emit = Telemetry(strict=True, logger=_Quiet()).emit
+    emit = Telemetry(strict=True, logger=Quiet()).emit
     async with sidecar.serving() as url:
         made = studio(lambda _: "")
         await remember(
@@ -141,8 +126,8 @@ class FakeSession:
 def identification(
     ctx: JobContext, session: Any, listens_to: str | None = None, **options: Any
 ) -> Identification:
-    emit = Telemetry(strict=True, logger=_Quiet()).emit
-    return Identification(ctx, session, listens_to, **{"emit": emit, **options})
+    emit = options.pop("emit", Telemetry(strict=True, logger=Quiet()).emit)
+    return Identification(ctx, session, listens_to, emit=emit, **options)
 
 
 PEOPLE = (
@@ -350,7 +335,7 @@ def test_the_jobs_metadata_speaks_for_one(case: str) -> None:
 )
 def test_a_doubt_is_said_once(metadata: dict[str, Any], told: int) -> None:
     """Where several may be whom the job means, the log says so in one line."""
-    telemetry = Telemetry(strict=True, logger=_Quiet())
+    telemetry = Telemetry(strict=True, logger=Quiet())
     room = FakeRoom(ADA, WANDA)  # type: ignore[arg-type]
     with job(metadata, room) as ctx:
         who = identification(ctx, FakeSession(), emit=telemetry.emit)
@@ -399,7 +384,7 @@ class FakeLine:
     def wake(self) -> None: ...
 
     def open(self, call_id: str, hints: Hints | None) -> LinkedCall:
-        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))  # type: ignore[arg-type]
+        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))
 
 
 def owner_of(call: LinkedCall) -> str:
@@ -425,7 +410,7 @@ class Party:
         who = identification(ctx, self.session, shared_line=shared)
         self.recorder = CallRecorder(
             self.line.open("J", who.from_job()),
-            emit=Telemetry(strict=True, logger=_Quiet()).emit,
+            emit=Telemetry(strict=True, logger=Quiet()).emit,
             clock=clock,
             ended=lambda _: None,
             listeners=who,
@@ -547,11 +532,9 @@ async def test_words_said_before_a_split_are_of_whom_was_heard_then(
 def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
     metadata: dict[str, str], steps: list[tuple[str, Person, bool]], shared: bool
 ) -> None:
-    """However people come, go and are listened to, memory and words are those of the one linked.
-
-    While another person is in the room there is no memory, unless the line is shared. And nobody
-    speaks as the caller whom the job names after somebody else did, but who bears that name.
-    """
+    """However people come, go and are listened to, memory and words are those of the one linked."""
+    # While another person is in the room there is no memory, unless the line is shared. And nobody
+    # speaks as the caller whom the job names after somebody else did, but who bears that name.
 
     async def run() -> Party:
         with job(json.dumps(metadata), FakeRoom()) as ctx:

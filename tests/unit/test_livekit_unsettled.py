@@ -13,6 +13,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from typing_extensions import override
 
 from sidecar.worker.livekit.unsettled import Unsettled
 
@@ -138,6 +139,7 @@ class Conversation(RuleBasedStateMachine):
         heard = " ".join([*self.due, *waiting, self.interim_heard])
         assert " ".join([*self.told, self.unsettled.rest()]).split() == heard.split()
 
+    @override
     def teardown(self) -> None:
         while self.ended:
             self.session_comes_to_a_turn()
@@ -146,7 +148,7 @@ class Conversation(RuleBasedStateMachine):
 
 def test_each_word_heard_is_told_once() -> None:
     """Whatever a session does with its turns, all that was heard is told, in order, and once."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Conversation, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )
 

@@ -16,6 +16,7 @@ from sidecar.journal.backlog import Backlog
 from sidecar.journal.states import Event as Outcome
 from sidecar.model import prompt_metrics, prompt_of
 from sidecar.telemetry import Telemetry
+from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -32,16 +33,6 @@ STATE = State(
 NAMES = re.compile(r"\b(sidecar_[a-z_]+|process_[a-z_]+)\b")
 
 
-class Silent:
-    def __getattr__(self, level: str) -> object:
-        return lambda *_, **__: None
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture
 def metrics() -> Metrics:
     async def state() -> State:
@@ -52,7 +43,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def events(metrics: Metrics) -> Telemetry:
-    return Telemetry(strict=True, logger=Silent(), observe=metrics.observe)
+    return Telemetry(strict=True, logger=Quiet(), observe=metrics.observe)
 
 
 async def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -169,7 +160,7 @@ async def test_every_metric_the_operator_files_name_exists(
     assert len(expressions) > 20
     known_events = {event.name for event in telemetry.catalogue()}
     for expression in expressions:
-        named = set(NAMES.findall(expression)) | set()
+        named = set[str](NAMES.findall(expression))
         assert named <= exposed, named - exposed
         allowed = set[str]().union(*(labels_of[name] for name in named))
         for by in re.findall(r"by \(([^)]*)\)", expression):

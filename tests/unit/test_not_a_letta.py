@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -52,13 +52,8 @@ CALLS: dict[str, Callable[[Letta], Awaitable[object]]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
-async def answered(body: str, content_type: str) -> AsyncIterator[RestLetta]:
+async def answered(body: str, content_type: str) -> AsyncGenerator[RestLetta]:
     """An adapter on a server that answers everything alike, with 200."""
 
     async def answer(_: web.Request) -> web.Response:
@@ -110,7 +105,7 @@ async def test_nothing_is_deleted_by_a_login_page(answer: str) -> None:
 @asynccontextmanager
 async def streaming(
     piece: bytes, *, status: int = 200, content_type: str = "application/json"
-) -> AsyncIterator[tuple[RestLetta, list[int]]]:
+) -> AsyncGenerator[tuple[RestLetta, list[int]]]:
     """An adapter on a server that answers without an end, and how much it could send each time."""
     sent: list[int] = []
 

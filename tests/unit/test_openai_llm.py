@@ -1,7 +1,7 @@
 """The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,13 +25,8 @@ KEY = "sk-canary-key"
 WORDS = "canary words of a caller"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 @asynccontextmanager
-async def served(app: web.Application) -> AsyncIterator[str]:
+async def served(app: web.Application) -> AsyncGenerator[str]:
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -46,7 +41,7 @@ async def served(app: web.Application) -> AsyncIterator[str]:
 @asynccontextmanager
 async def talking(
     app: web.Application | None = None, *, faults: Faults | None = None, **more: Any
-) -> AsyncIterator[tuple[OpenAiLlm, OpenAiServer]]:
+) -> AsyncGenerator[tuple[OpenAiLlm, OpenAiServer]]:
     server = OpenAiServer()
     server.faults = faults or Faults()
     async with served(app or server.app()) as url:
@@ -85,7 +80,10 @@ async def test_a_reply_comes_in_pieces() -> None:
 
 async def test_tool_calls_are_returned() -> None:
     """A model that wants a tool called says so, with its arguments as JSON text."""
-    parameters = {"type": "object", "properties": {"label": {}, "new_str": {}}}
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"label": {}, "new_str": {}},
+    }
     tool = {"type": "function", "function": {"name": "memory_insert", "parameters": parameters}}
     async with talking() as (llm, _):
         reply = await llm.complete([said("call me Bea")], tools=[tool])
@@ -197,7 +195,7 @@ async def test_silence_before_the_first_piece_is_an_error() -> None:
 
 async def test_no_answer_at_all_is_an_error() -> None:
     """A server that hangs costs the budget and no more."""
-    budgets = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
+    budgets: dict[str, Any] = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
     async with talking(faults=Faults(hang=True), **budgets) as (llm, _):
         with anyio.fail_after(5):
             with pytest.raises(LlmError, match="in time"):

@@ -5,6 +5,7 @@ import uuid
 import anyio
 import anyio.lowlevel
 import pytest
+from typing_extensions import override
 
 from sidecar.errors import LettaUnavailable, NotAccepted, OutcomeUnknown
 from sidecar.letta.plug import PluggedLetta
@@ -13,7 +14,7 @@ from sidecar.model import Block
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
 BLOCKS = (Block("human", "Name: Ada"),)
 
@@ -63,6 +64,7 @@ async def test_what_is_under_way_is_cut_off() -> None:
     """A post in flight when the plug is pulled has an unknown outcome: it is looked up later."""
 
     class Slow(FakeLetta):
+        @override
         async def post(self, post: Post) -> None:
             await anyio.sleep_forever()
 

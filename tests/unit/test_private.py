@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,17 +43,16 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        make_directory,
-        lambda path: prepare_data_dir(load({"SIDECAR_DATA_DIR": str(path)})),
-        lambda path: SpoolFile.create(path, "call").close(),
-        FolderLock,
-        lambda path: EmbeddedStore(path / "letta.db").close(),
-    ],
-    ids=["directory", "data directory", "spool", "app server", "embedded letta"],
-)
+MAKES: Mapping[str, Callable[[Path], object]] = {
+    "directory": make_directory,
+    "data directory": lambda path: prepare_data_dir(load({"SIDECAR_DATA_DIR": str(path)})),
+    "spool": lambda path: SpoolFile.create(path, "call").close(),
+    "app server": FolderLock,
+    "embedded letta": lambda path: EmbeddedStore(path / "letta.db").close(),
+}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.usefixtures("umask")
 def test_parents_are_this_users_alone(make: Callable[[Path], object], tmp_path: Path) -> None:
     """Every directory that is made on the way is 0700 under any umask; what was there is left."""
@@ -203,7 +202,11 @@ class TestWhatIsInIt:
         path.mkdir() if name in STATE_DIRECTORIES else path.touch()
         judge(settings)
         allowed = os.access
-        monkeypatch.setattr(os, "access", lambda p, mode: Path(p) != path and allowed(p, mode))
+
+        def refuses(asked: str | Path, mode: int, refused: Path = path) -> bool:
+            return Path(asked) != refused and allowed(asked, mode)
+
+        monkeypatch.setattr(os, "access", refuses)
         with pytest.raises(ConfigError, match=f"{name} can't be used") as refused:
             judge(settings)
         ((field, remedy),) = refused.value.fields
@@ -235,7 +238,11 @@ def test_what_another_has_left_in_a_data_directory_is_refused(
     ours = SimpleNamespace(st_uid=us + 1, st_mode=stat.S_IFDIR | 0o700)
     (tmp_path / "note.txt").touch()
     monkeypatch.setattr(os, "geteuid", lambda: us + 1)
-    monkeypatch.setattr(Path, "stat", lambda _: ours)
+
+    def stat_of(_: Path) -> SimpleNamespace:
+        return ours
+
+    monkeypatch.setattr(Path, "stat", stat_of)
     refuse_shared(tmp_path)
     os.close(os.open(tmp_path / name, os.O_CREAT))
     with pytest.raises(ConfigError, match=rf"{name} .* another user \(uid {us}\)"):

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -87,7 +87,7 @@ class World:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.relay.run)
             yield
@@ -474,15 +474,15 @@ class TestFaults:
                 await anyio.sleep(10)
                 await release(*args, **kwargs)  # type: ignore[arg-type]
 
-            world.journal.release = slow  # type: ignore[method-assign]
+            world.journal.release = slow
             await world.say("one", 3)
             with anyio.move_on_after(2):
                 await world.relay.run()
-            world.journal.claim = unheard  # type: ignore[method-assign]
+            world.journal.claim = unheard
             await world.say("two", 3, ref=AgentRef("acme", caller_key="k2"))
             with anyio.move_on_after(2):
                 await world.relay.run()
-            world.journal.claim, world.journal.release = claim, release  # type: ignore[method-assign]
+            world.journal.claim, world.journal.release = claim, release
             async with world.running():
                 await world.delivered()
             assert world.heard("one") == world.heard("two") == [0, 1, 2]
@@ -645,7 +645,7 @@ class TestFaults:
                     raise JournalFull("no room")
                 await settle(*args, **kwargs)  # type: ignore[arg-type]
 
-            world.journal.settle = refuse_first  # type: ignore[method-assign]
+            world.journal.settle = refuse_first
             async with world.running():
                 await world.say("one", 3)
                 await world.delivered(within_s=60)
@@ -666,7 +666,7 @@ class TestFaults:
                 happened.append("settled")
                 await settle(batch, **when)
 
-            world.journal.settle = settled  # type: ignore[method-assign]
+            world.journal.settle = settled
             async with world.running():
                 await world.say("one", 2)
                 await world.delivered(within_s=10)
@@ -794,7 +794,7 @@ class TestAddress:
                 asked.append(ref)
                 await forget(ref)
 
-            world.journal.forget_agent = count  # type: ignore[method-assign]
+            world.journal.forget_agent = count
             async with world.running():
                 await world.say("one", 1)
                 await world.say("two", 1)

@@ -2,7 +2,7 @@
 
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Bench"]:
+    async def running(self) -> AsyncGenerator["Bench"]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.snapshots.run)
             yield self

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import (
     SpanExportResult,
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from typing_extensions import override
 
 from sidecar.config.load import load
 from sidecar.errors import ConfigError
@@ -25,6 +26,7 @@ from sidecar.otel_environment import exporter_of
 from sidecar.telemetry import Event
 from sidecar.tracing import NO_TRACES, TEXT, traceparent_or_none
 from sidecar.worker.livekit.traces import JobTraces
+from tests.quiet import unheard
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -38,11 +40,6 @@ WRONG = [
     GIVEN + "\n",
     GIVEN * 100,
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 def tracer(*, text: bool = False) -> tuple[OtelTracer, InMemorySpanExporter]:
@@ -103,10 +100,14 @@ def test_the_sdk_reads_its_variables_as_we_do(
 ) -> None:
     """A carriage return behind an endpoint reaches no exporter, and a blank one is unset."""
     made: list[Any] = []
-    monkeypatch.setattr(OtelTracer, "exporting", lambda exporter, **_: made.append(exporter))
+
+    def exporting(exporter: object, **_: object) -> None:
+        made.append(exporter)
+
+    monkeypatch.setattr(OtelTracer, "exporting", exporting)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp\r")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    tracer_of(os.environ, service="test", text=False, emit=lambda *_, **__: None)
+    tracer_of(os.environ, service="test", text=False, emit=unheard)
     assert made[0]._endpoint == asked
 
 
@@ -162,9 +163,7 @@ def test_a_variable_that_would_lose_the_traces_is_a_wrong_setting(
         assert field == variable
         assert remedy
         with pytest.raises(ConfigError, match=variable):
-            tracer_of(
-                {**asked, variable: value}, service="s", text=False, emit=lambda *_, **__: None
-            )
+            tracer_of({**asked, variable: value}, service="s", text=False, emit=unheard)
         assert load({**asked, variable: value, "OTEL_TRACES_EXPORTER": "none"})
 
 
@@ -286,6 +285,7 @@ class Flaky(SpanExporter):
             self.let_go.set()
         self.got: list[str] = []
 
+    @override
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.let_go.wait(60)
         if self.away:
@@ -321,7 +321,7 @@ async def test_a_collector_that_is_away_is_said_once(caplog: pytest.LogCaptureFi
 async def test_a_collector_that_hangs_holds_nobody_up() -> None:
     """Starting, ending and flushing spans go on; a full queue drops spans without a word."""
     exporter = Flaky(hangs=True)
-    made = OtelTracer.exporting(exporter, service="s", text=False, emit=lambda *_, **__: None)
+    made = OtelTracer.exporting(exporter, service="s", text=False, emit=unheard)
     with anyio.fail_after(30):
         for _ in range(5_000):
             made.start("work").end()
@@ -346,7 +346,7 @@ async def test_spans_go_to_the_tracer_provider_that_a_workers_owner_has_set(
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: owners)
     monkeypatch.setattr(JobTraces, "_of_process", None)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
-    traces = JobTraces(text=False, emit=lambda *_, **__: None)
+    traces = JobTraces(text=False, emit=unheard)
     traces.begin("AJ_1")
     assert JobTraces.current() == traces.traceparent
     await traces.end()

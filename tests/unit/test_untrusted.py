@@ -16,7 +16,7 @@ from sidecar.letta.app_server.socket import AppServerSocket, asking
 from sidecar.llm.reader import parsed
 from sidecar.untrusted import whole_characters
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 NO_JSON = (b"", b"{", b"[" * 5_000, b'{"a": ' * 5_000, b"<html>", b'{"a": \xff}', b'{"a": "\\x"}')
 TEXTS = st.text(st.characters(codec=None), max_size=40) | st.text(

@@ -1,6 +1,6 @@
 """VAPI calls on a journal in memory, in virtual time: reports, silence, repeats, consent."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from sidecar.prompt_wait import Waits
 from sidecar.testing.memory_journal import MemoryJournal
 from tests.unit.test_calls import ADA, BOB, Bench
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
 USER_1 = {"role": "user", "content": "My name is Ada."}
 REPLY_1 = {"role": "assistant", "content": "hello ada"}
@@ -54,7 +54,7 @@ class Failing(MemoryJournal):
         return await super().identify(call)
 
 
-class World(Bench):
+class VapiBench(Bench):
     def __init__(self, journal: MemoryJournal | None = None) -> None:
         super().__init__(journal=journal)
         self.vapi = VapiCalls(
@@ -78,7 +78,7 @@ class World(Bench):
         return [(block.text, block.note) for block in blocks]
 
 
-async def both_are_strangers(world: World) -> None:
+async def both_are_strangers(world: VapiBench) -> None:
     """Name two callers in one call, twice."""
     for hints in (BOB, ADA, CallerHints(), BOB):
         found = await world.vapi.of("acme", said(hints))
@@ -92,8 +92,8 @@ async def both_are_strangers(world: World) -> None:
 
 
 @asynccontextmanager
-async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
-    world = World(journal)
+async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[VapiBench]:
+    world = VapiBench(journal)
     async with trio.open_nursery() as nursery:
         await nursery.start(world.snapshots.run)
         await nursery.start(world.calls.run)
@@ -101,11 +101,6 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[World]:
         yield world
         await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 @pytest.mark.anyio
@@ -382,7 +377,7 @@ class TestVapiCalls:
         """While the journal fails a call stays nobody's; the next body that names its caller has it."""
         async with opened() as world:
             call = await world.call(said(CallerHints()))
-            failing = world.vapi._calls._journal = Failing(world.journal)  # type: ignore[assignment]
+            failing = world.vapi._calls._journal = Failing(world.journal)
             failing.fails = True
             found = await world.vapi.of("acme", said())
             assert found is not None

@@ -5,7 +5,7 @@ import gc
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.tools.recall import Recall
+from tests.quiet import Quiet
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 
@@ -38,13 +39,6 @@ pytestmark = pytest.mark.unit
 HOLD_S = 0.05
 _TRIES = 3  # what else runs on the machine makes the same work cost more, never less
 SECRET = b"secret-0123456789abcdef"
-
-
-class Quiet:
-    """A log that costs nothing."""
-
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 class Loop:
@@ -73,6 +67,10 @@ class Yes:
 
     async def ask(self, body: bytes, traceparent: str = "") -> "Yes":
         return Yes()
+
+    async def warm(self) -> None: ...
+
+    async def aclose(self) -> None: ...
 
     async def next(self) -> bytes:
         return self._frames.pop(0) if self._frames else b""
@@ -167,7 +165,7 @@ class Routes:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[Routes]:
+async def serving(path: Path) -> AsyncGenerator[Routes]:
     journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     routes = Routes(journal)
     async with anyio.create_task_group() as tasks:
@@ -190,11 +188,6 @@ HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
     "other scripts": lambda: alternating(2, lambda n: chr(0x3B1 + n) * 70_000),
     "few long ones": lambda: alternating(300, lambda n: f"{n} word " * 300),
 }
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from sidecar.channels.vapi.upstream import HttpUpstream
 from sidecar.errors import LlmError
 from sidecar.tracing import NO_TRACES
 from tests.llm.answers import ANSWERS, CALLS, CUT, DONE, PLAIN, ROLE, STOP, THOUGHT, data, says
+from tests.quiet import unheard
 from tests.unit.test_wire import spoken
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
@@ -29,20 +30,15 @@ TEXT = "Grüß Gott, 日本 🎉."
 Answering = Callable[[SocketStream], Awaitable[None]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # aiohttp knows no other
-
-
 def sends(*pieces: bytes | float) -> Answering:
     """Answers with these bytes, each by itself, and waits these seconds between them."""
 
     async def answer(stream: SocketStream) -> None:
         for piece in pieces:
-            if isinstance(piece, float):
-                await anyio.sleep(piece)
-            else:
+            if isinstance(piece, bytes):
                 await stream.send(piece)
+            else:
+                await anyio.sleep(piece)
 
     return answer
 
@@ -75,7 +71,7 @@ def each_byte(raw: bytes) -> Answering:
 
 
 @asynccontextmanager
-async def served(answer: Answering) -> AsyncIterator[str]:
+async def served(answer: Answering) -> AsyncGenerator[str]:
     """A server of one kind of answer; it breaks each connection once it has answered."""
 
     async def serve(stream: SocketStream) -> None:
@@ -106,7 +102,7 @@ async def heard_of(answer: Answering, *, fallback_s: float = 5.0) -> str:
     turn = Request(None, prompt, (), prompt, json.dumps(prompt).encode(), "m", "acme", span)
     async with served(answer) as url:
         upstream = HttpUpstream(url, "")
-        replies = Replies(upstream, fallback_s=fallback_s, emit=lambda *_, **__: None)
+        replies = Replies(upstream, fallback_s=fallback_s, emit=unheard)
         try:
             with anyio.fail_after(20):
                 await replies.send(turn, send)

@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -14,6 +14,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
@@ -22,24 +23,19 @@ from sidecar.channels.vapi.callers import is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.exchange import object_of
 from sidecar.channels.vapi.history import Block as Said
-from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.limits import Budget, RateCap, Reservation
 from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.webhook import history_of, tool_of
 from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
 from sidecar.tools.ranking import Known, as_text, known, search
+from tests.quiet import Quiet
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 NOW_S = 1_800_000_000.0
 IMAGE = 48_169
 DATA = "data:image/png;base64," + "A" * 8_000
-
-
-class Quiet:
-    """A log that says nothing."""
-
-    def warning(self, event: str, **fields: object) -> None: ...
 
 
 ACME = Credential("acme", (b"key-a",), (b"secret-a",))
@@ -246,7 +242,8 @@ class TestLimits:
     )
     def test_no_day_is_overspent(self, limit: int, requests: list[tuple[int, float, int]]) -> None:
         """However many are under way, what they use is never more than the day's limit."""
-        budget, under_way = Budget(limit), []
+        budget = Budget(limit)
+        under_way: list[tuple[Reservation, int]] = []
         used = 0
         for tokens, share, ended in requests:
             if reserved := budget.reserve("acme", tokens, now_s=0.0):
@@ -308,11 +305,12 @@ class TestControl:
         assert events.counts["control_failed"] == 2
 
     @pytest.mark.anyio
-    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    @pytest.mark.backend("asyncio")
     async def test_a_name_that_leads_home_is_not_followed(self) -> None:
         """A name that resolves to a private address is none."""
 
         class Rebound(AbstractResolver):
+            @override
             async def resolve(
                 self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
             ) -> list[ResolveResult]:
@@ -321,6 +319,7 @@ class TestControl:
                     for ip in ("10.0.0.7", "127.0.0.1", "169.254.169.254")
                 ]
 
+            @override
             async def close(self) -> None:
                 pass
 
@@ -331,8 +330,10 @@ class TestControl:
 class TestBodies:
     def test_memory_stands_just_before_the_callers_last_message(self) -> None:
         """The history keeps its order; the fence stands before the caller's last message alone."""
-        history = [{"role": role} for role in ("system", "user", "assistant", "user")]
-        asked = {"messages": history, "call": {}, "stream": True}
+        history: list[dict[str, Any]] = [
+            {"role": role} for role in ("system", "user", "assistant", "user")
+        ]
+        asked: dict[str, Any] = {"messages": history, "call": {}, "stream": True}
         body = passed_on(asked, "MEMORY", model="m", max_tokens=10)
         assert [m.get("content") for m in body["messages"]] == [None, None, None, "MEMORY", None]
         assert [m["role"] for m in body["messages"]][-2:] == ["user", "user"]
@@ -432,7 +433,8 @@ class TestBodies:
             given = {"messages": messages, "stream": stream, "stream_options": options}
             body = passed_on(given, "", model="m", max_tokens=1)
             got = body.get("stream_options")
-            assert (isinstance(got, dict) and got.get("include_usage") is True) is asked
+            fields = cast("dict[str, object]", got) if isinstance(got, dict) else {}
+            assert (fields.get("include_usage") is True) is asked
             assert asked or got == options
 
     def test_a_browser_names_nobody(self) -> None:
@@ -470,7 +472,8 @@ class TestBodies:
         """Variables of an inbound call may be a SIP dialler's headers; metadata is the owner's."""
         variables = {"letta_agent_id": "agent-victim", "letta_caller": "victim"}
         overrides = {"variableValues": {**variables, "letta_consent": "yes"}}
-        body = {"call": {"id": "1", "type": "inboundPhoneCall", "assistantOverrides": overrides}}
+        call = {"id": "1", "type": "inboundPhoneCall", "assistantOverrides": overrides}
+        body: dict[str, object] = {"call": call}
         assert about(body, trust_web=False).hints == CallerHints()
         body["metadata"] = {"lettaCaller": "crm-7", "lettaConsent": True}
         assert about(body, trust_web=False).hints == CallerHints(caller="crm-7", consent="yes")
@@ -478,8 +481,8 @@ class TestBodies:
     @pytest.mark.parametrize("said", ["no", "No", "denied", False, 0])
     def test_a_refusal_counts_whoever_says_it(self, said: object) -> None:
         """A word that is not plainly a yes is a no, on any call and in any place."""
-        call = {"id": "1", "type": "webCall"}
-        call["assistantOverrides"] = {"variableValues": {"letta_consent": said}}
+        overrides = {"variableValues": {"letta_consent": said}}
+        call = {"id": "1", "type": "webCall", "assistantOverrides": overrides}
         assert about({"call": call}, trust_web=False).hints.consent == "no"
         assert about({"lettaConsent": said}, trust_web=False).hints.consent == "no"
 

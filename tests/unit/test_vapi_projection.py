@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -343,13 +343,16 @@ class TestInterruptions:
 # Random calls -----------------------------------------------------------------------------------
 
 
+Messages: TypeAlias = list[dict[str, Any]]
+
+
 @dataclass
-class World:
+class Spoken:
     """What was truly said, and everything VAPI sends about it."""
 
-    truth: list[tuple[str, str]] = field(default_factory=list)
-    seen: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
-    report: list[dict[str, Any]] = field(default_factory=list)
+    truth: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    seen: list[tuple[int, Messages]] = field(default_factory=list[tuple[int, Messages]])
+    report: Messages = field(default_factory=list[dict[str, Any]])
 
 
 WORDS = st.lists(
@@ -360,20 +363,20 @@ WORDS = st.lists(
 
 
 @st.composite
-def worlds(draw: st.DrawFn, *, discards: bool = True) -> World:  # noqa: C901 - every oddity of VAPI's in one place
+def spoken_calls(draw: st.DrawFn, *, discards: bool = True) -> Spoken:  # noqa: C901 - every oddity of VAPI's in one place
     """A call: guesses, repeats, tools, barge-ins, discarded replies, updates late and twice."""
-    world = World()
+    spoken = Spoken()
     messages: list[dict[str, Any]] = [SYSTEM]
     stamp = 0
 
     def shown(extra: Sequence[dict[str, Any]] = ()) -> None:
         nonlocal stamp
         stamp += 1
-        world.seen.append((stamp, [*messages, *extra]))
+        spoken.seen.append((stamp, [*messages, *extra]))
 
     if draw(st.booleans()):
         messages.append(HELLO)
-        world.truth.append(("agent", "Hello, this is Ada."))
+        spoken.truth.append(("agent", "Hello, this is Ada."))
     for _ in range(draw(st.integers(1, 6))):
         said = [" ".join(draw(WORDS)) for _ in range(draw(st.integers(1, 3)))]
         for text in said:
@@ -385,7 +388,7 @@ def worlds(draw: st.DrawFn, *, discards: bool = True) -> World:  # noqa: C901 - 
             ):  # a reply begins, is heard by nobody, is discarded
                 shown([user(words[0]), assistant("too early"), user("noise")])
             messages.append(user(text))
-        world.truth.append(("caller", " ".join(said)))
+        spoken.truth.append(("caller", " ".join(said)))
         for _ in range(draw(st.integers(1, 3))):
             shown()
         for n in range(draw(st.integers(0, 2))):
@@ -396,32 +399,32 @@ def worlds(draw: st.DrawFn, *, discards: bool = True) -> World:  # noqa: C901 - 
         heard = [" ".join(draw(WORDS)) for _ in range(draw(st.integers(0, 2)))]
         if heard:
             messages += [assistant(text) for text in heard]
-            world.truth.append(("agent", " ".join(heard)))
+            spoken.truth.append(("agent", " ".join(heard)))
             if draw(st.booleans()):
                 shown()
         else:  # cut before any audio: the next words of the caller follow at once
-            _join_callers(world)
-    world.report = list(messages)
-    _join_callers(world)
-    return world
+            _join_callers(spoken)
+    spoken.report = list(messages)
+    _join_callers(spoken)
+    return spoken
 
 
-def _join_callers(world: World) -> None:
+def _join_callers(spoken: Spoken) -> None:
     joined: list[tuple[str, str]] = []
-    for speaker, text in world.truth:
+    for speaker, text in spoken.truth:
         if joined and joined[-1][0] == speaker:
             joined[-1] = (speaker, f"{joined[-1][1]} {text}")
         else:
             joined.append((speaker, text))
-    world.truth = joined
+    spoken.truth = joined
 
 
-def played(data: st.DataObject, world: World) -> Stored:
+def played(data: st.DataObject, spoken: Spoken) -> Stored:
     """Deliver what VAPI sends of a call: some of it lost, some again, in order of its time."""
     stored = Stored()
     newest = 0
-    arrivals = [one for one in world.seen if data.draw(st.integers(0, 4), label="kept")]
-    arrivals += data.draw(st.lists(st.sampled_from(world.seen), max_size=4), label="again")
+    arrivals = [one for one in spoken.seen if data.draw(st.integers(0, 4), label="kept")]
+    arrivals += data.draw(st.lists(st.sampled_from(spoken.seen), max_size=4), label="again")
     for stamp, messages in arrivals:
         if stamp < newest:
             continue
@@ -433,25 +436,25 @@ def played(data: st.DataObject, world: World) -> Stored:
     return stored
 
 
-@given(data=st.data(), world=worlds(discards=False))
+@given(data=st.data(), spoken=spoken_calls(discards=False))
 @settings(max_examples=300, deadline=None)
-def test_a_reported_call_is_stored_as_it_was_spoken(data: st.DataObject, world: World) -> None:
+def test_a_reported_call_is_stored_as_it_was_spoken(data: st.DataObject, spoken: Spoken) -> None:
     """Whatever is repeated, lost, late or posted meanwhile: after the report, exactly the truth."""
-    stored = played(data, world)
-    stored.see(world.report, whole=True)
-    assert [(s, t) for s, t in stored.said] == world.truth
-    assert not stored.see(world.report, whole=True), "the report once more changes nothing"
+    stored = played(data, spoken)
+    stored.see(spoken.report, whole=True)
+    assert [(s, t) for s, t in stored.said] == spoken.truth
+    assert not stored.see(spoken.report, whole=True), "the report once more changes nothing"
 
 
-@given(data=st.data(), world=worlds(), window=st.integers(0, 4), whole=st.booleans())
+@given(data=st.data(), spoken=spoken_calls(), window=st.integers(0, 4), whole=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_absence_takes_nothing_back(
-    data: st.DataObject, world: World, window: int, whole: bool
+    data: st.DataObject, spoken: Spoken, window: int, whole: bool
 ) -> None:
     """A window, a partial report, a late or repeated body: no turn goes, none is denied."""
-    stored = played(data, world)
+    stored = played(data, spoken)
     before, tail = transcript_of(stored.turns), stored.followed.tail
-    messages = data.draw(st.sampled_from([world.report, *(m for _, m in world.seen)]))
+    messages = data.draw(st.sampled_from([spoken.report, *(m for _, m in spoken.seen)]))
     shown = blocks_of(messages)
     shown = shown[len(shown) - min(window, len(shown)) :]
     if not shown:
@@ -466,17 +469,17 @@ def test_absence_takes_nothing_back(
         assert all(any(block.speaker == one.speaker for one in kept) for block in before)
 
 
-@given(data=st.data(), world=worlds(discards=False))
+@given(data=st.data(), spoken=spoken_calls(discards=False))
 @settings(max_examples=300, deadline=None)
 def test_a_call_without_a_report_ends_with_what_was_seen_last(
-    data: st.DataObject, world: World
+    data: st.DataObject, spoken: Spoken
 ) -> None:
     """Without a report, the transcript is the last history seen, none of it lost or doubled."""
     stored = Stored()
-    for _, messages in world.seen:
+    for _, messages in spoken.seen:
         stored.see(messages)
         stored.sealed = data.draw(st.integers(stored.sealed, len(stored.turns)), label="sealed")
-    last = blocks_of(world.seen[-1][1])
+    last = blocks_of(spoken.seen[-1][1])
     stored.take((), whole=True)
     assert [block.key for block in transcript_of(stored.turns)] == [block.key for block in last]
     assert slot_of(last) == sum(speaker == "caller" for speaker, _ in stored.said)

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
+from sidecar.telemetry import Event
 from sidecar.testing.memory_journal import MemoryJournal
 from sidecar.tools.recall import DEADLINE_S, Recall
-from tests.unit.test_vapi_call import World
+from tests.unit.test_vapi_call import VapiBench
 from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
 SECRET = b"secret-0123456789abcdef"
 CALL = {"id": "1", "type": "inboundPhoneCall", "customer": {"number": "+14155550123"}}
@@ -49,7 +50,7 @@ class Source:
         return (Passage("passage-1", "Her boat is called Möwe."),)
 
 
-class Served(World):
+class Served(VapiBench):
     def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
         super().__init__(journal)
         self.kept = kept
@@ -103,7 +104,7 @@ class Served(World):
 
 
 @asynccontextmanager
-async def opened(journal: MemoryJournal | None = None) -> AsyncIterator[Served]:
+async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[Served]:
     """A sidecar; with the journal of another, that one started anew."""
     world = Served(journal=journal)
     async with trio.open_nursery() as nursery:
@@ -126,11 +127,6 @@ async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> No
         if kind != "end-of-call-report":
             assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
     await trio.sleep(1_000)
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, object]]:
-    return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
 @pytest.mark.anyio
@@ -300,7 +296,11 @@ class TestWebhook:
         """Of why a call ended, a word of VAPI's is logged; whatever else stands there is `other`."""
         async with opened() as world:
             said: list[Mapping[str, object]] = []
-            world.telemetry.observe = lambda event, fields: said.append({"": event.name, **fields})
+
+            def observe(event: Event, fields: Mapping[str, object]) -> None:
+                said.append({"": event.name, **fields})
+
+            world.telemetry.observe = observe
             sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
             assert await world.deliver(sent) == (200, {})
             told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]

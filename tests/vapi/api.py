@@ -4,6 +4,8 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from typing_extensions import override
+
 
 class Api(ThreadingHTTPServer):
     """Keeps what it was asked: method, path and body of each request."""
@@ -14,12 +16,12 @@ class Api(ThreadingHTTPServer):
 
 
 class _Asked(BaseHTTPRequestHandler):
-    server: Api
-
     def _take(self) -> None:
+        api = self.server
+        assert isinstance(api, Api)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.command, self.path, body))
-        raw = json.dumps({"id": f"id-{len(self.server.asked)}"}).encode()
+        api.asked.append((self.command, self.path, body))
+        raw = json.dumps({"id": f"id-{len(api.asked)}"}).encode()
         self.send_response(201)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -27,5 +29,6 @@ class _Asked(BaseHTTPRequestHandler):
 
     do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+    @override
+    def log_message(self, format: str, *args: object) -> None:
         pass

@@ -31,8 +31,9 @@ def complaints(type_name: str, body: object) -> list[str]:
 
 def _walked(value: object, sent: object, path: str) -> Iterator[str]:
     if isinstance(value, pydantic.BaseModel) and isinstance(sent, dict):
+        fields = typing.cast("dict[str, object]", sent)
         declared = {f.alias or name: (name, f) for name, f in type(value).model_fields.items()}
-        for key, raw in sent.items():
+        for key, raw in fields.items():
             if key not in declared:
                 yield f"{path}{key}: no field of {type(value).__name__}"
                 continue
@@ -42,7 +43,8 @@ def _walked(value: object, sent: object, path: str) -> Iterator[str]:
                 yield f"{path}{key}: {raw!r} is no word of {sorted(words)[:8]}"
             yield from _walked(getattr(value, name), raw, f"{path}{key}.")
     elif isinstance(value, list) and isinstance(sent, list):
-        for number, (one, raw) in enumerate(zip(value, sent, strict=True)):
+        read, given = typing.cast("list[object]", value), typing.cast("list[object]", sent)
+        for number, (one, raw) in enumerate(zip(read, given, strict=True)):
             yield from _walked(one, raw, f"{path}{number}.")
 
 

@@ -97,7 +97,7 @@ class Run:
         self.news = anyio.Event()
 
 
-class World:
+class LettaState:
     """All of it.
 
     Args:
