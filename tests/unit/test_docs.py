@@ -1,27 +1,14 @@
 """The documents speak of things that exist."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
 from sidecar.config.settings import environment_names
-from tests.documents import DOCUMENTS, ROOT
+from tests.documents import DOCUMENTS, ROOT, names_in
 
 pytestmark = pytest.mark.unit
-
-
-def names_in(path: Path) -> set[str]:
-    """Names of the tests in a file; those of a class with and without it."""
-    names: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef):
-            inside = {item.name for item in node.body if hasattr(item, "name")}
-            names |= inside | {f"{node.name}::{name}" for name in inside}
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            names.add(node.name)
-    return names
 
 
 def test_every_failure_mode_names_tests_that_exist() -> None:
