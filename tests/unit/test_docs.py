@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.settings import environment_names
 from tests.documents import DOCUMENTS, ROOT, names_in
 
 pytestmark = pytest.mark.unit
@@ -30,14 +29,6 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
     assert [link for link in local if not (document.parent / link).exists()] == []
-
-
-def test_every_setting_is_in_the_readme() -> None:
-    """A setting the sidecar reads can be found by its name."""
-    readme = (ROOT / "README.md").read_text()
-    documents = readme + "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
-    names = [name for choices in environment_names().values() for name in choices]
-    assert [name for name in names if name not in documents] == []
 
 
 def test_the_make_targets_that_documents_name_exist() -> None:
