@@ -172,6 +172,27 @@ def test_what_may_be_imported_is_not_taken_for_forbidden() -> None:
     assert may_not_import("sidecar.calls", "sidecar.channels")
 
 
+def test_every_channel_and_every_letta_is_kept_apart() -> None:
+    """A package or module in channels/, and a package in letta/, is in the contract of its kind."""
+    apart = {
+        contract["name"]: contract["modules"] for contract in CONTRACTS if "modules" in contract
+    }
+
+    def missing(package: str, contract: str, *, packages_alone: bool) -> set[str]:
+        inside = [
+            path
+            for path in (ROOT / package).iterdir()
+            if (path / "__init__.py").exists()
+            or (path.suffix == ".py" and path.stem != "__init__" and not packages_alone)
+        ]
+        return {f"{package.replace('/', '.')}.{path.stem}" for path in inside} - {*apart[contract]}
+
+    assert not missing("sidecar/channels", "Channels do not know each other", packages_alone=False)
+    assert not missing(
+        "sidecar/letta", "Letta's adapters do not know each other", packages_alone=True
+    )
+
+
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
     """Each module that a file imports, and whether that is done when the file is."""
     tree = ast.parse(path.read_text())

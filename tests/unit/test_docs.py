@@ -1,7 +1,9 @@
 """The documents speak of things that exist."""
 
 import re
+import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -10,17 +12,57 @@ from tests.documents import DOCUMENTS, ROOT, names_in
 pytestmark = pytest.mark.unit
 
 
-def test_every_failure_mode_names_tests_that_exist() -> None:
-    """A row's proof is a test that pytest would run."""
-    text = (ROOT / "docs/failure-modes.md").read_text()
-    named = re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
-    assert len(named) > 30
-    missing = [
+EXTENDING = sorted((ROOT / "docs/extending").glob("*.md"))
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+
+
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """Each `file::test`, below tests/."""
+    return re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
+
+
+def absent(named: list[tuple[str, str]]) -> list[str]:
+    """Those that pytest would not run."""
+    return [
         f"{file}::{test}"
         for file, test in named
         if not (ROOT / "tests" / file).exists() or test not in names_in(ROOT / "tests" / file)
     ]
-    assert missing == []
+
+
+def test_every_failure_mode_names_tests_that_exist() -> None:
+    """A row's proof is a test that pytest would run."""
+    named = named_tests((ROOT / "docs/failure-modes.md").read_text())
+    assert len(named) > 30
+    assert absent(named) == []
+
+
+def test_there_is_a_page_for_each_way_to_extend_it() -> None:
+    """Channel, Letta, journal, tool and setting have a page, and ARCHITECTURE leads to each."""
+    names = [page.stem for page in EXTENDING]
+    assert names == ["channel", "journal", "letta", "setting", "tool"]
+    architecture = (ROOT / "ARCHITECTURE.md").read_text()
+    assert [name for name in names if f"(docs/extending/{name}.md)" not in architecture] == []
+
+
+@pytest.mark.parametrize("page", EXTENDING, ids=lambda path: path.stem)
+def test_what_a_page_on_extending_names_exists(page: Path) -> None:
+    """Each file, each name of the package, each test and each import contract in it is there."""
+    text = " ".join(page.read_text().split())
+    assert re.findall(r" ## ([A-Z][a-z]+(?: [a-z]+)?)", text)[:3] == [
+        "Files",
+        "Contract suite",
+        "Guards",
+    ]
+    paths = re.findall(r"`((?:sidecar|tests|docs|ops|examples)/[^`:]*|\w+\.(?:toml|yml|md))`", text)
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+    for name in re.findall(r"`(sidecar\.[\w.]+)`", text):
+        resolve_name(name)  # raises for one that is not there
+    assert absent(named_tests(text)) == []
+    known = {contract["name"] for contract in CONTRACTS["contracts"]}
+    contracts = re.findall(r"[Cc]ontract `([^`]+)`", text)
+    assert contracts
+    assert set(contracts) <= known
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
