@@ -65,6 +65,23 @@ def test_what_a_page_on_extending_names_exists(page: Path) -> None:
     assert set(contracts) <= known
 
 
+def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
+    """No word has two lines, each line has a meaning, and each word is one that the product uses."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    entries = re.findall(r"^\| ([a-z][^|]*?) \| ([^|]+) \|$", text, re.MULTILINE)
+    words = [word for word, _ in entries if word != "word"]
+    assert len(words) > 50
+    assert len(words) == len(set(words))
+    code = " ".join(
+        path.read_text()
+        for kind in ("py", "sql", "js")
+        for path in ROOT.glob(f"sidecar/**/*.{kind}")
+    )
+    used = re.sub(r"[\s_-]+", " ", code).lower()
+    assert [word for word in words if word.replace("-", " ") not in used] == []
+    assert "(docs/glossary.md)" in (ROOT / "ARCHITECTURE.md").read_text()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     """Relative links between the documents are not broken."""
