@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from tests.documents import ROOT
 
@@ -16,6 +17,7 @@ _SOURCES = (
 )
 
 
+@cache
 def worker_names() -> frozenset[str]:
     """Every variable that the worker and its end of the link read, OpenTelemetry's left out."""
     return frozenset(name for name in _texts() if re.fullmatch(OURS, name)) | OF_LIVEKIT

@@ -1,5 +1,6 @@
 """The documents speak of things that exist."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -80,6 +81,30 @@ def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
     used = re.sub(r"[\s_-]+", " ", code).lower()
     assert [word for word in words if word.replace("-", " ") not in used] == []
     assert "(docs/glossary.md)" in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def texts_for_people() -> dict[str, str]:
+    """What is read first: the README, the commands' help and answers, the page, how to extend it."""
+    documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs/cli.md", *EXTENDING]
+    scripts = (ROOT / "sidecar/channels/console/static").glob("*.js")
+    commands = [*(ROOT / "sidecar/cli").glob("*.py"), ROOT / "sidecar/app/serve.py"]
+    said = {
+        path: " ".join(
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        for path in commands
+    }
+    read = {path: path.read_text() for path in [*documents, *scripts]}
+    return {path.relative_to(ROOT).as_posix(): text for path, text in (said | read).items()}
+
+
+def test_texts_for_people_use_the_fields_plain_verbs() -> None:
+    """No text that people read first makes a native engineer stop at a word."""
+    odd = r"\b(heed(?:s|ed)?|at hand|comes of it|what is left|is no dead letter)\b"
+    found = {name: re.findall(odd, text) for name, text in texts_for_people().items()}
+    assert {name: words for name, words in found.items() if words} == {}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
