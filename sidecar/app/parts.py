@@ -12,6 +12,8 @@ from sidecar.access.callers import IdentityRules
 from sidecar.app.local_letta import OpenLetta, opened_locally
 from sidecar.config.agent_map import read_agent_map
 from sidecar.config.settings import DEFAULT_TENANT, OPENAI_URL, Settings
+from sidecar.jobs.forget import Copies, Forgetting
+from sidecar.journal.ports import Journal
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
 from sidecar.privacy import redaction
@@ -119,6 +121,40 @@ def spool_tenant(settings: Settings) -> str | None:
     """Return whose workers write to the spool; None where several tenants could."""
     tenants = set(settings.tokens.values()) or {DEFAULT_TENANT}
     return tenants.pop() if len(tenants) == 1 else None
+
+
+def build_forgetting(
+    settings: Settings,
+    directory: Path,
+    journal: Journal,
+    letta: Letta,
+    copies: Copies,
+    *,
+    emit: telemetry.Emit,
+    clock: Callable[[], float],
+) -> Forgetting:
+    """Return what forgets callers, beside a running sidecar and without one.
+
+    Args:
+        settings: As loaded.
+        directory: The data directory.
+        journal: Of this sidecar.
+        letta: Where agents live.
+        copies: Last good copies of their memory.
+        emit: Where events go.
+        clock: Unix time in seconds.
+    """
+    return Forgetting(
+        journal,
+        letta,
+        copies,
+        rules=identity_rules(settings),
+        directory=directory,
+        spool=settings.spool.expanduser(),
+        spool_tenant=spool_tenant(settings),
+        emit=emit,
+        clock=clock,
+    )
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ import anyio.to_thread
 from sidecar import telemetry
 from sidecar.app.local_letta import OpenLetta
 from sidecar.app.parts import (
+    build_forgetting,
     build_llm,
     identity_rules,
     opened_letta,
@@ -43,7 +44,6 @@ from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
 from sidecar.http.metrics import Metrics, State
 from sidecar.http.server import Direct, listen, serving
-from sidecar.jobs.forget import Forgetting
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
 from sidecar.journal.ports import Journal, PostPolicy
@@ -172,16 +172,8 @@ class Sidecar:
         )
         tenant = spool_tenant(settings)
         self._directory = directory
-        self._forgetting = Forgetting(
-            journal,
-            letta,
-            self.snapshots,
-            rules=rules,
-            directory=directory,
-            spool=settings.spool.expanduser(),
-            spool_tenant=tenant,
-            emit=emit,
-            clock=clock,
+        self._forgetting = build_forgetting(
+            settings, directory, journal, letta, self.snapshots, emit=emit, clock=clock
         )
         self._retention = Retention(
             journal,

@@ -27,6 +27,7 @@ from sidecar.memory.archive import Archive
 from sidecar.privacy import Redact
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
+from sidecar.tools.recall import Recall
 from sidecar.tracing import NO_TRACES, Tracer
 from sidecar.untrusted import MALFORMED
 
@@ -102,13 +103,15 @@ def build_vapi(
         wall=wall,
         tracer=tracer,
     )
+    recall = Recall(archive)
     webhook = Webhook(
         vapi_calls,
         door,
         assistant=Assistant(
             settings.vapi_assistant_id or "", transient_assistant(settings), settings.vapi_trust_web
         ),
-        archive=archive,
+        tools=(recall.tool,),
+        recall=recall,
         rate=_rate(settings),
         emit=emit,
         clock=clock,

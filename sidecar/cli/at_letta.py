@@ -5,17 +5,16 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from sidecar.app.parts import (
+    build_forgetting,
     build_llm,
-    identity_rules,
     opened_letta,
     prepare_data_dir,
-    spool_tenant,
 )
 from sidecar.app.serve import say_waiting
 from sidecar.config.load import load
 from sidecar.config.settings import Settings
 from sidecar.errors import LettaError
-from sidecar.jobs.forget import Forgetting, Forgotten
+from sidecar.jobs.forget import Forgotten
 from sidecar.journal.ports import Journal
 from sidecar.letta.changes import Change, KeepsChanges
 from sidecar.letta.digest_agent import caller_tags, spec_named, tags_of_tenant
@@ -76,14 +75,12 @@ async def forget_caller(
     """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
     async with letta_at_hand() as (settings, letta):
         directory = prepare_data_dir(settings)
-        forgetting = Forgetting(
+        forgetting = build_forgetting(
+            settings,
+            directory,
             journal,
             letta,
             DirectoryStore(directory / "snapshots"),
-            rules=identity_rules(settings),
-            directory=directory,
-            spool=settings.spool.expanduser(),
-            spool_tenant=spool_tenant(settings),
             emit=Telemetry(logger=_Silent()).emit,
             clock=time.time,
         )

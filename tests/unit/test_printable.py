@@ -21,7 +21,7 @@ from sidecar.memory.prompt import PromptLimits, render
 from sidecar.model import AgentRef, Batch, Block, Call, Snapshot, Turn
 from sidecar.printable import printable, printable_json, printable_line
 from sidecar.telemetry import Telemetry
-from sidecar.tools import recall
+from sidecar.tools import ranking
 from sidecar.worker.livekit.job import _JobLog
 
 pytestmark = pytest.mark.unit
@@ -121,8 +121,8 @@ PLACES: dict[str, Callable[[str], str]] = {
     "the prompt": in_the_prompt,
     "a post to Letta": posted,
     "a worker's log": in_a_workers_log,
-    "an answer of recall": lambda text: recall.as_text([recall.Known(text, text)]),
-    "a document of the knowledge base": recall.plain,
+    "an answer of recall": lambda text: ranking.as_text([ranking.Known(text, text)]),
+    "a document of the knowledge base": ranking.plain,
     "a line of a command": lambda text: written(lambda: show.say(text)),
     "a table": lambda text: written(lambda: show.table([">n", "a"], [["1", text]], empty="")),
     "--json": lambda text: written(lambda: show.as_json({text: [text, turn_of(text)]})),

@@ -15,7 +15,7 @@ from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, blocks_of
-from sidecar.channels.vapi.projection import transcript_of
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.errors import JournalFull
 from sidecar.model import Call, CallerHints
 from sidecar.prompt_wait import Waits

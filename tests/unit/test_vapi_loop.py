@@ -29,6 +29,7 @@ from sidecar.memory.archive import Archive
 from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
+from sidecar.tools.recall import Recall
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 
@@ -111,11 +112,13 @@ class Routes:
         )
         door = Door([Credential("acme", (SECRET,), (SECRET,))], wall=clock, deliveries=deliveries)
         self.archive = Archive(Source(), emit=emit, clock=clock)
+        recall = Recall(self.archive)
         self.webhook = Webhook(
             self.vapi,
             door,
             assistant=Assistant(assistant_id="5b0a4a08"),
-            archive=self.archive,
+            tools=(recall.tool,),
+            recall=recall,
             rate=RateCap(1e9, 1e9),
             emit=emit,
             clock=clock,

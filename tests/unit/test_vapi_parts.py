@@ -27,7 +27,7 @@ from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.webhook import history_of, tool_of
 from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
-from sidecar.tools.recall import Known, as_text, known, search
+from sidecar.tools.ranking import Known, as_text, known, search
 
 pytestmark = pytest.mark.unit
 

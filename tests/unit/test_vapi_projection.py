@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.channels.vapi import projection
+from sidecar.channels.vapi import merging
 from sidecar.channels.vapi.alignment import fingerprint, words_of
 from sidecar.channels.vapi.history import (
     FALLBACK_NOTE,
@@ -19,7 +19,8 @@ from sidecar.channels.vapi.history import (
     was_cut,
     with_words,
 )
-from sidecar.channels.vapi.projection import Followed, conclude, follow, transcript_of
+from sidecar.channels.vapi.projection import Followed, conclude, follow
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.model import Turn
 
@@ -492,7 +493,7 @@ def test_a_report_unlike_what_windows_left_apart_is_read_once(
         read += 1
         return words_of(text)
 
-    monkeypatch.setattr(projection, "words_of", counted)
+    monkeypatch.setattr(merging, "words_of", counted)
     turns = [
         Turn("c", f"p{n}", n, ("caller", "agent")[n // 2 % 2], f"stored words {n}", float(n))
         for n in range(1, 301)

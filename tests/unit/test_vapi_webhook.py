@@ -18,11 +18,12 @@ from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.history import blocks_of
 from sidecar.channels.vapi.limits import RateCap
-from sidecar.channels.vapi.projection import transcript_of
-from sidecar.channels.vapi.webhook import TOOL_S, Assistant, Webhook
+from sidecar.channels.vapi.stored import transcript_of
+from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
 from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.tools.recall import DEADLINE_S, Recall
 from tests.unit.test_vapi_call import World
 from tests.vapi.bodies import SENT, VAPI_HISTORY, message
 
@@ -54,6 +55,7 @@ class Served(World):
         self.kept = kept
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
+        recall = Recall(self.archive)
         self.webhook = Webhook(
             self.vapi,
             Door(
@@ -68,7 +70,8 @@ class Served(World):
                 ),
             ),
             assistant=Assistant(assistant_id="5b0a4a08"),
-            archive=self.archive,
+            tools=(recall.tool,),
+            recall=recall,
             rate=RateCap(200.0, 600.0),
             emit=self.telemetry.emit,
             clock=self.clock,
@@ -178,7 +181,7 @@ class TestWebhook:
             began_s = trio.current_time()
             sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
             status, answered = await world.deliver(sent)
-            assert trio.current_time() - began_s < TOOL_S
+            assert trio.current_time() - began_s < DEADLINE_S
             assert (status, answered["results"][0]["toolCallId"]) == (200, "call-1")
             assert "result" in answered["results"][0]
 

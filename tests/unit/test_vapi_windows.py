@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.channels.vapi.history import Block, blocks_of, open_from, with_words
-from sidecar.channels.vapi.projection import Followed, conclude, follow, transcript_of
+from sidecar.channels.vapi.projection import Followed, conclude, follow
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.model import Turn
 

@@ -6,15 +6,14 @@ call, `give_up` the last history when no report came.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import anyio
 
 from sidecar import telemetry
+from sidecar.apart import MESSAGE, apart
 from sidecar.calls import LiveCall, MemoryView
 from sidecar.channels.vapi.alignment import fingerprint, first_words, words_of
-from sidecar.channels.vapi.apart import MESSAGE, apart, cost_of
 from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.history import (
     UNCONFIRMED_NOTE,
@@ -25,17 +24,14 @@ from sidecar.channels.vapi.history import (
     slot_of,
     with_words,
 )
-from sidecar.channels.vapi.projection import (
-    Followed,
-    conclude,
-    follow,
-    transcript_of,
-)
+from sidecar.channels.vapi.projection import Followed, conclude, follow
+from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.journal.ports import Journal
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
+from sidecar.tools.tool import ToolRuns
 
 _SLOTS_KEPT = 400
 _HEARD_KEPT = 50
@@ -52,19 +48,6 @@ class _Stream:
     slot: int
     asked: str
     scope: anyio.CancelScope
-
-
-@dataclass(slots=True)
-class ToolRun:
-    """A tool that was run for the call, or is.
-
-    Attributes:
-        done: Set once there is a result.
-        result: As it was answered.
-    """
-
-    done: anyio.Event = field(default_factory=anyio.Event)
-    result: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class VapiCall:
@@ -85,7 +68,7 @@ class VapiCall:
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
         tokens: Model tokens used so far.
-        tool_runs: By VAPI's id, each run once.
+        tool_runs: By VAPI's id.
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
         voicemail: VAPI said that a machine answered.
@@ -109,7 +92,7 @@ class VapiCall:
         self.disputed = False
         self.control_url = ""
         self.tokens = 0
-        self.tool_runs: dict[str, ToolRun] = {}
+        self.tool_runs = ToolRuns()
         self.last_s = clock()
         self.ended_s: float | None = None
         self.voicemail = False
@@ -302,7 +285,7 @@ class VapiCall:
                 self._waiting.popleft()
 
     async def _follow(self, shown: Sighting) -> None:
-        cost = cost_of(shown.blocks)
+        cost = _cost_of(shown.blocks)
         blocks = await apart(cost, self._annotated, shown.blocks)
         settled = blocks[: open_from(blocks)]
         before = self._followed
@@ -339,7 +322,7 @@ class VapiCall:
             JournalError: nobody knows.
         """
         stored, last = tuple(await self._turns()), self._last
-        cost = cost_of(blocks) + cost_of(last) + MESSAGE * len(stored)
+        cost = _cost_of(blocks) + _cost_of(last) + MESSAGE * len(stored)
         return await apart(cost, self._shares_a_turn, blocks, last, stored)
 
     def _shares_a_turn(
@@ -399,7 +382,7 @@ class VapiCall:
                 self.finished = True
 
     async def _conclude(self, report: Sequence[Block], tail: Sequence[Block]) -> None:
-        cost = cost_of(report)
+        cost = _cost_of(report)
         blocks = await apart(cost, self._annotated, report)
 
         def concluding(stored: Sequence[Turn]) -> Followed:
@@ -529,3 +512,8 @@ def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
     if len(one) > _SAYS_ON_CHARS:  # the last of these may be cut
         begun = begun[:-1]
     return going_on[: len(begun)] == begun
+
+
+def _cost_of(blocks: Sequence[Block]) -> int:
+    """Return what comparing a history costs, in the measure of `sidecar.apart`."""
+    return MESSAGE * len(blocks) + sum(len(block.text) for block in blocks)

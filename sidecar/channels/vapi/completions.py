@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.access.door import Door
+from sidecar.apart import JSON_SHARE, apart
 from sidecar.channels.vapi import sse
-from sidecar.channels.vapi.apart import JSON_SHARE, apart
 from sidecar.channels.vapi.bodies import about, items
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from sidecar.channels.vapi.apart import JSON_SHARE, apart
+from sidecar.apart import JSON_SHARE, apart
 from sidecar.errors import SidecarError
 from sidecar.untrusted import MALFORMED, whole_characters
 

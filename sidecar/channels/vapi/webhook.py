@@ -9,7 +9,6 @@ their time and an older one is no news, tools run once per id, the report may co
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, cast
 
 import anyio
@@ -18,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.access.door import Admitted, Door
-from sidecar.channels.vapi.apart import MESSAGE, apart
+from sidecar.apart import MESSAGE, apart
 from sidecar.channels.vapi.bodies import Object, about, child, items
-from sidecar.channels.vapi.call import ToolRun, VapiCall
+from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Stage, VapiCalls
 from sidecar.channels.vapi.exchange import (
     Gone,
@@ -34,24 +33,17 @@ from sidecar.channels.vapi.exchange import (
 from sidecar.channels.vapi.history import Block, blocks_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.errors import CallError, JournalError
-from sidecar.memory.archive import Archive
-from sidecar.model import Passage
 from sidecar.telemetry import Emit
-from sidecar.tools import recall
+from sidecar.tools.ranking import plain
+from sidecar.tools.recall import Recall
+from sidecar.tools.tool import InCall, Tool, ToolRuns
 from sidecar.untrusted import MALFORMED
 
-TOOL_S: Final = 5.0
 ASK_AGAIN_S: Final = 5.0
 KNOWLEDGE_S: Final = 0.8
 """What a knowledge-base-request waits for archival memory: the model is asked only after it."""
-RECALL_S: Final = 2.0
-"""What the tool waits for it: the caller knows that something is being looked up."""
 MEMORY_S: Final = 0.5
 """What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
-_RUNS_KEPT: Final = 200
-_FOUND_LIMIT: Final = 6
-_SEARCH: Final = 100
-"""What it costs to look through a turn, in the measure of `apart`."""
 _HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
 _TOOLS_LIMIT: Final = 32
 """Tools that run for one message; VAPI sends one or two."""
@@ -105,7 +97,8 @@ class Webhook:
         calls: The VAPI calls.
         door: Who may deliver.
         assistant: What an assistant-request is answered with.
-        archive: Archival memory, which the tool and the knowledge base look into as well.
+        tools: What the model may call.
+        recall: What the knowledge base looks into.
         rate: Cap per tenant.
         emit: Where events go.
         clock: Unix time in seconds.
@@ -117,14 +110,16 @@ class Webhook:
         door: Door,
         *,
         assistant: Assistant,
-        archive: Archive,
+        tools: Sequence[Tool],
+        recall: Recall,
         rate: RateCap,
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
         self._calls = calls
         self._door = door
-        self._archive = archive
+        self._tools = {tool.name: tool for tool in tools}
+        self._recall = recall
         self._assistant = assistant
         self._rate = rate
         self._emit = emit
@@ -301,44 +296,28 @@ class Webhook:
         return {"results": results}
 
     async def _run_once(self, call: VapiCall | None, asked: Object) -> Answer:
-        """Run a tool, or wait for the run under way with the same id, within `TOOL_S`."""
+        """Run a tool, or wait for the run under way with the same id."""
         name, arguments = tool_of(asked)
-        tool_call_id = str(asked.get("id", ""))
-        shown = {"name": name, "toolCallId": tool_call_id}
-        # They are the call's, and go with it: nothing is repeated of one that was erased.
-        runs = call.tool_runs if call is not None else dict[str, ToolRun]()
-        run = runs.get(tool_call_id)
-        if run is None or not tool_call_id:
-            run = runs[tool_call_id] = ToolRun()
-            while len(runs) > _RUNS_KEPT:
-                del runs[next(iter(runs))]
-            try:
-                with anyio.move_on_after(TOOL_S) as budget:
-                    run.result = await self._run(call, name, arguments)
-                if budget.cancelled_caught:
-                    run.result = {"error": "the tool took too long"}
-            finally:
-                run.result = run.result or {"error": "the tool failed"}
-                run.done.set()
-        with anyio.move_on_after(TOOL_S):
-            await run.done.wait()
-        return shown | (run.result or {"error": "the tool took too long"})
-
-    async def _run(self, call: VapiCall | None, name: str, arguments: Object) -> dict[str, Any]:
-        if name != recall.NAME:
-            return {"error": f"the sidecar has no tool of this name; it has {recall.NAME}"}
-        query = str(arguments.get("query", ""))
-        found = await self._found(call, query, archive_s=RECALL_S)
-        return {"result": recall.as_text(found)}
+        run_id = str(asked.get("id", ""))
+        shown = {"name": name, "toolCallId": run_id}
+        tool = self._tools.get(name)
+        if tool is None:
+            names = ", ".join(self._tools)
+            return shown | {"error": f"the sidecar has no tool of this name; it has {names}"}
+        runs = call.tool_runs if call is not None else ToolRuns()
+        answered = await runs.run(tool, run_id, _in_call(call), arguments)
+        return shown | {"error" if answered.failed else "result": answered.text}
 
     async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
         blocks = await _history(message)
         query = next((one.text for one in reversed(blocks) if one.speaker == "caller"), "")
-        found = await self._found(call, query, archive_s=KNOWLEDGE_S, this_call=False)
+        found = await self._recall.found(
+            _in_call(call), query, archive_s=KNOWLEDGE_S, this_call=False
+        )
         return {
             "documents": [
                 {
-                    "content": recall.plain(f"{p.source}: {p.text}"),
+                    "content": plain(f"{p.source}: {p.text}"),
                     "similarity": p.score,
                     "uuid": p.passage_id or f"{p.source}:{number}",
                 }
@@ -346,25 +325,9 @@ class Webhook:
             ]
         }
 
-    async def _found(
-        self, call: VapiCall | None, query: str, *, archive_s: float, this_call: bool = True
-    ) -> list[recall.Known]:
-        """Search what is known of the caller, waiting for archival memory up to `archive_s`."""
-        if call is None:
-            return []
-        agent_id = call.live.agent_id
-        archived: Sequence[Passage] = ()
-        if agent_id is not None:
-            archived = await self._archive.search(agent_id, query, budget_s=archive_s)
-        snapshot = call.live.snapshot
-        said: tuple[Block, ...] = await call.transcript() if this_call else ()
-        memory = snapshot.blocks if snapshot else ()
-        known = partial(recall.known, memory, call.live.recent, said, archived)
-        return await apart(_SEARCH * len(said), _search, query, known)
 
-
-def _search(query: str, known: Callable[[], Sequence[recall.Known]]) -> list[recall.Known]:
-    return recall.search(query, known(), limit=_FOUND_LIMIT)
+def _in_call(call: VapiCall | None) -> InCall | None:
+    return InCall(call.live, call.transcript) if call is not None else None
 
 
 async def _history(message: Object) -> tuple[Block, ...]:

@@ -4,14 +4,12 @@ What most bodies need costs less than the way to a thread and back, and runs whe
 Two threads at most: each that computes keeps the loop from the interpreter for 5 ms at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
-
-from sidecar.channels.vapi.history import Block
 
 LARGE = 20_000
 """Costs some milliseconds, at most 15: so many characters of text to compare."""
@@ -35,8 +33,3 @@ async def apart(cost: int, job: Callable[..., _T], *args: object) -> _T:
         limiter = anyio.CapacityLimiter(_THREADS)
         _limiter.set(limiter)
     return await anyio.to_thread.run_sync(job, *args, limiter=limiter)
-
-
-def cost_of(blocks: Sequence[Block]) -> int:
-    """Return what comparing a history costs."""
-    return MESSAGE * len(blocks) + sum(len(block.text) for block in blocks)

@@ -1,0 +1,123 @@
+"""What can be called in a call: a tool, and its runs, each of which happens once.
+
+A channel says in its own wire which tools there are and what they answered; a tool knows no
+channel. To add one: make a `Tool` in a file of this room, and name it in `sidecar/app/vapi.py`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import anyio
+
+from sidecar.calls import LiveCall
+from sidecar.tools.ranking import Spoken
+
+RUNS_KEPT: Final = 200
+"""Runs of one call whose answer is repeated to who asks again under the same id."""
+TOO_LONG: Final = "the tool took too long"
+FAILED: Final = "the tool failed"
+
+
+@dataclass(frozen=True, slots=True)
+class InCall:
+    """The call in which a tool is called.
+
+    Attributes:
+        live: It.
+        said: Returns what was said in it so far, oldest first.
+    """
+
+    live: LiveCall
+    said: Callable[[], Awaitable[Sequence[Spoken]]]
+
+
+class Run(Protocol):
+    """What a tool does."""
+
+    async def __call__(self, call: InCall | None, arguments: Mapping[str, Any]) -> str:
+        """Return what the model is answered.
+
+        Args:
+            call: None where the call is not known: nothing may be told of any caller.
+            arguments: As the model wrote them: of any shape.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool.
+
+    Attributes:
+        name: As the model calls it.
+        description: For the model: when to call it.
+        parameters: JSON Schema of its arguments.
+        deadline_s: Longest a run may take; then the model is answered that it took too long.
+        run: What it does. Runs of one call may overlap.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    deadline_s: float
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a run came to: a text for the model, or what went wrong, for the model too."""
+
+    text: str
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class _Run:
+    done: anyio.Event = field(default_factory=anyio.Event)
+    answered: Answered = Answered(FAILED, failed=True)
+
+
+class ToolRuns:
+    """The runs of one call, by the id that the model's platform gave each.
+
+    A platform repeats a request whose answer it did not get. An id runs once; who asks again
+    waits for the run under way, or gets its answer. They are the call's, and go with it:
+    nothing is repeated of a call that was erased.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[str, _Run] = {}
+
+    async def run(
+        self, tool: Tool, run_id: str, call: InCall | None, arguments: Mapping[str, Any]
+    ) -> Answered:
+        """Run a tool, or wait for the run of this id, within the tool's deadline.
+
+        Args:
+            tool: Which.
+            run_id: The platform's id; empty: it has none, so that each request runs.
+            call: As for `Run`.
+            arguments: As for `Run`.
+        """
+        run = self._runs.get(run_id) if run_id else None
+        if run is None:
+            run = _Run()
+            if run_id:
+                self._keep(run_id, run)
+            try:
+                with anyio.move_on_after(tool.deadline_s) as budget:
+                    run.answered = Answered(await tool.run(call, arguments))
+                if budget.cancelled_caught:
+                    run.answered = Answered(TOO_LONG, failed=True)
+            finally:
+                run.done.set()
+        with anyio.move_on_after(tool.deadline_s):
+            await run.done.wait()
+            return run.answered
+        return Answered(TOO_LONG, failed=True)
+
+    def _keep(self, run_id: str, run: _Run) -> None:
+        self._runs[run_id] = run
+        while len(self._runs) > RUNS_KEPT:
+            del self._runs[next(iter(self._runs))]
