@@ -77,7 +77,7 @@ $(DOCS_VENV)/.installed: $(BIN)/uv requirements/docs.txt
 	@touch $@
 
 $(SHIP_VENV)/.installed: $(BIN)/uv requirements/ship.txt
-	@echo "installing the linters of ops/ into $(SHIP_VENV) (about 220 MB)"
+	@echo "installing the linters of ops/ and .github/ into $(SHIP_VENV) (about 220 MB)"
 	@$(PYTHON) -m venv --clear $(SHIP_VENV)
 	@$(BIN)/uv pip sync --quiet --python $(SHIP_VENV)/bin/python --require-hashes requirements/ship.txt
 	@touch $@

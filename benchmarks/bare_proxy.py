@@ -12,7 +12,7 @@ import anyio
 import uvicorn
 
 from sidecar.channels.vapi.exchange import body_of
-from sidecar.channels.vapi.upstream import HttpUpstream, Reply
+from sidecar.channels.vapi.upstream import Answer, HttpUpstream
 from sidecar.http.deadline import bounded
 
 
@@ -27,7 +27,7 @@ class BareProxy:
         body = await body_of(scope, receive)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._cancel_when_gone, receive, tasks.cancel_scope)
-            reply: Reply | None = None
+            reply: Answer | None = None
             try:
                 reply = await self._upstream.ask(body)
                 headers = [(b"content-type", b"text/event-stream")]

@@ -1,5 +1,6 @@
 """The documents, and the code blocks in them."""
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,3 +58,16 @@ def spoken() -> Iterator[tuple[str, str]]:
         text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
         for said in re.findall(r"`(sidecar [^`]+)`", text):
             yield path.relative_to(ROOT).as_posix(), " ".join(said.split())
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of the tests in a file; those of a class with and without it."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            inside = {item.name for item in node.body if isinstance(item, named)}
+            names |= inside | {f"{node.name}::{name}" for name in inside}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+    return names

@@ -75,7 +75,7 @@ def _banner(
     wishes = [
         (
             settings.letta_generation == "local",
-            "a Letta of yours:      set LETTA_API_KEY or LETTA_BASE_URL",
+            "a Letta of your own:   set LETTA_API_KEY or LETTA_BASE_URL",
         ),
         (not settings.llm_is_real, "a real language model: set OPENAI_API_KEY, or LLM_BASE_URL"),
         (

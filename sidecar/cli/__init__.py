@@ -23,11 +23,11 @@ from sidecar.cli.arguments import Commands
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.printable import printable
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _GROUPS = {
     "Run": ("run", "check", "ready"),
-    "Look": ("calls", "memory", "doctor"),
-    "Mend": ("outbox",),
+    "Inspect": ("calls", "memory", "doctor"),
+    "Repair": ("outbox",),
     "Move": ("agents", "export", "backup"),
     "Erase": ("forget",),
 }
@@ -76,7 +76,7 @@ app = Commands(
     name="sidecar",
     cls=_InGroups,
     help="A voice agent that remembers its callers, without waiting for its memory.",
-    epilog="Exit codes: 0 done; 1 failed or not there; 2 wrong configuration or command line.",
+    epilog="Exit codes: 0 done; 1 failed or not found; 2 wrong configuration or command line.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -162,11 +162,11 @@ def run(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Voice worker to start where LIVEKIT_URL is set; none: ./voice_worker.py",
+            help="Voice worker to start if LIVEKIT_URL is set; default: ./voice_worker.py",
         ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start it again when it is killed.")
+        bool, typer.Option("--restart", help="Start it again if it is killed.")
     ] = False,
     parent_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -185,7 +185,7 @@ def run(
     try:
         child = Child(parent_fd) if parent_fd is not None else None
     except (OSError, ValueError):
-        raise typer.BadParameter("--parent-fd is for `sidecar run --restart` alone") from None
+        raise typer.BadParameter("only `sidecar run --restart` passes --parent-fd") from None
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")
@@ -194,7 +194,7 @@ def run(
 
 @app.command()
 def check(*, as_json: Json = False) -> None:
-    """Read the configuration, say what it means, and exit 2 naming every wrong field."""
+    """Check the settings and print those in force; exit 2 and name every wrong one."""
     from sidecar.cli import checks  # noqa: PLC0415
     from sidecar.config.load import load  # noqa: PLC0415
 
@@ -211,9 +211,9 @@ def check(*, as_json: Json = False) -> None:
 
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
-    """Look at this machine and at what the sidecar needs, with a one-line fix for each finding.
+    """Check this machine and all that the sidecar needs; print a fix for each problem.
 
-    Exit code 1: something is bad; 2: the settings are. Warnings alone are 0.
+    Exit code 1: a check failed; 2: a setting is wrong. Warnings alone exit 0.
     """
     from sidecar.cli import checks  # noqa: PLC0415
     from sidecar.config.load import load  # noqa: PLC0415
@@ -226,7 +226,7 @@ def doctor(*, as_json: Json = False) -> None:
     except ConfigError as error:
         looked, wrong = checks.run_without_settings(error), True
     findings: list[checks.Finding] = []
-    for finding in show.as_they_come(looked, "looking"):
+    for finding in show.as_they_come(looked, "checking"):
         findings.append(finding)
         if not as_json:
             show.say(f"{_MARKS[finding.verdict]:4}  {finding.what}: {finding.found}")

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 app = Commands(help="The Letta agents that remember callers.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-AgentId = Annotated[str, typer.Argument(help="As `agents list` or `agents create` printed it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AgentId = Annotated[str, typer.Argument(help="Id from `agents list` or `agents create`.")]
 
 
 @app.command("list")
 def list_agents(
     *,
-    tenant: Annotated[str, typer.Option(help="Only this tenant's.")] = "",
+    tenant: Annotated[str, typer.Option(help="Only agents of this tenant.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the agents at Letta that this product made, oldest first."""
+    """List the Letta agents that the sidecar created, oldest first."""
     import anyio  # noqa: PLC0415
 
     from sidecar.cli.at_letta import list_agents as listed  # noqa: PLC0415
@@ -36,18 +36,18 @@ def list_agents(
     show.table(
         ["agent", "name", "created (UTC)"],
         [[a.agent_id, a.name, show.moment(a.created_at_s)] for a in found],
-        empty="no agents yet: the first call of a caller makes one",
+        empty="no agents yet: the first call of a caller creates one",
     )
 
 
 @app.command("create")
 def create_agent(
-    name: Annotated[str, typer.Argument(help="Shown in Letta.")],
+    name: Annotated[str, typer.Argument(help="Its name in Letta.")],
     *,
-    tenant: Annotated[str, typer.Option(help="Whose agent it is.")] = "default",
+    tenant: Annotated[str, typer.Option(help="Tenant of the agent.")] = "default",
     as_json: Json = False,
 ) -> None:
-    """Make an agent fit to digest transcripts, and print its id."""
+    """Create an agent that can digest transcripts, and print its id."""
     import anyio  # noqa: PLC0415
 
     from sidecar.cli.at_letta import create_agent as created  # noqa: PLC0415
@@ -82,7 +82,7 @@ def show_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
 
 @app.command("diff")
 def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
-    """Compare the copy the sidecar kept last (-) with what Letta has now (+).
+    """Compare the sidecar's last copy (-) with what Letta has now (+).
 
     Exit code 0 when they are the same, 1 when they differ or there is no copy.
     """
@@ -93,7 +93,7 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
 
     kept = anyio.run(DirectoryStore(reach.data_dir() / "snapshots").load, agent_id)
     if kept is None:
-        raise reach.NotThere(f"the sidecar has kept no copy of {agent_id} yet")
+        raise reach.NotThere(f"the sidecar has no copy of {agent_id} yet")
     now = {block.label: block.value for block in anyio.run(shown, agent_id)}
     then = {block.label: block.value for block in kept.blocks}
     changed = {
@@ -112,7 +112,7 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
     if as_json:
         show.as_json({"agent_id": agent_id, "read_at_s": kept.read_at_s, "changed": changed})
     elif not changed:
-        show.say(f"the same since {show.moment(kept.read_at_s)} UTC")
+        show.say(f"unchanged since {show.moment(kept.read_at_s)} UTC")
     for lines in () if as_json else changed.values():
         for line in lines:
             show.say(line)
@@ -122,7 +122,7 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
 
 @app.command("move")
 def move(
-    agent_id: Annotated[str, typer.Argument(help="As `agents list` printed it.")] = "",
+    agent_id: Annotated[str, typer.Argument(help="Id from `agents list`.")] = "",
     *,
     to: Annotated[
         str,
@@ -132,31 +132,34 @@ def move(
         ),
     ],
     source: Annotated[
-        str, typer.Option("--from", help="Likewise; none: the Letta of the settings.")
+        str, typer.Option("--from", help="Likewise; default: the Letta in the settings.")
     ] = "",
-    every: Annotated[bool, typer.Option("--all", help="Every agent of this product.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All agents that the sidecar created.")
+    ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Really move; without it nothing is changed.")
+        bool, typer.Option("--yes", help="Move; without it, nothing is changed.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Move agents to another Letta: by agent file (.af) where both know it, else block by block.
+    """Move agents to another Letta: by agent file (.af) where both support it, else block by block.
 
-    Looks first: without --yes it only tells what would be done. The source keeps its agents, and a
-    second move finds what the first one made. Exit code 1: an agent was left alone, because the
-    two have come to differ, or because its caller has another agent there.
+    Without --yes it only prints what would be done. The source keeps its agents, and a second move
+    finds what the first one created. Exit code 1: an agent was skipped, because the two now differ,
+    or because its caller has another agent there.
     """
     import anyio  # noqa: PLC0415
 
     from sidecar.cli.at_letta import move_agents  # noqa: PLC0415
 
     if bool(agent_id) == every:
-        raise typer.BadParameter("name an agent, or say --all")
+        raise typer.BadParameter("name an agent, or use --all")
     for option, place in (("--to", to), ("--from", source)):
         _check_place(option, place)
     if reach.is_running():
         raise typer.BadParameter(
-            "a sidecar runs on this data directory and would go on to teach the agents: stop it"
+            "a sidecar is running on this data directory and would go on changing the agents:"
+            " stop it"
         )
 
     async def moved() -> "list[Move]":
@@ -181,7 +184,7 @@ def move(
             empty="no agents to move",
         )
         if not yes and any(m.state == "to move" for m in moves):
-            show.say("nothing was changed; say --yes to move")
+            show.say("nothing was changed; add --yes to move")
     if any(m.state in {"differs", "taken"} for m in moves):
         raise typer.Exit(1)
 

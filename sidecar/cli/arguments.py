@@ -68,7 +68,7 @@ def check_value(value: object, *, lines: bool = False) -> None:
         _check_file(value)
     elif isinstance(value, str):
         if not value.strip():
-            raise ValueError("it is blank: say what is meant, or leave it out")
+            raise ValueError("it is blank: give a value, or leave it out")
         (_check_lines if lines else environment.plain)(value)
 
 
@@ -89,4 +89,4 @@ def _check_file(path: Path) -> None:
     if os.path.isdir(path):  # noqa: PTH112 - raises nothing
         raise ValueError("name a file, not a directory")
     if not os.path.isdir(path.parent):  # noqa: PTH112 - raises nothing
-        raise ValueError("the directory that it would be in is not there")
+        raise ValueError("its directory does not exist")

@@ -111,8 +111,8 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
             await letta.read_blocks(agent_id)
             raise LettaError(
                 f"{letta.name} keeps no history of an agent's memory",
-                hint="`sidecar agents diff` compares it with the copy that was kept last, `sidecar"
-                " calls` tells what was said; the App Server keeps the history of its agents",
+                hint="`sidecar agents diff` compares it with the sidecar's last copy, `sidecar"
+                " calls` shows what was said; only the App Server keeps the history of its agents",
             )
         return await letta.changes(agent_id, limit=limit)
 

@@ -12,12 +12,12 @@ from sidecar.journal import JOURNAL_FILE
 def backup(
     target: Annotated[Path, typer.Argument(help="A new file.", metavar="FILE")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Copy the journal into a new file, as it is now; a running sidecar goes on.
+    """Copy the journal, as it is now, into a new file; a running sidecar keeps running.
 
-    What callers said is in it, unencrypted, and what Letta has not digested yet. Letta's own memory
-    is not.
+    The copy holds what callers said, unencrypted, and what Letta has not digested yet. It does not
+    hold Letta's own memory.
     """
     from sidecar.journal.sqlite.backup import back_up  # noqa: PLC0415
 

@@ -21,24 +21,25 @@ if TYPE_CHECKING:
     from sidecar.journal.erasure import Erasure
     from sidecar.journal.sqlite.reports import CallRow, JournalFile
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Caller = Annotated[
     str,
     typer.Option(
-        help="tel:+12025550100, id:NAME (a token's identity or the console's name), caller:ID (your"
-        " backend's), or the key that `calls show` prints or its first 8 characters; - reads it from standard input."
+        help="tel:+12025550100, id:NAME (the identity in a token, or the name on the page),"
+        " caller:ID (from your backend), or the key that `calls show` prints (8 characters are enough);"
+        " - reads it from standard input."
     ),
 ]
-Tenant = Annotated[str, typer.Option(help="Whose caller.")]
+Tenant = Annotated[str, typer.Option(help="Tenant of the caller.")]
 _KEY_CHARS = 32
 _FEWEST_CHARS = 8
-_OR_ITS_KEY = "; a call that is kept under it has a key, which `calls show` prints"
+_OR_ITS_KEY = "; for calls stored under it, use the key that `calls show` prints"
 _NOT_ONE = {
-    "withheld": "carriers say this of those who withhold their number: it is nobody",
-    "no_number": "this is no phone number",
-    "extension": "a number with an extension is nobody",
-    "invalid": "this number is in no country's plan",
-    "ambiguous": "this may be two countries' number: write it with + and its country code",
+    "withheld": "carriers send this for a withheld number: it identifies nobody",
+    "no_number": "this is not a phone number",
+    "extension": "a number with an extension identifies nobody",
+    "invalid": "no country has such a number",
+    "ambiguous": "two countries have such a number: write it with + and its country code",
     "no_region": "write the number with + and its country code",
 }
 
@@ -72,7 +73,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
         try:
             return caller_key(tenant, f"{kind}:{name}")
         except UnicodeEncodeError:
-            raise typer.BadParameter("this is no text in UTF-8") from None
+            raise typer.BadParameter("this is not valid UTF-8") from None
     raise typer.BadParameter("write tel:NUMBER, id:NAME, caller:ID or the caller's key")
 
 
@@ -85,7 +86,9 @@ def _key_beginning(said: str) -> str:
     with contextlib.suppress(JournalError), reach.looking() as journal:
         found = journal.callers(said)
         if len(found) > 1:
-            raise typer.BadParameter(f"several callers' keys begin so: {', '.join(found[:5])}")
+            raise typer.BadParameter(
+                f"several callers' keys begin with this: {', '.join(found[:5])}"
+            )
         return found[0] if found else ""
     return ""
 
@@ -100,7 +103,7 @@ def _first_line() -> str:
         line = sys.stdin.readline(environment.TEXT_LIMIT_CHARS + 1).strip()
         check_value(line)
     except (OSError, ValueError, AttributeError):  # closed, or no text
-        raise typer.BadParameter("standard input holds no line that names a caller") from None
+        raise typer.BadParameter("standard input has no line that names a caller") from None
     return line
 
 
@@ -109,14 +112,14 @@ def forget(
     caller: Caller,
     tenant: Tenant = "default",
     yes: Annotated[
-        bool, typer.Option("--yes", help="Really erase; without it nothing is touched.")
+        bool, typer.Option("--yes", help="Erase; without it, nothing is changed.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Erase a caller everywhere: journal, dead letters, spool, copies, Letta. Looks first.
+    """Erase a caller everywhere: journal, dead letters, spool, copies, Letta.
 
-    Without --yes it only tells what would be erased. With it, it erases, then searches the bytes
-    of every file of the sidecar for what the caller said. Exit code 1: something is left.
+    Without --yes it only prints what would be erased. With --yes it erases, then searches every
+    file of the sidecar for what the caller said. Exit code 1: something could not be erased.
     """
     import msgspec  # noqa: PLC0415
 
@@ -132,7 +135,7 @@ def forget(
         return msgspec.convert(answer, Forgotten)
 
     body = {"tenant": tenant, "caller_key": key, "really": yes}
-    with show.busy("erasing, and searching every file" if yes else "looking"):
+    with show.busy("erasing, and searching every file" if yes else "counting"):
         report = reach.changing("/admin/forget", own, read=read, body=body)
     if as_json:
         show.as_json(asdict(report))
@@ -144,16 +147,19 @@ def forget(
 
 def _print(report: "Forgotten") -> None:
     show.say(f"caller {report.caller_key}")
-    show.say("erased:" if report.done else "would be erased (say --yes to do it):")
+    show.say("erased:" if report.done else "would be erased (add --yes to erase):")
     for count, what in (
         (report.calls, "calls"),
         (report.turns, "turns"),
-        (report.undelivered, "of them undelivered: Letta never gets them"),
+        (report.undelivered, "of these undelivered: Letta never gets them"),
         (report.dead_letters, "dead letters"),
         (report.spool_files, "spool files"),
-        (len(report.agents), "Letta agents of this caller alone, with blocks and messages"),
-        (report.conversations, "conversations of Letta agents that others use as well"),
-        (report.tombstones, "calls kept from coming back late, by a hash that names nobody"),
+        (len(report.agents), "Letta agents of this caller only, with blocks and messages"),
+        (report.conversations, "conversations with Letta agents that others use as well"),
+        (
+            report.tombstones,
+            "calls whose late words will be dropped, known by a hash that identifies nobody",
+        ),
     ):
         show.say(f"  {count:6}  {what}")
     if not report.done:
@@ -162,24 +168,24 @@ def _print(report: "Forgotten") -> None:
     show.say("  none found" if not report.traces else "  FOUND in:")
     for path in report.traces:
         show.say(f"  {path}")
-    show.say("out of reach:")
+    show.say("not erased here:")
     for text in report.left:
         show.say(f"  {text}")
 
 
 def export(
     *,
-    caller: Annotated[str, typer.Option(help="Only this caller's; as for `forget`.")] = "",
+    caller: Annotated[str, typer.Option(help="Only calls of this caller; as for `forget`.")] = "",
     call: Annotated[str, typer.Option(help="Only this call.")] = "",
     tenant: Tenant = "default",
     out: Annotated[
-        Path | None, typer.Option(help="A new file (0600), not standard output.")
+        Path | None, typer.Option(help="Write to this new file (0600), not to standard output.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write calls with their transcripts as JSON, one call a line, oldest first.
+    """Write calls with their transcripts as JSON, one call per line, oldest first.
 
-    That is so with or without --json, which makes JSON of what is said about a file, too.
+    The calls are JSON with or without --json; with --out it prints the summary as JSON, too.
     """
     key = ""
     if caller:

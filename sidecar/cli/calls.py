@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 app = Commands(help="Past and live calls with their transcripts.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _LOOK_EVERY_S = 0.5
 _INDENT = 18
-_CALL_HELP = "As `calls list` shows it, its whole id, or the first characters of either."
-_LIVE_HELP = "A live call, as `calls list --live` shows it, or its whole id."
+_CALL_HELP = "The id that `calls list` shows, the full id, or the first characters of either."
+_LIVE_HELP = "A live call: the id that `calls list --live` shows, or the full id."
 
 
 @app.command("list")
 def list_calls(
     *,
-    limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="How many calls, newest first.", min=1)] = 20,
     live: Annotated[bool, typer.Option("--live", help="Only calls that are live.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the newest calls, each by a short id; `calls show` and --json say the whole one.
+    """List the newest calls by short id; `calls show` and --json print the full id.
 
-    Callers show as the key that the journal keeps, not as a number.
+    Callers appear by their key in the journal, not by phone number.
     """
     with reach.looking() as journal:
         rows = journal.calls(limit=limit, live=live)
@@ -84,18 +84,18 @@ def show_call(
 @app.command("guide")
 def guide(
     call: Annotated[str, typer.Argument(help=_LIVE_HELP)],
-    text: Annotated[str, typer.Argument(help="What the agent is to heed, not to speak.")],
+    text: Annotated[str, typer.Argument(help="What the agent should act on; it is not spoken.")],
     *,
     as_json: Json = False,
 ) -> None:
-    """Tell the voice agent of a live call something to heed from its next reply on."""
+    """Give the voice agent of a live call guidance, in force from its next reply on."""
     _command(call, "guide", text, as_json=as_json)
 
 
 @app.command("say")
 def say(
     call: Annotated[str, typer.Argument(help=_LIVE_HELP)],
-    text: Annotated[str, typer.Argument(help="What the agent is to say, word for word.")],
+    text: Annotated[str, typer.Argument(help="What the agent says, word for word.")],
     *,
     as_json: Json = False,
 ) -> None:
@@ -123,14 +123,16 @@ def _command(call: str, command: str, text: str, *, as_json: bool) -> None:
     if as_json:
         show.as_json({"done": True})
     else:
-        show.say("told its channel; what comes of it stands in the transcript")
+        show.say("Sent. The transcript shows the result.")
 
 
 @app.command("tail")
 def tail(
     call: Annotated[str, typer.Argument(help=f"Only this call. {_CALL_HELP}")] = "",
     *,
-    since_s: Annotated[float, typer.Option(help="Begin with turns this old, in seconds.")] = 0.0,
+    since_s: Annotated[
+        float, typer.Option(help="First print the turns of the last N seconds.")
+    ] = 0.0,
     once: Annotated[bool, typer.Option("--once", help="Do not wait for more.")] = False,
     as_json: Json = False,
 ) -> None:

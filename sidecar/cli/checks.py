@@ -46,7 +46,7 @@ _DISK_LOW_BYTES = 1 << 30
 _DISK_BAD_BYTES = 100 << 20
 _CLOCK_WRONG_S = 5.0
 _CONNECT_S = 3.0
-_NONE_RUNS = "none runs on this data directory"
+_NONE_RUNS = "not running on this data directory"
 _ANSWER_S = 15.0
 _BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock before it was never set
 
@@ -164,12 +164,12 @@ def permissions(directory: Path) -> Finding:
     try:
         refuse_no_directory(directory)
         if not directory.exists():
-            return Finding("permissions", "ok", f"{directory} is made at the first start")
+            return Finding("permissions", "ok", f"{directory} is created at the first start")
         # A file in a closed directory is closed, whatever its own mode says.
         refuse_shared(directory)
     except ConfigError as error:
         return Finding("permissions", "bad", error.message, error.fields[0][1])
-    return Finding("permissions", "ok", f"{directory} is this user's alone")
+    return Finding("permissions", "ok", f"only this user can read {directory}")
 
 
 def on_disk(directory: Path) -> Iterator[Finding]:
@@ -201,7 +201,9 @@ def on_disk(directory: Path) -> Iterator[Finding]:
         "fsync",
         slow,
         f"{median_s * 1e3:.1f} ms (median of {_FSYNC_TRIES})",
-        "" if slow == "ok" else "put SIDECAR_DATA_DIR on a local SSD: each stored turn waits so",
+        ""
+        if slow == "ok"
+        else "put SIDECAR_DATA_DIR on a local SSD: each stored turn waits this long",
     )
 
 
@@ -220,7 +222,9 @@ def _fsync_s(directory: Path) -> float:
 def clock() -> Finding:
     """Look whether this machine's clock was ever set; a classic Letta's is compared with it later."""
     if time.time() < _BUILT_S:
-        return Finding("clock", "bad", "it stands before 2025", "set it: timedatectl set-ntp true")
+        return Finding(
+            "clock", "bad", "it shows a time before 2025", "set it: timedatectl set-ntp true"
+        )
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
 
 
@@ -230,9 +234,9 @@ def binding(settings: Settings) -> Finding:
     if settings.loopback:
         opened = "with a token"
         if not settings.tokens:
-            made = f"with the token of {LINK_TOKEN_FILE} in the data directory"
+            made = f"with the token in {LINK_TOKEN_FILE} of the data directory"
             opened = made if settings.makes_token else "closed to voice workers"
-        return Finding("bind", "ok", f"{where}, this machine alone, {opened}")
+        return Finding("bind", "ok", f"{where}, this machine only, {opened}")
     return Finding("bind", "ok", f"{where}, open to the network, with a token")
 
 
@@ -293,7 +297,7 @@ async def _letta(settings: Settings) -> list[Finding]:
             Finding(
                 "clock skew",
                 "warning",
-                f"this clock is {skew_s:+.0f} s against Letta's",
+                f"this clock differs from Letta's by {skew_s:+.0f} s",
                 "set both clocks by NTP: ages and look-ups compare them",
             )
         )
@@ -313,11 +317,13 @@ def _local_letta(settings: Settings) -> Finding:
         return Finding("letta", "bad", error.message, error.fields[0][1])
     if why and (unreadable := why_unreadable(directory / "letta.db")):
         found = f"the embedded Letta's file can't be read: {unreadable}"
-        return Finding("letta", "bad", found, f"mend {directory / 'letta.db'}, or move it away")
+        return Finding("letta", "bad", found, f"repair {directory / 'letta.db'}, or move it away")
     if why:
-        return Finding("letta", "warning", f"none: the embedded demo Letta remembers: {why}", fix)
+        return Finding(
+            "letta", "warning", f"none set, so the embedded demo Letta is used: {why}", fix
+        )
     if away := why_away(settings):
-        return Finding("letta", "bad", f"the App Server of this machine: {away}", "mend that")
+        return Finding("letta", "bad", f"the App Server of this machine: {away}", "fix that")
     return Finding("letta", "ok", "the App Server of this machine, started with the sidecar")
 
 
@@ -347,7 +353,7 @@ async def _llm(settings: Settings) -> Finding:
         return Finding(
             "language model",
             "warning",
-            "none: the demo model answers",
+            "none set, so the demo model answers",
             "set OPENAI_API_KEY, or LLM_BASE_URL and LLM_MODEL",
         )
     from sidecar.app.parts import build_llm  # noqa: PLC0415
@@ -384,7 +390,7 @@ async def _livekit(settings: Settings) -> Finding:
     reached = await anyio.to_thread.run_sync(_connects, parts.hostname or "", port)
     if not reached:
         return Finding("livekit", "bad", f"{where} does not answer", "check LIVEKIT_URL")
-    return Finding("livekit", "ok", f"{where} answers (the key is not tried)")
+    return Finding("livekit", "ok", f"{where} answers (the key was not checked)")
 
 
 def traces() -> Finding:
@@ -422,14 +428,14 @@ def running(directory: Path) -> Finding:
         return Finding("sidecar", "ok", _NONE_RUNS)
     if not state.get("ready"):
         return Finding(
-            "sidecar", "bad", f"runs, not ready: journal {state.get('journal')}", "see its log"
+            "sidecar", "bad", f"running, not ready: journal {state.get('journal')}", "see its log"
         )
     if state.get("dead_batches"):
         return Finding(
             "sidecar",
             "warning",
-            f"runs, {state['dead_batches']} batches dead",
+            f"running, {state['dead_batches']} dead letters",
             "sidecar outbox list, then sidecar outbox replay --all",
         )
     waiting = f"{state.get('undelivered_turns')} turns undelivered"
-    return Finding("sidecar", "ok", f"runs, {state.get('live_calls')} live calls, {waiting}")
+    return Finding("sidecar", "ok", f"running, {state.get('live_calls')} live calls, {waiting}")

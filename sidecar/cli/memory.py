@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 app = Commands(help="What an agent learned, call by call.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-AgentId = Annotated[
-    str, typer.Argument(help="As `agents list` printed it; none: that of --caller.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AgentId = Annotated[str, typer.Argument(help="Id from `agents list`; leave it out with --caller.")]
 OfCaller = Annotated[
-    str, typer.Option("--caller", help="Whose memory, in place of an agent; as for `forget`.")
+    str, typer.Option("--caller", help="The caller, in place of an agent; as for `forget`.")
 ]
-Tenant = Annotated[str, typer.Option(help="Whose caller.")]
-Limit = Annotated[int, typer.Option(help="So many changes, the newest.", min=1, max=1000)]
+Tenant = Annotated[str, typer.Option(help="Tenant of the caller.")]
+Limit = Annotated[int, typer.Option(help="How many changes, newest first.", min=1, max=1000)]
 _SHOWN = 8
 
 
@@ -38,9 +36,9 @@ def log(
     limit: Limit = 20,
     as_json: Json = False,
 ) -> None:
-    """List what changed an agent's memory, newest first: the call, and the lines it brought.
+    """List the changes to an agent's memory, newest first: the call, and the lines it changed.
 
-    Only the App Server keeps this history. With the others it says so, and exits 1.
+    Only the App Server keeps this history; with any other Letta this says so and exits 1.
     """
     changes = _changes(_agent(agent_id, caller, tenant), limit)
     calls = _calls_of(changes)
@@ -65,21 +63,19 @@ def log(
 @app.command("diff")
 def diff(
     agent_id: AgentId = "",
-    change: Annotated[
-        str, typer.Argument(help="As `memory log` printed it; none: the newest.")
-    ] = "",
+    change: Annotated[str, typer.Argument(help="Id from `memory log`; default: the newest.")] = "",
     *,
     caller: OfCaller = "",
     tenant: Tenant = "default",
-    call: Annotated[str, typer.Option(help="All that this call changed.")] = "",
+    call: Annotated[str, typer.Option(help="Everything that this call changed.")] = "",
     limit: Limit = 200,
     as_json: Json = False,
 ) -> None:
-    """Print what one change, or all of one call, did to the blocks of an agent.
+    """Print what one change, or one whole call, did to the blocks of an agent.
 
-    With --caller the one argument is the change.
+    With --caller, the only argument is the change.
 
-    Exit code 1: there is no such change among the newest, or this Letta keeps no history.
+    Exit code 1: no such change among the newest, or this Letta keeps no history.
     """
     if caller and not change:
         agent_id, change = "", agent_id
@@ -94,7 +90,7 @@ def diff(
     else:
         found = list(changes[:1])
     if not found:
-        show.say(f"no such change among the newest {limit}, or several begin so")
+        show.say(f"no such change among the newest {limit}, or more than one begins with this")
         raise typer.Exit(1)
     if as_json:
         show.as_json([_as_json(one, calls) for one in found])

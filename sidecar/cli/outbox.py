@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from sidecar.journal.dead_letters import DeadLetters
     from sidecar.journal.reports import LaneStatus
 
-app = Commands(help="What is on its way to Letta, and what was given up.", no_args_is_help=True)
+app = Commands(help="Batches on their way to Letta, and dead letters.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SHOWN_CHARS = 8
 
 
 @app.command("list")
 def list_outbox(
     *,
-    limit: Annotated[int, typer.Option(help="Batches at most.", min=1)] = 100,
+    limit: Annotated[int, typer.Option(help="How many batches at most.", min=1)] = 100,
     as_json: Json = False,
 ) -> None:
-    """List the lanes that hold something undelivered, and the dead letters.
+    """List the lanes with undelivered turns, and the dead letters.
 
-    `outbox show` says the whole of each.
+    `outbox show` prints each in full.
     """
     now_s = time.time()
     with reach.looking() as journal:
@@ -38,7 +38,7 @@ def list_outbox(
     if as_json:
         show.as_json({"counts": counts, "lanes": lanes, "open": under_way, "dead": dead})
         return
-    show.say(f"{counts.undelivered} turns undelivered, {counts.dead_batches} batches dead")
+    show.say(f"{counts.undelivered} turns undelivered, {counts.dead_batches} dead letters")
     show.table(
         ["lane", "state", ">pending", ">try", "oldest", "last error"],
         [
@@ -52,7 +52,7 @@ def list_outbox(
             ]
             for lane in lanes
         ],
-        empty="nothing waits",
+        empty="nothing is waiting",
     )
     show.table(
         ["batch", "call", ">turns", "dead for", "why"],
@@ -73,12 +73,12 @@ def list_outbox(
 @app.command("show")
 def show_batch(
     batch: Annotated[
-        str, typer.Argument(help="A batch's id or a lane's, or its first characters.")
+        str, typer.Argument(help="Id of a batch or of a lane, or its first characters.")
     ],
     *,
     as_json: Json = False,
 ) -> None:
-    """Print one batch with its turns, or how one lane stands."""
+    """Print one batch with its turns, or the state of one lane."""
     with reach.looking() as journal:
         found = journal.batch(batch)
         lanes = [lane for lane in journal.lanes() if _is_named(lane, batch)]
@@ -87,7 +87,8 @@ def show_batch(
         return
     if found is None:
         raise reach.NotThere(
-            f"no batch or lane begins with {batch}, or several do", hint="see `sidecar outbox list`"
+            f"no batch or lane begins with {batch}, or more than one does",
+            hint="see `sidecar outbox list`",
         )
     row, turns = found
     if as_json:
@@ -120,26 +121,26 @@ def _show_lane(lane: "LaneStatus", *, as_json: bool) -> None:
 @app.command("replay")
 def replay(
     batches: Annotated[
-        list[str] | None, typer.Argument(help="Dead batches, as `outbox list` shows them.")
+        list[str] | None, typer.Argument(help="Ids of dead letters, from `outbox list`.")
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put dead letters back into their lanes. Letta is asked first whether it has them."""
+    """Put dead letters back into their lanes. Letta is first asked whether it has them already."""
     _change("replay", batches, every=every, as_json=as_json)
 
 
 @app.command("drop")
 def drop(
     batches: Annotated[
-        list[str] | None, typer.Argument(help="Dead batches, as `outbox list` shows them.")
+        list[str] | None, typer.Argument(help="Ids of dead letters, from `outbox list`.")
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Give dead letters up for good: Letta never gets them; the transcript stays for retention."""
+    """Drop dead letters for good: Letta never gets them; retention erases the transcript."""
     _change("drop", batches, every=every, as_json=as_json)
 
 
@@ -151,7 +152,7 @@ def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -
         BadParameter: neither batches nor `--all` were named.
     """
     if bool(names) == every:
-        raise typer.BadParameter("name batches, or say --all")
+        raise typer.BadParameter("name dead letters, or use --all")
     with reach.looking() as journal:
         dead = [row.batch_id for row in journal.batches(states=("dead",), limit=1 << 30)]
     wanted = dead if every else [_full(name, dead) for name in names or ()]
@@ -168,7 +169,7 @@ def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -
         )
     else:
         for batch, changed in done.items():
-            show.say(f"{batch}  {_PAST[verb] if changed else 'is no dead letter'}")
+            show.say(f"{batch}  {_PAST[verb] if changed else 'is not a dead letter'}")
         if not done:
             show.say("no dead letters")
     if not all(done.values()):
@@ -187,7 +188,7 @@ def _full(name: str, dead: list[str]) -> str:
     found = [batch for batch in dead if batch.startswith(name)]
     if len(found) > 1 and name not in found:
         raise reach.NotThere(
-            f"several dead batches begin with {name}", hint=f"say which: {', '.join(found[:5])}"
+            f"several dead letters begin with {name}", hint=f"choose one: {', '.join(found[:5])}"
         )
     return found[0] if len(found) == 1 else name
 

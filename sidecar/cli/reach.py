@@ -74,7 +74,7 @@ def only_call(journal: "JournalFile", name: str) -> "CallRow":
     keys = calls_named(name, journal.keys())
     found = journal.call(only_one(keys, name))
     if found is None:
-        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
+        raise NotThere(f"no call matches {name}", hint="see `sidecar calls list`")
     return found
 
 
@@ -85,9 +85,9 @@ def only_one(keys: Sequence[str], name: str) -> str:
         NotThere: none does, or several do.
     """
     if not keys:
-        raise NotThere(f"no call is named {name}", hint="see `sidecar calls list`")
+        raise NotThere(f"no call matches {name}", hint="see `sidecar calls list`")
     if len(keys) > 1:
-        raise NotThere(f"several calls are named {name}", hint=f"say which: {several(keys)}")
+        raise NotThere(f"several calls match {name}", hint=f"choose one: {several(keys)}")
     return keys[0]
 
 
@@ -202,11 +202,11 @@ def _request(
             connection.close()
     except FileNotFoundError:
         raise Refused(
-            f"no sidecar answers for {directory}",
-            hint="start one there, or wait until it has started",
+            f"no sidecar answers on {directory}",
+            hint="start one there, or wait until it is up",
         ) from None
     except (OSError, http.client.HTTPException, *MALFORMED, *_OTHER_JSON) as error:
         raise Refused(
-            f"a sidecar holds the journal and does not answer: {type(error).__name__}",
+            f"a sidecar has the journal open and does not answer: {type(error).__name__}",
             hint="wait for it to start or stop, or run this as the user it runs as",
         ) from None

@@ -8,24 +8,24 @@ from sidecar.cli import reach, show
 
 
 def ready(
-    *, as_json: Annotated[bool, typer.Option("--json", help="What /readyz says.")] = False
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print what /readyz answers.")] = False
 ) -> None:
-    """Tell whether the sidecar of this data directory is ready: exit code 0, else 1.
+    """Exit with 0 if the sidecar on this data directory is ready, else with 1.
 
-    Not ready: none runs, it does not answer within 5 s, it drains, or it can't store turns. A
-    Letta that is away is no reason.
+    Not ready: it is not running, does not answer within 5 s, is draining, or can't store turns. It
+    is ready even while Letta is down.
     """
     directory = reach.data_dir()
     try:
         state = reach.ask_readiness(directory)
     except reach.Refused:
-        state = {"ready": False, "journal": f"no sidecar answers for {directory}"}
+        state = {"ready": False, "journal": f"no sidecar answers on {directory}"}
     if as_json:
         show.as_json(state)
     elif state.get("ready"):
         show.say("ready")
     else:
-        draining = "it drains" if state.get("draining") else str(state.get("journal"))
+        draining = "draining" if state.get("draining") else str(state.get("journal"))
         show.say(f"not ready: {draining}")
     if not state.get("ready"):
         raise typer.Exit(1)

@@ -55,7 +55,7 @@ class Parent:
             stillborn = 0 if came_up else stillborn + 1
             if self._asked is not None or stillborn == STILLBORN_LIMIT:
                 return _SIGNAL_EXIT - code
-            sys.stderr.write(f"sidecar: ended by signal {-code}; it is started again\n")
+            sys.stderr.write(f"sidecar: killed by signal {-code}; starting it again\n")
             time.sleep(AGAIN_S)
 
     def _run_once(self) -> tuple[int, bool]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sidecar.journal.reports import LaneStatus
 
 _HOLDS = {
-    "retry": "Letta did not take the last try",
+    "retry": "Letta did not accept the last try",
     "unknown": "a try may have reached Letta: it is looked up before it is sent again",
     "sending": "a try is under way",
 }
@@ -52,7 +52,7 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
         if lane.state in {"retry", "unknown"} or now_s - (lane.oldest_s or now_s) > patience_s
     ]
     if not held:
-        found = f"{len(waiting)} wait their turn" if waiting else "nothing waits"
+        found = f"{len(waiting)} waiting, none delayed" if waiting else "nothing is waiting"
         return Finding("lanes", "ok", found)
     return Finding("lanes", "warning", _told(held, now_s), _remedy(running=running))
 
@@ -63,10 +63,10 @@ def _told(held: "Sequence[LaneStatus]", now_s: float) -> str:
     by = Counter(_HOLDS.get(lane.state, _WAITS) for lane in held)
     holds = "; ".join(f"{count}: {what}" for what, count in by.most_common())
     last = f"; the oldest, after {oldest.attempt} tries: {oldest.error}" if oldest.error else ""
-    return f"{len(held)} held, the oldest for {age}. {holds}{last}"
+    return f"{len(held)} delayed, the oldest for {age}. {holds}{last}"
 
 
 def _remedy(*, running: bool) -> str:
     if not running:
-        return f"no sidecar delivers: start it (sidecar run), then look again: {_LOOK}"
-    return f"mend what is said of letta here; it is sent by itself then. Errors: {_LOOK}"
+        return f"no sidecar is running to deliver: start it (sidecar run), then see {_LOOK}"
+    return f"fix the letta finding above; delivery then resumes by itself. Errors: {_LOOK}"

@@ -175,8 +175,8 @@ def test_a_fact_is_remembered_and_seen_to_be_learnt(
             "[...document.querySelectorAll('.waterfall tbody th')].map((e) => e.innerText)"
         )
         assert [leg.splitlines()[0] for leg in legs] == [
-            "Words stored on disk",
-            "Memory wait",
+            "Turn stored on disk",
+            "Wait for memory",
             "Prompt built",
             "First token",
             "First word on the page",
@@ -385,7 +385,7 @@ def test_a_microphone_and_a_voice(browser: Browser, sidecar: SidecarProcess) -> 
     """Spoken words are said, the reply is spoken, and typing silences it: kept as it was heard."""
     with page(browser, sidecar, before=SPEECH) as tab:
         call(tab, "Alan")
-        tab.shows("send the audio to their maker", within="#audio-goes")
+        tab.shows("send the audio to their vendor", within="#audio-goes")
         tab.click(".composer input[type=checkbox]")
         tab.click("button.mic")
         tab.until("window.recognizer?.on === true")
@@ -471,7 +471,7 @@ def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProce
         tab.keep(PICTURES / "calls.png")
         call_by_vapi(sidecar)
         tab.click(".calls button", text="VAPI")
-        tab.shows("Call by VAPI", within="#talk-title")
+        tab.shows("Call via VAPI", within="#talk-title")
         worker.send(json.dumps({"type": "call.close", "call": "room-1", "reason": "hung up"}))
         tab.click(".calls button", text="Edsger")
         tab.shows("Edsger", within="#talk-title")

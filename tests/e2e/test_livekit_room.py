@@ -407,7 +407,9 @@ async def test_a_call_in_a_room_is_one_trace(server: LiveKitServer, tmp_path: Pa
         sidecar = SidecarProcess(tmp_path / "data", collector.env)
         await anyio.to_thread.run_sync(sidecar.start)
         try:
-            async with voice_worker(server, sidecar.link_url, tmp_path, **collector.env) as worker:
+            async with voice_worker(
+                server, sidecar.link_url, tmp_path, env=collector.env
+            ) as worker:
                 worker.will_hear("traced", said)
                 async with on_the_line(server, "traced", phone="+12025550114") as (caller, job):
                     await exchange(caller, said)

@@ -1,4 +1,4 @@
-"""The files in ops/ pass the linters of their kind, offline, where no engine runs them."""
+"""The files in ops/ and .github/ pass the linters of their kind, offline, where nothing runs them."""
 
 import os
 import shutil
@@ -14,6 +14,8 @@ from tests.dockerfile import ROOT
 pytestmark = pytest.mark.e2e
 
 OPS = ROOT / "ops"
+FORGE = ROOT / ".github"
+WORKFLOW = FORGE / "workflows/ci.yml"
 KUBERNETES = ("1.29", "1.37")
 """The first with native sidecar containers by default, and the newest whose schemas are locked."""
 EXPOSURE_MAX = 15
@@ -90,7 +92,62 @@ def test_a_wrong_manifest_does_not_fit(tmp_path: Path) -> None:
 
 def test_all_yaml_is_tidy() -> None:
     """Yamllint has nothing to say, duplicate keys and all."""
-    clean([linter("yamllint"), "--strict", "-c", str(OPS / "yamllint.yaml"), str(OPS)])
+    config = str(OPS / "yamllint.yaml")
+    clean([linter("yamllint"), "--strict", "-c", config, str(OPS), str(FORGE)])
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [
+        ("vendor.github-workflows", "workflows/ci.yml"),
+        ("custom.github-workflows-require-timeout", "workflows/ci.yml"),
+        ("vendor.dependabot", "dependabot.yml"),
+        ("vendor.github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+        ("vendor.github-issue-forms", "ISSUE_TEMPLATE/fault.yml"),
+        ("vendor.github-issue-forms", "ISSUE_TEMPLATE/wish.yml"),
+    ],
+)
+def test_the_files_of_the_forge_fit_its_schemas(schema: str, file: str) -> None:
+    """Workflow, update configuration and issue forms are what GitHub reads; each job has an end."""
+    clean([linter("check-jsonschema"), "--builtin-schema", schema, str(FORGE / file)])
+
+
+def test_every_file_of_the_forge_is_judged() -> None:
+    """No YAML of .github/ is left out above."""
+    listed = {
+        "workflows/ci.yml",
+        "dependabot.yml",
+        *(f"ISSUE_TEMPLATE/{name}.yml" for name in ("config", "fault", "wish")),
+    }
+    assert {path.relative_to(FORGE).as_posix() for path in FORGE.rglob("*.y*ml")} == listed
+
+
+def zizmor(directory: Path) -> list[str]:
+    flags = ["--offline", "--no-progress", "--strict-collection", "--pedantic", "--quiet"]
+    return [linter("zizmor"), *flags, str(directory)]
+
+
+def test_the_workflow_passes_zizmor() -> None:
+    """No action without a hash, no right that a job does not need, no text of a stranger in a shell."""
+    clean(zizmor(FORGE))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "audit"),
+    [
+        ("checkout@3d3c42e5aac5ba805825da76410c181273ba90b1", "checkout@v7", "unpinned-uses"),
+        ("permissions: {}", "permissions: write-all", "excessive-permissions"),
+        ("run: make lint", "run: echo ${{ github.head_ref }}", "template-injection"),
+    ],
+)
+def test_zizmor_would_find_a_fault(good: str, bad: str, audit: str, tmp_path: Path) -> None:
+    """The linter works: a moving tag, every right, or a branch's name in a shell fails it."""
+    (tmp_path / ".github/workflows").mkdir(parents=True)
+    text = WORKFLOW.read_text()
+    assert good in text
+    (tmp_path / ".github/workflows/ci.yml").write_text(text.replace(good, bad))
+    with pytest.raises(AssertionError, match=audit):
+        clean(zizmor(tmp_path / ".github"))
 
 
 @pytest.mark.parametrize("unit", ["voice-sidecar", "voice-worker"])

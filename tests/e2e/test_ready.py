@@ -46,7 +46,7 @@ def test_ready_follows_the_sidecar(tmp_path: Path) -> None:
             peer.until("memory")
             sidecar.terminate()
             peer.until("drain")
-            assert ready(data) == (1, "not ready: it drains\n")
+            assert ready(data) == (1, "not ready: draining\n")
         sidecar.kill()
         code, said = ready(data)
         assert code == 1

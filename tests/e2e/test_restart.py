@@ -31,7 +31,7 @@ def test_killed_it_is_started_again_with_the_same_page(sidecar: SidecarProcess) 
     """After kill -9 another process serves the same port and admits the same token."""
     child = child_of(sidecar)
     child.kill()
-    eventually(lambda: any("started again" in line for line in sidecar.log))
+    eventually(lambda: any("starting it again" in line for line in sidecar.log))
     eventually(lambda: psutil.Process(sidecar.pid).children() not in ([], [child]))
     eventually(lambda: _lives(sidecar), within_s=40)
     assert child_of(sidecar).pid != child.pid
@@ -43,7 +43,7 @@ def test_a_signal_goes_through_once(sidecar: SidecarProcess, number: signal.Sign
     os.kill(sidecar.pid, number)
     assert sidecar.wait() == 0
     assert sum('"drained"' in line for line in sidecar.log) == 1
-    assert not any("started again" in line for line in sidecar.log)
+    assert not any("starting it again" in line for line in sidecar.log)
 
 
 def test_without_its_parent_the_sidecar_leaves(sidecar: SidecarProcess) -> None:

@@ -210,7 +210,7 @@ async def test_a_worker_without_the_sidecars_packages_takes_a_call(
             tmp_path,
             python=base / "bin/python",
             program=home / "voice_worker.py",
-            VOICE_PARTS="speech_parts:scripted",
+            env={"VOICE_PARTS": "speech_parts:scripted"},
         ) as worker,
     ):
         worker.will_hear("alone", "what is my name")
@@ -219,7 +219,7 @@ async def test_a_worker_without_the_sidecars_packages_takes_a_call(
             await caller.until(lambda: len(caller.heard) >= 2, 100.0)
             await caller.until_agent_is_silent(for_s=0.8)
             await caller.say("what is my name")
-            await caller.until(lambda: len(caller.heard) >= 3, 60.0)
+            await caller.until(lambda: len(caller.heard) >= 3, 100.0)
             await caller.until_agent_is_silent()
         await sidecar.until(lambda: job in sidecar.closed, 60.0)
     assert "Ada" in caller.heard[1]

@@ -53,7 +53,11 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
         async with (
             LiveKitServer().serving() as server,
             voice_worker(
-                server, sidecar.link_url, tmp_path, parts="spoken", VOICE_DISCLOSURE="Hello."
+                server,
+                sidecar.link_url,
+                tmp_path,
+                parts="spoken",
+                env={"VOICE_DISCLOSURE": "Hello."},
             ) as worker,
         ):
             for room, samples in (("tell", told), ("ask", asked)):

@@ -194,7 +194,7 @@ def page(process: SidecarProcess, *, first: bool) -> Frames:
     return Frames(
         f"ws://127.0.0.1:{process.port}/console/ws",
         '{"type":"outbox.drop","batch":"none"}',
-        "that batch is no dead letter any more",
+        "that batch is no longer a dead letter",
         () if first else (hello, start),
         first=first,
         origin=process.url,

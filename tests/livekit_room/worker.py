@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ async def voice_worker(
     parts: str = "scripted",
     python: Path = Path(sys.executable),
     program: Path = ROOT / "voice_worker.py",
-    **env: str,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[VoiceWorker]:
     """Run `voice_worker.py dev` until the context ends.
 
@@ -102,7 +102,7 @@ async def voice_worker(
         "VOICE_PARTS": f"tests.livekit_room.parts:{parts}",
         "VOICE_SCRIPTS": str(scripts),
         "OMP_NUM_THREADS": "1",
-        **env,
+        **(env or {}),
     }
     others = list(server.dispatcher.workers)
     with log.open("ab") as output:

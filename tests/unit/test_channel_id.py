@@ -2,13 +2,13 @@
 
 import json
 import re
+import sqlite3
 import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import anyio
-import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ TURN = TurnFrame("c1", "i1", 1, "caller", "hello", 1.0)
 
 def opening(channel: str) -> str:
     """Return the `call.open` of a worker that says what it likes."""
-    fields = {"call": "c1", "channel": channel, "hints": {}, "opened_at_s": 1.0}
+    fields: dict[str, object] = {"call": "c1", "channel": channel, "hints": {}, "opened_at_s": 1.0}
     return json.dumps({"type": "call.open"} | fields, separators=(",", ":"))
 
 
@@ -161,7 +161,10 @@ class Ear:
     """Hears nothing: these calls have no memory."""
 
     def __getattr__(self, name: str) -> object:
-        return lambda *_, **__: None
+        def nothing(*_: object, **__: object) -> None:
+            pass
+
+        return nothing
 
 
 async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
@@ -235,8 +238,9 @@ def test_a_row_of_another_version_is_read_whatever_it_says(name: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.db"
         anyio.run(opened_and_restored, path, ["livekit"])
-        connection = apsw.Connection(str(path))
-        connection.execute("UPDATE calls SET channel = ?", (name,))
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute("UPDATE calls SET channel = ?", (name,))
         connection.close()
         with journal_file(path) as file:
             rows = file.calls(limit=-1)

@@ -130,7 +130,9 @@ def test_each_command_is_in_one_group_and_what_erases_is_last() -> None:
 def test_help_has_a_heading_for_each_group(command: Cli) -> None:
     """Run, look, mend, move, erase, in that order."""
     told = command.ok("--help")
-    places = [told.index(f"\n{heading}:\n") for heading in ("Run", "Look", "Mend", "Move", "Erase")]
+    places = [
+        told.index(f"\n{heading}:\n") for heading in ("Run", "Inspect", "Repair", "Move", "Erase")
+    ]
     assert places == sorted(places)
     assert told.index("forget") > places[-1]
 
@@ -316,7 +318,7 @@ def test_a_caller_whom_no_agent_remembers_is_an_error(command: Cli) -> None:
 
 HELD_AT_S = 1_000_000.0
 RELEASES: dict[str, tuple[str, str]] = {
-    "retry": ("busy elsewhere", "Letta did not take"),
+    "retry": ("busy elsewhere", "Letta did not accept"),
     "unknown": ("broke off", "may have reached Letta"),
 }
 
@@ -354,7 +356,7 @@ def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
     anyio.run(fail)
     found = looked(tmp_path, now_s=HELD_AT_S + 60)
     assert (found.what, found.verdict) == ("lanes", "warning")
-    assert "1 held, the oldest for 1 min 0 s" in found.found
+    assert "1 delayed, the oldest for 1 min 0 s" in found.found
     assert held_by in found.found
     assert error in found.found
     assert "sidecar outbox list" in found.fix
@@ -365,10 +367,10 @@ def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Pa
     """Words of the last two minutes are no finding; with nobody to send them they become one."""
     assert looked(tmp_path / "no", now_s=0.0).verdict == "ok"
     now_s = time.time()
-    assert looked(tmp_path, now_s=now_s).found == "3 wait their turn"
+    assert looked(tmp_path, now_s=now_s).found == "3 waiting, none delayed"
     old = looked(tmp_path, now_s=now_s + 3_600, running=False)
     assert old.verdict == "warning"
-    assert "3 held, the oldest for 1 h 0 min" in old.found
+    assert "3 delayed, the oldest for 1 h 0 min" in old.found
     assert "not sent yet" in old.found
     told = command.run("doctor", "--json")
     assert [one["what"] for one in told.json][-1] == "lanes"

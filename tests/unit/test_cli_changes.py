@@ -1,10 +1,10 @@
 """A command that changes the journal while no sidecar runs changes what was asked, and no more."""
 
+import sqlite3
 import time
 from pathlib import Path
 
 import anyio
-import apsw
 import pytest
 
 from sidecar.journal.policy import PostPolicy
@@ -39,7 +39,7 @@ async def keep(path: Path) -> str:
 
 def rows(path: Path) -> Rows:
     """Return every row of the journal."""
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         return {
             table: list(connection.execute(f"SELECT * FROM {table}"))
@@ -67,7 +67,7 @@ class Kept:
         return {table for table in before if before[table] != after[table]}
 
     def due_times_s(self) -> dict[str, float | None]:
-        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
         try:
             return dict(connection.execute("SELECT key, due_s FROM calls"))
         finally:

@@ -2,40 +2,109 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-from sidecar.config.settings import environment_names
-from tests.documents import DOCUMENTS, ROOT
+from tests.documents import DOCUMENTS, ROOT, names_in
 
 pytestmark = pytest.mark.unit
 
 
-def names_in(path: Path) -> set[str]:
-    """Names of the tests in a file; those of a class with and without it."""
-    names: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef):
-            named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-            inside = {item.name for item in node.body if isinstance(item, named)}
-            names |= inside | {f"{node.name}::{name}" for name in inside}
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            names.add(node.name)
-    return names
+EXTENDING = sorted((ROOT / "docs/extending").glob("*.md"))
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 
 
-def test_every_failure_mode_names_tests_that_exist() -> None:
-    """A row's proof is a test that pytest would run."""
-    text = (ROOT / "docs/failure-modes.md").read_text()
-    named = re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
-    assert len(named) > 30
-    missing = [
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """Each `file::test`, below tests/."""
+    return re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
+
+
+def absent(named: list[tuple[str, str]]) -> list[str]:
+    """Those that pytest would not run."""
+    return [
         f"{file}::{test}"
         for file, test in named
         if not (ROOT / "tests" / file).exists() or test not in names_in(ROOT / "tests" / file)
     ]
-    assert missing == []
+
+
+def test_every_failure_mode_names_tests_that_exist() -> None:
+    """A row's proof is a test that pytest would run."""
+    named = named_tests((ROOT / "docs/failure-modes.md").read_text())
+    assert len(named) > 30
+    assert absent(named) == []
+
+
+def test_there_is_a_page_for_each_way_to_extend_it() -> None:
+    """Channel, Letta, journal, tool and setting have a page, and ARCHITECTURE leads to each."""
+    names = [page.stem for page in EXTENDING]
+    assert names == ["channel", "journal", "letta", "setting", "tool"]
+    architecture = (ROOT / "ARCHITECTURE.md").read_text()
+    assert [name for name in names if f"(docs/extending/{name}.md)" not in architecture] == []
+
+
+@pytest.mark.parametrize("page", EXTENDING, ids=lambda path: path.stem)
+def test_what_a_page_on_extending_names_exists(page: Path) -> None:
+    """Each file, each name of the package, each test and each import contract in it is there."""
+    text = " ".join(page.read_text().split())
+    assert re.findall(r" ## ([A-Z][a-z]+(?: [a-z]+)?)", text)[:3] == [
+        "Files",
+        "Contract suite",
+        "Guards",
+    ]
+    paths = re.findall(r"`((?:sidecar|tests|docs|ops|examples)/[^`:]*|\w+\.(?:toml|yml|md))`", text)
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+    for name in re.findall(r"`(sidecar\.[\w.]+)`", text):
+        resolve_name(name)  # raises for one that is not there
+    assert absent(named_tests(text)) == []
+    known = {contract["name"] for contract in CONTRACTS["contracts"]}
+    contracts = re.findall(r"[Cc]ontract `([^`]+)`", text)
+    assert contracts
+    assert set(contracts) <= known
+
+
+def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
+    """No word has two lines, each line has a meaning, and each word is one that the product uses."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    entries = re.findall(r"^\| ([a-z][^|]*?) \| ([^|]+) \|$", text, re.MULTILINE)
+    words = [word for word, _ in entries if word != "word"]
+    assert len(words) > 50
+    assert len(words) == len(set(words))
+    code = " ".join(
+        path.read_text()
+        for kind in ("py", "sql", "js")
+        for path in ROOT.glob(f"sidecar/**/*.{kind}")
+    )
+    used = re.sub(r"[\s_-]+", " ", code).lower()
+    assert [word for word in words if word.replace("-", " ") not in used] == []
+    assert "(docs/glossary.md)" in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def texts_for_people() -> dict[str, str]:
+    """What is read first: the README, the commands' help and answers, the page, how to extend it."""
+    documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs/cli.md", *EXTENDING]
+    scripts = (ROOT / "sidecar/channels/console/static").glob("*.js")
+    commands = [*(ROOT / "sidecar/cli").glob("*.py"), ROOT / "sidecar/app/serve.py"]
+    said = {
+        path: " ".join(
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        for path in commands
+    }
+    read = {path: path.read_text() for path in [*documents, *scripts]}
+    return {path.relative_to(ROOT).as_posix(): text for path, text in (said | read).items()}
+
+
+def test_texts_for_people_use_the_fields_plain_verbs() -> None:
+    """No text that people read first makes a native engineer stop at a word."""
+    odd = r"\b(heed(?:s|ed)?|at hand|comes of it|what is left|is no dead letter)\b"
+    found = {name: re.findall(odd, text) for name, text in texts_for_people().items()}
+    assert {name: words for name, words in found.items() if words} == {}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -44,14 +113,6 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
     assert [link for link in local if not (document.parent / link).exists()] == []
-
-
-def test_every_setting_is_in_the_readme() -> None:
-    """A setting the sidecar reads can be found by its name."""
-    readme = (ROOT / "README.md").read_text()
-    documents = readme + "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
-    names = [name for choices in environment_names().values() for name in choices]
-    assert [name for name in names if name not in documents] == []
 
 
 def test_the_make_targets_that_documents_name_exist() -> None:

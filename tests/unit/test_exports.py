@@ -100,7 +100,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     """`sidecar.__version__` is what pyproject.toml says, and no other name is made up."""
     assert sidecar.__version__ == PROJECT["version"]
     with pytest.raises(AttributeError):
-        _ = sidecar.__vision__  # pyright: ignore[reportUnknownMemberType]
+        _ = sidecar.__vision__
 
 
 def test_the_command_knows_what_the_sidecar_needs() -> None:

@@ -16,6 +16,7 @@ from sidecar.config.settings import Settings, environment_names
 from sidecar.errors import ConfigError
 from sidecar.livekit import LinkSettings
 from tests.dockerfile import ROOT, instructions, stages
+from tests.variables import worker_names
 
 pytestmark = pytest.mark.unit
 
@@ -38,20 +39,6 @@ SECRETS = {
 }
 PATHS = {"/livez", "/readyz", "/metrics"}
 """Asked of a running sidecar in e2e/test_shipping.py."""
-
-
-def worker_names() -> set[str]:
-    """Every variable that the worker and its end of the link read."""
-    sources = [ROOT / "voice_worker.py", *(ROOT / "sidecar/worker/livekit").glob("*.py")]
-    found = {
-        name
-        for source in sources
-        for name in re.findall(
-            r"(?:environ\.get|\bread|\bsaid)\(\s*(?:environ,\s*)?\"(\w+)\"", source.read_text()
-        )
-    }
-    # Read by LiveKit's own AgentServer.
-    return found | {"LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"}
 
 
 def interpolated(value: object, given: Mapping[str, str]) -> str:

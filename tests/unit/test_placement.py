@@ -33,7 +33,8 @@ def livekit(history: Sequence[Said], guidance: str, memory: str, *, strict: bool
     for role, text in history:
         context.add_message(role=role, content=text)  # type: ignore[arg-type]
     prompt = with_memory(context, memory, guidance, joined=strict)
-    return read(prompt.to_provider_format("openai")[0])
+    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - livekit says no more than `dict`
+    return read(written)
 
 
 def vapi(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -> Prompt:

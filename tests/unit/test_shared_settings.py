@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from sidecar.app.parts import build_llm
 from sidecar.config.load import load
@@ -140,13 +141,16 @@ class Watched(Mapping[str, str]):
     def __init__(self) -> None:
         self.asked: set[str] = set()
 
+    @override
     def __getitem__(self, name: str) -> str:
         self.asked.add(name)
         return ""
 
+    @override
     def __iter__(self) -> Iterator[str]:
         return iter(())
 
+    @override
     def __len__(self) -> int:
         return 0
 

@@ -204,7 +204,7 @@ class ConsoleSession:
                 if text and _TURN_ID.fullmatch(turn):
                     await held.say(turn, text, aloud=frame.get("aloud") is True)
                 else:
-                    await self._send("error", message="`say` needs a text and an id of the turn")
+                    await self._send("error", message="`say` needs a text and a turn id")
             case "reply.stop":
                 heard = frame.get("heard_chars")
                 await held.stop(heard_chars=max(0, heard) if isinstance(heard, int) else None)
@@ -229,9 +229,9 @@ class ConsoleSession:
         caller = _text(frame, "caller").strip()[:100]
         consent: Consent = "no" if frame.get("consent") == "no" else "yes"
         if not _CALL_ID.fullmatch(call_id):
-            raise CallError("bad_value", "`call` must be console- and a UUID")
+            raise CallError("bad_value", "`call` must be `console-` and a UUID")
         if sum(held.on_the_line for held in self._held.values()) >= CALLS_LIMIT:
-            raise CallError("too_many", f"one page holds {CALLS_LIMIT} live calls at most")
+            raise CallError("too_many", f"a page can have at most {CALLS_LIMIT} live calls")
         assert self._tasks is not None
         held = ConsoleCall(
             f"{parts.tenant}/{call_id}",
@@ -287,7 +287,7 @@ class ConsoleSession:
         journal, now_s = self._parts.journal, self._parts.clock()
         change = journal.replay if kind == "outbox.replay" else journal.drop
         if not await change(batch, now_s=now_s):
-            await self._send("error", message="that batch is no dead letter any more")
+            await self._send("error", message="that batch is no longer a dead letter")
 
     def _pull_plug(self, *, pulled: bool) -> None:
         plug = self._parts.plug
@@ -300,7 +300,7 @@ class ConsoleSession:
         if self._parts.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         await self._send(
-            "error", message="nothing would start the sidecar again: it runs without --restart"
+            "error", message="nothing would restart the sidecar: it runs without --restart"
         )
 
     # To the browser ---------------------------------------------------------------------------

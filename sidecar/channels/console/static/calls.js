@@ -148,7 +148,7 @@ receive({
     }
     Object.assign(call, { lane: frame.lane, kept: frame.kept, heard: false });
     if (!resumed) {
-      announce(`${call.caller || "Somebody without a name"} is calling.`);
+      announce(`${call.caller || "A caller without a name"} is calling.`);
       return;
     }
     // Taken up again: what the sidecar holds decides what is stored, not what this page believes.

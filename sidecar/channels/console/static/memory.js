@@ -16,7 +16,7 @@ export function Memory() {
         ${memory && (memory.frozen ? frozenAt(memory) : html`<${Served} served=${memory.served} readAtS=${memory.read_at_s} />`)}
       </header>
       <div class="panel-body" tabindex="0" role="region" aria-label="The agent’s memory blocks">
-        ${memory ? shown(memory, held) : html`<p class="quiet">${held ? "Reading the memory …" : state.selected ? "The memory of a call is shown while it is live." : "The agent’s memory blocks are shown here once a call has begun."}</p>`}
+        ${memory ? shown(memory, held) : html`<p class="quiet">${held ? "Reading the memory …" : state.selected ? "The memory of a call is shown while it is live." : "The agent’s memory blocks are shown here once a call has started."}</p>`}
       </div>
     </section>
   `;
@@ -24,7 +24,7 @@ export function Memory() {
 
 function frozenAt({ changedAtMs, read_at_s: readAtS }) {
   const atS = changedAtMs ? changedAtMs / 1000 : readAtS;
-  return html`<p class="quiet small">${atS ? `as it was at ${moment(atS)}` : "as it was then"}</p>`;
+  return html`<p class="quiet small">${atS ? `as it was at ${moment(atS)}` : "as it was"}</p>`;
 }
 
 export function Served({ served, readAtS }) {
@@ -43,7 +43,7 @@ function shown(memory, held) {
   for (const [label, value] of memory.base ?? []) {
     if (memory.blocks.length && !memory.blocks.some((block) => block.label === label)) {
       parts.push({
-        block: { label, value: "", description: "This block is no more." },
+        block: { label, value: "", description: "This block was removed." },
         lines: diffOf(value, ""),
       });
     }
@@ -51,7 +51,7 @@ function shown(memory, held) {
   const sum = (kind) => parts.reduce((n, part) => n + changes(part.lines)[kind], 0);
   const learned = [
     sum("added") && `learned ${counted(sum("added"), "line")}`,
-    sum("gone") && `dropped ${counted(sum("gone"), "line")}`,
+    sum("gone") && `removed ${counted(sum("gone"), "line")}`,
   ]
     .filter(Boolean)
     .join(" and ");
@@ -67,7 +67,7 @@ function shown(memory, held) {
     }
     ${held && !held.live && !memory.changedAtMs && html`<p class="quiet">${waiting(held)}</p>`}
     ${parts.map((part) => html`<${Block} key=${part.block.label} ...${part} />`)}
-    ${!memory.blocks.length && html`<p class="quiet">${held && !held.caller ? "Somebody without a name has no memory." : "There is no memory yet. It is made when Letta has read the first call."}</p>`}
+    ${!memory.blocks.length && html`<p class="quiet">${held && !held.caller ? "A caller without a name has no memory." : "No memory yet. Letta creates it after reading the first call."}</p>`}
     ${
       !memory.frozen &&
       html`<details class="exact">
@@ -80,13 +80,13 @@ function shown(memory, held) {
 
 function learnedFrom({ from }, held) {
   if (from === state.selected) return "this call";
-  if (from) return "a call before it";
+  if (from) return "an earlier call";
   return held && !held.live ? "this call" : "what was said since this call began";
 }
 
 function waiting(held) {
   if (state.outbox?.batches.some((one) => one.call === held.key && one.state === "dead"))
-    return "Letta did not take this call: it is among the dead letters.";
+    return "Letta did not accept this call: it is in the outbox, under Dead.";
   const due =
     state.outbox &&
     (state.outbox.pending.some((one) => one.lane === laneOf(held.key)) ||
@@ -96,7 +96,7 @@ function waiting(held) {
   if (!held.kept) return "This call was not kept, so Letta learns nothing from it.";
   return due
     ? "Letta has not read this call yet."
-    : "Nothing in the blocks changed with this call.";
+    : "This call changed nothing in the blocks.";
 }
 
 function Block({ block, lines }) {
@@ -122,7 +122,7 @@ function Block({ block, lines }) {
         ${lines.map(
           (line, i) =>
             html`<li key=${`${line.kind}${i}${line.text}`} class=${line.kind}>
-              ${line.kind !== "same" && html`<span class="unseen">${line.kind === "new" ? "new: " : "no longer: "}</span>`}${line.text}
+              ${line.kind !== "same" && html`<span class="unseen">${line.kind === "new" ? "added: " : "removed: "}</span>`}${line.text}
             </li>`,
         )}
         ${!lines.length && html`<li class="quiet">empty</li>`}

@@ -15,13 +15,13 @@ receive({
 
 const LANES = [
   { name: "Pending", states: [], about: "stored, not yet in a batch" },
-  { name: "Sealed", states: ["sealed", "retry", "unknown"], about: "waits for its next try" },
-  { name: "Sending", states: ["sending"], about: "at Letta now" },
+  { name: "Sealed", states: ["sealed", "retry", "unknown"], about: "waiting for the next try" },
+  { name: "Sending", states: ["sending"], about: "being sent to Letta" },
   { name: "Settled", states: ["settled"], about: "Letta has read it" },
-  { name: "Dead", states: ["dead"], about: "given up, kept for you" },
+  { name: "Dead", states: ["dead"], about: "given up: replay or drop" },
 ];
 
-const WORDS = { retry: "to be tried again", unknown: "in doubt: looked up first" };
+const WORDS = { retry: "will be tried again", unknown: "in doubt: will be looked up first" };
 
 export function Outbox() {
   const { outbox } = state;
@@ -95,9 +95,9 @@ function Dead({ batch }) {
   };
   if (sure) {
     return html`<p class="acts">
-      <span class="small">Letta never gets it.</span
+      <span class="small">Letta will never get it.</span
       ><button type="button" class="small danger" onClick=${act("outbox.drop")}>Drop it</button
-      ><button type="button" class="small" onClick=${() => setSure(false)}>Keep</button>
+      ><button type="button" class="small" onClick=${() => setSure(false)}>Cancel</button>
     </p>`;
   }
   return html`<p class="acts">

@@ -12,7 +12,7 @@ import { connect } from "./wire.js";
 const LINKS = {
   connecting: "connecting",
   open: "connected",
-  lost: "coming back",
+  lost: "reconnecting",
   refused: "not connected",
 };
 const VIEWS = { talk: "Call", memory: "Memory", outbox: "Outbox", calls: "Calls" };

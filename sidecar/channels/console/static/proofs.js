@@ -65,7 +65,7 @@ function plugWords() {
 function killWords() {
   const { killed } = state;
   if (!killed) return "";
-  if (!killed.backMs) return "Killed. This page waits for the next process …";
+  if (!killed.backMs) return "Killed. Waiting for the next process …";
   const back = `Process ${killed.pid} was killed; ${state.pid} took over ${took(killed.atMs, killed.backMs)} later.`;
   if (killed.lost === null) return `${back} Counting …`;
   return `${back} ${killed.stored} of ${counted(killed.said, "turn")} stored, ${killed.lost} lost.`;
@@ -98,8 +98,8 @@ export function Proofs() {
         </button>
       </div>
       <p class="small quiet" id="kill-note" hidden=${state.restarts || state.link !== "open"}>
-        Killing needs a parent that starts the sidecar again:${" "}
-        <code>sidecar run --restart</code>, which is what <code>make run</code> does.
+        To try this, start the sidecar with <code>sidecar run --restart</code>, as
+        ${" "}<code>make run</code> does: it is restarted when it is killed.
       </p>
       <div role="status" class="outcome small">
         <p>${plugWords()}</p>

@@ -20,7 +20,7 @@ export function Rail() {
               ${live.map((one) => html`<${Row} key=${one.call} one=${one} live=${true} />`)}
             </ul>`
           : html`<p class="quiet small">
-              Nobody is calling. Calls by LiveKit and VAPI are shown here too.
+              No live calls. Calls via LiveKit and VAPI appear here, too.
             </p>`
       }
       <h3>Past calls</h3>

@@ -13,7 +13,7 @@ const SHOWN = 60; // exchanges drawn; earlier ones on demand
 const WHERE_AUDIO_GOES = () =>
   ear.local
     ? "Your browser turns speech into text on this machine. The sidecar gets only the words."
-    : "Your browser turns speech into text. Some browsers, Chrome among them, send the audio to their maker for it. The sidecar gets only the words.";
+    : "Your browser turns speech into text. Some browsers, including Chrome, send the audio to their vendor for this. The sidecar gets only the words.";
 
 export function Talk() {
   const call = mine();
@@ -34,10 +34,10 @@ function Welcome() {
       <h2 id="talk-title">A caller who is remembered</h2>
       <ol>
         <li><strong>Call</strong> under a name, and say something about yourself.</li>
-        <li><strong>Hang up.</strong> Letta reads the call and learns from it; you see what.</li>
+        <li><strong>Hang up.</strong> Letta reads the call and learns from it; you see what it learned.</li>
         <li>
           <strong>Call again</strong> and ask. Then pull Letta’s plug, or kill the sidecar, and try
-          once more.
+          again.
         </li>
       </ol>
       <${NewCall} id="first" big=${true} />
@@ -82,7 +82,7 @@ export function NewCall({ id, big }) {
         Keep and learn from this call</label
       >
       <p class="quiet small" id=${`note-${id}`}>
-        Each name has a memory of its own; no name, no memory.
+        Each name has its own memory; a call without a name has none.
       </p>
     </form>
   `;
@@ -96,15 +96,15 @@ function Mine({ call }) {
   return html`
     <header class="panel-head">
       <div>
-        <h2 id="talk-title">${call.caller || "Somebody without a name"}</h2>
+        <h2 id="talk-title">${call.caller || "A caller without a name"}</h2>
         <p class="quiet small">
-          ${call.live ? html`<span class="pulse" aria-hidden="true"></span>on the line for ${seconds(Date.now() / 1000 - call.atS)}` : call.opening ? "calling …" : `ended, ${counted(call.exchanges.length, "turn")} of the caller`}${call.kept ? "" : " · not kept"}
+          ${call.live ? html`<span class="pulse" aria-hidden="true"></span>on the line for ${seconds(Date.now() / 1000 - call.atS)}` : call.opening ? "calling …" : `ended after ${counted(call.exchanges.length, "caller turn")}`}${call.kept ? "" : " · not kept"}
         </p>
       </div>
       ${call.live && html`<button type="button" class="end" onClick=${() => endCall(call.key)}>${phone}Hang up</button>`}
     </header>
     <div class="scroll" ref=${bottom} tabindex="0" role="region" aria-label="What was said">
-      ${hidden > 0 && html`<button type="button" class="earlier" onClick=${() => setMore(more + SHOWN)}>Show ${Math.min(SHOWN, hidden)} earlier of ${hidden}</button>`}
+      ${hidden > 0 && html`<button type="button" class="earlier" onClick=${() => setMore(more + SHOWN)}>Show ${Math.min(SHOWN, hidden)} of ${hidden} earlier turns</button>`}
       <ol class="turns">
         ${shown.map((one) => html`<${Exchange} key=${one.id} exchange=${one} callKey=${call.key} live=${call.live} prompt=${state.prompts.get(one.id)} />`)}
       </ol>
@@ -128,7 +128,7 @@ function Suggestions({ call }) {
   return html`
     <div class="suggestions">
       <p class="quiet">
-        ${again ? "Ask for what was said before:" : "Say something worth remembering:"}
+        ${again ? "Ask about an earlier call:" : "Say something worth remembering:"}
       </p>
       ${words.map((text) => html`<button type="button" key=${text} onClick=${() => say(call, text)}>${text}</button>`)}
     </div>
@@ -139,7 +139,7 @@ function Again({ call }) {
   return html`
     <div class="again">
       <p class="quiet">
-        ${`The call has ended. ${call.kept ? "What Letta learns from it appears in the memory." : "Nothing of it was kept."}`}
+        ${`The call has ended. ${call.kept ? "What Letta learns from it appears under Memory." : "Nothing of it was kept."}`}
       </p>
       <button
         type="button"
@@ -147,7 +147,7 @@ function Again({ call }) {
         disabled=${state.link !== "open"}
         onClick=${() => startCall(call.caller, call.consent)}
       >
-        ${phone}Call again as ${call.caller || "nobody"}
+        ${phone}Call again ${call.caller ? `as ${call.caller}` : "without a name"}
       </button>
     </div>
   `;
@@ -196,7 +196,7 @@ function Composer({ call }) {
           onInput=${typed}
           enterkeyhint="send"
         />
-        ${ear.there && html`<button type="button" class="round mic" aria-pressed=${listening ? "true" : "false"} aria-describedby="audio-goes" onClick=${toggle}>${mic}<span class="unseen">Talk by microphone</span></button>`}
+        ${ear.there && html`<button type="button" class="round mic" aria-pressed=${listening ? "true" : "false"} aria-describedby="audio-goes" onClick=${toggle}>${mic}<span class="unseen">Use the microphone</span></button>`}
         <button type="submit" class="round primary">
           ${arrow}<span class="unseen">Send</span>
         </button>
@@ -213,7 +213,7 @@ function Composer({ call }) {
                 change();
               }}
             />
-            Speak the replies</label
+            Read replies aloud</label
           >`
         }
         <p class="quiet small" id="audio-goes">
@@ -233,7 +233,7 @@ function Other() {
     <header class="panel-head">
       <div>
         <h2 id="talk-title">
-          ${about ? `Call by ${CHANNELS[about.channel] ?? about.channel}` : "A call"}
+          ${about ? `Call via ${CHANNELS[about.channel] ?? about.channel}` : "A call"}
         </h2>
         <p class="quiet small">
           ${live ? html`<span class="pulse" aria-hidden="true"></span>on the line for ${seconds(Date.now() / 1000 - live.opened_at_s)}` : about ? `${moment(about.opened_at_s)}${about.closed_at_s ? `, ${seconds(about.closed_at_s - about.opened_at_s)} long` : ", not closed yet"}` : ""}
@@ -242,7 +242,7 @@ function Other() {
     </header>
     <div class="scroll" ref=${bottom} tabindex="0" role="region" aria-label="What was said">
       ${watched?.earlier > 0 && html`<p class="quiet small">${counted(watched.earlier, "earlier turn")} not shown.</p>`}
-      ${watched && !watched.turns.length && html`<p class="quiet">Nothing of this call is stored.</p>`}
+      ${watched && !watched.turns.length && html`<p class="quiet">No turn of this call is stored.</p>`}
       <ol class="turns">
         ${watched?.turns.map((turn) => html`<${Heard} key=${turn.id} turn=${turn} />`)}
       </ol>

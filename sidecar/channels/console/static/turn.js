@@ -18,10 +18,10 @@ export function legsOf({ marks, timing }) {
       took: (marks.sent - marks.speechEnd) / 1000,
     });
   const away = (marks.told - marks.sent) / 1000;
-  if (away > 0.005) legs.push({ name: "Sidecar away", whose: "ours", took: away });
+  if (away > 0.005) legs.push({ name: "Sidecar down", whose: "ours", took: away });
   legs.push(
-    { name: "Words stored on disk", whose: "ours", took: timing.store_s },
-    { name: "Memory wait", whose: "ours", took: timing.memory_wait_s ?? 0 },
+    { name: "Turn stored on disk", whose: "ours", took: timing.store_s },
+    { name: "Wait for memory", whose: "ours", took: timing.memory_wait_s ?? 0 },
     { name: "Prompt built", whose: "ours", took: timing.prompt_s ?? 0 },
     { name: "First token", whose: "model", took: timing.first_token_s ?? 0 },
   );
@@ -95,7 +95,7 @@ function fate(exchange) {
 }
 
 function hadMemory(served, ageS) {
-  if (served === "none") return "no memory at hand";
+  if (served === "none") return "no memory";
   return `memory ${SERVED[served].word}${ageS === null ? "" : `, ${seconds(ageS)} old`}`;
 }
 
@@ -107,7 +107,7 @@ function Meta({ exchange, open, toggle }) {
     <button type="button" class="meta" aria-expanded=${open ? "true" : "false"} onClick=${toggle}>
       <${Bar} timed=${timed} />
       <span>${millis(timed.total)} to the first word</span>
-      <span class="ours">ours ${millis(timed.share("ours"))}</span>
+      <span class="ours">sidecar ${millis(timed.share("ours"))}</span>
       ${memory && html`<span>${hadMemory(memory.served, memory.age_s)}</span>`} ${chevron}
     </button>
   `;
@@ -133,7 +133,7 @@ function Detail({ exchange, prompt }) {
         </caption>
         <thead class="unseen">
           <tr>
-            <th scope="col">Leg</th>
+            <th scope="col">Step</th>
             <th scope="col">When</th>
             <th scope="col">Took</th>
           </tr>
@@ -167,9 +167,9 @@ function Detail({ exchange, prompt }) {
       <p class="legend quiet small">
         ${Object.entries(WHOSE).map(([whose, name]) => html`<span key=${whose}><span class=${`key ${whose}`} aria-hidden="true"></span>${name}</span>`)}
       </p>
-      <h3>The prompt, word for word</h3>
-      ${prompt === undefined && html`<p class="quiet small">Asking for it …</p>`}
-      ${prompt === null && html`<p class="quiet small">It is no longer held: the sidecar keeps the latest twenty, until it is restarted.</p>`}
+      <h3>The exact prompt</h3>
+      ${prompt === undefined && html`<p class="quiet small">Loading …</p>`}
+      ${prompt === null && html`<p class="quiet small">No longer available: the sidecar keeps the latest twenty, until it restarts.</p>`}
       ${
         prompt &&
         html`<div class="prompt" tabindex="0" role="region" aria-label="Messages of the prompt">
@@ -231,7 +231,7 @@ export class Heard extends Component {
           html`<p class="meta">
             ${metrics.llm_node_ttft && html`<${Bar} timed=${measured(metrics)} />`}
             ${metrics.e2e_latency && html`<span>${millis(metrics.e2e_latency)} to the first word</span>`}
-            <span class="ours">ours ${millis(metrics.memory_wait_s ?? 0)}</span>
+            <span class="ours">sidecar ${millis(metrics.memory_wait_s ?? 0)}</span>
             ${metrics.llm_node_ttft && html`<span>model ${millis(measured(metrics).legs[1].took)}</span>`}
             ${metrics.tts_node_ttfb && html`<span>voice ${millis(metrics.tts_node_ttfb)}</span>`}
             <span>${hadMemory(served, metrics.memory_age_s ?? null)}</span>

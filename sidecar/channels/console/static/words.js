@@ -30,8 +30,8 @@ export function moment(unixS) {
 export const SERVED = {
   fresh: { word: "fresh", means: "just read from Letta" },
   stale: { word: "stale", means: "the last good read" },
-  disk: { word: "from disk", means: "the copy on disk, not read again yet" },
-  none: { word: "no memory yet", means: "nothing is remembered yet" },
+  disk: { word: "from disk", means: "a copy from disk; Letta has not been read yet" },
+  none: { word: "no memory yet", means: "nothing is known of this caller yet" },
 };
 
 // Channels are open ids: one called `constructor` is no property of every object.
