@@ -78,10 +78,8 @@ def test_documents_and_examples_use_the_public_path_alone() -> None:
 
 
 def test_a_worker_imports_nothing_of_the_sidecar() -> None:
-    """`import sidecar.livekit` brings no package of the extra `server`, and no room of the sidecar.
-
-    What livekit-agents imports itself (prometheus-client) is its own affair.
-    """
+    """`import sidecar.livekit` brings no package of the extra `server`, and no room of the sidecar."""
+    # What livekit-agents imports itself (prometheus-client) is its own affair.
     code = (
         "import sys, json, livekit.agents.inference; before = set(sys.modules)\n"
         "import sidecar.livekit; print(json.dumps(sorted(set(sys.modules) - before)))"

@@ -94,15 +94,15 @@ def test_a_number_has_one_key_from_each_channel(raw: str, region: str | None) ->
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        ("+15550100", "in no country's plan"),
+        ("+15550100", "no country has such a number"),
         ("tel:2025550100", "with [+] and its country code"),
-        ("tel:+12025550100 x12", "an extension is nobody"),
-        ("tel:alice1002", "no phone number"),
-        ("tel:+8656696", "it is nobody"),
-        ("id:anonymous", "it is nobody"),
-        ("caller:Unknown Caller", "it is nobody"),
-        ("id:\udcff", "no text in UTF-8"),
-        ("+\udcff", "no phone number"),
+        ("tel:+12025550100 x12", "an extension identifies nobody"),
+        ("tel:alice1002", "not a phone number"),
+        ("tel:+8656696", "it identifies nobody"),
+        ("id:anonymous", "it identifies nobody"),
+        ("caller:Unknown Caller", "it identifies nobody"),
+        ("id:\udcff", "not valid UTF-8"),
+        ("+\udcff", "not a phone number"),
         ("ada", "write tel:NUMBER"),
     ],
 )

@@ -48,6 +48,8 @@ pytestmark = [
     pytest.mark.anyio,
 ]
 
+TOKEN = "a-token-of-16-or-more"
+
 FENCED = "<memory-x>\nName: Ada\n</memory-x>"
 STORY = "Once upon a time there was a keeper who counted ships every evening until none came home"
 
@@ -726,10 +728,10 @@ def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPat
     assert LinkSettings(here, None, spool, token_file=token_file) == LinkSettings.of(
         {"SIDECAR_LINK_URL": " "}
     )
-    assert LinkSettings("wss://sidecar.example/link", "t", Path("/spool")) == LinkSettings.of(
+    assert LinkSettings("wss://sidecar.example/link", TOKEN, Path("/spool")) == LinkSettings.of(
         {
             "SIDECAR_LINK_URL": "wss://sidecar.example/link",
-            "SIDECAR_LINK_TOKEN": "t",
+            "SIDECAR_LINK_TOKEN": TOKEN,
             "SIDECAR_SPOOL_DIR": "/spool",
         }
     )
@@ -745,7 +747,7 @@ def test_a_worker_of_the_same_user_finds_the_token(tmp_path: Path) -> None:
         shown()
     made = link_token(tmp_path)
     assert shown() == made
-    assert LinkSettings.of(environ | {"SIDECAR_LINK_TOKEN": "set"}).shown == "set"
+    assert LinkSettings.of(environ | {"SIDECAR_LINK_TOKEN": TOKEN}).shown == TOKEN
 
 
 @pytest.mark.parametrize(
