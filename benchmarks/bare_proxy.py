@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import uvicorn
 
-from sidecar.channels.vapi.exchange import body_of
+from sidecar.channels.vapi.asgi import body_of
 from sidecar.channels.vapi.upstream import Answer, HttpUpstream
 from sidecar.http.deadline import bounded
 

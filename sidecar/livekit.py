@@ -19,7 +19,7 @@ No error of ours reaches the voice: what fails here is an event, and the call go
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit.job import LinkSettings, finish, remember
 from sidecar.worker.livekit.memory import CallerMemory
-from sidecar.worker.livekit.parts import (
+from sidecar.worker.livekit.voice_parts import (
     PiperTts,
     PortLlm,
     WhisperStt,

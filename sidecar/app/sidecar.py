@@ -20,9 +20,7 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
-from sidecar.app.journal import opened_journal
-from sidecar.app.local_letta import OpenLetta
-from sidecar.app.parts import (
+from sidecar.app.from_settings import (
     build_forgetting,
     build_llm,
     identity_rules,
@@ -31,6 +29,8 @@ from sidecar.app.parts import (
     spool_tenant,
     traced,
 )
+from sidecar.app.journal import opened_journal
+from sidecar.app.local_letta import OpenLetta
 from sidecar.app.routes import routes
 from sidecar.app.vapi import build_vapi
 from sidecar.breaker import backoff_s
@@ -43,7 +43,7 @@ from sidecar.clock import SteadyClock
 from sidecar.config.settings import DEFAULT_TENANT, Settings
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
-from sidecar.http.metrics import Metrics, State
+from sidecar.http.metrics import Gauges, Metrics
 from sidecar.http.server import Direct, listen, serving
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
@@ -258,8 +258,8 @@ class Sidecar:
         step = forgetting.forget if asked.really else forgetting.plan
         return await step(asked.tenant, asked.caller_key)
 
-    async def _metrics_state(self) -> State:
-        return State(
+    async def _metrics_state(self) -> Gauges:
+        return Gauges(
             backlog=await self.journal.backlog(),
             journal_ok=not self.calls.journal_error,
             live_calls=Counter(live.call.channel for live in self.calls.live),

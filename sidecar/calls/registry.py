@@ -18,8 +18,8 @@ from anyio.abc import TaskStatus
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
 from sidecar.calls.call import Listener, LiveCall
-from sidecar.calls.feed import MemoryFeed
 from sidecar.calls.guidance import LeftGuidance
+from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.records import Heard, Records
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.record import Record

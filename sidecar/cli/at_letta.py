@@ -4,12 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from sidecar.app.parts import (
-    build_forgetting,
-    build_llm,
-    opened_letta,
-    prepare_data_dir,
-)
+from sidecar.app.from_settings import build_forgetting, build_llm, opened_letta, prepare_data_dir
 from sidecar.app.serve import say_waiting
 from sidecar.config.load import load
 from sidecar.config.settings import Settings

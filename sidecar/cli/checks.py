@@ -255,7 +255,7 @@ def free_port(settings: Settings) -> Finding | None:
 
 
 async def _letta(settings: Settings) -> list[Finding]:
-    from sidecar.app.parts import configured_letta  # noqa: PLC0415
+    from sidecar.app.from_settings import configured_letta  # noqa: PLC0415
 
     if settings.letta_generation == "local":
         return [await anyio.to_thread.run_sync(_local_letta, settings)]
@@ -356,7 +356,7 @@ async def _llm(settings: Settings) -> Finding:
             "none set, so the demo model answers",
             "set OPENAI_API_KEY, or LLM_BASE_URL and LLM_MODEL",
         )
-    from sidecar.app.parts import build_llm  # noqa: PLC0415
+    from sidecar.app.from_settings import build_llm  # noqa: PLC0415
 
     llm = build_llm(settings)
     began_s = time.perf_counter()
@@ -420,11 +420,11 @@ def _connects(host: str, port: int) -> bool:
 
 def running(directory: Path) -> Finding:
     """Look whether a sidecar runs on this data directory, and how it stands."""
-    from sidecar.cli.reach import Refused, ask_readiness  # noqa: PLC0415
+    from sidecar.cli.reach import CommandRefused, ask_readiness  # noqa: PLC0415
 
     try:
         state = ask_readiness(directory)
-    except Refused:
+    except CommandRefused:
         return Finding("sidecar", "ok", _NONE_RUNS)
     if not state.get("ready"):
         return Finding(

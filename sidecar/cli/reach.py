@@ -29,7 +29,7 @@ _LOOK_S: Final = 5.0
 _OTHER_JSON: Final = (KeyError, TypeError, AttributeError)
 
 
-class Refused(SidecarError):
+class CommandRefused(SidecarError):
     """The running sidecar did not do what was asked; nothing was changed unless it says so."""
 
 
@@ -156,7 +156,7 @@ def ask(directory: Path, path: str, body: object = None) -> dict[str, Any]:
     status, answer = _request(directory, path, json.dumps(body or {}).encode())
     if status != HTTPStatus.OK:
         said = str(answer.get("error", f"the running sidecar answered {status}"))
-        raise Refused(said, hint=str(answer.get("hint", "")))
+        raise CommandRefused(said, hint=str(answer.get("hint", "")))
     return answer
 
 
@@ -173,7 +173,7 @@ def is_running() -> bool:
     """Return whether a sidecar runs on the data directory of the settings."""
     try:
         ask_readiness(data_dir())
-    except Refused:
+    except CommandRefused:
         return False
     return True
 
@@ -201,12 +201,12 @@ def _request(
         finally:
             connection.close()
     except FileNotFoundError:
-        raise Refused(
+        raise CommandRefused(
             f"no sidecar answers on {directory}",
             hint="start one there, or wait until it is up",
         ) from None
     except (OSError, http.client.HTTPException, *MALFORMED, *_OTHER_JSON) as error:
-        raise Refused(
+        raise CommandRefused(
             f"a sidecar has the journal open and does not answer: {type(error).__name__}",
             hint="wait for it to start or stop, or run this as the user it runs as",
         ) from None

@@ -18,7 +18,7 @@ def ready(
     directory = reach.data_dir()
     try:
         state = reach.ask_readiness(directory)
-    except reach.Refused:
+    except reach.CommandRefused:
         state = {"ready": False, "journal": f"no sidecar answers on {directory}"}
     if as_json:
         show.as_json(state)

@@ -24,17 +24,17 @@ from sidecar.errors import (
     TooLarge,
 )
 from sidecar.journal.directory import Addresses
-from sidecar.journal.states import Event
+from sidecar.journal.states import BatchEvent
 from sidecar.letta.port import Finding, Letta, Post
 from sidecar.model import AgentRef, Batch
 
 GONE_LIMIT = 3
 """So many "no such agent" in a row make a learnt agent forgotten and looked for again."""
 
-_FINDINGS: dict[Finding, Event] = {
-    "found": Event.FOUND,
-    "running": Event.RUNNING,
-    "absent": Event.ABSENT,
+_FINDINGS: dict[Finding, BatchEvent] = {
+    "found": BatchEvent.FOUND,
+    "running": BatchEvent.RUNNING,
+    "absent": BatchEvent.ABSENT,
 }
 
 
@@ -85,15 +85,15 @@ class Courier:
                 batch = await self._with_agent(batch)
                 batch = await self._with_conversation(batch)
         except LettaDenied as error:
-            return _outcome(Event.DENIED, error)
+            return _outcome(BatchEvent.DENIED, error)
         except AgentNotFound as error:
             return await self._agent_gone(batch, error)
         except Rejected as error:
-            return _outcome(Event.NO_AGENT, error)
+            return _outcome(BatchEvent.NO_AGENT, error)
         except LettaError as error:
-            return _outcome(Event.UNADDRESSED, error)
+            return _outcome(BatchEvent.UNADDRESSED, error)
         except TimeoutError:
-            return Outcome(Event.UNADDRESSED, "Letta took too long to name the agent")
+            return Outcome(BatchEvent.UNADDRESSED, "Letta took too long to name the agent")
         assert batch.agent_id is not None
         assert batch.call.conversation_id is not None
         post = Post(
@@ -128,18 +128,18 @@ class Courier:
     async def look_up(self, addressed: Addressed) -> Outcome:
         """Ask what became of an earlier try."""
         if addressed.nothing_sent:
-            return Outcome(Event.ABSENT_FOR_GOOD)
+            return Outcome(BatchEvent.ABSENT_FOR_GOOD)
         try:
             with anyio.fail_after(self._policy.lookup_timeout_s):
                 finding = await self._letta.find(addressed.post)
         except LettaDenied as error:
-            return _outcome(Event.DENIED, error)
+            return _outcome(BatchEvent.DENIED, error)
         except AgentNotFound as error:
             return await self._agent_gone(addressed.batch, error)
         except LettaError as error:
-            return _outcome(Event.UNANSWERED, error)
+            return _outcome(BatchEvent.UNANSWERED, error)
         except TimeoutError:
-            return Outcome(Event.UNANSWERED, "the look-up took too long")
+            return Outcome(BatchEvent.UNANSWERED, "the look-up took too long")
         return Outcome(_FINDINGS[finding])
 
     async def send(self, addressed: Addressed) -> Outcome:
@@ -149,37 +149,37 @@ class Courier:
             with anyio.fail_after(self._policy.post_timeout_s):
                 await self._letta.post(addressed.post)
         except NotAccepted as error:
-            event = Event.BUSY if error.busy else Event.REFUSED
+            event = BatchEvent.BUSY if error.busy else BatchEvent.REFUSED
             return Outcome(event, error.message, error.retry_after_s)
         except OutcomeUnknown as error:
-            return _outcome(Event.FAILED if error.over else Event.LOST, error)
+            return _outcome(BatchEvent.FAILED if error.over else BatchEvent.LOST, error)
         except TooLarge as error:
             return self._too_large(batch, error)
         except Rejected as error:
-            return _outcome(Event.REJECTED, error)
+            return _outcome(BatchEvent.REJECTED, error)
         except ConversationGone as error:
             self._conversations_gone.add(batch.call.key)
-            return _outcome(Event.CONVERSATION_GONE, error)
+            return _outcome(BatchEvent.CONVERSATION_GONE, error)
         except AgentNotFound as error:
             return await self._agent_gone(batch, error)
         except LettaDenied as error:
-            return _outcome(Event.DENIED, error)
+            return _outcome(BatchEvent.DENIED, error)
         except LettaUnavailable as error:
-            return _outcome(Event.LOST, error)
+            return _outcome(BatchEvent.LOST, error)
         except TimeoutError:
-            return Outcome(Event.LOST, "the post took too long")
+            return Outcome(BatchEvent.LOST, "the post took too long")
         self._times_gone.pop(batch.lane, None)
         self._moved.discard(batch.batch_id)
-        return Outcome(Event.DIGESTED)
+        return Outcome(BatchEvent.DIGESTED)
 
     def _too_large(self, batch: Batch, error: TooLarge) -> Outcome:
         """Try once in a new conversation; what is too large there is too large itself."""
         if batch.batch_id in self._moved:
             self._moved.discard(batch.batch_id)
-            return _outcome(Event.TOO_LARGE, error)
+            return _outcome(BatchEvent.TOO_LARGE, error)
         self._moved.add(batch.batch_id)
         self._conversations_gone.add(batch.call.key)
-        return _outcome(Event.CONVERSATION_GONE, error)
+        return _outcome(BatchEvent.CONVERSATION_GONE, error)
 
     async def _agent_gone(self, batch: Batch, error: AgentNotFound) -> Outcome:
         """Count it; a caller's own agent is looked for again when it stays away.
@@ -192,8 +192,8 @@ class Courier:
         if times >= GONE_LIMIT and batch.call.ref.agent_id is None:
             await self._journal.forget_agent(batch.call.ref)
             del self._times_gone[batch.lane]
-        return _outcome(Event.AGENT_GONE, error)
+        return _outcome(BatchEvent.AGENT_GONE, error)
 
 
-def _outcome(event: Event, error: SidecarError) -> Outcome:
+def _outcome(event: BatchEvent, error: SidecarError) -> Outcome:
     return Outcome(event, str(error))

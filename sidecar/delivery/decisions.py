@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sidecar.breaker import backoff_s
-from sidecar.journal.states import Event, State, after
+from sidecar.journal.states import BatchEvent, State, after
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Outcome:
         retry_after_s: Seconds Letta asked to wait, or None.
     """
 
-    event: Event
+    event: BatchEvent
     error: str = ""
     retry_after_s: float | None = None
 
@@ -166,7 +166,7 @@ def decide(
             return Send(record_anew=False)
         case State.SEALED:
             return Send(record_anew=True)
-        case State.UNKNOWN if event is Event.CLAIMED:
+        case State.UNKNOWN if event is BatchEvent.CLAIMED:
             return LookUp()
         case State.SETTLED:
             return Settle()
@@ -176,7 +176,7 @@ def decide(
             return Split()
         case State.RETRY | State.UNKNOWN as kept:
             if now_s - facts.tried_since_s > policy.give_up_s:
-                after(kept, Event.EXPIRED)
+                after(kept, BatchEvent.EXPIRED)
                 silent = kept is State.UNKNOWN and event not in _ANSWERED
                 return Retire(facts.horizon_s if silent and facts.horizon_s > now_s else 0.0)
             wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
@@ -186,21 +186,29 @@ def decide(
             raise ValueError(msg)
 
 
-def _qualified(facts: Facts, event: Event, *, now_s: float, policy: DeliveryPolicy) -> Event:
+def _qualified(
+    facts: Facts, event: BatchEvent, *, now_s: float, policy: DeliveryPolicy
+) -> BatchEvent:
     """Tell apart what only figures tell apart."""
-    if event is Event.ABSENT and now_s >= facts.horizon_s:
-        return Event.ABSENT_FOR_GOOD
-    if event is Event.TOO_LARGE:
-        return Event.SPLIT if facts.turns > 1 else Event.REJECTED_FOR_GOOD
-    if event is Event.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
-        return Event.REJECTED_FOR_GOOD
+    if event is BatchEvent.ABSENT and now_s >= facts.horizon_s:
+        return BatchEvent.ABSENT_FOR_GOOD
+    if event is BatchEvent.TOO_LARGE:
+        return BatchEvent.SPLIT if facts.turns > 1 else BatchEvent.REJECTED_FOR_GOOD
+    if event is BatchEvent.REJECTED and facts.rejections + 1 >= policy.rejections_limit:
+        return BatchEvent.REJECTED_FOR_GOOD
     return event
 
 
 # These answer the try they end, so it can no longer land; and a try in doubt was sent again only
 # past the horizon of the one before. Nothing of the batch is on its way then.
 _ANSWERED = frozenset(
-    {Event.FAILED, Event.REFUSED, Event.BUSY, Event.REJECTED, Event.CONVERSATION_GONE}
+    {
+        BatchEvent.FAILED,
+        BatchEvent.REFUSED,
+        BatchEvent.BUSY,
+        BatchEvent.REJECTED,
+        BatchEvent.CONVERSATION_GONE,
+    }
 )
 
 _POLL_FIRST_S = 0.25
@@ -215,22 +223,22 @@ def _wait_s(
     jitter = 0.5 + dice / 2
     wait_s = backoff_s(attempt, base_s=policy.retry_base_s, cap_s=policy.retry_cap_s, dice=dice)
     match outcome.event:
-        case Event.FAILED | Event.CONVERSATION_GONE:
+        case BatchEvent.FAILED | BatchEvent.CONVERSATION_GONE:
             wait_s = _SOON_S if attempt <= 1 else wait_s
-        case Event.LOST | Event.CRASHED:
+        case BatchEvent.LOST | BatchEvent.CRASHED:
             wait_s = _POLL_FIRST_S
-        case Event.RUNNING | Event.ABSENT | Event.UNANSWERED:
+        case BatchEvent.RUNNING | BatchEvent.ABSENT | BatchEvent.UNANSWERED:
             # Polls grow with the time since the try, and one falls on the horizon.
             since_s = now_s - (facts.horizon_s - policy.horizon_s)
             wait_s = min(max(_POLL_FIRST_S, since_s / 2), _POLL_CAP_S) * jitter
             left_s = facts.horizon_s - now_s
             if 0 < left_s < wait_s:
                 wait_s = left_s + 0.01
-        case Event.BUSY:
+        case BatchEvent.BUSY:
             wait_s = backoff_s(
                 attempt, base_s=policy.busy_base_s, cap_s=policy.busy_cap_s, dice=dice
             )
-        case Event.DENIED | Event.NO_AGENT | Event.AGENT_GONE:
+        case BatchEvent.DENIED | BatchEvent.NO_AGENT | BatchEvent.AGENT_GONE:
             # Only an operator mends these; a slow pace from the start spares their log.
             wait_s = backoff_s(
                 attempt, base_s=policy.retry_cap_s / 8, cap_s=policy.retry_cap_s, dice=dice

@@ -34,7 +34,7 @@ from sidecar.delivery.decisions import (
 )
 from sidecar.errors import JournalError
 from sidecar.journal.outbox import Outbox
-from sidecar.journal.states import Event
+from sidecar.journal.states import BatchEvent
 from sidecar.letta.port import Letta
 from sidecar.model import AgentRef, Batch
 from sidecar.telemetry import Emit
@@ -49,12 +49,19 @@ _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
 _TOLD_S = 60.0  # for `on_settled`
 
-_FINDINGS = frozenset({Event.FOUND, Event.RUNNING, Event.ABSENT})
+_FINDINGS = frozenset({BatchEvent.FOUND, BatchEvent.RUNNING, BatchEvent.ABSENT})
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
 # digest for longer than its deadline. The look-up that follows at once tells how Letta is.
-_ENDPOINT_FAILED = frozenset({Event.REFUSED, Event.UNADDRESSED, Event.UNANSWERED})
-_ENDPOINT_WELL = _FINDINGS | {Event.DIGESTED, Event.BUSY, Event.REJECTED, Event.TOO_LARGE}
-_OPERATOR_MENDS = frozenset({Event.UNADDRESSED, Event.NO_AGENT, Event.AGENT_GONE, Event.DENIED})
+_ENDPOINT_FAILED = frozenset({BatchEvent.REFUSED, BatchEvent.UNADDRESSED, BatchEvent.UNANSWERED})
+_ENDPOINT_WELL = _FINDINGS | {
+    BatchEvent.DIGESTED,
+    BatchEvent.BUSY,
+    BatchEvent.REJECTED,
+    BatchEvent.TOO_LARGE,
+}
+_OPERATOR_MENDS = frozenset(
+    {BatchEvent.UNADDRESSED, BatchEvent.NO_AGENT, BatchEvent.AGENT_GONE, BatchEvent.DENIED}
+)
 
 
 def _heard_by_nobody(agent_id: str) -> None:
@@ -297,7 +304,7 @@ class Relay:
             outcome = addressed
         else:
             batch = addressed.batch
-            outcome = Outcome(Event.CLAIMED)
+            outcome = Outcome(BatchEvent.CLAIMED)
         horizon_s = batch.horizon_s
         while True:
             self._judge_endpoint(outcome.event, began_s=began_s)
@@ -349,7 +356,9 @@ class Relay:
                 "invoke_agent", parent=span.traceparent, kind="client", attributes=_asked(addressed)
             ) as asking:
                 outcome = await self._courier.send(addressed)
-                asking.end(error="" if outcome.event is Event.DIGESTED else outcome.event.value)
+                asking.end(
+                    error="" if outcome.event is BatchEvent.DIGESTED else outcome.event.value
+                )
             self._emit(
                 telemetry.post_ended,
                 lane=addressed.batch.lane,
@@ -370,7 +379,7 @@ class Relay:
     ) -> None:
         """Store how this claim of the batch ends, and say it."""
         self._faults.pop(batch.lane, None)
-        if outcome.event is Event.REJECTED:
+        if outcome.event is BatchEvent.REJECTED:
             self._rejections[batch.batch_id] += 1
         match step:
             case Settle():
@@ -384,7 +393,7 @@ class Relay:
                     turns=len(batch.turns),
                     attempt=batch.attempt,
                     age_s=now_s - batch.sealed_at_s,
-                    how="found" if outcome.event is Event.FOUND else "posted",
+                    how="found" if outcome.event is BatchEvent.FOUND else "posted",
                 )
             case Release(due_s, unknown, over):
                 await self._until_taken(
@@ -418,7 +427,7 @@ class Relay:
                 )
         self._rejections.pop(batch.batch_id, None)
 
-    def _judge_endpoint(self, event: Event, *, began_s: float) -> None:
+    def _judge_endpoint(self, event: BatchEvent, *, began_s: float) -> None:
         """Count what says something about Letta as a whole, not about one agent or batch."""
         now_s = self._clock()
         if event in _ENDPOINT_WELL:
@@ -441,7 +450,7 @@ class Relay:
     def _say_released(self, batch: Batch, outcome: Outcome, *, due_in_s: float) -> None:
         if outcome.event in _OPERATOR_MENDS:
             self._emit(telemetry.agent_unresolved, lane=batch.lane, error=outcome.error, hint="")
-        elif outcome.event in {Event.LOST, Event.FAILED}:
+        elif outcome.event in {BatchEvent.LOST, BatchEvent.FAILED}:
             self._emit(
                 telemetry.batch_in_doubt,
                 lane=batch.lane,

@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Route
 from sidecar import telemetry
 from sidecar.errors import JournalError
 from sidecar.journal.backlog import Backlog
-from sidecar.journal.states import Event as Outcome
+from sidecar.journal.states import BatchEvent
 from sidecar.model import OTHER_CHANNEL, TURN_SECONDS
 from sidecar.peer import forwarded, from_this_machine, is_loopback
 from sidecar.telemetry import Event
@@ -32,7 +32,7 @@ from sidecar.telemetry import Event
 STATE_BUDGET_S = 2.0
 CHANNELS = ("livekit", "vapi", "console")
 """Those that ship; all others together are counted as `OTHER_CHANNEL`."""
-OUTCOMES = tuple(outcome.value for outcome in Outcome)
+OUTCOMES = tuple(outcome.value for outcome in BatchEvent)
 SERVED = ("fresh", "stale", "disk", "none")
 BREAKERS = ("memory", "relay")
 _WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.8, 1.5)
@@ -44,7 +44,7 @@ _SETTLE_S = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3_600, 21_600, 86_400, 6
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class Gauges:
     """What is held rather than counted, at the moment of a scrape.
 
     Attributes:
@@ -73,7 +73,7 @@ class Metrics:
         state: Asked at each scrape. What it raises of the journal shows as `sidecar_journal_up 0`.
     """
 
-    def __init__(self, state: Callable[[], Awaitable[State]]) -> None:
+    def __init__(self, state: Callable[[], Awaitable[Gauges]]) -> None:
         self._state = state
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -199,7 +199,7 @@ class Metrics:
             self._journal_up.set(0)
         return generate_latest(self.registry)
 
-    def _show(self, state: State) -> None:
+    def _show(self, state: Gauges) -> None:
         backlog = state.backlog
         oldest_s = backlog.oldest_undelivered_s
         self._undelivered.set(backlog.undelivered)

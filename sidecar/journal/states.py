@@ -37,7 +37,7 @@ OPEN_STATES = (State.SEALED, State.SENDING, State.UNKNOWN, State.RETRY)
 """States of a batch that is on its way."""
 
 
-class Event(StrEnum):
+class BatchEvent(StrEnum):
     """What can happen to a batch."""
 
     CUT = "cut"
@@ -72,52 +72,52 @@ class Event(StrEnum):
 
 
 _NOT_TAKEN = (
-    Event.REFUSED,
-    Event.BUSY,
-    Event.DENIED,
-    Event.UNADDRESSED,
-    Event.NO_AGENT,
-    Event.AGENT_GONE,
-    Event.CONVERSATION_GONE,
-    Event.REJECTED,
+    BatchEvent.REFUSED,
+    BatchEvent.BUSY,
+    BatchEvent.DENIED,
+    BatchEvent.UNADDRESSED,
+    BatchEvent.NO_AGENT,
+    BatchEvent.AGENT_GONE,
+    BatchEvent.CONVERSATION_GONE,
+    BatchEvent.REJECTED,
 )
 _NOTHING_LEARNT = (
     *_NOT_TAKEN,
-    Event.LOST,
-    Event.FAILED,
-    Event.RUNNING,
-    Event.ABSENT,
-    Event.UNANSWERED,
-    Event.CRASHED,
+    BatchEvent.LOST,
+    BatchEvent.FAILED,
+    BatchEvent.RUNNING,
+    BatchEvent.ABSENT,
+    BatchEvent.UNANSWERED,
+    BatchEvent.CRASHED,
 )
 
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.PENDING, Event.CUT): State.SEALED,
-    (State.SEALED, Event.SENT): State.SENDING,
-    (State.RETRY, Event.SENT): State.SENDING,
-    (State.SENDING, Event.CLAIMED): State.SENDING,
-    (State.SENDING, Event.DIGESTED): State.SETTLED,
+TRANSITIONS: dict[tuple[State, BatchEvent], State] = {
+    (State.PENDING, BatchEvent.CUT): State.SEALED,
+    (State.SEALED, BatchEvent.SENT): State.SENDING,
+    (State.RETRY, BatchEvent.SENT): State.SENDING,
+    (State.SENDING, BatchEvent.CLAIMED): State.SENDING,
+    (State.SENDING, BatchEvent.DIGESTED): State.SETTLED,
     **{(State.SENDING, event): State.RETRY for event in _NOT_TAKEN},
-    (State.SENDING, Event.REJECTED_FOR_GOOD): State.DEAD,
-    (State.SENDING, Event.SPLIT): State.PENDING,
-    (State.SENDING, Event.LOST): State.UNKNOWN,
-    (State.SENDING, Event.FAILED): State.UNKNOWN,
-    (State.SENDING, Event.CRASHED): State.UNKNOWN,
-    (State.UNKNOWN, Event.CLAIMED): State.UNKNOWN,
+    (State.SENDING, BatchEvent.REJECTED_FOR_GOOD): State.DEAD,
+    (State.SENDING, BatchEvent.SPLIT): State.PENDING,
+    (State.SENDING, BatchEvent.LOST): State.UNKNOWN,
+    (State.SENDING, BatchEvent.FAILED): State.UNKNOWN,
+    (State.SENDING, BatchEvent.CRASHED): State.UNKNOWN,
+    (State.UNKNOWN, BatchEvent.CLAIMED): State.UNKNOWN,
     **{(State.UNKNOWN, event): State.UNKNOWN for event in _NOTHING_LEARNT},
-    (State.UNKNOWN, Event.DIGESTED): State.SETTLED,
-    (State.UNKNOWN, Event.FOUND): State.SETTLED,
-    (State.UNKNOWN, Event.ABSENT_FOR_GOOD): State.SEALED,
-    (State.UNKNOWN, Event.REJECTED_FOR_GOOD): State.DEAD,
-    (State.UNKNOWN, Event.SPLIT): State.PENDING,
-    (State.RETRY, Event.EXPIRED): State.DEAD,
-    (State.UNKNOWN, Event.EXPIRED): State.DEAD,
-    (State.DEAD, Event.REPLAYED): State.UNKNOWN,
-    (State.DEAD, Event.DROPPED): State.DROPPED,
+    (State.UNKNOWN, BatchEvent.DIGESTED): State.SETTLED,
+    (State.UNKNOWN, BatchEvent.FOUND): State.SETTLED,
+    (State.UNKNOWN, BatchEvent.ABSENT_FOR_GOOD): State.SEALED,
+    (State.UNKNOWN, BatchEvent.REJECTED_FOR_GOOD): State.DEAD,
+    (State.UNKNOWN, BatchEvent.SPLIT): State.PENDING,
+    (State.RETRY, BatchEvent.EXPIRED): State.DEAD,
+    (State.UNKNOWN, BatchEvent.EXPIRED): State.DEAD,
+    (State.DEAD, BatchEvent.REPLAYED): State.UNKNOWN,
+    (State.DEAD, BatchEvent.DROPPED): State.DROPPED,
 }
 
 
-def after(state: State, event: Event) -> State:
+def after(state: State, event: BatchEvent) -> State:
     """Return the state after `event`.
 
     Raises:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from sidecar.llm.aloud import Aloud, stops_short, without_thought
-from sidecar.llm.calls import Calls
 from sidecar.llm.frames import (
     PLAIN_WORD,
     code_of,
@@ -26,6 +25,7 @@ from sidecar.llm.frames import (
     text_of,
 )
 from sidecar.llm.objects import Objects
+from sidecar.llm.tool_calls import ToolCalls
 
 ANSWER_BYTES: Final = 4 << 20
 """No answer is longer."""
@@ -97,7 +97,7 @@ class ChatReader:
         self._finish = ""
         self._text: list[str] = []
         self._aloud = Aloud()
-        self._calls = Calls()
+        self._calls = ToolCalls()
         self._begun = self._chosen = False
         self._bytes = 0
         self._held = bytearray()

@@ -6,7 +6,7 @@ Routes:
 * ``GET /v1/models``, ``POST /v1/embeddings``, ``POST /v1/chat/completions`` (streamed or not,
   with tool calls), as OpenAI's clients and a classic Letta server speak them.
 * ``GET /_log?tail=N``: the newest requests, oldest first, at most `LOG_LIMIT` are kept.
-* ``POST /_ctl``: any fields of `Faults`, and ``"clear": true`` to forget the log; answers with
+* ``POST /_ctl``: any fields of `ModelFaults`, and ``"clear": true`` to forget the log; answers with
   the faults in force.
 """
 
@@ -41,7 +41,7 @@ _LARGE_DIMENSIONS = 3072
 _SMALL_DIMENSIONS = 1536
 
 
-class Faults(msgspec.Struct, forbid_unknown_fields=True):
+class ModelFaults(msgspec.Struct, forbid_unknown_fields=True):
     """What goes wrong with chat completions.
 
     Attributes:
@@ -61,7 +61,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     hang: bool = False
 
 
-class _Control(Faults, forbid_unknown_fields=True):
+class _Control(ModelFaults, forbid_unknown_fields=True):
     clear: bool = False
 
 
@@ -100,7 +100,7 @@ class OpenAiServer:
 
     def __init__(self, llm: Llm | None = None) -> None:
         self.llm: Llm = llm if llm is not None else DemoModel()
-        self.faults = Faults()
+        self.faults = ModelFaults()
         self._unhung = anyio.Event()
         self.log: deque[dict[str, Any]] = deque(maxlen=LOG_LIMIT)
 
@@ -189,7 +189,7 @@ class OpenAiServer:
             self.log.clear()
         fields = msgspec.structs.asdict(merged)
         fields.pop("clear")
-        self.faults = Faults(**fields)
+        self.faults = ModelFaults(**fields)
         if not self.faults.hang:
             self._unhung.set()
             self._unhung = anyio.Event()

@@ -86,7 +86,7 @@ _ARCHIVE_SCORE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Remembered:
     """Something known.
 
     Attributes:
@@ -121,7 +121,7 @@ def known(
     recent: Sequence[Turn],
     said: Iterable[Spoken],
     archived: Sequence[Passage] = (),
-) -> list[Known]:
+) -> list[Remembered]:
     """Return everything that can be found, one passage per line of a block and per turn.
 
     Args:
@@ -131,21 +131,21 @@ def known(
         archived: What Letta's archival memory holds on the question, best first.
     """
     found = [
-        Known(f"memory:{block.label}", line[:_PASSAGE_CHARS])
+        Remembered(f"memory:{block.label}", line[:_PASSAGE_CHARS])
         for block in blocks
         for raw in block.value.splitlines()
         if (line := raw.strip())
     ]
     found += [
-        Known("archive", p.text[:_PASSAGE_CHARS], _ARCHIVE_SCORE / place, p.passage_id)
+        Remembered("archive", p.text[:_PASSAGE_CHARS], _ARCHIVE_SCORE / place, p.passage_id)
         for place, p in enumerate(archived, 1)
     ]
-    found += [Known(f"earlier call, {t.speaker}", t.text[:_PASSAGE_CHARS]) for t in recent]
-    found += [Known(f"this call, {b.speaker}", b.text[:_PASSAGE_CHARS]) for b in said]
+    found += [Remembered(f"earlier call, {t.speaker}", t.text[:_PASSAGE_CHARS]) for t in recent]
+    found += [Remembered(f"this call, {b.speaker}", b.text[:_PASSAGE_CHARS]) for b in said]
     return found
 
 
-def search(query: str, passages: Sequence[Known], *, limit: int) -> list[Known]:
+def search(query: str, passages: Sequence[Remembered], *, limit: int) -> list[Remembered]:
     """Return the passages that fit best, best first; a question without words gets memory as it is."""
     wanted = _words(query[:_QUERY_CHARS])
     if not wanted:
@@ -161,7 +161,7 @@ def search(query: str, passages: Sequence[Known], *, limit: int) -> list[Known]:
     return sorted((p for p in scored if p.score > 0), key=lambda p: -p.score)[:limit]
 
 
-def as_text(found: Sequence[Known]) -> str:
+def as_text(found: Sequence[Remembered]) -> str:
     """Return what a tool answers, on one line: VAPI takes no line breaks in results.
 
     JSON, so that no caller's words can pass for another passage or for where one is from.

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sidecar.apart import apart
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
-from sidecar.tools.ranking import Known, as_text, known, search
+from sidecar.tools.ranking import Remembered, as_text, known, search
 from sidecar.tools.tool import InCall, Tool
 
 NAME: Final = "recall"
@@ -46,7 +46,7 @@ class Recall:
 
     async def found(
         self, call: InCall | None, query: str, *, archive_s: float, this_call: bool = True
-    ) -> list[Known]:
+    ) -> list[Remembered]:
         """Return what fits a question best, best first; nothing where the call is not known.
 
         Args:
@@ -71,5 +71,5 @@ class Recall:
         return as_text(await self.found(call, query, archive_s=ARCHIVE_S))
 
 
-def _searched(query: str, passages: Callable[[], Sequence[Known]]) -> list[Known]:
+def _searched(query: str, passages: Callable[[], Sequence[Remembered]]) -> list[Remembered]:
     return search(query, passages(), limit=FOUND_LIMIT)

@@ -32,7 +32,7 @@ class InCall:
     said: Callable[[], Awaitable[Sequence[Spoken]]]
 
 
-class Run(Protocol):
+class RunTool(Protocol):
     """What a tool does."""
 
     async def __call__(self, call: InCall | None, arguments: Mapping[str, Any]) -> str:
@@ -61,7 +61,7 @@ class Tool:
     description: str
     parameters: Mapping[str, Any]
     deadline_s: float
-    run: Run
+    run: RunTool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class ToolRuns:
         Args:
             tool: Which.
             run_id: The platform's id; empty: it has none, so that each request runs.
-            call: As for `Run`.
-            arguments: As for `Run`.
+            call: As for `RunTool`.
+            arguments: As for `RunTool`.
         """
         run = self._runs.get(run_id) if run_id else None
         if run is None:

@@ -95,7 +95,7 @@ def erase_damaged(directory: Path, *, before_s: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SpoolFiles:
     """What a spool directory holds.
 
     Attributes:
@@ -107,9 +107,9 @@ class Found:
     foreign: dict[str, str]
 
 
-def look_into(directory: Path) -> Found:
+def look_into(directory: Path) -> SpoolFiles:
     """Say which files of a directory workers wrote; nothing when it does not exist."""
-    found = Found([], {})
+    found = SpoolFiles([], {})
     for path in _named(directory, re.compile(rf".*{re.escape(_SUFFIX)}", re.DOTALL)):
         try:
             os.close(_opened(path))

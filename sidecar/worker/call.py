@@ -10,7 +10,7 @@ from sidecar.prompt_wait import PromptWait, Waits
 from sidecar.wire.bounds import bounded_hints
 from sidecar.wire.frames import Hints, Memory
 from sidecar.wire.spool import SpoolFile
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 
 __all__ = ["LinkedCall"]
 
@@ -53,7 +53,7 @@ class LinkedCall:
         hang_up: Called when the call is to end; as `guidance`.
     """
 
-    def __init__(self, link: Line, outbox: Outbox) -> None:
+    def __init__(self, link: Line, outbox: Unacked) -> None:
         self.memory: Memory | None = None
         self.guidance: Callable[[str], None] | None = None
         self.say: Callable[[str], None] | None = None

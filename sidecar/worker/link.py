@@ -45,7 +45,7 @@ from sidecar.wire.frames import (
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.sidecar_clock import SidecarClock
 from sidecar.worker.spooler import Spooler
-from sidecar.worker.unacked import NOBODY, Outbox
+from sidecar.worker.unacked import NOBODY, Unacked
 
 CONNECT_S: Final = 5.0  # for the handshake and the welcome, each
 SEND_S: Final = 10.0  # a frame that the socket does not take in this time means a lost link
@@ -171,7 +171,7 @@ class Link:
             raise LinkError(
                 "bad_value", f"a channel is {CHANNEL_RULE}", field="channel", hint="name it so"
             )
-        outbox = Outbox(
+        outbox = Unacked(
             call_id,
             channel,
             opened_at_s=opened_at_s + self._ahead_s(),

@@ -13,7 +13,7 @@ from sidecar.telemetry import Emit
 from sidecar.wire.frames import TurnFrame
 from sidecar.wire.spool import SpoolFile
 from sidecar.worker.call import LinkedCall
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 
 SPOOL_AFTER_S: Final = 0.5
 DISK_PAUSE_S: Final = 1.0  # before a disk that refused is tried again
@@ -102,7 +102,7 @@ class Spooler:
             return None if await self._put_on_disk(call) else anyio.current_time() + DISK_PAUSE_S
         return due_s
 
-    def _has_room(self, box: Outbox) -> bool:
+    def _has_room(self, box: Unacked) -> bool:
         return (
             box.in_memory <= self._max_in_memory // 2
             and box.bytes_in_memory <= self._max_bytes_in_memory // 2

@@ -53,7 +53,7 @@ class _Kept:
     on_disk: bool = False
 
 
-class Outbox:
+class Unacked:
     """The unacked part of one call.
 
     Args:

@@ -22,7 +22,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.wire.frames import Hints
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.link import Link
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 from tests.chaos.ledger import lesson_of, text_of
 from tests.quiet import Quiet
 
@@ -92,15 +92,15 @@ class Worker:
                 return
 
 
-def _late(outbox: Outbox, due_s: Callable[..., float | None], *, after_s: float) -> float | None:
+def _late(outbox: Unacked, due_s: Callable[..., float | None], *, after_s: float) -> float | None:
     return due_s(outbox, after_s=max(after_s, SPOOLS_LATE_S))
 
 
 async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> None:
     dice = random.Random(seed)
     if SPOOLS_LATE_S:
-        due_s = Outbox.due_on_disk_s
-        Outbox.due_on_disk_s = partialmethod(_late, due_s)  # type: ignore[method-assign]
+        due_s = Unacked.due_on_disk_s
+        Unacked.due_on_disk_s = partialmethod(_late, due_s)  # type: ignore[method-assign]
     link = Link(
         url,
         partial(token_in, Path(os.environ["SIDECAR_DATA_DIR"]) / LINK_TOKEN_FILE),

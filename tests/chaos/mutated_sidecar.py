@@ -16,7 +16,7 @@ from sidecar.cli import main
 from sidecar.delivery import relay
 from sidecar.delivery.decisions import Facts, LookUp, Outcome, Send, Step, decide
 from sidecar.errors import LettaError, NotAccepted
-from sidecar.journal.states import Event
+from sidecar.journal.states import BatchEvent
 from sidecar.letta.rest import wire
 
 MUTATIONS = ("no_lookup", "no_horizon", "trusted_503")
@@ -30,8 +30,8 @@ def no_lookup(facts: Facts, outcome: Outcome, **rest: Any) -> Step:
 
 
 def no_horizon(facts: Facts, outcome: Outcome, **rest: Any) -> Step:
-    if outcome.event is Event.ABSENT:
-        outcome = Outcome(Event.ABSENT_FOR_GOOD)
+    if outcome.event is BatchEvent.ABSENT:
+        outcome = Outcome(BatchEvent.ABSENT_FOR_GOOD)
     return decide(facts, outcome, **rest)
 
 

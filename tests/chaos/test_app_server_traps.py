@@ -21,7 +21,7 @@ from sidecar.errors import (
 )
 from sidecar.letta.app_server.conversation import ALLOWED
 from sidecar.letta.app_server.letta import AppServerLetta
-from sidecar.letta.app_server.memory import Memory
+from sidecar.letta.app_server.memory import AgentMemory
 from sidecar.letta.port import Letta, Post
 from sidecar.llm.port import ToolCall
 from sidecar.model import Block
@@ -381,7 +381,7 @@ async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
     """The same edit of the same batch is one commit; of another batch it is a second one."""
     agent_id = await new_agent(world)
     call = ToolCall("call", "memory_insert", '{"label": "human", "new_str": "Has 1 dog"}')
-    memory = Memory(world.bare, timeout_s=15.0)
+    memory = AgentMemory(world.bare, timeout_s=15.0)
     for _ in range(2):
         _, failed = await memory.edit(agent_id, "batch-1", call)
         assert not failed
@@ -403,7 +403,7 @@ async def test_what_another_process_changed_is_in_the_next_read(world: AppServer
 async def test_a_refused_commit_leaves_nothing_in_memory(world: AppServerWorld) -> None:
     """Text that the server refuses to commit is not served as memory, and is gone from the file."""
     agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
-    memory = Memory(world.bare, timeout_s=15.0)
+    memory = AgentMemory(world.bare, timeout_s=15.0)
     too_long = "x" * 21_000
     call = ToolCall("call", "memory_insert", f'{{"label": "human", "new_str": "{too_long}"}}')
     with pytest.raises(LettaUnavailable):

@@ -30,7 +30,7 @@ from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
 from sidecar.testing.letta_server import StandInOptions, standing_in
 from sidecar.testing.letta_state import Digest
-from sidecar.testing.openai_server import Faults
+from sidecar.testing.openai_server import ModelFaults
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
 from tests.app_server.stack import AppServerStack
 from tests.letta_server.stack import EMBEDDING, MODEL, LettaStack
@@ -149,7 +149,7 @@ class FaultyModel(Llm):
 
     def __init__(self) -> None:
         self._demo = DemoModel()
-        self._faults = Faults()
+        self._faults = ModelFaults()
         self._released = anyio.Event()
         self.archive = ""
         """Kept in archival memory at the next step."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from sidecar.errors import LettaUnavailable
-from sidecar.letta.app_server.memory import Memory
+from sidecar.letta.app_server.memory import AgentMemory
 from sidecar.letta.app_server.socket import Sockets
 from sidecar.llm.port import ToolCall
 
@@ -60,7 +60,7 @@ class HalfServer:
 async def test_a_file_that_is_listed_and_not_read_is_no_memory() -> None:
     """Half an answer changes nothing: no block is served of it, and no edit loses a file's head."""
     server = HalfServer()
-    memory = Memory(cast("Sockets", server), timeout_s=5.0)
+    memory = AgentMemory(cast("Sockets", server), timeout_s=5.0)
     server.failing = {"read_memory_file"}
     with pytest.raises(LettaUnavailable):
         await memory.read("agent-1")

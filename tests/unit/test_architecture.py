@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.app.parts import build_llm
+from sidecar.app.from_settings import build_llm
 from sidecar.config.load import load
 from sidecar.demo.model import DemoModel
 from tests.documents import ROOT, names_in
@@ -239,3 +239,13 @@ def test_no_demo_model_where_one_is_configured(name: str) -> None:
     value = "http://llm.example/v1" if name.endswith("URL") else "sk-1"
     assert not isinstance(build_llm(load({name: value})), DemoModel)
     assert isinstance(build_llm(load({})), DemoModel)
+
+
+def test_one_word_is_one_class() -> None:
+    """No two public classes of the package have one name."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "sidecar").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

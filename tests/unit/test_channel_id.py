@@ -20,7 +20,7 @@ from sidecar.calls import CallPolicy, Calls
 from sidecar.cli import show
 from sidecar.delivery.message import render_batch
 from sidecar.errors import CallError, LinkError
-from sidecar.http.metrics import CHANNELS, OUTCOMES, Metrics, State
+from sidecar.http.metrics import CHANNELS, OUTCOMES, Gauges, Metrics
 from sidecar.journal.backlog import Backlog
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.journal import SqliteJournal
@@ -248,7 +248,7 @@ def test_a_row_of_another_version_is_read_whatever_it_says(name: str) -> None:
             assert ["hello"] == [turn.text for turn in file.turns("t/r0")]
 
 
-STATE = State(
+STATE = Gauges(
     backlog=Backlog(0, 0, None),
     journal_ok=True,
     live_calls={},
@@ -265,7 +265,7 @@ def test_the_labels_of_the_metrics_are_a_fixed_set(said: list[str]) -> None:
     """Whatever channels there are, each call is counted, and no name but the known becomes a label."""
     live = {name: n for n, name in enumerate(said, 1)}
 
-    async def state() -> State:
+    async def state() -> Gauges:
         return replace(STATE, live_calls=live)
 
     metrics = Metrics(state)

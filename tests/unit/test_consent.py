@@ -25,7 +25,7 @@ from sidecar.wire.frames import (
     hints_of,
 )
 from sidecar.worker.livekit.caller import hints_of_metadata
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -225,7 +225,7 @@ def test_consent_goes_over_the_link() -> None:
 
 def test_a_worker_keeps_no_word_without_consent() -> None:
     """The worker's own outbox, and so its spool, takes no turn of such a call."""
-    outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
+    outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
     assert (
         outbox.record(Utterance("i", "caller", "my secret"), at_s=2.0, now_s=0.0, room=True) == []
     )
@@ -236,7 +236,7 @@ def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
     """Words from before the caller was known go nowhere when the answer, or the job's, is "no"."""
     no, caller = Hints(consent="no"), Hints(caller="bob")
     meanwhile = no if of_job else Hints()
-    outbox = Outbox("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
+    outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
     for n, room in enumerate((True, False, False)):
         outbox.record(Utterance(f"i{n}", "caller", "my secret"), at_s=2.0, now_s=0.0, room=room)
         if n == 1:

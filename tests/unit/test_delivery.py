@@ -23,7 +23,7 @@ from sidecar.delivery.decisions import (
     Step,
     decide,
 )
-from sidecar.journal.states import TRANSITIONS, Event, State, after
+from sidecar.journal.states import TRANSITIONS, BatchEvent, State, after
 from tests.playbook import Playbook
 
 pytestmark = pytest.mark.unit
@@ -33,16 +33,16 @@ FRESH = Facts(attempt=0, in_doubt=False, horizon_s=35.0, tried_since_s=0.0)
 DOUBTFUL = replace(FRESH, in_doubt=True, attempt=1)
 ENDS = {State.SETTLED, State.DROPPED}
 NOT_TAKEN = [
-    Event.REFUSED,
-    Event.BUSY,
-    Event.DENIED,
-    Event.AGENT_GONE,
-    Event.NO_AGENT,
-    Event.UNADDRESSED,
+    BatchEvent.REFUSED,
+    BatchEvent.BUSY,
+    BatchEvent.DENIED,
+    BatchEvent.AGENT_GONE,
+    BatchEvent.NO_AGENT,
+    BatchEvent.UNADDRESSED,
 ]
 
 
-def step(facts: Facts, event: Event, *, now_s: float = 1.0, **outcome: Any) -> Step:
+def step(facts: Facts, event: BatchEvent, *, now_s: float = 1.0, **outcome: Any) -> Step:
     return decide(facts, Outcome(event, **outcome), now_s=now_s, dice=0.5, policy=POLICY)
 
 
@@ -56,9 +56,9 @@ class TestTable:
     def test_an_impossible_event_is_refused(self) -> None:
         """What cannot happen is an error, not a silent step."""
         with pytest.raises(ValueError, match="settled"):
-            after(State.SETTLED, Event.SENT)
+            after(State.SETTLED, BatchEvent.SENT)
         with pytest.raises(ValueError, match="sending"):
-            step(FRESH, Event.FOUND)
+            step(FRESH, BatchEvent.FOUND)
 
     def test_doubt_ends_only_by_a_look_up_or_an_answer(self) -> None:
         """From `unknown` a batch is sealed again only when it is absent for good."""
@@ -68,12 +68,12 @@ class TestTable:
             if state is State.UNKNOWN and to is not State.UNKNOWN
         }
         assert ways_out == {
-            Event.FOUND: State.SETTLED,
-            Event.DIGESTED: State.SETTLED,
-            Event.ABSENT_FOR_GOOD: State.SEALED,
-            Event.REJECTED_FOR_GOOD: State.DEAD,
-            Event.EXPIRED: State.DEAD,
-            Event.SPLIT: State.PENDING,
+            BatchEvent.FOUND: State.SETTLED,
+            BatchEvent.DIGESTED: State.SETTLED,
+            BatchEvent.ABSENT_FOR_GOOD: State.SEALED,
+            BatchEvent.REJECTED_FOR_GOOD: State.DEAD,
+            BatchEvent.EXPIRED: State.DEAD,
+            BatchEvent.SPLIT: State.PENDING,
         }
 
 
@@ -82,7 +82,7 @@ class At:
     """What happens to a batch, and when (seconds)."""
 
     now_s: float
-    event: Event
+    event: BatchEvent
     retry_after_s: float | None = None
 
     @override
@@ -105,7 +105,7 @@ class Claimable:
         self._facts = FRESH
 
     def __call__(self, happens: At) -> list[Step]:
-        if happens.event is Event.CLAIMED:
+        if happens.event is BatchEvent.CLAIMED:
             self._facts = replace(FRESH, attempt=self._tries, in_doubt=self._in_doubt)
             if not self._in_doubt:
                 self._record(happens.now_s)
@@ -117,7 +117,7 @@ class Claimable:
         )
         outcome = Outcome(happens.event, retry_after_s=happens.retry_after_s)
         done = decide(facts, outcome, now_s=happens.now_s, dice=0.0, policy=POLICY)
-        self._rejections += happens.event is Event.REJECTED
+        self._rejections += happens.event is BatchEvent.REJECTED
         match done:
             case Send(record_anew=True):
                 self._record(happens.now_s)
@@ -150,9 +150,9 @@ class TestScripts:
         """A claim without doubt goes straight out, and a post that returned frees the lane."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.DIGESTED)
+            >> At(1.0, BatchEvent.DIGESTED)
             << Settle()
         )
 
@@ -160,17 +160,17 @@ class TestScripts:
         """A batch whose try may have landed is never sent without a look, and may be found."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(10.0, Event.LOST)
+            >> At(10.0, BatchEvent.LOST)
             << again(10.25, unknown=True, over=False)
-            >> At(10.25, Event.CLAIMED)
+            >> At(10.25, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(10.5, Event.RUNNING)
+            >> At(10.5, BatchEvent.RUNNING)
             << again(13.125, unknown=True, over=False)
-            >> At(13.125, Event.CLAIMED)
+            >> At(13.125, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(13.25, Event.FOUND)
+            >> At(13.25, BatchEvent.FOUND)
             << Settle()
         )
 
@@ -178,19 +178,19 @@ class TestScripts:
         """Absent is final only past the horizon of 35 s; a look falls right behind it."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(30.0, Event.LOST)
+            >> At(30.0, BatchEvent.LOST)
             << again(30.25, unknown=True, over=False)
-            >> At(34.5, Event.CLAIMED)
+            >> At(34.5, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(34.5, Event.ABSENT)
+            >> At(34.5, BatchEvent.ABSENT)
             << again(35.01, unknown=True, over=False)
-            >> At(35.0, Event.CLAIMED)
+            >> At(35.0, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(35.0, Event.ABSENT)
+            >> At(35.0, BatchEvent.ABSENT)
             << Send(record_anew=True)
-            >> At(36.0, Event.DIGESTED)
+            >> At(36.0, BatchEvent.DIGESTED)
             << Settle()
         )
 
@@ -198,15 +198,15 @@ class TestScripts:
         """After an error in answer to a try, a batch that is absent goes out again at once."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.FAILED)
+            >> At(1.0, BatchEvent.FAILED)
             << again(1.05, unknown=True)
-            >> At(1.05, Event.CLAIMED)
+            >> At(1.05, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(1.1, Event.ABSENT)
+            >> At(1.1, BatchEvent.ABSENT)
             << Send(record_anew=True)
-            >> At(2.0, Event.DIGESTED)
+            >> At(2.0, BatchEvent.DIGESTED)
             << Settle()
         )
 
@@ -214,23 +214,23 @@ class TestScripts:
         """A refusal takes no earlier doubt away: what is refused in doubt is looked up again."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(0.1, Event.BUSY)
+            >> At(0.1, BatchEvent.BUSY)
             << again(0.35)
-            >> At(1.0, Event.CLAIMED)
+            >> At(1.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(2.0, Event.LOST)
+            >> At(2.0, BatchEvent.LOST)
             << again(2.25, unknown=True, over=False)
-            >> At(36.0, Event.CLAIMED)
+            >> At(36.0, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(36.0, Event.ABSENT)
+            >> At(36.0, BatchEvent.ABSENT)
             << Send(record_anew=True)
-            >> At(36.1, Event.BUSY)
+            >> At(36.1, BatchEvent.BUSY)
             << again(37.1, unknown=True)
-            >> At(37.1, Event.CLAIMED)
+            >> At(37.1, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(37.2, Event.FOUND)
+            >> At(37.2, BatchEvent.FOUND)
             << Settle()
         )
 
@@ -238,13 +238,13 @@ class TestScripts:
         """Letta's own wait counts where it is longer than ours, up to five minutes."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.REFUSED, retry_after_s=20.0)
+            >> At(1.0, BatchEvent.REFUSED, retry_after_s=20.0)
             << again(21.0)
-            >> At(21.0, Event.CLAIMED)
+            >> At(21.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(22.0, Event.REFUSED, retry_after_s=86_400.0)
+            >> At(22.0, BatchEvent.REFUSED, retry_after_s=86_400.0)
             << again(322.0)
         )
 
@@ -252,17 +252,17 @@ class TestScripts:
         """Two rejections are tried again, the third is final."""
         assert (
             a_batch()
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.REJECTED)
+            >> At(1.0, BatchEvent.REJECTED)
             << again(1.25)
-            >> At(2.0, Event.CLAIMED)
+            >> At(2.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(3.0, Event.REJECTED)
+            >> At(3.0, BatchEvent.REJECTED)
             << again(3.5)
-            >> At(4.0, Event.CLAIMED)
+            >> At(4.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(5.0, Event.REJECTED)
+            >> At(5.0, BatchEvent.REJECTED)
             << Retire()
         )
 
@@ -271,22 +271,22 @@ class TestScripts:
         """A batch no model takes goes out in halves, in doubt or not; a single turn is dead."""
         assert (
             a_batch(turns=turns)
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.TOO_LARGE)
+            >> At(1.0, BatchEvent.TOO_LARGE)
             << end
         )
         assert (
             a_batch(turns=turns)
-            >> At(0.0, Event.CLAIMED)
+            >> At(0.0, BatchEvent.CLAIMED)
             << Send(record_anew=False)
-            >> At(1.0, Event.FAILED)
+            >> At(1.0, BatchEvent.FAILED)
             << again(1.05, unknown=True)
-            >> At(2.0, Event.CLAIMED)
+            >> At(2.0, BatchEvent.CLAIMED)
             << LookUp()
-            >> At(2.0, Event.ABSENT)
+            >> At(2.0, BatchEvent.ABSENT)
             << Send(record_anew=True)
-            >> At(3.0, Event.TOO_LARGE)
+            >> At(3.0, BatchEvent.TOO_LARGE)
             << end
         )
 
@@ -295,25 +295,25 @@ class TestDecide:
     @pytest.mark.parametrize("now_s", [10.0, 40.0])
     def test_found_frees_the_lane_at_once(self, now_s: float) -> None:
         """Found says that nothing is at work any more: nobody waits for the horizon."""
-        assert step(DOUBTFUL, Event.FOUND, now_s=now_s) == Settle()
+        assert step(DOUBTFUL, BatchEvent.FOUND, now_s=now_s) == Settle()
 
     def test_a_batch_given_up_in_doubt_keeps_its_lane_to_the_horizon(self) -> None:
         """What is given up while its try may still be at work overlaps with nothing behind it."""
         late_s = POLICY.give_up_s + 1.0
         out = replace(DOUBTFUL, horizon_s=late_s + 20.0)
-        assert step(out, Event.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
-        assert step(out, Event.FAILED, now_s=late_s) == Retire()
+        assert step(out, BatchEvent.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
+        assert step(out, BatchEvent.FAILED, now_s=late_s) == Retire()
 
-    @pytest.mark.parametrize("event", [Event.LOST, Event.FAILED])
-    def test_an_unknown_outcome_leaves_doubt(self, event: Event) -> None:
+    @pytest.mark.parametrize("event", [BatchEvent.LOST, BatchEvent.FAILED])
+    def test_an_unknown_outcome_leaves_doubt(self, event: BatchEvent) -> None:
         """A try without a verdict is looked up; only an answer ends its horizon."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
         assert released.unknown
-        assert released.over is (event is Event.FAILED)
+        assert released.over is (event is BatchEvent.FAILED)
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
-    def test_not_taken_is_tried_again(self, event: Event) -> None:
+    def test_not_taken_is_tried_again(self, event: BatchEvent) -> None:
         """What Letta did not take comes again, without doubt, and is never given up early."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
@@ -321,7 +321,7 @@ class TestDecide:
         assert released.due_s > 1.0
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
-    def test_not_taken_does_not_clear_an_earlier_doubt(self, event: Event) -> None:
+    def test_not_taken_does_not_clear_an_earlier_doubt(self, event: BatchEvent) -> None:
         """A busy agent may be busy with the very batch: it is looked up again."""
         released = step(DOUBTFUL, event)
         assert isinstance(released, Release)
@@ -330,7 +330,7 @@ class TestDecide:
     def test_busy_is_tried_again_soon(self) -> None:
         """A busy agent is asked again within 0.25 to 5 s, however often."""
         for attempt in range(30):
-            released = step(replace(FRESH, attempt=attempt), Event.BUSY)
+            released = step(replace(FRESH, attempt=attempt), BatchEvent.BUSY)
             assert isinstance(released, Release)
             assert 0.25 <= released.due_s - 1.0 <= 5.0
 
@@ -338,28 +338,28 @@ class TestDecide:
         """A refused key is retried slowly, at most a minute apart, until someone mends it."""
         waits: list[float] = []
         for attempt in range(20):
-            released = step(replace(FRESH, attempt=attempt), Event.DENIED)
+            released = step(replace(FRESH, attempt=attempt), BatchEvent.DENIED)
             assert isinstance(released, Release)
             waits.append(released.due_s - 1.0)
         assert waits[0] > 3.0
         assert max(waits) <= 60.0
 
-    @pytest.mark.parametrize("event", [*NOT_TAKEN, Event.LOST, Event.FAILED])
-    def test_a_week_is_enough(self, event: Event) -> None:
+    @pytest.mark.parametrize("event", [*NOT_TAKEN, BatchEvent.LOST, BatchEvent.FAILED])
+    def test_a_week_is_enough(self, event: BatchEvent) -> None:
         """A batch older than the give-up age is given up when a try fails, not before it."""
         late_s = POLICY.give_up_s + 1.0
-        assert step(FRESH, Event.CLAIMED, now_s=late_s) == Send(record_anew=False)
-        assert step(FRESH, Event.DIGESTED, now_s=late_s) == Settle()
+        assert step(FRESH, BatchEvent.CLAIMED, now_s=late_s) == Send(record_anew=False)
+        assert step(FRESH, BatchEvent.DIGESTED, now_s=late_s) == Settle()
         assert step(FRESH, event, now_s=late_s) == Retire()
 
     @given(
-        st.sampled_from([*NOT_TAKEN, Event.LOST, Event.FAILED, Event.REJECTED]),
+        st.sampled_from([*NOT_TAKEN, BatchEvent.LOST, BatchEvent.FAILED, BatchEvent.REJECTED]),
         st.integers(0, 10_000),
         st.floats(0, 1, exclude_max=True),
         st.booleans(),
     )
     def test_every_wait_is_bounded(
-        self, event: Event, attempt: int, dice: float, in_doubt: bool
+        self, event: BatchEvent, attempt: int, dice: float, in_doubt: bool
     ) -> None:
         """No try waits longer than a minute, nor not at all."""
         facts = replace(FRESH, attempt=attempt, in_doubt=in_doubt)
@@ -410,11 +410,11 @@ class Oracle:
 
     tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
 
-    def find(self, batch: Kept, *, now_s: float) -> Event:
+    def find(self, batch: Kept, *, now_s: float) -> BatchEvent:
         known = [lands_s for begins_s, lands_s, b in self.tries if b is batch and begins_s <= now_s]
         if any(lands_s > now_s for lands_s in known):
-            return Event.RUNNING
-        return Event.FOUND if known else Event.ABSENT
+            return BatchEvent.RUNNING
+        return BatchEvent.FOUND if known else BatchEvent.ABSENT
 
     def of_lane(self, lane: int) -> list[tuple[float, float, Kept]]:
         return sorted((t for t in self.tries if t[2].lane == lane), key=lambda t: t[:2])
@@ -465,10 +465,10 @@ class Deliveries(RuleBasedStateMachine):
         in_doubt = batch.state is State.UNKNOWN
         facts_attempt = batch.attempt
         if not in_doubt:
-            batch.state = after(batch.state, Event.SENT)
+            batch.state = after(batch.state, BatchEvent.SENT)
             batch.attempt += 1
             batch.horizon_s = self.now_s + POLICY.horizon_s
-        outcome = Outcome(Event.CLAIMED)
+        outcome = Outcome(BatchEvent.CLAIMED)
         while True:
             facts = Facts(facts_attempt, in_doubt, batch.horizon_s, 0.0)
             following = decide(facts, outcome, now_s=self.now_s, dice=dice, policy=POLICY)
@@ -501,36 +501,36 @@ class Deliveries(RuleBasedStateMachine):
             case Retire() | Split():
                 raise AssertionError("nothing here is rejected or a week old")
 
-    def send(self, batch: Kept, fault: str) -> Event:
+    def send(self, batch: Kept, fault: str) -> BatchEvent:
         now_s = self.now_s
         match fault:
             case "fine":
                 self.letta.tries.append((now_s, now_s + 1.0, batch))
                 self.now_s += 1.0
-                return Event.DIGESTED
+                return BatchEvent.DIGESTED
             case "refused":
-                return Event.REFUSED
+                return BatchEvent.REFUSED
             case "busy":
-                return Event.BUSY
+                return BatchEvent.BUSY
             case "gone":
-                return Event.CONVERSATION_GONE
+                return BatchEvent.CONVERSATION_GONE
             case "lost_landed" | "crash_landed":
                 self.letta.tries.append((now_s, now_s + 0.5, batch))
-                return Event.LOST
+                return BatchEvent.LOST
             case "long":
                 # The client is cut off at once; the server works on, up to the deadline.
                 self.letta.tries.append((now_s, now_s + POLICY.post_timeout_s, batch))
-                return Event.LOST
+                return BatchEvent.LOST
             case "late":
                 self.letta.tries.append((now_s + 20.0, now_s + 21.0, batch))
-                return Event.LOST
+                return BatchEvent.LOST
             case "failed_landed":
                 self.letta.tries.append((now_s, now_s, batch))
-                return Event.FAILED
+                return BatchEvent.FAILED
             case "failed":
-                return Event.FAILED
+                return BatchEvent.FAILED
             case _:
-                return Event.LOST
+                return BatchEvent.LOST
 
     @invariant()
     def never_doubled(self) -> None:

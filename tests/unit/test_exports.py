@@ -16,13 +16,13 @@ import sidecar
 import sidecar.livekit
 from sidecar import __main__ as command
 from sidecar.worker import call
-from sidecar.worker.livekit import job, memory, parts
+from sidecar.worker.livekit import job, memory, voice_parts
 from tests.documents import fences
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-BEHIND: tuple[ModuleType, ...] = (call, job, memory, parts)
+BEHIND: tuple[ModuleType, ...] = (call, job, memory, voice_parts)
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROOMS_OF_THE_SIDECAR = {
     *("access", "app", "calls", "channels", "cli", "config", "delivery", "http", "jobs"),

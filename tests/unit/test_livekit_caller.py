@@ -37,7 +37,7 @@ from sidecar.worker.livekit.caller import (
     person_of,
 )
 from sidecar.worker.livekit.recorder import CallRecorder
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 from tests.livekit_room.lobby import ADA, SIP, FakeRoom, Person, job
 from tests.livekit_room.studio import studio
 from tests.quiet import Quiet
@@ -384,7 +384,7 @@ class FakeLine:
     def wake(self) -> None: ...
 
     def open(self, call_id: str, hints: Hints | None) -> LinkedCall:
-        return LinkedCall(self, Outbox(call_id, "livekit", opened_at_s=0, hints=hints))
+        return LinkedCall(self, Unacked(call_id, "livekit", opened_at_s=0, hints=hints))
 
 
 def owner_of(call: LinkedCall) -> str:

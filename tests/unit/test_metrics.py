@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar import telemetry
 from sidecar.errors import JournalError
-from sidecar.http.metrics import CHANNELS, SERVED, Metrics, State
+from sidecar.http.metrics import CHANNELS, SERVED, Gauges, Metrics
 from sidecar.journal.backlog import Backlog
-from sidecar.journal.states import Event as Outcome
+from sidecar.journal.states import BatchEvent
 from sidecar.model import prompt_metrics, prompt_of
 from sidecar.telemetry import Telemetry
 from tests.quiet import Quiet
@@ -21,7 +21,7 @@ from tests.quiet import Quiet
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
 OPS = Path(__file__).parents[2] / "ops"
-STATE = State(
+STATE = Gauges(
     backlog=Backlog(7, 1, 900.0),
     journal_ok=True,
     live_calls={"livekit": 2},
@@ -35,7 +35,7 @@ NAMES = re.compile(r"\b(sidecar_[a-z_]+|process_[a-z_]+)\b")
 
 @pytest.fixture
 def metrics() -> Metrics:
-    async def state() -> State:
+    async def state() -> Gauges:
         return STATE
 
     return Metrics(state)
@@ -122,7 +122,7 @@ async def test_no_peer_makes_up_labels(metrics: Metrics, events: Telemetry) -> N
 async def test_a_journal_that_fails_shows_as_down() -> None:
     """The scrape answers, and says that the journal is down, when the journal does not answer."""
 
-    async def broken() -> State:
+    async def broken() -> Gauges:
         raise JournalError("no")
 
     assert (await samples(Metrics(broken)))["sidecar_journal_up", ()] == 0
@@ -131,7 +131,7 @@ async def test_a_journal_that_fails_shows_as_down() -> None:
 async def test_a_journal_that_hangs_does_not_hang_the_scrape() -> None:
     """A scrape ends within its budget."""
 
-    async def hangs() -> State:
+    async def hangs() -> Gauges:
         await anyio.sleep_forever()
         return STATE
 
@@ -149,7 +149,7 @@ async def test_every_metric_the_operator_files_name_exists(
     for served in SERVED:
         events.emit(telemetry.prompt_served, call="c", version="", served=served, age_s=1, wait_s=0)
     events.emit(telemetry.turn_recorded, call="c", speaker="agent", chars=1, pii_text="x")
-    for outcome in Outcome:
+    for outcome in BatchEvent:
         events.emit(telemetry.post_ended, lane="l", batch="b", outcome=outcome.value, took_s=1.0)
     found = await samples(metrics)
     exposed = {name for name, _ in found}

@@ -15,7 +15,7 @@ from sidecar.delivery.relay import Relay
 from sidecar.errors import LettaUnavailable, NotLetta, OutcomeUnknown
 from sidecar.journal.policy import PostPolicy
 from sidecar.letta.port import AgentSpec, Letta, Post
-from sidecar.letta.rest import lean
+from sidecar.letta.rest import requests
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -114,7 +114,7 @@ async def streaming(
         response = web.StreamResponse(status=status, headers={"Content-Type": content_type})
         await response.prepare(request)
         with suppress(ConnectionError):
-            while sent[-1] < _ENDLESS * lean.ANSWER_BYTES:
+            while sent[-1] < _ENDLESS * requests.ANSWER_BYTES:
                 await response.write(piece)
                 sent[-1] += len(piece)
         return response
@@ -138,27 +138,27 @@ async def test_an_answer_without_an_end_is_not_read_to_it(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is held of an answer, or of a refusal, is bounded, however much is sent."""
-    monkeypatch.setattr(lean, "ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr(requests, "ANSWER_BYTES", 4 << 20)
     async with streaming(b"[" + b" " * 65_535, status=status) as (letta, sent):
         with pytest.raises(LettaUnavailable):
             await letta.read_blocks("agent-1")
         with pytest.raises(LettaUnavailable):
             await letta.find_agents(["caller-1"])
     assert len(sent) == 2
-    assert max(sent) < _ENDLESS * lean.ANSWER_BYTES
+    assert max(sent) < _ENDLESS * requests.ANSWER_BYTES
 
 
 async def test_an_event_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is all one line leaves its post in doubt, long before it fills the memory."""
-    monkeypatch.setattr(lean, "ANSWER_BYTES", 4 << 20)
-    monkeypatch.setattr(lean, "LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(requests, "ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr(requests, "LINE_BYTES", 1 << 20)
     async with streaming(b"data: " + b"x" * 65_530, content_type="text/event-stream") as (
         letta,
         sent,
     ):
         with pytest.raises(OutcomeUnknown):
             await letta.post(POST)
-    assert max(sent) < _ENDLESS * lean.ANSWER_BYTES
+    assert max(sent) < _ENDLESS * requests.ANSWER_BYTES
 
 
 async def test_a_list_that_knows_no_pages_has_an_end() -> None:

@@ -16,7 +16,7 @@ from sidecar.llm.failures import says_too_large
 from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
 from sidecar.llm.served import served as serving
-from sidecar.testing.openai_server import LOG_LIMIT, Faults, OpenAiServer
+from sidecar.testing.openai_server import LOG_LIMIT, ModelFaults, OpenAiServer
 from tests.llm.answers import ANSWERS, CALLS, CUT, PLAIN, THOUGHT, data, says, whole
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
@@ -40,10 +40,10 @@ async def served(app: web.Application) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def talking(
-    app: web.Application | None = None, *, faults: Faults | None = None, **more: Any
+    app: web.Application | None = None, *, faults: ModelFaults | None = None, **more: Any
 ) -> AsyncGenerator[tuple[OpenAiLlm, OpenAiServer]]:
     server = OpenAiServer()
-    server.faults = faults or Faults()
+    server.faults = faults or ModelFaults()
     async with served(app or server.app()) as url:
         llm = OpenAiLlm(f"{url}/v1/", KEY, "gpt-test", **more)
         try:
@@ -187,7 +187,7 @@ async def test_an_app_server_is_told_too() -> None:
 
 async def test_silence_before_the_first_piece_is_an_error() -> None:
     """A stream that says nothing within its time has failed."""
-    late = Faults(first_token_delay_s=30)
+    late = ModelFaults(first_token_delay_s=30)
     async with talking(faults=late, first_token_timeout_s=0.1) as (llm, _):
         with pytest.raises(LlmError, match="silent"):
             await streamed(llm)
@@ -196,7 +196,7 @@ async def test_silence_before_the_first_piece_is_an_error() -> None:
 async def test_no_answer_at_all_is_an_error() -> None:
     """A server that hangs costs the budget and no more."""
     budgets: dict[str, Any] = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
-    async with talking(faults=Faults(hang=True), **budgets) as (llm, _):
+    async with talking(faults=ModelFaults(hang=True), **budgets) as (llm, _):
         with anyio.fail_after(5):
             with pytest.raises(LlmError, match="in time"):
                 await streamed(llm)
@@ -207,7 +207,7 @@ async def test_no_answer_at_all_is_an_error() -> None:
 async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
     """The pieces that came were yielded; then the error says that there are more."""
     pieces: list[str] = []
-    async with talking(faults=Faults(fail_mid_stream=1)) as (llm, _):
+    async with talking(faults=ModelFaults(fail_mid_stream=1)) as (llm, _):
 
         async def listen() -> None:
             async for piece in llm.stream([said("my name is ada")]):

@@ -16,7 +16,7 @@ from sidecar.wire.frames import (
     decode_from_worker,
     encode,
 )
-from sidecar.worker.unacked import Outbox
+from sidecar.worker.unacked import Unacked
 
 pytestmark = pytest.mark.unit
 
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.unit
 ADA = Hints(caller="ada")
 
 
-def outbox(hints: Hints | None = ADA) -> Outbox:
-    return Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=hints)
+def outbox(hints: Hints | None = ADA) -> Unacked:
+    return Unacked("AJ_1", "livekit", opened_at_s=1.0, hints=hints)
 
 
-def say(box: Outbox, item: str, text: str = "hello", *, room: bool = True) -> list[TurnFrame]:
+def say(box: Unacked, item: str, text: str = "hello", *, room: bool = True) -> list[TurnFrame]:
     return box.record(Utterance(item, "caller", text), at_s=2.0, now_s=0.0, room=room)
 
 
-def due(box: Outbox, *, now_s: float = 0.0) -> list[object]:
+def due(box: Unacked, *, now_s: float = 0.0) -> list[object]:
     frames: list[object] = []
     while frame := box.next_frame(now_s=now_s):
         frames.append(frame)
@@ -187,7 +187,7 @@ def test_what_waits_too_long_is_due_on_disk() -> None:
     assert 11.5 == box.due_on_disk_s(after_s=0.5)
 
 
-def spool(box: Outbox) -> list[object]:
+def spool(box: Unacked) -> list[object]:
     frames = box.unspooled()
     box.spooled(frames)
     return list(frames)
@@ -196,7 +196,7 @@ def spool(box: Outbox) -> list[object]:
 def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> None:
     """While the caller is not known the file says what is; it is told the caller at once."""
     job = Hints(agent_id="agent-7")
-    box = Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=job)
+    box = Unacked("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=job)
     assert box.due_on_disk_s(after_s=0.5) is None
     say(box, "a")
     assert 0.5 == box.due_on_disk_s(after_s=0.5)
@@ -218,7 +218,7 @@ def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> 
 def test_a_call_that_ends_unidentified_is_told_as_the_job_knows_it() -> None:
     """What was said to nobody in particular goes out with the job's own hints; else nothing does."""
     silent, spoken = (
-        Outbox("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=Hints(agent_id="agent-7"))
+        Unacked("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=Hints(agent_id="agent-7"))
         for _ in range(2)
     )
     say(spoken, "a")

@@ -121,7 +121,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "the prompt": in_the_prompt,
     "a post to Letta": posted,
     "a worker's log": in_a_workers_log,
-    "an answer of recall": lambda text: ranking.as_text([ranking.Known(text, text)]),
+    "an answer of recall": lambda text: ranking.as_text([ranking.Remembered(text, text)]),
     "a document of the knowledge base": ranking.plain,
     "a line of a command": lambda text: written(lambda: show.say(text)),
     "a table": lambda text: written(lambda: show.table([">n", "a"], [["1", text]], empty="")),

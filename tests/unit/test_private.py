@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidecar.app.parts import prepare_data_dir
+from sidecar.app.from_settings import prepare_data_dir
 from sidecar.cli.checks import permissions, usable
 from sidecar.config.load import load
 from sidecar.config.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from sidecar.app.parts import build_llm
+from sidecar.app.from_settings import build_llm
 from sidecar.config.load import load
 from sidecar.config.settings import Settings, environment_names
 from sidecar.errors import ConfigError

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sidecar
-from sidecar.channels.vapi.exchange import Refused, object_of
+from sidecar.channels.vapi.asgi import RequestRefused, object_of
 from sidecar.errors import NotLetta
 from sidecar.letta.app_server.socket import AppServerSocket, asking
 from sidecar.llm.reader import parsed
@@ -70,7 +70,7 @@ def test_making_characters_whole_changes_nothing_that_is(raw: bytes) -> None:
 @pytest.mark.parametrize("raw", NO_JSON)
 def test_what_is_no_json_is_refused_by_each_reader(raw: bytes) -> None:
     """Nothing of what the parsers raise passes as a fault of ours."""
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         object_of(raw)
     with pytest.raises(ValueError, match="JSON"):
         parsed(raw)

@@ -14,7 +14,7 @@ from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.control import Control
-from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, blocks_of
+from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, stretches_of
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.errors import JournalFull
 from sidecar.model import Call, CallerHints
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 USER_1 = {"role": "user", "content": "My name is Ada."}
 REPLY_1 = {"role": "assistant", "content": "hello ada"}
 USER_2 = {"role": "user", "content": "Bye."}
-HISTORY = blocks_of([USER_1, REPLY_1, USER_2])
+HISTORY = stretches_of([USER_1, REPLY_1, USER_2])
 
 
 def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) -> About:
@@ -74,8 +74,8 @@ class VapiBench(Bench):
         return found.call
 
     async def texts(self) -> list[tuple[str, str]]:
-        blocks = transcript_of(await self.journal.turns("acme/1"))
-        return [(block.text, block.note) for block in blocks]
+        stretches = transcript_of(await self.journal.turns("acme/1"))
+        return [(stretch.text, stretch.note) for stretch in stretches]
 
 
 async def both_are_strangers(world: VapiBench) -> None:
@@ -111,7 +111,7 @@ class TestVapiCalls:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
             assert await world.texts() == [("My name is Ada.", ""), ("hello ada", "")]
-            await call.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye ada"}])))
+            await call.report((*HISTORY, *stretches_of([{"role": "bot", "message": "bye ada"}])))
             await world.vapi.end(call, "over")
             assert [text for text, _ in await world.texts()][2:] == ["Bye.", "bye ada"]
             assert not world.calls.live
@@ -123,13 +123,13 @@ class TestVapiCalls:
         bye = {"role": "bot", "message": "Thank you for calling Acme. Goodbye."}
         async with opened() as world:
             call = await world.call()
-            await call.take(blocks_of([greeting, USER_1, REPLY_1, USER_2]), stamp_ms=1.0)
-            call.heard(blocks_of([{"role": "user", "content": "And thanks."}]), stamp_ms=2.0)
+            await call.take(stretches_of([greeting, USER_1, REPLY_1, USER_2]), stamp_ms=1.0)
+            call.heard(stretches_of([{"role": "user", "content": "And thanks."}]), stamp_ms=2.0)
             if posted:
                 await world.journal.hurry(now_s=world.clock())
                 assert await world.journal.claim(1, now_s=world.clock(), post_timeout_s=9.0)
             for _ in range(2):
-                await call.report(blocks_of([bye]))
+                await call.report(stretches_of([bye]))
             turns = await world.journal.turns("acme/1")
             told = ["My name is Ada.", "hello ada", "Bye. And thanks.", bye["message"]]
             assert [turn.text for turn in turns] == [greeting["content"], *told]
@@ -143,8 +143,8 @@ class TestVapiCalls:
         async with opened() as world:
             call = await world.call()
             for end in (2, 4, 6):
-                await call.take(blocks_of(history[end - 2 : end]), stamp_ms=float(end))
-            await (call.report(blocks_of(history[6:])) if reported else call.give_up())
+                await call.take(stretches_of(history[end - 2 : end]), stamp_ms=float(end))
+            await (call.report(stretches_of(history[6:])) if reported else call.give_up())
             assert [text for text, _ in await world.texts()] == (told if reported else told[:6])
 
     async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
@@ -183,7 +183,7 @@ class TestVapiCalls:
             found = await world.vapi.of("acme", said(), stage="report")
             assert found is not None
             late = found.call
-            await late.report((*HISTORY, *blocks_of([{"role": "bot", "message": "bye"}])))
+            await late.report((*HISTORY, *stretches_of([{"role": "bot", "message": "bye"}])))
             await world.vapi.end(late, "over", final=True)
             assert (await world.texts())[-1] == ("bye", "")
             assert not world.calls.live
@@ -193,8 +193,10 @@ class TestVapiCalls:
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=5.0)
-            call.heard(blocks_of([USER_1]), stamp_ms=2.0)
-            call.heard(blocks_of([{"role": "user", "content": "Bye. And thanks."}]), stamp_ms=6.0)
+            call.heard(stretches_of([USER_1]), stamp_ms=2.0)
+            call.heard(
+                stretches_of([{"role": "user", "content": "Bye. And thanks."}]), stamp_ms=6.0
+            )
             await call.give_up()
             assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
 
@@ -204,16 +206,16 @@ class TestVapiCalls:
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=stamp_ms)
-            call.heard(blocks_of([{"role": "user", "content": "And thanks."}]), stamp_ms=0.0)
-            longer = (*HISTORY, *blocks_of([REPLY_1, USER_1]))
+            call.heard(stretches_of([{"role": "user", "content": "And thanks."}]), stamp_ms=0.0)
+            longer = (*HISTORY, *stretches_of([REPLY_1, USER_1]))
             seen = await world.call(said(call_id="2"))
-            seen.heard(blocks_of([USER_2]), stamp_ms=0.0)
+            seen.heard(stretches_of([USER_2]), stamp_ms=0.0)
             await seen.take(longer, stamp_ms=stamp_ms)
             for one in (call, seen):
                 await one.give_up()
             assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
             turns = await world.journal.turns("acme/2")
-            assert [turn.text for turn in turns] == [block.text for block in longer]
+            assert [turn.text for turn in turns] == [stretch.text for stretch in longer]
 
     async def test_a_greeting_that_the_model_wrote(self) -> None:
         """Without a report and a history that has it, it is stored as not confirmed."""
@@ -250,7 +252,9 @@ class TestVapiCalls:
                 expected |= {f"[{note}]\nMy name is Ada.", "My name is Ada."}
             assert told == expected
             assert len(turns) == len(told) + sum(one.speaker == "agent" for one in turns)
-            notes = {block.note for block in transcript_of(turns) if block.speaker == "caller"}
+            notes = {
+                stretch.note for stretch in transcript_of(turns) if stretch.speaker == "caller"
+            }
             assert notes == ({VOICEMAIL_NOTE} if words else set())
 
     async def test_an_older_history_is_no_news(self) -> None:
@@ -259,7 +263,7 @@ class TestVapiCalls:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=9.0)
             before = await world.texts()
-            other = blocks_of([{"role": "user", "content": "My name is"}, REPLY_1, USER_2])
+            other = stretches_of([{"role": "user", "content": "My name is"}, REPLY_1, USER_2])
             await call.take(other, stamp_ms=3.0)
             assert await world.texts() == before
 
@@ -340,7 +344,7 @@ class TestVapiCalls:
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_body_that_names_nobody(self, hints: CallerHints, restarted: bool) -> None:
         """It gets no memory of the call whose id it names; the words are kept that go on with it."""
-        other = blocks_of([{"role": "user", "content": "I am somebody else."}])
+        other = stretches_of([{"role": "user", "content": "I am somebody else."}])
         async with opened() as world:
             await (await world.call()).take(HISTORY, stamp_ms=1.0)
             found = await world.vapi.of("acme", said(hints))
@@ -370,7 +374,9 @@ class TestVapiCalls:
             failing.fails = True
             late = await world.call()
             failing.fails = False
-            await late.take(blocks_of([USER_1, {**REPLY_1, "content": "no"}, USER_2]), stamp_ms=1.0)
+            await late.take(
+                stretches_of([USER_1, {**REPLY_1, "content": "no"}, USER_2]), stamp_ms=1.0
+            )
             assert await world.texts() == before
 
     async def test_a_caller_who_could_not_be_stored_is_tried_again(self) -> None:

@@ -12,10 +12,10 @@ from sidecar.channels.vapi import merging
 from sidecar.channels.vapi.alignment import fingerprint, words_of
 from sidecar.channels.vapi.history import (
     FALLBACK_NOTE,
-    Block,
+    Stretch,
     annotate,
-    blocks_of,
     slot_of,
+    stretches_of,
     was_cut,
     with_words,
 )
@@ -42,12 +42,12 @@ class Stored:
 
     def see(self, messages: Sequence[object], *, whole: bool = False) -> bool:
         """Store what a history says, or a report; returns whether anything changed."""
-        return self.take(blocks_of(messages), whole=whole)
+        return self.take(stretches_of(messages), whole=whole)
 
-    def take(self, blocks: Sequence[Block], *, whole: bool = False) -> bool:
+    def take(self, stretches: Sequence[Stretch], *, whole: bool = False) -> bool:
         self.now_s += 1.0
         for _ in range(3):
-            followed = self._followed(tuple(blocks), whole=whole)
+            followed = self._followed(tuple(stretches), whole=whole)
             made = followed.plan
             if made is None or made.keep >= self.sealed:
                 self.followed = followed
@@ -60,19 +60,19 @@ class Stored:
             self.known_sealed = self.sealed
         raise AssertionError("a plan does not come to rest")
 
-    def _followed(self, blocks: tuple[Block, ...], *, whole: bool) -> Followed:
+    def _followed(self, stretches: tuple[Stretch, ...], *, whole: bool) -> Followed:
         about: dict[str, Any] = {
             "call": CALL,
             "sealed": self.known_sealed,
             "now_s": self.now_s,
         }
         if not whole:
-            return follow(self.turns, self.followed, Sighting(blocks), **about)
-        return Followed(conclude(self.turns, self.followed.tail, blocks, **about))
+            return follow(self.turns, self.followed, Sighting(stretches), **about)
+        return Followed(conclude(self.turns, self.followed.tail, stretches, **about))
 
     @property
     def said(self) -> list[tuple[str, str]]:
-        return [(block.speaker, block.text) for block in transcript_of(self.turns)]
+        return [(stretch.speaker, stretch.text) for stretch in transcript_of(self.turns)]
 
 
 def user(text: str) -> dict[str, str]:
@@ -89,8 +89,10 @@ HELLO = assistant("Hello, this is Ada.")
 class TestReading:
     def test_neighbours_of_one_speaker_are_one_block(self) -> None:
         """Where VAPI cuts one speaker's words into messages means nothing."""
-        cut = blocks_of([HELLO, user("Hi."), user("It's me."), assistant("Good"), assistant("day")])
-        merged = blocks_of([HELLO, user("Hi. It's me."), assistant("Good day")])
+        cut = stretches_of(
+            [HELLO, user("Hi."), user("It's me."), assistant("Good"), assistant("day")]
+        )
+        merged = stretches_of([HELLO, user("Hi. It's me."), assistant("Good day")])
         assert [b.key for b in cut] == [b.key for b in merged]
 
     def test_nobodys_words_are_left_out(self) -> None:
@@ -104,7 +106,7 @@ class TestReading:
             {"role": "user", "content": 5},
         ]
         tool = {"role": "tool", "tool_call_id": "x", "content": "{}"}
-        assert blocks_of([SYSTEM, call, tool, user("  "), *strange]) == ()
+        assert stretches_of([SYSTEM, call, tool, user("  "), *strange]) == ()
 
     def test_both_shapes_say_the_same(self) -> None:
         """VAPI's own messages and OpenAI's read alike; VAPI's also have times."""
@@ -117,15 +119,15 @@ class TestReading:
             },
             {"role": "user", "message": "Hi.", "time": 1_400_000, "endTime": 1_450_000},
         ]
-        blocks = blocks_of(own)
-        assert [b.key for b in blocks] == [b.key for b in blocks_of([HELLO, user("Hi.")])]
-        assert blocks[0].at_s == pytest.approx(1_000.0)
-        assert blocks[0].interrupted
+        stretches = stretches_of(own)
+        assert [b.key for b in stretches] == [b.key for b in stretches_of([HELLO, user("Hi.")])]
+        assert stretches[0].at_s == pytest.approx(1_000.0)
+        assert stretches[0].interrupted
 
     def test_content_in_parts(self) -> None:
         """Content given as a list of parts is read."""
         parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}
-        assert blocks_of([parts]) == (Block("caller", "Hi"),)
+        assert stretches_of([parts]) == (Stretch("caller", "Hi"),)
 
 
 class TestExamples:
@@ -262,12 +264,12 @@ class TestExamples:
 
     def test_a_last_no_is_heard(self) -> None:
         """Words at the end are compared as words: "No." is not in "I do not know"."""
-        known = (Block("caller", "I do not know"),)
-        assert with_words(known, [Block("caller", "No.")]) == (
-            Block("caller", "I do not know No."),
+        known = (Stretch("caller", "I do not know"),)
+        assert with_words(known, [Stretch("caller", "No.")]) == (
+            Stretch("caller", "I do not know No."),
         )
-        assert with_words(known, [Block("caller", "not know.")]) == known
-        longer = Block("caller", "I do not know yet")
+        assert with_words(known, [Stretch("caller", "not know.")]) == known
+        longer = Stretch("caller", "I do not know yet")
         assert with_words(known, [longer]) == (longer,)
 
     def test_a_turn_learnt_late_says_where_it_belongs(self) -> None:
@@ -328,10 +330,10 @@ class TestInterruptions:
 
     def test_notes(self) -> None:
         """A reported interruption and a spoken fallback are said of the right turn."""
-        blocks = blocks_of(
+        stretches = stretches_of(
             [HELLO, user("A"), assistant("Sorry, again?"), user("B"), assistant("C")]
         )
-        noted = annotate(blocks, generated={}, cut_slots={1}, fallbacks=["Sorry, again?"])
+        noted = annotate(stretches, generated={}, cut_slots={1}, fallbacks=["Sorry, again?"])
         assert [b.interrupted for b in noted] == [False, False, True, False, False]
         assert [b.note for b in noted] == ["", "", FALLBACK_NOTE, "", ""]
         stored = Stored()
@@ -455,7 +457,7 @@ def test_absence_takes_nothing_back(
     stored = played(data, spoken)
     before, tail = transcript_of(stored.turns), stored.followed.tail
     messages = data.draw(st.sampled_from([spoken.report, *(m for _, m in spoken.seen)]))
-    shown = blocks_of(messages)
+    shown = stretches_of(messages)
     shown = shown[len(shown) - min(window, len(shown)) :]
     if not shown:
         return
@@ -466,7 +468,7 @@ def test_absence_takes_nothing_back(
     assert not any("was not said" in turn.text for turn in stored.turns)
     if not whole:
         kept = iter(after)
-        assert all(any(block.speaker == one.speaker for one in kept) for block in before)
+        assert all(any(stretch.speaker == one.speaker for one in kept) for stretch in before)
 
 
 @given(data=st.data(), spoken=spoken_calls(discards=False))
@@ -479,9 +481,11 @@ def test_a_call_without_a_report_ends_with_what_was_seen_last(
     for _, messages in spoken.seen:
         stored.see(messages)
         stored.sealed = data.draw(st.integers(stored.sealed, len(stored.turns)), label="sealed")
-    last = blocks_of(spoken.seen[-1][1])
+    last = stretches_of(spoken.seen[-1][1])
     stored.take((), whole=True)
-    assert [block.key for block in transcript_of(stored.turns)] == [block.key for block in last]
+    assert [stretch.key for stretch in transcript_of(stored.turns)] == [
+        stretch.key for stretch in last
+    ]
     assert slot_of(last) == sum(speaker == "caller" for speaker, _ in stored.said)
 
 
@@ -502,7 +506,7 @@ def test_a_report_unlike_what_windows_left_apart_is_read_once(
         for n in range(1, 301)
     ]
     report = [
-        Block(turn.speaker, turn.text if turn.seq <= 160 else f"other words {turn.seq}")
+        Stretch(turn.speaker, turn.text if turn.seq <= 160 else f"other words {turn.seq}")
         for turn in turns
     ]
     conclude(turns, (), report, call="c", sealed=0, now_s=1.0)

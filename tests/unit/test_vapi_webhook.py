@@ -16,7 +16,7 @@ import trio.testing
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
-from sidecar.channels.vapi.history import blocks_of
+from sidecar.channels.vapi.history import stretches_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.webhook import Assistant, Webhook
@@ -122,7 +122,7 @@ async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> No
             assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
         late = await world.vapi.of("acme", about({"call": CALL}, trust_web=False))
         if late is not None:
-            await late.call.take(blocks_of(history["messages"]), stamp_ms=0.0)
+            await late.call.take(stretches_of(history["messages"]), stamp_ms=0.0)
     for kind, sent in SENT.items():
         if kind != "end-of-call-report":
             assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
@@ -269,7 +269,7 @@ class TestWebhook:
         if restarted:
             async with opened(journal) as world:
                 await world.deliver(again)
-        texts = [block.text for block in transcript_of(await journal.turns("acme/1"))]
+        texts = [stretch.text for stretch in transcript_of(await journal.turns("acme/1"))]
         assert texts == [one["message"] for one in heard]
         assert not world.calls.live
         stored = await journal.call("acme/1")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.channels.vapi.history import Block, blocks_of, open_from, with_words
+from sidecar.channels.vapi.history import Stretch, open_from, stretches_of, with_words
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
@@ -32,7 +32,7 @@ class Following:
     def see(self, shown: Sighting) -> None:
         self._store(follow(self.turns, self.followed, shown, **self._about()))
 
-    def end(self, report: tuple[Block, ...] = ()) -> None:
+    def end(self, report: tuple[Stretch, ...] = ()) -> None:
         planned = conclude(self.turns, self.followed.tail, report, **self._about())
         self._store(Followed(planned))
 
@@ -51,17 +51,17 @@ class Following:
 
     @property
     def said(self) -> Said:
-        return [(block.speaker, block.text) for block in transcript_of(self.turns)]
+        return [(stretch.speaker, stretch.text) for stretch in transcript_of(self.turns)]
 
     @property
     def corrections(self) -> list[Turn]:
         return [turn for turn in self.turns if ".fix" in turn.item_id]
 
 
-def blocks(said: Said) -> tuple[Block, ...]:
+def stretches(said: Said) -> tuple[Stretch, ...]:
     roles = {"caller": "user", "agent": "assistant"}
     system = {"role": "system", "content": "You are Ada."}
-    return blocks_of([system, *({"role": roles[who], "content": text} for who, text in said)])
+    return stretches_of([system, *({"role": roles[who], "content": text} for who, text in said)])
 
 
 def guesses(text: str) -> list[str]:
@@ -81,24 +81,24 @@ def test_who_is_always_answered_is_stored_as_it_was_said(
     for _ in range(data.draw(st.integers(2, 9), label="turns")):
         text = data.draw(st.sampled_from(CALLER), label="caller")
         for guess in data.draw(st.sampled_from([[], guesses(text)]), label="guesses"):
-            shown = blocks([*truth, ("caller", guess)][-window:])
+            shown = stretches([*truth, ("caller", guess)][-window:])
             call.see(Sighting(shown, asked=True, fresh=fresh))
         truth.append(("caller", text))
-        shown = Sighting(blocks(truth[-window:]), asked=True, fresh=fresh)
+        shown = Sighting(stretches(truth[-window:]), asked=True, fresh=fresh)
         call.see(shown)
         for _ in range(data.draw(st.integers(0, 2), label="again")):
             call.see(replace(shown, fresh=False))
         truth.append(("agent", data.draw(st.sampled_from(AGENT), label="agent")))
         fresh = True
         if asides and data.draw(st.booleans(), label="update"):
-            call.see(Sighting(blocks(truth)))
+            call.see(Sighting(stretches(truth)))
         if data.draw(st.booleans(), label="posted"):
             call.post()
         assert not call.corrections
     call.end()
     known = truth if call.said[-1] == truth[-1] else truth[:-1]
     assert call.said == known
-    call.end(blocks(truth))
+    call.end(stretches(truth))
     assert call.said == truth
     assert not call.corrections
 
@@ -109,7 +109,7 @@ def test_no_window_corrects_what_was_posted(data: st.DataObject, window: int) ->
     """Whatever a window resembles, and whether or not its replies were heard, Letta is told no other."""
     truth: Said = [("agent", "Hello.")]
     call = Following()
-    call.see(Sighting(blocks([*truth, ("caller", "My name is Ada.")])))
+    call.see(Sighting(stretches([*truth, ("caller", "My name is Ada.")])))
     truth.append(("caller", "My name is Ada."))
     for _ in range(data.draw(st.integers(3, 9), label="turns")):
         truth.append(("agent", data.draw(st.sampled_from(AGENT), label="agent")))
@@ -117,13 +117,13 @@ def test_no_window_corrects_what_was_posted(data: st.DataObject, window: int) ->
         if len(truth) <= window:
             continue
         late = data.draw(st.integers(0, 1), label="late")
-        shown = blocks(truth[: len(truth) - late][-window:])
+        shown = stretches(truth[: len(truth) - late][-window:])
         fresh, stamped = data.draw(st.booleans()), data.draw(st.booleans())
         call.see(Sighting(shown, asked=True, fresh=fresh, late=not stamped))
         call.post()
         assert not call.corrections
     before = call.said
-    call.end(blocks(truth[-window:]))
+    call.end(stretches(truth[-window:]))
     kept = iter(call.said)
     assert all(turn in kept for turn in before)
     assert not call.corrections
@@ -133,10 +133,10 @@ def test_a_window_that_resembles_the_beginning() -> None:
     """One that begins almost like the call is a window of it, after a reply that went out whole."""
     call = Following()
     begun: Said = [("caller", "Okay."), ("agent", "Sure."), ("caller", "Okay then.")]
-    call.see(Sighting(blocks(begun), asked=True))
+    call.see(Sighting(stretches(begun), asked=True))
     call.post()
     later: Said = [("caller", "Okay then."), ("agent", "Okay."), ("caller", "Yes.")]
-    call.see(Sighting(blocks(later), asked=True, fresh=True))
+    call.see(Sighting(stretches(later), asked=True, fresh=True))
     call.end()
     assert call.said == [*begun, *later[1:]]
     assert not call.corrections
@@ -150,7 +150,7 @@ def test_a_window_that_begins_within_what_one_speaker_said() -> None:
         [("agent", "Hello."), ("caller", "Oslo please. On Friday.")],
         [("caller", "On Friday."), ("agent", "Sure."), ("caller", "Bye.")],
     ):
-        call.see(Sighting(blocks(messages), asked=True))
+        call.see(Sighting(stretches(messages), asked=True))
     call.end()
     texts = [text for _, text in call.said]
     assert texts == ["Hello.", "Oslo please. On Friday.", "Sure.", "Bye."]
@@ -160,15 +160,15 @@ def test_final_transcripts_tell_two_turns_from_one() -> None:
     """Words that were transcribed twice and are known once are another turn."""
     for heard, times in ((1, 1), (2, 2)):
         call = Following()
-        call.see(Sighting(blocks([("agent", "Hello."), ("caller", "No.")])))
-        call.see(Sighting(blocks([("caller", "Oslo please.")]), asked=True, fresh=True))
-        call.see(Sighting(blocks([("caller", "No.")]), asked=True, heard=2))
-        call.see(Sighting(blocks([("caller", "No.")]), asked=True, heard=1 + heard))
+        call.see(Sighting(stretches([("agent", "Hello."), ("caller", "No.")])))
+        call.see(Sighting(stretches([("caller", "Oslo please.")]), asked=True, fresh=True))
+        call.see(Sighting(stretches([("caller", "No.")]), asked=True, heard=2))
+        call.see(Sighting(stretches([("caller", "No.")]), asked=True, heard=1 + heard))
         call.end()
         assert [text for _, text in call.said].count("No.") == 1 + times
 
 
-NO = Block("caller", "No.")
+NO = Stretch("caller", "No.")
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ NO = Block("caller", "No.")
         ("No. No.", [NO, NO], None, "No. No."),
         ("No. No.", [NO, NO, NO], None, "No. No. No."),
         ("I do not know", [NO], None, "I do not know No."),
-        ("Bye.", [Block("caller", "Bye. And thanks.")], None, "Bye. And thanks."),
+        ("Bye.", [Stretch("caller", "Bye. And thanks.")], None, "Bye. And thanks."),
     ],
 )
 def test_each_final_transcript_is_an_utterance(
-    known: str, heard: list[Block], before: Block | None, text: str
+    known: str, heard: list[Stretch], before: Stretch | None, text: str
 ) -> None:
     """The same words again at the open end are said again, as often as they were transcribed."""
-    ended = with_words((Block("caller", known),), heard, before=before)
-    assert [block.text for block in ended[open_from(ended) :]] == [text]
+    ended = with_words((Stretch("caller", known),), heard, before=before)
+    assert [stretch.text for stretch in ended[open_from(ended) :]] == [text]

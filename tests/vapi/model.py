@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
-from sidecar.testing.openai_server import Faults
+from sidecar.testing.openai_server import ModelFaults
 from tests.ports import free_port
 from tests.sidecar_process import eventually, get
 
@@ -45,7 +45,7 @@ class Model:
 
     def begin_anew(self) -> None:
         """Be well, and forget what it was asked."""
-        self.faults(**msgspec.structs.asdict(Faults()), clear=True)
+        self.faults(**msgspec.structs.asdict(ModelFaults()), clear=True)
 
     def faults(self, **faults: object) -> None:
         request = urllib.request.Request(

@@ -36,7 +36,7 @@ HEARD_S: Final = 120.0
 REPLY_TO: Final = "reply-"
 
 
-class Send(Protocol):
+class SendToPage(Protocol):
     """Tells the page."""
 
     def __call__(self, kind: str, **fields: object) -> Awaitable[None]:
@@ -60,7 +60,7 @@ class ConsoleCall:
     def __init__(
         self,
         key: str,
-        send: Send,
+        send: SendToPage,
         llm: Llm,
         *,
         look: Callable[[], None],

@@ -1,4 +1,4 @@
-"""Which blocks of two histories of one call are the same. Pure; costs n log n.
+"""Which stretches of two histories of one call are the same. Pure; costs n log n.
 
 Two texts are the same where the same was said: case, spacing and sentence punctuation are the
 transcriber's; signs, decimal points, combining marks and the points of a mail address are the

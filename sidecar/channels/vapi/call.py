@@ -17,7 +17,7 @@ from sidecar.channels.vapi.alignment import fingerprint, first_words, words_of
 from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.history import (
     UNCONFIRMED_NOTE,
-    Block,
+    Stretch,
     annotate,
     goes_on,
     open_from,
@@ -108,14 +108,14 @@ class VapiCall:
         self._stored: list[Turn] | None = None
         self._sealed = 0
         self._stamp_ms = 0.0
-        self._last: tuple[Block, ...] = ()
+        self._last: tuple[Stretch, ...] = ()
         self._waiting: deque[Sighting] = deque(maxlen=_WAITING_KEPT)
-        self._settled: tuple[Block, ...] = ()
+        self._settled: tuple[Stretch, ...] = ()
         self._prompted = False
         self._followed = Followed(None)
         self._answer = ""
         self._finals: Counter[str] = Counter()
-        self._heard: list[tuple[float, Block]] = []
+        self._heard: list[tuple[float, Stretch]] = []
         self._generated: dict[int, str] = {}
         self._cut_slots: set[int] = set()
         self._fallbacks: list[str] = []
@@ -229,47 +229,47 @@ class VapiCall:
         """VAPI reports that the caller cut the reply to the newest words off."""
         self._cut_slots.add(slot_of(self._last))
 
-    def saw(self, blocks: tuple[Block, ...], *, stamp_ms: float, asked: bool = True) -> bool:
+    def saw(self, stretches: tuple[Stretch, ...], *, stamp_ms: float, asked: bool = True) -> bool:
         """Take the newest history in, without storing; returns whether there may be something to.
 
         One older than a history seen before is no news.
 
         Args:
-            blocks: The whole history as read.
+            stretches: The whole history as read.
             stamp_ms: VAPI's time of it, 0 where unknown.
             asked: It asks for a reply, so it is newer than the replies that have gone out.
         """
-        if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not blocks:
+        if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not stretches:
             return False
         again = bool(stamp_ms) and stamp_ms == self._stamp_ms
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
         if not stamp_ms:  # by its place alone it is newer than what was heard
-            self._heard = [(0.0, block) for _, block in self._heard]
+            self._heard = [(0.0, stretch) for _, stretch in self._heard]
         answered = asked and bool(self._answer)
-        astray = answered and not stamp_ms and not _holds_answer(blocks, self._answer)
+        astray = answered and not stamp_ms and not _holds_answer(stretches, self._answer)
         shown = Sighting(
-            blocks,
+            stretches,
             asked=asked and not astray,
             fresh=answered and not astray and not again,
             late=not stamp_ms,
             astray=astray,
-            heard=self._heard_times(blocks),
+            heard=self._heard_times(stretches),
         )
         if asked and not astray:
             self._answer = ""
         if self._waiting and not self._followed.windowed and not shown.fresh:
             newest = self._waiting[-1]
-            if goes_on(newest.blocks, blocks) and _says_on(newest.blocks, blocks):
+            if goes_on(newest.stretches, stretches) and _says_on(newest.stretches, stretches):
                 self._waiting.pop()
                 shown = replace(shown, fresh=newest.fresh, asked=asked or newest.asked)
         self._waiting.append(shown)
-        self._last = blocks
-        return open_from(blocks) > 0 or len(self._waiting) > 1 or bool(self._followed.tail)
+        self._last = stretches
+        return open_from(stretches) > 0 or len(self._waiting) > 1 or bool(self._followed.tail)
 
-    def _heard_times(self, blocks: Sequence[Block]) -> int:
-        if not self._finals or blocks[-1].speaker != "caller":
+    def _heard_times(self, stretches: Sequence[Stretch]) -> int:
+        if not self._finals or stretches[-1].speaker != "caller":
             return 0
-        return self._finals[fingerprint(blocks[-1].text)]
+        return self._finals[fingerprint(stretches[-1].text)]
 
     async def store_settled(self) -> None:
         """Store what the histories so far have settled.
@@ -288,15 +288,15 @@ class VapiCall:
                 self._waiting.popleft()
 
     async def _follow(self, shown: Sighting) -> None:
-        cost = _cost_of(shown.blocks)
-        blocks = await apart(cost, self._annotated, shown.blocks)
-        settled = blocks[: open_from(blocks)]
+        cost = _cost_of(shown.stretches)
+        stretches = await apart(cost, self._annotated, shown.stretches)
+        settled = stretches[: open_from(stretches)]
         before = self._followed
         if settled and settled == self._settled and not before.windowed:
             asked_at = len(settled) if shown.asked else before.asked_at
-            self._followed = replace(before, tail=blocks[len(settled) :], asked_at=asked_at)
+            self._followed = replace(before, tail=stretches[len(settled) :], asked_at=asked_at)
             return  # as most: they repeat what one before had
-        shown = replace(shown, blocks=blocks)
+        shown = replace(shown, stretches=stretches)
         is_final = any(
             one.speaker == "caller" and bool(self._finals[fingerprint(one.text)])
             for one in before.tail
@@ -318,45 +318,45 @@ class VapiCall:
             self._followed = followed
             self._settled = () if followed.windowed else settled
 
-    async def continues(self, blocks: Sequence[Block]) -> bool:
+    async def continues(self, stretches: Sequence[Stretch]) -> bool:
         """Whether a history is of this call: it shares a turn of the caller's, if any is known.
 
         Raises:
             JournalError: nobody knows.
         """
         stored, last = tuple(await self._turns()), self._last
-        cost = _cost_of(blocks) + _cost_of(last) + MESSAGE * len(stored)
-        return await apart(cost, self._shares_a_turn, blocks, last, stored)
+        cost = _cost_of(stretches) + _cost_of(last) + MESSAGE * len(stored)
+        return await apart(cost, self._shares_a_turn, stretches, last, stored)
 
     def _shares_a_turn(
-        self, blocks: Sequence[Block], last: Sequence[Block], stored: Sequence[Turn]
+        self, stretches: Sequence[Stretch], last: Sequence[Stretch], stored: Sequence[Turn]
     ) -> bool:
         seen = (*self._annotated(last), *transcript_of(stored))
-        known = {block.key for block in seen if block.speaker == "caller"}
-        return not known or any(block.key in known for block in self._annotated(blocks))
+        known = {stretch.key for stretch in seen if stretch.speaker == "caller"}
+        return not known or any(stretch.key in known for stretch in self._annotated(stretches))
 
-    async def take(self, blocks: tuple[Block, ...], *, stamp_ms: float) -> None:
+    async def take(self, stretches: tuple[Stretch, ...], *, stamp_ms: float) -> None:
         """`saw` and `store_settled` in one, of a history that asks for no reply."""
-        if self.saw(blocks, stamp_ms=stamp_ms, asked=False):
+        if self.saw(stretches, stamp_ms=stamp_ms, asked=False):
             await self.store_settled()
 
-    def heard(self, blocks: Sequence[Block], *, stamp_ms: float) -> None:
+    def heard(self, stretches: Sequence[Stretch], *, stamp_ms: float) -> None:
         """Words were transcribed; they count at the end, where no history has them.
 
         Args:
-            blocks: What was said, an utterance each.
+            stretches: What was said, an utterance each.
             stamp_ms: VAPI's time of it, 0 where unknown: it is newer than what was seen so far.
         """
-        for block in blocks:
-            heard = (stamp_ms or self._stamp_ms + 1.0, block)
+        for stretch in stretches:
+            heard = (stamp_ms or self._stamp_ms + 1.0, stretch)
             if stamp_ms and heard in self._heard:
                 continue  # delivered again
             self._heard.append(heard)
-            if block.speaker == "caller" and len(self._finals) < _FINALS_KEPT:
-                self._finals[fingerprint(block.text)] += 1
+            if stretch.speaker == "caller" and len(self._finals) < _FINALS_KEPT:
+                self._finals[fingerprint(stretch.text)] += 1
         del self._heard[:-_HEARD_KEPT]
 
-    async def report(self, blocks: tuple[Block, ...]) -> None:
+    async def report(self, stretches: tuple[Stretch, ...]) -> None:
         """Store the whole call as VAPI's report has it. A report without words takes nothing back.
 
         Raises:
@@ -364,9 +364,9 @@ class VapiCall:
         """
         async with self._lock:
             await self._follow_all()
-            if blocks or not self.finished:
-                tail = () if self.finished else self._ended(unconfirmed=not blocks)
-                await self._conclude(blocks, tail)
+            if stretches or not self.finished:
+                tail = () if self.finished else self._ended(unconfirmed=not stretches)
+                await self._conclude(stretches, tail)
             self.finished = True
 
     async def give_up(self) -> None:
@@ -384,15 +384,15 @@ class VapiCall:
                     await self._conclude((), self._ended(unconfirmed=True))
                 self.finished = True
 
-    async def _conclude(self, report: Sequence[Block], tail: Sequence[Block]) -> None:
+    async def _conclude(self, report: Sequence[Stretch], tail: Sequence[Stretch]) -> None:
         cost = _cost_of(report)
-        blocks = await apart(cost, self._annotated, report)
+        stretches = await apart(cost, self._annotated, report)
 
         def concluding(stored: Sequence[Turn]) -> Followed:
             planned = conclude(
                 stored,
                 tail,
-                blocks,
+                stretches,
                 call=self.live.key,
                 sealed=self._sealed,
                 now_s=self._clock(),
@@ -403,36 +403,36 @@ class VapiCall:
         followed = await self._store(cost, concluding)
         self._followed = followed or self._followed
 
-    async def transcript(self) -> tuple[Block, ...]:
+    async def transcript(self) -> tuple[Stretch, ...]:
         """Return what was said so far, the newest history's open end included."""
         async with self._lock:
             turns = tuple(await self._turns())
             stored = await apart(MESSAGE * len(turns), transcript_of, turns)
             return (*stored, *self._last[open_from(self._last) :])
 
-    def _ended(self, *, unconfirmed: bool) -> tuple[Block, ...]:
+    def _ended(self, *, unconfirmed: bool) -> tuple[Stretch, ...]:
         """Return what was seen last, after the turns that are stored, with what was heard since."""
         written = () if self._last else self._written(0)
         tail = (*self._followed.tail, *written)
         before = next((b for at, b in reversed(self._heard) if at <= self._stamp_ms), None)
-        heard = [block for at, block in self._heard if at > self._stamp_ms]
-        late = [one for block in heard for one in self._annotated((block,))]
+        heard = [stretch for at, stretch in self._heard if at > self._stamp_ms]
+        late = [one for stretch in heard for one in self._annotated((stretch,))]
         ended = with_words(tail, late, before=before)
         if unconfirmed and ended and ended[-1].speaker == "caller":
             slot = slot_of(self._last) + slot_of(ended) - slot_of(tail)
             ended = (*ended, *self._written(slot))
         return ended
 
-    def _written(self, slot: int) -> tuple[Block, ...]:
+    def _written(self, slot: int) -> tuple[Stretch, ...]:
         """Return what was written for a turn and is in no history."""
         text = " ".join(self._generated.get(slot, "").split())
-        return self._annotated((Block("agent", text, note=UNCONFIRMED_NOTE),)) if text else ()
+        return self._annotated((Stretch("agent", text, note=UNCONFIRMED_NOTE),)) if text else ()
 
-    def _annotated(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
-        """Return blocks as they are to be stored."""
+    def _annotated(self, stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
+        """Return stretches as they are to be stored."""
         redact = self._redact
         annotated = annotate(
-            blocks,
+            stretches,
             generated=dict(self._generated),
             cut_slots=set(self._cut_slots),
             fallbacks=list(self._fallbacks),
@@ -440,8 +440,8 @@ class VapiCall:
         if redact is None:
             return annotated
         return tuple(
-            replace(block, text=" ".join(redact(block.text).split()) or "[redacted]")
-            for block in annotated
+            replace(stretch, text=" ".join(redact(stretch.text).split()) or "[redacted]")
+            for stretch in annotated
         )
 
     async def _was_finished(self) -> bool:
@@ -498,17 +498,17 @@ def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     return (turns[n : n + _RECORDED_AT_ONCE] for n in range(0, len(turns), _RECORDED_AT_ONCE))
 
 
-def _holds_answer(blocks: Sequence[Block], answer: str) -> bool:
+def _holds_answer(stretches: Sequence[Stretch], answer: str) -> bool:
     """Whether a history may go on after an answer: what was spoken is transcribed anew."""
-    before = blocks[open_from(blocks) - 1] if open_from(blocks) else None
+    before = stretches[open_from(stretches) - 1] if open_from(stretches) else None
     if before is None or before.speaker != "agent":
         return True
     return bool(set(first_words(before.text, 3)) & set(first_words(answer, 4)))
 
 
-def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
+def _says_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
     """Whether the caller's last words in a history are those of one before, or more of them."""
-    one, other = (held[open_from(held)].text for held in (before, blocks))
+    one, other = (held[open_from(held)].text for held in (before, stretches))
     if other == one:
         return True
     begun, going_on = words_of(one[:_SAYS_ON_CHARS]), words_of(other[: 2 * _SAYS_ON_CHARS])
@@ -517,6 +517,6 @@ def _says_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
     return going_on[: len(begun)] == begun
 
 
-def _cost_of(blocks: Sequence[Block]) -> int:
+def _cost_of(stretches: Sequence[Stretch]) -> int:
     """Return what comparing a history costs, in the measure of `sidecar.apart`."""
-    return MESSAGE * len(blocks) + sum(len(block.text) for block in blocks)
+    return MESSAGE * len(stretches) + sum(len(stretch.text) for stretch in stretches)

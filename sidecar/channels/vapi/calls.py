@@ -15,7 +15,7 @@ from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
-from sidecar.channels.vapi.history import Block
+from sidecar.channels.vapi.history import Stretch
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.record import Record
 from sidecar.model import CallerHints, Command, call_key
@@ -77,7 +77,7 @@ class _Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCall:
     """The call that a body names.
 
     Attributes:
@@ -177,7 +177,7 @@ class VapiCalls:
         except Exception as error:  # noqa: BLE001 - one call's fault must not stop the others
             self._emit(telemetry.part_failed, part="vapi", error=type(error).__name__, hint="")
 
-    async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> Found | None:
+    async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> FoundCall | None:
         """Return the call a body belongs to, taking it up where it is new.
 
         Args:
@@ -213,14 +213,14 @@ class VapiCalls:
         own = whose == "own"
         if own:
             call.control_url = checked_url(about.control_url) or call.control_url
-        return Found(call, own)
+        return FoundCall(call, own)
 
-    async def told(self, found: Found | None, blocks: Sequence[Block]) -> VapiCall | None:
+    async def told(self, found: FoundCall | None, stretches: Sequence[Stretch]) -> VapiCall | None:
         """Return the call that a history is of: its own bodies', and others' that go on with it."""
         if found is None or found.own:
             return found.call if found else None
         try:
-            if await found.call.continues(blocks):
+            if await found.call.continues(stretches):
                 return found.call
             why = "the body names nobody, and shares no turn of the call's caller"
         except JournalError as error:

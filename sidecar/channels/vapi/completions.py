@@ -22,19 +22,19 @@ from starlette.types import Receive, Scope, Send
 from sidecar import telemetry
 from sidecar.access.door import Door
 from sidecar.apart import JSON_SHARE, apart
-from sidecar.channels.vapi.bodies import about, items
-from sidecar.channels.vapi.call import VapiCall
-from sidecar.channels.vapi.calls import VapiCalls
-from sidecar.channels.vapi.exchange import (
+from sidecar.channels.vapi.asgi import (
     Gone,
-    Refused,
+    RequestRefused,
     answer,
     body_of,
     headers_of,
     parsed,
     refuse,
 )
-from sidecar.channels.vapi.history import blocks_of, slot_of
+from sidecar.channels.vapi.bodies import about, items
+from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.calls import VapiCalls
+from sidecar.channels.vapi.history import slot_of, stretches_of
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
 from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
 from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
@@ -126,7 +126,7 @@ class Completions:
         """Serve one request."""
         try:
             turn = await self._heard(scope, receive)
-        except Refused as refused:
+        except RequestRefused as refused:
             self._emit(
                 telemetry.vapi_refused,
                 route="chat",
@@ -152,26 +152,28 @@ class Completions:
         headers = headers_of(scope)
         admitted = self._door.admit_model(scope["headers"])
         if admitted is None:
-            raise Refused(401, "wrong or missing key: set the custom-llm credential")
+            raise RequestRefused(401, "wrong or missing key: set the custom-llm credential")
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
-            raise Refused(429, "more requests than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
+            raise RequestRefused(
+                429, "more requests than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s
+            )
         raw = await body_of(scope, receive)
         asked = await parsed(raw)
         messages = items(asked, "messages")
         if not messages or not all(isinstance(message, dict) for message in messages):
-            raise Refused(400, "messages: a list of message objects, not empty")
+            raise RequestRefused(400, "messages: a list of message objects, not empty")
         said = about(asked, trust_web=self._policy.trust_web)
         try:
             found = await self._calls.of(admitted.tenant, said)
         except CallError as error:
-            raise Refused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
+            raise RequestRefused(503, error.message, retry_after_s=_ASK_AGAIN_S) from error
         cost = len(raw) // JSON_SHARE
-        blocks = await apart(cost, blocks_of, messages)
+        stretches = await apart(cost, stretches_of, messages)
         memory, guidance = "", None
-        call = await self._calls.told(found, blocks)
+        call = await self._calls.told(found, stretches)
         if call is not None and found is not None:
-            if call.saw(blocks, stamp_ms=said.stamp_ms):
+            if call.saw(stretches, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
             memory = (await call.memory()).text if found.own else ""
             guidance = call.live.guidance if found.own else None
@@ -194,9 +196,11 @@ class Completions:
         try:
             prompt, body = await apart(cost, written)
         except (ValueError, OverflowError, RecursionError, TypeError):
-            raise Refused(400, "the body holds what can't be written as JSON again") from None
+            raise RequestRefused(
+                400, "the body holds what can't be written as JSON again"
+            ) from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)
-        return Request(call, asked, blocks, prompt, body, model, admitted.tenant, span)
+        return Request(call, asked, stretches, prompt, body, model, admitted.tenant, span)
 
     def _span(
         self, given: str, call: VapiCall | None, model: str, asked: Mapping[str, Any]
@@ -231,9 +235,9 @@ class Completions:
             await self._replies.speak(turn, send, policy.over_budget_text)
             return
         if call is not None:
-            blocks = turn.blocks
-            words = blocks[-1].text if blocks and blocks[-1].speaker == "caller" else ""
-            turn.stream = call.begin(slot_of(blocks), words, scope)
+            stretches = turn.stretches
+            words = stretches[-1].text if stretches and stretches[-1].speaker == "caller" else ""
+            turn.stream = call.begin(slot_of(stretches), words, scope)
         try:
             await self._replies.send(turn, send)
         except (LlmError, CutOff) as error:
@@ -257,7 +261,7 @@ class Completions:
         elif turn.asked.get("stream") is True:
             await answer(send, 200, DONE, STREAM_HEADERS)
         else:
-            await refuse(send, Refused(409, "a newer request of this call took its place"))
+            await refuse(send, RequestRefused(409, "a newer request of this call took its place"))
 
     def _reserve(self, turn: Request) -> bool:
         """Set aside what a request may cost; False where its call or its day has less left.

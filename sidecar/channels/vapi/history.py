@@ -1,6 +1,6 @@
-"""A history as VAPI sends it, read as blocks. Pure.
+"""A history as VAPI sends it, read as stretches. Pure.
 
-A history is read as *blocks*, each one speaker's words until the other speaks: VAPI merges
+A history is read as *stretches*, each one speaker's words until the other speaks: VAPI merges
 neighbouring messages at will, so the border between two messages of one speaker means nothing.
 """
 
@@ -25,7 +25,7 @@ _SPEAKERS: Mapping[str, Speaker] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Stretch:
     """One speaker's words until the other speaks.
 
     Attributes:
@@ -48,15 +48,15 @@ class Block:
         return self.speaker, fingerprint(self.text)
 
 
-def blocks_of(messages: Iterable[object]) -> tuple[Block, ...]:
+def stretches_of(messages: Iterable[object]) -> tuple[Stretch, ...]:
     """Read a history in either of VAPI's shapes; what it does not know, it leaves out.
 
     Args:
         messages: OpenAI's `{role, content}`, or VAPI's `{role, message, time, endTime}` with
             times in Unix milliseconds. System, tool and empty messages are nobody's words.
     """
-    blocks: list[Block] = []
-    texts: list[str] = []  # of the last block
+    stretches: list[Stretch] = []
+    texts: list[str] = []  # of the last stretch
     end_s = 0.0
     for message in messages:
         if not isinstance(message, Mapping):
@@ -70,126 +70,128 @@ def blocks_of(messages: Iterable[object]) -> tuple[Block, ...]:
         if not text:
             continue
         at_s = _seconds(fields.get("time"))
-        last = blocks[-1] if blocks else None
+        last = stretches[-1] if stretches else None
         if last is not None and last.speaker == speaker:
             texts.append(text)
         else:
             if last is not None:
                 cut = last.speaker == "agent" and at_s is not None and at_s < end_s
                 if cut or len(texts) > 1:
-                    blocks[-1] = replace(last, text=" ".join(texts), interrupted=cut)
-            blocks.append(Block(speaker, text, at_s))
+                    stretches[-1] = replace(last, text=" ".join(texts), interrupted=cut)
+            stretches.append(Stretch(speaker, text, at_s))
             texts = [text]
         end_s = _seconds(fields.get("endTime")) or 0.0
     if len(texts) > 1:
-        blocks[-1] = replace(blocks[-1], text=" ".join(texts))
-    return tuple(blocks)
+        stretches[-1] = replace(stretches[-1], text=" ".join(texts))
+    return tuple(stretches)
 
 
-def open_from(blocks: Sequence[Block]) -> int:
-    """Return how many blocks are settled: those before the caller's last one."""
-    for index in range(len(blocks) - 1, -1, -1):
-        if blocks[index].speaker == "caller":
+def open_from(stretches: Sequence[Stretch]) -> int:
+    """Return how many stretches are settled: those before the caller's last one."""
+    for index in range(len(stretches) - 1, -1, -1):
+        if stretches[index].speaker == "caller":
             return index
     return 0
 
 
-def goes_on(before: Sequence[Block], blocks: Sequence[Block]) -> bool:
+def goes_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
     """Whether a history has what settled last in one before it at the same place."""
     last = max(open_from(before) - 1, 0)
-    if last >= len(blocks) or before[last].speaker != blocks[last].speaker:
+    if last >= len(stretches) or before[last].speaker != stretches[last].speaker:
         return False
-    one, other = (words_of(held[last].text[:_COMPARED_CHARS]) for held in (before, blocks))
+    one, other = (words_of(held[last].text[:_COMPARED_CHARS]) for held in (before, stretches))
     return not open_from(before) or alike(one, other)
 
 
-def slot_of(blocks: Sequence[Block]) -> int:
-    """Return the number of the turn that a history asks about: the caller's blocks so far."""
-    return sum(block.speaker == "caller" for block in blocks)
+def slot_of(stretches: Sequence[Stretch]) -> int:
+    """Return the number of the turn that a history asks about: the caller's stretches so far."""
+    return sum(stretch.speaker == "caller" for stretch in stretches)
 
 
 def with_words(
-    blocks: Sequence[Block], heard: Sequence[Block], *, before: Block | None = None
-) -> tuple[Block, ...]:
+    stretches: Sequence[Stretch], heard: Sequence[Stretch], *, before: Stretch | None = None
+) -> tuple[Stretch, ...]:
     """Return a history with words at its end that it does not hold there yet.
 
     Args:
-        blocks: The history, or its end.
+        stretches: The history, or its end.
         heard: What was transcribed after it came, an utterance each, in order.
         before: The utterance that was transcribed last before it came. Where the history ends
             with it, what was heard after it is not in the history.
     """
-    ended = [*blocks]
-    known = _open_words(blocks, heard, before)
+    ended = [*stretches]
+    known = _open_words(stretches, heard, before)
     new = _beyond(known, heard)
-    for block in heard[len(heard) - new :]:
+    for stretch in heard[len(heard) - new :]:
         last = ended[-1] if ended else None
-        if last is None or last.speaker != block.speaker:
-            ended.append(block)
+        if last is None or last.speaker != stretch.speaker:
+            ended.append(stretch)
             known = []
             continue
-        said = words_of(block.text)
+        said = words_of(stretch.text)
         longer = bool(known) and new == len(heard) and said[: len(known)] == known
-        ended[-1] = replace(last, text=block.text if longer else f"{last.text} {block.text}")
+        ended[-1] = replace(last, text=stretch.text if longer else f"{last.text} {stretch.text}")
         known = []
     return tuple(ended)
 
 
-def _open_words(blocks: Sequence[Block], heard: Sequence[Block], before: Block | None) -> list[str]:
+def _open_words(
+    stretches: Sequence[Stretch], heard: Sequence[Stretch], before: Stretch | None
+) -> list[str]:
     """Return the words at the end of a history that may be among those heard after it."""
-    if not blocks or not heard or blocks[-1].speaker != heard[0].speaker:
+    if not stretches or not heard or stretches[-1].speaker != heard[0].speaker:
         return []
-    known = words_of(blocks[-1].text)
-    if before is not None and before.speaker == blocks[-1].speaker:
+    known = words_of(stretches[-1].text)
+    if before is not None and before.speaker == stretches[-1].speaker:
         said = words_of(before.text)
         if said and known[-len(said) :] == said:
             return []
     return known
 
 
-def _beyond(known: Sequence[str], heard: Sequence[Block]) -> int:
+def _beyond(known: Sequence[str], heard: Sequence[Stretch]) -> int:
     """Return how many of the utterances, from the last one back, words that are known lack."""
     said: list[str] = []
     lacking = len(heard)
-    for place, block in enumerate(heard):
-        if block.speaker != heard[0].speaker:
+    for place, stretch in enumerate(heard):
+        if stretch.speaker != heard[0].speaker:
             break
-        said += words_of(block.text)
+        said += words_of(stretch.text)
         if said and list(known[-len(said) :]) == said:
             lacking = len(heard) - place - 1
     return lacking
 
 
 def annotate(
-    blocks: Sequence[Block],
+    stretches: Sequence[Stretch],
     *,
     generated: Mapping[int, str],
     cut_slots: Collection[int],
     fallbacks: Collection[str],
-) -> tuple[Block, ...]:
-    """Say of the agent's blocks which were cut off and which were said in the model's place.
+) -> tuple[Stretch, ...]:
+    """Say of the agent's stretches which were cut off and which were said in the model's place.
 
     Args:
-        blocks: Of one history.
+        stretches: Of one history.
         generated: By slot, what was written for it.
         cut_slots: Slots in whose reply VAPI reported an interruption.
         fallbacks: What this call was told in place of a reply.
     """
     slot = 0
-    annotated: list[Block] = []
+    annotated: list[Stretch] = []
     stand_ins = [fingerprint(text) for text in fallbacks]
-    for index, block in enumerate(blocks):
-        if block.speaker == "caller":
+    for index, stretch in enumerate(stretches):
+        if stretch.speaker == "caller":
             slot += 1
-            annotated.append(block)
+            annotated.append(stretch)
             continue
-        cut = block.interrupted or (
-            index + 1 < len(blocks)
-            and (slot in cut_slots or was_cut(generated.get(slot, ""), block.text))
+        cut = stretch.interrupted or (
+            index + 1 < len(stretches)
+            and (slot in cut_slots or was_cut(generated.get(slot, ""), stretch.text))
         )
-        spoken = fingerprint(block.text)
-        note = FALLBACK_NOTE if any(text in spoken for text in stand_ins) else block.note
-        annotated.append(replace(block, interrupted=cut, note=note))
+        spoken = fingerprint(stretch.text)
+        note = FALLBACK_NOTE if any(text in spoken for text in stand_ins) else stretch.note
+        annotated.append(replace(stretch, interrupted=cut, note=note))
     return tuple(annotated)
 
 

@@ -9,97 +9,100 @@ from dataclasses import replace
 from itertools import pairwise
 
 from sidecar.channels.vapi.alignment import Pair, Runs, align, alike, words_of
-from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, Block
+from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, Stretch
 from sidecar.channels.vapi.stored import Entry
-from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, heard_again, placed
+from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
 
 _NEAR = 8
 
 
 def continued(
-    stored: Sequence[Entry], tail: Sequence[Entry], blocks: Sequence[Block], pairs: Sequence[Pair]
+    stored: Sequence[Entry],
+    tail: Sequence[Entry],
+    stretches: Sequence[Stretch],
+    pairs: Sequence[Pair],
 ) -> list[Entry]:
     """Merge a history that begins with the call; what is open is as it has it."""
     agreed = [
-        (i, j) for i, j in pairs if i < len(stored) and same_words(stored[i].block, blocks[j])
+        (i, j) for i, j in pairs if i < len(stored) and same_words(stored[i].stretch, stretches[j])
     ]
-    merged = _between(stored, blocks, agreed, last_word=False)
+    merged = _between(stored, stretches, agreed, last_word=False)
     if not tail:
         return merged
     place = max((n for n, entry in enumerate(merged) if entry.number), default=-1) + 1
     after = merged[place:]
-    same = {blocks[j]: i for i, j in pairs if i >= len(stored)}
-    if after and (same or after[0].block.speaker == tail[0].block.speaker):
+    same = {stretches[j]: i for i, j in pairs if i >= len(stored)}
+    if after and (same or after[0].stretch.speaker == tail[0].stretch.speaker):
         if not same:
-            same = {after[0].block: tail[0].place}
+            same = {after[0].stretch: tail[0].place}
         return [
             *merged[:place],
-            *(replace(one, place=same.get(one.block, one.place)) for one in after),
+            *(replace(one, place=same.get(one.stretch, one.place)) for one in after),
         ]
     return [*merged[:place], *tail, *after]
 
 
 def extended(
-    known: Sequence[Entry], blocks: Sequence[Block], pairs: Sequence[Pair], *, open_at: int
+    known: Sequence[Entry], stretches: Sequence[Stretch], pairs: Sequence[Pair], *, open_at: int
 ) -> list[Entry]:
     """Add what a window has beside and after what is known."""
     merged: list[Entry] = []
     i = j = 0
-    for next_i, next_j in [*pairs, (len(known), len(blocks))]:
+    for next_i, next_j in [*pairs, (len(known), len(stretches))]:
         merged += known[i:next_i]
-        merged += (Entry(0, block) for block in blocks[j:next_j])
+        merged += (Entry(0, stretch) for stretch in stretches[j:next_j])
         if next_i < len(known):
-            entry, block = known[next_i], blocks[next_j]
-            if same_words(entry.block, block):
-                merged.append(_agreed(entry, block, last_word=False))
+            entry, stretch = known[next_i], stretches[next_j]
+            if same_words(entry.stretch, stretch):
+                merged.append(_agreed(entry, stretch, last_word=False))
             elif next_i >= max(open_at, len(known) - 1):
-                merged.append(replace(entry, block=heard_again(entry.block, block)))
+                merged.append(replace(entry, stretch=heard_again(entry.stretch, stretch)))
             else:
                 merged.append(entry)
         i, j = next_i + 1, next_j + 1
     return merged
 
 
-def reported_end(known: Sequence[Entry], report: Sequence[Block], *, open_at: int) -> list[Entry]:
+def reported_end(known: Sequence[Entry], report: Sequence[Stretch], *, open_at: int) -> list[Entry]:
     """Add what a report of a part of the call has: it corrects nothing."""
-    about = Known([entry.block for entry in known], open_at, windowed=True)
+    about = CallSoFar([entry.stretch for entry in known], open_at, windowed=True)
     shown = Sighting(tuple(report))
     pairs = pairs_of(known, report) if len(report) > LIMIT else placed(about, shown)
     return extended(known, report, pairs, open_at=open_at)
 
 
-def as_reported(stored: Sequence[Entry], report: Sequence[Block]) -> list[Entry]:
+def as_reported(stored: Sequence[Entry], report: Sequence[Stretch]) -> list[Entry]:
     """Merge what the report of the whole call has: it says nothing of a turn that it lacks."""
     return _between(stored, report, pairs_of(stored, report), last_word=True)
 
 
 def _between(
     stored: Sequence[Entry],
-    blocks: Sequence[Block],
+    stretches: Sequence[Stretch],
     pairs: Sequence[Pair],
     *,
     last_word: bool,
 ) -> list[Entry]:
-    """Keep every stored turn and add what is new. New blocks get the number 0."""
+    """Keep every stored turn and add what is new. New stretches get the number 0."""
     merged: list[Entry] = []
     i = j = 0
-    for next_i, next_j in [*pairs, (len(stored), len(blocks))]:
+    for next_i, next_j in [*pairs, (len(stored), len(stretches))]:
         old = stored[i:next_i]
-        merged += _beside(old, _in_parts(old, blocks[j:next_j]), last_word=last_word)
+        merged += _beside(old, _in_parts(old, stretches[j:next_j]), last_word=last_word)
         if next_i < len(stored):
-            merged.append(_agreed(stored[next_i], blocks[next_j], last_word=last_word))
+            merged.append(_agreed(stored[next_i], stretches[next_j], last_word=last_word))
         i, j = next_i + 1, next_j + 1
     return merged
 
 
-def pairs_of(stored: Sequence[Entry], blocks: Sequence[Block]) -> list[tuple[int, int]]:
-    """Return which of `stored` and which of `blocks` are the same, in order of both."""
-    same = common_start(stored, blocks)
-    old, new = stored[same:], blocks[same:]
+def pairs_of(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> list[tuple[int, int]]:
+    """Return which of `stored` and which of `stretches` are the same, in order of both."""
+    same = common_start(stored, stretches)
+    old, new = stored[same:], stretches[same:]
     pairs = [(n, n) for n in range(same)]
     if old and new:
         aligned = align(
-            [one.block.key for one in old],
+            [one.stretch.key for one in old],
             [one.key for one in new],
             newest=not same,
         )
@@ -107,64 +110,64 @@ def pairs_of(stored: Sequence[Entry], blocks: Sequence[Block]) -> list[tuple[int
     return pairs
 
 
-def is_whole(stored: Sequence[Entry], blocks: Sequence[Block]) -> bool:
+def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored."""
-    pairs = pairs_of(stored, blocks)
-    return bool(pairs) and begins(pairs, stored, blocks) and len(pairs) * 2 >= len(stored)
+    pairs = pairs_of(stored, stretches)
+    return bool(pairs) and begins(pairs, stored, stretches) and len(pairs) * 2 >= len(stored)
 
 
-def begins(pairs: Sequence[Pair], stored: Sequence[Entry], blocks: Sequence[Block]) -> bool:
+def begins(pairs: Sequence[Pair], stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     """Whether a history begins with the call, or before what is known of it."""
     if not pairs or pairs[0][0] == 0:
-        return bool(pairs) or _alike(stored[0].block, blocks[0])
-    return pairs[0][0] == pairs[0][1] and _alike(stored[0].block, blocks[0])
+        return bool(pairs) or _alike(stored[0].stretch, stretches[0])
+    return pairs[0][0] == pairs[0][1] and _alike(stored[0].stretch, stretches[0])
 
 
-def _agreed(entry: Entry, block: Block, *, last_word: bool) -> Entry:
+def _agreed(entry: Entry, stretch: Stretch, *, last_word: bool) -> Entry:
     """Both say the same words: the last word on a call also has its spelling and its time."""
-    was = entry.block
-    interrupted = was.interrupted or block.interrupted
-    note = block.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
+    was = entry.stretch
+    interrupted = was.interrupted or stretch.interrupted
+    note = stretch.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
     if not last_word:
-        return replace(entry, block=replace(was, interrupted=interrupted, note=note))
-    at_s = was.at_s if block.at_s is None else block.at_s
-    return replace(entry, block=replace(block, at_s=at_s, interrupted=interrupted, note=note))
+        return replace(entry, stretch=replace(was, interrupted=interrupted, note=note))
+    at_s = was.at_s if stretch.at_s is None else stretch.at_s
+    return replace(entry, stretch=replace(stretch, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _in_parts(old: Sequence[Entry], new: Sequence[Block]) -> Sequence[Block]:
-    """Return blocks in the parts in which they are stored.
+def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]:
+    """Return stretches in the parts in which they are stored.
 
     Where windows show no reply between two turns of one speaker, they are stored apart; a whole
-    history that knows of no reply has them as one block. Each text is read once.
+    history that knows of no reply has them as one stretch. Each text is read once.
     """
-    if not any(one.block.speaker == other.block.speaker for one, other in pairwise(old)):
+    if not any(one.stretch.speaker == other.stretch.speaker for one, other in pairwise(old)):
         return new
-    stored = Runs([(entry.block.speaker, words_of(entry.block.text)) for entry in old])
-    parted: list[Block] = []
+    stored = Runs([(entry.stretch.speaker, words_of(entry.stretch.text)) for entry in old])
+    parted: list[Stretch] = []
     start = 0
-    for block in new:
-        words = words_of(block.text)
-        begin, end = stored.first(block.speaker, words, start)
+    for stretch in new:
+        words = words_of(stretch.text)
+        begin, end = stored.first(stretch.speaker, words, start)
         if begin == end:
-            parted.append(block)
+            parted.append(stretch)
             continue
-        parted += [replace(block, text=entry.block.text) for entry in old[begin:end]]
+        parted += [replace(stretch, text=entry.stretch.text) for entry in old[begin:end]]
         if rest := len(words) - sum(len(said) for _, said in stored.turns[begin:end]):
-            parted.append(replace(block, text=" ".join(block.text.split()[-rest:])))
+            parted.append(replace(stretch, text=" ".join(stretch.text.split()[-rest:])))
         start = end
     return parted
 
 
-def _beside(old: Sequence[Entry], new: Sequence[Block], *, last_word: bool) -> list[Entry]:
+def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) -> list[Entry]:
     """Merge what is between two agreed turns: none of `old` goes, some may be `new` misheard."""
     if not old or not new:
-        return [*old, *(Entry(0, block) for block in new)]
-    in_step = last_word and [one.block.speaker for one in old] == [one.speaker for one in new]
-    said = [] if in_step else [words_of(block.text) for block in new]
+        return [*old, *(Entry(0, stretch) for stretch in new)]
+    in_step = last_word and [one.stretch.speaker for one in old] == [one.speaker for one in new]
+    said = [] if in_step else [words_of(stretch.text) for stretch in new]
     merged: list[Entry] = []
     start = 0
     for place, entry in enumerate(old):
-        was = entry.block
+        was = entry.stretch
         if in_step:
             match = place
         else:
@@ -182,34 +185,34 @@ def _beside(old: Sequence[Entry], new: Sequence[Block], *, last_word: bool) -> l
         if match < 0:
             merged.append(entry)
             continue
-        merged += [Entry(0, block) for block in new[start:match]]
-        block = new[match]
+        merged += [Entry(0, stretch) for stretch in new[start:match]]
+        stretch = new[match]
         start = match + 1
         unsure = not last_word and was.note != UNCONFIRMED_NOTE
-        if unsure and len(block.text) < len(was.text):
+        if unsure and len(stretch.text) < len(was.text):
             merged.append(entry)  # never less than was known
         else:
-            at_s = was.at_s if block.at_s is None else block.at_s
-            merged.append(replace(entry, block=replace(block, at_s=at_s)))
-    return [*merged, *(Entry(0, block) for block in new[start:])]
+            at_s = was.at_s if stretch.at_s is None else stretch.at_s
+            merged.append(replace(entry, stretch=replace(stretch, at_s=at_s)))
+    return [*merged, *(Entry(0, stretch) for stretch in new[start:])]
 
 
-def _alike(old: Block, new: Block) -> bool:
+def _alike(old: Stretch, new: Stretch) -> bool:
     return old.speaker == new.speaker and alike(words_of(old.text), words_of(new.text))
 
 
-def common_start(stored: Sequence[Entry], blocks: Sequence[Block]) -> int:
+def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:
     """Return how many are the same from the beginning."""
     same = 0
-    for entry, block in zip(stored, blocks, strict=False):
-        if not same_words(entry.block, block):
+    for entry, stretch in zip(stored, stretches, strict=False):
+        if not same_words(entry.stretch, stretch):
             break
         same += 1
     return same
 
 
-def same_words(old: Block, new: Block) -> bool:
+def same_words(old: Stretch, new: Stretch) -> bool:
     """Whether one speaker says the same in both, but for case, spacing and punctuation."""
-    if old.text == new.text:  # spares the fingerprint of almost every block
+    if old.text == new.text:  # spares the fingerprint of almost every stretch
         return old.speaker == new.speaker
     return old.key == new.key

@@ -5,7 +5,7 @@ with more of them, again after a time-out, again after each tool. Most of what i
 never heard. What each request does carry is the call so far *as it was spoken*, so the transcript
 is a projection of the newest history and never a log of requests.
 
-Theory of operation: all blocks of a history before the caller's last one are settled: nobody can
+Theory of operation: all stretches of a history before the caller's last one are settled: nobody can
 add to them. `follow` lays each history onto what is known of the call, says what it settles, and
 keeps what is open. One that begins with the call also mends what was misheard; a window only adds
 (`windows`). `conclude` stores the end: as reported, or as far as it was seen. What a history merely
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.channels.vapi.alignment import Pair
-from sidecar.channels.vapi.history import VOICEMAIL_NOTE, Block, open_from
+from sidecar.channels.vapi.history import VOICEMAIL_NOTE, Stretch, open_from
 from sidecar.channels.vapi.merging import (
     as_reported,
     begins,
@@ -31,7 +31,7 @@ from sidecar.channels.vapi.merging import (
     same_words,
 )
 from sidecar.channels.vapi.stored import Entry, entries_of, turns_to
-from sidecar.channels.vapi.windows import LIMIT, Known, Sighting, heard_again, placed
+from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
 from sidecar.model import Turn
 
 
@@ -55,15 +55,15 @@ class Followed:
     """
 
     plan: Plan | None
-    tail: tuple[Block, ...] = ()
+    tail: tuple[Stretch, ...] = ()
     asked_at: int = -1
     windowed: bool = False
 
 
 def conclude(
     stored: Sequence[Turn],
-    tail: Sequence[Block],
-    report: Sequence[Block],
+    tail: Sequence[Stretch],
+    report: Sequence[Stretch],
     *,
     call: str,
     sealed: int,
@@ -79,11 +79,11 @@ def conclude(
             the call and agrees with most of it has the last word on it; another adds.
         call: Key of the call.
         sealed: At least the first so many of `stored` are in batches.
-        now_s: Unix time, for blocks whose history names none.
+        now_s: Unix time, for stretches whose history names none.
         voicemail: A machine answered: whatever the caller's side said is its greeting.
     """
     before = entries_of(stored)
-    ended = [*before, *(Entry(0, block) for block in tail)]
+    ended = [*before, *(Entry(0, stretch) for stretch in tail)]
     if not report:
         wanted = ended
     elif not is_whole(before, report):
@@ -131,14 +131,14 @@ def follow(
         shown: A history, annotated, its open end included.
         call: Key of the call.
         sealed: At least the first so many of `stored` are in batches.
-        now_s: Unix time, for blocks whose history names none.
+        now_s: Unix time, for stretches whose history names none.
         is_final: What the caller said in the tail was transcribed for good.
     """
     settled = entries_of(stored)
-    known = [*settled, *(Entry(0, block) for block in before.tail)]
+    known = [*settled, *(Entry(0, stretch) for stretch in before.tail)]
     known = [replace(entry, place=n) for n, entry in enumerate(known)]
-    about = Known(
-        [entry.block for entry in known],
+    about = CallSoFar(
+        [entry.stretch for entry in known],
         len(settled),
         asked_at=before.asked_at,
         is_final=is_final,
@@ -146,12 +146,12 @@ def follow(
     )
     pairs, whole = _laid(known, about, shown)
     if whole:
-        merged = continued(known[: len(settled)], known[len(settled) :], shown.blocks, pairs)
+        merged = continued(known[: len(settled)], known[len(settled) :], shown.stretches, pairs)
     else:
-        merged = extended(known, shown.blocks, pairs, open_at=len(settled))
-    end = open_from([entry.block for entry in merged])
+        merged = extended(known, shown.stretches, pairs, open_at=len(settled))
+    end = open_from([entry.stretch for entry in merged])
     asked_at = _moved(before.asked_at, merged)
-    if shown.asked and _asks_about(shown.blocks, merged[end:]):
+    if shown.asked and _asks_about(shown.stretches, merged[end:]):
         asked_at = end
     return Followed(
         _planned(
@@ -161,16 +161,16 @@ def follow(
             sealed=sealed,
             now_s=now_s,
         ),
-        tuple(one.block for one in merged[end:] if not one.number),
+        tuple(one.stretch for one in merged[end:] if not one.number),
         asked_at,
         before.windowed or (not whole and (not pairs or pairs[0][0] > 0)),
     )
 
 
-def _asks_about(blocks: Sequence[Block], open_end: Sequence[Entry]) -> bool:
+def _asks_about(stretches: Sequence[Stretch], open_end: Sequence[Entry]) -> bool:
     """Whether a history asks about all that the caller said last, and not about a guess at it."""
-    asked = blocks[open_from(blocks) :]
-    return bool(asked and open_end) and same_words(open_end[0].block, asked[0])
+    asked = stretches[open_from(stretches) :]
+    return bool(asked and open_end) and same_words(open_end[0].stretch, asked[0])
 
 
 def _moved(asked_at: int, merged: Sequence[Entry]) -> int:
@@ -178,28 +178,28 @@ def _moved(asked_at: int, merged: Sequence[Entry]) -> int:
     return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
 
 
-def _laid(known: Sequence[Entry], about: Known, shown: Sighting) -> tuple[Sequence[Pair], bool]:
+def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Sequence[Pair], bool]:
     """Return where a history lies on what is known, and whether it begins with the call."""
-    blocks = shown.blocks
+    stretches = shown.stretches
     if not known:
         return [], True
-    shorter = about.windowed and len(blocks) < len(known)
+    shorter = about.windowed and len(stretches) < len(known)
     if not shorter:
-        same = common_start(known, blocks)
-        if same in {len(known), len(blocks)}:
+        same = common_start(known, stretches)
+        if same in {len(known), len(stretches)}:
             return [(n, n) for n in range(same)], True
-    pairs = pairs_of(known, blocks) if len(blocks) > LIMIT else placed(about, shown)
-    agreed = sum(same_words(known[i].block, blocks[j]) for i, j in pairs)
-    ends = (len(known) - 1, len(blocks) - 1)
+    pairs = pairs_of(known, stretches) if len(stretches) > LIMIT else placed(about, shown)
+    agreed = sum(same_words(known[i].stretch, stretches[j]) for i, j in pairs)
+    ends = (len(known) - 1, len(stretches) - 1)
     # After a reply that went out whole, the whole history would be longer, or end otherwise.
-    shorter = shorter or (shown.fresh and len(blocks) <= len(known) and ends not in pairs)
+    shorter = shorter or (shown.fresh and len(stretches) <= len(known) and ends not in pairs)
     # One that begins within the first words is a window of it.
-    cut = heard_again(known[0].block, blocks[0]) is known[0].block and not agreed
-    whole = begins(pairs, known, blocks) and agreed * 2 >= about.open_at
+    cut = heard_again(known[0].stretch, stretches[0]) is known[0].stretch and not agreed
+    whole = begins(pairs, known, stretches) and agreed * 2 >= about.open_at
     return pairs, whole and not shorter and not cut
 
 
 def _by_machine(entry: Entry) -> Entry:
-    if entry.block.speaker != "caller":
+    if entry.stretch.speaker != "caller":
         return entry
-    return replace(entry, block=replace(entry.block, note=VOICEMAIL_NOTE))
+    return replace(entry, stretch=replace(entry.stretch, note=VOICEMAIL_NOTE))

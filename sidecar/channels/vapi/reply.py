@@ -10,9 +10,9 @@ import anyio
 from starlette.types import Send
 
 from sidecar import telemetry
+from sidecar.channels.vapi.asgi import Headers, answer
 from sidecar.channels.vapi.call import VapiCall
-from sidecar.channels.vapi.exchange import Headers, answer
-from sidecar.channels.vapi.history import Block
+from sidecar.channels.vapi.history import Stretch
 from sidecar.channels.vapi.limits import Reservation
 from sidecar.channels.vapi.upstream import Answer, Upstream
 from sidecar.errors import LlmError
@@ -46,7 +46,7 @@ class Request:
     Attributes:
         call: Its call; None: the request names none.
         asked: As VAPI sent it.
-        blocks: Its history, as read.
+        stretches: Its history, as read.
         prompt: What goes to the model.
         body: The JSON of it.
         model: Who is asked.
@@ -69,7 +69,7 @@ class Request:
 
     call: VapiCall | None
     asked: Mapping[str, Any]
-    blocks: tuple[Block, ...]
+    stretches: tuple[Stretch, ...]
     prompt: Mapping[str, Any]
     body: bytes
     model: str

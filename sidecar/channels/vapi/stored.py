@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sidecar.channels.vapi.history import VOICEMAIL_NOTE, Block
+from sidecar.channels.vapi.history import VOICEMAIL_NOTE, Stretch
 from sidecar.model import Turn
 
 _ITEM = re.compile(r"p(?P<n>\d+)(?:\.(?P<kind>fix|drop|before)(?P<arg>\d*))?")
@@ -22,22 +22,22 @@ _QUOTE_CHARS = 400
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One block as it stands after its corrections.
+    """One stretch as it stands after its corrections.
 
     Attributes:
         number: Names it among the call's turns, 0 for one that is not stored.
-        block: What was said.
+        stretch: What was said.
         place: Where it was before a history came, -1 for what the history brings.
     """
 
     number: int
-    block: Block
+    stretch: Stretch
     place: int = -1
 
 
-def transcript_of(turns: Iterable[Turn]) -> tuple[Block, ...]:
+def transcript_of(turns: Iterable[Turn]) -> tuple[Stretch, ...]:
     """Return what a call's stored turns say once every correction in them is applied."""
-    return tuple(entry.block for entry in entries_of(turns))
+    return tuple(entry.stretch for entry in entries_of(turns))
 
 
 def entries_of(turns: Iterable[Turn]) -> list[Entry]:
@@ -52,9 +52,9 @@ def entries_of(turns: Iterable[Turn]) -> list[Entry]:
             continue
         number, kind = int(named["n"]), named["kind"]
         note, text = _parted(turn.text)
-        entry = Entry(number, Block(turn.speaker, text, turn.at_s, turn.interrupted, note))
+        entry = Entry(number, Stretch(turn.speaker, text, turn.at_s, turn.interrupted, note))
         machine = VOICEMAIL_NOTE if note.endswith(VOICEMAIL_NOTE) else ""
-        unnoted = Entry(number, replace(entry.block, note=machine))
+        unnoted = Entry(number, replace(entry.stretch, note=machine))
         if kind in {"fix", "drop"}:
             fixed[number] = None if kind == "drop" else unnoted
             continue
@@ -96,7 +96,7 @@ def turns_to(
     now_s: float,
 ) -> list[Turn]:
     """Return the turns that lead from what is sent to what is wanted."""
-    sent_blocks = {entry.number: entry.block for entry in sent}
+    sent_stretches = {entry.number: entry.stretch for entry in sent}
     numbers = [int(named["n"]) for turn in stored if (named := _ITEM.fullmatch(turn.item_id))]
     fresh = max(numbers, default=0)
     fixes = Counter(
@@ -106,27 +106,27 @@ def turns_to(
     )
     at_s = {turn.item_id: turn.at_s for turn in stored[sealed:]}
 
-    def turn(item_id: str, block: Block, note: str = "") -> Turn:
-        said = f"[{note}]\n{block.text}" if note else block.text
-        when = block.at_s if block.at_s is not None else at_s.get(item_id, now_s)
-        return Turn(call, item_id, 0, block.speaker, said, when, block.interrupted)
+    def turn(item_id: str, stretch: Stretch, note: str = "") -> Turn:
+        said = f"[{note}]\n{stretch.text}" if note else stretch.text
+        when = stretch.at_s if stretch.at_s is not None else at_s.get(item_id, now_s)
+        return Turn(call, item_id, 0, stretch.speaker, said, when, stretch.interrupted)
 
     later_of: dict[int, int] = {}  # by place in `wanted`: the next turn that is sent
     later = 0
     for index in range(len(wanted) - 1, -1, -1):
         later_of[index] = later
-        later = wanted[index].number if wanted[index].number in sent_blocks else later
+        later = wanted[index].number if wanted[index].number in sent_stretches else later
     pending: list[Turn] = []
     for index, entry in enumerate(wanted):
-        block = entry.block
-        was = sent_blocks.get(entry.number)
+        stretch = entry.stretch
+        was = sent_stretches.get(entry.number)
         if was is not None:
-            machine = block.note == VOICEMAIL_NOTE != was.note
-            if was.key != block.key or machine:
+            machine = stretch.note == VOICEMAIL_NOTE != was.note
+            if was.key != stretch.key or machine:
                 note = f'correction: instead of "{_quoted(was.text)}", noted before, this was said'
                 if machine:
                     note = f'correction: "{_quoted(was.text)}", noted before, was {VOICEMAIL_NOTE}'
-                pending.append(turn(f"p{entry.number}.fix{fixes[entry.number] + 1}", block, note))
+                pending.append(turn(f"p{entry.number}.fix{fixes[entry.number] + 1}", stretch, note))
             continue
         number = entry.number
         if number == 0:
@@ -134,13 +134,13 @@ def turns_to(
             number = fresh
         later = later_of[index]
         if not later:
-            pending.append(turn(f"p{number}", block, block.note))
+            pending.append(turn(f"p{number}", stretch, stretch.note))
         else:
-            quote = _quoted(sent_blocks[later].text)
+            quote = _quoted(sent_stretches[later].text)
             note = f'correction: this was said before "{quote}", noted before'
-            if block.note == VOICEMAIL_NOTE:
+            if stretch.note == VOICEMAIL_NOTE:
                 note = f"{note}; it is {VOICEMAIL_NOTE}"
-            pending.append(turn(f"p{number}.before{later}", block, note))
+            pending.append(turn(f"p{number}.before{later}", stretch, note))
     return pending
 
 

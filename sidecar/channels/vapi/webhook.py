@@ -18,19 +18,19 @@ from starlette.types import Receive, Scope, Send
 from sidecar import telemetry
 from sidecar.access.door import Admitted, Door
 from sidecar.apart import MESSAGE, apart
-from sidecar.channels.vapi.bodies import Object, about, child, items
-from sidecar.channels.vapi.call import VapiCall
-from sidecar.channels.vapi.calls import Stage, VapiCalls
-from sidecar.channels.vapi.exchange import (
+from sidecar.channels.vapi.asgi import (
     Gone,
-    Refused,
+    RequestRefused,
     answer,
     body_of,
     headers_of,
     parsed,
     refuse,
 )
-from sidecar.channels.vapi.history import Block, blocks_of
+from sidecar.channels.vapi.bodies import Object, about, child, items
+from sidecar.channels.vapi.call import VapiCall
+from sidecar.channels.vapi.calls import Stage, VapiCalls
+from sidecar.channels.vapi.history import Stretch, stretches_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.errors import CallError, JournalError
 from sidecar.telemetry import Emit
@@ -140,7 +140,7 @@ class Webhook:
         """Serve one delivery."""
         try:
             answered = await self._served(scope, receive)
-        except Refused as refused:
+        except RequestRefused as refused:
             self._emit(
                 telemetry.vapi_refused,
                 route="webhook",
@@ -156,7 +156,7 @@ class Webhook:
     async def _admitted(self, scope: Scope, receive: Receive) -> tuple[Admitted, bytes]:
         """Return whose delivery it is, and its body."""
         headers = headers_of(scope)
-        refused = Refused(401, "wrong, missing or outdated secret or signature")
+        refused = RequestRefused(401, "wrong, missing or outdated secret or signature")
         # A signature is over the body, so that alone is read before it is known whose it is.
         signed = "x-signature" in headers
         admitted = None if signed else self._door.admit_webhook(scope["headers"], b"")
@@ -172,11 +172,13 @@ class Webhook:
         admitted, body = await self._admitted(scope, receive)
         wait_s = self._rate.admits(admitted.tenant, now_s=self._clock())
         if wait_s:
-            raise Refused(429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s)
+            raise RequestRefused(
+                429, "more messages than SIDECAR_VAPI_RATE_PER_S", retry_after_s=wait_s
+            )
         message = child(await parsed(body), "message")
         kind = _kind_of(message)
         if admitted.again and kind in _HOLDS_MEMORY:
-            raise Refused(401, "this delivery was here before")
+            raise RequestRefused(401, "this delivery was here before")
         if kind in _HOLDS_MEMORY:
             await self._door.keep(admitted)
         act = self._answers.get(kind)
@@ -199,10 +201,10 @@ class Webhook:
             return await act(call, message)
         except CallError as error:
             if error.code != "draining":
-                raise Refused(400, error.message) from error
-            raise Refused(503, error.message, retry_after_s=ASK_AGAIN_S) from error
+                raise RequestRefused(400, error.message) from error
+            raise RequestRefused(503, error.message, retry_after_s=ASK_AGAIN_S) from error
         except JournalError as error:
-            raise Refused(
+            raise RequestRefused(
                 503, "the journal is not taking words", retry_after_s=ASK_AGAIN_S
             ) from error
 
@@ -264,20 +266,20 @@ class Webhook:
         if call is not None and _is_final(message):
             text, speaker = message.get("transcript"), message.get("role")
             stamp = about(message, trust_web=False).stamp_ms
-            call.heard(blocks_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
+            call.heard(stretches_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
         return {}
 
     async def _report(self, call: VapiCall | None, message: Object) -> Answer:
         if call is not None:
-            blocks = await _history(message)
+            stretches = await _history(message)
             call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
-            await call.report(blocks)
+            await call.report(stretches)
             reason = _reason_of(message)
             await self._calls.end(call, reason, final=True)
             self._emit(
                 telemetry.vapi_reported,
                 call=call.live.key,
-                turns=len(blocks),
+                turns=len(stretches),
                 reason=reason,
             )
         return {}
@@ -309,8 +311,8 @@ class Webhook:
         return shown | {"error" if answered.failed else "result": answered.text}
 
     async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
-        blocks = await _history(message)
-        query = next((one.text for one in reversed(blocks) if one.speaker == "caller"), "")
+        stretches = await _history(message)
+        query = next((one.text for one in reversed(stretches) if one.speaker == "caller"), "")
         found = await self._recall.found(
             _in_call(call), query, archive_s=KNOWLEDGE_S, this_call=False
         )
@@ -330,7 +332,7 @@ def _in_call(call: VapiCall | None) -> InCall | None:
     return InCall(call.live, call.transcript) if call is not None else None
 
 
-async def _history(message: Object) -> tuple[Block, ...]:
+async def _history(message: Object) -> tuple[Stretch, ...]:
     """`history_of`, in a thread where the history is long."""
     lists = [
         items(holder, name)
@@ -348,7 +350,7 @@ def _kind_of(message: Object) -> str:
     """
     kind = message.get("type")
     if not isinstance(kind, str):
-        raise Refused(400, "message: an object with a type, as VAPI's server messages are")
+        raise RequestRefused(400, "message: an object with a type, as VAPI's server messages are")
     return "transcript" if kind.startswith(_ONLY_FINAL) else kind
 
 
@@ -364,7 +366,7 @@ def _is_final(transcript: Object) -> bool:
     return transcript.get("transcriptType", "final" if only_final else "") == "final"
 
 
-def history_of(message: Object) -> tuple[Block, ...]:
+def history_of(message: Object) -> tuple[Stretch, ...]:
     """Return the history a message carries: in its artifact, or beside it on real calls.
 
     VAPI's own shape is preferred, for it has times.
@@ -372,9 +374,9 @@ def history_of(message: Object) -> tuple[Block, ...]:
     artifact = child(message, "artifact")
     for holder in (artifact, message):
         for name in _HISTORIES:
-            blocks = blocks_of(items(holder, name))
-            if blocks:
-                return blocks
+            stretches = stretches_of(items(holder, name))
+            if stretches:
+                return stretches
     return ()
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.channels.vapi.alignment import Pair, alike, words_of
-from sidecar.channels.vapi.history import Block
+from sidecar.channels.vapi.history import Stretch
 
 LIMIT = 24
-"""A window of more blocks is laid by its words alone: repeats as long as that are rare."""
+"""A window of more stretches is laid by its words alone: repeats as long as that are rare."""
 _BEFORE = 8
 _COMPARED = 100
 """So many words of two turns are compared where the turns are not the same."""
@@ -43,7 +43,7 @@ class Sighting:
     """A history that came.
 
     Attributes:
-        blocks: Of it, never empty.
+        stretches: Of it, never empty.
         asked: It asks for a reply.
         fresh: The reply to the newest turn that was asked about had gone out whole, so the
             caller's last words were said after that turn, be they the same.
@@ -52,7 +52,7 @@ class Sighting:
         heard: How many final transcripts there were of the caller's last words in it, so far.
     """
 
-    blocks: tuple[Block, ...]
+    stretches: tuple[Stretch, ...]
     asked: bool = False
     fresh: bool = False
     late: bool = False
@@ -61,32 +61,32 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CallSoFar:
     """What is known of a call when a history comes.
 
     Attributes:
-        blocks: The call so far.
+        stretches: The call so far.
         open_at: From this place on, words are open: a history may say more of them.
         asked_at: The place of the newest turn that was asked about, -1 where unknown.
         is_final: The caller's open words were transcribed for good: they are no guess.
         windowed: Earlier histories were windows of the call.
     """
 
-    blocks: Sequence[Block]
+    stretches: Sequence[Stretch]
     open_at: int
     asked_at: int = -1
     is_final: bool = False
     windowed: bool = False
 
 
-def placed(known: Known, shown: Sighting) -> list[Pair]:
+def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
     """Return pairs of places, both rising, at which the call and a history are the same turn.
 
     Args:
         known: The call.
-        shown: A history of at most `LIMIT` blocks.
+        shown: A history of at most `LIMIT` stretches.
     """
-    start = max(0, len(known.blocks) - len(shown.blocks) - _BEFORE)
+    start = max(0, len(known.stretches) - len(shown.stretches) - _BEFORE)
     laid = _Laid(known, shown, start)
     rows, columns = len(laid.old), len(laid.new)
     score = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
@@ -115,29 +115,29 @@ def placed(known: Known, shown: Sighting) -> list[Pair]:
 class _Laid:
     """What each step costs in laying a history onto the end of a call. Places begin at `start`."""
 
-    def __init__(self, known: Known, shown: Sighting, start: int) -> None:
-        blocks = shown.blocks
+    def __init__(self, known: CallSoFar, shown: Sighting, start: int) -> None:
+        stretches = shown.stretches
         self._known = known
         self._shown = shown
         self._start = start
-        self.old = [(block, words_of(block.text)) for block in known.blocks[start:]]
-        self.new = [(block, words_of(block.text)) for block in blocks]
-        callers = [n for n, block in enumerate(blocks) if block.speaker == "caller"]
+        self.old = [(stretch, words_of(stretch.text)) for stretch in known.stretches[start:]]
+        self.new = [(stretch, words_of(stretch.text)) for stretch in stretches]
+        callers = [n for n, stretch in enumerate(stretches) if stretch.speaker == "caller"]
         self._last = callers[-1] if callers else -1
         self._after = -1  # the caller's last words come after this place
-        self._is_window = known.windowed and len(blocks) < len(known.blocks)
+        self._is_window = known.windowed and len(stretches) < len(known.stretches)
         if shown.fresh and callers:
             self._after = known.asked_at
         if (
             self._is_window
             and callers
-            and shown.heard > _heard_times(known.blocks, self.new[self._last][1])
+            and shown.heard > _heard_times(known.stretches, self.new[self._last][1])
         ):
-            self._after = len(known.blocks) - 1
+            self._after = len(known.stretches) - 1
 
     def _is_open(self, place: int) -> bool:
         """Whether more may be said of a turn: of what nobody has answered yet."""
-        return place >= max(self._known.open_at, len(self._known.blocks) - 1)
+        return place >= max(self._known.open_at, len(self._known.stretches) - 1)
 
     def same(self, i: int, j: int) -> float:
         """Both have the same turn."""
@@ -173,12 +173,12 @@ class _Laid:
             return _NEVER
         if place == 0 or i == len(self.old):
             return 0.0
-        blocks = self._known.blocks
-        gap = blocks[place - 1].speaker == blocks[place].speaker
+        stretches = self._known.stretches
+        gap = stretches[place - 1].speaker == stretches[place].speaker
         return 0.0 if gap else _NOT_KNOWN
 
 
-def heard_again(known: Block, shown: Block) -> Block:
+def heard_again(known: Stretch, shown: Stretch) -> Stretch:
     """Return open words as they are with what a window has of them: never less of them."""
     was, now = words_of(known.text), words_of(shown.text)
     if now[: len(was)] == was:
@@ -197,7 +197,7 @@ def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
     return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
 
 
-def _heard_times(known: Sequence[Block], said: Sequence[str]) -> int:
+def _heard_times(known: Sequence[Stretch], said: Sequence[str]) -> int:
     """Return how often the caller is known to have said words, one after the other."""
     return sum(_times(said, words_of(one.text)) for one in known if one.speaker == "caller")
 
@@ -211,7 +211,7 @@ def _times(said: Sequence[str], words: Sequence[str]) -> int:
     return count
 
 
-_Heard = tuple[Block, list[str]]
+_Heard = tuple[Stretch, list[str]]
 
 
 def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:

@@ -11,7 +11,7 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.reads import SELECT_CALL, SELECT_TURN, call_of_row, turn_of_row
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.sqlite.writes import reschedule_call
-from sidecar.journal.states import Event, State, after
+from sidecar.journal.states import BatchEvent, State, after
 from sidecar.model import Batch
 
 _ERROR_CHARS = 500
@@ -40,7 +40,7 @@ def take_back(
     _draw_in(tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=policy)
     tx.run(
         "UPDATE batches SET state = ? WHERE state = ?",
-        after(State.SENDING, Event.CRASHED),
+        after(State.SENDING, BatchEvent.CRASHED),
         State.SENDING,
     )
     if tx.run("UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL", now_s):
@@ -119,7 +119,7 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
         sealed + 1,
         hi,
         closed_at_s is not None and hi == head,
-        after(State.PENDING, Event.CUT),
+        after(State.PENDING, BatchEvent.CUT),
         now_s,
     )
     (batch,) = tx.rows("SELECT last_insert_rowid()")[0]
@@ -138,7 +138,7 @@ def _take(tx: Transaction, lane: int, batch: int, *, now_s: float, post_timeout_
     else:
         tx.run(
             "UPDATE batches SET state = ?, attempt = attempt + 1, horizon_s = ? WHERE id = ?",
-            after(State(state), Event.SENT),
+            after(State(state), BatchEvent.SENT),
             now_s + post_timeout_s,
             batch,
         )
@@ -189,18 +189,31 @@ def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: floa
 
 def settle(tx: Transaction, batch_id: str, *, now_s: float) -> None:
     """End a batch well; its call's cursor moves over it."""
-    _end(tx, batch_id, Event.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
+    _end(tx, batch_id, BatchEvent.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
 
 
 def retire(
     tx: Transaction, batch_id: str, *, error: str, now_s: float, hold_until_s: float
 ) -> None:
     """Make a batch a dead letter; its call's cursor moves over it."""
-    _end(tx, batch_id, Event.REJECTED_FOR_GOOD, error=error, now_s=now_s, hold_until_s=hold_until_s)
+    _end(
+        tx,
+        batch_id,
+        BatchEvent.REJECTED_FOR_GOOD,
+        error=error,
+        now_s=now_s,
+        hold_until_s=hold_until_s,
+    )
 
 
 def _end(
-    tx: Transaction, batch_id: str, event: Event, *, error: str, now_s: float, hold_until_s: float
+    tx: Transaction,
+    batch_id: str,
+    event: BatchEvent,
+    *,
+    error: str,
+    now_s: float,
+    hold_until_s: float,
 ) -> None:
     state = after(State.SENDING, event)
     if not tx.run(
@@ -310,7 +323,7 @@ def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
     if not tx.run(
         "UPDATE batches SET state = ?, horizon_s = 0, replayed_s = ?, ended_s = NULL"
         " WHERE batch_id = ? AND state = ?",
-        after(State.DEAD, Event.REPLAYED),
+        after(State.DEAD, BatchEvent.REPLAYED),
         now_s,
         batch_id,
         State.DEAD,
@@ -331,7 +344,7 @@ def drop(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
     return bool(
         tx.run(
             "UPDATE batches SET state = ?, ended_s = ? WHERE batch_id = ? AND state = ?",
-            after(State.DEAD, Event.DROPPED),
+            after(State.DEAD, BatchEvent.DROPPED),
             now_s,
             batch_id,
             State.DEAD,

@@ -30,7 +30,7 @@ from sidecar.errors import (
 )
 from sidecar.letta.app_server import files
 from sidecar.letta.app_server.conversation import look, subscribe
-from sidecar.letta.app_server.memory import Memory
+from sidecar.letta.app_server.memory import AgentMemory
 from sidecar.letta.app_server.socket import (
     AppServerSocket,
     Frame,
@@ -39,7 +39,7 @@ from sidecar.letta.app_server.socket import (
     is_missing,
     require,
 )
-from sidecar.letta.app_server.turn import Ended, Turn
+from sidecar.letta.app_server.turn import AgentTurn, Ended
 from sidecar.letta.changes import Change
 from sidecar.letta.digest_agent import CALLER_TAG
 from sidecar.letta.port import AgentSpec, Finding, FoundAgent, Letta, Post
@@ -93,7 +93,7 @@ class AppServerLetta(Letta):
         self._clock = clock
         self._reflect = reflect
         self._sockets = Sockets(url, token or None, timeout_s=read_timeout_s)
-        self._memory = Memory(self._sockets, timeout_s=read_timeout_s)
+        self._memory = AgentMemory(self._sockets, timeout_s=read_timeout_s)
         self._running: dict[str, _Run] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._reflection_is_off = False
@@ -259,7 +259,7 @@ class AppServerLetta(Letta):
     async def _run(self, post: Post) -> None:
         run = _Run(post.batch_id)
         self._running[post.conversation_id] = run
-        turn = Turn(
+        turn = AgentTurn(
             self._sockets,
             post,
             self._memory.edit,

@@ -47,7 +47,7 @@ class _Memory:
         return tuple(sorted((file.block for file in self.files), key=lambda b: b.label))
 
 
-class Memory:
+class AgentMemory:
     """Reads and edits memory.
 
     Args:

@@ -71,7 +71,7 @@ _QUEUE_SHOWN_S: Final = 2.0
 _ABORT_S: Final = 3.0
 
 
-class Turn:
+class AgentTurn:
     """Lets an agent digest one batch; used once.
 
     Args:

@@ -35,14 +35,14 @@ from sidecar.letta.rest.client import (
     open_client,
     unix_s,
 )
-from sidecar.letta.rest.lean import (
+from sidecar.letta.rest.lookup import OTID_LOOKUP_S, PostLookUp
+from sidecar.letta.rest.requests import (
     AgentAnswer,
     IdAnswer,
     LeanRequests,
     ListedAgentAnswer,
     PassagesAnswer,
 )
-from sidecar.letta.rest.lookup import OTID_LOOKUP_S, LookUp
 from sidecar.model import Block, Passage
 
 # How long a server without Redis is believed to have none.
@@ -100,7 +100,7 @@ class RestLetta(Letta):
             limit=post_limit,
             keepalive_s=KEEPALIVE_S,
         )
-        self._look_up = LookUp(
+        self._look_up = PostLookUp(
             self._lean_lookups, timeout_s=read_timeout_s, cutoff_s=run_cutoff_s, clock=clock
         )
         self._no_background_until_s = -math.inf

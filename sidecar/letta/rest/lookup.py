@@ -19,7 +19,7 @@ from sidecar.errors import LettaUnavailable
 from sidecar.letta.port import Finding, Post
 from sidecar.letta.rest import wire
 from sidecar.letta.rest.client import asking, of_agent, unix_s
-from sidecar.letta.rest.lean import IdAnswer, LeanRequests, MessageAnswer, RunAnswer
+from sidecar.letta.rest.requests import IdAnswer, LeanRequests, MessageAnswer, RunAnswer
 
 # A stream that goes on for longer belongs to a run at work, or to a server that died.
 _PEEK_S: Final = 1.0
@@ -44,7 +44,7 @@ class _Trace:
     run_id: str = ""
 
 
-class LookUp:
+class PostLookUp:
     """Looks posts up; one for all of them.
 
     Args:

@@ -7,7 +7,7 @@ from sidecar.llm.frames import json_of, object_or_none
 from sidecar.llm.objects import Objects
 
 
-class Calls:
+class ToolCalls:
     """Puts together what a model calls.
 
     Attributes:

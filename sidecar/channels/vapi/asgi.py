@@ -23,7 +23,7 @@ JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 _decode = msgspec.json.Decoder().decode
 
 
-class Refused(SidecarError):
+class RequestRefused(SidecarError):
     """A request that gets no more than a status.
 
     Args:
@@ -71,11 +71,11 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
             parts.append(part)
             if not message.get("more_body"):
                 return b"".join(parts)
-    raise Refused(408, f"the body did not come within {BODY_S:g} s")
+    raise RequestRefused(408, f"the body did not come within {BODY_S:g} s")
 
 
-def _too_large(limit_bytes: int) -> Refused:
-    return Refused(413, f"a body holds at most {limit_bytes} bytes")
+def _too_large(limit_bytes: int) -> RequestRefused:
+    return RequestRefused(413, f"a body holds at most {limit_bytes} bytes")
 
 
 def object_of(body: bytes) -> Mapping[str, Any]:
@@ -90,9 +90,9 @@ def object_of(body: bytes) -> Mapping[str, Any]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             parsed = _decode(whole_characters(body))
     except MALFORMED:
-        raise Refused(400, "the body is no JSON") from None
+        raise RequestRefused(400, "the body is no JSON") from None
     if not isinstance(parsed, dict):
-        raise Refused(400, "the body is no JSON object")
+        raise RequestRefused(400, "the body is no JSON object")
     return cast("dict[str, Any]", parsed)
 
 
@@ -108,7 +108,7 @@ async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_H
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, refused: Refused) -> None:
+async def refuse(send: Send, refused: RequestRefused) -> None:
     """Answer a refused request in OpenAI's shape of an error, which says what is wrong."""
     headers = list(JSON_HEADERS)
     if refused.retry_after_s is not None:
