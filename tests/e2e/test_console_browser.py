@@ -465,7 +465,7 @@ def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProce
         call(tab, "Barbara")
         tab.until("document.querySelectorAll('.calls:not(.past) li').length >= 4")
         tab.click(".calls button", text="constructor")
-        tab.shows("Call by constructor", within="#talk-title")
+        tab.shows("Call via constructor", within="#talk-title")
         tab.click(".calls button", text="LiveKit")
         tab.shows("I call by phone.", within=".talk")
         tab.keep(PICTURES / "calls.png")
