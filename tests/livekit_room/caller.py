@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 from livekit import rtc
 
+from tests.livekit_room.parts import SENTENCE
 from tests.livekit_room.server import token_for
 
 RATE_HZ = 24_000
@@ -60,6 +61,7 @@ class Caller:
 
     async def say(self, text: str) -> None:
         """Say a sentence, as espeak-ng does, and return when it is said."""
+        await self._begin_sentence()
         await self.speak(spoken(text))
 
     async def speak(self, samples: bytes) -> None:
@@ -70,8 +72,12 @@ class Caller:
     async def begin(self, text: str, *, words: int) -> None:
         """Begin a sentence, and return when its first words are understood: long before its end."""
         self.understood = ""
+        await self._begin_sentence()
         self._to_say += spoken(text)
         await self.until(lambda: len(self.understood.split()) >= words)
+
+    async def _begin_sentence(self) -> None:
+        await self.room.local_participant.publish_data(b"", topic=SENTENCE)
 
     async def until_agent_speaks(self, budget_s: float = 60.0) -> None:
         await self.until(lambda: self._speaking, budget_s)
