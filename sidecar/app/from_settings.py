@@ -131,6 +131,7 @@ def build_forgetting(
     letta: Letta,
     copies: Copies,
     *,
+    rules: IdentityRules,
     emit: telemetry.Emit,
     clock: Callable[[], float],
 ) -> Forgetting:
@@ -142,6 +143,7 @@ def build_forgetting(
         journal: Of this sidecar.
         letta: Where agents live.
         copies: Last good copies of their memory.
+        rules: As from `identity_rules`.
         emit: Where events go.
         clock: Unix time in seconds.
     """
@@ -149,7 +151,7 @@ def build_forgetting(
         journal,
         letta,
         copies,
-        rules=identity_rules(settings),
+        rules=rules,
         directory=directory,
         spool=settings.spool.expanduser(),
         spool_tenant=spool_tenant(settings),
@@ -160,7 +162,7 @@ def build_forgetting(
 
 @asynccontextmanager
 async def traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
-    """Make spans as the OTEL_* variables say; what waits at the end is sent within `FLUSH_TRACES_S`.
+    """Make spans as the OTEL_* variables say; what waits at the end has `FLUSH_TRACES_S`.
 
     Raises:
         ConfigError: a variable is wrong.

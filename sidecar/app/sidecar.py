@@ -173,7 +173,7 @@ class Sidecar:
         tenant = spool_tenant(settings)
         self._directory = directory
         self._forgetting = build_forgetting(
-            settings, directory, journal, letta, self.snapshots, emit=emit, clock=clock
+            settings, directory, journal, letta, self.snapshots, rules=rules, emit=emit, clock=clock
         )
         self._retention = Retention(
             journal,

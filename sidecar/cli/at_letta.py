@@ -4,7 +4,13 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from sidecar.app.from_settings import build_forgetting, build_llm, opened_letta, prepare_data_dir
+from sidecar.app.from_settings import (
+    build_forgetting,
+    build_llm,
+    identity_rules,
+    opened_letta,
+    prepare_data_dir,
+)
 from sidecar.app.serve import say_waiting
 from sidecar.config.load import load
 from sidecar.config.settings import Settings
@@ -76,6 +82,7 @@ async def forget_caller(
             journal,
             letta,
             DirectoryStore(directory / "snapshots"),
+            rules=identity_rules(settings),
             emit=Telemetry(logger=_Silent()).emit,
             clock=time.time,
         )
