@@ -1,4 +1,4 @@
-"""The token of an `Authorization: Bearer …` header: how it is read and compared, at every door. Pure.
+"""The token of an `Authorization: Bearer …` header, read and compared alike at every door. Pure.
 
 Bytes, as they came: what a header's bytes mean as text is nobody's to guess.
 """
@@ -29,10 +29,17 @@ def token_in(headers: RawHeaders, *, bare: bool = False) -> bytes:
     return shown.pop() if len(shown) == 1 else b""
 
 
+def digest_of(token: bytes) -> bytes:
+    """Return what tokens are compared by: equal for equal ones, and of one length for all."""
+    return hashlib.sha256(token).digest()
+
+
 def is_secret(shown: bytes, secret: bytes) -> bool:
-    """Whether a token is the secret; takes as long for any token of its length. Empty ones are not."""
-    same = hmac.compare_digest(hashlib.sha256(shown).digest(), hashlib.sha256(secret).digest())
-    return same and bool(secret)
+    """Whether a token is the secret; takes as long for any token of its length.
+
+    An empty secret is nobody's.
+    """
+    return hmac.compare_digest(digest_of(shown), digest_of(secret)) and bool(secret)
 
 
 def _token(value: bytes, *, bare: bool) -> bytes:

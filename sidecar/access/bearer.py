@@ -1,8 +1,9 @@
 """Who holds a bearer token. How one is read from a request is `sidecar.bearer`. Pure."""
 
+import hmac
 from collections.abc import Iterable
 
-from sidecar.bearer import is_secret
+from sidecar.bearer import digest_of
 
 
 class Holders:
@@ -13,12 +14,16 @@ class Holders:
     """
 
     def __init__(self, secrets: Iterable[tuple[str, bytes]]) -> None:
-        self._secrets = tuple(secrets)
+        self._digests = tuple((name, digest_of(secret)) for name, secret in secrets if secret)
 
     def of(self, shown: bytes) -> str | None:
-        """Return whose token it is, None for nobody's. Each secret is compared: the time says nothing."""
+        """Return whose token it is, None for nobody's.
+
+        Each secret is compared: the time says nothing.
+        """
         found: str | None = None
-        for name, secret in self._secrets:
-            if is_secret(shown, secret):
+        digest = digest_of(shown)
+        for name, secret in self._digests:
+            if hmac.compare_digest(digest, secret):
                 found = name
         return found
