@@ -97,7 +97,9 @@ def passed_on(
         body["stream_options"] = {**_object(body.get("stream_options")), "include_usage": True}
     pieces = guidance.pieces if guidance else ()
     if pieces or memory:
-        messages = [m for m in asked["messages"] if not pieces or not _repeats(m, pieces)]
+        messages = asked["messages"]
+        if pieces:
+            messages = [message for message in messages if not _repeats(message, pieces)]
         text = guidance.text if guidance else ""
         body["messages"] = placed_in_chat(messages, guidance=text, memory=memory)
     return body
