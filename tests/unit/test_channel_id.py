@@ -33,7 +33,6 @@ from sidecar.model import (
     Batch,
     Call,
     CallerHints,
-    Snapshot,
     Turn,
     call_key,
     is_channel,
@@ -44,6 +43,7 @@ from sidecar.testing.strategies import channels
 from sidecar.wire.frames import CallOpen, Hints, TurnFrame, decode_from_worker, encode
 from sidecar.wire.spool import SpoolFile
 from sidecar.worker.link import Link
+from tests.no_store import NoStore
 
 pytestmark = pytest.mark.unit
 
@@ -144,17 +144,6 @@ def test_a_spool_file_gives_the_name_back_or_keeps_every_byte(name: str) -> None
         else:
             assert (None, 1) == (spooled.opened, spooled.damaged)
             assert raw == file.set_aside().read_bytes()
-
-
-class NoStore:
-    async def load(self, agent_id: str) -> Snapshot | None:
-        return None
-
-    async def save(self, snapshot: Snapshot) -> None:
-        return None
-
-    async def forget(self, agent_id: str) -> None:
-        return None
 
 
 class Ear:

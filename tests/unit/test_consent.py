@@ -10,7 +10,7 @@ from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, CallerHints, Consent, Snapshot, Turn, Utterance
+from sidecar.model import AgentRef, CallerHints, Consent, Turn, Utterance
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -26,19 +26,9 @@ from sidecar.wire.frames import (
 )
 from sidecar.worker.livekit.caller import hints_of_metadata
 from sidecar.worker.unacked import Unacked
+from tests.no_store import NoStore
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
-
-
-class NoStore:
-    async def load(self, agent_id: str) -> Snapshot | None:
-        return None
-
-    async def save(self, snapshot: Snapshot) -> None:
-        return None
-
-    async def forget(self, agent_id: str) -> None:
-        return None
 
 
 class Ear:

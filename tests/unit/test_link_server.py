@@ -17,7 +17,7 @@ from sidecar.channels.link.server import MAX_HELD_BYTES, LinkServer
 from sidecar.errors import CallError, JournalError, JournalFull
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import CHANNEL_RULE, Call, Snapshot, Turn
+from sidecar.model import CHANNEL_RULE, Call, Turn
 from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.testing.memory_journal import MemoryJournal
@@ -39,6 +39,7 @@ from sidecar.wire.frames import (
     decode_from_sidecar,
     encode,
 )
+from tests.no_store import NoStore
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -85,17 +86,6 @@ class Journal(MemoryJournal):
 
     async def items(self) -> list[str]:
         return [each.item_id for each in await self.turns(f"acme/{CALL}")]
-
-
-class NoStore:
-    async def load(self, agent_id: str) -> Snapshot | None:
-        return None
-
-    async def save(self, snapshot: Snapshot) -> None:
-        return None
-
-    async def forget(self, agent_id: str) -> None:
-        return None
 
 
 class Peer:
