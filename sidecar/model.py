@@ -150,7 +150,7 @@ _CHANNEL = re.compile(CHANNEL_PATTERN)
 
 
 def is_channel(name: str) -> bool:
-    """Whether a channel may be called so: `CHANNEL_PATTERN`, from the first to the last character."""
+    """Whether a channel may be called so: all of it, to the last character, is `CHANNEL_PATTERN`."""
     return _CHANNEL.fullmatch(name) is not None
 
 

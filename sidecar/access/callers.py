@@ -1,4 +1,4 @@
-"""Who a caller is, and whose memory a call belongs to: told by rules alone. Pure; Letta is not asked.
+"""Who a caller is, and whose memory a call belongs to, by rules alone. Pure; Letta is not asked.
 
 An agent named by the owner's own backend, one in the owner's map, the one fixed agent, or the
 caller's own (`sidecar/letta/identity.py` finds or creates that).
@@ -44,9 +44,8 @@ class Resolution:
     Attributes:
         ref: Whose memory; `ref.known` is False for nobody's.
         caller_key: Key of the caller, empty when anonymous.
-        why: Why the caller is nobody, for the log: a word of `sidecar.access.phone.Reading`, or `no_hint`.
-            Empty where the caller is somebody, and where one agent has all calls and none named a
-            caller.
+        why: Why the caller is nobody, for the log: a word of `phone.Reading`, or `no_hint`. Empty
+            where the caller is somebody, and where one agent has all calls and none named a caller.
     """
 
     ref: AgentRef

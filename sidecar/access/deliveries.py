@@ -1,6 +1,6 @@
 """Which signed deliveries were here, over restarts too.
 
-A signature is good for as long as its time is near ours (`auth.REPLAY_WINDOW_S`), so nothing is
+A signature is good for as long as its time is near ours (`door.REPLAY_WINDOW_S`), so nothing is
 remembered for longer. What was answered with somebody's memory is on disk before its answer goes
 out: a file of records, each the time of the delivery and a digest of its signature.
 """

@@ -26,8 +26,8 @@ Caller = Annotated[
     str,
     typer.Option(
         help="tel:+12025550100, id:NAME (the identity in a token, or the name on the page),"
-        " caller:ID (from your backend), or the key that `calls show` prints (8 characters are enough);"
-        " - reads it from standard input."
+        " caller:ID (from your backend), or the key that `calls show` prints (8 characters are"
+        " enough); - reads it from standard input."
     ),
 ]
 Tenant = Annotated[str, typer.Option(help="Tenant of the caller.")]

@@ -3,8 +3,8 @@
 Nothing goes out before there is something to hear, or a tool to run: until then the reply can still
 be another one. From there on the usual frames pass as they came, unread, since all streams of a
 process share one loop; they are read later, many at once. Whatever is unusual is read at once, and
-written as the strictest client, VAPI, wants it: one frame a line with a list of `choices`, and an end. A tool call goes
-out when its arguments are whole: half of one would be run, or end the call.
+written as the strictest client, VAPI, wants it: one frame a line with a list of `choices`, and an
+end. A tool call goes out when its arguments are whole: half of one would be run, or end the call.
 """
 
 import re

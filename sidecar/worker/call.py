@@ -44,7 +44,7 @@ class Line(Protocol):
 
 
 class LinkedCall:
-    """One live call. Made by `sidecar.worker.link.Link.open_call`; every method but the two waits returns at once.
+    """One live call, made by `Link.open_call`; every method but the two waits returns at once.
 
     Attributes:
         memory: The newest memory of this call, or None when none came yet: read it at the prompt.

@@ -1,7 +1,7 @@
 """The sidecar's end of the link (docs/link-protocol.md).
 
 Theory of operation: the reader decodes frames and never waits for the disk; what a call's frames
-ask is done in order by one task per call that has some (`sidecar.channels.link.inbox`); the writer sends.
+ask is done in order by one task per call that has some (`inbox`); the writer sends.
 Acks are never dropped; of memory only the newest per call is kept. When more waits for the disk, or
 for the worker to read it, than a bound in bytes, nothing more is read of that worker: what it has
 to say waits at its own end.

@@ -127,7 +127,7 @@ class VapiCall:
         """See `sidecar.calls.Listener`. Memory is read at the prompt."""
 
     def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`. It is read at the prompt, where prompts are written here."""
+        """See `sidecar.calls.Listener`. Where prompts are written here, it is read there."""
         if not self._prompted:
             self._command(self, "guide", text)
 

@@ -1,8 +1,8 @@
 """VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory put in.
 
 Theory of operation: the request is checked, its call found, the memory at hand put just before the
-caller's last message, and the model asked. Nothing goes out before there is something to hear; from then
-on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an
+caller's last message, and the model asked. Nothing goes out before there is something to hear; from
+then on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an
 error, so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
 `Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline
 off. A client that goes is noticed by reading on from it, and the model's stream is closed at once.

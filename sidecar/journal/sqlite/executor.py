@@ -50,7 +50,7 @@ class Executor(Protocol):
 
 
 class Bell:
-    """Rings when something may have become due; one who waits hears it, also when it rang before."""
+    """Rings when something may have become due; who waits hears it, also when it rang before."""
 
     def __init__(self) -> None:
         self._rung = anyio.Event()
