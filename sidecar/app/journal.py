@@ -7,7 +7,9 @@ from pathlib import Path
 from sidecar.config.settings import Settings
 from sidecar.journal import JOURNAL_FILE
 from sidecar.journal.policy import PostPolicy
+from sidecar.journal.reports import Reports
 from sidecar.journal.sqlite import SqliteJournal
+from sidecar.journal.sqlite.reports import reports_of_file
 from sidecar.privacy import redaction
 
 
@@ -36,3 +38,16 @@ async def opened_journal(
         yield journal
     finally:
         await journal.aclose()
+
+
+@asynccontextmanager
+async def opened_reports(directory: Path) -> AsyncGenerator[Reports]:
+    """Open the journal in `directory` to read from it, also while a sidecar owns it.
+
+    Reads block the loop: for a command, not for a server.
+
+    Raises:
+        JournalError: there is none, it can't be read, or another version wrote it.
+    """
+    async with reports_of_file(directory / JOURNAL_FILE) as reports:
+        yield reports

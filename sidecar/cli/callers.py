@@ -19,7 +19,7 @@ from sidecar.errors import JournalError
 if TYPE_CHECKING:
     from sidecar.jobs.forget import Forgotten
     from sidecar.journal.erasure import Erasure
-    from sidecar.journal.sqlite.reports import CallRow, JournalFile
+    from sidecar.journal.reports import CallRow, Reports
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Caller = Annotated[
@@ -83,14 +83,12 @@ def _key_beginning(said: str) -> str:
     Raises:
         BadParameter: several do.
     """
-    with contextlib.suppress(JournalError), reach.looking() as journal:
-        found = journal.callers(said)
-        if len(found) > 1:
-            raise typer.BadParameter(
-                f"several callers' keys begin with this: {', '.join(found[:5])}"
-            )
-        return found[0] if found else ""
-    return ""
+    found: list[str] = []
+    with contextlib.suppress(JournalError):
+        found = reach.reading(lambda journal: journal.caller_keys(said))
+    if len(found) > 1:
+        raise typer.BadParameter(f"several callers' keys begin with this: {', '.join(found[:5])}")
+    return found[0] if found else ""
 
 
 def _first_line() -> str:
@@ -190,37 +188,40 @@ def export(
     key = ""
     if caller:
         key = caller_key_of(caller, tenant, reach.settings().default_region)
-    with reach.looking() as journal:
+
+    async def chosen(journal: "Reports") -> "list[CallRow]":
         if call:
-            rows = [reach.only_call(journal, call)]
-        else:
-            rows = journal.calls(limit=-1, caller_key=key)[::-1]
-        if out is None:
-            _export(journal, rows, sys.stdout)
-            return
-        try:
-            descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise typer.BadParameter(f"{out} can't be made: {error.strerror}") from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            _export(journal, show.each(rows, "exporting"), file)
+            return [await reach.only_call(journal, call)]
+        return (await journal.calls(limit=-1, caller_key=key))[::-1]
+
+    rows = reach.reading(chosen)
+    if out is None:
+        reach.reading(lambda journal: _export(journal, rows, sys.stdout))
+        return
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise typer.BadParameter(f"{out} can't be made: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        shown = show.each(rows, "exporting")
+        reach.reading(lambda journal: _export(journal, shown, file))
     if as_json:
         show.as_json({"calls": len(rows), "out": str(out)})
     else:
         show.say(f"{len(rows)} calls in {out}")
 
 
-def _export(journal: "JournalFile", rows: "Iterable[CallRow]", file: TextIO) -> None:
+async def _export(journal: "Reports", rows: "Iterable[CallRow]", file: TextIO) -> None:
     for row in rows:
-        held = row.call
+        exported = row.call
         line = {
-            "call": held.key,
-            "channel": held.channel,
-            "caller_key": held.caller_key,
-            "consent": held.consent,
-            "opened_at_s": held.opened_at_s,
-            "closed_at_s": held.closed_at_s,
+            "call": exported.key,
+            "channel": exported.channel,
+            "caller_key": exported.caller_key,
+            "consent": exported.consent,
+            "opened_at_s": exported.opened_at_s,
+            "closed_at_s": exported.closed_at_s,
             "exported_at_s": round(time.time(), 3),
-            "turns": journal.turns(held.key),
+            "turns": await journal.turns(exported.key),
         }
         file.write(show.json_line(line) + "\n")

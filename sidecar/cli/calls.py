@@ -11,7 +11,9 @@ from sidecar.cli import reach, show
 from sidecar.cli.arguments import Commands
 
 if TYPE_CHECKING:
-    from sidecar.journal.sqlite.reports import CallRow
+    from collections.abc import AsyncIterator
+
+    from sidecar.journal.reports import CallRow, Reports
     from sidecar.model import Turn
 
 app = Commands(help="Past and live calls with their transcripts.", no_args_is_help=True)
@@ -34,8 +36,7 @@ def list_calls(
 
     Callers appear by their key in the journal, not by phone number.
     """
-    with reach.looking() as journal:
-        rows = journal.calls(limit=limit, live=live)
+    rows = reach.reading(lambda journal: journal.calls(limit=limit, live=live))
     if as_json:
         show.as_json([_call(row) for row in rows])
         return
@@ -64,9 +65,12 @@ def show_call(
     as_json: Json = False,
 ) -> None:
     """Print one call with its transcript."""
-    with reach.looking() as journal:
-        row = reach.only_call(journal, call)
-        turns = journal.turns(row.call.key)
+
+    async def read(journal: "Reports") -> "tuple[CallRow, tuple[Turn, ...]]":
+        row = await reach.only_call(journal, call)
+        return row, await journal.turns(row.call.key)
+
+    row, turns = reach.reading(read)
     if as_json:
         show.as_json({**_call(row), "turns": turns})
         return
@@ -138,23 +142,35 @@ def tail(
 ) -> None:
     """Follow what is being said in all calls, or in one, until Ctrl-C."""
     from_s = time.time() - since_s
-    seen: set[tuple[str, str]] = set()
-    with reach.looking() as journal:
-        key = reach.only_call(journal, call).call.key if call else ""
-        while True:
-            for appended_s, turn in journal.turns_since(from_s):
-                if (key and turn.call != key) or (turn.call, turn.item_id) in seen:
-                    continue
-                if appended_s > from_s:
-                    from_s = appended_s
-                    seen.clear()
-                seen.add((turn.call, turn.item_id))
+
+    async def follow(journal: "Reports") -> None:
+        key = (await reach.only_call(journal, call)).call.key if call else ""
+        async for turn in _said_since(journal, from_s, once=once):
+            if not key or turn.call == key:
                 show.say(
                     show.json_line(turn) if as_json else f"{short_id(turn.call)}  {_line(turn, 28)}"
                 )
-            if once:
-                return
-            time.sleep(_LOOK_EVERY_S)
+
+    reach.reading(follow)
+
+
+async def _said_since(journal: "Reports", from_s: float, *, once: bool) -> "AsyncIterator[Turn]":
+    """Yield each turn that is stored from a Unix time on; with `once`, those stored already."""
+    import anyio  # noqa: PLC0415
+
+    seen: set[tuple[str, str]] = set()
+    while True:
+        for appended_s, turn in await journal.turns_since(from_s):
+            if (turn.call, turn.item_id) in seen:
+                continue
+            if appended_s > from_s:
+                from_s = appended_s
+                seen.clear()
+            seen.add((turn.call, turn.item_id))
+            yield turn
+        if once:
+            return
+        await anyio.sleep(_LOOK_EVERY_S)
 
 
 def _call(row: "CallRow") -> dict[str, object]:

@@ -13,6 +13,7 @@ from sidecar.cli.callers import caller_key_of
 from sidecar.errors import JournalError
 
 if TYPE_CHECKING:
+    from sidecar.journal.reports import Reports
     from sidecar.letta.changes import Change
 
 app = Commands(help="What an agent learned, call by call.", no_args_is_help=True)
@@ -119,8 +120,8 @@ def _agent(agent_id: str, caller: str, tenant: str) -> str:
         return agent_id
     key = caller_key_of(caller, tenant, reach.settings().default_region)
     found: list[str] = []
-    with contextlib.suppress(JournalError), reach.looking() as journal:
-        found = journal.agents_of(key)
+    with contextlib.suppress(JournalError):
+        found = reach.reading(lambda journal: journal.agents_of(key))
     if not found:  # as after a journal was lost, or before the first call was delivered
         import anyio  # noqa: PLC0415
 
@@ -147,15 +148,15 @@ def _changes(agent_id: str, limit: int) -> "Sequence[Change]":
 def _calls_of(changes: "Sequence[Change]") -> dict[str, str]:
     """Return the call of each batch that the journal still knows."""
     wanted = {change.batch_id for change in changes if change.batch_id}
-    calls: dict[str, str] = {}
+
+    async def read(journal: "Reports") -> dict[str, str]:
+        found = [await journal.batch(batch_id) for batch_id in wanted]
+        return {one[0].batch_id: one[0].call for one in found if one is not None}
+
     try:
-        with reach.looking() as journal:
-            for batch_id in wanted:
-                if (found := journal.batch(batch_id)) is not None:
-                    calls[batch_id] = found[0].call
+        return reach.reading(read)
     except JournalError:
-        return calls  # the history is Letta's; without a journal here it names batches alone
-    return calls
+        return {}  # the history is Letta's; without a journal it names the batches alone
 
 
 def _source(change: "Change", calls: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""`sidecar outbox`: what is on its way to Letta, and what was given up."""
+"""`sidecar outbox`: batches on their way to Letta, and those that were given up."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,8 @@ from sidecar.journal.states import OPEN_STATES
 
 if TYPE_CHECKING:
     from sidecar.journal.dead_letters import DeadLetters
-    from sidecar.journal.reports import LaneStatus
+    from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus, Reports
+    from sidecar.model import Turn
 
 app = Commands(help="Batches on their way to Letta, and dead letters.", no_args_is_help=True)
 
@@ -31,10 +32,15 @@ def list_outbox(
     `outbox show` prints each in full.
     """
     now_s = time.time()
-    with reach.looking() as journal:
-        counts, lanes = journal.counts(), journal.lanes()
-        dead = journal.batches(states=("dead",), limit=limit)
-        under_way = journal.batches(states=OPEN_STATES, limit=limit)
+
+    async def read(
+        journal: "Reports",
+    ) -> "tuple[JournalCounts, list[LaneStatus], list[BatchRow], list[BatchRow]]":
+        dead = await journal.batches(states=("dead",), limit=limit)
+        under_way = await journal.batches(states=OPEN_STATES, limit=limit)
+        return await journal.counts(), await journal.lanes(), dead, under_way
+
+    counts, lanes, dead, under_way = reach.reading(read)
     if as_json:
         show.as_json({"counts": counts, "lanes": lanes, "open": under_way, "dead": dead})
         return
@@ -79,9 +85,14 @@ def show_batch(
     as_json: Json = False,
 ) -> None:
     """Print one batch with its turns, or the state of one lane."""
-    with reach.looking() as journal:
-        found = journal.batch(batch)
-        lanes = [lane for lane in journal.lanes() if _is_named(lane, batch)]
+
+    async def read(
+        journal: "Reports",
+    ) -> "tuple[tuple[BatchRow, tuple[Turn, ...]] | None, list[LaneStatus]]":
+        return await journal.batch(batch), await journal.lanes()
+
+    found, lanes = reach.reading(read)
+    lanes = [lane for lane in lanes if _is_named(lane, batch)]
     if found is None and len(lanes) == 1:
         _show_lane(lanes[0], as_json=as_json)
         return
@@ -144,6 +155,11 @@ def drop(
     _change("drop", batches, every=every, as_json=as_json)
 
 
+async def _dead(journal: "Reports") -> list[str]:
+    """Return the ids of all dead letters, oldest first."""
+    return [row.batch_id for row in await journal.batches(states=("dead",), limit=-1)]
+
+
 def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -> None:
     """Carry one of the two changes out.
 
@@ -153,8 +169,7 @@ def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -
     """
     if bool(names) == every:
         raise typer.BadParameter("name dead letters, or use --all")
-    with reach.looking() as journal:
-        dead = [row.batch_id for row in journal.batches(states=("dead",), limit=1 << 30)]
+    dead = reach.reading(_dead)
     wanted = dead if every else [_full(name, dead) for name in names or ()]
     done = {
         batch: batch in dead and _change_one(verb, batch)

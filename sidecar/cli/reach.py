@@ -1,13 +1,12 @@
-"""How a command reaches the journal: by its file to look, through its owner to change it.
+"""How a command reaches the journal: it reads beside the owner, and changes through the owner.
 
-The file has one owner. While a sidecar runs, changes are asked of it (`sidecar/channels/admin.py`);
-when none does, the command opens the journal itself.
+The journal has one owner. While a sidecar runs, a change is requested from it
+(`sidecar/channels/admin.py`); when none runs, the command opens the journal itself.
 """
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -20,7 +19,7 @@ from sidecar.untrusted import MALFORMED
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
     from sidecar.journal.port import Journal
-    from sidecar.journal.sqlite.reports import CallRow, JournalFile
+    from sidecar.journal.reports import CallRow, Reports
 
 T = TypeVar("T")
 
@@ -30,7 +29,7 @@ _OTHER_JSON: Final = (KeyError, TypeError, AttributeError)
 
 
 class CommandRefused(SidecarError):
-    """The running sidecar did not do what was asked; nothing was changed unless it says so."""
+    """The running sidecar refused the request; nothing was changed unless the message says so."""
 
 
 def data_dir() -> Path:
@@ -62,17 +61,17 @@ def settings() -> "Settings":
 
 
 class NotThere(SidecarError):
-    """What was asked for is not there, or its name fits several."""
+    """Nothing has the name that was given, or several things do."""
 
 
-def only_call(journal: "JournalFile", name: str) -> "CallRow":
+async def only_call(journal: "Reports", name: str) -> "CallRow":
     """Return the one call of the journal that a name fits, as `calls_named` reads it.
 
     Raises:
         NotThere: none is, or several are.
     """
-    keys = calls_named(name, journal.keys())
-    found = journal.call(only_one(keys, name))
+    keys = calls_named(name, await journal.call_keys())
+    found = await journal.call_row(only_one(keys, name))
     if found is None:
         raise NotThere(f"no call matches {name}", hint="see `sidecar calls list`")
     return found
@@ -91,17 +90,25 @@ def only_one(keys: Sequence[str], name: str) -> str:
     return keys[0]
 
 
-@contextmanager
-def looking() -> "Generator[JournalFile]":
-    """Open the journal to look into it; a sidecar may be running.
+def reading(own: "Callable[[Reports], Coroutine[Any, Any, T]]") -> T:
+    """Read from the journal; a sidecar may be running.
+
+    Args:
+        own: What to read. Nothing else runs on its loop: it may block.
 
     Raises:
-        JournalError: there is none, or it can't be read.
+        JournalError: there is no journal, or it can't be read.
     """
-    from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
+    import anyio  # noqa: PLC0415
 
-    with journal_file(data_dir() / JOURNAL_FILE) as file:
-        yield file
+    return anyio.run(_with_reports, data_dir(), own)
+
+
+async def _with_reports(directory: Path, own: "Callable[[Reports], Coroutine[Any, Any, T]]") -> T:
+    from sidecar.app.journal import opened_reports  # noqa: PLC0415
+
+    async with opened_reports(directory) as reports:
+        return await own(reports)
 
 
 def changing(
@@ -121,7 +128,7 @@ def changing(
 
     Raises:
         JournalError: there is no journal, or it failed.
-        Refused: the running sidecar said no, or does not answer.
+        CommandRefused: the running sidecar refused it, or does not answer.
     """
     import anyio  # noqa: PLC0415
 
@@ -151,7 +158,7 @@ def ask(directory: Path, path: str, body: object = None) -> dict[str, Any]:
     """POST to the running sidecar and return its answer.
 
     Raises:
-        Refused: it said no, or does not answer.
+        CommandRefused: it refused, or does not answer.
     """
     status, answer = _request(directory, path, json.dumps(body or {}).encode())
     if status != HTTPStatus.OK:
@@ -164,7 +171,7 @@ def ask_readiness(directory: Path) -> dict[str, Any]:
     """Return what `/readyz` of the sidecar on this data directory says.
 
     Raises:
-        Refused: none runs, or it does not answer.
+        CommandRefused: none runs, or it does not answer.
     """
     return _request(directory, "/readyz", None, budget_s=_LOOK_S)[1]
 
@@ -184,7 +191,7 @@ def _request(
     """Ask the running sidecar; returns the status and the JSON of its answer.
 
     Raises:
-        Refused: none runs, or it does not answer.
+        CommandRefused: none runs, or it does not answer.
     """
     import http.client  # noqa: PLC0415 - slow to load
     from urllib.parse import urlsplit  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What `sidecar doctor` says of the lanes: what is held, since when, by what, and what to do."""
+"""What `sidecar doctor` says of the lanes: which are delayed, since when, why, and what to do."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ _LOOK = "sidecar outbox list"
 
 
 def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float) -> Finding:
-    """Look whether what was said goes on to Letta; blocking.
+    """Find out whether turns are reaching Letta; blocking.
 
-    A lane is held while its last try was not taken or is in doubt, or when its oldest turn is older
-    than a batch may wait and a post may take.
+    A lane is delayed while its last try was refused or is in doubt, or when its oldest turn is
+    older than a batch may wait and a post may take.
 
     Args:
         settings: As loaded.
@@ -35,14 +35,13 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
         running: Whether a sidecar runs on it.
         now_s: Unix time.
     """
-    from sidecar.journal.sqlite.reports import journal_file  # noqa: PLC0415
+    import anyio  # noqa: PLC0415
 
     path = directory / JOURNAL_FILE
     if not path.exists():
         return Finding("lanes", "ok", "no journal yet")
     try:
-        with journal_file(path) as journal:
-            waiting = journal.lanes()
+        waiting = anyio.run(_lanes, directory)
     except JournalError as error:
         return Finding("lanes", "bad", error.message, error.hint or f"look into {path}")
     patience_s = settings.post_max_age_s + settings.post_timeout_s
@@ -54,10 +53,17 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
     if not held:
         found = f"{len(waiting)} waiting, none delayed" if waiting else "nothing is waiting"
         return Finding("lanes", "ok", found)
-    return Finding("lanes", "warning", _told(held, now_s), _remedy(running=running))
+    return Finding("lanes", "warning", _delay(held, now_s), _remedy(running=running))
 
 
-def _told(held: "Sequence[LaneStatus]", now_s: float) -> str:
+async def _lanes(directory: Path) -> "list[LaneStatus]":
+    from sidecar.app.journal import opened_reports  # noqa: PLC0415
+
+    async with opened_reports(directory) as reports:
+        return await reports.lanes()
+
+
+def _delay(held: "Sequence[LaneStatus]", now_s: float) -> str:
     oldest = min(held, key=lambda lane: lane.oldest_s or now_s)
     age = show.span(now_s - (oldest.oldest_s or now_s))
     by = Counter(_HOLDS.get(lane.state, _WAITS) for lane in held)

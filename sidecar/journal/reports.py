@@ -6,7 +6,22 @@ from typing import Protocol
 
 from sidecar.journal.backlog import Backlog, Undelivered
 from sidecar.journal.transcripts import Transcripts
-from sidecar.model import Call
+from sidecar.model import Call, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    """A call, for people.
+
+    Attributes:
+        call: As stored.
+        turns: How many turns it has.
+        undelivered: How many of them are neither settled nor given up.
+    """
+
+    call: Call
+    turns: int
+    undelivered: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +99,51 @@ class Reports(Transcripts, Undelivered, Protocol):
         """Return totals, for people: looks at every call."""
         ...
 
-    async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
-        """Return the newest batches in any of these states, newest first."""
+    async def batches(
+        self, *, states: Sequence[str], limit: int, newest_first: bool = False
+    ) -> list[BatchRow]:
+        """Return batches in any of these states, in the order in which they were sealed.
+
+        Args:
+            states: Of `sidecar.journal.states`.
+            limit: At most this many, from the end that comes first.
+            newest_first: The other way round.
+        """
         ...
 
-    async def calls(self, *, limit: int) -> list[Call]:
-        """Return the newest calls, newest first."""
+    async def batch(self, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
+        """Return a batch and its turns, by its id or the first characters of it.
+
+        None: no batch has such an id, or several have.
+        """
+        ...
+
+    async def calls(self, *, limit: int, live: bool = False, caller_key: str = "") -> list[CallRow]:
+        """Return the newest calls, newest first.
+
+        Args:
+            limit: At most this many; negative: all.
+            live: Only those that are not closed.
+            caller_key: Only this caller's; empty: everybody's.
+        """
+        ...
+
+    async def call_row(self, key: str) -> CallRow | None:
+        """Return a call with its figures, by its key; None for one that is not stored."""
+        ...
+
+    async def call_keys(self) -> list[str]:
+        """Return the key of every call."""
+        ...
+
+    async def caller_keys(self, beginning: str) -> list[str]:
+        """Return the keys of callers who have called that begin with these hex digits, sorted."""
+        ...
+
+    async def agents_of(self, caller_key: str) -> list[str]:
+        """Return Letta's ids of the agents that a caller's calls went to, where known, sorted."""
+        ...
+
+    async def turns_since(self, appended_s: float) -> list[tuple[float, Turn]]:
+        """Return the turns stored at or after a Unix time, each with the time it was stored."""
         ...

@@ -105,7 +105,7 @@ class TestCalls:
             for consent in ("", "yes", "", "no", "yes")
         ]
         assert stored == ["", "yes", "yes", "no", "no"]
-        assert [one.consent for one in await journal.calls(limit=5)] == ["no"]
+        assert [row.call.consent for row in await journal.calls(limit=5)] == ["no"]
 
     @pytest.mark.parametrize("first", [REF, AgentRef("acme", agent_id="a"), AgentRef("acme")])
     @pytest.mark.parametrize("caller_key", ["k1", ""])
@@ -157,8 +157,8 @@ class TestCalls:
         """A call that was closed is live again when it is opened again."""
         await journal.open_call(call())
         await journal.close_call("acme/one", at_s=7.0)
-        (closed,) = await journal.calls(limit=5)
-        assert closed.closed_at_s == pytest.approx(7.0)
+        (row,) = await journal.calls(limit=5)
+        assert row.call.closed_at_s == pytest.approx(7.0)
         assert (await journal.open_call(call())).closed_at_s is None
 
     async def test_unknown_calls_are_refused(self, journal: Journal) -> None:
@@ -176,8 +176,8 @@ class TestCalls:
         await journal.open_call(call())
         await journal.close_call("acme/one", at_s=7.0)
         await journal.close_call("acme/one", at_s=9.0)
-        (closed,) = await journal.calls(limit=5)
-        assert closed.closed_at_s == pytest.approx(7.0)
+        (row,) = await journal.calls(limit=5)
+        assert row.call.closed_at_s == pytest.approx(7.0)
 
 
 class TestTurns:
@@ -720,10 +720,10 @@ class TestLearnt:
         await journal.forget_agent(REF)
         assert await journal.agent_of(REF) is None
         two, one = await journal.calls(limit=5)
-        assert (one.conversation_id, two.conversation_id) == (None, "conv")
+        assert (one.call.conversation_id, two.call.conversation_id) == (None, "conv")
         await journal.learn_agent(OTHER, "agent-2")
         two, _ = await journal.calls(limit=5)
-        assert two.conversation_id is None
+        assert two.call.conversation_id is None
 
 
 class TestRecent:
@@ -793,7 +793,7 @@ class TestRecent:
 
 class TestTotals:
     async def test_batches_by_state(self, journal: Journal, clock: Clock) -> None:
-        """Batches are listed by their state, the newest first, with what became of them."""
+        """Batches are listed by their state, from either end, with their outcome."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 8)])
         await journal.close_call("acme/one", at_s=clock())
@@ -805,12 +805,14 @@ class TestTotals:
         await journal.settle(first, now_s=clock())
         second = await claim_one(journal, clock)
         await journal.retire(second, error="400", now_s=clock())
-        rows = await journal.batches(states=("settled", "dead"), limit=9)
+        rows = await journal.batches(states=("settled", "dead"), limit=9, newest_first=True)
         assert [(r.batch_id, r.state, r.ended_s, r.error) for r in rows] == [
             (second.batch_id, "dead", clock(), "400"),
             (first.batch_id, "settled", clock(), ""),
         ]
-        assert await journal.batches(states=("settled", "dead"), limit=1) == rows[:1]
+        ended = journal.batches
+        assert await ended(states=("settled", "dead"), limit=1, newest_first=True) == rows[:1]
+        assert await ended(states=("settled", "dead"), limit=9) == rows[::-1]
 
     async def test_counts_and_lanes(self, journal: Journal, clock: Clock) -> None:
         """Totals tell live calls, pending turns and their age; lanes tell where each stands."""
@@ -860,7 +862,7 @@ class TestTotals:
         await journal.close_call("acme/waiting", at_s=clock())
         assert await journal.erase_settled(before_s=clock()) == 0
         assert await journal.erase_settled(before_s=clock() + 1) == 6
-        assert [kept.call_id for kept in await journal.calls(limit=9)] == ["waiting"]
+        assert [row.call.call_id for row in await journal.calls(limit=9)] == ["waiting"]
 
     async def test_closing_twice(self, journal: Journal) -> None:
         """A journal may be closed twice."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -22,7 +23,7 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
 from sidecar.journal.sqlite.backup import back_up
 from sidecar.journal.sqlite.file import execute
-from sidecar.journal.sqlite.reports import journal_file
+from sidecar.journal.sqlite.reports import reports_of_file
 from sidecar.journal.sqlite.threads import Threads
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef, Call, Turn
@@ -315,12 +316,12 @@ class TestThreads:
         plans = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         asked: list[str] = []
 
-        class Asking:
-            def rows(self, sql: str, *_values: object) -> list[tuple[object, ...]]:
+        class Asking(Transaction):
+            def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
                 asked.extend(str(row[3]) for row in execute(plans, f"EXPLAIN QUERY PLAN {sql}"))
-                return execute(plans, sql)
+                return super().rows(sql, *values)
 
-        reads.backlog(Asking())  # type: ignore[arg-type]
+        reads.backlog(Asking(plans))
         plans.close()
         scanned = [step for step in asked if step.startswith("SCAN")]
         assert asked
@@ -489,8 +490,9 @@ class TestForeignFiles:
             execute(older, "ALTER TABLE calls DROP COLUMN consent")
         execute(older, f"PRAGMA user_version = {version}")
         older.close()
-        with pytest.raises(JournalError, match="another version"), journal_file(path):
-            pass
+        with pytest.raises(JournalError, match="another version"):
+            async with reports_of_file(path):
+                pass
         again = await SqliteJournal.open(path, policy=POLICY)
         try:
             traced = replace(turn(3), traceparent="00-x")
@@ -502,8 +504,8 @@ class TestForeignFiles:
             assert await again._executor.read(lambda tx: schema_of(tx._connection)) == made
         finally:
             await again.aclose()
-        with journal_file(path) as file:
-            assert len(file.turns(CALL.key)) == 4
+        async with reports_of_file(path) as reports:
+            assert len(await reports.turns(CALL.key)) == 4
 
     async def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
         """A path under a file, not a directory, is a clear error."""
@@ -511,6 +513,33 @@ class TestForeignFiles:
         with pytest.raises(JournalError) as refused:
             await SqliteJournal.open(tmp_path / "file" / "journal.db", policy=POLICY)
         assert "SIDECAR_DATA_DIR" in refused.value.hint
+
+
+class Interrupted(Transaction):
+    """A read beside which another connection gives a caller one more turn after each statement."""
+
+    def __init__(self, reader: apsw.Connection, writer: apsw.Connection) -> None:
+        super().__init__(reader)
+        self._writer = Transaction(writer)
+        self._next = 2
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Read, and then let the other connection commit."""
+        found = super().rows(sql, *values)
+        writes.append(self._writer, [turn(self._next)], now_s=0.0, policy=POLICY)
+        self._next += 1
+        return found
+
+
+async def test_a_report_of_several_statements_is_on_one_commit(
+    journal: SqliteJournal, path: Path
+) -> None:
+    """Totals agree with each other, though turns are stored between the statements."""
+    await journal.append([turn(1)])
+    with apsw.Connection(str(path)) as reader, apsw.Connection(str(path)) as writer:
+        counts = reads.counts(Interrupted(reader, writer))
+    assert (counts.turns, counts.undelivered) == (1, 1)
+    assert (await journal.counts()).turns > 1
 
 
 async def test_metrics_round_trip_exactly(journal: SqliteJournal) -> None:

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from benchmarks.processes import LettaProcess
 from examples.vapi.play import Heard, Player
-from sidecar.journal.sqlite.reports import journal_file
+from sidecar.journal.sqlite.reports import reports_of_file
 from tests.sidecar_process import SidecarProcess, eventually
 from tests.vapi.model import Model
 
@@ -156,8 +157,12 @@ def history_of(lines: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def stored(sidecar: SidecarProcess, call_id: str = "call-1") -> list[str]:
     """What the journal on disk has of a call, note and words."""
-    with journal_file(sidecar.data_dir / "journal.db") as file:
-        return [turn.text for turn in file.turns(f"default/{call_id}")]
+
+    async def texts() -> list[str]:
+        async with reports_of_file(sidecar.data_dir / "journal.db") as reports:
+            return [turn.text for turn in await reports.turns(f"default/{call_id}")]
+
+    return anyio.run(texts)
 
 
 def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:

@@ -483,9 +483,9 @@ def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
                 turns=[Turn("t/c1", "i2", 0, "caller", "again", 1.0)],
             )
         assert [t.text for t in await bench.journal.turns("t/c1")] == ["hello", "again"]
-        (stored,) = await bench.journal.calls(limit=2)
-        assert stored.ref.agent_id is None
-        assert stored.closed_at_s is not None
+        (row,) = await bench.journal.calls(limit=2)
+        assert row.call.ref.agent_id is None
+        assert row.call.closed_at_s is not None
 
     virtual(first, before)
     rules = IdentityRules(agent_map={ADA.phone: "agent-7"})

@@ -24,7 +24,7 @@ from sidecar.http.metrics import CHANNELS, OUTCOMES, Gauges, Metrics
 from sidecar.journal.backlog import Backlog
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite.journal import SqliteJournal
-from sidecar.journal.sqlite.reports import journal_file
+from sidecar.journal.sqlite.reports import reports_of_file
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import (
@@ -200,6 +200,18 @@ def shown(call: Call) -> tuple[str, str]:
     return json.loads(told), posted
 
 
+async def calls_in(path: Path) -> list[Call]:
+    """Every call of a journal's file."""
+    async with reports_of_file(path) as reports:
+        return [row.call for row in await reports.calls(limit=-1)]
+
+
+async def turns_in(path: Path, call: str) -> tuple[Turn, ...]:
+    """Every turn of a call in a journal's file."""
+    async with reports_of_file(path) as reports:
+        return await reports.turns(call)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(names, min_size=1, max_size=8, unique=True))
 def test_the_journal_the_command_line_and_letta_have_the_name_that_was_sent(
@@ -209,8 +221,7 @@ def test_the_journal_the_command_line_and_letta_have_the_name_that_was_sent(
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.db"
         refused = anyio.run(opened_and_restored, path, said)
-        with journal_file(path) as file:
-            found = {row.call.call_id: row.call for row in file.calls(limit=-1)}
+        found = {call.call_id: call for call in anyio.run(calls_in, path)}
     assert [f"bad_value {name}" for name in said if not is_channel(name) for _ in "or"] == refused
     kept = {
         f"{how}{n}": name for n, name in enumerate(said) if is_channel(name) for how in ("o", "r")
@@ -231,10 +242,9 @@ def test_a_row_of_another_version_is_read_whatever_it_says(name: str) -> None:
         with connection:
             connection.execute("UPDATE calls SET channel = ?", (name,))
         connection.close()
-        with journal_file(path) as file:
-            rows = file.calls(limit=-1)
-            assert {name if is_channel(name) else OTHER_CHANNEL} == {r.call.channel for r in rows}
-            assert ["hello"] == [turn.text for turn in file.turns("t/r0")]
+        calls, turns = anyio.run(calls_in, path), anyio.run(turns_in, path, "t/r0")
+        assert {name if is_channel(name) else OTHER_CHANNEL} == {call.channel for call in calls}
+        assert ["hello"] == [turn.text for turn in turns]
 
 
 STATE = Gauges(

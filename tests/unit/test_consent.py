@@ -145,7 +145,7 @@ async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Ben
     live = await bench.opened("yes")
     await live.record([turn(live)])
     await live.refuse()
-    assert (await bench.journal.calls(limit=1))[0].consent == "no"
+    assert (await bench.journal.calls(limit=1))[0].call.consent == "no"
     bench.calls.orphan("acme/worker")
     again = await bench.opened("")
     await again.record([turn(live, 2)])

@@ -35,8 +35,8 @@ def heard(live: LiveCall, at_s: float, text: str = "") -> Turn:
 
 
 async def stored(bench: Bench) -> list[str]:
-    calls = await bench.journal.calls(limit=50)
-    return sorted([t.text for call in calls for t in await bench.journal.turns(call.key)])
+    rows = await bench.journal.calls(limit=50)
+    return sorted([t.text for row in rows for t in await bench.journal.turns(row.call.key)])
 
 
 def test_two_jobs_in_a_room_are_one_record() -> None:
@@ -52,7 +52,7 @@ def test_two_jobs_in_a_room_are_one_record() -> None:
         await one.close("hung up", at_s=4.0)
         await two.close("hung up", at_s=4.0)
         assert await stored(bench) == ["words 1", "words 2", "words 3"]
-        assert [call.key for call in await bench.journal.calls(limit=9)] == [one.key]
+        assert [row.call.key for row in await bench.journal.calls(limit=9)] == [one.key]
         assert bench.telemetry.counts["call_recorded_elsewhere"] == 1
         assert two.agent_id == one.agent_id is not None
 

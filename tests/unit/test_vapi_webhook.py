@@ -164,8 +164,8 @@ class TestWebhook:
             if reported:
                 await world.deliver(message("end-of-call-report", call=CALL, messages=said))
             await trio.sleep(1_000)
-            (held,) = await world.journal.calls(limit=2)
-            await world.journal.erase_caller(held.caller_key, now_s=world.clock())
+            (row,) = await world.journal.calls(limit=2)
+            await world.journal.erase_caller(row.call.caller_key, now_s=world.clock())
             assert "Rex" not in str(await world.deliver(sent))
 
     async def test_a_tool_answers_within_its_budget(self) -> None:

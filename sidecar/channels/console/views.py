@@ -63,9 +63,9 @@ async def calls_view(calls: Calls, journal: Reports) -> dict[str, Any]:
     live = [{**_call_view(one.call), "turns": one.turns} for one in calls.live]
     here = {one.key for one in calls.live}
     past = [
-        _call_view(call)
-        for call in await journal.calls(limit=CALLS_SHOWN + len(here))
-        if call.key not in here
+        _call_view(row.call)
+        for row in await journal.calls(limit=CALLS_SHOWN + len(here))
+        if row.call.key not in here
     ]
     return {"live": live, "past": past[:CALLS_SHOWN]}
 
@@ -77,10 +77,10 @@ async def outbox_view(journal: Reports) -> dict[str, Any]:
     under_way: list[BatchRow] = []
     dead: list[BatchRow] = []
     if counts.undelivered:
-        under_way = await journal.batches(states=OPEN_STATES, limit=BATCHES_SHOWN)
+        under_way = await _newest(journal, OPEN_STATES, BATCHES_SHOWN)
     if counts.dead_batches:
-        dead = await journal.batches(states=("dead",), limit=BATCHES_SHOWN)
-    settled = await journal.batches(states=("settled",), limit=SETTLED_SHOWN)
+        dead = await _newest(journal, ("dead",), BATCHES_SHOWN)
+    settled = await _newest(journal, ("settled",), SETTLED_SHOWN)
     return {
         "undelivered": counts.undelivered,
         "dead": counts.dead_batches,
@@ -92,6 +92,10 @@ async def outbox_view(journal: Reports) -> dict[str, Any]:
         ],
         "batches": [_batch_view(batch) for batch in (*under_way, *settled, *dead)],
     }
+
+
+async def _newest(journal: Reports, states: Sequence[str], limit: int) -> list[BatchRow]:
+    return await journal.batches(states=states, limit=limit, newest_first=True)
 
 
 def _call_view(call: Call) -> dict[str, Any]:

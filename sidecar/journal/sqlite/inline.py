@@ -1,4 +1,4 @@
-"""Operations carried out where they are asked for: no thread, any loop, virtual time."""
+"""Carries operations out on the caller's own loop: no thread, any loop, virtual time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +18,19 @@ _MEMORY: Final = Path(":memory:")
 
 
 class Inline:
-    """Keeps what `Executor` promises on the loop itself, for a database in memory.
+    """Keeps what `Executor` promises on the loop itself: a database in memory, or reads of a file.
 
-    On a disk each write would hold the loop up for an fsync: that is what `Threads` is for.
+    On a disk each write would block the loop for an fsync: that is what `Threads` is for.
 
     Args:
-        connection: To a database in memory; closed by `stop`.
+        connection: To the database; closed by `stop`.
+        path: Its file, for errors.
     """
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, path: Path = _MEMORY) -> None:
         self.has_room: Final = True
         self._connection = connection
+        self._path = path
         self._bell = Bell()
         self._stopped = False
 
@@ -37,17 +39,17 @@ class Inline:
         self._refuse_stopped()
         job = Job(operation)
         try:
-            if commit(self._connection, [job], _MEMORY):
+            if commit(self._connection, [job], self._path):
                 self._bell.ring()
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            job.error = journal_error(error, _MEMORY)
+            job.error = journal_error(error, self._path)
         return cast("T", await _outcome(job))
 
     async def read(self, operation: Callable[[Transaction], T]) -> T:
         """See `Executor.read`."""
         self._refuse_stopped()
         job = Job(operation)
-        read(self._connection, job, _MEMORY)
+        read(self._connection, job, self._path)
         return cast("T", await _outcome(job))
 
     async def wait(self, timeout_s: float) -> None:

@@ -12,14 +12,13 @@ import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.backlog import Backlog
 from sidecar.journal.dead_letters import DeadLetter
 from sidecar.journal.erasure import CallerHolding
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import batches, forgetting, reads, tombstones, writes
 from sidecar.journal.sqlite.executor import Executor
 from sidecar.journal.sqlite.file import FileLock, Reserve, journal_error, open_reader, open_writer
+from sidecar.journal.sqlite.reports import SqliteReports
 from sidecar.journal.sqlite.threads import Threads
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 from sidecar.private import installation_secret, make_directory
@@ -35,7 +34,7 @@ _CHECKPOINT_TRIES = 40
 _CHECKPOINT_AGAIN_S = 0.05
 
 
-class SqliteJournal:
+class SqliteJournal(SqliteReports):
     """A journal in one SQLite file, for one process on an asyncio loop: build that with `open`.
 
     Promises beyond `Journal`: an append whose caller is cancelled is stored all the same; reads
@@ -59,6 +58,7 @@ class SqliteJournal:
         clock: Callable[[], float] = time.time,
         redact: Callable[[str], str] | None = None,
     ) -> None:
+        super().__init__(executor)
         self._executor = executor
         self._secret = secret
         self._policy = policy
@@ -335,12 +335,6 @@ class SqliteJournal:
         """See `Journal.split`."""
         await self._executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
 
-    async def batches(self, *, states: Sequence[str], limit: int) -> list[BatchRow]:
-        """See `Journal.batches`."""
-        return await self._executor.read(
-            lambda tx: reads.batches(tx, states=states, limit=limit, newest_first=True)
-        )
-
     async def dead_letters(self) -> list[DeadLetter]:
         """See `Journal.dead_letters`."""
         return await self._executor.read(reads.dead_letters)
@@ -380,33 +374,9 @@ class SqliteJournal:
             )
         )
 
-    async def lanes(self) -> list[LaneStatus]:
-        """See `Journal.lanes`."""
-        return await self._executor.read(reads.lanes)
-
-    async def backlog(self) -> Backlog:
-        """See `Journal.backlog`."""
-        return await self._executor.read(reads.backlog)
-
-    async def counts(self) -> JournalCounts:
-        """See `Journal.counts`."""
-        return await self._executor.read(reads.counts)
-
-    async def calls(self, *, limit: int) -> list[Call]:
-        """See `Journal.calls`."""
-        return await self._executor.read(lambda tx: reads.calls(tx, limit=limit))
-
     async def live_calls(self) -> list[Call]:
         """See `Journal.live_calls`."""
         return await self._executor.read(reads.live_calls)
-
-    async def call(self, key: str) -> Call | None:
-        """See `Journal.call`."""
-        return await self._executor.read(lambda tx: reads.call(tx, key))
-
-    async def turns(self, call: str) -> tuple[Turn, ...]:
-        """See `Journal.turns`."""
-        return await self._executor.read(lambda tx: reads.turns(tx, call))
 
     async def aclose(self) -> None:
         """See `Journal.aclose`."""

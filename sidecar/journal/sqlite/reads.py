@@ -7,7 +7,7 @@ import msgspec
 
 from sidecar.journal.backlog import Backlog
 from sidecar.journal.dead_letters import DeadLetter
-from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
+from sidecar.journal.reports import BatchRow, CallRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.states import State
 from sidecar.model import OTHER_CHANNEL, AgentRef, Call, Turn, is_channel
@@ -20,17 +20,19 @@ SELECT_CALL = (
     "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
     " c.conversation_id, c.consent, c.final FROM calls c JOIN lanes l ON l.id = c.lane"
 )
+SELECT_CALL_ROW = SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
 SELECT_TURN = (
     "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
     " t.traceparent"
     " FROM calls c JOIN turns t ON t.call = c.id"
 )
+SELECT_TURN_SINCE = SELECT_TURN.replace("SELECT ", "SELECT t.appended_s, ", 1)
 SELECT_BATCH = (
     "SELECT b.batch_id, l.name, c.key, b.part, b.hi - b.lo + 1, b.state, b.attempt, b.sealed_at_s,"
     " b.ended_s, b.error FROM batches b JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
 )
-# Each of the three finds a caller's calls by an index of its own and takes the newest, each of which
-# holds a turn that is asked for: so what is read does not grow with the calls that are kept.
+# Each of the three finds a caller's calls by its own index and takes the newest. Each call found
+# holds a turn that is wanted, so the rows read do not grow with the number of calls kept.
 _RECENT_CALLS = """
     SELECT * FROM (SELECT id FROM calls INDEXED BY calls_waiting
       WHERE lane = ?1 AND caller_key = ?2 AND head > acked AND key <> ?3
@@ -140,6 +142,11 @@ def lanes(tx: Transaction) -> list[LaneStatus]:
 
 def backlog(tx: Transaction) -> Backlog:
     """Return what is undelivered, from partial indexes."""
+    with tx.snapshot():
+        return _backlog(tx)
+
+
+def _backlog(tx: Transaction) -> Backlog:
     pending, oldest_s = tx.rows(
         "SELECT coalesce(sum(head - acked), 0),"
         " min((SELECT t.appended_s FROM turns t WHERE t.call = c.id AND t.n = c.acked + 1))"
@@ -156,10 +163,12 @@ def backlog(tx: Transaction) -> Backlog:
 
 def counts(tx: Transaction) -> JournalCounts:
     """Return totals."""
-    calls, live, turns = tx.rows(
-        "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0) FROM calls"
-    )[0]
-    left = backlog(tx)
+    with tx.snapshot():
+        calls, live, turns = tx.rows(
+            "SELECT count(*), coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0)"
+            " FROM calls"
+        )[0]
+        left = _backlog(tx)
     return JournalCounts(
         left.undelivered, left.dead_batches, left.oldest_undelivered_s, calls, live, turns
     )
@@ -180,6 +189,23 @@ def batches(
     return [BatchRow(*row) for row in rows]
 
 
+def batch(tx: Transaction, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
+    """Return the one batch whose id begins with `name`, with its turns, or None."""
+    with tx.snapshot():
+        found = tx.rows(
+            f"{SELECT_BATCH} WHERE substr(b.batch_id, 1, length(?1)) = ?1 LIMIT 2", name
+        )
+        if len(found) != 1:
+            return None
+        row = BatchRow(*found[0])
+        turns = tx.rows(
+            f"{SELECT_TURN} JOIN batches b ON b.call = c.id AND t.n BETWEEN b.lo AND b.hi"
+            " WHERE b.batch_id = ? ORDER BY t.n",
+            row.batch_id,
+        )
+        return row, tuple(turn_of_row(turn) for turn in turns)
+
+
 def dead_letters(tx: Transaction) -> list[DeadLetter]:
     """Return the batches that were given up, oldest first."""
     rows = tx.rows(
@@ -190,10 +216,53 @@ def dead_letters(tx: Transaction) -> list[DeadLetter]:
     return [DeadLetter(*row) for row in rows]
 
 
-def calls(tx: Transaction, *, limit: int) -> list[Call]:
-    """Return the newest calls, newest first."""
-    rows = tx.rows(f"{SELECT_CALL} ORDER BY c.id DESC LIMIT ?", limit)
-    return [call_of_row(row) for row in rows]
+def calls(tx: Transaction, *, limit: int, live: bool, caller_key: str) -> list[CallRow]:
+    """Return the newest calls, newest first; a negative limit: all."""
+    rows = tx.rows(
+        f"{SELECT_CALL_ROW} WHERE (NOT ?1 OR c.closed_at_s IS NULL)"
+        " AND (?2 = '' OR c.caller_key = ?2) ORDER BY c.id DESC LIMIT ?3",
+        live,
+        caller_key,
+        limit,
+    )
+    return [_call_row(row) for row in rows]
+
+
+def call_row(tx: Transaction, key: str) -> CallRow | None:
+    """Return a call with its figures, or None."""
+    row = tx.row(f"{SELECT_CALL_ROW} WHERE c.key = ?", key)
+    return None if row is None else _call_row(row)
+
+
+def _call_row(row: tuple[Any, ...]) -> CallRow:
+    *call, turns, undelivered = row
+    return CallRow(call_of_row(tuple(call)), turns, undelivered)
+
+
+def call_keys(tx: Transaction) -> list[str]:
+    """Return the key of every call."""
+    return [key for (key,) in tx.rows("SELECT key FROM calls")]
+
+
+def caller_keys(tx: Transaction, beginning: str) -> list[str]:
+    """Return the callers' keys that begin with these hex digits."""
+    rows = tx.rows(
+        "SELECT DISTINCT caller_key FROM calls"
+        " WHERE caller_key >= ?1 AND caller_key < ?1 || 'g' ORDER BY caller_key",
+        beginning,
+    )
+    return [key for (key,) in rows]
+
+
+def agents_of(tx: Transaction, caller_key: str) -> list[str]:
+    """Return the agents that a caller's calls went to, as far as known."""
+    rows = tx.rows(
+        "SELECT name, agent_id FROM lanes WHERE name LIKE '%/caller/' || ?1"
+        " OR id IN (SELECT lane FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )
+    agents = [AgentRef.of_lane(name).agent_id or agent_id for name, agent_id in rows]
+    return sorted({agent for agent in agents if agent})
 
 
 def call(tx: Transaction, key: str) -> Call | None:
@@ -212,6 +281,14 @@ def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
     """Return all turns of a call, in order."""
     rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", call)
     return tuple(turn_of_row(row) for row in rows)
+
+
+def turns_since(tx: Transaction, appended_s: float) -> list[tuple[float, Turn]]:
+    """Return the turns stored at or after a Unix time, each with the time it was stored."""
+    rows = tx.rows(
+        f"{SELECT_TURN_SINCE} WHERE t.appended_s >= ? ORDER BY t.appended_s, c.id, t.n", appended_s
+    )
+    return [(row[0], turn_of_row(row[1:])) for row in rows]
 
 
 def said_of(

@@ -1,144 +1,127 @@
-"""The journal's file as a person looks at it, also while a sidecar owns and writes it.
+"""`SqliteReports`: what people ask of the journal, answered from its SQLite file."""
 
-Opened for reading only: a look holds no writer up, and takes no lock that a start would meet.
-Blocking: for the command line, not for a loop.
-"""
-
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import apsw
 
 from sidecar.errors import JournalError
-from sidecar.journal.reports import BatchRow, JournalCounts, LaneStatus
+from sidecar.journal.backlog import Backlog
+from sidecar.journal.reports import BatchRow, CallRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite import reads
 from sidecar.journal.sqlite.file import SCHEMA_VERSION, execute, journal_error
+from sidecar.journal.sqlite.inline import Inline
 from sidecar.journal.sqlite.transactions import Transaction
-from sidecar.model import AgentRef, Call, Turn
+from sidecar.model import Call, Turn
 
+if TYPE_CHECKING:
+    from sidecar.journal.reports import Reports
+
+T = TypeVar("T")
 _BUSY_MS = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class CallRow:
-    """A call with how much of it there is. `undelivered`: neither settled nor given up."""
+class Reader(Protocol):
+    """Carries reads out; an `Executor` does."""
 
-    call: Call
-    turns: int
-    undelivered: int
+    def read(self, operation: Callable[[Transaction], T]) -> Awaitable[T]:
+        """See `Executor.read`."""
+        ...
 
 
-class JournalFile:
-    """What a journal's file holds, each answer on the state of one commit."""
+class SqliteReports:
+    """Keeps `Reports`: each answer is on the state of one commit, and holds no append up.
 
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._tx = Transaction(connection)
+    Args:
+        reader: Carries the reads out.
+    """
 
-    def counts(self) -> JournalCounts:
-        """Return totals."""
-        return reads.counts(self._tx)
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
-    def lanes(self) -> list[LaneStatus]:
-        """Return the lanes that hold something undelivered."""
-        return reads.lanes(self._tx)
+    async def counts(self) -> JournalCounts:
+        """See `Reports.counts`."""
+        return await self._reader.read(reads.counts)
 
-    def calls(self, *, limit: int, live: bool = False, caller_key: str = "") -> list[CallRow]:
-        """Return the newest calls, newest first.
+    async def backlog(self) -> Backlog:
+        """See `Reports.backlog`."""
+        return await self._reader.read(reads.backlog)
 
-        Args:
-            limit: At most this many; negative: all.
-            live: Only those that are not closed.
-            caller_key: Only this caller's; empty: everybody's.
-        """
-        rows = self._tx.rows(
-            f"{_SELECT_CALL_ROW} WHERE (NOT ?1 OR c.closed_at_s IS NULL)"
-            " AND (?2 = '' OR c.caller_key = ?2) ORDER BY c.id DESC LIMIT ?3",
-            live,
-            caller_key,
-            limit,
+    async def lanes(self) -> list[LaneStatus]:
+        """See `Reports.lanes`."""
+        return await self._reader.read(reads.lanes)
+
+    async def batches(
+        self, *, states: Sequence[str], limit: int, newest_first: bool = False
+    ) -> list[BatchRow]:
+        """See `Reports.batches`."""
+        return await self._reader.read(
+            lambda tx: reads.batches(tx, states=states, limit=limit, newest_first=newest_first)
         )
-        return [_call_row(row) for row in rows]
 
-    def keys(self) -> list[str]:
-        """Return the key of every call."""
-        return [key for (key,) in self._tx.rows("SELECT key FROM calls")]
+    async def batch(self, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
+        """See `Reports.batch`."""
+        return await self._reader.read(lambda tx: reads.batch(tx, name))
 
-    def callers(self, beginning: str) -> list[str]:
-        """Return the keys (hex) of callers that begin so, of those who have called."""
-        rows = self._tx.rows(
-            "SELECT DISTINCT caller_key FROM calls"
-            " WHERE caller_key >= ?1 AND caller_key < ?1 || 'g' ORDER BY caller_key",
-            beginning,
+    async def calls(self, *, limit: int, live: bool = False, caller_key: str = "") -> list[CallRow]:
+        """See `Reports.calls`."""
+        return await self._reader.read(
+            lambda tx: reads.calls(tx, limit=limit, live=live, caller_key=caller_key)
         )
-        return [key for (key,) in rows]
 
-    def call(self, key: str) -> CallRow | None:
-        """Return a call by its key."""
-        rows = self._tx.rows(f"{_SELECT_CALL_ROW} WHERE c.key = ?", key)
-        return _call_row(rows[0]) if rows else None
+    async def call(self, key: str) -> Call | None:
+        """See `Reports.call`."""
+        return await self._reader.read(lambda tx: reads.call(tx, key))
 
-    def agents_of(self, caller_key: str) -> list[str]:
-        """Return Letta's ids of the agents that this caller's calls went to, as far as known."""
-        rows = self._tx.rows(
-            "SELECT name, agent_id FROM lanes WHERE name LIKE '%/caller/' || ?1"
-            " OR id IN (SELECT lane FROM calls WHERE caller_key = ?1)",
-            caller_key,
-        )
-        agents = [AgentRef.of_lane(name).agent_id or agent_id for name, agent_id in rows]
-        return sorted({agent for agent in agents if agent})
+    async def call_row(self, key: str) -> CallRow | None:
+        """See `Reports.call_row`."""
+        return await self._reader.read(lambda tx: reads.call_row(tx, key))
 
-    def turns(self, key: str) -> tuple[Turn, ...]:
-        """Return all turns of a call, in order."""
-        return reads.turns(self._tx, key)
+    async def call_keys(self) -> list[str]:
+        """See `Reports.call_keys`."""
+        return await self._reader.read(reads.call_keys)
 
-    def turns_since(self, appended_s: float) -> list[tuple[float, Turn]]:
-        """Return the turns stored at or after a Unix time, each with when it was stored."""
-        rows = self._tx.rows(
-            f"{reads.SELECT_TURN} WHERE t.appended_s >= ? ORDER BY t.appended_s, c.id, t.n".replace(
-                "SELECT c.key", "SELECT t.appended_s, c.key"
-            ),
-            appended_s,
-        )
-        return [(row[0], reads.turn_of_row(row[1:])) for row in rows]
+    async def caller_keys(self, beginning: str) -> list[str]:
+        """See `Reports.caller_keys`."""
+        return await self._reader.read(lambda tx: reads.caller_keys(tx, beginning))
 
-    def batches(self, *, states: tuple[str, ...], limit: int) -> list[BatchRow]:
-        """Return the batches in one of these states, oldest first."""
-        return reads.batches(self._tx, states=states, limit=limit)
+    async def agents_of(self, caller_key: str) -> list[str]:
+        """See `Reports.agents_of`."""
+        return await self._reader.read(lambda tx: reads.agents_of(tx, caller_key))
 
-    def batch(self, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | None:
-        """Return a batch by its id, or by the first characters of it, with its turns."""
-        rows = self._tx.rows(
-            f"{reads.SELECT_BATCH} WHERE substr(b.batch_id, 1, length(?1)) = ?1 LIMIT 2", name
-        )
-        if len(rows) != 1:
-            return None
-        batch = BatchRow(*rows[0])
-        turns = self._tx.rows(
-            f"{reads.SELECT_TURN} JOIN batches b ON b.call = c.id AND t.n BETWEEN b.lo AND b.hi"
-            " WHERE b.batch_id = ? ORDER BY t.n",
-            batch.batch_id,
-        )
-        return batch, tuple(reads.turn_of_row(row) for row in turns)
+    async def turns(self, call: str) -> tuple[Turn, ...]:
+        """See `Reports.turns`."""
+        return await self._reader.read(lambda tx: reads.turns(tx, call))
+
+    async def turns_since(self, appended_s: float) -> list[tuple[float, Turn]]:
+        """See `Reports.turns_since`."""
+        return await self._reader.read(lambda tx: reads.turns_since(tx, appended_s))
 
 
-_SELECT_CALL_ROW = reads.SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
+@asynccontextmanager
+async def reports_of_file(path: Path) -> AsyncGenerator[SqliteReports]:
+    """Open a journal's file for reading only, also while a sidecar owns and writes it.
 
-
-def _call_row(row: tuple[object, ...]) -> CallRow:
-    *call, turns, undelivered = row
-    assert isinstance(turns, int)
-    assert isinstance(undelivered, int)
-    return CallRow(reads.call_of_row(tuple(call)), turns, undelivered)
-
-
-@contextmanager
-def journal_file(path: Path) -> Generator[JournalFile]:
-    """Open a journal's file for reading.
+    Takes no lock that a start of the sidecar would meet. Reads block the loop: for a command, not
+    for a server.
 
     Raises:
-        JournalError: there is none, or it can't be read.
+        JournalError: there is none, it can't be read, or another version wrote it.
+    """
+    inline = Inline(_connect(path), path)
+    try:
+        yield SqliteReports(inline)
+    finally:
+        await inline.stop()
+
+
+def _connect(path: Path) -> apsw.Connection:
+    """Open a file of this version for reading.
+
+    Raises:
+        JournalError: as `reports_of_file`.
     """
     if not path.is_file():
         raise JournalError(
@@ -151,14 +134,14 @@ def journal_file(path: Path) -> Generator[JournalFile]:
         ((version,),) = execute(connection, "PRAGMA user_version")
     except apsw.Error as error:
         raise journal_error(error, path) from error
-    try:
-        if version != SCHEMA_VERSION:
-            raise JournalError(
-                f"{path} was written by another version of the sidecar (schema {version})",
-                hint="start this version once, or look with the version that runs",
-            )
-        yield JournalFile(connection)
-    except apsw.Error as error:
-        raise journal_error(error, path) from error
-    finally:
+    if version != SCHEMA_VERSION:
         connection.close()
+        raise JournalError(
+            f"{path} was written by another version of the sidecar (schema {version})",
+            hint="start this version once, or look with the version that runs",
+        )
+    return connection
+
+
+if TYPE_CHECKING:
+    _EVERY_REPORT: type[Reports] = SqliteReports

@@ -1,6 +1,7 @@
 """Operations on one connection: each carried out wholly or not at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ class Transaction:
         """Run a statement and return how many rows it changed."""
         execute(self._connection, sql, values)
         return self._connection.changes()
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
+        """Have all statements of a read see the same commit; one statement does so by itself."""
+        if self._connection.in_transaction:
+            yield
+            return
+        execute(self._connection, "BEGIN")
+        try:
+            yield
+        finally:
+            execute(self._connection, "ROLLBACK")
 
 
 @dataclass(slots=True)

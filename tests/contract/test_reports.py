@@ -1,0 +1,141 @@
+"""What people get told of a journal, by the process that owns it and by a command beside it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.port import Journal
+from sidecar.journal.reports import Reports
+from sidecar.journal.sqlite import SqliteJournal
+from sidecar.journal.sqlite.reports import reports_of_file
+from sidecar.model import AgentRef, Call, Turn
+from sidecar.testing.memory_journal import MemoryJournal
+
+pytestmark = [pytest.mark.contract, pytest.mark.anyio]
+
+NOW_S = 1_800_000_000.0
+ADA = AgentRef("acme", caller_key="a1b2")
+BOB = AgentRef("acme", caller_key="a1c3")
+FIXED = AgentRef("acme", agent_id="agent-fixed")
+
+
+@dataclass
+class Clock:
+    now_s: float = NOW_S
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class World:
+    """A journal, and what reports on it: itself, or a reader of its file."""
+
+    clock: Clock
+    journal: Journal
+    reports: Reports
+
+    async def call(self, name: str, ref: AgentRef, *words: str, caller: str = "") -> None:
+        """Store a call of a caller with these words."""
+        key = f"acme/{name}"
+        await self.journal.open_call(
+            Call(key, ref, "livekit", caller or ref.caller_key, self.clock())
+        )
+        await self.journal.append(
+            [
+                Turn(key, f"{name}-{n}", n, "caller", text, self.clock())
+                for n, text in enumerate(words, 1)
+            ]
+        )
+
+
+@pytest.fixture(params=["memory", "owner", "file"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    clock, policy = Clock(), PostPolicy(max_turns=2, max_age_s=60.0)
+    if request.param == "memory":
+        kept = MemoryJournal(policy, clock=clock)
+        yield World(clock, kept, kept)
+        return
+    path = tmp_path / "journal.db"
+    async with AsyncExitStack() as stack:
+        journal = await SqliteJournal.open(path, policy=policy, clock=clock)
+        stack.push_async_callback(journal.aclose)
+        reports: Reports = journal
+        if request.param == "file":
+            reports = await stack.enter_async_context(reports_of_file(path))
+        yield World(clock, journal, reports)
+
+
+async def test_calls_are_listed_with_their_figures(world: World) -> None:
+    """The newest calls come first, all, the live ones or one caller's, each with its figures."""
+    await world.call("one", ADA, "a", "b")
+    await world.call("two", BOB, "c")
+    await world.call("three", ADA)
+    await world.journal.close_call("acme/one", at_s=NOW_S)
+    rows = await world.reports.calls(limit=9)
+    assert [(row.call.call_id, row.turns, row.undelivered) for row in rows] == [
+        ("three", 0, 0),
+        ("two", 1, 1),
+        ("one", 2, 2),
+    ]
+    (batch,) = await world.journal.claim(1, now_s=NOW_S, post_timeout_s=1.0)
+    await world.journal.settle(batch, now_s=NOW_S)
+    one = await world.reports.call_row("acme/one")
+    assert one is not None
+    assert (one.turns, one.undelivered) == (2, 0)
+    assert await world.reports.call_row("acme/none") is None
+    every = await world.reports.calls(limit=-1)
+    assert every[:2] == await world.reports.calls(limit=2) == rows[:2]
+    live = await world.reports.calls(limit=9, live=True)
+    assert [row.call.call_id for row in live] == ["three", "two"]
+    of_ada = await world.reports.calls(limit=9, caller_key=ADA.caller_key)
+    assert [row.call.call_id for row in of_ada] == ["three", "one"]
+    assert sorted(await world.reports.call_keys()) == ["acme/one", "acme/three", "acme/two"]
+
+
+async def test_callers_are_found_by_the_beginning_of_their_key(world: World) -> None:
+    """Each caller's key is listed once, sorted, where it begins with the digits that are given."""
+    await world.call("one", BOB)
+    await world.call("two", ADA)
+    await world.call("three", ADA)
+    assert await world.reports.caller_keys("a1") == [ADA.caller_key, BOB.caller_key]
+    assert await world.reports.caller_keys("a1b") == [ADA.caller_key]
+    assert await world.reports.caller_keys("b") == []
+
+
+async def test_a_callers_agents_are_those_its_calls_went_to(world: World) -> None:
+    """The agent that was learnt for the caller and one that a call named are both listed."""
+    await world.call("one", ADA)
+    await world.call("two", FIXED, caller=ADA.caller_key)
+    assert await world.reports.agents_of(ADA.caller_key) == ["agent-fixed"]
+    await world.journal.learn_agent(ADA, "agent-ada")
+    assert await world.reports.agents_of(ADA.caller_key) == ["agent-ada", "agent-fixed"]
+    assert await world.reports.agents_of(BOB.caller_key) == []
+
+
+async def test_turns_are_followed_by_the_time_they_were_stored(world: World) -> None:
+    """The turns stored at or after a moment come in that order, each with its moment."""
+    await world.call("one", ADA, "a", "b")
+    world.clock.now_s += 5
+    await world.call("two", BOB, "c")
+    said = [(at_s, turn.text) for at_s, turn in await world.reports.turns_since(NOW_S)]
+    assert said == [(NOW_S, "a"), (NOW_S, "b"), (NOW_S + 5, "c")]
+    assert [turn.text for _, turn in await world.reports.turns_since(NOW_S + 5)] == ["c"]
+
+
+async def test_a_batch_is_found_by_its_first_characters(world: World) -> None:
+    """A batch comes with its own turns alone; no such id, or several that fit, give None."""
+    await world.call("one", ADA, "a", "b", "c")
+    await world.call("two", BOB, "d", "e")
+    one, two = await world.journal.claim(2, now_s=NOW_S, post_timeout_s=1.0)
+    for batch in (one, two):
+        for name in (batch.batch_id, batch.batch_id[:20]):
+            found = await world.reports.batch(name)
+            assert found is not None
+            assert (found[0].batch_id, found[1]) == (batch.batch_id, batch.turns)
+    assert await world.reports.batch("no such batch") is None
+    assert await world.reports.batch("") is None
