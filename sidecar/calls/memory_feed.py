@@ -82,7 +82,7 @@ class MemoryFeed:
             self._spawn(self._bring_memory, live)
 
     def end(self, live: LiveCall) -> None:
-        """Stop providing a call that is no longer live."""
+        """Stop loading memory for a call that is no longer live."""
         if live.agent_id is None:
             return
         of_agent = self._of_agent.get(live.agent_id, set())

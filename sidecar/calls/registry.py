@@ -332,8 +332,8 @@ class Calls:
     async def identify(self, live: LiveCall, whose: Resolution) -> None:
         """Set the caller of a live call that has none yet, and load that caller's memory.
 
-        A call without an agent gets the caller's agent, also for what was said in it before. A call
-        that has a caller, or another agent, stays as it is.
+        A call without an agent gets the caller's agent, which also receives what was said before. A
+        call that has a caller, or another agent, stays as it is.
 
         Raises:
             JournalError: it stays as it was; may be repeated.

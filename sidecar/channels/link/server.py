@@ -68,7 +68,7 @@ class LinkServer:
 
     Args:
         calls: Where calls live.
-        tokens: Tenant by bearer token; without any, nobody is let in.
+        tokens: Tenant by bearer token; without any, every connection is refused.
         memory_wait_s: How long a worker may wait at a prompt for a read that is under way.
         cold_start_s: How long a worker may wait at a call's first prompt.
         retry_after_s: Sent to workers when the sidecar drains.

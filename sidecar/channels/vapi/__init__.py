@@ -1,1 +1,1 @@
-"""The VAPI channel: a custom-LLM endpoint and a server URL that share one memory."""
+"""The VAPI channel: a custom-LLM endpoint and a server URL in front of the same memory."""

@@ -55,7 +55,7 @@ class _End:
     """How a call ended.
 
     Attributes:
-        final: By the report.
+        final: It was reported.
         kept: The caller agreed to it.
     """
 
