@@ -233,7 +233,7 @@ class VapiCalls:
         return None
 
     async def _whose(self, tenant: str, call: VapiCall, hints: CallerHints) -> Whose:
-        """Say whose caller a body names; the first that names somebody identifies the call."""
+        """Return whose a body is; the first one that names somebody identifies the call."""
         name, live = name_of(hints), call.live
         if name in call.names.said:
             return "own"
