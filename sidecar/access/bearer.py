@@ -7,19 +7,19 @@ from sidecar.bearer import digest_of
 
 
 class Holders:
-    """Names by the secret that each one shows.
+    """Finds the name that belongs to a secret.
 
     Args:
-        secrets: Name and secret; a name may have several. An empty secret is nobody's.
+        secrets: Name and secret; a name may have several. An empty secret is ignored.
     """
 
     def __init__(self, secrets: Iterable[tuple[str, bytes]]) -> None:
         self._digests = tuple((name, digest_of(secret)) for name, secret in secrets if secret)
 
     def of(self, shown: bytes) -> str | None:
-        """Return whose token it is, None for nobody's.
+        """Return whose token it is, None for an unknown one.
 
-        Each secret is compared: the time says nothing.
+        Every secret is compared each time, so the time taken reveals nothing.
         """
         found: str | None = None
         digest = digest_of(shown)

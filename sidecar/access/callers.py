@@ -1,7 +1,7 @@
 """Who a caller is, and whose memory a call belongs to, by rules alone. Pure; Letta is not asked.
 
-An agent named by the owner's own backend, one in the owner's map, the one fixed agent, or the
-caller's own (`sidecar/letta/identity.py` finds or creates that).
+A call belongs to an agent named by the owner's own backend, else to one in the owner's map, else to
+the one fixed agent, else to the caller's own (`sidecar/letta/identity.py` finds or creates that).
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,14 @@ class IdentityRules:
 
     Attributes:
         agent_id: One agent for every call, or None.
-        agent_map: Agent id by number (E.164), identity or caller id; behind `TENANT/` where there
-            are several tenants. An identity that reads like a number is not
-            looked up: many applications let people choose their own.
+        agent_map: Agent id by number (E.164), identity or caller id; with `TENANT/` before it where
+            there are several tenants. An identity that reads like a number is not looked up: many
+            applications let people choose their own.
         create_agents: A caller without an agent gets one.
         default_region: Country of numbers without a country code, as in `US`; None refuses them.
-        one_tenant: An agent id that a worker names is heeded, and a bare name in the map. False
-            where several tenants share one Letta: one could name another's agent.
+        one_tenant: An agent id that a worker names is used, and names in the map have no tenant
+            before them. False where several tenants share one Letta: one could name another's
+            agent.
         model: Model handle of created agents, empty for Letta's default.
         embedding: Embedding handle of created agents, empty for Letta's default.
     """
@@ -39,13 +40,13 @@ class IdentityRules:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Whose memory, and who is calling.
+    """Whose memory a call belongs to, and who is calling.
 
     Attributes:
-        ref: Whose memory; `ref.known` is False for nobody's.
+        ref: Whose memory; `ref.known` is False if it is nobody's.
         caller_key: Key of the caller, empty when anonymous.
-        why: Why the caller is nobody, for the log: a word of `phone.Reading`, or `no_hint`. Empty
-            where the caller is somebody, and where one agent has all calls and none named a caller.
+        why: Why the caller is unknown, for the log: a reason of `phone.Reading`, or `no_hint`.
+            Empty if the caller is known, or if one agent has all calls and no hint was given.
     """
 
     ref: AgentRef
@@ -54,12 +55,12 @@ class Resolution:
 
 
 def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution:
-    """Say whose memory a call belongs to. Pure; Letta is not asked.
+    """Return whose memory a call belongs to. Pure; Letta is not asked.
 
     The caller is known by the strongest hint there is: an id the owner's backend vouches for, a
-    phone number, the identity of a signed token. Each kind has a name space of its own, so an
-    identity that looks like a number is not that number's owner. What stands for nobody, as
-    `anonymous` does, is no hint.
+    phone number, the identity of a signed token. Each kind has its own name space, so an identity
+    that looks like a number is not that number's owner. A text that means "no caller", such as
+    `anonymous`, is no hint.
     """
     number = (
         phone.read(hints.phone, region=rules.default_region) if hints.phone else phone.Reading()

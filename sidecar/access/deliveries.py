@@ -1,8 +1,8 @@
-"""Which signed deliveries were here, over restarts too.
+"""Remembers which signed deliveries came before, also across restarts.
 
-A signature is good for as long as its time is near ours (`door.REPLAY_WINDOW_S`), so nothing is
-remembered for longer. What was answered with somebody's memory is on disk before its answer goes
-out: a file of records, each the time of the delivery and a digest of its signature.
+A signature is valid for as long as its time is near ours (`door.REPLAY_WINDOW_S`), so nothing is
+remembered for longer. A delivery whose answer may hold memory is written to disk before the answer
+is sent: to a file of records, each the time of the delivery and a digest of its signature.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from sidecar.telemetry import Emit
 
 LIMIT = 20_000
 KEEP_S = 1.0
-"""What an answer waits for the disk, at most."""
+"""The longest that an answer waits for the disk."""
 _RECORD = struct.Struct(">d32s")
 _SLACK = 1_024
-"""Records that the file may hold beside twice those that counted when it was written anew."""
+"""The file is rewritten when it holds this many more records than twice those of its last write."""
 
 
 class Deliveries:
-    """Signed deliveries that were here.
+    """Signed deliveries that came before.
 
     Args:
         window_s: How far from ours the time of a delivery may be.
-        wall: Unix time, as the world outside has it.
+        wall: Unix time as the machine has it now.
         clock: Seconds that never jump.
-        path: Where they are kept over a restart; None: they are not.
+        path: File that keeps them over a restart; None: they are not kept.
         emit: Where events go.
     """
 
@@ -65,11 +65,11 @@ class Deliveries:
             self._load(path)
 
     def was_here(self, signature: bytes, stamp_s: float) -> bool:
-        """Take note of a delivery; returns whether it was here before.
+        """Remember a delivery; return whether it came before.
 
         Args:
-            signature: Checked.
-            stamp_s: Its time, as it says.
+            signature: Of the delivery, already checked.
+            stamp_s: The time that the delivery names, Unix seconds.
         """
         name = _name(signature)
         again = name in self._seen
@@ -86,13 +86,13 @@ class Deliveries:
         return again
 
     async def keep(self, signature: bytes, stamp_s: float) -> None:
-        """Have a delivery on disk; one that can't be had there in `KEEP_S` is said and let go."""
+        """Write a delivery to disk; if that fails or takes longer than `KEEP_S`, only report it."""
         if self._path is None:
             return
         self._waiting.append((stamp_s, _name(signature)))
         error = "no answer in time"
         with anyio.move_on_after(KEEP_S):
-            async with self._turn:  # one write takes all that came during the one before
+            async with self._turn:  # one write takes all that came during the previous one
                 records, self._waiting = self._waiting, []
                 if not records:
                     return
@@ -114,7 +114,7 @@ class Deliveries:
             raw = path.read_bytes()
         except FileNotFoundError:
             return
-        whole = raw[: len(raw) // _RECORD.size * _RECORD.size]  # the last one may be torn
+        whole = raw[: len(raw) // _RECORD.size * _RECORD.size]  # the last one may be incomplete
         now_s = self._clock()
         for stamp_s, name in list(_RECORD.iter_unpack(whole))[-LIMIT:]:
             if self._is_good(stamp_s):

@@ -1,9 +1,9 @@
-"""Who may speak to the VAPI routes, and as which tenant.
+"""Who may use the VAPI routes, and as which tenant.
 
 The model endpoint takes a bearer key (VAPI's `custom-llm` credential). The server URL takes what
-VAPI can be told to send: a bearer token, an HMAC over the raw bytes with its time, or the legacy
-`x-vapi-secret`. The tenant is the credential's, never the body's. Each credential may be two
-values at a time, so that a key can be changed while calls go on.
+VAPI can be configured to send: a bearer token, an HMAC over the raw bytes with its time, or the
+legacy `x-vapi-secret`. The tenant comes from the credential, never from the body. Each credential
+may have two values at a time, so that a key can be changed while calls go on.
 
 Everything is compared in constant time, every candidate each time.
 """
@@ -29,8 +29,8 @@ class Credential:
 
     Attributes:
         tenant: Whose calls these are.
-        keys: Bearer keys of the model endpoint; any of them opens.
-        secrets: Secrets of the server URL; any of them opens.
+        keys: Bearer keys of the model endpoint; any of them is accepted.
+        secrets: Secrets of the server URL; any of them is accepted.
     """
 
     tenant: str
@@ -40,13 +40,13 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that belongs.
+    """A request that was admitted.
 
     Attributes:
-        tenant: The credential's.
-        again: A signed delivery whose very signature was here before.
-        signature: Of a signed delivery.
-        stamp_s: The time a signed delivery says, Unix seconds.
+        tenant: Of its credential.
+        again: It is a signed delivery, and its signature came before.
+        signature: Of a signed delivery, else empty.
+        stamp_s: The time that a signed delivery names, Unix seconds.
     """
 
     tenant: str
@@ -59,9 +59,9 @@ class Door:
     """Checks requests.
 
     Args:
-        credentials: Without any, nobody is let in.
+        credentials: Without any, every request is refused.
         wall: Unix time in seconds, as the machine has it now: VAPI's times are compared with it.
-        deliveries: Which signed deliveries were here.
+        deliveries: Which signed deliveries came before.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Door:
     def admit_model(self, headers: RawHeaders) -> Admitted | None:
         """Admit a request to the model endpoint.
 
-        A key without the word Bearer is taken as it stands: VAPI can be told to send it so.
+        A key without the word Bearer is accepted too: VAPI can be configured to send it so.
         """
         tenant = self._keys.of(token_in(headers, bare=True))
         return None if tenant is None else Admitted(tenant)
@@ -88,8 +88,8 @@ class Door:
     def admit_webhook(self, headers: RawHeaders, body: bytes) -> Admitted | None:
         """Admit a delivery to the server URL, judged on the bytes as they came.
 
-        A signed delivery is admitted within `REPLAY_WINDOW_S` of its time, either side. The unit
-        of VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
+        A signed delivery is admitted within `REPLAY_WINDOW_S` before or after its time. The unit of
+        VAPI's `x-timestamp` is not documented: seconds and milliseconds are both read.
         """
         headers = list(headers)
         by_name = {name.lower(): value for name, value in headers}
@@ -120,7 +120,7 @@ class Door:
         return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
 
     async def keep(self, admitted: Admitted) -> None:
-        """Return when a signed delivery will be known again after a restart; others are let go."""
+        """Write a signed delivery to disk, so that it is known after a restart; ignore others."""
         if admitted.signature:
             await self._deliveries.keep(admitted.signature, admitted.stamp_s)
 

@@ -1,9 +1,9 @@
-"""Phone numbers as carriers report them: which number it is, or that it is none.
+"""Phone numbers as carriers report them: which number a text is, or why it is none.
 
 A number has a number's shape from its first to its last character and is valid in its country's
-plan. Carriers also send what is no number where they withhold or do not know one: words, those
-words typed on a keypad, zeros, a host. Whoever took such a text for a number would give all who
-withhold theirs one memory.
+plan. Where carriers withhold or do not know a number, they send other texts: words, those words
+typed on a keypad, zeros, a host. If such a text were taken for a number, all callers who withhold
+theirs would share one memory.
 """
 
 import re
@@ -60,7 +60,7 @@ _WITHHELD: Final = (
 _BESIDE: Final = "(?:call|caller|id|name|number)*"
 _IN_WORDS = re.compile(f"{_BESIDE}(?:{'|'.join(_WITHHELD)}){_BESIDE}")
 _KEYS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "22233344455566677778889999")
-_NATIONAL_DIGITS: Final = 10  # of the North American plan, which cuts a longer word
+_NATIONAL_DIGITS: Final = 10  # length of a North American number, to which a longer word is cut
 _ON_A_KEYPAD: Final = frozenset(
     typed
     for word in _WITHHELD
@@ -74,13 +74,14 @@ _COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text was read as.
+    """The result of reading a text as a number.
 
     Attributes:
         e164: The number, as in `+12025550100`; empty where it is none.
-        why: Why it is none: `withheld` (the carrier does not tell it), `no_number`, `extension` (a
-            number and more), `invalid` (in no country's plan), `ambiguous` (one country's with and
-            another's without a country code), `no_region` (no country code, and no default).
+        why: Why it is none: `withheld` (the carrier does not name it), `no_number`, `extension` (a
+            number and more), `invalid` (in no country's plan), `ambiguous` (a number of one country
+            if its code is included, and of another if not), `no_region` (no country code, and no
+            default).
     """
 
     e164: str = ""
@@ -88,10 +89,10 @@ class Reading:
 
 
 def read(raw: str, *, region: str | None) -> Reading:
-    """Say which number a carrier's text is.
+    """Return which number a carrier's text is.
 
-    Promises: two texts have one `e164` only where they are spellings of one number. Outer
-    whitespace, `sip:`, `sips:`, `tel:` and what follows an `@` are no part of a number.
+    Promises: two texts have the same `e164` only if they are spellings of the same number. Outer
+    whitespace, `sip:`, `sips:`, `tel:` and what follows an `@` are not part of a number.
 
     Args:
         raw: As the carrier reported it.
@@ -122,17 +123,18 @@ def is_e164(text: str) -> bool:
 
 
 def reads_like_number(text: str) -> bool:
-    """Whether somebody might take a text for a number with its country code, valid or not."""
+    """Whether a text looks like a number with its country code, valid or not."""
     scheme, user, _ = _parts(_plain(text))
     return bool(_LIKE_A_NUMBER.match(user)) or bool(scheme and user[:1].isdecimal())
 
 
 def stands_for_nobody(text: str) -> bool:
-    """Whether a text is what is said in place of a caller: `anonymous`, `+8656696`, a blank.
+    """Whether a text is sent in place of a caller: `anonymous`, `+8656696`, a blank.
 
-    So is a template that nobody filled in (`{{customer.number}}`).
+    A template that was not filled in (`{{customer.number}}`) counts as well.
 
-    A plain row of digits may be somebody's id, so digits are judged only behind a plus.
+    Plain digits may be somebody's id, so digits are judged only if the text is written like a
+    number: after a plus, or with its first digits in parentheses.
     """
     scheme, user, host = _parts(_OF_LIVEKIT.sub("", _plain(text)))
     if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
@@ -153,7 +155,7 @@ def _parts(raw: str) -> tuple[str, str, str]:
 
 
 def _plain(text: str) -> str:
-    """Return a text without differences that a reader may not see."""
+    """Return a text without differences that a reader can't see."""
     normal = unicodedata.normalize("NFKC", text)
     return "".join(c for c in normal if unicodedata.category(c) not in {"Cc", "Cf"}).strip()
 
@@ -163,7 +165,7 @@ def _digits_of(text: str) -> str:
 
 
 def _stands_for_none(digits: str) -> bool:
-    """Whether all digits there are stand for none: a word on a keypad, one digit, counting."""
+    """Whether digits mean "no number": a word on a keypad, one digit repeated, or counting."""
     return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
 
 
@@ -186,7 +188,7 @@ def _valid(text: str, region: str | None) -> Reading:
 
 
 def _only(readings: list[Reading]) -> Reading:
-    """Return the number that all readings which are one agree on."""
+    """Return the number that all valid readings agree on."""
     numbers = {one.e164 for one in readings if one.e164}
     if any(one.why == "withheld" for one in readings):
         return Reading(why="withheld")

@@ -1,1 +1,1 @@
-"""The sidecar as a whole: its parts built, wired, run and drained."""
+"""The sidecar as a whole: builds, wires, runs and drains its parts."""

@@ -1,4 +1,4 @@
-"""What the settings ask for, part by part: the model, Letta, the rules, the traces."""
+"""Builds parts from the settings: the model, Letta, the rules, the traces."""
 
 import os
 from collections.abc import AsyncGenerator, Callable
@@ -57,14 +57,14 @@ async def opened_letta(
     patient: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> AsyncGenerator[OpenLetta]:
-    """Open the Letta the settings ask for: that of a URL or a key, else that of this machine.
+    """Open the Letta the settings ask for: by a URL or a key, else the one of this machine.
 
     Args:
         settings: As loaded.
         directory: The data directory.
-        llm: What the agents of this machine's Letta run on.
+        llm: The model for the agents of this machine's Letta.
         patient: As for `opened_locally`.
-        say: Told what is waited for.
+        say: Called with a text about what it waits for.
 
     Raises:
         ConfigError, LettaError: as `opened_locally`.
@@ -119,7 +119,7 @@ def identity_rules(settings: Settings) -> IdentityRules:
 
 
 def spool_tenant(settings: Settings) -> str | None:
-    """Return whose workers write to the spool; None where several tenants could."""
+    """Return the tenant whose workers write to the spool; None where several could."""
     tenants = set(settings.tokens.values()) or {DEFAULT_TENANT}
     return tenants.pop() if len(tenants) == 1 else None
 
@@ -135,7 +135,7 @@ def build_forgetting(
     emit: telemetry.Emit,
     clock: Callable[[], float],
 ) -> Forgetting:
-    """Return what forgets callers, beside a running sidecar and without one.
+    """Return the object that forgets callers, for a running sidecar or without one.
 
     Args:
         settings: As loaded.
@@ -162,7 +162,7 @@ def build_forgetting(
 
 @asynccontextmanager
 async def traced(settings: Settings, emit: telemetry.Emit) -> AsyncGenerator[Tracer]:
-    """Make spans as the OTEL_* variables say; what waits at the end has `FLUSH_TRACES_S`.
+    """Make spans as the OTEL_* variables say; at the end, flush them for at most `FLUSH_TRACES_S`.
 
     Raises:
         ConfigError: a variable is wrong.

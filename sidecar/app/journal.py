@@ -1,4 +1,4 @@
-"""The journal that the settings ask for: the one place that opens it, for server and commands."""
+"""Opens the journal as the settings say; the only place that does, for server and commands."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -20,8 +20,8 @@ async def opened_journal(
     """Open the journal in `directory` as its owner; closes it at the end.
 
     Args:
-        settings: As loaded. They say when turns are due and what is redacted: a journal opened
-            with other ones draws due times in to those.
+        settings: As loaded. They say when turns are due and what is redacted; stored due times
+            that are later than these settings allow are moved earlier.
         directory: The data directory.
         clock: Unix time in seconds.
 

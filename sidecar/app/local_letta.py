@@ -1,13 +1,13 @@
-"""The Letta of a machine for which none is configured: an App Server of our own, or the embedded one.
+"""The Letta of a machine for which none is configured: our own App Server, or the embedded one.
 
-Theory of operation. Where the App Server can run, it does: a real agent whose memory is a git
-repository on this machine. Otherwise the embedded Letta remembers, and `note` says why. Memory
-never changes hands by itself: once agents live in one of the two, that one is used until the
-operator says otherwise (`SIDECAR_LETTA`, `sidecar agents move`). An App Server that holds agents
-and does not start is *away*, like any Letta that is down: calls go on, the journal keeps what is
-said, and it is started again and again.
+Theory of operation. The App Server is used where it can run: real agents whose memory is a git
+repository on this machine. Otherwise the embedded Letta is used, and `note` says why. Memory is
+never moved automatically: once agents live in one of the two, that one is used until the operator
+changes it (`SIDECAR_LETTA`, `sidecar agents move`). An App Server that holds agents and does not
+start is *away*, like any Letta that is down: calls go on, the journal stores what is said, and the
+start is retried until it succeeds.
 
-Commands share the server of a running sidecar; when none runs, they start one for themselves.
+Commands share the server of a running sidecar; when none runs, they start their own.
 """
 
 import secrets
@@ -45,11 +45,11 @@ class OpenLetta:
     """A Letta to work with.
 
     Attributes:
-        letta: It.
+        letta: The Letta itself.
         demo: It is the embedded one.
-        note: What the operator should know of the choice; empty: nothing.
-        keep: Keeps its server running, and fails when that ends: to be run, again and again, as
-            long as `letta` is used; None: there is nothing to keep.
+        note: What the operator should know about the choice; empty: nothing.
+        keep: Keeps its server running, and raises when that ends; run it again each time, for as
+            long as `letta` is used. None: there is no server to keep.
     """
 
     letta: Letta
@@ -67,10 +67,11 @@ async def opened_locally(
     Args:
         settings: As loaded.
         directory: The data directory.
-        llm: What its agents run on; stays the caller's to close.
-        patient: Wait for the App Server also where agents live in it already: a sidecar that is
-            started again serves its callers meanwhile, a command has nothing else to do.
-        say: Told what is waited for.
+        llm: The model for its agents; not closed here.
+        patient: Wait for the App Server even if agents live in it already. A sidecar that is
+            started again does not, because it serves callers meanwhile; a command does, because it
+            has nothing else to do.
+        say: Called with a text about what it waits for.
 
     Raises:
         ConfigError: the App Server is asked for by name and can't run, or another process has it.
@@ -99,7 +100,7 @@ async def opened_locally(
 
 
 def why_embedded(settings: Settings, directory: Path) -> str:
-    """Return why the embedded Letta is used; empty when the App Server is to be tried. Blocking.
+    """Return why the embedded Letta is used; empty if the App Server should be tried. Blocking.
 
     Raises:
         ConfigError: the App Server is asked for by name and can't run here.
@@ -136,7 +137,7 @@ def _asked_for(what: str) -> ConfigError:
 async def _opened_app_server(
     settings: Settings, folder: Path, *, llm: Llm, patient: bool, say: Callable[[str], None]
 ) -> AsyncGenerator[OpenLetta]:
-    """Open an App Server: that of another process of ours, or one that is started here.
+    """Open an App Server: the one of another process of ours, or one that is started here.
 
     Raises:
         LettaUnavailable: it was waited for and does not start.
@@ -189,10 +190,10 @@ async def _opened_app_server(
 
 
 async def _running_elsewhere(folder: Path, lock: FolderLock) -> tuple[str, str] | None:
-    """Return URL and token of another process's server; None once the lock is ours.
+    """Return URL and token of another process's server; None once this process has the lock.
 
     Raises:
-        ConfigError: neither within the time a server takes to start.
+        ConfigError: neither happened within the time a server takes to start.
     """
     with anyio.move_on_after(_LOCK_S):
         while True:

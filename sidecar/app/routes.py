@@ -1,4 +1,4 @@
-"""All routes of the sidecar: what every part serves, and what tells whether it is up."""
+"""All routes of the sidecar: those of every part, and those that show whether it is up."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sidecar run`: logs, a banner, and the sidecar until a signal."""
+"""`sidecar run`: configures logs, prints a banner, and runs the sidecar until a signal."""
 
 import sys
 from pathlib import Path
@@ -88,6 +88,6 @@ def _banner(
 
 
 def say_waiting(text: str) -> None:
-    """Tell the person at the terminal what is waited for."""
+    """Tell the person at the terminal what the start waits for."""
     sys.stderr.write(f"  {text}\n")
     sys.stderr.flush()

@@ -1,9 +1,9 @@
 """The composition root: the one place that builds the parts and wires them.
 
 Theory of operation: `Sidecar.run` starts the parts in one task group, serves until a signal, and
-then drains: no new calls, live calls finish, what is pending goes to Letta, links are closed with
-a hint when to come back. A second signal skips the rest. A part that fails is started again with
-a backoff and says so; the journal is closed last.
+then drains: no new calls, live calls finish, pending turns are posted to Letta, links are closed
+with a hint when to come back. A second signal skips the rest. A part that fails is reported and
+started again with a backoff; the journal is closed last.
 """
 
 import random
@@ -64,11 +64,11 @@ from sidecar.tracing import NO_TRACES, Tracer
 
 DAY_S = 86_400.0
 FIRST_LOOK_S = 5.0
-"""Longest that delivery waits at the start for the first look through the spool."""
+"""The longest that delivery waits at the start for the first pass over the spool."""
 
 
 class Sidecar:
-    """The parts, built and wired; use `opened` to have one."""
+    """The parts, built and wired; use `opened` to create one."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Sidecar:
 
         Args:
             on_started: Called with the base URL once everything is up.
-            extra: Runs beside, until the end (the voice worker of `sidecar run`); its event is
+            extra: Runs alongside until the end (the voice worker of `sidecar run`); its event is
                 set when the drain begins.
 
         Raises:
@@ -247,7 +247,7 @@ class Sidecar:
             await self.vapi.aclose()
 
     async def _deliver(self) -> None:
-        """Run the relay, once what dead workers left is taken up: it was said before the rest."""
+        """Run the relay after the first pass over the spool, whose turns were said earlier."""
         if self._intake is not None:
             with anyio.move_on_after(FIRST_LOOK_S):
                 await self._intake.looked.wait()
@@ -289,9 +289,10 @@ class Sidecar:
         }
 
     async def _drain(self, unhurried: anyio.CancelScope) -> None:
-        """Let calls finish and hand over what is due, for as long as `unhurried` is not cancelled.
+        """Let calls finish and post what is due, until `unhurried` is cancelled.
 
-        The connections end before what serves them does: none reaches a journal that is closed.
+        The connections are closed before the parts that serve them, so none can reach a closed
+        journal.
         """
         settings = self.settings
         began_s = self._clock()
@@ -321,7 +322,7 @@ class Sidecar:
             )
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run a part for as long as the sidecar lives: a fault in one must not end the calls."""
+        """Run a part, and restart it whenever it ends: an error in it must not end the calls."""
         attempt = 0
         while True:
             began_s = self._clock()
@@ -338,7 +339,7 @@ class Sidecar:
 
 
 def _url_of_this_machine(host: str, port: int) -> str:
-    """Return where a program on this machine reaches a server bound to `host`."""
+    """Return the URL at which a program on this machine reaches a server bound to `host`."""
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -368,9 +369,10 @@ async def opened(
     Args:
         settings: As loaded.
         events: Where events go.
-        page_token: Admits the local page, from a parent that starts the sidecar again when it is
-            killed (`sidecar run --restart`); empty: there is none, and the page's token is new.
-        say: Told what the start waits for.
+        page_token: Admits the local page; from a parent that starts the sidecar again when it is
+            killed (`sidecar run --restart`). Empty: there is no such parent, and the page gets a
+            new token.
+        say: Called with a text about what the start waits for.
 
     Raises:
         ConfigError: a directory, the map file or the App Server asked for can't be used.

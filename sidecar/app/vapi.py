@@ -49,15 +49,15 @@ def build_vapi(
     wall: Callable[[], float] = time.time,
     tracer: Tracer = NO_TRACES,
 ) -> Vapi | None:
-    """Return the channel; None where nothing is set that could open its routes.
+    """Return the channel; None where no credential could admit a request to its routes.
 
-    Where no secret of VAPI's is set, `made_token` opens both routes; where there is none either,
-    the workers' token was set by somebody, who did not mean VAPI to have it. Without a
-    `directory`, no delivery is remembered over a restart. `wall` is Unix time as the machine has
-    it now, `clock` never jumps.
+    Where no secret of VAPI's is set, `made_token` opens both routes. If that is empty too, the
+    operator set the workers' token, and it does not open VAPI's routes. Without a `directory`, no
+    delivery is remembered over a restart. `wall` is Unix time as the machine has it now, `clock`
+    never jumps.
 
     Raises:
-        ConfigError: `SIDECAR_VAPI_ASSISTANT` holds no JSON object.
+        ConfigError: the file of `SIDECAR_VAPI_ASSISTANT` holds no JSON object.
     """
     credentials = [
         Credential(
@@ -141,7 +141,7 @@ def _policy(settings: Settings) -> Policy:
 
 
 def _provider(settings: Settings) -> str:
-    """Return whose model it is: the registry's word for OpenAI, else the server's name."""
+    """Return who provides the model: OpenTelemetry's name for OpenAI, else the server's host."""
     if not settings.llm_is_real:
         return "demo"
     host = urlsplit(settings.llm_base_url or OPENAI_URL).hostname or ""
@@ -156,7 +156,7 @@ def transient_assistant(settings: Settings) -> Object | None:
     """Return the assistant that VAPI is given for a call, or None where none is set.
 
     Raises:
-        ConfigError: its file holds none.
+        ConfigError: its file holds no JSON object.
     """
     if settings.vapi_assistant is None:
         return None

@@ -1,4 +1,4 @@
-"""The voice worker of `sidecar run`: a process beside the sidecar, kept running."""
+"""The voice worker of `sidecar run`: a separate process that is kept running."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ class Kept(Protocol):
 
     @property
     def page_token(self) -> str:
-        """What the page is admitted with."""
+        """The token that admits the page."""
         ...
 
     @property
@@ -32,17 +32,18 @@ class Kept(Protocol):
         ...
 
     def came_up(self) -> None:
-        """Tell it that the sidecar serves."""
+        """Tell the parent that the sidecar serves."""
         ...
 
 
 def worker_part(
     worker: Path, settings: Settings, kept: Kept | None
 ) -> Callable[[anyio.Event], Awaitable[None]]:
-    """Return a part that keeps the voice worker running as a process beside us.
+    """Return a part that keeps the voice worker running as a separate process.
 
     When the drain begins, the worker is told to finish its calls and take no new ones. A worker
-    that has outlived a killed predecessor of this process goes on, and no second one is started.
+    that has outlived a killed predecessor of this process goes on, and no other is started before
+    it ends.
     """
 
     async def run(stopping: anyio.Event) -> None:
@@ -52,7 +53,8 @@ def worker_part(
             await anyio.sleep_forever()
         env = for_a_worker(os.environ)
         env.setdefault("SIDECAR_LINK_URL", f"ws://127.0.0.1:{settings.port}/link")
-        # `start` refuses calls above 0.7 of the CPU, which a small machine reaches by loading models.
+        # Not `start`: it refuses calls above 0.7 of the CPU, which a small machine reaches when it
+        # loads models.
         command = [sys.executable, str(worker), "dev", "--no-reload", "--log-level", "info"]
         async with await anyio.open_process(command, env=env, stdout=None, stderr=None) as process:
             try:
@@ -61,7 +63,7 @@ def worker_part(
                     await process.wait()
                     tasks.cancel_scope.cancel()
                 if stopping.is_set():
-                    await anyio.sleep_forever()  # it has left as told: not to be started again
+                    await anyio.sleep_forever()  # it ended because of the drain: don't restart it
             finally:
                 with anyio.CancelScope(shield=True):
                     await _stop(process)
@@ -70,9 +72,9 @@ def worker_part(
 
 
 async def _outlived(group: int, stopping: anyio.Event) -> None:
-    """Return when nothing of a process group is left; with the drain it is told to end."""
+    """Wait until no process of a group is left; when the drain begins, tell the group to end."""
     told = False
-    with contextlib.suppress(OSError):  # ProcessLookupError: all of it is gone
+    with contextlib.suppress(OSError):  # ProcessLookupError: all its processes are gone
         while True:
             os.killpg(group, signal.SIGTERM if stopping.is_set() and not told else 0)
             told = stopping.is_set()

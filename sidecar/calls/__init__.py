@@ -1,8 +1,8 @@
 """The live calls: memory comes in here before each prompt, words go out here after each reply.
 
-`registry.py` opens, keeps and closes them; `call.py` is one call as a channel holds it;
-`memory_feed.py` brings each its memory; `records.py` says whose record counts where several hear
-one caller; `guidance.py` keeps what a call was given while its channel is away.
+`registry.py` opens, keeps and closes calls; `call.py` is one call as a channel holds it;
+`memory_feed.py` loads the memory of each; `records.py` decides which record is stored where several
+calls hear one caller; `guidance.py` keeps a call's guidance while its channel is away.
 """
 
 from sidecar.calls.call import Listener, LiveCall, MemoryView

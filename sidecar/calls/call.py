@@ -13,12 +13,12 @@ from sidecar.prompt_wait import PromptWait, Waits
 
 @dataclass(frozen=True, slots=True)
 class MemoryView:
-    """What goes into the next prompt of a call, and how it was had.
+    """The memory for the next prompt of a call, and how old it is.
 
     Attributes:
         text: The fenced text; empty when there is nothing to put in.
         version: Changes when `text` changes.
-        read_at_s: Unix time of the read it stands on, 0 when there is none.
+        read_at_s: Unix time of the read that it is based on, 0 when there was none.
         served: `fresh`, `stale`, `disk` (no read of this process has confirmed it) or `none`.
     """
 
@@ -29,27 +29,27 @@ class MemoryView:
 
 
 class Listener(Protocol):
-    """The channel's ear on one call. Its methods return at once and never raise."""
+    """A channel's callbacks for one call. They return at once and never raise."""
 
     def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        """Newer memory. `settled`: no newer one is on its way just now."""
+        """Newer memory has come. `settled`: no read for still newer memory is under way."""
         ...
 
     def on_guidance(self, text: str) -> None:
-        """There is more guidance: the next prompt holds `LiveCall.guidance`."""
+        """New guidance has come; the next prompt must hold `LiveCall.guidance`."""
         ...
 
     def on_say(self, text: str) -> None:
-        """Something for the voice agent to say now, as it stands."""
+        """The voice agent must say `text` now, word for word."""
         ...
 
     def on_hang_up(self) -> None:
-        """The call is to end now."""
+        """The channel must end the call now."""
         ...
 
 
 class Keeper(Protocol):
-    """Keeps what is said in a call."""
+    """Stores what is said in a call."""
 
     async def record(self, live: "LiveCall", turns: Sequence[Turn]) -> None:
         """Make turns durable."""
@@ -60,31 +60,31 @@ class Keeper(Protocol):
         ...
 
     async def refuse(self, live: "LiveCall") -> None:
-        """Keep nothing more of the call."""
+        """Store nothing more of the call."""
         ...
 
     def guided(self, live: "LiveCall", *, chars: int, cut_chars: int) -> None:
-        """Say that guidance came, and how much of it and of older guidance was left out."""
+        """Report new guidance, and how much of it and of older guidance was left out."""
         ...
 
 
 class Feed(Protocol):
-    """Brings a call its memory. Nothing here waits."""
+    """Provides a call's memory. Nothing here waits."""
 
     def held(self, live: "LiveCall") -> Held | None:
-        """Return the snapshot at hand."""
+        """Return the current snapshot."""
         ...
 
     def render(self, live: "LiveCall", held: Held | None) -> RenderedMemory:
-        """Render what is at hand."""
+        """Render a snapshot and the recent turns as text."""
         ...
 
     def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
-        """Say how a rendered memory was had."""
+        """Return a rendered memory with the time of its read and how it was served."""
         ...
 
     def refresh(self, live: "LiveCall", *, traceparent: str) -> None:
-        """Start a read for this span; the listener is told when it has ended."""
+        """Start a read in this span; the listener is notified when it has ended."""
         ...
 
 
@@ -100,25 +100,25 @@ class LiveCall:
         self.owner = owner
         self.listener = listener
         self.guidance = CallGuidance()
-        """Of this call, until it ends; a channel that writes prompts puts its text into each."""
+        """Valid until the call ends; a channel that writes prompts puts its text into each."""
         self.agent_id: str | None = None
         self.recent: tuple[Turn, ...] = ()
         self.heard: tuple[str, str] | None = None
         """The room and the caller that other calls may hear, too."""
         self.elsewhere = False
-        """Another kept its record when it opened: without a turn of its own it is not stored."""
+        """Another call kept its record when it opened: it is stored only if it stores a turn."""
         self.stored = False
         self.traceparent = ""
-        """The span that what happens in this call belongs to, where nothing else is said."""
+        """The span for everything in this call that names no other span."""
         self.kept = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
         self.bringing = False
-        """Its first memory is on its way."""
+        """Its first memory is being loaded."""
         self.unfound = False
-        """Letta was asked for its agent, and has not answered yet as a Letta does."""
+        """Its agent could not be looked up: Letta was unavailable or denied access."""
         self.looks = 0
-        """Looks for newer memory that are under way."""
+        """How many looks for newer memory are under way."""
         self.last_seq = 0
         self.turns = 0
         self.told_version: str | None = None
@@ -133,13 +133,13 @@ class LiveCall:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The agent's blocks as they are at hand; for people to look at."""
+        """The current snapshot of the agent's blocks, to show to people."""
         held = self._feed.held(self)
         return held.snapshot if held else None
 
     @property
     def memory(self) -> MemoryView:
-        """What goes into the next prompt, from what is at hand; never waits."""
+        """The memory for the next prompt, from the current snapshot and turns; never waits."""
         held = self._feed.held(self)
         source = (held.snapshot.version if held else "", self.recent)
         if source != self._rendered_from:
@@ -148,15 +148,15 @@ class LiveCall:
         return self._feed.view(held, self._rendered)
 
     async def ready(self, waits: Waits) -> float:
-        """Return when `memory` is as new as a prompt may wait for, and the seconds waited.
+        """Wait until `memory` is as new as a prompt may wait for; return the seconds waited.
 
-        See `sidecar.prompt_wait`. Never longer than `waits`; at once when memory is at hand and no
-        read is under way.
+        See `sidecar.prompt_wait`. Never waits longer than `waits`; returns at once when there is
+        memory and no read is under way.
         """
         return await self.wait.over(waits)
 
     def speech_started(self, *, traceparent: str = "") -> None:
-        """The caller began to speak: read the memory now, so that it is here at the prompt.
+        """The caller began to speak: read the memory now, so that it is ready for the prompt.
 
         Args:
             traceparent: The span of the speech, where the channel has one.
@@ -173,17 +173,17 @@ class LiveCall:
         await self._keeper.record(self, turns)
 
     async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
-        """The call has ended: what is pending of it goes to Letta. Repeating it is no error.
+        """End the call: its pending turns are posted to Letta. May be repeated.
 
         Args:
             reason: Why, for people.
-            at_s: Unix time until which it was heard; 0 where nobody else hears it.
-            final: The channel has had the last word on it; see `sidecar.model.Call`.
+            at_s: Unix time until which it was heard; 0 where no other call hears it.
+            final: Only a further report may correct it from now on; see `sidecar.model.Call`.
         """
         await self._keeper.close(self, reason, at_s=at_s, final=final)
 
     async def refuse(self) -> None:
-        """The caller does not agree, or no more: nothing of the call is kept from here on.
+        """The caller does not or no longer agree: nothing of the call is stored from now on.
 
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """

@@ -1,4 +1,4 @@
-"""Brings live calls their memory: what is at hand at once, and what is newer as it comes."""
+"""Provides live calls with memory: the current snapshot at once, newer ones as they come."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -21,23 +21,23 @@ from sidecar.tracing import CONVERSATION, Tracer
 
 RECENT_TURNS = 60
 LOOKS_AT_ONCE = 8
-"""Of one call: who speaks again and again while a read is slow has more answers on their way."""
+"""Reads that one call may have under way: a caller may speak many times while a read is slow."""
 
 
 class MemoryFeed:
     """The memory of all live calls.
 
     Args:
-        journal: Asked for what was said recently.
+        journal: Where recent turns are read.
         snapshots: Where memory comes from.
         identity: Finds or creates a caller's agent.
         limits: Bounds of what goes into a prompt.
-        freshness: Ages.
+        freshness: At which ages memory is fresh or stale.
         secret: This installation's own, for the nonce of the fence.
         emit: Where events go.
         tracer: Makes spans.
         clock: Unix time in seconds.
-        journal_failed: Told when the journal could not be asked.
+        journal_failed: Called when the journal could not be read.
     """
 
     def __init__(
@@ -66,11 +66,14 @@ class MemoryFeed:
         self._journal_failed = journal_failed
         self._of_agent: dict[str, set[LiveCall]] = {}
         self.tasks: TaskGroup | None = None
-        """Where reads run; set by whoever runs this."""
+        """The task group in which reads run; set by `Calls.run`."""
         snapshots.on_read = self._on_read
 
     def begin(self, live: LiveCall) -> None:
-        """A call is live, or live again: bring its memory, unless it is on its way."""
+        """Start to load the memory of a call that was opened or reopened.
+
+        If that is under way already, only the current memory is reported.
+        """
         live.wait.opened()
         if live.bringing:
             self._tell(live, settled=False)
@@ -79,7 +82,7 @@ class MemoryFeed:
             self._spawn(self._bring_memory, live)
 
     def end(self, live: LiveCall) -> None:
-        """A call is live no more."""
+        """Stop loading memory for a call that is no longer live."""
         if live.agent_id is None:
             return
         of_agent = self._of_agent.get(live.agent_id, set())
@@ -90,7 +93,7 @@ class MemoryFeed:
             self._of_agent.pop(live.agent_id, None)
 
     def changed(self, agent_id: str) -> None:
-        """Letta has changed the memory of an agent: what is held of it is no longer fresh."""
+        """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
         self._snapshots.changed(agent_id)
 
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
@@ -100,11 +103,11 @@ class MemoryFeed:
             await self._snapshots.refresh(agent_id).done.wait()
 
     def held(self, live: LiveCall) -> Held | None:
-        """Return the snapshot at hand for a call."""
+        """Return the current snapshot for a call."""
         return self._snapshots.held(live.agent_id) if live.agent_id else None
 
     def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
-        """Say how a rendered memory was had."""
+        """Return a rendered memory with the time of its read and how it was served."""
         if held is None:
             return MemoryView(rendered.text, rendered.version, 0.0, "none")
         read_at_s = held.snapshot.read_at_s
@@ -117,7 +120,7 @@ class MemoryFeed:
         return MemoryView(rendered.text, rendered.version, read_at_s, served)
 
     def render(self, live: LiveCall, held: Held | None) -> RenderedMemory:
-        """Render what is at hand for a call."""
+        """Render a call's snapshot and recent turns as text."""
         rendered = render(
             held.snapshot if held else None,
             live.recent,
@@ -131,16 +134,16 @@ class MemoryFeed:
         return rendered
 
     def refresh(self, live: LiveCall, *, traceparent: str) -> None:
-        """Start a read for a call and tell its listener when it has ended.
+        """Start a read for a call and notify its listener when it has ended.
 
-        Where many are under way for this call already, the answer to them is the answer to this.
+        Starts none where `LOOKS_AT_ONCE` are under way for this call: their result serves as well.
         """
         if live.looks >= LOOKS_AT_ONCE:
             return
         if live.agent_id is not None:
             live.wait.read_began(looking=True)
         elif live.told_version is None:
-            return  # the first word about it is on its way
+            return  # its first memory is still being loaded
         live.looks += 1
         self._spawn(self._look, live, traceparent)
 
@@ -157,7 +160,7 @@ class MemoryFeed:
             live.bringing = False
 
     async def _bring(self, live: LiveCall) -> None:
-        """Load what is at hand, tell it, and read what is newest."""
+        """Report the snapshot that is in memory or on disk, then read the newest memory."""
         if not live.call.ref.known:
             self._tell(live, settled=True)
             return
@@ -180,9 +183,9 @@ class MemoryFeed:
         await self._tell_newest(live, live.traceparent)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
-        """Return the agent of a call, if there is one, trying while Letta is away.
+        """Return the agent of a call, if there is one; retry while Letta is away.
 
-        A caller who does not agree to be kept gets no agent made: its tags would name them.
+        No agent is created for a caller who did not agree to be kept: its tags would name them.
         """
         attempt = 0
         while not live.closed:
@@ -202,10 +205,10 @@ class MemoryFeed:
         return None
 
     async def _tell_newest(self, live: LiveCall, traceparent: str) -> None:
-        """Read the agent, and what was said in other calls; tell when both are here.
+        """Read the agent, and what was said in other calls; report when both have come.
 
-        The journal is asked in any case: the last words of the call before may have come since
-        this one opened, and Letta may be away.
+        The journal is always read: the last words of an earlier call may have come since this one
+        opened, and Letta may be away.
         """
         about = {CONVERSATION: live.call.call_id, "gen_ai.agent.id": live.agent_id}
         with self._tracer.start("read memory", parent=traceparent, attributes=about) as span:
@@ -221,7 +224,7 @@ class MemoryFeed:
                 span.set({"sidecar.memory.served": live.memory.served})
 
     async def _on_read(self, agent_id: str) -> None:
-        """A read has succeeded: tell the calls for which the text changed."""
+        """A read has succeeded: notify the calls whose text has changed."""
         for live in tuple(self._of_agent.get(agent_id, ())):
             held = self.held(live)
             if held is None:
@@ -237,12 +240,12 @@ class MemoryFeed:
         live.listener.on_memory(view, settled=settled)
 
     async def _leave_out_digested(self, live: LiveCall) -> None:
-        """Leave out of `recent` what the snapshot holds by now."""
+        """Remove from `recent` the turns that the snapshot holds by now."""
         if live.recent:
             await self._renew_recent(live)
 
     async def _renew_recent(self, live: LiveCall) -> None:
-        """Ask for what was said in other calls that the snapshot at hand does not hold."""
+        """Read what was said in other calls and is not in the current snapshot."""
         held = self.held(live)
         try:
             live.recent = await self._journal.recent(
@@ -262,10 +265,10 @@ class MemoryFeed:
     async def _guard(
         self, job: Callable[..., Coroutine[Any, Any, None]], args: tuple[object, ...]
     ) -> None:
-        """Run a job of one call; its fault must not end the others."""
+        """Run a job of one call; an error in it must not end the others."""
         try:
             await job(*args)
-        except Exception as error:  # noqa: BLE001 - logged; this call goes on with what it has
+        except Exception as error:  # noqa: BLE001 - logged; the call keeps its current memory
             self._emit(
                 telemetry.part_failed, part="memory feed", error=type(error).__name__, hint=""
             )

@@ -1,9 +1,10 @@
-"""Whose record counts where several calls hear the same caller: two LiveKit jobs in one room.
+"""Which record is stored where several calls hear the same caller: two LiveKit jobs in one room.
 
-The call that was there first keeps the record. Another one of that room and caller has memory as
-any call has; what it heard is held until the record has come as far, and then dropped, for it is
-there already. When the first has ended or is lost, what it had not come to is stored of the other,
-which keeps the record from there on. So every word is stored once, whichever of them dies.
+The call that was there first keeps the record. Any other call of that room and caller gets memory
+like every call, but its turns are held until the record has reached the same time, and then dropped
+as duplicates. When the first call has ended or is lost, the turns that its record did not reach are
+stored from the other call, which keeps the record from then on. So every word is stored once,
+whichever call dies.
 """
 
 from collections import OrderedDict, deque
@@ -22,21 +23,21 @@ Heard: TypeAlias = tuple[str, str]
 _KEPT: Final = 1_024
 """Rooms remembered after their last call."""
 _REACHES: Final = 32
-"""Calls of a room whose records are compared with."""
+"""Calls of a room whose progress is remembered for comparison."""
 _SAME_S: Final = 5.0
-"""Two jobs settle one utterance within so much of each other."""
+"""Two jobs complete the same utterance less than this many seconds apart."""
 
 
 @dataclass(slots=True)
 class _Reach:
-    """How far a call's record has come, in the time of its turns."""
+    """How far a call's record has come, by the times of its turns."""
 
     owner: str
     until_s: float = 0.0
     last: deque[tuple[int, float]] = field(
         default_factory=lambda: deque[tuple[int, float]](maxlen=8)
     )
-    """What the newest turns said, by its hash, for no words are kept here; and when."""
+    """Hash and time of each of the newest turns; no words are kept here."""
 
     def covers(self, turn: Turn) -> bool:
         return turn.at_s <= self.until_s or any(
@@ -51,7 +52,7 @@ class _Record:
     news: anyio.Event = field(default_factory=anyio.Event)
 
     def untold(self, turns: Iterable[Turn], *, owner: str, key: str) -> list[Turn]:
-        """Return what no other worker's record covers."""
+        """Return the turns that no other worker's record covers."""
         others = [r for k, r in self.reaches.items() if k != key and r.owner != owner]
         return [turn for turn in turns if not any(reach.covers(turn) for reach in others)]
 
@@ -61,13 +62,13 @@ class _Record:
 
 
 class Records:
-    """The records of all rooms. A call of no room, or of nobody, keeps its own."""
+    """The records of all rooms. A call without a room, or without a caller, keeps its own."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[Heard, _Record] = OrderedDict()
 
     def enter(self, live: LiveCall) -> LiveCall | None:
-        """A call is live; returns the one that keeps the record, if another worker's does."""
+        """Add a live call; return the call that keeps its record, if that is another worker's."""
         if live.heard is None:
             return None
         record = self._of.setdefault(live.heard, _Record())
@@ -80,16 +81,16 @@ class Records:
         return keeper if keeper.owner != live.owner else None
 
     def keeps(self, live: LiveCall) -> bool:
-        """Whether a call keeps its record, and no other does for it."""
+        """Whether no other worker's call keeps the record in place of this one."""
         record = self._of.get(live.heard) if live.heard else None
         return record is None or not record.calls or record.calls[0].owner == live.owner
 
     def leave(self, live: LiveCall, *, at_s: float = 0.0) -> None:
-        """A call is live no more.
+        """Remove a call that is no longer live.
 
         Args:
             live: The call.
-            at_s: Until when it heard all there was, where it ended of itself.
+            at_s: Unix time until which it heard everything; 0 where unknown, as of a lost call.
         """
         record = self._of.get(live.heard) if live.heard else None
         if record is None or live not in record.calls:
@@ -101,7 +102,7 @@ class Records:
         record.moved()
 
     def reached(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """A call has come so far: these turns of it are stored, or not to be kept by anybody."""
+        """Advance a call's record: these turns of it are stored, or must not be kept at all."""
         record = self._of.get(live.heard) if live.heard else None
         if record is None or not turns:
             return
@@ -111,7 +112,7 @@ class Records:
         record.moved()
 
     async def own(self, live: LiveCall, turns: Sequence[Turn]) -> Sequence[Turn]:
-        """Return what of these turns is to be stored of this call, when that is known."""
+        """Wait until it is known which of these turns this call must store, and return those."""
         record = self._of.get(live.heard) if live.heard else None
         if record is None:
             return turns
@@ -122,7 +123,7 @@ class Records:
         return left
 
     def left_of(self, heard: Heard | None, key: str, turns: Sequence[Turn]) -> list[Turn] | None:
-        """Return what is to be stored of a call that its worker left; None: not known yet."""
+        """Return the turns to store of a call that its worker left; None: not known yet."""
         record = self._of.get(heard) if heard else None
         if record is None:
             return list(turns)

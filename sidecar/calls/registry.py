@@ -1,12 +1,12 @@
 """The live calls: memory comes in here before each prompt, words go out here after each reply.
 
 Every channel (link, console, VAPI) opens a `LiveCall`, reads its `memory`, records turns and
-closes it. Nothing here waits for Letta on behalf of a caller: opening a call answers with what is
-at hand, and newer memory is told to the call's listener as it comes.
+closes it. Nothing here makes a caller wait for Letta: opening a call returns at once with the
+memory that there is, and the call's listener is notified of newer memory as it comes.
 
 Theory of operation: a call is *live* while a channel holds it. When its holder is lost (a worker
-died, the sidecar was restarted) it is an *orphan*: the same worker may take it up again; after
-`orphan_s` it is closed, so that its last words are posted.
+died, the sidecar was restarted) it is an *orphan*: the same worker may reopen it; after `orphan_s`
+it is closed, so that its last words are posted.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
 
 @dataclass(frozen=True, slots=True)
 class CallPolicy:
-    """What the calls need of the settings; see `sidecar.config.Settings`."""
+    """The settings that calls need; see `sidecar.config.Settings`."""
 
     limits: PromptLimits = field(default_factory=PromptLimits)
     freshness: FreshnessPolicy = field(default_factory=FreshnessPolicy)
@@ -60,13 +60,13 @@ class CallPolicy:
 
 
 def _check_channel(channel: Channel) -> None:
-    """Raise CallError (`bad_value`) where no channel may be called so."""
+    """Raise CallError (`bad_value`) if the channel's name is not allowed."""
     if not is_channel(channel):
         raise CallError("bad_value", f"a channel is {CHANNEL_RULE}", hint="name it so")
 
 
 def _tell_nobody() -> None:
-    """Stand in for `Calls.on_opened`."""
+    """Do nothing; the default of `Calls.on_opened`."""
 
 
 class Calls:
@@ -124,10 +124,10 @@ class Calls:
         """Called when a new call has been opened."""
         self.draining = False
         self.journal_error: str = ""
-        """Why turns can't be stored just now; empty while they can."""
+        """Why turns can't be stored at present; empty while they can."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Serve calls until cancelled; adopts the calls an earlier process left open."""
+        """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
             self._feed.tasks = tasks
             now_s = self._clock()
@@ -147,7 +147,7 @@ class Calls:
 
     @property
     def unfound(self) -> bool:
-        """Whether a live call waits for its agent, since Letta did not answer as one."""
+        """Whether a live call waits for its agent because Letta is unavailable or denies access."""
         return any(live.unfound for live in self._live.values())
 
     async def wait_for_fewer(self) -> None:
@@ -168,10 +168,10 @@ class Calls:
         room: str = "",
         whose: Resolution | None = None,
     ) -> LiveCall:
-        """Take a call up, or take it up again, and start to bring its memory.
+        """Open a call, or reopen it, and start to load its memory.
 
-        Promises: returns without asking Letta. The first `on_memory` with `settled=True` says
-        that the memory at hand is all there is for now.
+        Promises: returns without asking Letta. The first `on_memory` with `settled=True` means
+        that no newer memory is expected for now.
 
         Args:
             tenant: From the credential.
@@ -180,16 +180,16 @@ class Calls:
             hints: Who is on the line.
             opened_at_s: Unix time.
             owner: Who holds the call; the same owner may open it again.
-            listener: Told of newer memory.
+            listener: Notified of newer memory, guidance and commands.
             traceparent: The channel's own span of the call, where it has one.
-            room: Where the call is heard. Of several of one room and caller one keeps the record
-                (`sidecar.calls.records`); empty: no other hears it.
-            whose: Whose the call is, in place of what `hints` say.
+            room: Where the call is heard. Of several calls with one room and caller, one keeps the
+                record (`sidecar.calls.records`); empty: no other call hears it.
+            whose: Whose the call is; used in place of the caller that `hints` name.
 
         Raises:
             CallError: another live owner holds it, or it is another caller's (`call_claimed`), or
-                the sidecar is draining and the call is new (`draining`), or no channel may be
-                called so (`bad_value`).
+                the sidecar is draining and the call is new (`draining`), or the channel's name is
+                not allowed (`bad_value`).
         """
         _check_channel(channel)
         key = call_key(tenant, call_id)
@@ -274,11 +274,11 @@ class Calls:
         """Store a call that its dead worker left in a spool, and close it.
 
         Returns:
-            False when a worker holds the call just now, or another call that keeps the record of
-            its room has not come as far: try again later.
+            False when a worker holds the call at present, or when the call that keeps the record
+            of its room has not reached the same time: try again later.
 
         Raises:
-            CallError: the call is stored as another's, or no channel may be called so.
+            CallError: the call is stored for another caller, or the channel's name is not allowed.
             JournalError: nothing of it was stored; try again.
         """
         _check_channel(channel)
@@ -293,7 +293,7 @@ class Calls:
         if left is None:
             return False
         if turns and not left and key not in self._orphans:
-            return True  # all of it stands in the record of another call
+            return True  # all of it is in the record of another call
         turns = left
         call = Call(
             key,
@@ -316,7 +316,7 @@ class Calls:
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
         else:
             await self._journal.append(turns)
-        if key not in self._live:  # else a worker has taken it up since, and ends it
+        if key not in self._live:  # else a worker has reopened it, and will close it
             await self._journal.close_call(key, at_s=self._clock())
             self._orphans.pop(key, None)
         return True
@@ -326,14 +326,14 @@ class Calls:
         return self._policy.keeps(hints)
 
     def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
-        """Say whose memory a call with these hints belongs to."""
+        """Return whose memory a call with these hints belongs to."""
         return resolve(tenant, hints, self._rules)
 
     async def identify(self, live: LiveCall, whose: Resolution) -> None:
-        """Give a live call that has no caller yet its caller, and bring their memory.
+        """Set the caller of a live call that has none yet, and load that caller's memory.
 
-        A call of nobody gets the agent, too, with what was said in it before. One that has a
-        caller, or another agent, stays as it is.
+        A call without an agent gets the caller's agent, which also receives what was said before. A
+        call that has a caller, or another agent, stays as it is.
 
         Raises:
             JournalError: it stays as it was; may be repeated.
@@ -348,21 +348,22 @@ class Calls:
             try:
                 known = await self._journal.identify(known)
             except CallError as error:
-                live.stored = False  # erased since it was stored; with its caller: for good
+                # Erased since it was stored; if with its caller, it is never stored again.
+                live.stored = False
                 live.kept = live.kept and error.code != "erased"
         live.call = replace(known, consent=live.call.consent)
         live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
         self._feed.begin(live)
 
     def orphan(self, owner: str) -> None:
-        """The holder of these calls is lost; it may come back within `orphan_s`."""
+        """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
             if live.stored or live.key in self._orphans:
                 self._orphans[live.key] = self._clock()
 
     def changed(self, agent_id: str) -> None:
-        """Letta has changed the memory of an agent: what is held of it is no longer fresh."""
+        """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
         self._feed.changed(agent_id)
 
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
@@ -372,7 +373,7 @@ class Calls:
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; drop them where the caller did not agree.
 
-        Where another call keeps the record, this returns when that has come as far.
+        Where another call keeps the record, this returns when that record has reached these turns.
         """
         turns = await self._records.own(live, turns)
         if not turns:
@@ -396,7 +397,7 @@ class Calls:
                 self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                 return
         except CallError:
-            raise  # this turn's fault, not the journal's
+            raise  # the turn is at fault, not the journal
         except JournalError as error:
             self._journal_failed(error)
             raise
@@ -407,7 +408,7 @@ class Calls:
             self._say_recorded(live, turn)
 
     def _say_recorded(self, live: LiveCall, turn: Turn) -> None:
-        """Say that a turn is stored, and what was measured of it."""
+        """Report that a turn is stored, and what was measured for it."""
         self._emit(
             telemetry.turn_recorded,
             call=live.key,
@@ -432,7 +433,7 @@ class Calls:
     async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
         """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
 
-        A call that retention has erased meanwhile is stored anew.
+        A call that retention has erased meanwhile is stored again.
 
         Returns:
             False when the call turns out to be one that the caller refused, or that was erased
@@ -475,7 +476,7 @@ class Calls:
         self._forget(live)
 
     async def refuse(self, live: LiveCall) -> None:
-        """Keep nothing more of a live call, and say so on what is stored of it."""
+        """Store nothing more of a live call, and mark the stored call as refused."""
         if not live.kept:
             return
         live.kept = False
@@ -488,9 +489,9 @@ class Calls:
     # ---------------------------------------------------------------------------------------
 
     async def _store_call(self, live: LiveCall) -> None:
-        """Store a call unless it is, or another keeps its record.
+        """Store a call, unless it is stored already or another call keeps its record.
 
-        Of one that was erased with its caller nothing is kept.
+        Nothing is kept of a call that was erased with its caller.
         """
         if live.kept and not live.stored and self._records.keeps(live):
             try:
@@ -518,7 +519,7 @@ class Calls:
         )
 
     async def _try_journal(self) -> None:
-        """Find out whether turns can be stored again: without a call none would tell."""
+        """Test whether turns can be stored again: without a live call nothing else would show."""
         if self.journal_error:
             try:
                 await self._journal.try_write()
@@ -527,7 +528,7 @@ class Calls:
             self.journal_error = ""
 
     def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
-        """Say that guidance came for a live call."""
+        """Report that guidance came for a live call."""
         self._emit(telemetry.guidance_taken, call=live.key, chars=chars, cut_chars=cut_chars)
 
     def _forget(self, live: LiveCall) -> None:
@@ -544,7 +545,7 @@ class Calls:
     async def _close_orphans(self) -> None:
         now_s = self._clock()
         for key, since_s in list(self._orphans.items()):
-            # Each close takes time, in which any of them may be taken up or lost again.
+            # While one is closed, any of the others may be reopened or lost again.
             if (
                 now_s - since_s < self._policy.orphan_s
                 or self._orphans.get(key) != since_s
@@ -565,5 +566,5 @@ class Calls:
 
 
 def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
-    """Return what several calls hear together; None where no other hears this, or nobody knows."""
+    """Return the room and caller that several calls may hear; None where either is unknown."""
     return (f"{tenant}/{room}", caller_key) if room and caller_key else None

@@ -1,7 +1,7 @@
-"""What the command line asks of a running sidecar: the journal's file has one owner, and it is it.
+"""Requests of the command line to a running sidecar, the one owner of the journal's file.
 
-A request comes from this machine and carries the token of `control.json` in the data directory,
-a file that only this user can read and that is new with each start. A browser is refused.
+A request must come from this machine and carry the token of `control.json` in the data directory,
+a file that only this user can read and that is new at each start. A browser is refused.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Forget(msgspec.Struct, frozen=True):
-    """Asks to forget a caller; without `really` it only tells what is held."""
+    """Asks to forget a caller; without `really` it only reports what is held."""
 
     tenant: str
     caller_key: str
@@ -50,9 +50,9 @@ class Order(msgspec.Struct, frozen=True):
     """Asks for a command into a live call.
 
     Attributes:
-        call: Its key, the channel's own id of it, or what `calls_named` takes beside them.
+        call: Its key, the channel's own id of it, or another name that `calls_named` accepts.
         command: What to do.
-        text: What to heed or to say; to hang up it counts for nothing.
+        text: The guidance, or the words to say; ignored for a hang-up.
     """
 
     call: str
@@ -66,7 +66,7 @@ class Admin:
     Args:
         journal: The one this process owns.
         live: The calls that are live.
-        forget: Tells what is held of a caller, or erases it; the result is plain JSON.
+        forget: Reports what is held of a caller, or erases it; its result can be written as JSON.
         clock: Unix time in seconds.
     """
 
@@ -86,12 +86,12 @@ class Admin:
         self._holders = Holders([("this user", self._token.encode())])
 
     def announce(self, directory: Path, url: str) -> None:
-        """Write where this sidecar is reached, and its token, for this user alone (0600)."""
+        """Write this sidecar's URL and token to a file that only this user can read (0600)."""
         content = {"url": url, "token": self._token, "pid": os.getpid()}
         write_whole(directory / CONTROL_FILE, json.dumps(content).encode())
 
     def withdraw(self, directory: Path) -> None:
-        """Take `announce` back, unless a later sidecar has announced itself."""
+        """Remove the file of `announce`, unless a later sidecar has announced itself."""
         path = directory / CONTROL_FILE
         with contextlib.suppress(OSError, *MALFORMED, KeyError, TypeError):
             if cast("dict[str, object]", json.loads(path.read_text()))["pid"] == os.getpid():
@@ -145,7 +145,7 @@ class Admin:
         return _outcome(await self._journal.drop(batch, now_s=self._clock()))
 
     async def _command(self, request: Request) -> Response:
-        """Pass a command on to the call's channel; what becomes of it, its transcript shows."""
+        """Pass a command on to the call's channel; only the transcript shows its effect."""
         asked = await _asked(request, Order)
         if asked is None:
             return _malformed()
@@ -177,7 +177,7 @@ class Admin:
 
 
 async def _asked(request: Request, kind: type[T]) -> T | None:
-    """Return what a body asks; None where it is too long, no JSON or not of that kind."""
+    """Return what a body asks; None if it is too long, is not JSON or not of that kind."""
     body = b""
     async for piece in request.stream():
         body += piece

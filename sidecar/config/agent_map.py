@@ -16,15 +16,15 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
 
     Args:
         path: The file.
-        tenants: All there are; with several, each caller stands behind `TENANT/`.
+        tenants: All tenants; with several, each caller has `TENANT/` before it.
 
     Raises:
-        ConfigError: it is no such file, or an entry would never be found.
+        ConfigError: it is not such a file, or an entry would never be found.
     """
     several = len(tenants) > 1
     remedy = f'write it as JSON: {{"{"TENANT/" if several else ""}+12025550100": "agent-…"}}'
     try:
-        # An editor of Windows begins the file with a mark of its encoding.
+        # `utf-8-sig`: editors on Windows may put a byte order mark at the beginning.
         text = path.read_text(encoding="utf-8-sig")
         raw: object = json.loads(text, object_pairs_hook=named_once)
     except NamedTwice:
@@ -70,7 +70,7 @@ def _is_id(agent: str) -> bool:
 
 
 def _never_found(caller: str) -> str:
-    """Say why no call can be this caller's, or return the empty string."""
+    """Return why no call could ever have this caller, or the empty string."""
     from sidecar.access import phone  # noqa: PLC0415 - 70 ms, where there is a map
 
     if phone.stands_for_nobody(caller):

@@ -1,8 +1,8 @@
-"""JSON in which no name stands twice."""
+"""JSON in which no name occurs twice."""
 
 
 class NamedTwice(ValueError):
-    """A name stands twice in one JSON object: one of its values would be lost."""
+    """A name occurs twice in one JSON object: one of its values would be lost."""
 
 
 def named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:

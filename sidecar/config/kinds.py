@@ -1,4 +1,4 @@
-"""What a setting may be: each kind is a type that checks and strips its text."""
+"""The kinds of settings: each is a type that checks and strips its text."""
 
 import re
 from functools import partial
@@ -14,17 +14,17 @@ from sidecar import environment
 from sidecar.environment import HTTP_SCHEMES, WS_SCHEMES
 
 _ALLOWED = re.compile(r"[a-z][a-z0-9_.:-]{0,63}")
-# What people write for a country that has other letters.
+# Codes that people write by mistake for a country whose code is another.
 _NOT_ITS_REGION = {"UK": "Great Britain is GB", "EL": "Greece is GR", "EN": "Great Britain is GB"}
 
 
 def _unless_set(check: Any) -> Any:
-    """Check what comes as text; a default is taken as it is."""
+    """Check a value that comes as text; a default is used as it is."""
     return BeforeValidator(lambda value: check(value) if isinstance(value, str) else value)
 
 
 def _values_for_headers(text: str) -> str:
-    """Check each of two values with a comma between them."""
+    """Check each of the values that commas separate."""
     for part in text.split(","):
         if part.strip():
             environment.header_value(part.strip())
@@ -32,7 +32,7 @@ def _values_for_headers(text: str) -> str:
 
 
 def _token_or_blank(text: str) -> str:
-    """Check a token; a blank one is refused for its length, with that remedy."""
+    """Check a token; a blank one passes here, and is refused later for its length."""
     return environment.header_value(text.strip()) if text.strip() else ""
 
 
@@ -75,12 +75,12 @@ LiveKitUrl: TypeAlias = Annotated[
 
 
 def values_of(secret: SecretStr) -> tuple[str, ...]:
-    """Return the values of a secret that may be two, with a comma between them."""
+    """Return the values of a secret that may hold two, with a comma between them."""
     return tuple(part for raw in secret.get_secret_value().split(",") if (part := raw.strip()))
 
 
 def names_of(text: str) -> frozenset[str]:
-    """Return the names of a setting that has several, with commas between them."""
+    """Return the names in a setting that commas separate."""
     return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 

@@ -1,4 +1,4 @@
-"""The environment, read once into settings; every wrong field is named, with its remedy."""
+"""Reads the environment once into settings; names every wrong field with its remedy."""
 
 import difflib
 import os
@@ -15,7 +15,7 @@ from sidecar.environment import WS_SCHEMES
 from sidecar.errors import ConfigError
 from sidecar.otel_environment import wrong_variables
 
-# Read by the worker's end (sidecar/channels), not by the sidecar itself.
+# Read by the worker's end of the link, not by the sidecar itself.
 _WORKER_NAMES = {"SIDECAR_LINK_URL": partial(environment.url_alone, schemes=WS_SCHEMES)}
 
 
@@ -23,7 +23,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment.
 
     Args:
-        environ: In place of the process's own environment.
+        environ: Used in place of the process's own environment.
 
     Raises:
         ConfigError: one or more fields are wrong; `fields` names every one with its remedy.
@@ -72,7 +72,7 @@ def _no_such_setting(name: str, known: Collection[str]) -> str:
 def for_a_worker(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment for a voice worker, in which each setting is as the sidecar reads it.
 
-    What LiveKit reads itself is cleaned for it, too: it strips nothing.
+    Variables that LiveKit reads itself are cleaned, too, because LiveKit strips nothing.
     """
     known = {variable for variables in environment_names().values() for variable in variables}
     cleaned = {name: environment.said(environ, name) for name in {*known, *_WORKER_NAMES}}

@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, frozen, checked whole, printable without secrets.
+"""Settings: read once from the environment, frozen, checked together, printable without secrets.
 
 Every wrong field is named, with its remedy, in one `ConfigError`.
 """
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
     reflect: Flag = Field(False, alias="SIDECAR_REFLECT")
 
-    # Where none of these is set: the Letta of this machine
+    # Where no Letta is configured above: the Letta of this machine
     letta: Literal["auto", "app-server", "embedded"] = Field("auto", alias="SIDECAR_LETTA")
     app_server_program: StatePath = Field(
         Path(".app-server-venv/bin/letta"),
@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     create_agents: Flag = Field(True, alias="SIDECAR_CREATE_AGENTS")
     default_region: Region = Field(None, alias="SIDECAR_DEFAULT_REGION")
 
-    # The language model of the console and of the embedded Letta
+    # The language model of the console, of VAPI's replies and of this machine's Letta
     llm_base_url: HttpUrl = Field(None, alias="LLM_BASE_URL")
     llm_api_key: OptionalSecret = Field(
         None, validation_alias=AliasChoices("LLM_API_KEY", "OPENAI_API_KEY")
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     fresh_s: float = Field(5.0, alias="SIDECAR_FRESH_S", ge=0, le=_DAY_S)
     poll_s: float = Field(10.0, alias="SIDECAR_POLL_S", gt=0, le=_DAY_S)
     read_timeout_s: float = Field(5.0, alias="SIDECAR_READ_TIMEOUT_S", gt=0, le=_DAY_S)
-    # At most so much that a memory fits into one frame of the link, whatever is in it.
+    # The maximum ensures that any memory fits into one frame of the link.
     memory_chars: int = Field(12_000, alias="SIDECAR_MEMORY_CHARS", ge=0, le=50_000)
     block_chars: int = Field(4_000, alias="SIDECAR_BLOCK_CHARS", ge=0, le=50_000)
     recent_chars: int = Field(4_000, alias="SIDECAR_RECENT_CHARS", ge=0, le=50_000)
@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     drain_calls_s: float = Field(600.0, alias="SIDECAR_DRAIN_CALLS_S", ge=0, le=_DAY_S)
     drain_flush_s: float = Field(20.0, alias="SIDECAR_DRAIN_FLUSH_S", ge=0, le=_DAY_S)
 
-    # What it says of itself
+    # Logs and traces
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="SIDECAR_LOG_LEVEL"
     )
@@ -202,7 +202,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment reaches this class through `load` alone."""
+        """Use only the values that `load` passes in; it reads the environment."""
         return (init_settings,)
 
     @field_validator("tenants", "vapi_tenants", mode="before")
@@ -240,7 +240,7 @@ class Settings(BaseSettings):
     def _from_here(cls, value: Path) -> Path:
         try:
             return value.absolute()
-        except OSError:  # the directory we are in was removed: nothing is below it
+        except OSError:  # the working directory was removed, so no relative path can be found
             return value
 
     @field_validator("redact")
@@ -322,9 +322,9 @@ class Settings(BaseSettings):
 
     @property
     def makes_token(self) -> bool:
-        """Whether the sidecar makes the token itself, in its data directory: none is set.
+        """Whether the sidecar makes the token itself, in its data directory, because none is set.
 
-        Not where VAPI's secrets name tenants: it could not say whose workers those are.
+        It does not where VAPI's secrets name tenants: it could not know whose workers connect.
         """
         return not self.tokens and set(self.tenant_names) == {DEFAULT_TENANT}
 
@@ -338,7 +338,7 @@ class Settings(BaseSettings):
 
     @property
     def vapi_credentials(self) -> Mapping[str, VapiCredential]:
-        """What each tenant's VAPI account shows, as set. Empty: see `makes_token`."""
+        """The credentials of each tenant's VAPI account, as set. Empty: see `makes_token`."""
         credentials = dict(self.vapi_tenants)
         if self.vapi_key is not None and self.vapi_secret is not None:
             credentials[DEFAULT_TENANT] = VapiCredential(key=self.vapi_key, secret=self.vapi_secret)
@@ -360,19 +360,19 @@ class Settings(BaseSettings):
 
     @property
     def tenant_names(self) -> frozenset[str]:
-        """Every tenant there is; one when none is named."""
+        """The names of all tenants; the default one if none is named."""
         return frozenset({*self.tokens.values(), *self.vapi_credentials}) or frozenset(
             {DEFAULT_TENANT}
         )
 
     @property
     def spool(self) -> Path:
-        """Where workers leave what they could not hand over."""
+        """The directory in which workers leave turns that were not acked."""
         return self.spool_dir or self.data_dir / "spool"
 
     @property
     def letta_generation(self) -> Literal["app-server", "rest", "local"]:
-        """Which Letta the configuration asks for; `local`: none, so that of this machine."""
+        """Which Letta is configured; `local`: none, so the Letta of this machine is used."""
         if self.letta_app_server_url:
             return "app-server"
         return "rest" if self.letta_api_key or self.letta_base_url else "local"
@@ -385,7 +385,7 @@ class Settings(BaseSettings):
                 App Server, `http://…` or `https://…` of a server with the REST interface.
 
         Raises:
-            ConfigError: it is none of these, or Letta Cloud without a key.
+            ConfigError: it is none of these, or it is Letta Cloud and no key is set.
         """
         change: dict[str, object] = {"letta_app_server_url": None, "letta_base_url": None}
         if place in {"embedded", "app-server"}:
@@ -414,7 +414,7 @@ class Settings(BaseSettings):
     __str__ = __repr__
 
     def redacted(self) -> dict[str, str]:
-        """Return every setting as text under its variable, secrets as `***`."""
+        """Return every setting as text by its variable, secrets as `***`."""
         shown: dict[str, str] = {}
         for name, variable in environment_names().items():
             value: Any = getattr(self, name)
@@ -435,7 +435,7 @@ def _url_of_place(place: str, schemes: tuple[str, ...]) -> str:
 
 
 def _without_userinfo(text: str) -> str:
-    """Take a user and password out of what is a URL."""
+    """Replace user and password with `***` if a text is a URL."""
     return re.sub(r"^([a-z]+://)[^/@\s]*@", r"\1***@", text)
 
 

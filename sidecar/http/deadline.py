@@ -1,10 +1,11 @@
-"""uvicorn's HTTP protocol with bounds on time and number, which uvicorn itself has not.
+"""uvicorn's HTTP protocol with bounds on time and number, which uvicorn itself lacks.
 
-A client that sends headers byte by byte would hold a connection for as long as it likes: they have
-a deadline. Connections without a request cost nobody but their owner: past a limit the one that
-has been idle for longest makes room for the next. Past as many requests and links at once, the
-next is told to come back, except at `/livez`, which says that the process is alive, not that it
-has room. Bodies are bounded where they are read, and cut off where nobody reads them.
+A client that sends headers byte by byte could hold a connection for as long as it likes, so headers
+have a deadline. Connections without a request must not keep others out: above a limit the one that
+has been idle longest is closed to make room for the next. When as many requests and links are
+served at once, the next one is answered with 503 and told to come back, except at `/livez`, which
+says that the process is alive, not that it has room. Bodies are bounded where they are read, and
+cut off where nothing reads them.
 """
 
 import asyncio
@@ -23,9 +24,9 @@ BUSY = PlainTextResponse("too many requests at once\n", 503, {"Retry-After": "1"
 
 
 class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose request headers are not whole `headers_s` after they began.
+    """Closes a connection whose request headers are not complete `headers_s` after they began.
 
-    Make one with its own limits by `bounded`.
+    Use `bounded` to make a subclass with its own limits.
     """
 
     headers_s = HEADERS_S
@@ -52,8 +53,8 @@ class DeadlineProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            # Answered before its body was whole: each further byte would put the end of the
-            # connection off for as long as its client likes.
+            # Answered before its body was complete: the client could delay the end of the
+            # connection with each further byte for as long as it likes.
             self.transport.close()
         elif self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._is_idle()
@@ -71,7 +72,7 @@ class DeadlineProtocol(H11Protocol):
     def _is_idle(self) -> None:
         self.idle[self] = None
         self.idle.move_to_end(self)
-        # The newest are left time to ask, though everybody else is at work.
+        # The newest idle connections stay, so that they have time to send a request.
         while len(self.idle) > max(1, self.limit // 16) and len(self.connections) > self.limit:
             longest, _ = self.idle.popitem(last=False)
             self.connections.discard(longest)
@@ -92,15 +93,15 @@ class DeadlineProtocol(H11Protocol):
 
 
 def bounded(limit: int) -> type[DeadlineProtocol]:
-    """Return a protocol that closes idle connections where more than `limit` are open.
+    """Return a protocol that closes idle connections while more than `limit` are open.
 
-    The newest idle ones, a sixteenth of it, stay; those that are at work are bounded by `Busy`.
+    The newest idle ones, a sixteenth of `limit`, stay; those that serve are bounded by `Busy`.
     """
     return type("BoundedProtocol", (DeadlineProtocol,), {"limit": limit, "idle": OrderedDict()})
 
 
 class Busy:
-    """Answers 503 to what comes while `limit` requests and links are served, but at `ALWAYS`.
+    """Answers 503 to a request while `limit` requests and links are served, except at `ALWAYS`.
 
     Args:
         app: Serves the rest.

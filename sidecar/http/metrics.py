@@ -1,4 +1,4 @@
-"""`/metrics`, in the text format of Prometheus: what the sidecar counts, times and holds.
+"""`/metrics` in the text format of Prometheus: the sidecar's counts, times and current state.
 
 Every label has few values, all known here or in the catalogue of events: no call, caller, agent,
 tenant or lane is ever a label. ops/ holds a dashboard and alert rules that use these names.
@@ -31,7 +31,7 @@ from sidecar.telemetry import Event
 
 STATE_BUDGET_S = 2.0
 CHANNELS = ("livekit", "vapi", "console")
-"""Those that ship; all others together are counted as `OTHER_CHANNEL`."""
+"""The channels that ship; all others together are counted as `OTHER_CHANNEL`."""
 OUTCOMES = tuple(outcome.value for outcome in BatchEvent)
 SERVED = ("fresh", "stale", "disk", "none")
 BREAKERS = ("memory", "relay")
@@ -45,15 +45,15 @@ _SETTLE_S = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3_600, 21_600, 86_400, 6
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is held rather than counted, at the moment of a scrape.
+    """The state at the moment of a scrape, which is read and not counted.
 
     Attributes:
         backlog: Of the journal.
-        journal_ok: Turns can be stored just now.
+        journal_ok: Turns can be stored at present.
         live_calls: Live calls by channel.
         connections: Workers that are connected.
-        breaker_open: By name, of `BREAKERS`.
-        draining: The sidecar goes away.
+        breaker_open: Whether each of `BREAKERS` is open, by name.
+        draining: The sidecar is draining.
         now_s: Unix time of the clock that `backlog` was made with.
     """
 
@@ -67,10 +67,11 @@ class Gauges:
 
 
 class Metrics:
-    """All metrics of one sidecar, in a registry of its own.
+    """All metrics of one sidecar, in their own registry.
 
     Args:
-        state: Asked at each scrape. What it raises of the journal shows as `sidecar_journal_up 0`.
+        state: Called at each scrape. If it raises JournalError or takes longer than
+            `STATE_BUDGET_S`, `sidecar_journal_up` is 0.
     """
 
     def __init__(self, state: Callable[[], Awaitable[Gauges]]) -> None:
@@ -154,7 +155,7 @@ class Metrics:
             self._reads.labels(outcome)
 
     def observe(self, event: Event, fields: Mapping[str, object]) -> None:
-        """Take one event in: count it, and time what it tells the time of. Never raises."""
+        """Count one event, and record the durations in it. Never raises."""
         self._events.labels(event.name).inc()
         if event is telemetry.call_opened:
             self._calls.labels(_one_of(fields.get("channel"), CHANNELS)).inc()
@@ -191,7 +192,7 @@ class Metrics:
             self._wait.observe(wait_s)
 
     async def text(self) -> bytes:
-        """Return all metrics as they stand."""
+        """Return all metrics with their current values."""
         try:
             with anyio.fail_after(STATE_BUDGET_S):
                 self._show(await self._state())
@@ -216,7 +217,7 @@ class Metrics:
             self._breakers.labels(breaker).set(state.breaker_open.get(breaker, False))
 
     def routes(self) -> list[BaseRoute]:
-        """Return the route of `/metrics`; what a tunnel or a proxy brings in is refused."""
+        """Return the route of `/metrics`; requests through a tunnel or a proxy are refused."""
 
         async def metrics(request: Request) -> Response:
             client = request.client.host if request.client else ""
@@ -241,5 +242,5 @@ def _number(value: object) -> float | None:
 
 
 def _one_of(value: object, known: tuple[str, ...]) -> str:
-    """Return a label's value, `other` for one that is not known: no peer can make up labels."""
+    """Return a label's value, `other` for an unknown one, so that no peer can make up labels."""
     return value if isinstance(value, str) and value in known else "other"

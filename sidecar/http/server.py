@@ -1,7 +1,8 @@
 """The server that carries every route.
 
-uvicorn closes every WebSocket the moment it sees a signal; workers drain for minutes. So the
-process's signals are ours (`sidecar/app/sidecar.py`), and uvicorn stops after everything else has.
+uvicorn closes every WebSocket the moment it sees a signal, but workers drain for minutes. So the
+sidecar handles the process's signals (`sidecar/app/sidecar.py`), and uvicorn stops after everything
+else has.
 """
 
 import asyncio
@@ -21,22 +22,23 @@ from sidecar.http.deadline import Busy, bounded
 from sidecar.wire.frames import MAX_FRAME_BYTES
 
 MAX_CONNECTIONS = 4_000
-"""Of clients, and of requests at once: more than the calls of one machine need."""
+"""Most client connections, and most requests at once: more than the calls of one machine need."""
 _MIN_CONNECTIONS = 64
 _OTHER_FILES = 256
-"""Open files that are no connection of a client's, nor the one to a model that goes with it."""
+"""Open files besides clients' connections and the connection to a model that goes with each."""
 CUT_SHORT_S = 2.0
-"""What a request has to end in that was cancelled when the server stopped."""
+"""How long a request may take to end that was cancelled when the server stopped."""
 
 
 class Direct:
-    """Serves POSTs of some paths without Starlette around them, and leaves the rest to it.
+    """Serves POSTs to some paths without Starlette, and passes all other requests to it.
 
-    Its layers cost about 60 microseconds of CPU a request and something for each chunk of a stream.
+    Starlette's layers cost about 60 microseconds of CPU for each request, and some for each chunk
+    of a stream.
 
     Args:
         app: All routes.
-        posts: What serves a POST, by path; the same that `app` would find.
+        posts: The applications that serve a POST, by path; the same that `app` would find.
     """
 
     def __init__(self, app: ASGIApp, posts: Mapping[str, ASGIApp]) -> None:
@@ -68,7 +70,7 @@ class _Server(uvicorn.Server):
 
 
 def lift_file_limit() -> None:
-    """Let this process open as many files as it may: 1,024, a usual limit, is 500 streams."""
+    """Let this process open as many files as it may: 1,024, a usual limit, allows 500 streams."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -76,7 +78,7 @@ def lift_file_limit() -> None:
 
 
 def connections_limit() -> int:
-    """Return how many connections of clients the file limit of this process has room for."""
+    """Return how many client connections the file limit of this process allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -94,15 +96,15 @@ _NOT_BOUND = {
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind; port 0 takes a free one.
+    """Return a bound socket; port 0 takes a free one.
 
     Raises:
-        ConfigError: the address is taken or is none.
+        ConfigError: the address is taken or can't be bound.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without
-        # it small answers wait for the peer's delayed ACK, up to 40 ms.
+        # With the protocol named, asyncio turns Nagle's algorithm off on accepted connections;
+        # with Nagle small answers would wait for the peer's delayed ACK, up to 40 ms.
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -144,7 +146,7 @@ async def serving(
         access_log=False,
         server_header=False,
         lifespan="off",
-        # So many are accepted in one go, before any of them can make room.
+        # This many may be accepted at once, before idle ones can be closed to make room.
         backlog=min(1_024, limit // 2),
         timeout_graceful_shutdown=2,
         timeout_keep_alive=75,
@@ -163,5 +165,5 @@ async def serving(
 async def _serve_on(server: uvicorn.Server, bound: socket.socket) -> None:
     await server.serve(sockets=[bound])
     if cut_short := set(server.server_state.tasks):
-        # They were cancelled, and end before what they stand on is closed.
+        # They were cancelled, and must end before the parts that they use are closed.
         await asyncio.wait(cut_short, timeout=CUT_SHORT_S)

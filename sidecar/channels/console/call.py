@@ -1,11 +1,11 @@
 """One call of an open page: memory goes into the prompt, the reply streams, turns are recorded.
 
-The path is the one every channel takes. A turn has an id made by the browser, which sends it
-again until it has seen the reply: what is stored already is not stored again, and what was
-answered already is not answered again. So a call goes on across a restart of the sidecar.
+It works like every other channel. A turn has an id made by the browser, which sends it again until
+it has seen the reply: a turn that is stored is not stored again, and one that was answered is not
+answered again. So a call goes on across a restart of the sidecar.
 
-A reply is recorded as it was heard: one that is cut off by the next words, or by the end of the
-call, with what was sent of it; one that is read aloud, with what was spoken of it.
+A reply is recorded as it was heard: a reply that is cut off by the next words, or by the end of the
+call, with the part that was sent; one that is read aloud, with the part that was spoken.
 """
 
 import uuid
@@ -31,25 +31,25 @@ FALLBACK: Final = "I'm sorry, I can't think just now. Please say that again in a
 HISTORY_MESSAGES: Final = 100
 PROMPTS_KEPT: Final = 20
 UNSTORED_KEPT: Final = 100
-"""Turns of a call that wait for a journal that takes none; a page can say again what is refused."""
+"""Turns of a call that wait while the journal takes none; the page can repeat refused words."""
 HEARD_S: Final = 120.0
 REPLY_TO: Final = "reply-"
 
 
 class SendToPage(Protocol):
-    """Tells the page."""
+    """Sends frames to the page."""
 
     def __call__(self, kind: str, **fields: object) -> Awaitable[None]:
-        """Send a frame. A page that has gone is no error."""
+        """Send a frame. It is no error if the page has gone."""
         ...
 
 
 class ConsoleCall:
-    """One call of an open page; hears of its memory as the call's `Listener`.
+    """One call of an open page; it is the `Listener` of its `LiveCall`.
 
     Args:
         key: Key of the call.
-        send: Tells the page.
+        send: Sends a frame to the page.
         look: Tells the session that there is newer memory; returns at once.
         llm: Who replies.
         waits: What a prompt may wait for memory.
@@ -106,7 +106,7 @@ class ConsoleCall:
 
     @property
     def on_the_line(self) -> bool:
-        """Whether the call is live, and this page's."""
+        """Whether the call is live, and this page holds it."""
         return self.live is not None and not self.live.closed and self.live.listener is self
 
     def begin(self, live: LiveCall, turns: Sequence[Turn]) -> None:
@@ -122,12 +122,13 @@ class ConsoleCall:
         self._seq = len(turns)
 
     async def say(self, turn: str, text: str, *, aloud: bool) -> None:
-        """Take the caller's words, and answer them.
+        """Store the caller's words, and answer them.
 
         Args:
-            turn: The browser's id of these words; the same again changes nothing.
+            turn: The browser's id of these words; the same id again is neither stored nor answered
+                a second time.
             text: The words.
-            aloud: The page reads the reply out: it tells by `heard` when that is done.
+            aloud: The page reads the reply out, and `heard` is called when that is done.
         """
         live = self.live
         if live is None or not self.on_the_line:
@@ -141,7 +142,7 @@ class ConsoleCall:
             await self.stop()
         if turn not in self._said:
             if len(self._unstored) >= UNSTORED_KEPT:
-                await self._store(live)  # which says what is wrong
+                await self._store(live)  # it tells the page why it fails
             if len(self._unstored) >= UNSTORED_KEPT:
                 return
             self._said.add(turn)
@@ -156,10 +157,10 @@ class ConsoleCall:
         self._tasks.start_soon(self._answer, live, self._reply)
 
     async def stop(self, *, heard_chars: int | None = None) -> None:
-        """Cut the reply off, and return when it is recorded.
+        """Cut the reply off, and wait until it is recorded, for at most 5 s.
 
         Args:
-            heard_chars: How much of it was heard; None: all that was sent.
+            heard_chars: How many characters of it were heard; None: all that was sent.
         """
         reply = self._reply
         if reply is not None:
@@ -332,7 +333,7 @@ class ConsoleCall:
 def prompt_of(
     history: Sequence[dict[str, str]], *, guidance: str, memory: str
 ) -> list[dict[str, Any]]:
-    """Return the messages of a prompt: the page's own instructions, then what was said."""
+    """Return the messages of a prompt: the page's instructions, the history, guidance, memory."""
     rules = {"role": "system", "content": SYSTEM}
     return placed_in_chat([rules, *history], guidance=guidance, memory=memory)
 

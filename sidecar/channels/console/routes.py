@@ -1,9 +1,9 @@
-"""The console's routes: the page, its files, and its WebSocket; for this machine's browser alone.
+"""The console's routes: the page, its files, and its WebSocket; only for a browser on this machine.
 
 The page is reached by a link whose fragment carries a token made at each start; a browser never
 sends a fragment to a server, so the token comes as the first frame of the WebSocket. Host and
-Origin must be exactly this server's own: a name that resolves to loopback (DNS rebinding) and a
-foreign page are both refused.
+Origin must be exactly this server's: a name that resolves to loopback (DNS rebinding) and a foreign
+page are both refused.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from sidecar.bearer import is_secret
 from sidecar.channels.console.session import ConsoleSession, Parts
 
 PAGES_LIMIT = 64
-"""Open pages, those among them that have shown no token yet: they are held for ten seconds."""
+"""Open pages, including those that have sent no token yet, for which they have ten seconds."""
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {
     ".html": "text/html",
@@ -30,7 +30,7 @@ _TYPES = {
 
 
 def _files() -> dict[str, tuple[Path, str]]:
-    """Return the page's files by path, with their media types: these, and no path of a request."""
+    """Return the page's files by path, with media types: no other file can be requested."""
     files = {
         f"/{file.relative_to(_STATIC).as_posix()}": (file, f"{_TYPES[file.suffix]}; charset=utf-8")
         for file in sorted(_STATIC.rglob("*"))
@@ -59,8 +59,8 @@ class Console:
 
     Args:
         parts: What every page shares.
-        token: Admits a page; empty makes one. A parent that starts the sidecar again hands the
-            same one down, so that an open page comes back.
+        token: Admits a page; empty makes one. A parent that restarts the sidecar passes the same
+            token again, so that an open page can reconnect.
     """
 
     def __init__(self, parts: Parts, *, token: str = "") -> None:
@@ -96,18 +96,18 @@ class Console:
                 await session.serve()
             finally:
                 self._sessions.discard(session)
-                if not self._sessions:  # nobody is left who could put it back in
+                if not self._sessions:  # no page is left that could restore it
                     self._parts.plug.restore()
 
         files = (route(path, *found) for path, found in _files().items())
         return [*files, WebSocketRoute("/console/ws", socket)]
 
     def admits(self, token: str) -> bool:
-        """Whether a browser's token is this start's own."""
+        """Whether a browser's token is the token of this start."""
         return is_secret(token.encode("utf-8", "surrogatepass"), self.token.encode())
 
     async def close_all(self) -> None:
-        """End the calls of every open page: the sidecar goes away."""
+        """End the calls of every open page, because the sidecar stops."""
         async with anyio.create_task_group() as closing:
             for session in tuple(self._sessions):
                 closing.start_soon(session.close)

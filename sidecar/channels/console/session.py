@@ -1,18 +1,21 @@
-"""One open page, over one WebSocket. It may hold several calls, and look at every other.
+"""One open page, over one WebSocket. It may hold several calls, and watch any other.
 
 Frames are JSON objects with a `type`; `call` is the key of a call, `turn` an id the browser made.
 
-From the browser: `hello {token}` first, then `call.start {call, caller, consent}` (the same call
-again takes it up again), `speech.started {call}`, `say {call, turn, text, aloud}` (sent again until
-its reply has ended), `reply.stop {call, heard_chars}`, `reply.heard {call, turn}`,
-`call.end {call}`, `prompt.show {call, turn}`, `call.watch {call}` (empty: none),
-`outbox.replay {batch}`, `outbox.drop {batch}`, `plug {pulled}`, `kill`.
+From the browser: `hello {token}` first, then `call.start {call, caller, consent}` (sent again, it
+reopens the call), `speech.started {call}`, `say {call, turn, text, aloud}` (sent again until its
+reply has ended), `reply.stop {call, heard_chars}`, `reply.heard {call, turn}`, `call.end {call}`,
+`prompt.show {call, turn}`, `call.watch {call}` (empty: none), `outbox.replay {batch}`,
+`outbox.drop {batch}`, `plug {pulled}`, `kill`.
 
-To it: `ready {summary, tenant, pid, plug, restarts}`, `call {call, live, caller, turns, kept}`,
-`turn {call, turn, stored}`, `reply.delta {call, turn, text}`, `reply.spoken {call, turn}` (the whole
-reply was sent), `reply.end {call, turn, text, interrupted, stored, timing, memory}`,
-`prompt {call, turn, messages}`, `memory {call, …}`, `transcript {call, live, turns, earlier}`,
-`calls {live, past}`, `outbox {…}`, `plug {pulled}`, `error {message}`; see `views.py`.
+To the browser: `ready {summary, tenant, pid, plug, restarts}`,
+`call {call, live, caller, lane, kept, turns}` (`call {call, live}` if it is not live),
+`turn {call, turn, stored}`, `reply.delta {call, turn, text}`,
+`reply.spoken {call, turn}` (the whole reply was sent),
+`reply.end {call, turn, text, interrupted, stored, timing, memory}`,
+`agent.said {call, turn, text, stored}`, `prompt {call, turn, messages}`, `memory {call, …}`,
+`transcript {call, live, turns, earlier}`, `calls {live, past}`, `outbox {…}`, `plug {pulled}`,
+`error {message}`; see `views.py`.
 """
 
 import os
@@ -50,24 +53,24 @@ _TURN_ID = re.compile(r"[\w-]{1,64}")
 
 
 class Plug(Protocol):
-    """The line to Letta, which the page may cut; `sidecar.letta.plug`."""
+    """The connection to Letta, which the page may cut; `sidecar.letta.plug`."""
 
     @property
     def pulled(self) -> bool:
-        """Whether Letta is out of reach just now."""
+        """Whether the connection is cut at present."""
         ...
 
     def pull(self) -> None:
-        """Put Letta out of reach."""
+        """Cut the connection."""
         ...
 
     def restore(self) -> None:
-        """Let it be reached again."""
+        """Restore the connection."""
         ...
 
 
 class PageJournal(Reports, DeadLetters, Directory, Protocol):
-    """What a page asks of the journal, and what may be done about dead letters on it."""
+    """What a page reads from the journal, and what it may do with dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,9 @@ class Parts:
         journal: What is stored, and the outbox.
         llm: Who replies.
         waits: What a prompt may wait for memory.
-        plug: The line to Letta.
+        plug: The connection to Letta.
         tenant: Whose callers they are.
-        summary: What is real and what is demo, by part.
+        summary: The names of the Letta and of the language model in use.
         restarts: A parent starts the sidecar again when it is killed.
         clock: Unix time in seconds.
     """
@@ -103,7 +106,7 @@ class ConsoleSession:
     Args:
         socket: Accepted.
         parts: What every page shares.
-        admits: Whether a token is this start's own.
+        admits: Whether a token is the token of this start.
     """
 
     def __init__(self, socket: WebSocket, parts: Parts, *, admits: Callable[[str], bool]) -> None:
@@ -147,7 +150,7 @@ class ConsoleSession:
                 await self._end_calls("page closed")
 
     async def close(self) -> None:
-        """The sidecar goes away: end the calls and close the page's socket."""
+        """End the calls and close the page's socket, because the sidecar stops."""
         await self._end_calls("sidecar stops")
         with anyio.move_on_after(2.0):
             await self._quietly(self._socket.close(1001, "the sidecar stops"))
@@ -219,10 +222,10 @@ class ConsoleSession:
                 await self._send("error", message="unknown frame")
 
     async def _start_call(self, frame: Mapping[str, Any]) -> None:
-        """Take a call up, or take it up again.
+        """Open a call, or reopen it.
 
         Raises:
-            SidecarError: it can't be; nothing of it is live.
+            SidecarError: it can't be opened; it is not live.
         """
         parts = self._parts
         call_id = _text(frame, "call").removeprefix(f"{parts.tenant}/")
@@ -270,14 +273,14 @@ class ConsoleSession:
         await self._tell_memory(held.key, live)
 
     def _let_go_of_ended(self) -> None:
-        """Forget all but the latest ended calls: what Letta learnt of those is still shown."""
+        """Forget all but the latest ended calls; those still show what Letta learns from them."""
         ended = [key for key, held in self._held.items() if not held.on_the_line]
         for key in ended[: max(0, len(ended) - ENDED_KEPT)]:
             del self._held[key]
             self._told.pop("memory" + key, None)
 
     async def _watch(self, key: str) -> None:
-        """Show a call of any channel, and go on showing it while it is live."""
+        """Show a call of any channel, and keep its view up to date while it is live."""
         self._told.pop("transcript", None)
         live = next((one for one in self._parts.calls.live if one.key == key), None)
         self._watched = live or key or None
@@ -337,7 +340,7 @@ class ConsoleSession:
             live.agent_id = await self._parts.journal.agent_of(live.call.ref)
 
     async def _tell_memory(self, key: str, live: LiveCall) -> None:
-        # By its time alone, a read that found nothing new is news: the page shows the age.
+        # A read that found nothing new is sent as well, because the page shows its age.
         await self._tell("memory", about=key, call=key, **views.memory_view(live))
 
     async def _tell_watched(self) -> None:
@@ -356,7 +359,7 @@ class ConsoleSession:
             await self._tell_memory(key, watched)
 
     async def _tell(self, kind: str, *, about: str = "", **fields: object) -> None:
-        """Send a frame unless the page was told just that already."""
+        """Send a frame, unless it is the same as the last one of its kind."""
         if self._told.get(kind + about) != fields:
             self._told[kind + about] = fields
             await self._send(kind, **fields)
@@ -377,7 +380,7 @@ class ConsoleSession:
         )
 
     async def _quietly(self, sending: Any) -> None:
-        """A page that has gone must not stop the turns from being recorded."""
+        """Send, and ignore a page that has gone: turns must be recorded all the same."""
         try:
             with anyio.move_on_after(10.0):
                 await sending

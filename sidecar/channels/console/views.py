@@ -1,4 +1,4 @@
-"""What the page is shown of a call, its turns, its memory and the outbox, as plain JSON values.
+"""The page's views of a call, its turns, its memory and the outbox, as plain JSON values.
 
 Times are Unix seconds; the page runs on the same machine and shows ages by its own clock.
 """
@@ -36,7 +36,7 @@ def transcript_view(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def memory_view(live: LiveCall) -> dict[str, Any]:
-    """Return the memory at hand of a call, also after its end."""
+    """Return the current memory of a call, also after its end."""
     view, snapshot = live.memory, live.snapshot
     return {
         "agent": live.agent_id or "",
@@ -71,7 +71,7 @@ async def calls_view(calls: Calls, journal: Reports) -> dict[str, Any]:
 
 
 async def outbox_view(journal: Reports) -> dict[str, Any]:
-    """Return how the outbox stands: pending turns by lane, batches by state."""
+    """Return the state of the outbox: pending turns by lane, batches by state."""
     counts = await journal.counts()
     lanes = await journal.lanes() if counts.undelivered else []
     under_way: list[BatchRow] = []

@@ -1,17 +1,18 @@
-"""How many bytes of what a peer sends are held at a time."""
+"""A limit on the bytes from one peer that are held at a time."""
 
 import anyio
 
 
 class Allowance:
-    """Bytes held for one peer, and with all peers' in one shared allowance.
+    """Counts the bytes held for one peer, and in a shared allowance those of all peers.
 
-    It is spent when the peer holds more than its limit, or all do and this one holds anything: a
-    peer of which nothing is held may always go on, so none waits for what another holds.
+    It is spent when more than the peer's limit is held, or when the shared allowance is spent and
+    anything of this peer is held. A peer of which nothing is held may always go on, so no peer has
+    to wait for bytes that another one holds.
 
     Args:
-        limit_bytes: What may be held; what was taken last may pass it.
-        shared: That of all peers.
+        limit_bytes: What may be held; the last item taken may exceed it.
+        shared: The allowance of all peers.
     """
 
     def __init__(self, limit_bytes: int, shared: "Allowance | None" = None) -> None:
@@ -22,18 +23,18 @@ class Allowance:
 
     @property
     def spent(self) -> bool:
-        """Whether no more is to be taken just now."""
+        """Whether no more should be taken at present."""
         shared = self._shared is not None and self._shared.spent
         return self.held_bytes > self._limit_bytes or (shared and self.held_bytes > 0)
 
     def take(self, size_bytes: int) -> None:
-        """Hold more; never refused: who brings it asks `spent` first."""
+        """Count more bytes as held; never refused, so check `spent` first."""
         self.held_bytes += size_bytes
         if self._shared is not None:
             self._shared.take(size_bytes)
 
     def give_back(self, size_bytes: int | None = None) -> None:
-        """Hold less; by default nothing more."""
+        """Release bytes; by default all of them."""
         size_bytes = self.held_bytes if size_bytes is None else size_bytes
         self.held_bytes -= size_bytes
         if self._shared is not None:
@@ -42,10 +43,10 @@ class Allowance:
         self._less = anyio.Event()
 
     async def room(self) -> None:
-        """Return when it is not spent."""
+        """Wait until it is not spent."""
         while self.spent:
             await (self._shared or self).less()
 
     async def less(self) -> None:
-        """Return when something of it is given back."""
+        """Wait until some bytes are given back."""
         await self._less.wait()

@@ -1,10 +1,10 @@
-"""The frames of one call of a worker's connection, carried out in the order in which they came.
+"""The frames of one call of a worker's connection, processed in the order in which they came.
 
-Theory of operation: turns that have gathered are made durable in one append. When an append fails
-and its turns are to come again, the first of them is awaited: until it comes, what is behind it is
-refused as well, whether it was sent before or after the worker knew. So no turn is stored before
-one that was said before it. A repeat of a turn that was acked is never awaited, for the worker
-may have forgotten it by now.
+Theory of operation: turns that wait together are made durable in one append. When an append fails
+and its turns should be sent again, the first of them is awaited: until it comes again, all later
+turns of the call are refused as well, whether the worker sent them before or after it got the
+error. So no turn is stored before one that was said earlier. A repeat of a turn that was acked is
+never awaited, because the worker may have forgotten it by now.
 """
 
 from collections import deque
@@ -39,7 +39,7 @@ CallFrame: TypeAlias = CallOpen | SpeechStarted | TurnFrame | CallClose
 Send: TypeAlias = Callable[[FromSidecar], None]
 
 MOST_AT_ONCE: Final = 500
-"""Turns in one append, so that their ack fits into a frame whatever their ids are."""
+"""Most turns in one append, so that their ack fits into a frame however long their ids are."""
 UNKNOWN_CALL: Final = "this connection has not opened the call"
 OPEN_FIRST: Final = "send call.open first"
 
@@ -58,7 +58,7 @@ class CallInbox:
     Attributes:
         live: The call, once it is open.
         ended: It was closed, and not opened again since; it still takes late turns.
-        at_work: A task carries frames out.
+        at_work: A task is processing its frames.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class CallInbox:
         self._acked_seq = 0
 
     def put(self, frame: CallFrame, size_bytes: int) -> None:
-        """Queue a frame that takes so many bytes, above 0, to hold; never waits."""
+        """Queue a frame that takes `size_bytes` (above 0) of memory; never waits."""
         self._waiting.append((frame, size_bytes))
 
     async def carry_out(self) -> int:
-        """Carry out the next frame, or the next turns; returns their bytes, 0 for none."""
+        """Process the next frame, or the next turns; return their bytes, 0 if there are none."""
         if not self._waiting:
             return 0
         frame, size_bytes = self._waiting.popleft()
@@ -112,7 +112,7 @@ class CallInbox:
 
     async def _open(self, frame: CallOpen) -> None:
         try:
-            # Else a worker that leaves meanwhile would leave a stored call that nobody closes.
+            # Shielded: if the worker left meanwhile, a stored call would remain that nobody closes.
             with anyio.CancelScope(shield=True):
                 self.live = await self._calls.open(
                     self._tenant,
@@ -155,7 +155,7 @@ class CallInbox:
         try:
             await self.live.record([turn_of(self._tenant, frame) for frame in turns])
         except JournalError as error:
-            if _for_good(error) and len(turns) > 1:  # one of them is at fault
+            if _for_good(error) and len(turns) > 1:  # find the one that is at fault
                 for frame in turns:
                     await self._record([frame])
                 return
@@ -165,7 +165,7 @@ class CallInbox:
         self._send(Ack(self.call_id, [frame.item for frame in turns]))
 
     def _in_turn(self, turns: Sequence[TurnFrame]) -> Sequence[TurnFrame]:
-        """Refuse the turns that another one has to come before; return the rest."""
+        """Refuse the turns that come before the awaited one; return the rest."""
         if self._awaited is None:
             return turns
         item, error = self._awaited
@@ -202,7 +202,7 @@ class CallInbox:
 
 
 class _CallListener:
-    """Sends what a call's memory and guidance are to the connection that holds the call."""
+    """Sends a call's memory, guidance and commands to the connection that holds the call."""
 
     def __init__(self, call_id: str, send: Send) -> None:
         self._call_id = call_id
@@ -228,5 +228,5 @@ def _unknown_call() -> CallError:
 
 
 def _for_good(error: JournalError) -> bool:
-    """Whether the turn itself is at fault: the worker shall not send it again."""
+    """Whether the turn itself is at fault, so that the worker must not send it again."""
     return isinstance(error, CallError) and error.code == "bad_value"

@@ -1,10 +1,9 @@
 """The sidecar's end of the link (docs/link-protocol.md).
 
-Theory of operation: the reader decodes frames and never waits for the disk; what a call's frames
-ask is done in order by one task per call that has some (`inbox`); the writer sends.
-Acks are never dropped; of memory only the newest per call is kept. When more waits for the disk, or
-for the worker to read it, than a bound in bytes, nothing more is read of that worker: what it has
-to say waits at its own end.
+Theory of operation: the reader decodes frames and never waits for the disk; one task per call
+processes its frames in order (`inbox`); the writer sends. Acks are never dropped; of memory only
+the newest per call is kept. When more bytes wait for the disk, or for the worker to read them, than
+a bound allows, nothing more is read from that worker: its frames wait at its own end.
 """
 
 import contextlib
@@ -53,15 +52,15 @@ KEEP_ENDED = 256
 MAX_CALLS = 1_000
 """Live calls of a connection."""
 MAX_HELD_BYTES = 8 << 20
-"""Of one connection's frames that wait for the disk; beyond it the reader waits."""
+"""One connection's frames that wait for the disk; beyond it the reader waits."""
 MAX_HELD_OF_ALL_BYTES = 64 << 20
-"""Of all connections' frames; beyond it the reader of one that has frames waiting waits."""
+"""All connections' frames; beyond it each reader waits whose connection has frames waiting."""
 MAX_UNSENT_BYTES = 1 << 20
-"""Of acks and errors that a worker does not read; beyond it nothing is read of that worker."""
+"""Acks and errors that a worker does not read; beyond it nothing is read from that worker."""
 _FRAME_BYTES = 1 << 10
-"""What a frame takes beside its text."""
+"""Memory that a frame takes beside its text."""
 _GONE = (WebSocketDisconnect, RuntimeError, OSError)
-"""What sending says where the peer has left, or the connection was closed before."""
+"""What sending raises if the peer has left, or if the connection was closed before."""
 
 
 class LinkServer:
@@ -69,12 +68,12 @@ class LinkServer:
 
     Args:
         calls: Where calls live.
-        tokens: Tenant by bearer token; without any, nobody is let in.
-        memory_wait_s: What a worker may spend at a prompt on a read under way.
-        cold_start_s: What a worker may spend at a call's first prompt.
-        retry_after_s: Told to workers when the sidecar goes away.
+        tokens: Tenant by bearer token; without any, every connection is refused.
+        memory_wait_s: How long a worker may wait at a prompt for a read that is under way.
+        cold_start_s: How long a worker may wait at a call's first prompt.
+        retry_after_s: Sent to workers when the sidecar drains.
         emit: Where events go.
-        wall: Unix time, told to workers: by it they date what they tell.
+        wall: Unix time, sent to workers, which date their frames by it.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class LinkServer:
         self._connections: set[_Connection] = set()
         self._of_worker: dict[str, _Connection] = {}
         self.held = Allowance(MAX_HELD_OF_ALL_BYTES)
-        """What of all connections waits for the disk."""
+        """The frames of all connections that wait for the disk."""
 
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
@@ -136,7 +135,7 @@ class LinkServer:
         return len(self._connections)
 
     def announce_drain(self) -> None:
-        """Tell every worker that the sidecar goes away; live calls go on."""
+        """Tell every worker that the sidecar is draining; live calls go on."""
         for connection in self._connections:
             connection.send(Drain(self._retry_after_s))
 
@@ -207,7 +206,7 @@ class _Connection:
             self._emit(telemetry.link_closed, worker=hello.worker, code=self._close_with[0])
 
     async def close(self, code: int, reason: str) -> None:
-        """Send what waits and close; repeating it, or closing what the peer has left, is no error."""
+        """Send the queued frames and close. May be repeated, also after the peer has left."""
         self._close_with = (code, reason)
         with anyio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(*_GONE):
             await self._send_waiting()
@@ -243,7 +242,7 @@ class _Connection:
                 self._close_with = (gone.code, "")
                 return
             self._take_raw(raw)
-            del raw  # it is held no longer than the next takes to come
+            del raw  # else it would be held until the next frame comes
             await self.held.room()
             await self.unsent.room()
 
@@ -323,7 +322,7 @@ class _Connection:
         )
 
     def _queue(self, inbox: CallInbox, frame: CallFrame, size_bytes: int) -> None:
-        """Have a frame carried out behind those of its call; calls do not wait for each other."""
+        """Queue a frame behind the others of its call; calls do not wait for each other."""
         inbox.put(frame, size_bytes)
         self.held.take(size_bytes)
         if not inbox.at_work:

@@ -1,8 +1,8 @@
 """Which stretches of two histories of one call are the same. Pure; costs n log n.
 
-Two texts are the same where the same was said: case, spacing and sentence punctuation are the
-transcriber's; signs, decimal points, combining marks and the points of a mail address are the
-speaker's.
+Two texts are the same if the same was said. Case, spacing and sentence punctuation come from the
+transcriber and are ignored; signs, decimal points, combining marks and the dots of a mail address
+were spoken and are compared.
 """
 
 import unicodedata
@@ -18,7 +18,7 @@ _MINUS = "-\u2212"
 
 
 class _Marks(dict[int, int | None]):
-    """Letters, digits, marks and symbols, filled in as they are met; other characters go."""
+    """Keeps letters, digits, marks and symbols and drops other characters; filled on demand."""
 
     def __missing__(self, code: int) -> int | None:
         kind = unicodedata.category(chr(code))
@@ -32,12 +32,12 @@ _MARKS = _Marks()
 
 
 def words_of(text: str) -> list[str]:
-    """Return what was said, word by word, as it is compared."""
+    """Return the words of a text in the form in which they are compared."""
     return list(_words_in(text))
 
 
 def first_words(text: str, limit: int) -> list[str]:
-    """Return the first of `words_of`; the others are not looked at."""
+    """Return the first words of `words_of`, without reading the others."""
     return list(islice(_words_in(text), limit))
 
 
@@ -55,7 +55,7 @@ def _word(raw: str) -> str:
 
 
 def _counts(word: str, n: int) -> bool:
-    """Whether the character at `n` is said, and not written alone."""
+    """Whether the character at `n` was spoken, and is not mere spelling."""
     if word[n] not in ".,:/-_":
         return True
     before = word[n - 1] if n else ""
@@ -70,7 +70,10 @@ def _counts(word: str, n: int) -> bool:
 
 
 def fingerprint(text: str) -> str:
-    """Return a text that is equal for two in which the same was said; never empty for words."""
+    """Return a key that is equal for two texts in which the same was said.
+
+    It is empty only for a blank text.
+    """
     said: list[str] = []
     for word in words_of(text):
         if said and said[-1][-1].isdigit() and not word[0].isalpha():
@@ -80,7 +83,7 @@ def fingerprint(text: str) -> str:
 
 
 def alike(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two texts, as words, are plainly two hearings of one utterance."""
+    """Whether two texts, as words, are clearly two transcriptions of one utterance."""
     short, long = sorted((one, other), key=len)
     if not short:
         return False
@@ -91,10 +94,10 @@ def alike(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 class Runs:
-    """Neighbours of one speaker in a call, found by the words of the first two of them.
+    """Runs of neighbouring turns by one speaker, found by the words of a run's first two turns.
 
     Attributes:
-        turns: Who said each turn of the call, and its words.
+        turns: The speaker and the words of each turn of the call.
     """
 
     def __init__(self, turns: Sequence[tuple[Hashable, Sequence[str]]]) -> None:
@@ -106,9 +109,9 @@ class Runs:
         self._lengths = sorted({len(words) for _, words in self._places})
 
     def first(self, speaker: Hashable, words: Sequence[str], start: int) -> Pair:
-        """Return the first run, from a place on, with which words begin: its begin and its end.
+        """Return begin and end of the first run, from `start` on, that `words` begin with.
 
-        A run has two turns or more; where there is none, both are the same place.
+        A run has two turns or more; where there is none, begin and end are equal.
         """
         begin = len(self.turns)
         for length in self._lengths:
@@ -128,13 +131,13 @@ class Runs:
 
 
 def align(old: Sequence[Hashable], new: Sequence[Hashable], *, newest: bool) -> list[Pair]:
-    """Return pairs of places that hold the same, both rising.
+    """Return pairs of places that hold the same turn, both rising.
 
     Args:
-        old: What is known, from the beginning.
+        old: The known turns, from the beginning.
         new: A history that may lack its beginning.
-        newest: `new` may be a window. It is one piece of the call and goes at least as far as
-            what is known, unless all of it is known: what would end earlier is another place.
+        newest: `new` may be a window: one piece of the call that reaches at least as far as `old`,
+            unless all of it is known. A match that would end earlier is rejected.
     """
     head = _common(old, new)
     if head in {len(old), len(new)}:
@@ -162,7 +165,10 @@ def _common(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
 
 
 def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
-    """Return where in `old` the longest beginning of `new` lies, all of it or to the end."""
+    """Return the place in `old` and the length of the longest beginning of `new`.
+
+    It is all of `new`, or as much as reaches the end of `old`.
+    """
     back = [0] * len(new)
     held = 0
     for n in range(1, len(new)):
@@ -184,7 +190,10 @@ def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
 def _anchored(  # noqa: PLR0917 - two ranges
     old: Sequence[Hashable], new: Sequence[Hashable], i1: int, i2: int, j1: int, j2: int
 ) -> list[Pair]:
-    """Align two ranges by what each holds once: the longest rising run, then from each on."""
+    """Align two ranges by turns that each range holds once, and grow the match from those.
+
+    Of these anchors the longest rising run is used.
+    """
     if i1 == i2 or j1 == j2:
         return []
     where_old, where_new = _once(old, i1, i2), _once(new, j1, j2)
@@ -192,7 +201,7 @@ def _anchored(  # noqa: PLR0917 - two ranges
     pairs: list[Pair] = []
     i, j = i1, j1
     for anchor_i, anchor_j in [*anchors, (i2, j2)]:
-        if anchor_i < i:  # taken by the run before it
+        if anchor_i < i:  # already matched from the anchor before it
             continue
         back = 0
         while anchor_i - back > i and anchor_j - back > j:
@@ -234,7 +243,7 @@ def _rising(pairs: Sequence[Pair]) -> list[Pair]:
 def _near(  # noqa: PLR0917 - two ranges
     old: Sequence[Hashable], new: Sequence[Hashable], i1: int, i2: int, j1: int, j2: int
 ) -> list[Pair]:
-    """Align ranges that have no anchor: the next same one, if it is not far."""
+    """Align ranges that have no anchor: take the nearest equal pair within `_AHEAD` places."""
     pairs: list[Pair] = []
     i, j = i1, j1
     while i < i2 and j < j2:

@@ -1,6 +1,6 @@
-"""One HTTP exchange on raw ASGI: a body read within its bounds, an answer, a client that goes.
+"""One HTTP exchange on raw ASGI: read a bounded body, send an answer, notice a lost client.
 
-Raw, because a stream's every chunk passes here.
+Raw ASGI, because every chunk of a stream passes here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 class RequestRefused(SidecarError):
-    """A request that gets no more than a status.
+    """A request that is answered with an error status.
 
     Args:
         status: HTTP status.
-        message: What is wrong with it, for the one who set it up.
+        message: What is wrong with it, for the person who set it up.
         retry_after_s: Seconds after which it may be sent again, or None.
     """
 
@@ -39,11 +39,11 @@ class RequestRefused(SidecarError):
 
 
 class Gone(Exception):
-    """The client has gone before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Return the headers by lower-case name; of a name given twice the last."""
+    """Return the headers by lower-case name; for a name given twice, the last one."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
@@ -51,8 +51,8 @@ async def body_of(scope: Scope, receive: Receive, *, limit_bytes: int = MAX_BODY
     """Read the body.
 
     Raises:
-        Refused: it is larger than `limit_bytes` (413) or took longer than `BODY_S` (408).
-        Gone: the client went.
+        RequestRefused: it is larger than `limit_bytes` (413) or took longer than `BODY_S` (408).
+        Gone: the client disconnected.
     """
     length = next((v for name, v in scope["headers"] if name == b"content-length"), b"0")
     if not length.isdigit() or int(length) > limit_bytes:
@@ -82,7 +82,7 @@ def object_of(body: bytes) -> Mapping[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        Refused: it is none (400).
+        RequestRefused: it is not a JSON object (400).
     """
     try:
         try:
@@ -97,7 +97,7 @@ def object_of(body: bytes) -> Mapping[str, Any]:
 
 
 async def parsed(body: bytes) -> Mapping[str, Any]:
-    """`object_of`, in a thread where the body is large."""
+    """Run `object_of`, in a thread where the body is large."""
     return await apart(len(body) // JSON_SHARE, object_of, body)
 
 
@@ -109,7 +109,7 @@ async def answer(send: Send, status: int, body: bytes, headers: Headers = JSON_H
 
 
 async def refuse(send: Send, refused: RequestRefused) -> None:
-    """Answer a refused request in OpenAI's shape of an error, which says what is wrong."""
+    """Answer a refused request with an error in OpenAI's shape, which says what is wrong."""
     headers = list(JSON_HEADERS)
     if refused.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(refused.retry_after_s))).encode()))

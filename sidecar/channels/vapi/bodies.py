@@ -22,7 +22,7 @@ class About:
 
     Attributes:
         call_id: VAPI's id; empty where the body names none (`metadataSendMode: off`).
-        hints: For identity.
+        hints: Who the caller is.
         control_url: As the body names it, unchecked; a secret.
         stamp_ms: VAPI's time of the body, 0 where it names none.
     """
@@ -36,10 +36,11 @@ class About:
 def about(body: Object, *, trust_web: bool) -> About:
     """Read a request to the model or the `message` of a webhook.
 
-    A browser that starts a web call may write all of the call's data itself, so on calls other
-    than by telephone nothing counts but a refused consent, unless the owner says otherwise. Who
-    dials in by SIP may set variables (VAPI makes them of `X-` headers), so variables count on
-    outbound calls alone, which the owner's own backend starts.
+    A browser that starts a web call may write all of the call's data itself. On calls that are not
+    by telephone only a refused consent is used, unless `trust_web` is set. A caller who dials in by
+    SIP may set variables (VAPI makes them from `X-` headers), so variables are used only on
+    outbound calls, which the owner's own backend starts, or with `trust_web`. A refused consent is
+    used in any case.
 
     Args:
         body: Parsed.
@@ -113,7 +114,7 @@ def _first(*values: object) -> str:
 
 
 def _short(value: object, limit: int = _HINT_CHARS) -> str:
-    """Return a text within its limit; a longer one is none, for a cut id is another's."""
+    """Return a text within its limit, or "": a shortened id might be somebody else's."""
     if not isinstance(value, str) or len(value) > limit:
         return ""
     text = value.strip()

@@ -1,7 +1,7 @@
 """One VAPI call: its memory before each prompt, its transcript from each history, its budget.
 
-Nothing that is streamed is stored. `take` stores what a history has settled, `report` the whole
-call, `give_up` the last history when no report came.
+Nothing that is streamed is stored. `take` stores the turns that a history shows to be over,
+`report` the whole call, `give_up` the last history when no report came.
 """
 
 from collections import Counter, deque
@@ -40,7 +40,7 @@ _FINALS_KEPT = 400
 _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 _SAYS_ON_CHARS = 2_000
-"""So much of the caller's last words tells whether they are a guess at those that came since."""
+"""How much of the caller's last words is compared with newer ones, to see whether they go on."""
 
 
 @dataclass(slots=True)
@@ -57,14 +57,15 @@ class VapiCall:
         journal: Where the turns are.
         waits: For memory.
         command: Sends a command into the call; returns at once.
-        redact: What the journal does to words, so that what is stored can be told from it.
+        redact: How the journal redacts words; applied here first, so that histories can be compared
+            with what is stored.
         emit: Where events go.
         clock: Unix time in seconds.
 
     Attributes:
         live: The call as every channel has it.
         names: Who is on the line, as its bodies have it.
-        disputed: Bodies named different callers: nobody's memory goes out any more.
+        disputed: Bodies named different callers: no memory is sent any more.
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
         tokens: Model tokens used so far.
@@ -72,7 +73,7 @@ class VapiCall:
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
         voicemail: VAPI said that a machine answered.
-        finished: The transcript has its last word.
+        finished: The transcript is complete; only another report may change it.
         unsure: The journal could not say yet whether the call was finished before.
     """
 
@@ -127,7 +128,7 @@ class VapiCall:
         """See `sidecar.calls.Listener`. Memory is read at the prompt."""
 
     def on_guidance(self, text: str) -> None:
-        """See `sidecar.calls.Listener`. Where prompts are written here, it is read there."""
+        """See `sidecar.calls.Listener`. Prompts that pass through here hold it anyway."""
         if not self._prompted:
             self._command(self, "guide", text)
 
@@ -164,16 +165,16 @@ class VapiCall:
     # While a reply is written ------------------------------------------------------------------
 
     def begin(self, slot: int, asked: str, scope: anyio.CancelScope) -> object:
-        """A reply is being asked for; cancels those that it supersedes.
+        """Register a reply that is about to be written, and cancel those that it supersedes.
 
         Args:
-            slot: Which turn the history asks about.
-            asked: The words it asks about. The same words again are a repeat: both go on, as
-                VAPI may listen to either.
+            slot: Number of the turn that the history asks about.
+            asked: The words it asks about. The same words again are a repeat: both replies go on,
+                as VAPI may listen to either.
             scope: Cancelled when a newer history makes the reply pointless.
 
         Returns:
-            What to give to `wrote`.
+            What to pass to `wrote`.
         """
         for older in self._streams:
             if older.slot < slot or (older.slot == slot and older.asked != asked):
@@ -194,12 +195,11 @@ class VapiCall:
         """A reply has ended, or was cut off, with this text.
 
         Args:
-            stream: Of `begin`.
+            stream: What `begin` returned.
             text: What was written, heard or not.
             tokens: What it cost.
             follow_up: It goes on after a tool: the text before it belongs to the same turn.
-            delivered: All of it went out, and no tool was asked for: whoever speaks next is
-                the caller.
+            delivered: All of it was sent, and no tool was asked for: the caller speaks next.
         """
         self.tokens += tokens
         if not isinstance(stream, _Stream):
@@ -214,7 +214,7 @@ class VapiCall:
             del self._generated[min(self._generated)]
 
     def fell_back(self, text: str) -> None:
-        """The caller was told `text` in place of a reply."""
+        """Note that `text` was spoken to the caller in place of a reply."""
         if text not in self._fallbacks:
             self._fallbacks.append(text)
 
@@ -226,24 +226,27 @@ class VapiCall:
     # After the reply ---------------------------------------------------------------------------
 
     def interrupted(self) -> None:
-        """VAPI reports that the caller cut the reply to the newest words off."""
+        """VAPI reports that the caller interrupted the reply to the newest words."""
         self._cut_slots.add(slot_of(self._last))
 
     def saw(self, stretches: tuple[Stretch, ...], *, stamp_ms: float, asked: bool = True) -> bool:
-        """Take the newest history in, without storing; returns whether there may be something to.
+        """Queue the newest history without storing it.
 
-        One older than a history seen before is no news.
+        A history that is older than one seen before is ignored.
 
         Args:
             stretches: The whole history as read.
             stamp_ms: VAPI's time of it, 0 where unknown.
-            asked: It asks for a reply, so it is newer than the replies that have gone out.
+            asked: It asks for a reply, so it is newer than the replies that have been sent.
+
+        Returns:
+            Whether there may be something to store.
         """
         if self.finished or (stamp_ms and stamp_ms < self._stamp_ms) or not stretches:
             return False
         again = bool(stamp_ms) and stamp_ms == self._stamp_ms
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
-        if not stamp_ms:  # by its place alone it is newer than what was heard
+        if not stamp_ms:  # without a time it counts as newer than all transcripts so far
             self._heard = [(0.0, stretch) for _, stretch in self._heard]
         answered = asked and bool(self._answer)
         astray = answered and not stamp_ms and not _holds_answer(stretches, self._answer)
@@ -272,7 +275,7 @@ class VapiCall:
         return self._finals[fingerprint(stretches[-1].text)]
 
     async def store_settled(self) -> None:
-        """Store what the histories so far have settled.
+        """Store the turns that the histories so far show to be over.
 
         Raises:
             JournalError: not stored; the next history brings it again.
@@ -295,7 +298,7 @@ class VapiCall:
         if settled and settled == self._settled and not before.windowed:
             asked_at = len(settled) if shown.asked else before.asked_at
             self._followed = replace(before, tail=stretches[len(settled) :], asked_at=asked_at)
-            return  # as most: they repeat what one before had
+            return  # most histories end here: they repeat the turns of an earlier one
         shown = replace(shown, stretches=stretches)
         is_final = any(
             one.speaker == "caller" and bool(self._finals[fingerprint(one.text)])
@@ -322,7 +325,7 @@ class VapiCall:
         """Whether a history is of this call: it shares a turn of the caller's, if any is known.
 
         Raises:
-            JournalError: nobody knows.
+            JournalError: the stored turns could not be read, so it is unknown.
         """
         stored, last = tuple(await self._turns()), self._last
         cost = _cost_of(stretches) + _cost_of(last) + MESSAGE * len(stored)
@@ -336,16 +339,17 @@ class VapiCall:
         return not known or any(stretch.key in known for stretch in self._annotated(stretches))
 
     async def take(self, stretches: tuple[Stretch, ...], *, stamp_ms: float) -> None:
-        """`saw` and `store_settled` in one, of a history that asks for no reply."""
+        """Do `saw` and `store_settled` for a history that asks for no reply."""
         if self.saw(stretches, stamp_ms=stamp_ms, asked=False):
             await self.store_settled()
 
     def heard(self, stretches: Sequence[Stretch], *, stamp_ms: float) -> None:
-        """Words were transcribed; they count at the end, where no history has them.
+        """Note final transcripts; those that no history holds are used when the call ends.
 
         Args:
-            stretches: What was said, an utterance each.
-            stamp_ms: VAPI's time of it, 0 where unknown: it is newer than what was seen so far.
+            stretches: What was said, one utterance each.
+            stamp_ms: VAPI's time of it, 0 where unknown: then it counts as newer than all
+                histories so far.
         """
         for stretch in stretches:
             heard = (stamp_ms or self._stamp_ms + 1.0, stretch)
@@ -357,7 +361,7 @@ class VapiCall:
         del self._heard[:-_HEARD_KEPT]
 
     async def report(self, stretches: tuple[Stretch, ...]) -> None:
-        """Store the whole call as VAPI's report has it. A report without words takes nothing back.
+        """Store the whole call as VAPI's report has it. A report without words removes nothing.
 
         Raises:
             JournalError: not stored; the report may be taken again.
@@ -411,7 +415,7 @@ class VapiCall:
             return (*stored, *self._last[open_from(self._last) :])
 
     def _ended(self, *, unconfirmed: bool) -> tuple[Stretch, ...]:
-        """Return what was seen last, after the turns that are stored, with what was heard since."""
+        """Return the call's end after its stored turns, with transcripts that came since."""
         written = () if self._last else self._written(0)
         tail = (*self._followed.tail, *written)
         before = next((b for at, b in reversed(self._heard) if at <= self._stamp_ms), None)
@@ -424,7 +428,7 @@ class VapiCall:
         return ended
 
     def _written(self, slot: int) -> tuple[Stretch, ...]:
-        """Return what was written for a turn and is in no history."""
+        """Return the reply that was written for a turn and is in no history."""
         text = " ".join(self._generated.get(slot, "").split())
         return self._annotated((Stretch("agent", text, note=UNCONFIRMED_NOTE),)) if text else ()
 
@@ -445,7 +449,7 @@ class VapiCall:
         )
 
     async def _was_finished(self) -> bool:
-        """Whether only another last word may still change what the journal has."""
+        """Whether the call was concluded: only another report may change what the journal has."""
         if self.unsure:
             known = await self._journal.call(self.live.key)
             self.unsure = False
@@ -458,7 +462,7 @@ class VapiCall:
         return self._stored
 
     async def _store(self, cost: int, job: Callable[[Sequence[Turn]], Followed]) -> Followed | None:
-        """Store what a job makes of the turns that are stored; None where nothing is kept."""
+        """Run a job on the stored turns and store what it plans; None where nothing is kept."""
         if not self.live.kept:
             return None
         stored = await self._turns()
@@ -486,11 +490,11 @@ class VapiCall:
             self._sealed = sealed
 
     async def _record(self, turns: Sequence[Turn], stored: list[Turn]) -> None:
-        """Store new turns. They get their span there."""
+        """Store new turns; `LiveCall.record` gives them their span."""
         for part in _parts(turns):
             await self.live.record(part)
             stored += part
-            # Some of it is stored, whatever becomes of the others.
+            # This part is stored now, even if the next one fails.
             self._followed = replace(self._followed, tail=())
 
 
@@ -499,7 +503,10 @@ def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
 
 
 def _holds_answer(stretches: Sequence[Stretch], answer: str) -> bool:
-    """Whether a history may go on after an answer: what was spoken is transcribed anew."""
+    """Whether the last reply in a history may be `answer`, by its first words.
+
+    Not compared word by word, because what was spoken is transcribed again.
+    """
     before = stretches[open_from(stretches) - 1] if open_from(stretches) else None
     if before is None or before.speaker != "agent":
         return True
@@ -507,16 +514,16 @@ def _holds_answer(stretches: Sequence[Stretch], answer: str) -> bool:
 
 
 def _says_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
-    """Whether the caller's last words in a history are those of one before, or more of them."""
+    """Whether the caller's last words in a history repeat or extend those of an earlier one."""
     one, other = (held[open_from(held)].text for held in (before, stretches))
     if other == one:
         return True
     begun, going_on = words_of(one[:_SAYS_ON_CHARS]), words_of(other[: 2 * _SAYS_ON_CHARS])
-    if len(one) > _SAYS_ON_CHARS:  # the last of these may be cut
+    if len(one) > _SAYS_ON_CHARS:  # the last word may be cut
         begun = begun[:-1]
     return going_on[: len(begun)] == begun
 
 
 def _cost_of(stretches: Sequence[Stretch]) -> int:
-    """Return what comparing a history costs, in the measure of `sidecar.apart`."""
+    """Return what comparing a history costs, in the units of `sidecar.apart`."""
     return MESSAGE * len(stretches) + sum(len(stretch.text) for stretch in stretches)

@@ -1,7 +1,7 @@
 """Whether the bodies of one call name the same caller. Pure.
 
-VAPI names the caller in each body of a call, and not always in the same spelling. A name counts
-within its call alone: who somebody is among all calls is `sidecar.letta.identity`'s.
+VAPI names the caller in each body of a call, and not always in the same spelling. A name is used
+only within its call: `sidecar.letta.identity` decides who a caller is across calls.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from sidecar.model import CallerHints
 
 Name: TypeAlias = tuple[str, str, str]
-"""What a body says of who is calling: a number as it is spelled, a caller's id, an agent's."""
+"""What a body says about the caller: the number as spelled, the caller's id, the agent's id."""
 
 NOBODY: Name = ("", "", "")
 _NAMES_KEPT = 20
@@ -28,20 +28,20 @@ class Names:
     said: dict[Name, None] = field(default_factory=dict[Name, None])
 
     def add(self, name: Name) -> None:
-        """Take a name for the caller's."""
+        """Add a name of the caller."""
         if name != NOBODY and len(self.said) < _NAMES_KEPT:
             self.said[name] = None
 
     def fits(self, name: Name) -> bool:
-        """Whether a name is the caller's in another spelling, or says less or more of them."""
+        """Whether a name is the caller's: spelled differently, or with less or more detail."""
         return any(_says_same(name, known) for known in self.said) and not self._contradicts(name)
 
     def differ(self, name: Name) -> bool:
-        """Whether a name is plainly another's; not of a call whose names a restart has lost."""
+        """Whether a name clearly belongs to someone else; False if a restart lost the names."""
         return self._contradicts(name)
 
     def _contradicts(self, name: Name) -> bool:
-        """Whether a name is another than one of the caller's, though a shorter one may fit both."""
+        """Whether a name contradicts one of the caller's, even if a shorter one fits both."""
         return any(_differ(name, known) for known in self.said)
 
 
@@ -51,10 +51,10 @@ def name_of(hints: CallerHints) -> Name:
 
 
 def is_same_number(one: str, other: str) -> bool:
-    """Whether two numbers of one call are one, as far as their digits show.
+    """Whether two numbers in one call are the same, as far as their digits show.
 
-    A number without its country code, or with zeros before it, is the end of the whole one. One
-    with an extension is a number of its own.
+    A number without its country code, or with leading zeros, matches the end of the full number. A
+    number with an extension matches only itself.
     """
     if one == other:
         return True
@@ -77,6 +77,6 @@ def _says_same(one: Name, other: Name) -> bool:
 
 
 def _differ(one: Name, other: Name) -> bool:
-    """Whether both say something of the same kind, and not the same."""
+    """Whether both have a value of the same kind, and the values differ."""
     ids = any(a and b and a != b for a, b in zip(one[1:], other[1:], strict=True))
     return ids or bool(one[0] and other[0] and not is_same_number(one[0], other[0]))

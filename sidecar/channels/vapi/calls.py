@@ -26,20 +26,20 @@ OWNER = "vapi"
 _ENDED_KEPT = 1_000
 _LOOK_EVERY_S = 2.0
 _STORE_AFTER_S = 0.5
-"""Storing gives way for so long to asking models and to their first words: many callers may end
-their turn at once. What it stores is in the next request, too."""
+"""Storing waits this long, so that models are asked and their first words sent before it: many
+callers may end their turn at once. The next request contains the same turns again."""
 _STORE_SHARE = 50
-"""And then takes a fiftieth of what waits at a time: each costs half a millisecond of the CPU that
-replies need, and none may wait for long."""
+"""Then it stores a fiftieth of the waiting calls at a time: each costs half a millisecond of the
+CPU that replies need, and none may wait for long."""
 
 Whose: TypeAlias = Literal["own", "nobody's", "another's"]
 Stage: TypeAlias = Literal["live", "over", "report"]
-"""What a body is about: a call that goes on, one that may have ended, or one that has."""
+"""What a body is about: a call that is going on, one that may have ended, or one that has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """When a call is over without a word from VAPI.
+    """When a call counts as over although VAPI sent no report.
 
     Attributes:
         report_s: Seconds to wait for the report after VAPI said that the call ended.
@@ -55,7 +55,7 @@ class _End:
     """How a call ended.
 
     Attributes:
-        final: By the report.
+        final: It was reported.
         kept: The caller agreed to it.
     """
 
@@ -65,7 +65,7 @@ class _End:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The calls that ended last, without a word of them: those are in the journal."""
+    """The calls that ended most recently, without what was said in them: the journal has that."""
 
     ends: OrderedDict[str, _End] = field(default_factory=OrderedDict[str, _End])
 
@@ -82,8 +82,8 @@ class FoundCall:
 
     Attributes:
         call: Live.
-        own: The body names the caller of the call, so what is known of them may go out. One that
-            names nobody is not: it only tells what was said.
+        own: The body and the call have the same caller (or both have none), so what is known of
+            that caller may be sent. Of any other body only the transcript is used.
     """
 
     call: VapiCall
@@ -142,7 +142,7 @@ class VapiCalls:
                 await self._end_silent()
 
     def store_soon(self, call: VapiCall) -> None:
-        """Store what the call's newest history has settled, when its model has been asked."""
+        """Store the turns that are over in the call's newest history, once its model was asked."""
         self._unstored[call.live.key] = call
         self._news.set()
 
@@ -163,11 +163,11 @@ class VapiCalls:
             self._journal_failed(call.live.key, error)
 
     def _journal_failed(self, key: str, error: JournalError) -> None:
-        """Say that something of a call is not in the journal yet; it is tried again."""
+        """Report that something of a call is not in the journal yet; it is tried again."""
         self._emit(telemetry.turn_refused, call=key, code="journal", error=error.message)
 
     def spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        """Start a job that outlives the request which asked for it; its fault is its own."""
+        """Start a job that outlives the request which asked for it; its errors are only logged."""
         assert self._tasks is not None, "VapiCalls.run has not started"
         self._tasks.start_soon(self._do, job, *args)
 
@@ -178,21 +178,21 @@ class VapiCalls:
             self._emit(telemetry.part_failed, part="vapi", error=type(error).__name__, hint="")
 
     async def of(self, tenant: str, about: About, *, stage: Stage = "live") -> FoundCall | None:
-        """Return the call a body belongs to, taking it up where it is new.
+        """Return the call a body belongs to; opens it where it is new.
 
         Args:
             tenant: From the credential.
             about: What the body says.
-            stage: `over` wakes no call that has ended, `live` none that was reported. A
-                `report` takes any up again, for it may correct what was stored.
+            stage: `over` reopens no call that has ended, `live` none that was reported. A
+                `report` reopens any call that was kept, because it may correct what was stored.
 
         Returns:
             None for a body without a call id, for one that comes too late, and for one that
-            names another caller than the call has: it gets nobody's memory, and nothing of it
-            is stored.
+            names a different caller than the call's: it gets no memory, and nothing of it is
+            stored.
 
         Raises:
-            CallError: a new call while the sidecar goes away (`draining`).
+            CallError: the call is new and the sidecar is draining (`draining`).
         """
         if not about.call_id:
             self._emit(telemetry.vapi_call_unnamed, tenant=tenant)
@@ -216,7 +216,11 @@ class VapiCalls:
         return FoundCall(call, own)
 
     async def told(self, found: FoundCall | None, stretches: Sequence[Stretch]) -> VapiCall | None:
-        """Return the call that a history is of: its own bodies', and others' that go on with it."""
+        """Return the call that a history belongs to, or None.
+
+        A history in a body that does not name the call's caller must share one of that caller's
+        turns, if any is known.
+        """
         if found is None or found.own:
             return found.call if found else None
         try:
@@ -229,7 +233,7 @@ class VapiCalls:
         return None
 
     async def _whose(self, tenant: str, call: VapiCall, hints: CallerHints) -> Whose:
-        """Say whose a body of a call is; the first one that names somebody identifies the call."""
+        """Return whose a body is; the first one that names somebody identifies the call."""
         name, live = name_of(hints), call.live
         if name in call.names.said:
             return "own"
@@ -250,9 +254,9 @@ class VapiCalls:
         return "own"
 
     async def _part(self, key: str, call: VapiCall) -> None:
-        """End a call in which different callers were named: nothing more goes out, or is kept.
+        """End a call in which different callers were named: nothing more is sent or kept.
 
-        What was said before the second was named is the first one's.
+        What was said before the second caller was named belongs to the first.
         """
         if not call.disputed:
             call.disputed = True
@@ -265,7 +269,7 @@ class VapiCalls:
             self._journal_failed(key, error)
 
     def _may_wake(self, key: str, stage: Stage) -> bool:
-        """Whether a body takes up a call that is not live, and new for all that is known here."""
+        """Whether a body may open a call that is not live, by what this process knows of it."""
         end = self._ended.ends.get(key)
         match stage:
             case "report":
@@ -294,7 +298,7 @@ class VapiCalls:
                     return None
             whose = None
             if known is not None and known.caller_key:
-                # Whoever this body names, or nobody: the call is whose it was.
+                # A stored call keeps its caller, whatever name this body has.
                 whose = Resolution(known.ref, known.caller_key)
             call = VapiCall(
                 self._journal,
@@ -331,12 +335,12 @@ class VapiCalls:
             opened.set()
 
     async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:
-        """Close a call whose transcript has its last word.
+        """Close a call whose transcript is complete.
 
         Args:
             call: Which.
             reason: For the log.
-            final: It was reported: nothing but a further report takes it up again.
+            final: It was reported: only a further report reopens it.
 
         Raises:
             JournalError: it is not closed; may be repeated.

@@ -1,13 +1,13 @@
-"""VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory put in.
+"""VAPI's custom LLM: `POST …/chat/completions`, with the caller's memory added to the prompt.
 
-Theory of operation: the request is checked, its call found, the memory at hand put just before the
-caller's last message, and the model asked. Nothing goes out before there is something to hear; from
-then on the model's frames go through as they come (see `reply` and `passing`). VAPI ends the call on an
-error, so whatever goes wrong with the model is answered with 200 and a sentence to speak, within
-`Policy.fallback_s`: an empty reply is such a fault, and what no caller can hear puts no deadline
-off. A client that goes is noticed by reading on from it, and the model's stream is closed at once.
-What is not needed for the reply (the journal, the reading of what passed) waits until the model is
-asked.
+Theory of operation: check the request, find its call, insert the current memory just before the
+caller's last message, and ask the model. Nothing is sent before there is something to hear; from
+then on the model's frames are forwarded as they arrive (see `reply` and `passing`). VAPI ends the
+call on an error, so every failure of the model is answered with 200 and a sentence to speak, within
+`Policy.fallback_s`. An empty reply is a failure too, and output that no caller can hear does not
+extend the deadline. A client that disconnects is noticed because its connection is read all the
+while, and the model's stream is closed at once. Work that the reply does not need (the journal,
+parsing the forwarded frames) waits until the model has been asked.
 """
 
 import time
@@ -56,17 +56,17 @@ class Policy:
     """The owner's limits.
 
     Attributes:
-        model: Asked where VAPI names none that is allowed.
+        model: Used where VAPI names no model that is allowed.
         models: Models VAPI may ask for.
         max_tokens: No reply is longer.
-        fallback_s: When nothing came of the model for so long that a caller can hear, the fallback
-            is spoken; between two words up to an eighth of it, or 1 s, sooner.
+        fallback_s: The fallback is spoken when the model has sent nothing that a caller can hear
+            for this long; between two words up to an eighth of it, at most 1 s, sooner.
         fallback_text: What is said when the model fails.
         over_budget_text: What is said when a budget is used up.
-        call_tokens: A call's budget of model tokens; 0: none.
+        call_tokens: A call's budget of model tokens; 0: no limit.
         allow: See `passed.passed_on`.
         trust_web: See `bodies.about`.
-        provider: Whose model it is, as `gen_ai.provider.name` of its spans.
+        provider: Who provides the model, as `gen_ai.provider.name` of its spans.
     """
 
     model: str
@@ -90,10 +90,10 @@ class Completions:
         door: Who may ask.
         policy: The owner's limits.
         rate: Cap per tenant.
-        budget: Of each tenant and day.
+        budget: Tokens per tenant and day.
         emit: Where events go.
         clock: Unix time in seconds that never jumps.
-        wall: Unix time as the machine has it now: a day of the budget is the world's.
+        wall: Unix time as the machine has it now; the budget's days are those of the real date.
         tracer: Makes a span of each request to the model.
     """
 
@@ -264,9 +264,10 @@ class Completions:
             await refuse(send, RequestRefused(409, "a newer request of this call took its place"))
 
     def _reserve(self, turn: Request) -> bool:
-        """Set aside what a request may cost; False where its call or its day has less left.
+        """Reserve what a request may cost; False where its call or its day has less left.
 
-        Nothing is awaited here: of two requests at the same moment the second sees the first.
+        Nothing is awaited here, so of two simultaneous requests the second sees the first's
+        reservation.
         """
         limit = self._policy.call_tokens
         call = turn.call
@@ -287,14 +288,14 @@ class Completions:
         return next(limit for limit in limits if limit is not None)
 
     def _account(self, turn: Request, began_s: float) -> None:
-        """Note what was written, and what it cost in place of what was set aside for it.
+        """Note what was written, and replace the reservation with what it really cost.
 
-        A request that its server refused cost nothing.
+        A request that the model's server refused cost nothing.
         """
         turn.passing.look()
         reader = turn.reader
-        # Without the model's own count: what was asked, and a token for each frame, for a tool's
-        # arguments and hidden reasoning are no text.
+        # Without the server's own count, estimate: the prompt, and at least a token for each frame,
+        # because a tool's arguments and hidden reasoning are not in `reader.text`.
         written = max(len(reader.text) // CHARS_PER_TOKEN, reader.frames)
         tokens = reader.tokens or (turn.prompt_tokens + written if turn.asked_model else 0)
         reserved = 0
@@ -331,12 +332,12 @@ class Completions:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """Return names as a log may have them: they come from outside."""
+    """Return names in a form that is safe to log: they come from outside."""
     return ", ".join(name[:40] if name.isprintable() else "?" for name in names[:5])
 
 
 async def _cancel_when_gone(receive: Receive, turn: Request, scope: anyio.CancelScope) -> None:
-    """Cancel when the client goes; ends by itself with the response, which `receive` tells too."""
+    """Cancel when the client disconnects; ends with the response, as `receive` reports that too."""
     while (await receive())["type"] != "http.disconnect":
         pass
     if turn.how == "superseded":

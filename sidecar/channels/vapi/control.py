@@ -1,6 +1,6 @@
 """Commands into a live VAPI call, by the control URL that its bodies carry.
 
-The URL is a secret (whoever has it commands the call) and it comes from outside: it is never
+The URL is a secret (anyone who has it can command the call) and it comes from outside: it is never
 logged, and it is used only when it is https on VAPI's own hosts at public addresses, without
 redirects.
 """
@@ -28,9 +28,9 @@ Post = Callable[[str, Mapping[str, Any]], Awaitable[int]]
 
 
 def checked_url(url: str) -> str:
-    """Return a control URL that may be used, or an empty text.
+    """Return a control URL if it may be used, else an empty text.
 
-    It is https on port 443, of `vapi.ai` or a host below it, without credentials in it.
+    It must be https on port 443, of `vapi.ai` or a host below it, without credentials in it.
     """
     if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
         return ""
@@ -45,11 +45,11 @@ def checked_url(url: str) -> str:
 
 
 class Control:
-    """Sends commands, each once and within `COMMAND_S`; what fails is said and dropped.
+    """Sends commands, each once and within `COMMAND_S`; a failed one is reported and dropped.
 
     Args:
         emit: Where events go.
-        post: In place of an HTTP client of its own.
+        post: Used in place of its own HTTP client.
     """
 
     def __init__(self, *, emit: Emit, post: Post | None = None) -> None:
@@ -78,7 +78,7 @@ class Control:
             await self._session.close()
 
     async def _send(self, call: str, url: str, command: Mapping[str, Any]) -> bool:
-        """Returns whether VAPI took the command."""
+        """Send a command; return whether VAPI took it."""
         checked = checked_url(url)
         error = "the call has no control URL that may be used"
         if checked:
@@ -104,7 +104,7 @@ class Control:
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses alone: no name can lead back into this network."""
+    """Resolves names to public addresses only: no name can lead back into this network."""
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
         self._resolver = resolver if resolver is not None else aiohttp.ThreadedResolver()

@@ -32,8 +32,8 @@ class Stretch:
         speaker: `caller` or `agent`.
         text: On one line, never empty.
         at_s: Unix time at which it began, None where the history does not say.
-        interrupted: The other side cut it off.
-        note: Ours, for the reader of the transcript.
+        interrupted: The other side interrupted it.
+        note: The sidecar's own note, for the reader of the transcript.
     """
 
     speaker: Speaker
@@ -44,16 +44,16 @@ class Stretch:
 
     @property
     def key(self) -> tuple[Speaker, str]:
-        """Equal for two transcriptions that differ in case, spacing and punctuation alone."""
+        """Equal for two transcriptions that differ only in case, spacing and punctuation."""
         return self.speaker, fingerprint(self.text)
 
 
 def stretches_of(messages: Iterable[object]) -> tuple[Stretch, ...]:
-    """Read a history in either of VAPI's shapes; what it does not know, it leaves out.
+    """Read a history in either of VAPI's shapes; unknown messages are left out.
 
     Args:
         messages: OpenAI's `{role, content}`, or VAPI's `{role, message, time, endTime}` with
-            times in Unix milliseconds. System, tool and empty messages are nobody's words.
+            times in Unix milliseconds. System, tool and empty messages are skipped.
     """
     stretches: list[Stretch] = []
     texts: list[str] = []  # of the last stretch
@@ -87,7 +87,7 @@ def stretches_of(messages: Iterable[object]) -> tuple[Stretch, ...]:
 
 
 def open_from(stretches: Sequence[Stretch]) -> int:
-    """Return how many stretches are settled: those before the caller's last one."""
+    """Return how many stretches are complete: those before the caller's last one."""
     for index in range(len(stretches) - 1, -1, -1):
         if stretches[index].speaker == "caller":
             return index
@@ -95,7 +95,7 @@ def open_from(stretches: Sequence[Stretch]) -> int:
 
 
 def goes_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
-    """Whether a history has what settled last in one before it at the same place."""
+    """Whether a history has the last complete stretch of an earlier one at the same place."""
     last = max(open_from(before) - 1, 0)
     if last >= len(stretches) or before[last].speaker != stretches[last].speaker:
         return False
@@ -111,13 +111,13 @@ def slot_of(stretches: Sequence[Stretch]) -> int:
 def with_words(
     stretches: Sequence[Stretch], heard: Sequence[Stretch], *, before: Stretch | None = None
 ) -> tuple[Stretch, ...]:
-    """Return a history with words at its end that it does not hold there yet.
+    """Return a history with later transcripts added at its end, without what it holds already.
 
     Args:
         stretches: The history, or its end.
-        heard: What was transcribed after it came, an utterance each, in order.
+        heard: What was transcribed after it came, one utterance each, in order.
         before: The utterance that was transcribed last before it came. Where the history ends
-            with it, what was heard after it is not in the history.
+            with that, it contains nothing of `heard`.
     """
     ended = [*stretches]
     known = _open_words(stretches, heard, before)
@@ -138,7 +138,7 @@ def with_words(
 def _open_words(
     stretches: Sequence[Stretch], heard: Sequence[Stretch], before: Stretch | None
 ) -> list[str]:
-    """Return the words at the end of a history that may be among those heard after it."""
+    """Return the words at the end of a history that `heard` may repeat."""
     if not stretches or not heard or stretches[-1].speaker != heard[0].speaker:
         return []
     known = words_of(stretches[-1].text)
@@ -150,7 +150,7 @@ def _open_words(
 
 
 def _beyond(known: Sequence[str], heard: Sequence[Stretch]) -> int:
-    """Return how many of the utterances, from the last one back, words that are known lack."""
+    """Return how many of the last utterances are not in the known words."""
     said: list[str] = []
     lacking = len(heard)
     for place, stretch in enumerate(heard):
@@ -169,13 +169,13 @@ def annotate(
     cut_slots: Collection[int],
     fallbacks: Collection[str],
 ) -> tuple[Stretch, ...]:
-    """Say of the agent's stretches which were cut off and which were said in the model's place.
+    """Mark the agent's stretches that were interrupted, or spoken in place of the model's reply.
 
     Args:
         stretches: Of one history.
         generated: By slot, what was written for it.
         cut_slots: Slots in whose reply VAPI reported an interruption.
-        fallbacks: What this call was told in place of a reply.
+        fallbacks: Texts that were spoken in this call in place of a reply.
     """
     slot = 0
     annotated: list[Stretch] = []
@@ -198,8 +198,8 @@ def annotate(
 def was_cut(generated: str, spoken: str) -> bool:
     """Whether a reply was cut off, as far as its transcription shows.
 
-    What was spoken comes back transcribed anew ("3:30" as "three thirty"), so words are looked
-    for near the end and not compared one by one. In doubt: it was not.
+    What was spoken comes back transcribed again ("3:30" as "three thirty"), so words are looked
+    for near the end and not compared one by one. In doubt it returns False.
     """
     written, heard = words_of(generated), words_of(spoken)
     if len(heard) >= len(written) or not set(heard[:3]) & set(written[:4]):

@@ -1,6 +1,6 @@
 """What one credential, one call and one day may use. Pure: the time is an argument.
 
-Counts live in this process: a restart begins the day's count anew.
+Counts are kept in this process: a restart begins the day's count anew.
 """
 
 from collections import OrderedDict
@@ -40,7 +40,7 @@ class RateCap:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Tokens that a request may still use; given back by `Budget.settle`."""
+    """Tokens that a request may still use; released by `Budget.settle`."""
 
     tenant: str
     day: int
@@ -49,20 +49,19 @@ class Reservation:
 
 @dataclass(slots=True)
 class Budget:
-    """Model tokens by tenant and day, UTC: reserved before the model is asked, settled after.
+    """Model tokens by tenant and UTC day: reserved before the model is asked, replaced after it.
 
-    What is reserved counts as used, so that requests at the same moment can't each have what is
-    left of a day.
+    Reserved tokens count as used, so that simultaneous requests can't each use the rest of a day.
 
     Attributes:
-        day_tokens: A tenant's limit per day; 0: none.
+        day_tokens: A tenant's limit per day; 0: no limit.
     """
 
     day_tokens: int
     _used: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def reserve(self, tenant: str, tokens: int, *, now_s: float) -> Reservation | None:
-        """Set tokens of today aside; None where they don't fit any more."""
+        """Reserve tokens of today; None where they don't fit any more."""
         used = self.used(tenant, now_s=now_s)
         if self.day_tokens and used + tokens > self.day_tokens:
             return None
@@ -71,14 +70,14 @@ class Budget:
         return Reservation(tenant, day, tokens)
 
     def settle(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
-        """Put what was used, today, in place of a reservation. Once for each."""
+        """Replace a reservation with what was used, counted today. Call it once for each."""
         day = _day(now_s)
         back = reservation.tokens if reservation.day == day else 0
         used = self.used(reservation.tenant, now_s=now_s)
         self._used[reservation.tenant] = (day, max(0, used - back) + used_tokens)
 
     def used(self, tenant: str, *, now_s: float) -> int:
-        """Return what a tenant has used today, what is reserved included."""
+        """Return what a tenant has used today, including reservations."""
         day, used = self._used.get(tenant, (0, 0))
         return used if day == _day(now_s) else 0
 

@@ -1,7 +1,7 @@
-"""What a history adds to what is known of a call, and what it mends. Pure.
+"""What a history adds to the known turns of a call, and what it corrects. Pure.
 
-A history that begins with the call mends what was misheard; a window only adds; the report of the
-whole call has the last word. None takes anything back by lacking it.
+A history that begins with the call corrects what was misheard; a window only adds; the report of
+the whole call overrides both. No turn is removed because a history lacks it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def continued(
     stretches: Sequence[Stretch],
     pairs: Sequence[Pair],
 ) -> list[Entry]:
-    """Merge a history that begins with the call; what is open is as it has it."""
+    """Merge a history that begins with the call; its version of the open turns is used."""
     agreed = [
         (i, j) for i, j in pairs if i < len(stored) and same_words(stored[i].stretch, stretches[j])
     ]
@@ -45,7 +45,7 @@ def continued(
 def extended(
     known: Sequence[Entry], stretches: Sequence[Stretch], pairs: Sequence[Pair], *, open_at: int
 ) -> list[Entry]:
-    """Add what a window has beside and after what is known."""
+    """Add the turns that a window has between and after the known ones."""
     merged: list[Entry] = []
     i = j = 0
     for next_i, next_j in [*pairs, (len(known), len(stretches))]:
@@ -64,7 +64,7 @@ def extended(
 
 
 def reported_end(known: Sequence[Entry], report: Sequence[Stretch], *, open_at: int) -> list[Entry]:
-    """Add what a report of a part of the call has: it corrects nothing."""
+    """Add the turns of a report of only a part of the call: it corrects nothing."""
     about = CallSoFar([entry.stretch for entry in known], open_at, windowed=True)
     shown = Sighting(tuple(report))
     pairs = pairs_of(known, report) if len(report) > LIMIT else placed(about, shown)
@@ -72,7 +72,7 @@ def reported_end(known: Sequence[Entry], report: Sequence[Stretch], *, open_at: 
 
 
 def as_reported(stored: Sequence[Entry], report: Sequence[Stretch]) -> list[Entry]:
-    """Merge what the report of the whole call has: it says nothing of a turn that it lacks."""
+    """Merge the report of the whole call; turns that it lacks stay as they are."""
     return _between(stored, report, pairs_of(stored, report), last_word=True)
 
 
@@ -83,7 +83,7 @@ def _between(
     *,
     last_word: bool,
 ) -> list[Entry]:
-    """Keep every stored turn and add what is new. New stretches get the number 0."""
+    """Keep every stored turn and add the new ones, which get the number 0."""
     merged: list[Entry] = []
     i = j = 0
     for next_i, next_j in [*pairs, (len(stored), len(stretches))]:
@@ -96,7 +96,7 @@ def _between(
 
 
 def pairs_of(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> list[tuple[int, int]]:
-    """Return which of `stored` and which of `stretches` are the same, in order of both."""
+    """Return the places in `stored` and in `stretches` that hold the same turn, both rising."""
     same = common_start(stored, stretches)
     old, new = stored[same:], stretches[same:]
     pairs = [(n, n) for n in range(same)]
@@ -117,14 +117,14 @@ def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
 
 
 def begins(pairs: Sequence[Pair], stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
-    """Whether a history begins with the call, or before what is known of it."""
+    """Whether a history begins with the call, or before the first turn that is known."""
     if not pairs or pairs[0][0] == 0:
         return bool(pairs) or _alike(stored[0].stretch, stretches[0])
     return pairs[0][0] == pairs[0][1] and _alike(stored[0].stretch, stretches[0])
 
 
 def _agreed(entry: Entry, stretch: Stretch, *, last_word: bool) -> Entry:
-    """Both say the same words: the last word on a call also has its spelling and its time."""
+    """Merge two turns with the same words; the whole report also sets spelling and time."""
     was = entry.stretch
     interrupted = was.interrupted or stretch.interrupted
     note = stretch.note or (was.note if was.note != UNCONFIRMED_NOTE else "")
@@ -135,10 +135,10 @@ def _agreed(entry: Entry, stretch: Stretch, *, last_word: bool) -> Entry:
 
 
 def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]:
-    """Return stretches in the parts in which they are stored.
+    """Return stretches, split into the turns as which they are stored.
 
-    Where windows show no reply between two turns of one speaker, they are stored apart; a whole
-    history that knows of no reply has them as one stretch. Each text is read once.
+    Windows may leave two neighbouring turns of one speaker stored apart, with no reply between
+    them; a whole history without that reply has them as one stretch. Each text is read once.
     """
     if not any(one.stretch.speaker == other.stretch.speaker for one, other in pairwise(old)):
         return new
@@ -159,7 +159,10 @@ def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]
 
 
 def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) -> list[Entry]:
-    """Merge what is between two agreed turns: none of `old` goes, some may be `new` misheard."""
+    """Merge the turns between two agreed ones.
+
+    No turn of `old` is removed; some may be misheard versions of turns in `new`.
+    """
     if not old or not new:
         return [*old, *(Entry(0, stretch) for stretch in new)]
     in_step = last_word and [one.stretch.speaker for one in old] == [one.speaker for one in new]
@@ -190,7 +193,7 @@ def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) ->
         start = match + 1
         unsure = not last_word and was.note != UNCONFIRMED_NOTE
         if unsure and len(stretch.text) < len(was.text):
-            merged.append(entry)  # never less than was known
+            merged.append(entry)  # never replace known words by fewer
         else:
             at_s = was.at_s if stretch.at_s is None else stretch.at_s
             merged.append(replace(entry, stretch=replace(stretch, at_s=at_s)))
@@ -202,7 +205,7 @@ def _alike(old: Stretch, new: Stretch) -> bool:
 
 
 def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:
-    """Return how many are the same from the beginning."""
+    """Return how many turns are the same from the beginning."""
     same = 0
     for entry, stretch in zip(stored, stretches, strict=False):
         if not same_words(entry.stretch, stretch):
@@ -212,7 +215,7 @@ def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:
 
 
 def same_words(old: Stretch, new: Stretch) -> bool:
-    """Whether one speaker says the same in both, but for case, spacing and punctuation."""
+    """Whether both have the same speaker and words, apart from case, spacing and punctuation."""
     if old.text == new.text:  # spares the fingerprint of almost every stretch
         return old.speaker == new.speaker
     return old.key == new.key

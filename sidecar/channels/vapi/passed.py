@@ -1,4 +1,4 @@
-"""What of VAPI's request goes on to the model, and what it may cost. Pure."""
+"""Which parts of VAPI's request are passed on to the model, and what they may cost. Pure."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,25 +13,26 @@ REASONING: Final = "reasoning_effort"
 FUNCTION: Final = "function"
 MEDIA_TOKENS: Final[Mapping[str, int]] = {
     # OpenAI, images and vision: gpt-4o-mini counts 2,833 and 5,667 for each of at most 8 tiles; no
-    # other model comes near it.
+    # other model counts nearly as many.
     "image": 2_833 + 8 * 5_667,
     # Gemini API, audio: 32 a second, and at most 9.5 hours in a prompt.
     "audio": 32 * 34_200,
-    # Gemini API, video: about 300 a second, and an hour in a window of a million.
+    # Gemini API, video: about 300 a second, and one hour fits into a window of a million tokens.
     "video": 300 * 3_600,
     # Anthropic, PDF support: at most 100 pages, each of 3,000 as text and 1,600 as an image.
     # Gemini's 1,000 pages of 258 are fewer.
     "file": 100 * 4_600,
 }
-"""What a part of a message that is no text may cost at most, by kind.
+"""The most tokens that a part of a message other than text may cost, by kind.
 
-The data of an image that stands in the request is not counted as text; other data is, and nothing
-else of its part: it has more characters than it costs tokens.
+An image whose data is inside the request costs this, and its data is not counted as text. Any other
+data inside the request is counted as text instead, because it has more characters than it costs
+tokens.
 """
 _KIND = re.compile(r"(?:\A|_)(image|audio|video|file|document|pdf)(?:_|\Z)")
 _TEXTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "reasoning"})
 _PARTS = b'"content":['
-# What goes on to the model's server; everything else in a request is VAPI's own.
+# Fields that are passed on to the model's server; all others in a request are VAPI's own.
 _PASSED = (
     "messages",
     "temperature",
@@ -60,21 +61,21 @@ def passed_on(
     max_tokens: int,
     allow: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return what goes to the model: the request without VAPI's own fields, memory put in.
+    """Return what is sent to the model: the request with memory, without VAPI's own fields.
 
-    Guidance and memory stand where `sidecar.llm.placement` says, just before the caller's last
-    message. What `held_back` names is left out. Where a message holds more than text, the server
-    is asked what a stream cost.
+    Guidance and memory are inserted where `sidecar.llm.placement` says, just before the caller's
+    last message. What `held_back` names is left out. Where a message holds more than text, the
+    server is asked to report what a stream cost.
 
     Args:
-        asked: As it came.
-        memory: The fenced text; empty puts nothing in.
-        guidance: The owner's, for this call. What VAPI was given of it before, and repeats, is
-            left out of the history.
-        model: Which is asked.
-        max_tokens: The request's own limit counts where it is lower.
-        allow: Of what costs beyond the limit of a reply, what may pass: `reasoning_effort`, and types
-            of tools that the model's server runs itself.
+        asked: The request as it came.
+        memory: The fenced text; empty inserts nothing.
+        guidance: The owner's, for this call. Pieces of it that VAPI was given before, and repeats
+            in the history, are left out of the history.
+        model: The model to ask.
+        max_tokens: Limit of the reply; the request's own limit is used where it is lower.
+        allow: What the owner lets pass although it costs beyond the limit of a reply:
+            `reasoning_effort`, and types of tools that the model's server runs itself.
     """
     body: dict[str, Any] = {"model": model}
     body |= {name: asked[name] for name in _PASSED if asked.get(name) is not None}
@@ -93,7 +94,7 @@ def passed_on(
     wanted = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
     body[wanted] = min([*named, max_tokens])
     if body.get("stream") is True and any(map(_kind_of, _parts(body))):
-        # Their cost is known from the server alone.
+        # Only the server knows what these cost.
         body["stream_options"] = {**_object(body.get("stream_options")), "include_usage": True}
     pieces = guidance.pieces if guidance else ()
     if pieces or memory:
@@ -106,12 +107,12 @@ def passed_on(
 
 
 def _repeats(message: Mapping[str, Any], pieces: Sequence[str]) -> bool:
-    """Whether a message of a history is guidance that VAPI was given, as `Control.guide` does."""
+    """Whether a message of a history is guidance that VAPI got from `Control.guide`."""
     return message.get("role") == "system" and message.get("content") in pieces
 
 
 def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ...]:
-    """Return what does not go on for want of the owner's leave, as it would stand in `allow`."""
+    """Return what is not passed on because the owner did not allow it, spelled as in `allow`."""
     names = [REASONING] if asked.get(REASONING) is not None and REASONING not in allow else []
     for tool in _listed(asked.get("tools")):
         if not _passes(tool, allow):
@@ -121,10 +122,10 @@ def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ..
 
 
 def prompt_tokens(body: Mapping[str, Any], raw: bytes) -> int:
-    """Return what a request is about to cost, without its reply: an estimate.
+    """Return an estimate of what a request will cost, without its reply.
 
     Args:
-        body: As it goes to the model.
+        body: As it is sent to the model.
         raw: Its JSON.
     """
     if _PARTS not in raw:
@@ -140,7 +141,7 @@ def prompt_tokens(body: Mapping[str, Any], raw: bytes) -> int:
 
 
 def _parts(body: Mapping[str, Any]) -> Iterator[object]:
-    """Yield what messages hold that hold more than a text."""
+    """Yield the parts of messages whose content is a list of parts."""
     for message in _listed(body.get("messages")):
         if isinstance(message, dict):
             content: object = cast("dict[str, object]", message).get("content")
@@ -149,7 +150,7 @@ def _parts(body: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _kind_of(part: object) -> str:
-    """Return what a part is, as in `MEDIA_TOKENS`; empty for text. What nobody knows is a file."""
+    """Return what a part is, as in `MEDIA_TOKENS`; empty for text. An unknown part is a file."""
     if not isinstance(part, dict):
         return ""
     fields = cast("dict[str, object]", part)
@@ -162,13 +163,13 @@ def _kind_of(part: object) -> str:
 
 
 def _passes(tool: object, allow: Collection[str]) -> bool:
-    """Whether a tool, or the choice of one, is VAPI's to run, or allowed."""
+    """Whether a tool, or the choice of one, is run by VAPI, or allowed."""
     kind = _type_of(tool)
     return kind == FUNCTION or (isinstance(kind, str) and kind in allow)
 
 
 def _data_chars(part: object) -> int:
-    """Return the length of what a part holds of a file that stands in the request itself."""
+    """Return the length of a part's file data, where that is inside the request itself."""
     fields = _object(part)
     inner = [_object(field) for field in fields.values()]
     texts = [

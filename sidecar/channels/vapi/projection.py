@@ -1,17 +1,17 @@
-"""The history that VAPI sends → settled turns. Pure.
+"""The history that VAPI sends → turns to store. Pure.
 
 VAPI asks the model several times in one turn: on a guess at the end of the caller's words, again
 with more of them, again after a time-out, again after each tool. Most of what is generated is
 never heard. What each request does carry is the call so far *as it was spoken*, so the transcript
 is a projection of the newest history and never a log of requests.
 
-Theory of operation: all stretches of a history before the caller's last one are settled: nobody can
-add to them. `follow` lays each history onto what is known of the call, says what it settles, and
-keeps what is open. One that begins with the call also mends what was misheard; a window only adds
-(`windows`). `conclude` stores the end: as reported, or as far as it was seen. What a history merely
-lacks was said all the same: windows, hand-offs between assistants and late bodies all lack
-something. Stored turns alone are enough to go on from (`stored`), so a restarted process carries on
-with the next history.
+Theory of operation: all stretches of a history before the caller's last one are complete: nothing
+can be added to them. `follow` aligns each history with the known call, returns what to store, and
+keeps the open end. A history that begins with the call also corrects what was misheard; a window
+only adds (`windows`). `conclude` stores the end: as reported, or as far as it was seen. A turn that
+a history lacks was still said: windows, hand-offs between assistants and late bodies all lack
+something. The stored turns are all the state that is needed (`stored`), so a restarted process
+continues with the next history.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What a history makes of a call.
+    """What is known of a call after a history.
 
     Attributes:
         plan: What to store; None: nothing.
-        tail: What is said after the turns that are stored, still open.
+        tail: What was said after the stored turns and is still open.
         asked_at: The place of the newest turn that was asked about, -1 where unknown.
         windowed: A window of the call was among its histories.
     """
@@ -70,17 +70,17 @@ def conclude(
     now_s: float,
     voicemail: bool = False,
 ) -> Plan | None:
-    """Say what to store at the end of a call; None when all is stored already.
+    """Return what to store at the end of a call; None when all is stored already.
 
     Args:
         stored: The call's turns as the journal has them.
         tail: What was said after them, as far as it was seen.
-        report: What VAPI reports, annotated; empty where it reports nothing. One that begins with
-            the call and agrees with most of it has the last word on it; another adds.
+        report: What VAPI reports, annotated; empty where it reports nothing. A report that begins
+            with the call and agrees with most of it overrides what is known; any other only adds.
         call: Key of the call.
-        sealed: At least the first so many of `stored` are in batches.
+        sealed: At least this many of the first `stored` turns are in batches.
         now_s: Unix time, for stretches whose history names none.
-        voicemail: A machine answered: whatever the caller's side said is its greeting.
+        voicemail: A machine answered: everything on the caller's side is its greeting.
     """
     before = entries_of(stored)
     ended = [*before, *(Entry(0, stretch) for stretch in tail)]
@@ -120,19 +120,19 @@ def follow(
     now_s: float,
     is_final: bool = False,
 ) -> Followed:
-    """Say what a history adds to a call, and what it settles.
+    """Return what a history adds to a call: what to store, and the end that is still open.
 
-    One that begins with the call also mends what is stored; a window only adds, and says more of
-    what is open.
+    A history that begins with the call also corrects what is stored; a window only adds turns, and
+    extends open ones.
 
     Args:
         stored: The call's turns as the journal has them.
-        before: What the history before made of the call.
+        before: The result for the previous history.
         shown: A history, annotated, its open end included.
         call: Key of the call.
-        sealed: At least the first so many of `stored` are in batches.
+        sealed: At least this many of the first `stored` turns are in batches.
         now_s: Unix time, for stretches whose history names none.
-        is_final: What the caller said in the tail was transcribed for good.
+        is_final: What the caller said in the tail comes from a final transcript.
     """
     settled = entries_of(stored)
     known = [*settled, *(Entry(0, stretch) for stretch in before.tail)]
@@ -168,18 +168,18 @@ def follow(
 
 
 def _asks_about(stretches: Sequence[Stretch], open_end: Sequence[Entry]) -> bool:
-    """Whether a history asks about all that the caller said last, and not about a guess at it."""
+    """Whether a history asks about all of the caller's last words, not about a guess at them."""
     asked = stretches[open_from(stretches) :]
     return bool(asked and open_end) and same_words(open_end[0].stretch, asked[0])
 
 
 def _moved(asked_at: int, merged: Sequence[Entry]) -> int:
-    """Return where a turn is after a history came, -1 where it is another turn's part."""
+    """Return the new place of a turn after a merge, -1 where it became part of another turn."""
     return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
 
 
 def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Sequence[Pair], bool]:
-    """Return where a history lies on what is known, and whether it begins with the call."""
+    """Return the pairs of a history with the known turns, and whether it begins with the call."""
     stretches = shown.stretches
     if not known:
         return [], True
@@ -191,9 +191,9 @@ def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Se
     pairs = pairs_of(known, stretches) if len(stretches) > LIMIT else placed(about, shown)
     agreed = sum(same_words(known[i].stretch, stretches[j]) for i, j in pairs)
     ends = (len(known) - 1, len(stretches) - 1)
-    # After a reply that went out whole, the whole history would be longer, or end otherwise.
+    # After a reply that was sent completely, the whole history would be longer, or end otherwise.
     shorter = shorter or (shown.fresh and len(stretches) <= len(known) and ends not in pairs)
-    # One that begins within the first words is a window of it.
+    # A history that begins in the middle of the first turn is a window.
     cut = heard_again(known[0].stretch, stretches[0]) is known[0].stretch and not agreed
     whole = begins(pairs, known, stretches) and agreed * 2 >= about.open_at
     return pairs, whole and not shorter and not cut

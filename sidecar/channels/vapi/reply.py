@@ -31,12 +31,12 @@ STREAM_HEADERS: Final[Headers] = (
     (b"x-accel-buffering", b"no"),
 )
 TOTAL_S: Final = 120.0
-_LOOK_S: Final = 1.0  # between two looks at what passed, at most
-_READ_OUT_S: Final = 1.0  # after the last word: the count of tokens, the end of the body
+_LOOK_S: Final = 1.0  # most time between two readings of the frames that passed
+_READ_OUT_S: Final = 1.0  # after the last word, for the token count and the end of the body
 
 
 class CutOff(Exception):
-    """The reply can't go on; the message says why, in a word."""
+    """The reply can't go on; the message briefly says why."""
 
 
 @dataclass(slots=True)
@@ -44,26 +44,26 @@ class Request:
     """One request for a reply, on its way.
 
     Attributes:
-        call: Its call; None: the request names none.
+        call: Its call; None: no call was found for it.
         asked: As VAPI sent it.
         stretches: Its history, as read.
-        prompt: What goes to the model.
-        body: The JSON of it.
-        model: Who is asked.
-        tenant: Whose credential it came with.
+        prompt: What is sent to the model.
+        body: `prompt` as JSON.
+        model: The model to ask.
+        tenant: Of the credential that came with it.
         span: Of the request to the model.
         passing: What the model streams.
-        reserved: What was set aside of the day; None: nothing was to be had.
-        prompt_tokens: What `prompt` is about to cost.
+        reserved: Tokens reserved of the day's budget; None: no reservation was made.
+        prompt_tokens: An estimate of what `prompt` costs.
         asked_model: The model's server took it, or may have.
-        stream: Of `VapiCall.begin`.
-        started: Something went out.
-        sent_bytes: How much.
+        stream: What `VapiCall.begin` returned.
+        started: Something was sent to VAPI.
+        sent_bytes: Bytes sent to VAPI.
         spoke: What was said in place of a reply, or after half of one.
         how: How it ended.
-        gone: VAPI went away.
+        gone: VAPI disconnected.
         first_s: Seconds to the first thing that a caller can hear; None: nothing came.
-        look_at_s: When what passed is next looked at.
+        look_at_s: When the frames that passed are next read.
         over: The model has said its last word.
     """
 
@@ -91,21 +91,21 @@ class Request:
 
     @property
     def reader(self) -> ChatReader:
-        """What the model answered."""
+        """The reader of the model's answer."""
         return self.passing.reader
 
     @property
     def text(self) -> str:
-        """What went out to be spoken."""
+        """The text that was sent to be spoken."""
         said = self.reader.text if self.passing.heard else ""
         return f"{said} {self.spoke}" if said and self.spoke else said or self.spoke
 
 
 class Replies:
-    """Has the model write replies, and passes them on.
+    """Asks the model for replies and forwards them.
 
     Args:
-        upstream: Who writes them.
+        upstream: Who writes the replies.
         fallback_s: See `completions.Policy`.
         emit: Where events go.
         wall: Unix time as the machine has it now.
@@ -130,8 +130,8 @@ class Replies:
         """Ask the model and send its reply, streamed or whole, as VAPI asked for it.
 
         Raises:
-            LlmError, CutOff: it failed, broke off, fell silent or said nothing; what was sent ends
-                with a frame.
+            LlmError, CutOff: it failed, broke off, fell silent or said nothing; what was sent so
+                far ends with a whole frame.
         """
         if turn.asked.get("stream") is True:
             await self._pass_through(turn, send)
@@ -185,10 +185,11 @@ class Replies:
     async def _copy(
         self, turn: Request, reply: Answer, send: Send, silence: anyio.CancelScope
     ) -> None:
-        """Send frames on to the end of the body, or to a failure.
+        """Forward frames until the end of the body, or until a failure.
 
-        `silence` ends when nothing came for `fallback_s` that a caller can hear, and soon after the
-        last word. A tool call that is not whole by then goes out as far as it came.
+        `silence` expires when nothing that a caller can hear came for `fallback_s`, and soon after
+        the last word. A tool call that is still incomplete shortly before that is sent as far as
+        it came.
         """
         calls_due_s = 0.0
         began_s = silence.deadline - self._fallback_s
@@ -212,8 +213,8 @@ class Replies:
                 turn.over = True
                 silence.deadline = min(silence.deadline, now_s + _READ_OUT_S)
             elif now_s >= turn.look_at_s and passing.look():
-                # Once in a while: reading each frame, and moving a deadline for each, would cost
-                # more than passing it on.
+                # Only once in a while: to read each frame and move a deadline for it would cost
+                # more than to forward it.
                 turn.look_at_s = now_s + self._look_s
                 silence.deadline = min(now_s + self._fallback_s, began_s + TOTAL_S)
 
@@ -231,7 +232,7 @@ class Replies:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _pass_whole(self, turn: Request, send: Send) -> None:
-        """Send the model's whole answer on, or what it streams in place of one."""
+        """Forward the model's whole answer, or make one of what it streams instead."""
 
         async def ask(raw: bytes) -> None:
             reply = await self._ask(turn, raw)
@@ -268,7 +269,7 @@ class Replies:
         await answer(send, 200, whole)
 
     async def speak(self, turn: Request, send: Send, text: str) -> None:
-        """Say `text`, after whatever was sent."""
+        """Send `text` to be spoken, after anything that was sent before."""
         turn.spoke = text
         writer = self._writer(turn)
         if turn.asked.get("stream") is not True:
@@ -284,6 +285,6 @@ class Replies:
 
 
 def _is_over(passing: Passing) -> bool:
-    """Whether the model has said its last word, whatever follows."""
+    """Whether the model has said its last word, even if more bytes follow."""
     passing.look()
     return passing.reader.ended

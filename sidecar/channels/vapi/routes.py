@@ -1,4 +1,4 @@
-"""VAPI's routes and what stands behind them, as one part of the sidecar."""
+"""VAPI's routes and the objects that serve them, as one part of the sidecar."""
 
 import anyio
 from anyio.abc import TaskStatus
@@ -37,7 +37,7 @@ class Vapi:
         self._upstream = upstream
 
     def posts(self) -> dict[str, ASGIApp]:
-        """Return what serves a POST, by path."""
+        """Return the applications that serve a POST, by path."""
         return {**dict.fromkeys(CHAT_PATHS, self._completions), WEBHOOK_PATH: self._webhook}
 
     def routes(self) -> list[BaseRoute]:

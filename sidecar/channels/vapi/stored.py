@@ -1,9 +1,9 @@
-"""A VAPI call as the journal has it: turns, and turns that correct those which are sent. Pure.
+"""A VAPI call as the journal has it: turns, and turns that correct those already sent. Pure.
 
-A turn in a batch is on its way to Letta and never changes: what is learnt later about one is
-*appended*, as a correction that names it. A stored text is its words on one line; a first line in
-square brackets is a note of ours. Its `item_id`: `p7` is the seventh turn, `p7.fix1` what was said
-instead, `p7.drop` that it was not said, `p9.before7` a turn that was said before the seventh.
+A turn in a batch is on its way to Letta and never changes: a later correction is *appended* as a
+turn that names it. A stored text is its words on one line; a first line in square brackets is a
+note of the sidecar's. Its `item_id`: `p7` is the seventh turn, `p7.fix1` what was said instead,
+`p7.drop` that it was not said, `p9.before7` a turn that was said before the seventh.
 """
 
 import re
@@ -22,12 +22,12 @@ _QUOTE_CHARS = 400
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stretch as it stands after its corrections.
+    """One stretch after its corrections.
 
     Attributes:
-        number: Names it among the call's turns, 0 for one that is not stored.
+        number: Identifies it among the call's turns, 0 for one that is not stored.
         stretch: What was said.
-        place: Where it was before a history came, -1 for what the history brings.
+        place: Where it was before a history came, -1 for a stretch that the history brings.
     """
 
     number: int
@@ -71,7 +71,7 @@ def _in_place(
     fixed: Mapping[int, Entry | None],
     before: Mapping[int, Sequence[Entry]],
 ) -> Iterator[Entry]:
-    """Yield entries corrected, each after those that were said before it."""
+    """Yield the corrected entries, each after those that a correction puts before it."""
     waiting = list(entries)[::-1]
     opened: set[int] = set()
     while waiting:
@@ -95,7 +95,7 @@ def turns_to(
     sealed: int,
     now_s: float,
 ) -> list[Turn]:
-    """Return the turns that lead from what is sent to what is wanted."""
+    """Return the turns to store after the sealed ones, so that all together say what is wanted."""
     sent_stretches = {entry.number: entry.stretch for entry in sent}
     numbers = [int(named["n"]) for turn in stored if (named := _ITEM.fullmatch(turn.item_id))]
     fresh = max(numbers, default=0)
@@ -111,7 +111,7 @@ def turns_to(
         when = stretch.at_s if stretch.at_s is not None else at_s.get(item_id, now_s)
         return Turn(call, item_id, 0, stretch.speaker, said, when, stretch.interrupted)
 
-    later_of: dict[int, int] = {}  # by place in `wanted`: the next turn that is sent
+    later_of: dict[int, int] = {}  # by place in `wanted`: number of the next turn that was sent
     later = 0
     for index in range(len(wanted) - 1, -1, -1):
         later_of[index] = later
@@ -145,7 +145,7 @@ def turns_to(
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Split our note from the words; words are on one line, so a line break tells."""
+    """Split the sidecar's note from the words, which never contain a line break."""
     head, broken, words = text.partition("\n")
     return (head.removeprefix("[").removesuffix("]"), words) if broken else ("", text)
 

@@ -1,7 +1,7 @@
 """The model behind the model endpoint: any OpenAI-compatible server, bytes in and bytes out.
 
-Nothing is repeated here and nothing is re-serialised: a retry in the middle of a reply would say
-it twice. Connections are kept longer than the pause between two turns of a call, because a new
+Nothing is retried here, because a retry in the middle of a reply would say it twice, and nothing is
+re-serialised. Connections are kept longer than the pause between two turns of a call, because a new
 TLS handshake costs more than the request (httpx and openai's client drop them after 5 s).
 """
 
@@ -30,7 +30,7 @@ class Answer(Protocol):
     """An answer under way. It is read once, to its end or until `close`."""
 
     async def next(self) -> bytes:
-        """Return what has come since, at least one byte; empty at the end.
+        """Return what has come since the last call, at least one byte; empty at the end.
 
         Raises:
             LlmError: the server broke off.
@@ -38,7 +38,7 @@ class Answer(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop: at once the server is told nobody listens, unless the reply was read to its end."""
+        """Stop reading: closes the connection at once unless the reply was read to its end."""
         ...
 
 
@@ -46,12 +46,12 @@ class Upstream(Protocol):
     """Who writes the replies."""
 
     async def ask(self, body: bytes, traceparent: str = "") -> Answer:
-        """Send a request and return once its headers say that it succeeded.
+        """Send a request and return once the response's headers say that it succeeded.
 
-        Has no deadline of its own: the caller's scope is. `traceparent` names the span of it.
+        Has no deadline of its own: use a cancel scope. `traceparent` names the request's span.
 
         Raises:
-            LlmError: it cannot be reached; no words of either side are in it.
+            LlmError: the server cannot be reached; the error quotes neither side.
             Refusal: it answered with another status than 200.
         """
         ...
@@ -128,7 +128,7 @@ class _HttpAnswer:
 class LlmUpstream:
     """A model of this process as an upstream: the demo model, where no other is configured.
 
-    Tools are not passed to it, and a request that does not stream gets frames as well.
+    Tools are not passed to it.
     """
 
     def __init__(self, llm: Llm) -> None:
@@ -143,7 +143,7 @@ class LlmUpstream:
         """See `Upstream.warm`."""
 
     async def aclose(self) -> None:
-        """See `Upstream.aclose`. The model is its owner's to close."""
+        """See `Upstream.aclose`. Does not close the model, which belongs to its owner."""
 
 
 class _LlmAnswer:

@@ -1,9 +1,9 @@
 """VAPI's server URL: `POST …/vapi/webhook`, every message type.
 
-Theory of operation: a message is judged on its bytes, acknowledged whatever its type, and
-answered only after what it brings is in the journal, so that VAPI's own repeat (`backoffPlan`)
-covers a sidecar that was away. Messages may come twice, late and in any order: histories carry
-their time and an older one is no news, tools run once per id, the report may come again.
+Theory of operation: a message is authenticated by its bytes, acknowledged whatever its type, and
+answered only after its content is in the journal, so that VAPI's own retry (`backoffPlan`) covers a
+sidecar that was away. Messages may come twice, late and in any order: histories carry their time
+and an older one is ignored, tools run once per id, and the report may come again.
 """
 
 import re
@@ -41,16 +41,16 @@ from sidecar.untrusted import MALFORMED
 
 ASK_AGAIN_S: Final = 5.0
 KNOWLEDGE_S: Final = 0.8
-"""What a knowledge-base-request waits for archival memory: the model is asked only after it."""
+"""How long a knowledge-base-request waits for archival memory; VAPI asks the model only after."""
 MEMORY_S: Final = 0.5
-"""What an assistant-request waits for memory: VAPI gives up after 7.5 s, its caller before."""
+"""How long an assistant-request waits for memory; VAPI gives up after 7.5 s, a caller sooner."""
 _HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
 _TOOLS_LIMIT: Final = 32
 """Tools that run for one message; VAPI sends one or two."""
 _REASON: Final = re.compile(
     r"(?!.*[0-9]{4})(?=.{1,140}$)[a-z][a-z0-9]*(?:[-.][a-z0-9]+)*", re.ASCII
 )
-"""A word of VAPI's, as `customer-ended-call`."""
+"""One of VAPI's own reasons, as `customer-ended-call`."""
 _STAGES: Final[Mapping[str, Stage]] = {
     "end-of-call-report": "report",
     **dict.fromkeys(
@@ -66,7 +66,7 @@ _STAGES: Final[Mapping[str, Stage]] = {
     ),
 }
 _ONLY_FINAL: Final = "transcript["
-"""How the type begins where final transcripts alone are asked for:
+"""How the type begins where VAPI was set to send only final transcripts:
 `transcript[transcriptType="final"]`, with quotation marks of either kind."""
 _VOICEMAIL: Final = "voicemail"
 _TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
@@ -98,7 +98,7 @@ class Webhook:
         door: Who may deliver.
         assistant: What an assistant-request is answered with.
         tools: What the model may call.
-        recall: What the knowledge base looks into.
+        recall: What the knowledge base searches.
         rate: Cap per tenant.
         emit: Where events go.
         clock: Unix time in seconds.
@@ -157,7 +157,7 @@ class Webhook:
         """Return whose delivery it is, and its body."""
         headers = headers_of(scope)
         refused = RequestRefused(401, "wrong, missing or outdated secret or signature")
-        # A signature is over the body, so that alone is read before it is known whose it is.
+        # A signature covers the body, so only a signed body is read before the sender is known.
         signed = "x-signature" in headers
         admitted = None if signed else self._door.admit_webhook(scope["headers"], b"")
         if admitted is None and not signed:
@@ -333,7 +333,7 @@ def _in_call(call: VapiCall | None) -> InCall | None:
 
 
 async def _history(message: Object) -> tuple[Stretch, ...]:
-    """`history_of`, in a thread where the history is long."""
+    """Run `history_of`, in a thread where the history is long."""
     lists = [
         items(holder, name)
         for holder in (child(message, "artifact"), message)
@@ -346,7 +346,7 @@ def _kind_of(message: Object) -> str:
     """Return the type of a server message.
 
     Raises:
-        Refused: it has none.
+        RequestRefused: it has none.
     """
     kind = message.get("type")
     if not isinstance(kind, str):
@@ -355,13 +355,13 @@ def _kind_of(message: Object) -> str:
 
 
 def _reason_of(report: Object) -> str:
-    """Return why a call ended where it is a word of VAPI's: nothing else goes into the log."""
+    """Return why a call ended if it reads like a reason of VAPI's; nothing else may be logged."""
     reason = report.get("endedReason", "ended")
     return reason if isinstance(reason, str) and _REASON.fullmatch(reason) else "other"
 
 
 def _is_final(transcript: Object) -> bool:
-    """Whether words will not be transcribed anew."""
+    """Whether a transcript is final: its words will not be transcribed again."""
     only_final = str(transcript.get("type", "")).startswith(_ONLY_FINAL)
     return transcript.get("transcriptType", "final" if only_final else "") == "final"
 
@@ -369,7 +369,7 @@ def _is_final(transcript: Object) -> bool:
 def history_of(message: Object) -> tuple[Stretch, ...]:
     """Return the history a message carries: in its artifact, or beside it on real calls.
 
-    VAPI's own shape is preferred, for it has times.
+    VAPI's own shape is preferred, because it has times.
     """
     artifact = child(message, "artifact")
     for holder in (artifact, message):

@@ -1,11 +1,11 @@
 """Where in a call a window of its history belongs. Pure; costs (length of the window)².
 
-An assistant may send the model the last few messages alone (`lastNMessages`, squads without
-context). A window is one piece of the call that ends at the newest. Callers and assistants say the
-same words again and again, so the words alone do not tell where a window lies: each way to lay it
-onto the end of what is known is scored, and the best one counts. What would say nothing new is
-preferred over what would double words, since the report of the whole call adds what is lacking and
-takes nothing back.
+An assistant may send the model only the last few messages (`lastNMessages`, squads without
+context). A window is one piece of the call that ends at the newest turn. Callers and assistants
+repeat the same words, so words alone do not show where a window lies: each way to lay it onto the
+end of the known call is scored, and the best one is used. A placement that adds nothing is
+preferred to one that would double words, because the report of the whole call adds what is missing
+but removes nothing.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from sidecar.channels.vapi.alignment import Pair, alike, words_of
 from sidecar.channels.vapi.history import Stretch
 
 LIMIT = 24
-"""A window of more stretches is laid by its words alone: repeats as long as that are rare."""
+"""A window of more stretches is placed by its words alone: repeats as long as that are rare."""
 _BEFORE = 8
 _COMPARED = 100
-"""So many words of two turns are compared where the turns are not the same."""
+"""How many words of two turns are compared where the turns are not the same."""
 _NEVER = float("-inf")
 
 _SAME = 2.0
@@ -43,13 +43,13 @@ class Sighting:
     """A history that came.
 
     Attributes:
-        stretches: Of it, never empty.
+        stretches: The stretches of the history, never empty.
         asked: It asks for a reply.
-        fresh: The reply to the newest turn that was asked about had gone out whole, so the
-            caller's last words were said after that turn, be they the same.
+        fresh: The reply to the newest turn that was asked about had been sent completely, so the
+            caller's last words came after that turn, even if they are the same words.
         late: It names no time: it may be older than what is known.
-        astray: It names no time, and its last reply is not the one that went out last.
-        heard: How many final transcripts there were of the caller's last words in it, so far.
+        astray: It names no time, and its last reply is not the one that was sent last.
+        heard: How many final transcripts of the caller's last words have come so far.
     """
 
     stretches: tuple[Stretch, ...]
@@ -66,9 +66,9 @@ class CallSoFar:
 
     Attributes:
         stretches: The call so far.
-        open_at: From this place on, words are open: a history may say more of them.
+        open_at: From this place on, turns are open: a history may extend them.
         asked_at: The place of the newest turn that was asked about, -1 where unknown.
-        is_final: The caller's open words were transcribed for good: they are no guess.
+        is_final: The caller's open words come from a final transcript: they are not a guess.
         windowed: Earlier histories were windows of the call.
     """
 
@@ -113,7 +113,10 @@ def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
 
 
 class _Laid:
-    """What each step costs in laying a history onto the end of a call. Places begin at `start`."""
+    """The score of each step when a history is laid onto the end of a call.
+
+    Places begin at `start`.
+    """
 
     def __init__(self, known: CallSoFar, shown: Sighting, start: int) -> None:
         stretches = shown.stretches
@@ -136,11 +139,11 @@ class _Laid:
             self._after = len(known.stretches) - 1
 
     def _is_open(self, place: int) -> bool:
-        """Whether more may be said of a turn: of what nobody has answered yet."""
+        """Whether a turn may still grow, because nobody has answered it yet."""
         return place >= max(self._known.open_at, len(self._known.stretches) - 1)
 
     def same(self, i: int, j: int) -> float:
-        """Both have the same turn."""
+        """Score of: both have the same turn."""
         place = self._start + i
         is_open = self._is_open(place)
         likeness = _likeness(self.old[i], self.new[j], is_open=is_open, cut=j == 0)
@@ -155,10 +158,10 @@ class _Laid:
         return likeness
 
     def not_shown(self, i: int, j: int) -> float:
-        """The history lacks a turn that is known."""
+        """Score of: the history lacks a turn that is known."""
         is_open = self._is_open(self._start + i)
         if j < len(self.new):
-            passed = self._start + i == self._after  # it was answered: a window would show it
+            passed = self._start + i == self._after  # answered, so a window would show it
             return _NOT_SHOWN_OPEN if is_open and not passed else _NOT_SHOWN
         if self._shown.astray:
             return 0.0
@@ -167,7 +170,7 @@ class _Laid:
         return _LATER_KNOWN_OPEN if is_open else _LATER_KNOWN
 
     def not_known(self, i: int, j: int) -> float:
-        """The history has a turn that is not known yet."""
+        """Score of: the history has a turn that is not known yet."""
         place = self._start + i
         if j >= self._last and place <= self._after and self._is_window:
             return _NEVER
@@ -179,7 +182,7 @@ class _Laid:
 
 
 def heard_again(known: Stretch, shown: Stretch) -> Stretch:
-    """Return open words as they are with what a window has of them: never less of them."""
+    """Return an open turn updated by a window's version; if that is a part of it, unchanged."""
     was, now = words_of(known.text), words_of(shown.text)
     if now[: len(was)] == was:
         return shown
@@ -192,13 +195,13 @@ def heard_again(known: Stretch, shown: Stretch) -> Stretch:
 
 
 def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
-    """Return with how many words the one ends and the other begins."""
+    """Return how many words at the end of `was` are also the beginning of `now`."""
     shorter = min(len(was), len(now), _COMPARED)
     return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
 
 
 def _heard_times(known: Sequence[Stretch], said: Sequence[str]) -> int:
-    """Return how often the caller is known to have said words, one after the other."""
+    """Return how often the caller is known to have said these words in a row."""
     return sum(_times(said, words_of(one.text)) for one in known if one.speaker == "caller")
 
 
