@@ -24,7 +24,7 @@ Fault: TypeAlias = Literal[
     "broken_after",  # posts only: taken and digested, then answered with 500
     "cut_after",  # posts only: taken and digested, then the connection is cut
     "gateway",  # posts only: taken; a proxy's 503 at once, while it is digested
-    "overflow",  # posts only: the model's context is exceeded, said inside the stream; nothing stored
+    "overflow",  # posts only: the stream says that the model's context is exceeded; nothing stored
     "stream_error",  # posts only: the run fails inside its stream and leaves nothing
 ]
 

@@ -5,7 +5,8 @@ agent in the call's conversation (`turn`). The agent edits its memory with tools
 registers and carries out itself, and has no other tool. Look-ups read the conversation
 (`history`): the server keeps no record of a post except its message.
 
-The protocol calls itself an alpha: this adapter speaks version 1, and its error names any other.
+The protocol calls itself an alpha: this adapter speaks version 1, and refuses any other with an
+error that names it.
 """
 
 import time

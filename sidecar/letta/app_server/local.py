@@ -1,6 +1,6 @@
 """The sidecar's own App Server on this machine, whose files it can delete.
 
-Any App Server deletes no conversation and keeps the history of an erased agent's memory. Here its
+An App Server deletes no conversation and keeps the history of an erased agent's memory. Here its
 files are ours, so that what is erased is deleted from them.
 """
 
