@@ -1,7 +1,7 @@
 """Talks to Letta about one batch: finds its agent, looks the batch up, posts it.
 
 Every way a request to Letta can end becomes one `Outcome` of `sidecar.delivery.decisions`; nothing
-is decided here. The journal is told only which agent and which conversation a batch goes to.
+is decided here. It writes to the journal only which agent and which conversation a batch goes to.
 """
 
 from collections.abc import Awaitable, Callable
@@ -51,7 +51,7 @@ class Courier:
     """Talks to Letta about one batch at a time per agent; never raises a `LettaError`.
 
     Args:
-        journal: Where agents and conversations are stored, before the first post.
+        journal: Stores agents and conversations durably, before the first post.
         letta: The Letta.
         resolve_agent: Finds or creates the agent of a reference.
         policy: Deadlines.

@@ -29,7 +29,7 @@ class DeliveryPolicy:
         post_timeout_s: Longest one post may take.
         grace_s: Added to `post_timeout_s` for the horizon: how long a server may go on after the
             client has left. More than `guard_s`, or a try could outlive its own horizon.
-        guard_s: A try recorded longer ago than this is recorded anew before it is sent.
+        guard_s: A try recorded longer ago than this is recorded again before it is sent.
         lookup_timeout_s: Longest one look-up may take. Finding the agent and opening the
             conversation may together take four times as long.
         retry_base_s: First wait after a post that was not taken; doubles.
@@ -108,7 +108,7 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Post the batch. `record_anew`: another try has to be recorded first."""
+    """Post the batch. `record_anew`: another try has to be recorded durably first."""
 
     record_anew: bool
 
@@ -151,7 +151,7 @@ def decide(
     """Return what to do with a claimed batch after `outcome`.
 
     Args:
-        facts: Of the batch as claimed, or as recorded anew.
+        facts: Of the batch as claimed, or as recorded again.
         outcome: What just happened; `CLAIMED` at the first step.
         now_s: Unix time.
         dice: In [0, 1), for the jitter.

@@ -3,8 +3,8 @@
 Theory of operation: blocks are read ahead and held, but a question to archival memory is not known
 before it is asked. So each search runs in a separate task, and `search` waits for it no longer
 than its budget. An answer that comes later is kept for the next time the same question is asked:
-VAPI asks several times in one turn. A breaker refuses searches while they fail, and a limit holds
-for those under way, so that a Letta that hangs costs neither waits nor the connections for blocks.
+VAPI asks several times in one turn. A breaker refuses searches while they fail, and only a few run
+at once, so that a Letta that hangs costs neither waits nor the connections that read blocks.
 """
 
 from collections import OrderedDict

@@ -102,9 +102,9 @@ class Snapshots:
         read_timeout_s: No read takes longer.
         poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
             at a time cannot read them all within it.
-        keep: Agents held in memory when no call is live for them; those not used for longest are
+        keep: Agents held in memory when no call is live for them; the least recently used are
             dropped first.
-        keep_bytes: Limit on the text of all of them; the same are dropped first.
+        keep_bytes: Limit on the text of all of them, in bytes; the same are dropped first.
         breaker: Refuses reads while Letta is down.
     """
 
@@ -398,7 +398,7 @@ class Snapshots:
         return entry
 
     def _evict(self, wanted: _Entry) -> None:
-        """Drop agents not used for longest, except `wanted` and those that something works on."""
+        """Drop the least recently used agents that no call, read or file uses, except `wanted`."""
         for agent_id in list(islice(self._entries, _LOOKED_AT)):
             if len(self._entries) <= self._keep and self._held_bytes <= self._keep_bytes:
                 return

@@ -49,9 +49,9 @@ class FaultScript(msgspec.Struct, forbid_unknown_fields=True):
     """Faults of a whole server.
 
     Attributes:
-        reads: Of every request that is no post.
-        posts: Of posts of messages.
-        seed: Of every draw.
+        reads: Faults of every request that is not a post.
+        posts: Faults of posts of messages.
+        seed: Seed of every draw.
         retry_after_s: What `limited` says.
         late_s: How much later `late` digests, and `delayed` begins.
     """

@@ -50,7 +50,7 @@ def page_of(request: web.Request, ids: list[str]) -> slice:
 def between(request: web.Request, ids: list[str]) -> slice:
     """Return the slice of messages, oldest first, that `before` and `after` ask for.
 
-    Unlike in other lists, both are points in time here, whatever the order.
+    Unlike in other lists, both are points in time here, in either order.
     """
     before, after = request.query.get("before", ""), request.query.get("after", "")
     start = ids.index(after) + 1 if after in ids else 0

@@ -23,7 +23,7 @@ class Trace:
 
     Attributes:
         stored: How often its message is stored. The server itself repeats a message when it
-            begins a turn anew.
+            begins a turn again.
         digested: The agent has answered it, and each of its tool calls reached us.
         last: No other batch comes after it.
         stored_at_s: When its newest message was stored, Unix time of the server; 0 without one.

@@ -1,7 +1,7 @@
 """The memory of the App Server's agents: blocks read from their files, edits committed to them.
 
 Theory of operation. Listing an agent's memory costs the server 50 to 100 ms; reading a file whose
-path is known 1 ms. So a read asks for the agent and for each known file at once, and lists anew
+path is known 1 ms. So a read asks for the agent and for each known file at once, and lists again
 only when a file is gone, when its head has changed, or when the last list is older than
 `_LIST_EVERY_S`. So unchanged memory costs little to read, a change of a known block is seen by the
 very next read, and a new block within that time.

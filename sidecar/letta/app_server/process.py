@@ -1,6 +1,6 @@
 """The Letta Code App Server as a child of this process: found, started, watched and ended.
 
-Theory of operation. The server lives in a folder of its own, which one process owns at a time (a
+Theory of operation. The server lives in its own folder, which one process owns at a time (a
 file lock). It is started in a new session, so a terminal's Ctrl-C does not reach it before the
 outbox is empty, and it is made to end with this process (`mortal`). A server that was left behind
 nevertheless is recognized by the path of its token file in its command line, and is ended before

@@ -1,4 +1,4 @@
-"""A small Letta of our own, for a first run without keys and for tests.
+"""A small Letta built into the sidecar, for a first run without keys and for tests.
 
 Agents, blocks, passages, conversations and messages in one SQLite file, with the semantics of the
 classic server that the sidecar relies on: an otid is digested once, a conversation takes one post
