@@ -1,7 +1,7 @@
-"""One batch at Letta's door: whom it goes to, the look-up, the post, each told as an outcome.
+"""Talks to Letta about one batch: finds its agent, looks the batch up, posts it.
 
-Every way a call to Letta can end becomes one event of `sidecar.delivery.decisions`; nothing is
-decided here, and nothing is written but what was learnt (the agent, the conversation).
+Every way a request to Letta can end becomes one `Outcome` of `sidecar.delivery.decisions`; nothing
+is decided here. It writes to the journal only which agent and which conversation a batch goes to.
 """
 
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ from sidecar.letta.port import Finding, Letta, Post
 from sidecar.model import AgentRef, Batch
 
 GONE_LIMIT = 3
-"""So many "no such agent" in a row make a learnt agent forgotten and looked for again."""
+"""After this many "no such agent" in a row, a learnt agent is forgotten and looked for again."""
 
 _FINDINGS: dict[Finding, BatchEvent] = {
     "found": BatchEvent.FOUND,
@@ -40,7 +40,7 @@ _FINDINGS: dict[Finding, BatchEvent] = {
 
 @dataclass(frozen=True, slots=True)
 class Addressed:
-    """A batch and its post. `nothing_sent`: no try of it can have got as far as Letta."""
+    """A batch and its post. `nothing_sent`: no earlier try of it can have reached Letta."""
 
     batch: Batch
     post: Post
@@ -51,7 +51,7 @@ class Courier:
     """Talks to Letta about one batch at a time per agent; never raises a `LettaError`.
 
     Args:
-        journal: Where agents and conversations are learnt durably, before the first post.
+        journal: Stores agents and conversations durably, before the first post.
         letta: The Letta.
         resolve_agent: Finds or creates the agent of a reference.
         policy: Deadlines.
@@ -126,7 +126,7 @@ class Courier:
         return replace(batch, call=replace(call, conversation_id=opened))
 
     async def look_up(self, addressed: Addressed) -> Outcome:
-        """Ask what became of an earlier try."""
+        """Ask Letta whether an earlier try of the batch has landed."""
         if addressed.nothing_sent:
             return Outcome(BatchEvent.ABSENT_FOR_GOOD)
         try:
@@ -173,7 +173,7 @@ class Courier:
         return Outcome(BatchEvent.DIGESTED)
 
     def _too_large(self, batch: Batch, error: TooLarge) -> Outcome:
-        """Try once in a new conversation; what is too large there is too large itself."""
+        """Retry once in a new conversation; a batch too large even there is too large by itself."""
         if batch.batch_id in self._moved:
             self._moved.discard(batch.batch_id)
             return _outcome(BatchEvent.TOO_LARGE, error)
@@ -182,10 +182,10 @@ class Courier:
         return _outcome(BatchEvent.CONVERSATION_GONE, error)
 
     async def _agent_gone(self, batch: Batch, error: AgentNotFound) -> Outcome:
-        """Count it; a caller's own agent is looked for again when it stays away.
+        """Count the answer; at `GONE_LIMIT`, forget a caller's own agent: it is looked for again.
 
-        Once is not enough: a Letta that answers wrongly for a moment must not cost a caller
-        their agent.
+        One such answer is not enough: a Letta that answers wrongly for a moment must not cost a
+        caller their agent.
         """
         times = self._times_gone.get(batch.lane, 0) + 1
         self._times_gone[batch.lane] = times

@@ -1,16 +1,17 @@
-"""What is done next with a batch: one function that decides each step from the state table.
+"""Decides what happens next to a batch: one function takes each step from the state table.
 
-Theory of operation: a try is recorded with its horizon before a byte goes out, so a batch that is
-`sending` may have landed, after any crash too. Three rules keep a batch from being lost or doubled:
+Theory of operation: a try is recorded with its horizon before its first byte is sent, so a batch
+in state `sending` may have landed, even after a crash. Three rules keep a batch from being lost or
+delivered twice:
 
-* A batch in doubt is looked up before it is sent, and only a look-up takes the doubt away. A try
-  that was refused says nothing about an earlier one: the server may be busy with just that.
-* `absent` counts for good only past the horizon of the last try: until then it may still land.
-* A batch is given up (`dead`) only after a try of its own has failed, never by age alone, and
+* A batch in doubt is looked up before it is sent again, and only a look-up removes the doubt. A
+  refused try says nothing about an earlier one: the server may be busy with exactly that one.
+* A look-up's `absent` is final only past the horizon of the last try: until then it may still land.
+* A batch is given up (`dead`) only after one of its tries has failed, never for its age alone. It
   stays stored: an operator can replay it.
 
-Everything here is pure: time and dice are arguments. The relay asks `decide` at each step and does
-what it says; `sidecar/journal/states.py` has the table.
+Everything here is pure: time and dice are arguments. The relay calls `decide` at each step and
+carries out the answer; the table is in `sidecar/journal/states.py`.
 """
 
 from dataclasses import dataclass
@@ -22,23 +23,23 @@ from sidecar.journal.states import BatchEvent, State, after
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPolicy:
-    """How long, how often, how patient.
+    """Deadlines, waits and limits of delivery.
 
     Attributes:
         post_timeout_s: Longest one post may take.
-        grace_s: Added to it for the horizon: what a server may still do after the client left.
-            More than `guard_s`, or a try could outlive its own horizon.
-        guard_s: A try recorded longer ago than this is recorded anew before it is sent.
-        lookup_timeout_s: Longest one look-up may take, and each step of finding the agent and
-            opening the conversation.
+        grace_s: Added to `post_timeout_s` for the horizon: how long a server may go on after the
+            client has left. More than `guard_s`, or a try could outlive its own horizon.
+        guard_s: A try recorded longer ago than this is recorded again before it is sent.
+        lookup_timeout_s: Longest one look-up may take. Finding the agent and opening the
+            conversation may together take four times as long.
         retry_base_s: First wait after a post that was not taken; doubles.
-        retry_cap_s: No wait is longer, save one that Letta asked for.
+        retry_cap_s: No wait is longer, except one that Letta asked for.
         busy_base_s: First wait after a 409; doubles.
         busy_cap_s: No wait after a 409 is longer.
-        retry_after_cap_s: Longest `Retry-After` that is heeded.
-        rejections_limit: So many definite rejections make a dead letter.
-        give_up_s: A batch this long after sealing, or after its replay, is given up when a try
-            fails.
+        retry_after_cap_s: A longer `Retry-After` is shortened to this.
+        rejections_limit: After this many definite rejections a batch is a dead letter.
+        give_up_s: Once this long has passed since a batch was sealed or replayed, it is given up
+            when a try fails.
     """
 
     post_timeout_s: float = 120.0
@@ -66,13 +67,13 @@ class DeliveryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a decision rests on.
+    """What `decide` knows of a batch.
 
     Attributes:
         attempt: Tries recorded before this claim.
         in_doubt: An earlier try may have landed, or may yet.
         horizon_s: Unix time until which a recorded try may still land.
-        tried_since_s: Unix time from which its giving up counts.
+        tried_since_s: Unix time from which `DeliveryPolicy.give_up_s` counts.
         rejections: Definite rejections so far.
         turns: How many turns it holds.
     """
@@ -87,10 +88,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What just happened, with what came along.
+    """What just happened to a batch.
 
     Attributes:
-        event: What.
+        event: What happened.
         error: For people, without a caller's words; empty when it went well.
         retry_after_s: Seconds Letta asked to wait, or None.
     """
@@ -102,24 +103,24 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """Ask Letta for the batch."""
+    """Ask Letta whether it has the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Post it. `record_anew`: another try has to be made durable first."""
+    """Post the batch. `record_anew`: another try has to be recorded durably first."""
 
     record_anew: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """It is digested, and nothing of it is at work any more."""
+    """Settle the batch: Letta has digested it, and nothing of it is at work any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back until `due_s`; `unknown` and `over` as in `Outbox.release`."""
+    """Give the batch back until `due_s`; `unknown` and `over` as in `Outbox.release`."""
 
     due_s: float
     unknown: bool
@@ -128,9 +129,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Make it a dead letter. Nothing else leaves the lane before `hold_until_s` (Unix time, or 0).
+    """Make the batch a dead letter; its lane sends nothing before `hold_until_s` (Unix time, or 0).
 
-    A try that nobody has answered may still be at work until then.
+    A try that was never answered may still be at work until then.
     """
 
     hold_until_s: float = 0.0
@@ -138,7 +139,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Replace it by two of half its turns: nothing of it is stored, and whole it never will be."""
+    """Replace the batch by two of half its turns: Letta holds none of it, and it is too large."""
 
 
 Step: TypeAlias = LookUp | Send | Settle | Release | Retire | Split
@@ -150,11 +151,11 @@ def decide(
     """Return what to do with a claimed batch after `outcome`.
 
     Args:
-        facts: Of the batch as claimed, or as recorded anew.
-        outcome: What just happened; `CLAIMED` first.
+        facts: Of the batch as claimed, or as recorded again.
+        outcome: What just happened; `CLAIMED` at the first step.
         now_s: Unix time.
         dice: In [0, 1), for the jitter.
-        policy: Figures.
+        policy: Deadlines, waits and limits.
 
     Raises:
         ValueError: the event cannot happen to a batch in this state.
@@ -189,7 +190,7 @@ def decide(
 def _qualified(
     facts: Facts, event: BatchEvent, *, now_s: float, policy: DeliveryPolicy
 ) -> BatchEvent:
-    """Tell apart what only figures tell apart."""
+    """Refine an event whose consequence depends on times and counts."""
     if event is BatchEvent.ABSENT and now_s >= facts.horizon_s:
         return BatchEvent.ABSENT_FOR_GOOD
     if event is BatchEvent.TOO_LARGE:
@@ -199,8 +200,8 @@ def _qualified(
     return event
 
 
-# These answer the try they end, so it can no longer land; and a try in doubt was sent again only
-# past the horizon of the one before. Nothing of the batch is on its way then.
+# Each of these answers the try it ends, so that try can no longer land; and a batch in doubt is
+# sent again only past the horizon of its earlier tries. So nothing of the batch is on its way.
 _ANSWERED = frozenset(
     {
         BatchEvent.FAILED,
@@ -228,7 +229,7 @@ def _wait_s(
         case BatchEvent.LOST | BatchEvent.CRASHED:
             wait_s = _POLL_FIRST_S
         case BatchEvent.RUNNING | BatchEvent.ABSENT | BatchEvent.UNANSWERED:
-            # Polls grow with the time since the try, and one falls on the horizon.
+            # The wait grows with the time since the try, and one poll falls on the horizon.
             since_s = now_s - (facts.horizon_s - policy.horizon_s)
             wait_s = min(max(_POLL_FIRST_S, since_s / 2), _POLL_CAP_S) * jitter
             left_s = facts.horizon_s - now_s
@@ -239,7 +240,7 @@ def _wait_s(
                 attempt, base_s=policy.busy_base_s, cap_s=policy.busy_cap_s, dice=dice
             )
         case BatchEvent.DENIED | BatchEvent.NO_AGENT | BatchEvent.AGENT_GONE:
-            # Only an operator mends these; a slow pace from the start spares their log.
+            # Only an operator can fix these; slow retries from the start keep the log short.
             wait_s = backoff_s(
                 attempt, base_s=policy.retry_cap_s / 8, cap_s=policy.retry_cap_s, dice=dice
             )

@@ -1,12 +1,12 @@
 """The relay: takes due batches out of the journal, posts them, and settles them.
 
 Theory of operation: one loop claims due lanes, as many as there are free slots, and starts one
-delivery for each. A delivery asks `delivery.decide` after every outcome what to do next, and ends
-by settling, releasing or retiring its batch; that is repeated until the journal has taken it, so
-no lane stays claimed and idle. What happens inside a delivery never ends the loop.
+delivery for each. A delivery calls `decide` after every outcome, and ends by settling, releasing,
+retiring or splitting its batch. It repeats that write until the journal accepts it, so no lane
+stays claimed and idle. A failure inside a delivery never ends the loop.
 
-While the breaker is open one delivery at a time is a probe. A delivery that is cancelled gives
-its batch back as unknown, if there is time; if not, the next run takes it back so.
+While the breaker is open, one delivery at a time goes out as a probe. A cancelled delivery gives
+its batch back as unknown if there is time; if not, the next run does that at its start.
 """
 
 from collections import Counter
@@ -43,15 +43,15 @@ from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer, Value
 T = TypeVar("T")
 
 _CLAIM_LIMIT = 32  # more would keep the journal's writer from appends for too long
-_IDLE_S = 30.0  # a due time that no append moved is found by then at the latest
+_IDLE_S = 30.0  # the journal is asked for its next due time at least this often
 _LOOK_S = 0.25  # between looks, where nothing wakes the loop
 _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
-_TOLD_S = 60.0  # for `on_settled`
+_TOLD_S = 60.0  # deadline of `on_settled`
 
 _FINDINGS = frozenset({BatchEvent.FOUND, BatchEvent.RUNNING, BatchEvent.ABSENT})
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
-# digest for longer than its deadline. The look-up that follows at once tells how Letta is.
+# digest for longer than the post's deadline. The look-up that soon follows shows how Letta is.
 _ENDPOINT_FAILED = frozenset({BatchEvent.REFUSED, BatchEvent.UNADDRESSED, BatchEvent.UNANSWERED})
 _ENDPOINT_WELL = _FINDINGS | {
     BatchEvent.DIGESTED,
@@ -79,16 +79,16 @@ class Relay:
         journal: Where batches come from.
         letta: Where they go.
         resolve_agent: Finds or creates the agent of a reference; may raise any `LettaError`.
-        policy: Figures of `delivery.decide`.
+        policy: Deadlines, waits and limits.
         concurrency: Deliveries under way at once.
-        breaker: Of this Letta; None for one of our own.
+        breaker: Of this Letta; None makes a new one.
         clock: Unix time in seconds.
         dice: Uniform in [0, 1).
         emit: Where events go.
         tracer: Makes a span of each delivery, linked to the turns it holds.
         on_changed: Called with the id of an agent whose memory a batch has changed, before that
             batch is settled; it returns at once and never raises.
-        on_settled: Told of each settled batch, beside the delivery; what it raises is logged.
+        on_settled: Called with each settled batch, in a separate task; what it raises is logged.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class Relay:
 
     @property
     def failing(self) -> bool:
-        """Whether the last delivery failed by Letta's fault."""
+        """Whether the last delivery failed because of Letta."""
         return self._breaker.failing
 
     async def run(self) -> None:
-        """Deliver until cancelled. One relay runs on a journal.
+        """Deliver until cancelled. Only one relay may run on a journal.
 
-        What an earlier run had claimed and could not give back is in doubt, and gets looked up.
+        Batches that an earlier run claimed and could not give back are in doubt, and looked up.
 
         Raises:
-            Exception: a fault of our own, outside any one delivery. Run it again.
+            Exception: a fault of this code, outside any delivery. Run it again.
         """
         self._under_way = 0
         self._breaker.abandoned()
@@ -157,7 +157,7 @@ class Relay:
                     await self._wait_for_work()
 
     async def flush(self, budget_s: float) -> int:
-        """Deliver what is pending now, also of live calls; `run` has to be under way.
+        """Deliver what is pending now, live calls included; `run` has to be under way.
 
         Returns after `budget_s`, or as soon as nothing more can be delivered within it.
 
@@ -183,7 +183,7 @@ class Relay:
     # The loop
 
     async def _start_some(self, deliveries: anyio.abc.TaskGroup) -> bool:
-        """Claim and start what is due; False when there was nothing, or no room."""
+        """Claim what is due and start its delivery; False if nothing is due or none may start."""
         room = min(self._concurrency - self._under_way, _CLAIM_LIMIT)
         if room <= 0:
             return False
@@ -218,7 +218,7 @@ class Relay:
             await anyio.sleep(_GATHER_S)
             return
         if self._breaker.is_open:
-            # The end of a probe says so by `_changed`; a due time is found at the next look.
+            # `_changed` is set when a probe ends; a due time is found at the next look.
             with anyio.move_on_after(max(self._breaker.retry_in_s(now_s=self._clock()), _LOOK_S)):
                 await self._changed.wait()
             return
@@ -227,7 +227,7 @@ class Relay:
         await self._journal.wait(wait_s)
 
     async def _until_taken(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a journal operation until it is taken."""
+        """Repeat a journal operation until it succeeds."""
         attempt = 0
         while True:
             try:
@@ -264,7 +264,7 @@ class Relay:
             deliveries.start_soon(self._tell, settled)
 
     async def _give_up_try(self, batch: Batch, error: str) -> None:
-        """Give a batch back when nothing is known of its try. No effect on one that has ended."""
+        """Give a batch back as unknown. No effect on one that is settled or given back already."""
         now_s = self._clock()
         self._faults[batch.lane] += 1
         wait_s = backoff_s(
@@ -278,9 +278,9 @@ class Relay:
         )
 
     def _span_of(self, batch: Batch) -> Span:
-        """Start the span of a delivery: in the trace of its first turn, linked to each.
+        """Start the span of a delivery: in the trace of its first turn, linked to each turn.
 
-        The turns' spans were stored with them, so it finds them after a restart, too.
+        The turns' spans are stored with them, so this works after a restart, too.
         """
         return self._tracer.start(
             "deliver batch",
@@ -297,7 +297,7 @@ class Relay:
         )
 
     async def _bring_home(self, batch: Batch, recorded_s: float, span: Span) -> Batch | None:
-        """Take the steps of one claim; returns the batch, with its agent, when it is settled."""
+        """Take the steps of one claim; return the batch, with its agent, if it was settled."""
         began_s = self._clock()
         addressed = await self._until_taken(lambda: self._courier.address(batch))
         if isinstance(addressed, Outcome):
@@ -341,8 +341,8 @@ class Relay:
         Args:
             addressed: The batch.
             recorded_s: Unix time at which this try was recorded; None when it was not.
-            horizon_s: Of the try recorded last.
-            span: Of the delivery.
+            horizon_s: Horizon of the try recorded last.
+            span: Span of the delivery.
 
         Returns:
             The outcome, and the horizon of the try it belongs to.
@@ -377,7 +377,7 @@ class Relay:
     async def _end(
         self, batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
     ) -> None:
-        """Store how this claim of the batch ends, and say it."""
+        """Store how this claim of the batch ends, and emit it."""
         self._faults.pop(batch.lane, None)
         if outcome.event is BatchEvent.REJECTED:
             self._rejections[batch.batch_id] += 1
@@ -428,7 +428,7 @@ class Relay:
         self._rejections.pop(batch.batch_id, None)
 
     def _judge_endpoint(self, event: BatchEvent, *, began_s: float) -> None:
-        """Count what says something about Letta as a whole, not about one agent or batch."""
+        """Tell the breaker an outcome that says something about Letta as a whole."""
         now_s = self._clock()
         if event in _ENDPOINT_WELL:
             if self._breaker.succeeded(now_s=now_s):
@@ -479,7 +479,7 @@ class Relay:
 
 
 def _asked(addressed: Addressed) -> dict[str, Value | None]:
-    """Return what the span of a post says, by the names of the GenAI conventions."""
+    """Return the attributes of a post's span, named by the GenAI conventions."""
     return {
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.provider.name": "letta",
@@ -491,7 +491,7 @@ def _asked(addressed: Addressed) -> dict[str, Value | None]:
 def _told(
     batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
 ) -> dict[str, Value | None]:
-    """Return how a delivery ended, for its span."""
+    """Return the attributes that say how a delivery ended, for its span."""
     return {
         "gen_ai.agent.id": batch.agent_id,
         "sidecar.batch.outcome": outcome.event.value,
@@ -507,7 +507,7 @@ def _told(
 
 
 class _OneAtATime:
-    """A lock per agent: two lanes may turn out to be one agent's. Gone when nobody wants it."""
+    """A lock per agent, since two lanes may belong to one agent. Dropped when nobody uses it."""
 
     def __init__(self) -> None:
         self._locks: dict[str, anyio.Lock] = {}

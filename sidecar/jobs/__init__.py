@@ -1,1 +1,1 @@
-"""Work beside the calls: what dead workers left, what is kept how long, callers forgotten."""
+"""Work apart from live calls: taking up what dead workers left, retention, forgetting callers."""

@@ -1,12 +1,14 @@
-"""Forgets a caller everywhere the sidecar can reach, and looks whether anything is left.
+"""Forgets a caller everywhere the sidecar can reach, and checks whether anything remains.
 
-Theory of operation: nothing is touched before it is known that the caller is not on the line and
+Theory of operation: nothing is erased before it is known that the caller is not on the line and
 that Letta answers. Then, in this order: spool files, the journal (from here on nothing more of
-the caller is posted), the last good copies, Letta. What was erased is then looked for in the bytes
-of every file below the data directory, and of every worker's in the spool. Each step may be repeated.
+the caller is posted), the last good copies, Letta. Then every file below the data directory, and
+every worker's file in the spool, is searched byte by byte for what was erased. Each step may be
+repeated.
 
 What comes late for an erased call (a report that VAPI repeats, turns that a worker still holds) is
-not stored: the journal keeps a tombstone of each, which names nobody, for as long as transcripts.
+not stored: the journal keeps a tombstone of each call, which names nobody, for as long as it keeps
+transcripts.
 """
 
 import errno
@@ -44,13 +46,13 @@ class Copies(Protocol):
     """The last good copies of agents' memory."""
 
     async def forget(self, agent_id: str) -> None:
-        """Erase what is held and kept of an agent."""
+        """Erase every copy of an agent's memory."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What is held of a caller, or was until it was erased.
+    """What is held of a caller, or was held until it was erased.
 
     Attributes:
         done: False: this is what would be erased.
@@ -91,11 +93,11 @@ class Forgetting:
     Args:
         journal: Of this sidecar.
         letta: Where agents live.
-        copies: Last good copies, in memory as well where a sidecar runs.
-        rules: By which a spool file's caller is known.
+        copies: Last good copies, those in memory as well if a sidecar runs.
+        rules: Rules that identify the caller of a spool file.
         directory: The data directory; all below it is searched.
         spool: Where workers leave turns.
-        spool_tenant: Whose workers; None where several tenants could.
+        spool_tenant: Whose workers leave turns there; None if several tenants may.
         emit: Where events go.
         clock: Unix time in seconds.
     """
@@ -136,10 +138,11 @@ class Forgetting:
         return self._report(caller_key, held, agents, spooled, done=False)
 
     async def forget(self, tenant: str, caller_key: str) -> Forgotten:
-        """Erase a caller and look for what is left.
+        """Erase a caller and look for remains.
 
         Raises:
-            CallerBusy: the caller is on the line, or on the way to Letta; nothing was erased.
+            CallerBusy: the caller is on the line, or a batch is on its way to Letta; nothing was
+                erased.
             LettaError: Letta does not answer; nothing was erased.
             JournalError: the journal failed; repeat it.
         """
@@ -213,7 +216,7 @@ class Forgetting:
         )
 
     async def _erase_at_letta(self, agents: Sequence[str], held: CallerHolding) -> list[str]:
-        """Erase agents and conversations; returns what is left, with what to do."""
+        """Erase agents and conversations; return what remains, with what to do."""
         left: list[str] = []
 
         async def erase(what: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -228,7 +231,7 @@ class Forgetting:
         for agent_id in agents:
             await self._copies.forget(agent_id)
             await erase(f"agent {agent_id}", lambda a=agent_id: self._letta.erase_agent(a))
-            await self._copies.forget(agent_id)  # a read under way may have kept another one
+            await self._copies.forget(agent_id)  # a read under way may have stored a new copy
         for agent_id, conversation_id in held.conversations:
             if agent_id not in agents:
                 await erase(
@@ -238,7 +241,7 @@ class Forgetting:
         return left
 
     def _unread(self) -> list[str]:
-        """Return the spool files that may be the caller's and do not say so. Blocking."""
+        """Return the spool files that may be the caller's but don't name one. Blocking."""
         if not self._spool.is_dir():
             return []
         if self._spool_tenant is None:
@@ -309,7 +312,7 @@ class _Spooled:
 
 
 def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRules) -> bool:
-    """Whether a file that its writer holds is a caller's, as far as it says so yet."""
+    """Whether a file that its writer still holds is a caller's, as far as it says by now."""
     try:
         opened = spooled_in(path).opened
     except OSError:
@@ -325,7 +328,7 @@ def _names_a_caller(path: Path) -> bool:
 
 
 def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIECES) -> list[bytes]:
-    """Return what to look for: the caller's key, and one telling piece of each of some turns.
+    """Return what to search for: the caller's key, and one distinctive piece of each of some turns.
 
     A piece is long enough not to be said by chance. Turns too short for one ("yes") have none.
 
@@ -345,9 +348,9 @@ def pieces_of(said: Iterable[str], caller_key: str, *, limit: int = SEARCHED_PIE
 
 
 def _searchable(directory: Path, spool: Path) -> list[Path]:
-    """Return the files to look into: all below the data directory, and what workers wrote.
+    """Return the files to search: all below the data directory, and workers' files in the spool.
 
-    A spool elsewhere may hold other people's files, of any size.
+    Only workers' files, since a spool elsewhere may hold other people's files, of any size.
     """
     found: dict[Path, None] = {}
     for path in sorted(directory.rglob("*")) if directory.is_dir() else ():
@@ -370,7 +373,7 @@ def _search(files: Sequence[Path], pieces: Sequence[bytes]) -> dict[Path, set[by
 
 
 def _windows(path: Path) -> Iterator[bytes]:
-    """Yield a file in pieces that overlap by more than a piece is long, without its holes."""
+    """Yield a file's data in windows that overlap by more than a piece's length; skip holes."""
     try:
         with path.open("rb") as file:
             tail, at = b"", 0
@@ -382,18 +385,18 @@ def _windows(path: Path) -> Iterator[bytes]:
                     return
                 yield tail + read
                 tail, at = read[-2 * _PIECE_BYTES :], data + len(read)
-    except OSError:  # gone meanwhile, as a log that was just emptied is
+    except OSError:  # gone meanwhile, like a log that was just emptied
         return
 
 
 def _data_from(descriptor: int, at: int) -> int | None:
-    """Return where a file's data goes on; None at its end. A hole of terabytes is none."""
+    """Return where a file's data continues; None at its end. Holes, however large, are skipped."""
     try:
         return os.lseek(descriptor, at, os.SEEK_DATA)
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
-        return at  # a file system that knows no holes
+        return at  # a file system without holes
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -1,9 +1,9 @@
 """Takes up what workers could not hand over: spool files whose writer is gone.
 
-A file is deleted after the journal holds all of it, so a crash in between repeats the intake,
-and the journal drops what it knows. A file that can't be read is set aside; it is deleted with the
-transcripts of its age, and at once where the caller did not agree that words are kept. A file that
-no worker wrote is left as it is.
+A file is deleted only when the journal holds all of it: a crash before that repeats the intake,
+and the journal drops what it has already. A file that can't be read is set aside; it is deleted
+together with transcripts of its age, or at once if the caller did not agree that words are kept. A
+file that no worker wrote is left as it is.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from sidecar.wire.spooled import Spooled
 
 LOOK_EVERY_S = 2.0
 LOOKS_APART_S = 0.1
-"""So much lies between two looks, however often one is asked for."""
+"""Shortest time between two looks, however often one is asked for."""
 
 
 class SpoolIntake:
@@ -31,7 +31,7 @@ class SpoolIntake:
     Args:
         calls: Where what is found is stored.
         directory: The spool; it need not exist.
-        tenant: Whose workers write there. A file carries no credential, so one tenant owns it.
+        tenant: Whose workers write there. A file carries no credential, so one tenant owns all.
         emit: Where events go.
     """
 
@@ -56,11 +56,11 @@ class SpoolIntake:
                 await self._asked.wait()
 
     def look_soon(self) -> None:
-        """Have the next look now: who calls may be calling back after their worker died."""
+        """Start the next look soon: a caller may be calling back after their worker died."""
         self._asked.set()
 
     async def look(self) -> None:
-        """Take up every file whose writer is gone; the fault of one holds up no other."""
+        """Take up every file whose writer is gone; a fault in one does not hold up the others."""
         found = await anyio.to_thread.run_sync(look_into, self._directory)
         there = {*found.foreign, *(path.name for path in found.files)}
         self._told = {name: why for name, why in self._told.items() if name in there}
@@ -74,11 +74,11 @@ class SpoolIntake:
                         await self._take_up(file)
                     finally:
                         file.close()
-            except Exception as error:  # noqa: BLE001 - said; this file waits for the next look
+            except Exception as error:  # noqa: BLE001 - emitted; this file waits for the next look
                 self._refuse(path.name, getattr(error, "strerror", "") or type(error).__name__)
 
     def _refuse(self, name: str, why: str) -> None:
-        """Say once for as long as it is so that a file is not taken up."""
+        """Emit why a file is not taken up, once for as long as the reason lasts."""
         if self._told.get(name) != why:
             self._told[name] = why
             self._emit(telemetry.spool_refused, file=name, error=why)

@@ -1,4 +1,4 @@
-"""Erases what was kept long enough: turns that Letta has, and spool files set aside."""
+"""Erases what was kept long enough: turns that are delivered, and spool files set aside."""
 
 import time
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class Retention:
     """Erases at the start, and every hour.
 
     Args:
-        journal: Whose settled turns are erased.
+        journal: The journal in which calls are erased.
         spool: The directory of the spool.
-        kept_s: For how long a turn is kept after it was settled, and a file after it was written.
+        kept_s: How long a call is kept after it ended, and a file after it was written.
         emit: Where events go.
         clock: Unix time that never jumps.
     """
@@ -47,11 +47,11 @@ class Retention:
         """Erase until cancelled.
 
         Raises:
-            JournalError: the journal failed; start it again.
+            JournalError: the journal failed; run this again.
         """
         while True:
             wall_s = time.time()
-            # Nothing is erased early for a clock that was ahead, be it at the start or just now.
+            # Nothing is erased early because a clock ran ahead, at the start or just now.
             before_s = min(self._clock(), wall_s) - self._kept_s
             erased = await self._journal.erase_settled(before_s=before_s)
             if erased:

@@ -1,1 +1,1 @@
-"""The only rooms that know how a Letta is spoken to."""
+"""The only package that knows how to talk to a Letta."""

@@ -1,4 +1,4 @@
-"""What an agent learned, change by change, where its Letta keeps that: the App Server does, in git."""
+"""What an agent learned, change by change, if its Letta keeps that. The App Server does, in git."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SYSTEM: Final = "system/"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What a change did to one block: lines of its value, as they were and are."""
+    """What a change did to one block: the lines of its value that it removed and added."""
 
     label: str
     removed: tuple[str, ...]
@@ -25,10 +25,10 @@ class Change:
     """One change of an agent's memory.
 
     Attributes:
-        change_id: By which Letta knows it; its first characters do where no other begins so.
+        change_id: Letta's id of it; its first characters suffice if no other id begins with them.
         at_s: Unix time of the server.
-        batch_id: Of the batch whose digestion made it; empty: somebody else did.
-        edits: By block.
+        batch_id: Id of the batch whose digestion made it; empty if something else made it.
+        edits: One for each block that changed.
     """
 
     change_id: str
@@ -39,7 +39,7 @@ class Change:
 
 @runtime_checkable
 class KeepsChanges(Protocol):
-    """A Letta that can tell how an agent's memory came to be."""
+    """A Letta that keeps the history of an agent's memory."""
 
     async def changes(self, agent_id: str, *, limit: int) -> Sequence[Change]:
         """Return the newest changes of an agent's memory, newest first.
@@ -58,7 +58,7 @@ def batch_of(subject: str) -> str:
 
 
 def edits_of(diff: str) -> tuple[Edit, ...]:
-    """Return what a commit's diff did to blocks. The head of a new file is no part of its block."""
+    """Return what a commit's diff did to blocks, the head of a new file not included."""
     edits: list[Edit] = []
     label, in_hunk, fences = "", False, 2
     removed: list[str] = []

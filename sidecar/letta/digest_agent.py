@@ -41,14 +41,14 @@ def caller_tags(tenant: str, caller_key: str) -> tuple[str, ...]:
 
 
 def tags_of_tenant(tenant: str) -> tuple[str, ...]:
-    """Return the tags that every agent this product made carries; an empty tenant: of all."""
+    """Return the tags of every agent that this product made for a tenant; empty: for any tenant."""
     return ("voice-sidecar", f"voice-tenant:{tenant}") if tenant else ("voice-sidecar",)
 
 
 def spec_of_caller(
     tenant: str, caller_key: str, *, model: str = "", embedding: str = ""
 ) -> AgentSpec:
-    """Return what the agent of a new caller is made from."""
+    """Return the spec of a new caller's agent."""
     return AgentSpec(
         name=f"caller-{caller_key[:8]}",
         system=DIGEST_SYSTEM,
@@ -60,7 +60,7 @@ def spec_of_caller(
 
 
 def spec_named(name: str, tenant: str, *, model: str = "", embedding: str = "") -> AgentSpec:
-    """Return what an agent that its owner names is made from (`sidecar agents create`)."""
+    """Return the spec of an agent that its owner names (`sidecar agents create`)."""
     return AgentSpec(
         name=name,
         system=DIGEST_SYSTEM,

@@ -3,11 +3,11 @@
 Theory of operation: the rules say, without asking Letta, whose memory a call belongs to
 (`resolve`): an agent named by the owner's own backend, one in the owner's map, the one fixed agent,
 or the caller's own. A caller's own agent carries tags made of the tenant and the caller's key; it
-is found by all of them and otherwise created (`Identity.agent_of`). What was created is learnt at
-once, whatever becomes of the rest: a Letta whose list is late, or has no tags, would be asked for
-another each time. Two sidecars may create one at the same moment: after creating, the tags are
-looked up again, and the oldest agent wins everywhere. Never by name, and never the first of several
-that merely resemble.
+is found by all of them and otherwise created (`Identity.agent_of`). A created agent is stored at
+once, even if a later step fails: otherwise a Letta whose list is late, or has no tags, would be
+asked for another agent each time. Two sidecars may create one at the same moment: after creating,
+the tags are looked up again, and the oldest agent wins everywhere. An agent is never looked up by
+name, and never picked because it is similar.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from sidecar.telemetry import Emit
 
 
 class Identity:
-    """Finds or creates the agent a reference stands for, once at a time per caller.
+    """Finds or creates the agent a reference stands for, one task at a time per caller.
 
     Args:
         letta: Where agents live.
-        directory: What was learnt before.
+        directory: The agents that are known already.
         rules: As for `resolve`.
         emit: Where events go.
     """
@@ -48,7 +48,7 @@ class Identity:
         return ref.agent_id or await self._directory.agent_of(ref)
 
     async def agent_of(self, ref: AgentRef) -> str:
-        """Return the agent id, finding or creating the agent where that is needed.
+        """Return the agent id, finding or creating the agent if needed.
 
         Raises:
             LettaUnavailable: Letta did not answer; try again later.
@@ -67,7 +67,7 @@ class Identity:
             return await self._find_or_create(ref, ref.caller_key)
 
     async def found_agent(self, ref: AgentRef) -> str | None:
-        """Return the agent id where there is an agent; creates none and stores nothing.
+        """Return the agent id if there is an agent; create none and store nothing.
 
         Raises:
             LettaUnavailable: Letta did not answer; try again later.
@@ -103,7 +103,7 @@ class Identity:
         return await self._oldest_after(ref, tags, created)
 
     async def _oldest_after(self, ref: AgentRef, tags: Sequence[str], created: str) -> str:
-        """Return the agent that every sidecar agrees on: not ours where another was quicker."""
+        """Return the agent that every sidecar agrees on, the oldest; delete ours if it is not."""
         found = await self._letta.find_agents(tags)
         agent_id = _oldest(found) if found else created
         if agent_id != created and any(agent.agent_id == created for agent in found):
@@ -118,7 +118,7 @@ class Identity:
 
 
 class _LaneLock:
-    """A lock per lane that is gone when nobody wants it."""
+    """A lock per lane, dropped when nobody uses it."""
 
     def __init__(self, locks: dict[str, tuple[anyio.Lock, int]], lane: str) -> None:
         self._locks = locks

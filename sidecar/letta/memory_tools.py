@@ -1,12 +1,12 @@
-"""How an agent whose memory tools are ours sees and edits its blocks. Pure.
+"""How an agent with our memory tools sees and edits its blocks. Pure.
 
-The embedded Letta's agent has them, and the App Server's, which has none of its own. The prompt
-has Letta's own layout, and the tools the names of Letta's own, so that a model finds here what it
-would find there.
+The agents of the embedded Letta have these tools, and those of the App Server, which brings none.
+The prompt has Letta's layout and the tools have the names of Letta's tools, so that a model finds
+here what it would find there.
 
-What a block holds is what a caller said, in the end. In the prompt it is escaped, so that it can
-neither close a tag nor open one; and since a model copies what it sees, the texts it gives the
-tools of such a prompt are read as escaped alike.
+What a block holds was, in the end, said by a caller. In the prompt it is escaped, so that it can
+neither close a tag nor open one. Since a model copies what it sees, the texts it gives to the tools
+of such a prompt are unescaped.
 """
 
 import html
@@ -27,15 +27,15 @@ Blocks: TypeAlias = Mapping[str, Block]
 ESCAPES = "Their text is escaped: &amp; stands for &, &lt; and &gt; for angle brackets."
 _NO_TAG_NAME = re.compile(r"[^\w.-]")
 _LAYOUT = frozenset({"memory_blocks", "description", "metadata", "value"})
-# What `system_prompt` and a posted transcript write for a character.
+# How `system_prompt` and a posted transcript write a character that they escape.
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|#x27|#([0-9]{1,6}));")
 
 
 def system_prompt(instructions: str, blocks: Blocks) -> str:
     """Return an agent's instructions followed by its blocks, as Letta lays them out.
 
-    Labels, descriptions and values are escaped and printable: whatever they hold, the tags in the
-    text are these. The agent's tools are `edited(..., escaped=True)`.
+    Labels, descriptions and values are escaped and printable: whatever they hold, they add no tag
+    to the text. The agent's tool calls go to `edited(..., escaped=True)`.
     """
     lines = [
         instructions,
@@ -62,7 +62,7 @@ def _escape(text: str) -> str:
 
 
 def _tag_of(label: str) -> str:
-    """Return a label as the name of a tag, none of the layout's own; it reads back as the label."""
+    """Return a label as a tag name that is none of the layout's; unescaped, it is the label."""
     tag = _NO_TAG_NAME.sub(lambda found: f"&#{ord(found[0])};", label)
     return f"&#{ord(tag[0])};{tag[1:]}" if tag in _LAYOUT else tag
 
@@ -146,7 +146,7 @@ ARCHIVE_SCHEMA: Mapping[str, Any] = {
 
 
 def archived(call: ToolCall) -> tuple[str, str]:
-    """Read a call of `ARCHIVE`: what to keep, empty where that is nothing, and the answer."""
+    """Read a call of `ARCHIVE`; return the text to keep, empty for none, and the tool's answer."""
     try:
         text = printable(_unescape(_arguments(call, ("content",))["content"])).strip()
     except _Refused as refusal:
@@ -158,10 +158,10 @@ def edited(blocks: Blocks, call: ToolCall, *, escaped: bool = False) -> tuple[Bl
     """Carry out one tool call.
 
     Args:
-        blocks: As they are.
-        call: What the model asks.
-        escaped: It saw the blocks in `system_prompt`: its texts are read, and the answer is
-            written, as escaped there.
+        blocks: The blocks before it.
+        call: The model's call.
+        escaped: The model saw the blocks in `system_prompt`: its texts are unescaped, and the
+            answer is escaped.
 
     Returns:
         The blocks after it, and the tool's answer to the model. A call that may not or cannot be
@@ -197,7 +197,7 @@ def _edited_block(blocks: Blocks, call: ToolCall, *, escaped: bool) -> Block:
 
 
 def _as_meant(given: Mapping[str, str], blocks: Blocks) -> dict[str, str]:
-    """Read a model's texts as escaped; what names a block or a piece of it, as found there."""
+    """Unescape a model's texts; keep a label or `old_str` as given if only that can be found."""
     meant = {name: _unescape(text) for name, text in given.items()}
     if meant["label"] not in blocks:
         meant["label"] = given["label"]

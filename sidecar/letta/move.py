@@ -1,10 +1,10 @@
 """Carries an agent from one Letta to another: whole, or block by block. The source stays as it is.
 
 Theory of operation. A moved agent carries a tag with the id of the one it came from, so a second
-move finds it and makes no other. Between two Lettas that both know agent files (.af), that file is
-carried: the agent's instructions, model, tools, blocks and own messages. Otherwise a new agent is
-made of the blocks and the tags, fit to digest transcripts; messages and archival passages stay
-behind. What arrived is read back and compared.
+move finds it and creates no other. Between two Lettas that both know agent files (.af), that file
+is carried: the agent's instructions, model, tools, blocks and own messages. Otherwise a new agent
+that digests transcripts is created with the blocks and the tags; messages and archival passages
+stay behind. What arrived is read back and compared.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ at the target that did not come from this one. Both are left alone."""
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What is to become, or became, of one agent.
+    """What a move would do, or did, with one agent.
 
     Attributes:
         agent_id: At the source.
         name: Of the agent.
-        state: What is so, or was done.
+        state: What the move found or did.
         how: By agent file, or block by block.
-        target_id: At the target; empty: there is none yet.
+        target_id: Its id at the target; empty if it is not there yet.
         blocks: Label and length in characters of each block that is carried.
     """
 
@@ -59,7 +59,7 @@ class KnowsAgentFiles(Protocol):
         ...
 
     async def import_agent(self, file: str, *, tags: Sequence[str]) -> str:
-        """Make an agent of a file, with these tags and no other; return its id.
+        """Create an agent from a file, with these tags and no other; return its id.
 
         Raises:
             Rejected: the server does not take the file.
@@ -69,7 +69,7 @@ class KnowsAgentFiles(Protocol):
 
 
 async def agents_to_move(source: Letta, agent_id: str) -> Sequence[FoundAgent]:
-    """Return the agent with this id, or, without one, all that this product made.
+    """Return the agent with this id, or, if it is empty, all that this product made.
 
     Raises:
         AgentNotFound: no such agent at the source.
@@ -86,7 +86,7 @@ async def agents_to_move(source: Letta, agent_id: str) -> Sequence[FoundAgent]:
 
 
 async def plan(source: Letta, target: Letta, agent: FoundAgent) -> Move:
-    """Tell what a move would do; nothing is changed.
+    """Return what a move would do; nothing is changed.
 
     Raises:
         LettaError: one of the two did not answer.
@@ -116,7 +116,7 @@ async def plan(source: Letta, target: Letta, agent: FoundAgent) -> Move:
 async def carry_out(
     source: Letta, target: Letta, agent: FoundAgent, *, model: str, embedding: str
 ) -> Move:
-    """Move an agent where `plan` says it is to be moved; may be repeated.
+    """Move an agent if `plan` says that it is to be moved; may be repeated.
 
     Args:
         source: Where it lives; nothing there is changed.
@@ -157,9 +157,10 @@ def _tags(agent: FoundAgent) -> tuple[str, ...]:
 
 
 def _alike(here: Sequence[Block], there: Sequence[Block]) -> bool:
-    """Whether all that is here is said there, too.
+    """Return whether each block here has the same value there.
 
-    The App Server trims the end of a value; the classic one gives some agents a block of its own.
+    White space at a value's end is ignored: the App Server trims it. So are more blocks there: the
+    classic server adds one to some agents.
     """
     said = {block.label: block.value.rstrip() for block in there}
     return all(said.get(block.label) == block.value.rstrip() for block in here)

@@ -1,8 +1,8 @@
-"""A plug in the line to Letta, for the local page to pull: a fault at the port, not a show of one.
+"""A plug in the line to Letta that the local page can pull: a real fault at the port, not a show.
 
-While it is pulled, everything asked of this Letta ends as with a host that refuses connections,
-and what was under way is cut off as by a lost connection: a post in flight has an unknown outcome.
-The relay, the snapshots and the breakers behind it meet what they would meet in a real outage.
+While it is pulled, every request to this Letta fails as if the host refused connections, and what
+was under way is cut off as by a lost connection: a post in flight has an unknown outcome. The
+relay, the snapshots and their breakers meet what they would meet in a real outage.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,7 +53,7 @@ class PluggedLetta(Letta):
             scope.cancel()
 
     def restore(self) -> None:
-        """Let Letta be reached again; who waits for a next try still waits."""
+        """Make Letta reachable again; what waits for its next try still waits."""
         if self._pulled:
             self._emit(telemetry.plug_restored)
         self._pulled = False
@@ -120,8 +120,8 @@ class PluggedLetta(Letta):
         """Ask the Letta behind the plug.
 
         Raises:
-            LettaError: what it raised; or `refused` with the plug out, `cut` when it was pulled
-                meanwhile, `LettaUnavailable` where these are not given.
+            LettaError: what that Letta raised; `refused` if the plug is pulled, `cut` if it was
+                pulled meanwhile, or `LettaUnavailable` if the one that applies is not given.
         """
         if self._pulled:
             raise refused or _unreachable()

@@ -22,7 +22,7 @@ class Post:
         conversation_id: The conversation of the call, of this agent.
         text: One user message: the tagged transcript of the batch.
         first_sent_at_s: Unix time of the first try: no trace of it can be older.
-        final: Nothing of its call comes after it.
+        final: No other batch of its call comes after it.
     """
 
     batch_id: str
@@ -41,7 +41,7 @@ class AgentSpec:
         name: Shown to the owner; holds no number.
         system: The agent's instructions; empty takes the server's own.
         blocks: Its first memory.
-        tags: By which it is found again.
+        tags: The tags by which it is found again.
         model: Model handle in the server's form, empty for the server's default.
         embedding: Embedding handle, empty for the server's default.
         metadata: Free values kept with the agent.
@@ -69,8 +69,8 @@ class FoundAgent:
 class Letta(Protocol):
     """A Letta of any generation.
 
-    Every call has a deadline of its own and ends in a value or in an error of
-    `sidecar.errors.LettaError`; libraries' errors never pass. No call retries by itself.
+    Every method has a deadline and either returns or raises a `sidecar.errors.LettaError`; it never
+    raises a library's error, and never retries by itself.
     Every method may raise `LettaDenied` when the key is refused.
     """
 
@@ -110,7 +110,7 @@ class Letta(Protocol):
     async def open_conversation(self, agent_id: str, *, label: str) -> str:
         """Start a conversation of the agent and return its id.
 
-        Promises nothing about a conversation whose answer was lost: it stays empty.
+        Promises nothing if the answer was lost: a conversation may exist then, and stays empty.
 
         Raises:
             AgentNotFound: no such agent.
@@ -129,19 +129,19 @@ class Letta(Protocol):
         Raises:
             NotAccepted: certainly not taken; the same post may be sent again later.
             OutcomeUnknown: perhaps taken; `find` first.
-            Rejected: never to be taken.
+            Rejected: not taken, and the same post never will be.
             AgentNotFound: the agent is gone.
             ConversationGone: the agent exists, the conversation does not.
         """
         ...
 
     async def find(self, post: Post) -> Finding:
-        """Look a post of unknown outcome up.
+        """Look up a post of unknown outcome.
 
         Returns:
             `found`: the message is stored, the run is over. `running`: a run that may be ours is
-            still at work. `absent`: no trace, and nothing at work that could still leave one; so
-            also when the conversation is gone.
+            still at work. `absent`: no trace, and nothing at work that could still leave one; also
+            returned when the conversation is gone.
 
         Raises:
             LettaUnavailable: the look-up failed; nothing is known.

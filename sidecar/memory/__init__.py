@@ -1,1 +1,1 @@
-"""Before the prompt: what the agent knows, at hand when it is needed."""
+"""Before the prompt: what the agent knows, ready when it is needed."""

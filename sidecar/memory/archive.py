@@ -1,10 +1,10 @@
-"""Letta's archival memory, asked while somebody waits for the answer.
+"""Searches in Letta's archival memory while somebody waits for the answer.
 
-Theory of operation: blocks are read ahead and held, but what archival memory is asked is known
-only when it is asked. So a search is a task of its own, and who asks waits for no longer than a
-budget. An answer that comes later is kept and serves the same question the next time: VAPI asks
-several times in one turn. A breaker refuses searches while they fail, and only so many run at
-once, so that a Letta which hangs costs neither waits nor the connections that blocks are read by.
+Theory of operation: blocks are read ahead and held, but a question to archival memory is not known
+before it is asked. So each search runs in a separate task, and `search` waits for it no longer
+than its budget. An answer that comes later is kept for the next time the same question is asked:
+VAPI asks several times in one turn. A breaker refuses searches while they fail, and only a few run
+at once, so that a Letta that hangs costs neither waits nor the connections that read blocks.
 """
 
 from collections import OrderedDict
@@ -50,7 +50,7 @@ class Archive:
     """Searches in the archival memory of any agent.
 
     Args:
-        source: What is searched; each search ends by a deadline of the source's own.
+        source: What is searched; it ends each search by its own deadline.
         emit: Where events go.
         clock: Unix time in seconds.
         breaker: Refuses searches while they fail.
@@ -74,7 +74,7 @@ class Archive:
         self._tasks: TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Serve searches until cancelled; before, nothing is found."""
+        """Serve searches until cancelled; before this has started, nothing is found."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             task_status.started()
@@ -85,7 +85,7 @@ class Archive:
 
         Promises: never raises, never waits for longer than `budget_s`; at most `FOUND_LIMIT`
         passages, of this agent alone. A question answered within the last `KEPT_S` is answered at
-        once. Nothing found and not found out in time look the same.
+        once. A search that finds nothing and one that is too slow return the same.
         """
         question = " ".join(question.split())[:QUESTION_CHARS]
         if not question:
@@ -98,7 +98,7 @@ class Archive:
         return search.found
 
     def _begun(self, agent_id: str, question: str) -> _Search | None:
-        """Return the search for a question: one that is good still, one at work, or a new one."""
+        """Return the question's search: one still good, one under way or, if allowed, a new one."""
         now_s = self._clock()
         while self._searches:
             oldest = next(iter(self._searches.values()))

@@ -2,9 +2,9 @@
 
 Theory of operation: a *fresh* snapshot is as good as a read. A *stale* one is served at once
 while a read goes on behind it (stale-while-revalidate), also when that read fails
-(stale-if-error). One that was read before a change that is known of is *outdated*, and stale
-however young it is. An *expired* one is so old that a call's first prompt waits for a read, within
-the cold-start budget, before it is served all the same: old memory is better than none.
+(stale-if-error). One that was read before a known change is *outdated*, and stale however young it
+is. An *expired* one is so old that a call's first prompt waits for a read, within the cold-start
+budget, before it is served anyway: old memory is better than none.
 *Absent*: there is nothing to serve.
 """
 

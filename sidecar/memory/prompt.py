@@ -1,10 +1,10 @@
 """A snapshot and what was said recently, as the text that goes into the prompt. Pure.
 
 Theory of operation: the same snapshot, recent turns, nonce and limits give the same bytes, so
-that a model provider's prompt cache holds while nothing changed; no clock and no age is in the
-text. Everything a caller or an agent wrote stands inside a fence whose name carries a nonce, with
+that a model provider's prompt cache holds while nothing changed; the text contains no time and no
+age. Everything a caller or an agent wrote is inside a fence whose name carries a nonce, with
 ``&``, ``<`` and ``>`` escaped: a value can neither close the fence nor open a tag, whatever it
-holds. Each value and the whole are bounded, and what was cut is said.
+holds. Each value and the total are bounded, and `cut_chars` says how much was left out.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class PromptLimits:
 
     Attributes:
         block_chars: Of one block's value.
-        total_chars: Of all values together; and of all labels and descriptions, a block's tags
-            counting as 40 characters.
+        total_chars: Of all values together; and, counted separately, of all labels and
+            descriptions, with 40 characters for each block's tags.
         recent_chars: Of what was said recently.
     """
 
@@ -59,10 +59,10 @@ NOTHING = RenderedMemory("", "", 0)
 
 
 def nonce_of(secret: bytes, call: str) -> str:
-    """Return the nonce of a call's fence: 12 hex digits, stable, not to be guessed by a caller.
+    """Return the nonce of a call's fence: 12 hex digits, stable, which a caller can't guess.
 
     Args:
-        secret: This installation's own, at least 16 bytes.
+        secret: Secret of this installation, at least 16 bytes.
         call: Key of the call.
     """
     return hashlib.blake2b(call.encode(), key=secret[:64], digest_size=6).hexdigest()
@@ -121,7 +121,7 @@ def _block_lines(block: Block, shown: str, cut: int) -> list[str]:
 
 
 def _newest(recent: Sequence[Turn], limit_chars: int) -> tuple[list[tuple[Turn, str]], int]:
-    """Keep the newest turns within the limit; the last one is cut rather than left out."""
+    """Keep the newest turns within the limit; the oldest of them is cut rather than left out."""
     kept: list[tuple[Turn, str]] = []
     left = limit_chars
     cut = 0

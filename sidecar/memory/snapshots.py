@@ -1,12 +1,13 @@
-"""The cache of snapshots: what the prompt path reads, and the reads behind it.
+"""The cache of snapshots: what the prompt path is served, and the reads that fill it.
 
-Theory of operation: the prompt path looks at `held` and never at Letta. Events start a read
-(`refresh`): a call opens, the caller begins to speak, a batch settled, the poll of live calls.
-One read per agent is in flight; a read asked for after Letta changed something (`changed`) must not
-be answered by one that started before, so such a read runs again. A breaker over
-all agents refuses reads while Letta is down: what is held serves at once, and one probe at a
-time goes out. The poll is spread over its period and bounded, since a read that waits for a
-connection spends its deadline there: a thousand at once would pass for a Letta that is down.
+Theory of operation: the prompt path uses `held` and never asks Letta. A read (`refresh`) starts
+when a call opens, when the caller begins to speak, when a batch is settled, and by the poll of live
+calls. One read per agent is under way at a time. A read that is asked for after a change
+(`changed`) must not be answered by one that began before it, so another read follows that one.
+One breaker for all agents refuses reads while Letta is down: what is held is served at once, and
+one probe at a time goes out. The poll is spread over its period and bounded, since a read that
+waits for a connection uses up its deadline there: a thousand at once would look like a Letta that
+is down.
 """
 
 import math
@@ -30,9 +31,9 @@ from sidecar.telemetry import Emit
 SUSPECT_READS = 3
 SUSPECT_S = 600.0
 MISSING_READS = 3
-"""An agent not found so often in a row is gone, and what it knew is no longer served."""
+"""After this many reads in a row that find no agent, its memory is no longer served."""
 KEEP_BYTES = 64 << 20
-"""Text of memories held for calls to come; the copies on disk hold the rest."""
+"""Limit on the text held in memory for later calls; the copies on disk hold the rest."""
 _LOOKED_AT = 64
 POLLS_AT_ONCE = 32
 """Reads of the poll under way at once: below the 50 connections of `RestLetta`."""
@@ -48,7 +49,7 @@ class BlockSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A snapshot at hand.
+    """A snapshot in memory.
 
     Attributes:
         snapshot: What was read.
@@ -62,12 +63,12 @@ class Held:
 
 
 class Refresh:
-    """A read under way, or one that ended. `done` is set when it has ended, either way."""
+    """A read that is under way or has ended. `done` is set when it ends, failed or not."""
 
     def __init__(self, started_s: float, changes: int) -> None:
         self.started_s = started_s
         self.changes = changes
-        """How many changes were known of when it began."""
+        """How many changes were known when it began."""
         self.done = anyio.Event()
         self.succeeded = False
 
@@ -101,8 +102,9 @@ class Snapshots:
         read_timeout_s: No read takes longer.
         poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
             at a time cannot read them all within it.
-        keep: Agents held in memory when no call is live for them; the least used go first.
-        keep_bytes: What the text of all of them may come to, likewise.
+        keep: Agents held in memory when no call is live for them; the least recently used are
+            dropped first.
+        keep_bytes: Limit on the text of all of them, in bytes; the same are dropped first.
         breaker: Refuses reads while Letta is down.
     """
 
@@ -160,16 +162,16 @@ class Snapshots:
 
     @property
     def degraded(self) -> bool:
-        """Whether Letta is taken to be down: what is held serves, and probes go out."""
+        """Whether Letta counts as down: what is held is served, and only probes go out."""
         return self._breaker.is_open
 
     @property
     def failing(self) -> bool:
-        """Whether the last read failed by Letta's fault."""
+        """Whether the last read failed because of Letta."""
         return self._breaker.failing
 
     def held(self, agent_id: str) -> Held | None:
-        """Return what is at hand; never waits."""
+        """Return what is in memory; never waits."""
         entry = self._entries.get(agent_id)
         return entry.held if entry else None
 
@@ -183,14 +185,14 @@ class Snapshots:
         entry.watchers = max(0, entry.watchers - 1)
 
     async def load(self, agent_id: str) -> Held | None:
-        """Return what is at hand, or else the last good copy on disk, read at most once."""
+        """Return what is in memory, or else the last good copy on disk, read at most once."""
         entry = self._entry(agent_id)
         async with entry.disk_lock:
             if entry.held is None and not entry.loaded:
                 entry.loaded = True
                 copy = await self._store.load(agent_id)
                 if copy is not None and entry.held is None:
-                    # One that was read by a clock that was ahead is no younger than now.
+                    # A copy dated in the future, by a clock that ran ahead, counts as read now.
                     read_at_s = min(copy.read_at_s, self._clock())
                     self._hold(entry, Held(replace(copy, read_at_s=read_at_s), from_disk=True))
         return entry.held
@@ -224,9 +226,9 @@ class Snapshots:
         return refresh
 
     async def forget(self, agent_id: str) -> None:
-        """Erase what is held and kept of an agent.
+        """Erase an agent's memory here and on disk.
 
-        Promises: a read that began before brings none of it back.
+        Promises: a read that began before does not bring it back.
 
         Raises:
             OSError: the copy could not be erased.
@@ -337,14 +339,14 @@ class Snapshots:
             took_s=now_s - began_s,
         )
         if isinstance(error, AgentNotFound):
-            self._answered()  # the endpoint is well; this one agent is not there
+            self._answered()  # the endpoint works; only this agent is missing
         elif self._breaker.failed(now_s=now_s, began_s=began_s):
             self._emit(
                 telemetry.memory_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
             )
 
     def _believable(self, agent_id: str, entry: _Entry, blocks: tuple[Block, ...]) -> bool:
-        """An agent that had memory and suddenly has none is asked again before it is believed."""
+        """Return whether to believe a read: one that suddenly finds no blocks is repeated first."""
         had = len(entry.held.snapshot.blocks) if entry.held else 0
         if blocks or not had:
             entry.empty_reads = 0
@@ -357,7 +359,7 @@ class Snapshots:
         return entry.empty_reads >= SUSPECT_READS and now_s - entry.empty_since_s >= SUSPECT_S
 
     async def _save(self, entry: _Entry, snapshot: Snapshot, *, forgotten: int) -> None:
-        """Keep the copy when it changed, and its age now and then."""
+        """Store the copy when it changed, and once a minute to keep its age current."""
         unchanged = entry.saved_version == snapshot.version
         if unchanged and snapshot.read_at_s - entry.saved_at_s < 60:  # noqa: PLR2004
             return
@@ -396,7 +398,7 @@ class Snapshots:
         return entry
 
     def _evict(self, wanted: _Entry) -> None:
-        """Let go of the least used, but `wanted`, that no call, read or file is at work on."""
+        """Drop the least recently used agents that no call, read or file uses, except `wanted`."""
         for agent_id in list(islice(self._entries, _LOOKED_AT)):
             if len(self._entries) <= self._keep and self._held_bytes <= self._keep_bytes:
                 return
@@ -408,7 +410,7 @@ class Snapshots:
 
 
 def _bytes_of(held: Held | None) -> int:
-    """Return about what a snapshot takes up."""
+    """Return roughly how many bytes a snapshot takes up."""
     if held is None:
         return 0
     blocks = held.snapshot.blocks

@@ -1,4 +1,4 @@
-"""The last good copy of each agent's memory on disk, for a start while Letta is away.
+"""The last good copy of each agent's memory on disk, for a start while Letta is unreachable.
 
 One JSON file per agent, 0600, replaced whole: a crash leaves the old copy or the new one, and
 perhaps a file beside it that the next copy of that agent overwrites.
@@ -26,15 +26,15 @@ class SnapshotStore(Protocol):
         ...
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Keep this copy in place of the one before; one save of an agent at a time.
+        """Replace the agent's copy by this one; one save of an agent at a time.
 
         Raises:
-            OSError: it can't.
+            OSError: it can't be stored.
         """
         ...
 
     async def forget(self, agent_id: str) -> None:
-        """Erase the copy of an agent; none is no error."""
+        """Erase the copy of an agent; a missing one is no error."""
         ...
 
 
@@ -98,5 +98,5 @@ class DirectoryStore:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return where a copy is written before it takes its place; a kill may leave it there."""
+    """Return the path a copy is written to before it is renamed; a kill may leave it behind."""
     return path.with_suffix(".new")

@@ -1,7 +1,7 @@
 """A Letta in memory: virtual time, scripted faults, and a record of what it took.
 
-It stores whatever it is posted, the same batch twice if it is posted twice: what keeps batches
-single has to be on our side. Its look-up tells the truth.
+It stores every post, the same batch twice if it is posted twice: the code under test has to prevent
+that. Its look-up tells the truth.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ from sidecar.model import Block, Passage
 
 
 class Fault(StrEnum):
-    """What one post meets."""
+    """What happens to one post."""
 
     NONE = "none"
     REFUSE = "refuse"  # not taken: 503
@@ -47,7 +47,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A post that reached the agent. It is at work on it from `began_s` to `landed_s`."""
+    """A post that reached the agent, which works on it from `began_s` to `landed_s`."""
 
     post: Post
     began_s: float
@@ -62,14 +62,15 @@ class _Agent:
 
 
 class FakeLetta:
-    """Keeps the port `Letta`.
+    """Implements the port `Letta`.
 
     Args:
-        clock: Unix time in seconds; has to go on while a post sleeps.
-        faults: What the posts meet, in order; none once they are used up.
-        latency_s: Of every answer.
-        slow_s: Of a post that is slow, and after which one that was cut lands.
-        any_agent: Every id names an agent, as in a benchmark; else `create_agent` makes them.
+        clock: Unix time in seconds; has to advance while a post sleeps.
+        faults: Faults of the posts, in order; none once they are used up.
+        latency_s: How long every answer takes.
+        slow_s: How long a slow post takes, and after which one that was cut lands.
+        any_agent: Every id names an agent, as in a benchmark; otherwise only ids that
+            `create_agent` returned.
     """
 
     def __init__(
@@ -90,15 +91,15 @@ class FakeLetta:
         self._conversations: dict[str, str] = {}
         self._taken: list[Taken] = []
         self.archive: dict[str, list[str]] = {}
-        """Texts of archival memory by agent; all of them are found, whatever is asked."""
+        """Texts of archival memory by agent; every question finds all of them."""
         self.search_s = latency_s
-        """What a search in it takes."""
+        """How long a search in `archive` takes."""
         self.posts = 0
         self.down = False
-        """Every call fails, as with nothing listening."""
+        """Every call fails, as if nothing were listening."""
         self.lookups_fail = False
         self.context_chars: int | None = None
-        """What the texts of a conversation may come to; None for any."""
+        """Most characters that the texts of a conversation may have together; None: any number."""
 
     @property
     def name(self) -> str:
@@ -133,7 +134,7 @@ class FakeLetta:
         return dict(self._conversations)
 
     def forget_conversations(self) -> None:
-        """Lose every conversation, and what was stored in it stays the agent's."""
+        """Lose every conversation; what was stored in them stays in `taken`."""
         self._conversations.clear()
 
     # The port

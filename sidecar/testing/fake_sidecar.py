@@ -1,6 +1,6 @@
 """A sidecar with nothing behind it: the other end of the link, for tests of workers.
 
-It speaks docs/link-protocol.md over a real socket, keeps what it is told, and does on demand what
+It speaks docs/link-protocol.md over a real socket, keeps what it receives, and does on demand what
 a real one does in bad moments: hold acks back, refuse turns, drain, hang, die.
 """
 
@@ -40,7 +40,7 @@ from sidecar.wire.frames import (
 
 
 def no_memory(call: str) -> Memory:
-    """Return what a sidecar says of a call of nobody."""
+    """Return the memory frame that a sidecar sends for a call without an agent."""
     return Memory(call=call, text="", version="", read_at_s=0.0, served="none", settled=True)
 
 
@@ -56,14 +56,14 @@ class FakeSidecar:
     Attributes:
         token: Bearer token it asks for, or None.
         welcome: Its first answer.
-        wall: The clock that it tells in it; None: it tells none, as an older sidecar.
-        memory_of: What it answers to `call.open` and `speech.started`; None: it says nothing.
-        acks: Whether it acks; turns that come meanwhile are not stored.
+        wall: The clock whose time is in `welcome`; None: no time, as from an older sidecar.
+        memory_of: What it answers to `call.open` and `speech.started`; None: it answers nothing.
+        acks: Whether it acks; while it does not, turns are not stored.
         refusals: Error frames to answer the next turns with, by item id, used up in order.
         received: Every frame, as it came, over all connections.
         stored: Turns by call and item, in the order in which they were first taken.
         closed: Calls that were closed.
-        connections: How many there were.
+        connections: How many connections there were.
     """
 
     token: str | None = None
@@ -87,7 +87,7 @@ class FakeSidecar:
 
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncGenerator[str]:
-        """Serve on loopback; yields the link's URL. On leaving it dies without a goodbye."""
+        """Serve on loopback; yields the link's URL. On leaving it dies without a close frame."""
         server: Server = await serve(
             self._connection,
             "127.0.0.1",
@@ -112,13 +112,13 @@ class FakeSidecar:
             socket.transport.abort()
 
     async def drain(self, retry_after_s: float) -> None:
-        """Say goodbye as docs/link-protocol.md describes, and close."""
+        """Drain as docs/link-protocol.md describes, and close."""
         for socket in list(self._open):
             await socket.send(encode(Drain(retry_after_s=retry_after_s)))
             await socket.close(CLOSE_DRAINING, str(retry_after_s))
 
     async def push(self, frame: FromSidecar) -> None:
-        """Send a frame of one's own to every worker."""
+        """Send a frame to every worker."""
         for socket in list(self._open):
             await socket.send(encode(frame))
 
@@ -134,7 +134,7 @@ class FakeSidecar:
         self._notify()
 
     async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
-        """Wait until something holds of this fake.
+        """Wait until `holds` returns True; it is asked whenever this fake changes.
 
         Raises:
             TimeoutError: it did not in time.

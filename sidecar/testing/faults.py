@@ -24,7 +24,7 @@ Fault: TypeAlias = Literal[
     "broken_after",  # posts only: taken and digested, then answered with 500
     "cut_after",  # posts only: taken and digested, then the connection is cut
     "gateway",  # posts only: taken; a proxy's 503 at once, while it is digested
-    "overflow",  # posts only: the model's context is exceeded, said inside the stream; nothing stored
+    "overflow",  # posts only: the stream says that the model's context is exceeded; nothing stored
     "stream_error",  # posts only: the run fails inside its stream and leaves nothing
 ]
 
@@ -49,9 +49,9 @@ class FaultScript(msgspec.Struct, forbid_unknown_fields=True):
     """Faults of a whole server.
 
     Attributes:
-        reads: Of every request that is no post.
-        posts: Of posts of messages.
-        seed: Of every draw.
+        reads: Faults of every request that is not a post.
+        posts: Faults of posts of messages.
+        seed: Seed of every draw.
         retry_after_s: What `limited` says.
         late_s: How much later `late` digests, and `delayed` begins.
     """

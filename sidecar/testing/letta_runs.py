@@ -13,7 +13,7 @@ from sidecar.testing.letta_wire import DONE, frame
 async def work(state: LettaState, run: Run, text: str, digest: Digest, *, wait_s: float) -> None:
     """Carry a run out and write its stream, as letta 0.16.8 does.
 
-    What it tells comes after what it stored: who hears of the end finds the message.
+    It ends the stream after it has stored the message, so a client that sees the end finds it.
     """
     started = iso(run.created_at_s)
     run.tell(frame(message_type="ping", id=f"ping-{run.run_id}", date=started, run_id=run.run_id))
@@ -60,12 +60,12 @@ async def unchanged(_: str, blocks: Mapping[str, Block], __: str) -> Mapping[str
 
 
 async def failing(_: str, __: Mapping[str, Block], ___: str) -> Mapping[str, Block]:
-    """Digest by failing, as a model does that cannot be reached."""
+    """Fail as a model that cannot be reached does."""
     raise LlmError("a fault was asked for")
 
 
 async def overflowing(_: str, __: Mapping[str, Block], ___: str) -> Mapping[str, Block]:
-    """Digest by failing, as a model does whose context is too small."""
+    """Fail as a model whose context is too small does."""
     raise LlmError("context_window_exceeded")
 
 

@@ -2,10 +2,10 @@
 
 Run it as ``python -m sidecar.testing.letta_server --port N [--db FILE]``. Without a language
 model it digests by waiting ``--delay-ms``; with ``--digest demo`` the demo model edits the blocks.
-What it says and when follows the source of letta 0.16.8: an otid posted in the background joins
-the run it started before, also one that failed; a conversation is locked while a run is at work
-(409); a message is listed after its run; two conversations of one agent lose edits when they run
-at once. ``--no-dedupe`` takes the first of these away: what is posted twice is stored twice.
+Its answers and their timing follow the source of letta 0.16.8: an otid posted in the background
+joins the run it started before, even one that failed; a conversation is locked while a run is at
+work (409); a message is listed after its run; two conversations of one agent lose edits when they
+run at once. ``--no-dedupe`` switches the first of these off: what is posted twice is stored twice.
 ``--no-redis`` answers background posts with 503, as that server does without Redis.
 
 Beside Letta's routes:
@@ -70,7 +70,7 @@ _Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class StandInOptions:
-    """What the stand-in is like.
+    """How the stand-in behaves.
 
     Attributes:
         file: Where it is kept; None keeps it in memory alone.
@@ -90,7 +90,7 @@ class StandInOptions:
 
 
 async def demo_digest(system: str, blocks: Mapping[str, Block], text: str) -> Mapping[str, Block]:
-    """Digest by the demo model."""
+    """Digest with the demo model."""
     return await digested(DemoModel(), system, blocks, text)
 
 
@@ -98,7 +98,7 @@ class LettaStandIn:
     """The routes; made by `standing_in`.
 
     Args:
-        options: What it is like.
+        options: How it behaves.
         tasks: Where runs go on when their client has gone.
         script: Its first faults.
     """
@@ -162,7 +162,7 @@ class LettaStandIn:
         return await handler(request)
 
     async def _refusal(self, request: web.Request, fault: Fault | None) -> web.Response | None:
-        """Return the answer of a fault by which nothing is taken."""
+        """Return the answer for a fault that comes before anything is taken; None for any other."""
         match fault:
             case "denied":
                 return error_answer(401, "Unauthorized")
@@ -247,7 +247,7 @@ class LettaStandIn:
         return web.json_response([{"id": passage_id, "text": text, "metadata": {}}])
 
     async def _search_passages(self, request: web.Request) -> web.Response:
-        """Return the newest passages: a search by meaning finds something whatever is asked."""
+        """Return the newest passages: a search by meaning finds something for every question."""
         agent = self._agent(request.match_info["agent"])
         newest = list(reversed(agent.passages.items()))[: int(request.query.get("top_k", 5))]
         found: list[Json] = [{"id": i, "content": text, "timestamp": ""} for i, text in newest]
@@ -319,7 +319,7 @@ class LettaStandIn:
     async def _start_later(
         self, conversation: StoredConversation, otid: str, text: str, *, background: bool
     ) -> None:
-        """Take a post that was long on its way; its client has gone, so a 409 is heard by nobody."""
+        """Take a post that was long on its way; its client has gone, so nobody gets a 409."""
         await anyio.sleep(self.draw.script.late_s)
         if conversation.busy is None:
             run = self.state.start_run(conversation, otid, background=background)
@@ -449,7 +449,7 @@ async def standing_in(
     """Serve a stand-in while the context is open.
 
     Args:
-        options: What it is like.
+        options: How it behaves.
         host: To bind.
         port: To bind; 0 takes a free one.
         script: Its first faults.

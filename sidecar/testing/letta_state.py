@@ -1,9 +1,9 @@
 """The state behind the stand-in Letta server: agents, conversations, messages and runs.
 
 Everything but runs is appended to one file of JSON lines as it happens, one line for a message
-together with the blocks it changed, and read again at the next start. Lines go to the operating
-system before they are answered for, so they outlive ``kill -9`` of the process, though not a
-power cut. A line that was cut short is dropped.
+together with the blocks it changed, and read again at the next start. Lines are handed to the
+operating system before the request is answered, so they outlive ``kill -9`` of the process, though
+not a power cut. A line that was cut short is dropped.
 """
 
 import json
@@ -78,7 +78,7 @@ class StoredConversation:
 
 @dataclass(slots=True)
 class Run:
-    """A run with the frames of its stream; `news` is set and replaced whenever one comes."""
+    """A run with the frames of its stream; `news` is set and replaced for each new frame."""
 
     run_id: str
     agent_id: str
@@ -98,7 +98,7 @@ class Run:
 
 
 class LettaState:
-    """All of it.
+    """The whole state.
 
     Args:
         file: Where it is kept; None keeps it in memory alone.
@@ -290,7 +290,7 @@ def _block_of(line: Json) -> Block:
 
 
 def _whole_lines(file: Path) -> list[bytes]:
-    """Return the lines of a file and cut off what is no whole line at its end."""
+    """Return the lines of a file and cut off an incomplete one at its end."""
     if not file.exists():
         return []
     raw = file.read_bytes()

@@ -50,7 +50,7 @@ def page_of(request: web.Request, ids: list[str]) -> slice:
 def between(request: web.Request, ids: list[str]) -> slice:
     """Return the slice of messages, oldest first, that `before` and `after` ask for.
 
-    Unlike other lists, that of messages takes both for points in time, in either order.
+    Unlike in other lists, both are points in time here, in either order.
     """
     before, after = request.query.get("before", ""), request.query.get("after", "")
     start = ids.index(after) + 1 if after in ids else 0
@@ -133,7 +133,7 @@ def missing(detail: str) -> web.HTTPNotFound:
 
 
 def cut(request: web.Request) -> web.Response:
-    """Cut the client's connection; what is returned reaches nobody."""
+    """Cut the client's connection; the client never gets the response that is returned."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
@@ -143,7 +143,7 @@ async def json_object(request: web.Request) -> Json:
     """Return a request's body.
 
     Raises:
-        HTTPBadRequest: it is no JSON object.
+        HTTPBadRequest: it is not a JSON object.
     """
     raw = await request.read()
     try:

@@ -13,7 +13,7 @@ POLICY: Final = PostPolicy(max_turns=20, max_age_s=60.0)
 
 
 class MemoryJournal(SqliteJournal):
-    """Keeps what `Journal` promises, by the same SQL as on a disk, until the process ends.
+    """Keeps what `Journal` promises, with the same SQL as on a disk, until the process ends.
 
     Args:
         policy: When turns are due.

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server around the demo model, with faults to switch on.
 
-Run it as ``python -m sidecar.testing.openai_server --port N``; ``--say TEXT`` answers that alone.
+Run it as ``python -m sidecar.testing.openai_server --port N``; ``--say TEXT`` answers only that.
 Routes:
 
 * ``GET /v1/models``, ``POST /v1/embeddings``, ``POST /v1/chat/completions`` (streamed or not,
@@ -66,7 +66,7 @@ class _Control(ModelFaults, forbid_unknown_fields=True):
 
 
 class Parrot(Llm):
-    """Says the same whatever it is asked, and at no cost: for measuring what is around a model."""
+    """Always answers the same, at no cost: for measuring what surrounds a model."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -95,7 +95,7 @@ class OpenAiServer:
     """The routes and their state.
 
     Args:
-        llm: Who answers; the demo model unless said otherwise.
+        llm: The model that answers; by default the demo model.
     """
 
     def __init__(self, llm: Llm | None = None) -> None:

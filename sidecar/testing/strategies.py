@@ -78,4 +78,4 @@ def batches(draw: st.DrawFn) -> Batch:
 
 MENDABLE = tuple(fault for fault in Fault if fault not in {Fault.REJECT, Fault.BUG})
 fault_scripts = st.lists(st.sampled_from(MENDABLE), max_size=12)
-"""What the first posts meet; whatever it is, a later try can succeed."""
+"""Faults of the first posts; after any of them a later try can succeed."""

@@ -1,1 +1,1 @@
-"""What can be called in a call."""
+"""What a model may call during a call."""

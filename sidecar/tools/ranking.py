@@ -1,9 +1,9 @@
 """Ranks what is known of a caller by how well it fits a question. Pure.
 
 It ranks what the sidecar holds (the agent's memory blocks, what was said in earlier calls and is
-not in memory yet, and this call) and what Letta found in archival memory, by the share of the
-question's words, rare words counting more; the order of equals is theirs in memory. Letta searches
-by meaning and names no measure, so what it found counts a little without any of the words.
+not in memory yet, and this call) and what Letta found in archival memory, by how many of the
+question's words each contains, with rare words counting more. Equals keep their order. Letta
+searches by meaning and gives no score, so what it found counts a little even without the words.
 """
 
 import html
@@ -19,7 +19,7 @@ from sidecar.printable import printable
 
 _PASSAGE_CHARS = 600
 _QUERY_CHARS = 2_000
-"""No more of a question is looked for: whoever speaks for minutes asks nothing that is found."""
+"""A longer question is cut to this: minutes of speech ask for nothing that can be found."""
 _STOP = frozenset(
     [
         "a",
@@ -87,13 +87,13 @@ _ARCHIVE_SCORE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """Something known.
+    """Something that is known.
 
     Attributes:
         source: Where it is from, as in `memory:human`.
         text: What it says.
-        score: 0 to 1; before a search, the least it counts.
-        passage_id: Letta's own, of archival memory.
+        score: 0 to 1; before a search, its lowest possible score.
+        passage_id: Letta's id, if it is from archival memory.
     """
 
     source: str
@@ -122,7 +122,7 @@ def known(
     said: Iterable[Spoken],
     archived: Sequence[Passage] = (),
 ) -> list[Remembered]:
-    """Return everything that can be found, one passage per line of a block and per turn.
+    """Return everything that can be found, one item per line of a block, per turn and per passage.
 
     Args:
         blocks: The agent's.
@@ -146,7 +146,7 @@ def known(
 
 
 def search(query: str, passages: Sequence[Remembered], *, limit: int) -> list[Remembered]:
-    """Return the passages that fit best, best first; a question without words gets memory as it is."""
+    """Return what fits a question best, best first; if it has no words, memory as it is."""
     wanted = _words(query[:_QUERY_CHARS])
     if not wanted:
         return [p for p in passages if p.source.startswith("memory:")][:limit]
@@ -164,7 +164,7 @@ def search(query: str, passages: Sequence[Remembered], *, limit: int) -> list[Re
 def as_text(found: Sequence[Remembered]) -> str:
     """Return what a tool answers, on one line: VAPI takes no line breaks in results.
 
-    JSON, so that no caller's words can pass for another passage or for where one is from.
+    JSON, so that a caller's words can't pass for another item or for the source of one.
     """
     if not found:
         return "Nothing about this is remembered."

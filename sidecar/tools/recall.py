@@ -13,14 +13,14 @@ from sidecar.tools.tool import InCall, Tool
 NAME: Final = "recall"
 DEADLINE_S: Final = 5.0
 ARCHIVE_S: Final = 2.0
-"""What it waits for archival memory: the caller knows that something is being looked up."""
+"""How long it waits for archival memory: the caller knows that something is being looked up."""
 FOUND_LIMIT: Final = 6
 _SEARCH: Final = 100
-"""What it costs to look through a turn, in the measure of `apart`."""
+"""Cost of searching one turn, in the unit of `apart`."""
 
 
 class Recall:
-    """Looks into what is known of a caller.
+    """Searches what is known of a caller.
 
     Args:
         archive: Archival memory.
@@ -47,13 +47,13 @@ class Recall:
     async def found(
         self, call: InCall | None, query: str, *, archive_s: float, this_call: bool = True
     ) -> list[Remembered]:
-        """Return what fits a question best, best first; nothing where the call is not known.
+        """Return what fits a question best, best first; nothing if the call is not known.
 
         Args:
-            call: Whose caller's memory.
+            call: The call whose caller's memory is searched.
             query: The question.
             archive_s: Longest wait for archival memory.
-            this_call: Look through what was said in this call, too.
+            this_call: Search what was said in this call, too.
         """
         if call is None:
             return []

@@ -1,7 +1,7 @@
-"""What can be called in a call: a tool, and its runs, each of which happens once.
+"""Tools that a model may call during a call, and their runs, each of which happens once.
 
-A channel says in its own wire which tools there are and what they answered; a tool knows no
-channel. To add one: make a `Tool` in a file of this room, and name it in `sidecar/app/vapi.py`.
+A channel announces the tools and returns their answers in its own wire format; a tool knows no
+channel. To add one: make a `Tool` in a file of this package, and name it in `sidecar/app/vapi.py`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from sidecar.calls import LiveCall
 from sidecar.tools.ranking import Spoken
 
 RUNS_KEPT: Final = 200
-"""Runs of one call whose answer is repeated to who asks again under the same id."""
+"""Runs of one call whose answers are kept, to repeat them when the same id is asked again."""
 TOO_LONG: Final = "the tool took too long"
 FAILED: Final = "the tool failed"
 
@@ -24,7 +24,7 @@ class InCall:
     """The call in which a tool is called.
 
     Attributes:
-        live: It.
+        live: That call.
         said: Returns what was said in it so far, oldest first.
     """
 
@@ -36,11 +36,11 @@ class RunTool(Protocol):
     """What a tool does."""
 
     async def __call__(self, call: InCall | None, arguments: Mapping[str, Any]) -> str:
-        """Return what the model is answered.
+        """Return the answer to the model.
 
         Args:
-            call: None where the call is not known: nothing may be told of any caller.
-            arguments: As the model wrote them: of any shape.
+            call: None if the call is not known: then nothing may be told of any caller.
+            arguments: As the model wrote them; they may have any shape.
         """
         ...
 
@@ -66,7 +66,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a run came to: a text for the model, or what went wrong, for the model too."""
+    """The result of a run, for the model: its text or, if it failed, what went wrong."""
 
     text: str
     failed: bool = False
@@ -81,9 +81,9 @@ class _Run:
 class ToolRuns:
     """The runs of one call, by the id that the model's platform gave each.
 
-    A platform repeats a request whose answer it did not get. An id runs once; who asks again
-    waits for the run under way, or gets its answer. They are the call's, and go with it:
-    nothing is repeated of a call that was erased.
+    A platform repeats a request whose answer it did not get. An id runs once; a repeated request
+    waits for the run under way, or gets its answer. Runs are dropped with their call: nothing is
+    repeated of a call that was erased.
     """
 
     def __init__(self) -> None:
@@ -95,8 +95,8 @@ class ToolRuns:
         """Run a tool, or wait for the run of this id, within the tool's deadline.
 
         Args:
-            tool: Which.
-            run_id: The platform's id; empty: it has none, so that each request runs.
+            tool: The tool.
+            run_id: The platform's id; if it is empty, each request runs.
             call: As for `RunTool`.
             arguments: As for `RunTool`.
         """

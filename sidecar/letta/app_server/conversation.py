@@ -21,12 +21,12 @@ _TOOLS: Final[list[dict[str, object]]] = [
         "description": schema["function"]["description"],
         "parameters": schema["function"]["parameters"],
         "timeout_ms": _TOOL_TIMEOUT_MS,
-        # Else a slow edit would be answered before it is made.
+        # Otherwise a slow edit would be answered before it is made.
         "auto_background": False,
     }
     for schema in TOOL_SCHEMAS
 ]
-# Without it the agent has a shell; a transcript is what strangers said.
+# Without this list the agent has a shell, and a transcript is what strangers said.
 ALLOWED: Final = [str(tool["name"]) for tool in _TOOLS]
 
 
@@ -38,8 +38,8 @@ async def subscribe(socket: AppServerSocket, post: Post) -> str:
         LettaUnavailable: it failed otherwise.
         OSError, WebSocketException: the socket broke.
     """
-    # First the tools: the server takes up an input that a kill kept it from as soon as a socket
-    # is subscribed, with the tools that are there.
+    # The tools come first: as soon as a socket is subscribed, the server resumes an input that a
+    # kill interrupted, with the tools that are registered by then.
     runtime = {"agent_id": post.agent_id, "conversation_id": post.conversation_id}
     tools = [{"tools": _TOOLS}]
     update: dict[str, object] = {"runtimes": [runtime], "external_tools": tools}
@@ -76,7 +76,7 @@ def status_of(frame: Frame) -> str:
 
 
 async def show_memory(socket: AppServerSocket, post: Post) -> None:
-    """Have the agent's prompt made of its memory as it is now; the server makes it once.
+    """Have the agent's prompt rebuilt from its memory as it is now; the server builds it only once.
 
     Raises:
         LettaUnavailable, AgentNotFound: it failed.
@@ -91,7 +91,7 @@ async def show_memory(socket: AppServerSocket, post: Post) -> None:
 
 
 async def look(socket: AppServerSocket, post: Post) -> Trace | None:
-    """Return what the post's conversation tells of it; None when it is gone.
+    """Return what the conversation shows of a post; None when the conversation is gone.
 
     Raises:
         LettaUnavailable: it failed otherwise.

@@ -1,9 +1,9 @@
 r"""Blocks as the App Server keeps them: markdown files with a head, one git repository per agent.
 
 Pure. A file is ``---\nname: …\ndescription: …\n---\nvalue\n``; the server refuses any other
-key in the head, so what else a block has (its limit, that it is read-only) stands in tags of the
-agent. The server trims a value's end; so does this. Files in folders are not in the agent's own
-prompt, but for the folder `system` of earlier releases, and are no blocks here.
+key in the head, so what else a block has (its limit, that it is read-only) is kept in tags of the
+agent. The server trims a value's end; so does this module. Files in folders, except the folder
+`system` of earlier releases, are not in the agent's own prompt, and are not blocks here.
 """
 
 import hashlib
@@ -38,9 +38,9 @@ class MemoryFile:
     Attributes:
         path: Below the agent's memory folder.
         head: The raw text up to the value.
-        block: What it says.
-        is_plain: The value follows from the raw text by `value_of`; else only the server's own
-            list tells it.
+        block: The block it holds.
+        is_plain: `split` finds the value in the raw text; otherwise only the server's own list
+            has it.
     """
 
     path: str
@@ -64,10 +64,10 @@ def joined(head: str, value: str) -> str:
 
 
 def seen(entry: Mapping[str, Any], raw: str, tags: Sequence[str]) -> MemoryFile | None:
-    """Return a file of the server's list; None for one that is no block.
+    """Return a file of the server's list; None for one that is not a block.
 
     Args:
-        entry: Of `list_memory`.
+        entry: Its entry in the answer to `list_memory`.
         raw: The same file's raw text.
         tags: Of the agent.
     """
@@ -92,7 +92,7 @@ def seen(entry: Mapping[str, Any], raw: str, tags: Sequence[str]) -> MemoryFile 
 
 
 def reread(file: MemoryFile, raw: str) -> MemoryFile | None:
-    """Return a file with the value it has now; None when only the server's list tells."""
+    """Return a file with the value it has now; None when only the server's list has it."""
     head, value = split(raw)
     if not file.is_plain or head != file.head:
         return None
@@ -100,7 +100,7 @@ def reread(file: MemoryFile, raw: str) -> MemoryFile | None:
 
 
 def tag_of_birth(created_at_s: float) -> str:
-    """Return the tag that says when an agent was made: the server does not."""
+    """Return the tag that says when an agent was made, since the server does not."""
     return f"{_CREATED}{created_at_s:.6f}"
 
 
@@ -116,13 +116,13 @@ def tags_of(blocks: Iterable[Block], tags: Sequence[str], *, created_at_s: float
 
 
 def without_own(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return tags without the server's own, and those of `tags_of` that hold what files cannot."""
+    """Return tags without the server's own and without those that `tags_of` adds."""
     own = (_LIMIT, _READ_ONLY, _CREATED, _ORIGIN)
     return tuple(tag for tag in tags if not tag.startswith(own) and tag != _IN_GIT)
 
 
 def found_agent(agent: Mapping[str, Any]) -> FoundAgent:
-    """Return an agent of the server's list. One that the sidecar did not make has no age: 0."""
+    """Return an agent of the server's list. One that the sidecar did not make was created at 0."""
     tags = tuple(str(tag) for tag in agent.get("tags") or ())
     created = [tag.removeprefix(_CREATED) for tag in tags if tag.startswith(_CREATED)]
     try:

@@ -1,8 +1,8 @@
-"""What a conversation on the App Server tells of one batch. Pure.
+"""What a conversation on the App Server shows of one batch. Pure.
 
-The server stores a user message when its turn begins, not when it ends. So a batch that stands in
-the history may still be undigested: its turn failed, was cancelled, or lost the socket that its
-tools were called over. Only an answer of the agent after it says that it was digested.
+The server stores a user message when its turn begins, not when it ends. So a batch in the history
+may still be undigested: its turn failed, was cancelled, or lost the socket that its tools were
+called over. Only an answer of the agent after it shows that it was digested.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,7 @@ from typing import Any, cast
 
 from sidecar.letta.port import Post
 
-# A tool that did not get as far as us, or whose turn was aborted; the server writes so into the
-# tool's answer.
+# How the server begins a tool's answer when the call did not reach us or its turn was aborted.
 _TOOL_CUT = ("External tool", "Interrupted by user")
 _TRANSCRIPT = "<transcript "
 
@@ -24,9 +23,9 @@ class Trace:
 
     Attributes:
         stored: How often its message is stored. The server itself repeats a message when it
-            begins a turn anew.
-        digested: The agent has answered it, and each tool it called was heard.
-        last: No other batch stands after it.
+            begins a turn again.
+        digested: The agent has answered it, and each of its tool calls reached us.
+        last: No other batch comes after it.
         stored_at_s: When its newest message was stored, Unix time of the server; 0 without one.
     """
 
@@ -37,7 +36,7 @@ class Trace:
 
 
 def trace_of(post: Post, messages: Iterable[Mapping[str, Any]]) -> Trace:
-    """Return what a conversation's messages, oldest first, tell of a post."""
+    """Return what a conversation's messages, oldest first, show of a post."""
     stored, digested, cut, last = 0, False, False, False
     stored_at_s = 0.0
     for message in messages:
@@ -51,7 +50,7 @@ def trace_of(post: Post, messages: Iterable[Mapping[str, Any]]) -> Trace:
             elif _TRANSCRIPT in text:
                 last = False
             elif last and not digested:
-                cut = False  # asked once more: what its tools do from here on counts
+                cut = False  # asked once more: only its tool calls from here on count
         elif not last:
             continue
         elif kind == "tool_return_message":

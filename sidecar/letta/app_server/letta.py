@@ -1,11 +1,12 @@
 """The Letta Code App Server (PyPI `letta` from 0.32 on), over its WebSocket.
 
-Theory of operation. Memory is files in the server's keeping (`memory`); a batch is one
-turn of the agent in the call's conversation (`turn`). The agent edits its memory by
-tools that this process registers and carries out itself, and has no other tool. Look-ups read the
-conversation (`history`): the server keeps no record of a post but its message.
+Theory of operation. Memory is files that the server keeps (`memory`); a batch is one turn of the
+agent in the call's conversation (`turn`). The agent edits its memory with tools that this process
+registers and carries out itself, and has no other tool. Look-ups read the conversation
+(`history`): the server keeps no record of a post except its message.
 
-The protocol calls itself an alpha: version 1 is spoken, any other refused by name.
+The protocol calls itself an alpha: this adapter speaks version 1, and refuses any other with an
+error that names it.
 """
 
 import time
@@ -70,10 +71,10 @@ class AppServerLetta(Letta):
         read_timeout_s: Deadline of a read and of each step of a look-up or an edit.
         post_timeout_s: Deadline of a post, its digestion included; the turn is aborted then.
         reflect: Have the agent reflect on each call when its last batch is digested. The server
-            does that by an agent of its own, whose tools include a shell.
-        run_cutoff_s: So long a stored message without an answer may be at work for another
-            process; None is the deadline of a post and 5 s.
-        clock: Unix time as the machine has it now.
+            does that with another agent, whose tools include a shell.
+        run_cutoff_s: How long a stored message without an answer may be at work for another
+            process; None is the deadline of a post plus 5 s.
+        clock: The machine's Unix time.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class AppServerLetta(Letta):
         query = {"tags": list(tags), "match_all_tags": True, "limit": _PAGE}
         async with asking("agents by tag", self._read_timeout_s), self._sockets.lend() as socket:
             answer = require(await socket.ask("agent_list", query=query), "agents by tag")
-        # A server that knew no `match_all_tags` would hand over other callers' agents.
+        # A server without `match_all_tags` would return other callers' agents.
         found = [
             agent
             for agent in map(files.found_agent, cast("list[Mapping[str, Any]]", answer["agents"]))
@@ -152,18 +153,18 @@ class AppServerLetta(Letta):
         )
 
     async def _has_blocks(self, agent_id: str) -> bool:
-        """Return whether an agent's memory holds anything to edit, as far as it can be read.
+        """Return whether an agent's memory holds anything to edit; True if it can't be read.
 
         A server that was killed while it made an agent gives it an empty memory when it starts.
         """
         with suppress(LettaUnavailable):
             if not await self._memory.read(agent_id):
-                self._memory.forget(agent_id)  # it may have been looked at while it was made
+                self._memory.forget(agent_id)  # it may have been read while it was made
                 return bool(await self._memory.read(agent_id))
         return True
 
     async def _holds_nothing(self, agent_id: str) -> bool:
-        """Return whether an agent was made for a caller, and has never heard anything."""
+        """Return whether an agent was made for a caller, and has never received a message."""
         async with asking("conversations", self._read_timeout_s), self._sockets.lend() as socket:
             agent, listed = await socket.ask_all(
                 [
@@ -201,7 +202,7 @@ class AppServerLetta(Letta):
                 body["system"] = spec.system
             answer = await socket.ask("agent_create", body=body)
         if _REFUSED_MEMORY in str(answer.get("error") or ""):
-            # It is refused when its memory is committed; the agent without memory stays.
+            # The server refuses it when it commits the memory; the agent without memory stays.
             for half_made in await self.find_agents(tags):
                 await self.delete_agent(half_made.agent_id)
             raise Rejected(
@@ -223,7 +224,7 @@ class AppServerLetta(Letta):
 
     @override
     async def erase_agent(self, agent_id: str) -> None:
-        # The server leaves an agent's memory behind and goes on to list it.
+        # The server leaves a deleted agent's memory behind and still lists it.
         with suppress(AgentNotFound):
             await self._memory.erase_files(agent_id)
         await self.delete_agent(agent_id)
@@ -279,7 +280,7 @@ class AppServerLetta(Letta):
                 f"the agent had not digested the post in {self._post_timeout_s:.0f} s", over=True
             ) from error
         except ConversationGone:
-            # A conversation of an agent that is gone is gone, too: the agent tells.
+            # A missing agent's conversations are gone, too: then this read raises AgentNotFound.
             with suppress(LettaUnavailable):
                 await self._memory.read(post.agent_id)
             raise
@@ -299,7 +300,7 @@ class AppServerLetta(Letta):
         return self._clock() - stored_at_s < self._run_cutoff_s
 
     async def _turn_reflection_off(self, post: Post) -> None:
-        """Keep the server from running turns of its own every 25 steps; once is enough."""
+        """Keep the server from starting turns by itself every 25 steps; once is enough."""
         if self._reflection_is_off:
             return
         try:
@@ -318,7 +319,7 @@ class AppServerLetta(Letta):
         self._reflection_is_off = bool(answer.get("success"))
 
     async def _begin_reflection(self, post: Post) -> None:
-        """Have the server reflect on a call; it goes on by itself, and its failure is no post's."""
+        """Have the server reflect on a call; it goes on by itself, and no post fails with it."""
         with suppress(LettaError):
             async with asking("a reflection", self._read_timeout_s):
                 socket = await self._sockets.open()
@@ -349,8 +350,8 @@ class AppServerLetta(Letta):
             return "absent"
         if trace.digested:
             return "found"
-        # Not asked of the server: whoever asks what a conversation is doing is subscribed to it,
-        # and that makes a restarted server take up what it was doing, without our tools.
+        # The server is not asked: asking what a conversation is doing subscribes to it, and that
+        # makes a restarted server resume what it was doing, without our tools.
         at_work = post.batch_id not in self._ended and self._is_young(trace.stored_at_s)
         return "running" if at_work else "absent"
 
@@ -362,16 +363,16 @@ class AppServerLetta(Letta):
 
 
 def _lacks_a_repository(answer: Frame) -> bool:
-    """Return whether an agent's memory is no git repository: no conversation of it can be opened.
+    """Return whether an answer says that the agent's memory is not a git repository.
 
-    A server that is killed while it makes an agent leaves one so.
+    A server that is killed while it makes an agent leaves it so; it can open no conversation then.
     """
     error = str(answer.get("error") or "")
     return not answer.get("success") and any(words in error for words in _NO_REPOSITORY)
 
 
 async def _models(socket: AppServerSocket) -> Sequence[str]:
-    """Return the models the server can run an agent on; it may not have asked for them yet."""
+    """Return the models the server can run an agent on; if it lists none yet, make it look."""
     answer = require(await socket.ask("list_models"), "the server's models")
     if not answer.get("available_handles"):
         answer = require(await socket.ask("list_models", force=True), "the server's models")
@@ -382,8 +383,8 @@ def _model(asked: str, handles: Sequence[str]) -> str:
     """Return the model of a new agent: the one asked for, else a small one, else the first.
 
     Raises:
-        Rejected: the server has none, or not the one asked for; the server itself would take it
-            and fail at the first turn.
+        Rejected: the server has none, or not the one asked for; the server itself would accept
+            it and fail at the first turn.
     """
     hint = "LETTA_AGENT_MODEL names what the agent runs on; `letta connect` adds models"
     if asked:

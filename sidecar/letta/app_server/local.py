@@ -1,7 +1,7 @@
-"""The App Server on this machine that is the sidecar's own: what only its owner can do with it.
+"""The sidecar's own App Server on this machine, whose files it can delete.
 
-The server deletes no conversation and keeps the history of an erased agent's memory; its files are
-ours here, so what is erased is erased.
+An App Server deletes no conversation and keeps the history of an erased agent's memory. Here its
+files are ours, so that what is erased is deleted from them.
 """
 
 import json
@@ -19,16 +19,16 @@ from sidecar.letta.port import AgentSpec
 from sidecar.untrusted import MALFORMED
 
 USED = "used"
-"""This file says that agents live in the folder: their memory is looked for nowhere else."""
+"""A file of this name says that the folder has agents: their memory is looked for nowhere else."""
 
 
 class LocalAppServer(AppServerLetta):
-    """`AppServerLetta` on a server of our own.
+    """`AppServerLetta` on our own server.
 
     Args:
         url: Of the server.
         token: Bearer token.
-        folder: Of the server.
+        folder: The server's folder.
         model_name: What its agents run on, for people.
         read_timeout_s: As for `AppServerLetta`.
         post_timeout_s: As for `AppServerLetta`.

@@ -1,15 +1,15 @@
 """The memory of the App Server's agents: blocks read from their files, edits committed to them.
 
 Theory of operation. Listing an agent's memory costs the server 50 to 100 ms; reading a file whose
-path is known 1 ms. So a read asks for the agent and for each known file at once, and lists anew
+path is known 1 ms. So a read asks for the agent and for each known file at once, and lists again
 only when a file is gone, when its head has changed, or when the last list is older than
-`_LIST_EVERY_S`: what nobody has changed costs little, a change of a known block is seen by the
-very next read, a new block within that time.
+`_LIST_EVERY_S`. So unchanged memory costs little to read, a change of a known block is seen by the
+very next read, and a new block within that time.
 
 An edit is one commit whose message names its batch and a digest of the edit. Before an edit is
-made, the history of the file is asked for that message: made twice, it is applied once. A commit
-that the server refuses leaves its text in the working tree, from where it would be served as
-memory, so the old text is written back.
+made, the history of the file is searched for that message, so an edit that is repeated is applied
+once. A commit that the server refuses leaves its text in the working tree, from where it would be
+served as memory, so the old text is written back.
 """
 
 import time
@@ -38,7 +38,7 @@ _COMMITS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What was last seen of an agent's memory, and when it was listed (unix time)."""
+    """What was last seen of an agent's memory, and when it was listed (by the clock)."""
 
     files: tuple[files.MemoryFile, ...]
     listed_at_s: float
@@ -53,7 +53,7 @@ class AgentMemory:
     Args:
         sockets: To the server.
         timeout_s: Deadline of a read and of each step of an edit.
-        clock: Seconds that never go back.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class AgentMemory:
         """Return all blocks of an agent, sorted by label.
 
         Raises:
-            AgentNotFound: no such agent: it is asked for each time, since the server lists an
+            AgentNotFound: no such agent. Each read asks for the agent, since the server lists an
                 unknown agent's memory as empty and a deleted one's as it was.
             LettaUnavailable: no answer in time.
         """
@@ -129,7 +129,7 @@ class AgentMemory:
         self._seen.pop(agent_id, None)
 
     async def erase_files(self, agent_id: str) -> None:
-        """Delete every file of an agent's memory; the commits before keep what they hold.
+        """Delete every file of an agent's memory; earlier commits keep what they hold.
 
         Raises:
             AgentNotFound, LettaUnavailable: as `read`.
@@ -186,7 +186,7 @@ class AgentMemory:
             raw = _content(answer)
             if (file := files.seen(entry, raw or "", tags)) is None:
                 continue
-            if raw is None:  # without its head, an edit would write it without one
+            if raw is None:  # an edit would write the file without its head
                 raise LettaUnavailable("memory: the App Server did not read a file that it lists")
             found.append(file)
         return self._remember(agent_id, _Memory(tuple(found), listed_at_s))

@@ -1,9 +1,9 @@
 """Become a command that does not outlive the process that started it.
 
 Run as a script, `python -SE mortal.py PARENT_PID COMMAND…`: Linux sends SIGTERM to the command as
-soon as its parent is gone, `kill -9` included, and keeps that over `exec`. Elsewhere a command
-that was left behind is found at the next start (`process.end_leftovers`). What the
-command writes is its user's alone.
+soon as its parent is gone, even after `kill -9`, and still does after `exec`. Elsewhere a command
+that was left behind is found at the next start (`process.end_leftovers`). Only its user can read
+the files that the command creates.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """Take the command's place."""
+    """Become the command."""
     parent, *command = sys.argv[1:]
     os.umask(0o077)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != int(parent):
-        sys.exit(1)  # it died before it was asked to be watched
+        sys.exit(1)  # the parent died before prctl took effect
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 

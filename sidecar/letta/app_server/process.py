@@ -1,13 +1,13 @@
 """The Letta Code App Server as a child of this process: found, started, watched and ended.
 
-Theory of operation. The server lives in a folder of its own, which one process owns at a time (a
-file lock). It is started in a session of its own, so a terminal's Ctrl-C does not reach it before
-the outbox is empty, and it is told to die with us (`mortal`). One that was left behind all the same
-is known by the path of its token file in its command line, and is ended before another is started:
-two servers must not write one agent's memory.
+Theory of operation. The server lives in its own folder, which one process owns at a time (a
+file lock). It is started in a new session, so a terminal's Ctrl-C does not reach it before the
+outbox is empty, and it is made to end with this process (`mortal`). A server that was left behind
+nevertheless is recognized by the path of its token file in its command line, and is ended before
+another is started: two servers must not write one agent's memory.
 
-Its model is an OpenAI-compatible endpoint that the caller names. The server keeps URL and key of it
-in a file of its own, which is written before each start.
+Its model is an OpenAI-compatible endpoint, given to `start`. The server reads that endpoint's URL
+and key from a file, which is written before each start.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ from sidecar.untrusted import MALFORMED
 
 MORTAL: Final = Path(__file__).with_name("mortal.py")
 START_S: Final = 60.0
-"""A server that does not answer so long after its start is ended and counts as failed."""
+"""A server that does not answer within this time of its start is ended and counts as failed."""
 _STOP_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.05
 _GLIBC_MIN: Final = (2, 28)
@@ -72,9 +72,9 @@ def _glibc() -> tuple[int, int] | None:
 
 
 class FolderLock:
-    """The folder of one App Server; whoever holds it may start a server on it.
+    """The lock on the folder of one App Server; its holder may start a server there.
 
-    The folder is made if it is absent. The lock is gone with its process, whichever way that ends.
+    The folder is made if it is absent. The lock is released when its process ends, in any way.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class FolderLock:
         self._held: int | None = None
 
     async def take(self, within_s: float) -> bool:
-        """Return whether the lock is ours, once it is or `within_s` has passed."""
+        """Wait until the lock is ours, at most `within_s`; return whether it is."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with anyio.move_on_after(within_s):
             while True:
@@ -98,7 +98,7 @@ class FolderLock:
         return False
 
     def release(self) -> None:
-        """Let another have it. Safe to call twice."""
+        """Release the lock. Safe to call twice."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -109,11 +109,11 @@ class AppServerProcess:
 
     Args:
         program: The `letta` of PyPI's `letta` 0.32 or later.
-        folder: Of the server, 0700, its lock held by the caller.
+        folder: The server's folder, 0700; its lock has to be held.
 
     Attributes:
         url: Where it listens, the same over restarts.
-        token: What it wants shown; new with each `AppServerProcess`.
+        token: The bearer token it asks for; new with each `AppServerProcess`.
     """
 
     def __init__(self, program: Path, folder: Path) -> None:
@@ -157,10 +157,10 @@ class AppServerProcess:
             raise
 
     async def watch(self) -> None:
-        """Return never while the server runs.
+        """Wait for the end of the server; never returns.
 
         Raises:
-            LettaUnavailable: it has ended.
+            LettaUnavailable: it has ended, or was not started.
         """
         if self._process is None:
             raise LettaUnavailable("the App Server does not run")
@@ -175,7 +175,7 @@ class AppServerProcess:
         if process is None:
             return
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            # What it started is in its group, and may outlive it.
+            # Processes that it started are in its group, and may outlive it.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
             with anyio.move_on_after(_STOP_S):
@@ -190,9 +190,9 @@ class AppServerProcess:
         self._name_model(model_url, model_key)
 
     def _name_model(self, url: str, key: str) -> None:
-        """Tell the server of its model, as `letta connect openai-compatible` does.
+        """Write the server's settings of its model, as `letta connect openai-compatible` does.
 
-        That command would show the key to everybody who may list this machine's processes.
+        That command would show the key to everybody who can list this machine's processes.
         """
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         provider = {
@@ -240,7 +240,7 @@ class AppServerProcess:
         write_private(self._folder / "server.json", json.dumps(where))
 
     def _said(self) -> str:
-        """Return the end of its log; before it is ready it has seen no transcript."""
+        """Return the end of its log; before the server is ready, that holds no transcript."""
         try:
             return self._log.read_text(errors="replace").strip()[-_SAID_CHARS:] or "it said nothing"
         except OSError:

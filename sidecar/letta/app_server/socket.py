@@ -1,8 +1,8 @@
-"""Sockets to the Letta Code App Server: frames asked and answered, every one within a deadline.
+"""Sockets to the Letta Code App Server: frames sent and answered, each within a deadline.
 
-The App Server answers a frame it does not know, or cannot parse, not at all, so nothing here waits
-without a deadline. A socket is used by one task at a time, which reads its answers itself: there
-is no reader in the background, and nothing to restart when a socket breaks.
+The App Server does not answer a frame that it does not know or cannot parse, so nothing may wait
+here without a deadline. A socket is used by one task at a time, which reads its answers itself:
+there is no reader in the background, and nothing to restart when a socket breaks.
 """
 
 import json
@@ -30,19 +30,19 @@ SOCKET_ERRORS: Final = (OSError, WebSocketException, EOFError)
 _DENIED: Final = frozenset({401, 403})
 _FRAME_LIMIT_BYTES: Final = 64 << 20
 _IDLE_LIMIT: Final = 8
-# More than the memory of one agent is never asked for at once.
+# No more than the memory of one agent is asked for at once.
 _UNREAD_LIMIT_FRAMES: Final = 4_096
 
 
 class NoFrame(WebSocketException):
-    """What came is no JSON: whoever speaks here is no App Server, or a broken one."""
+    """A message that is not JSON: the server is no App Server, or a broken one."""
 
 
 class AppServerSocket:
     """One socket; made by `Sockets`.
 
     Attributes:
-        unread: Frames that came while an answer was awaited and that belong to no question,
+        unread: Frames that came while an answer was awaited and that answer no question,
             oldest first: events of the runtimes this socket is subscribed to.
     """
 
@@ -105,7 +105,7 @@ class AppServerSocket:
         await self._connection.send(json.dumps({"type": kind, **fields}))
 
     async def next_event(self) -> Frame:
-        """Return the next frame that answers nothing.
+        """Return the next frame that is not an answer.
 
         Raises:
             OSError, WebSocketException: the socket broke.
@@ -118,7 +118,7 @@ class AppServerSocket:
                 return frame
 
     def close(self) -> None:
-        """Close it, without a wait for the other side's farewell. Safe to call twice."""
+        """Close it, without a wait for the other side's close frame. Safe to call twice."""
         self._connection.transport.abort()
 
     async def _read(self) -> Frame:
@@ -157,7 +157,7 @@ class Sockets:
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[AppServerSocket]:
-        """Lend a socket that is subscribed to nothing; whoever has it is alone on it.
+        """Lend a socket that is subscribed to nothing; nobody else uses it meanwhile.
 
         Raises:
             LettaUnavailable, LettaDenied: as `open`.
@@ -168,7 +168,7 @@ class Sockets:
         try:
             yield socket
         except BaseException:
-            # An answer may still be on its way: nobody else may take it for theirs.
+            # An answer may still be on its way: it must not be taken for a later question's.
             socket.close()
             raise
         socket.unread.clear()
@@ -178,7 +178,7 @@ class Sockets:
             socket.close()
 
     async def open(self) -> AppServerSocket:
-        """Open a socket of one's own, and refuse a server of another protocol.
+        """Open a new socket, and refuse a server of another protocol.
 
         Raises:
             LettaUnavailable: no server there, none in time, or one of another protocol version.
@@ -191,7 +191,7 @@ class Sockets:
                     additional_headers=self._headers,
                     compression=None,
                     max_size=_FRAME_LIMIT_BYTES,
-                    # Of two sockets on one turn nobody reads the second: it must not back up.
+                    # Nobody reads the second of two sockets on one turn: it must not back up.
                     max_queue=None,
                     open_timeout=None,
                     proxy=None,
@@ -241,11 +241,11 @@ _CHECK_URL: Final = "check LETTA_APP_SERVER_URL and that the server runs"
 
 @asynccontextmanager
 async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
-    """Bound what is asked within, and turn what goes wrong into `LettaUnavailable`.
+    """Bound the requests within, and turn their errors into `LettaUnavailable`.
 
     Args:
         what: What is asked for, for the message; no ids.
-        budget_s: Deadline of all of it.
+        budget_s: Deadline of all requests together.
     """
     try:
         with anyio.fail_after(budget_s):
@@ -267,11 +267,11 @@ def is_missing(answer: Frame, noun: str) -> bool:
 
 
 def require(answer: Frame, what: str) -> Frame:
-    """Return an answer of success.
+    """Return an answer if it reports success.
 
     Raises:
-        AgentNotFound: it says so of its agent.
-        LettaUnavailable: it names another failure; its words are not repeated.
+        AgentNotFound: it says that its agent does not exist.
+        LettaUnavailable: it reports another failure; its words are not repeated.
     """
     if is_missing(answer, "Agent"):
         raise AgentNotFound("the agent does not exist on this App Server")

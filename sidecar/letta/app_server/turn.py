@@ -2,20 +2,22 @@
 
 Theory of operation. The turn runs on the server while a socket is subscribed to it: when the last
 one closes, the server cancels the turn and its conversation takes nothing more, ever. So two
-sockets are subscribed. Tool calls come over the first; when that breaks, the turn goes on by the
-second, its tool calls fail, and the history tells that the batch has to be digested once more.
+sockets are subscribed. Tool calls come over the first; when that breaks, the second keeps the turn
+going, its tool calls fail, and the history shows that the batch has to be digested once more.
 
-A batch that is stored and undigested is asked to be digested again in place, if its turn is known
-to have ended. If it was cut off (both sockets, or the server killed), its conversation is left
-alone: subscribed to, the server would store the message again and run it without our tools.
+If a batch is stored and undigested, and its turn is known to have ended, the agent is asked to
+digest it in place. If the turn was cut off (both sockets broke, or the server was killed), its
+conversation is left alone: once subscribed to, the server would store the message again and run it
+without our tools.
 
-`input_accepted` says only that the server has heard. A turn that shows no sign of life was dropped
-as a repetition; it goes out once more under a new id. What counts is `turn_finished` with
-`end_turn`, of a run that names our id; when no run named it, the history decides.
+`input_accepted` says only that the server has received the input. A turn that shows no sign of life
+was dropped as a repetition; the input is sent once more under a new id. What counts is
+`turn_finished` with `end_turn`, of a run that names our id; if no run named it, the history
+decides.
 
-A turn whose model fails is begun anew by the server three times, and each time the message is
-stored again. So it is aborted at the first failure the server reports of a whole run (it has by
-then tried the model four times).
+When the model fails, the server begins the turn again three times, and stores the message again
+each time. So the turn is aborted at the first failure of a whole run that the server reports (by
+then it has tried the model four times).
 """
 
 import json
@@ -54,7 +56,7 @@ from sidecar.llm.failures import says_invalid, says_too_large
 from sidecar.llm.port import ToolCall
 
 Ended: TypeAlias = Literal["idle", "cut"]
-"""How a turn of ours is known to have ended undigested: its conversation is fit, or is not."""
+"""How a turn of ours ended undigested: its conversation can be used again (`idle`), or not."""
 
 Edit: TypeAlias = Callable[[str, str, ToolCall], Awaitable[tuple[str, bool]]]
 """(agent id, batch id, call) -> the tool's answer, and whether it is an error."""
@@ -63,7 +65,7 @@ DIGEST_AGAIN: Final = (
     "The last part of the transcript above has not been digested yet. Digest it now: bring your "
     "memory up to date with your tools."
 )
-"""What is said in place of a batch whose message is stored already: its words stay there once."""
+"""Sent in place of a batch whose message is stored already, so that its words are stored once."""
 
 _WEDGED: Final = "already has an active run"
 _SIGN_OF_LIFE_S: Final = 5.0
@@ -152,7 +154,7 @@ class AgentTurn:
                 await self._abort(first, second)
 
     async def _prepared(self, first: AppServerSocket, second: AppServerSocket) -> Trace | None:
-        """Subscribe both sockets; return what is there of the batch, None when it is digested."""
+        """Subscribe both sockets; return the trace of the batch, None when it is digested."""
         try:
             with anyio.fail_after(4 * self._timeout_s):
                 return await self._prepare(first, second)
@@ -209,9 +211,9 @@ class AgentTurn:
         return await self._shows_life(socket)
 
     async def _take_back(self, socket: AppServerSocket, message_id: str) -> None:
-        """Take an input back that another turn is before: queued inputs are made into one.
+        """Take back an input that waits behind another turn: the server joins queued inputs.
 
-        One whose turn has begun meanwhile stays, and is followed like any other.
+        An input whose turn has begun meanwhile stays, and is followed like any other.
         """
         kept: list[Frame] = []
         item_id: object = None
@@ -244,6 +246,7 @@ class AgentTurn:
 
         Raises:
             ConversationGone: the conversation takes nothing more.
+            Rejected: the model will never take the batch as it is.
             OutcomeUnknown: it ended otherwise.
             OSError, WebSocketException: the socket broke.
         """
@@ -279,7 +282,7 @@ class AgentTurn:
             raise OutcomeUnknown(error.message) from error
 
     async def _serve(self, socket: AppServerSocket, frame: Frame) -> None:
-        """Make one edit and answer it."""
+        """Carry out one tool call and answer it."""
         if not self._is_ours(frame):
             return
         call = ToolCall(
@@ -298,7 +301,7 @@ class AgentTurn:
         )
 
     async def _is_digested(self) -> bool:
-        """Ask the history, over a socket of its own."""
+        """Ask the history, over another socket."""
         try:
             with anyio.fail_after(2 * self._timeout_s):
                 async with self._sockets.lend() as socket:
@@ -308,7 +311,7 @@ class AgentTurn:
         return trace is not None and trace.digested
 
     async def _abort(self, *sockets: AppServerSocket) -> None:
-        """End the turn, by the first socket that works; it is cut off when none does."""
+        """Abort the turn over the first socket that works; it is cut off if none does."""
         aborted: Ended = "cut"
         with anyio.move_on_after(_ABORT_S, shield=True):
             for socket in sockets:
@@ -338,7 +341,7 @@ def _queued(frame: Frame, message_id: str) -> object:
 
 
 def _is_failed_run(frame: Frame) -> bool:
-    """Return whether the server is about to begin the turn anew."""
+    """Return whether a run has failed and the server is about to begin the turn again."""
     delta = cast("Mapping[str, Any]", frame.get("delta") or {})
     return delta.get("message_type") in {"retry", "loop_error"} and not delta.get("is_terminal")
 
@@ -348,7 +351,7 @@ def require_end(frame: Frame, failure: str) -> None:
 
     Args:
         frame: Its `turn_finished`.
-        failure: What the server said of the run that the turn was aborted for; empty for none.
+        failure: What the server said of the failed run that the turn was aborted for, if any.
 
     Raises:
         ConversationGone: the conversation takes nothing more.

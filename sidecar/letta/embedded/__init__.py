@@ -1,1 +1,1 @@
-"""A small Letta of our own, for a first run without an account and for tests."""
+"""A small Letta built into the sidecar, for a first run without an account and for tests."""

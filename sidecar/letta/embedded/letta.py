@@ -1,16 +1,15 @@
-"""A small Letta of our own, for a first run without keys and for tests.
+"""A small Letta built into the sidecar, for a first run without keys and for tests.
 
 Agents, blocks, passages, conversations and messages in one SQLite file, with the semantics of the
-classic server that the sidecar builds on: an otid is digested once, a conversation takes one post
+classic server that the sidecar relies on: an otid is digested once, a conversation takes one post
 at a time, a message is there only after its run, and the agent edits its blocks and fills its
-archive by tools. It searches by words, not by meaning; it has no chat and no server, and is not
+archive with tools. It searches by words, not by meaning; it has no chat and no server, and is not
 meant to be more.
 
 Theory of operation: a post is a *run*. Its edits are made on a copy of the blocks and stored with
 the message in one transaction at its end, so a crash, a cancelled post or a failed model leaves
-nothing, and the same post may run again. Runs of one agent follow one another, also those of
-different conversations, so no edit is lost. What is running is known in memory alone: after a
-restart nothing is.
+nothing, and the same post may run again. Runs of one agent follow one another, even in different
+conversations, so no edit is lost. Runs are known in memory only: after a restart there are none.
 """
 
 import time
@@ -67,7 +66,7 @@ class _Run:
 
 def _remedy(error: Exception, path: Path) -> str:
     if isinstance(error, apsw.FullError | apsw.IOError) or getattr(error, "errno", 0) == ENOSPC:
-        return f"free space on the disk that holds {path}"  # what is remembered is whole
+        return f"free space on the disk that holds {path}"  # the stored memory is intact
     if isinstance(error, apsw.NotADBError | apsw.CorruptError):
         return f"check {path}, or move it away to start with an empty memory"
     return f"check {path}, and who may use it"
@@ -104,7 +103,7 @@ class EmbeddedLetta(Letta):
 
         Args:
             path: The SQLite file.
-            llm: Who digests; stays the caller's to close.
+            llm: The model that digests; it is not closed here.
             clock: Unix time in seconds.
             run_budget_s: A run that takes longer is given up and leaves nothing.
 
@@ -223,7 +222,7 @@ class EmbeddedLetta(Letta):
             raise NotAccepted(error.message, hint=error.hint) from error
 
     async def _digest(self, post: Post) -> None:
-        """Let the agent work on one post and store what came of it."""
+        """Let the agent work on one post and store the result."""
         turn = self._turn_of_agent.setdefault(post.agent_id, anyio.Lock())
         async with turn:
             instructions, before = await self._stored(self._store.read_agent, post.agent_id)
@@ -252,14 +251,14 @@ class EmbeddedLetta(Letta):
 async def digested(
     llm: Llm, instructions: str, blocks: Blocks, text: str, *, archive: list[str] | None = None
 ) -> Blocks:
-    """Let an agent work on one message by its memory tools, `MAX_STEPS` steps at most.
+    """Let an agent work on one message with its memory tools, in at most `MAX_STEPS` steps.
 
     Args:
-        llm: Who digests.
+        llm: The model that digests.
         instructions: The agent's.
-        blocks: As they are.
+        blocks: The agent's, before it.
         text: The message.
-        archive: Takes what the agent wants to keep in its archival memory; None: it has none.
+        archive: Receives what the agent puts into its archival memory; None: it has none.
 
     Returns:
         Its blocks as it left them; nothing is stored.

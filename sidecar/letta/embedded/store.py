@@ -309,12 +309,12 @@ class EmbeddedStore:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """Return the words of a text, in any order and case."""
+    """Return the words of a text, without their order and case."""
     return frozenset("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def why_unreadable(path: Path) -> str:
-    """Return why an embedded Letta's file can't be read; empty: it can, or there is none. Blocking."""
+    """Return why an embedded Letta's file can't be read; empty if it can or is absent. Blocking."""
     if not path.is_file():
         return ""
     try:
@@ -329,7 +329,7 @@ def why_unreadable(path: Path) -> str:
 
 
 def holds_agents(path: Path) -> bool:
-    """Return whether a file is an embedded Letta's in which an agent lives. Blocking."""
+    """Return whether a file is an embedded Letta's and holds an agent. Blocking."""
     if not path.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Agents over REST: what a server is asked for when it makes one that digests transcripts."""
+"""Agents over REST: how one that digests transcripts is created, exported and imported."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from sidecar.letta.port import AgentSpec
 from sidecar.letta.rest.wire import blames, refused_spec
 from sidecar.untrusted import MALFORMED
 
-# An agent of this type edits its blocks by its own tools (memory_insert, memory_replace,
-# memory_rethink) until it calls memory_finish_edits, and writes nobody an answer.
+# An agent of this type edits its blocks with its own tools (memory_insert, memory_replace,
+# memory_rethink) until it calls memory_finish_edits, and writes no answer.
 _DIGESTING: Final = "sleeptime_agent"
-# Where a server no longer has the type: the same tools on its plain type.
+# For a server that no longer has the type: the same tools on its plain type.
 _PLAIN: Final = {
     "agent_type": "letta_v1_agent",
     "include_base_tools": False,
@@ -38,9 +38,9 @@ async def create(client: AsyncLetta, spec: AgentSpec, *, on_cloud: bool, timeout
     """Create the agent and return its id.
 
     Args:
-        client: Its errors pass.
+        client: Its errors are not caught.
         spec: What to make; an empty model is chosen from what the server lists, an empty
-            embedding is left to the server, or chosen likewise where the server wants one named.
+            embedding is left to the server, or chosen likewise if the server requires one.
         on_cloud: Models hosted by Letta may be chosen.
         timeout_s: Of the request that creates.
 
@@ -61,7 +61,10 @@ async def create(client: AsyncLetta, spec: AgentSpec, *, on_cloud: bool, timeout
             else:
                 raise
         else:
-            if not isinstance(created.id, str) or not created.id:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if (
+                not isinstance(created.id, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+                or not created.id
+            ):
                 raise TypeError
             return created.id
 
@@ -120,7 +123,7 @@ def _chosen(
 
 
 async def export_file(client: AsyncLetta, agent_id: str, *, timeout_s: float) -> str:
-    """Return an agent's file (.af, version 2). The client's errors pass."""
+    """Return an agent's file (.af, version 2). The client's errors are not caught."""
     # The SDK's own method takes the answer for a string; the classic server sends an object.
     answer = await client.agents.with_raw_response.export_file(agent_id, timeout=timeout_s)
     return (await answer.read()).decode()
@@ -129,10 +132,10 @@ async def export_file(client: AsyncLetta, agent_id: str, *, timeout_s: float) ->
 async def import_file(
     client: AsyncLetta, file: str, *, tags: Sequence[str], timeout_s: float
 ) -> str:
-    """Make an agent of a file, with these tags, and return its id.
+    """Create an agent from a file, with these tags, and return its id.
 
     Raises:
-        Rejected: it is no file of one agent, or the server does not take it.
+        Rejected: it is not the file of one agent, or the server does not take it.
     """
     try:
         parsed = json.loads(file)

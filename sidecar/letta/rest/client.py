@@ -1,4 +1,4 @@
-"""Connections to a Letta server by letta-client, and what every request over them has in common."""
+"""Connections to a Letta server through letta-client, and what all requests over them share."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -21,18 +21,19 @@ CLOUD_URL: Final = "https://api.letta.com"
 KEEPALIVE_S: Final = 3.0
 _CONNECT_S: Final = 5.0
 _PROXIES: Final = (
-    "it, HTTP_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE can't be used: a proxy is http://HOST:PORT,"
-    " NO_PROXY has hosts (an IPv6 address without brackets), and the file has to be there"
+    "it, HTTP_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE can't be used: a proxy is"
+    " http://HOST:PORT, NO_PROXY has hosts (an IPv6 address without brackets), and the file has to"
+    " be there"
 )
 
 
 def open_client(base_url: str, api_key: str | None, *, timeout_s: float, limit: int) -> AsyncLetta:
-    """Return a client with a pool of `limit` connections of its own, and without retries.
+    """Return a client with its own pool of `limit` connections, and without retries.
 
     The SDK's retries repeat a POST after a time-out, which stores a message twice.
 
     Raises:
-        ConfigError: its address is none, or what the environment says of proxies and certificates.
+        ConfigError: the address, or the environment's setting of a proxy or certificates, is wrong.
     """
     timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
     limits = httpx.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S)
@@ -51,17 +52,17 @@ def open_client(base_url: str, api_key: str | None, *, timeout_s: float, limit: 
         max_retries=0,
         http_client=http_client,
     )
-    client.api_key = api_key or None  # the SDK has looked into the environment for one
+    client.api_key = api_key or None  # the SDK takes one from the environment
     return client
 
 
 @asynccontextmanager
 async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
-    """Bound what is asked within, and turn what goes wrong into `LettaUnavailable`.
+    """Bound the requests within, and turn their errors into a `LettaError`.
 
     Args:
         what: What is asked for, for the message; no ids.
-        budget_s: Deadline of all of it.
+        budget_s: Deadline of all requests together.
     """
     try:
         with anyio.fail_after(budget_s):
@@ -69,7 +70,7 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
     except TimeoutError as error:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
     except (AttributeError, KeyError, TypeError, JSONDecodeError) as error:
-        # The SDK builds its objects of whatever JSON it gets, and of a page of HTML a text.
+        # The SDK builds objects from any JSON it gets, and a string from a page of HTML.
         raise NotLetta(f"{what}: what answered is no Letta", hint=NO_LETTA) from error
     except WIRE_ERRORS as error:
         raise read_error(error, what) from error
@@ -77,7 +78,7 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def of_agent() -> AsyncGenerator[None]:
-    """Raise AgentNotFound when a request within is answered that its agent does not exist."""
+    """Raise AgentNotFound when the answer to a request within is that its agent does not exist."""
     try:
         yield
     except APIStatusError as error:

@@ -1,9 +1,9 @@
-"""Letta over REST by letta-client: Letta Cloud and the classic self-hosted server.
+"""Letta over REST through letta-client: Letta Cloud and the classic self-hosted server.
 
 Theory of operation. A post goes out as a *background* run under an otid: the server keeps the
 run's stream in Redis, so a second post of the same otid joins the run rather than starting one,
 and a look-up can ask for it. A server without Redis answers 503; then posts go out in the
-foreground, without these two helps (docs/letta.md has the windows).
+foreground, without these two advantages (docs/letta.md describes the windows).
 """
 
 import math
@@ -45,7 +45,7 @@ from sidecar.letta.rest.requests import (
 )
 from sidecar.model import Block, Passage
 
-# How long a server without Redis is believed to have none.
+# How long a server that has said it has no Redis is believed to have none.
 _BACKGROUND_AGAIN_S: Final = 600.0
 _BATCHES_REMEMBERED: Final = 10_000
 _PAGE: Final = 100
@@ -54,18 +54,18 @@ _WITH_BLOCKS: Final = {"include": "agent.blocks"}
 
 
 class RestLetta(Letta):
-    """The adapter. Reads and posts have connections of their own.
+    """The adapter. Reads and posts use separate connections.
 
     Args:
         base_url: Of the server; None or empty is Letta Cloud.
         api_key: Bearer token; None or empty where the server asks for none.
-        read_timeout_s: Deadline of a read and of each step of a look-up, but for the look-up of
+        read_timeout_s: Deadline of a read and of each step of a look-up, except the look-up of
             an otid, on which the server itself spends 1.75 s.
         post_timeout_s: Deadline of a post, its digestion included.
-        run_cutoff_s: A run that is active for longer is taken for dead. Over the 300 s for which
-            a classic server locks a conversation, else a re-post would only meet the lock.
+        run_cutoff_s: A run that is active for longer counts as dead. More than the 300 s for which
+            a classic server locks a conversation, or a second post would only meet the lock.
         post_limit: Posts that may be under way at once; more wait for a connection.
-        clock: Unix time as the machine has it now: runs' times are compared with it.
+        clock: The machine's Unix time: the times of runs are compared with it.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class RestLetta(Letta):
                 page = await self._lean_reads.ask(
                     "GET", "/v1/agents/", list[ListedAgentAnswer], params=params
                 )
-                # A server that knew no `match_all_tags` would hand over other callers' agents.
+                # A server without `match_all_tags` would return other callers' agents.
                 found |= {
                     agent.id: FoundAgent(
                         agent_id=agent.id,
@@ -173,7 +173,7 @@ class RestLetta(Letta):
                     for agent in page
                     if set(tags) <= set(agent.tags)
                 }
-                if len(page) < _PAGE or page[-1].id in last:  # it knows no `after`
+                if len(page) < _PAGE or page[-1].id in last:  # it ignores `after`
                     break
                 last.add(page[-1].id)
                 params = [*(p for p in params if p[0] != "after"), ("after", page[-1].id)]
@@ -224,8 +224,8 @@ class RestLetta(Letta):
 
     @override
     async def erase_agent(self, agent_id: str) -> None:
-        # The classic server leaves an agent's blocks behind, with all that they say. They go
-        # first: once the agent is gone, nothing tells which were its.
+        # The classic server leaves an agent's blocks behind, with all that they say. They are
+        # deleted first: once the agent is gone, nothing shows which blocks it had.
         with suppress(AgentNotFound):
             async with asking("an agent's blocks", self._read_timeout_s), of_agent():
                 agent = await self._lean_reads.ask(
@@ -297,7 +297,7 @@ class RestLetta(Letta):
     async def _raise_ours(
         self, post: Post, error: Exception, number: int, *, background: bool
     ) -> None:
-        """Raise our error for a post that failed; return where it is stored all the same."""
+        """Raise our error for a post that failed; return if it is stored nevertheless."""
         if background and isinstance(error, APIStatusError) and wire.wants_no_background(error):
             raise _NoBackground from error
         ours = wire.post_error(error, protected=background)
@@ -312,9 +312,9 @@ class RestLetta(Letta):
         raise ours from error
 
     async def _require_absent(self, post: Post, error: Rejected) -> None:
-        """Raise the error of a run that will fail each time, if it has left nothing.
+        """Raise the error of a run that would fail each time, unless its message is stored.
 
-        Returns when it has failed in a later step: the message is stored, and is not sent again.
+        Returns when the run failed in a later step: its message is stored, and is not sent again.
         """
         try:
             finding = await self.find(post)
@@ -326,7 +326,7 @@ class RestLetta(Letta):
             raise error
 
     async def _stop_reason(self, conversation_id: str, body: Mapping[str, object]) -> str | None:
-        """Post, and follow the run to its end; returns its stop reason, None when it names none."""
+        """Post, and follow the run to its end; return its stop reason, None if it names none."""
         reason: str | None = None
         path = f"/v1/conversations/{quote(conversation_id, safe='')}/messages"
         async with self._lean_posts.events(path, body=body) as events:
@@ -352,7 +352,7 @@ class RestLetta(Letta):
         return finding
 
     def _send_next_under(self, batch_id: str, number: int) -> None:
-        """Remember which otid a batch goes out under next; what is forgotten, `find` finds out."""
+        """Remember the otid a batch goes out under next; `find` works it out if it is forgotten."""
         self._next_otid[batch_id] = number
         while len(self._next_otid) > _BATCHES_REMEMBERED:
             self._next_otid.popitem(last=False)

@@ -1,9 +1,9 @@
-"""What became of a post over REST.
+"""Finds out what became of a post over REST.
 
-Theory of operation. The steps come in an order that leaves no gap: the stream of each otid the
-batch went out under; then active runs; then the stored messages. A run stores its message before
-it ends, so what no active run holds and no message shows is not there. A run that is active for
-longer than a cut-off belongs to a server that died with it: a restarted server leaves it so.
+Theory of operation. The order of the steps leaves no gap: first the stream of each otid the batch
+went out under, then active runs, then the stored messages. A run stores its message before it ends,
+so a post that is in no active run and no stored message is absent. A run that has been active for
+longer than a cut-off counts as dead: a server that died during a run leaves it active.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from sidecar.letta.rest.requests import IdAnswer, LeanRequests, MessageAnswer, R
 _PEEK_S: Final = 1.0
 # stream(otid=) of 0.16.8 asks Redis three times over 1.75 s before it answers 404.
 OTID_LOOKUP_S: Final = 3.0
-# Between this machine's clock and the server's.
+# Largest difference allowed between this machine's clock and the server's.
 _SKEW_S: Final = 120.0
 _PAGE: Final = 100
 _PAGES: Final = 50
-# Runs of one batch asked for in one look-up; the next one goes on behind them. Letta remembers
+# Runs of one batch asked for in one look-up; the next look-up continues after them. Letta remembers
 # each for 3 h, and a model that is down for long leaves one a minute.
 _OTIDS_TRIED: Final = 50
 
@@ -45,13 +45,13 @@ class _Trace:
 
 
 class PostLookUp:
-    """Looks posts up; one for all of them.
+    """Looks posts up; one instance serves all posts.
 
     Args:
-        requests: Over which it asks.
+        requests: Sends its requests.
         timeout_s: Deadline of each step; the look-up of an otid gets 3 s more, since the server
             spends 1.75 s on one it does not know.
-        cutoff_s: A run that is active for longer is taken for dead.
+        cutoff_s: A run that is active for longer counts as dead.
         clock: Unix time in seconds.
     """
 
@@ -73,12 +73,12 @@ class PostLookUp:
 
         Args:
             post: Of unknown outcome.
-            number: Of the otid it went out under last, as far as is known (`wire.wire_otid`).
+            number: Number of the otid it was last sent under, as far as known (`wire.wire_otid`).
             by_otid: The server keeps the streams of its runs (it has Redis).
 
         Returns:
-            What `Letta.find` returns, and the number of the otid to send it under next: one
-            whose run has ended without a trace is passed over, since a post of it would be
+            What `Letta.find` returns, and the number of the otid to send it under next. An otid
+            whose run has ended without a trace is skipped, since a post under it would be
             answered from that run.
 
         Raises:
@@ -163,8 +163,8 @@ class PostLookUp:
         async with asking("stored messages", 2 * self._timeout_s):
             params = {"limit": str(_PAGE), "order": "desc"}
             for _ in range(_PAGES):
-                # This list takes `after` for "newer than" in either order. A page is not `limit`
-                # long, since one stored message shows as several.
+                # In this list `after` means "newer than" in either order. A page's length is not
+                # `limit`, since one stored message shows as several.
                 try:
                     page = await self._requests.ask(
                         "GET",

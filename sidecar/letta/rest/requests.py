@@ -2,7 +2,7 @@
 
 letta-client 1.12.1 takes 1.6 to 3.8 ms of CPU for a request (typed parameters, httpx, pydantic),
 aiohttp 0.3 ms; the sidecar has one loop for all calls. These go where the SDK's would, with its
-headers, and fail with its errors, so that one reading of errors (`wire`) serves both.
+headers, and fail with its errors, so that `wire` can interpret the errors of both.
 """
 
 import json
@@ -31,9 +31,9 @@ _CONNECT_S: Final = 5.0
 _REFUSED: Final = 300
 _NO_CONTENT: Final = 204
 ANSWER_BYTES: Final = 64 << 20
-"""No answer is longer: a hundred messages, or all blocks of an agent."""
+"""Limit on one answer; the longest are a hundred messages, or all blocks of an agent."""
 LINE_BYTES: Final = 4 << 20
-"""No event of a stream is longer."""
+"""Limit on one event of a stream."""
 _REFUSAL_BYTES: Final = 64 << 10
 _END_S: Final = 0.05  # for what follows the last event: a connection read to its end is kept
 
@@ -53,7 +53,7 @@ class BlockAnswer(msgspec.Struct):
 
 
 class AgentAnswer(msgspec.Struct):
-    """An agent asked for with its blocks. Without any, the answer is no such answer."""
+    """An agent that was asked for with its blocks; an answer without `blocks` is not valid."""
 
     blocks: list[BlockAnswer]
 
@@ -78,7 +78,7 @@ class PassagesAnswer(msgspec.Struct):
 
 
 class ListedAgentAnswer(msgspec.Struct):
-    """An agent of a list that was asked for with its tags."""
+    """An agent in a list that was asked for with tags."""
 
     id: Id
     name: str
@@ -106,7 +106,7 @@ class MessageAnswer(msgspec.Struct):
 
 
 class EventAnswer(msgspec.Struct):
-    """What matters of an event of a run's stream."""
+    """The fields that are used of an event in a run's stream."""
 
     message_type: str = ""
     stop_reason: str | None = None
@@ -114,13 +114,13 @@ class EventAnswer(msgspec.Struct):
 
 
 class LeanRequests:
-    """Requests over a pool of its own.
+    """Sends requests over its own pool of connections.
 
     Args:
         client: Whose server and headers are used.
         timeout_s: Longest silence of the server, and longest wait for a connection of the pool.
         limit: Connections.
-        keepalive_s: An idle connection is kept for so long.
+        keepalive_s: How long an idle connection is kept.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class LeanRequests:
         Raises:
             APIStatusError: the server refused.
             APIConnectionError: there is no answer; its cause says why.
-            NotLetta: the answer is not like that.
+            NotLetta: the answer is not of that type.
         """
         async with self._answer(method, path, params=params, body=body) as answer:
             raw = await _whole(answer) if answer.status != _NO_CONTENT else b"null"
@@ -166,12 +166,12 @@ class LeanRequests:
     async def events(
         self, path: str, *, body: Mapping[str, object]
     ) -> AsyncGenerator[AsyncIterator[EventAnswer]]:
-        """Make a POST and give the server-sent events it is answered with, as they come.
+        """Make a POST and yield the server-sent events of its answer as they come.
 
         Raises:
             APIStatusError: the server refused, or (with status 200) said so in an event.
             APIConnectionError: there is no answer, or it broke off; its cause says why.
-            NotLetta: the answer is no stream of events.
+            NotLetta: the answer is not a stream of events.
             ValueError: an event is not as expected.
         """
         async with self._answer("POST", path, params=None, body=body) as answer:
@@ -227,7 +227,7 @@ class LeanRequests:
 
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    """Return an answer's body; one without an end is no Letta's."""
+    """Return an answer's body; raise NotLetta for one longer than `ANSWER_BYTES`."""
     whole = bytearray()
     async for chunk in answer.content.iter_any():
         whole += chunk
@@ -237,7 +237,7 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:
-    """Return what a server says to its refusal, as far as it is read."""
+    """Return what a server says in a refusal, at most `_REFUSAL_BYTES` of it."""
     said = bytearray()
     async for chunk in answer.content.iter_any():
         said += chunk
@@ -277,7 +277,7 @@ async def _lines_of(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 async def _events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[EventAnswer]:
     """Yield the events of a stream up to its end.
 
-    Letta writes one line of data per event, and `event: error` over one that tells of a failure.
+    Letta writes one line of data per event, with `event: error` above one that reports a failure.
     """
     event = b""
     async for line in _lines_of(answer):
@@ -303,12 +303,12 @@ async def _events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[EventAnswe
 
 
 def _tls(base_url: str) -> ssl.SSLContext | bool:
-    """Return the certificates the SDK trusts; nothing to load where there is no TLS."""
+    """Return the certificates the SDK trusts; without TLS, load none."""
     return httpx.create_ssl_context() if base_url.startswith("https:") else True
 
 
 def _proxy_of(base_url: str) -> str | None:
-    """Return the proxy that the environment names for a server, as the SDK would heed it."""
+    """Return the proxy that the environment names for a server, as the SDK would choose it."""
     server = urlsplit(base_url)
     host = server.hostname or ""
     if host in {"localhost", "127.0.0.1", "::1"} or urllib.request.proxy_bypass(host):

@@ -1,4 +1,4 @@
-"""What Letta's REST answers mean: pure, from the wire's words to ours.
+"""What Letta's REST answers mean, as errors of ours. Pure.
 
 Theory of operation. A post's outcome follows from how far it certainly got:
 
@@ -9,17 +9,17 @@ no connection was made               not accepted
 401, 403                             denied
 402, 409, 429 in Letta's own shape   not accepted
 503 of a Letta without Redis         not accepted (background alone)
-503 to a post that an otid protects  unknown, and over: a repeat joins what there is
+503 to a post that an otid protects  unknown, and over: a repeat joins the run, if any
 an earlier turn waits for approval   the conversation takes nothing any more
-404                                  agent or conversation gone: the agent tells
+404                                  agent or conversation gone: ask for the agent
 404 of an unknown route              not accepted: this is no Letta server
 413                                  too large
 other 4xx in Letta's own shape       rejected
 any other 4xx                        not accepted: this is no Letta server
-5xx, 408; 402, 409, 429 of a proxy   unknown: what a proxy says, Letta may have taken
+5xx, 408; 402, 409, 429 of a proxy   unknown: behind the proxy, Letta may have taken it
 200, then a stop reason of DONE      settled
 200, then an error or another stop   unknown, and over
-200, then an error that stays one    rejected, or too large, once it is looked up
+200, then a permanent error          rejected, or too large, once it is looked up
 200, and no stream of events         unknown: this is no Letta server
 200, then silence or a cut           unknown, and perhaps still at work
 ===================================  ==========================================
@@ -55,8 +55,8 @@ DONE: Final = frozenset({"end_turn", "max_steps", "requires_approval", "tool_rul
 # Run states in which the agent loop is at work.
 ACTIVE: Final = frozenset({"created", "running"})
 
-# How the stream of an otid is refused when nothing is known of it: never sent, forgotten after
-# 3 hours, or an id of another Letta.
+# Statuses that refuse the stream of an unknown otid: never sent, forgotten after 3 hours, or an id
+# of another Letta.
 NO_STREAM: Final = frozenset({404, 410, 422})
 
 # What SDK and transport raise while a request or a stream is under way. The transport maps some
@@ -84,7 +84,7 @@ def wire_otid(batch_id: str, number: int) -> str:
     """Return the otid of a batch's run `number`.
 
     The first is the batch id itself. A classic server keeps an otid for 3 hours and answers a
-    second post of it from the first one's stream, also when that run has failed; so a batch
+    second post of it from the first one's stream, even if that run has failed; so a batch
     whose run is known to be over without a trace goes out under the next otid.
     """
     return batch_id if number == 0 else str(uuid.uuid5(_NAMESPACE, f"{batch_id}/{number}"))
@@ -93,8 +93,8 @@ def wire_otid(batch_id: str, number: int) -> str:
 def never_connected(error: BaseException) -> bool:
     """Return whether the request certainly did not leave this machine.
 
-    The transport (httpx-aiohttp 0.2) calls every lost connection a `ConnectTimeout`, one that
-    was cut after the request was sent among them, so only aiohttp's own error tells.
+    The transport (httpx-aiohttp 0.2) calls every lost connection a `ConnectTimeout`, even one that
+    was cut after the request was sent, so only aiohttp's own error is reliable.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -105,7 +105,7 @@ def never_connected(error: BaseException) -> bool:
 
 
 def was_accepted(error: Exception) -> bool:
-    """Return whether a run was made of the post: its otid is taken."""
+    """Return whether the post has started a run, so that its otid is in use."""
     return isinstance(error, APIStatusError) and error.status_code == _ACCEPTED
 
 
@@ -118,7 +118,7 @@ def is_missing(error: APIStatusError, *, parameter: str) -> bool:
     """Return whether what the path's `parameter` names does not exist.
 
     An id of another Letta does not have this server's form and gets 422 in place of 404. A 404
-    that says nothing comes from a server that does not have the route, and is no such answer.
+    without a reason comes from a server that lacks the route, and does not count.
     """
     if error.status_code == _NOT_FOUND:
         return _is_lettas(error) and _detail(error) != "Not Found"
@@ -148,7 +148,7 @@ def denied(error: APIStatusError) -> LettaDenied:
 
 
 def post_error(error: Exception, *, protected: bool) -> LettaError:
-    """Return our error for a post that failed; a 404 has to be told apart before.
+    """Return our error for a post that failed; for ConversationGone, the agent may be gone too.
 
     Args:
         error: As caught.
@@ -217,9 +217,9 @@ def _status_error(error: APIStatusError, protected: bool) -> LettaError:
 
 
 def _wants_approval(error: APIStatusError) -> bool:
-    """Return whether a tool call of an earlier turn waits for an approval; checked before a run.
+    """Return whether a tool call of an earlier turn waits for an approval.
 
-    0.16.8 says so inside the stream, others by 409.
+    The server checks this before a run: 0.16.8 says so inside the stream, others by 409.
     """
     return "waiting for approval" in _detail(error)
 
@@ -232,7 +232,7 @@ def _approval() -> ConversationGone:
 
 
 def refused_spec(error: APIStatusError) -> Rejected:
-    """Return our error for an agent the server does not want to make.
+    """Return our error for an agent that the server refuses to create.
 
     The answer is quoted: it is about the spec, which holds no caller's words.
     """
