@@ -11,7 +11,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from sidecar.clock import SteadyClock
 from sidecar.config.settings import DEFAULT_TENANT, Settings
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
+from sidecar.errors import JournalError
 from sidecar.http.metrics import Gauges, Metrics
 from sidecar.http.server import Direct, listen, serving
 from sidecar.jobs.intake import SpoolIntake
@@ -312,14 +313,15 @@ class Sidecar:
                     await self.calls.wait_for_fewer()
             await self.relay.flush(settings.drain_flush_s)
         await self.link.close_all()
-        with anyio.move_on_after(2.0):
-            backlog = await self.journal.backlog()
-            self._emit(
-                telemetry.drained,
-                undelivered=backlog.undelivered,
-                live_calls=len(self.calls.live),
-                took_s=self._clock() - began_s,
-            )
+        undelivered: int | None = None
+        with anyio.move_on_after(2.0), suppress(JournalError):
+            undelivered = (await self.journal.backlog()).undelivered
+        self._emit(
+            telemetry.drained,
+            undelivered=undelivered,
+            live_calls=len(self.calls.live),
+            took_s=self._clock() - began_s,
+        )
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a part, and restart it whenever it ends: an error in it must not end the calls."""

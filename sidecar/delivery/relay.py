@@ -156,16 +156,16 @@ class Relay:
                 if not await self._start_some(deliveries):
                     await self._wait_for_work()
 
-    async def flush(self, budget_s: float) -> int:
+    async def flush(self, budget_s: float) -> int | None:
         """Deliver what is pending now, live calls included; `run` has to be under way.
 
         Returns after `budget_s`, or as soon as nothing more can be delivered within it.
 
         Returns:
-            How many turns are still undelivered, as far as the journal can say.
+            How many turns are still undelivered; None when the journal did not say.
         """
         deadline_s = self._clock() + budget_s
-        undelivered = 0
+        undelivered: int | None = None
         with anyio.move_on_after(budget_s):
             await self._until_taken(lambda: self._journal.hurry(now_s=self._clock()))
             while True:
@@ -247,7 +247,7 @@ class Relay:
                 settled = await self._bring_home(batch, claimed_s, span)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
-                await self._give_up_try(batch, "the sidecar stopped")
+                await self._until_taken(lambda: self._give_up_try(batch, "the sidecar stopped"))
             raise
         except Exception as error:  # noqa: BLE001 - one batch's fault must not stop the others
             fault = type(error).__name__

@@ -163,7 +163,7 @@ class Forgetting:
         report = self._report(caller_key, held, agents, spooled, done=True)
         pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
         files = await anyio.to_thread.run_sync(_searchable, self._directory, self._spool)
-        found = await anyio.to_thread.run_sync(_search, files, pieces)
+        found, unsearched = await anyio.to_thread.run_sync(_search, files, pieces)
         own = await self._said_by_nobody_else(found)
         unread = await anyio.to_thread.run_sync(self._unread)
         traces = tuple(
@@ -180,7 +180,7 @@ class Forgetting:
             searched=len(pieces),
             files=len(files),
             traces=traces,
-            left=(*left, *unread, *self._out_of_reach(held, agents)),
+            left=(*left, *unread, *unsearched, *self._out_of_reach(held, agents)),
         )
 
     async def _agents_of(
@@ -229,9 +229,10 @@ class Forgetting:
                 left.append(f"{what} at Letta ({type(error).__name__}): delete it there")
 
         for agent_id in agents:
-            await self._copies.forget(agent_id)
+            await self._erase_copy(agent_id)
             await erase(f"agent {agent_id}", lambda a=agent_id: self._letta.erase_agent(a))
-            await self._copies.forget(agent_id)  # a read under way may have stored a new copy
+            # Again, since a read that was under way may have stored a new copy.
+            left += await self._erase_copy(agent_id)
         for agent_id, conversation_id in held.conversations:
             if agent_id not in agents:
                 await erase(
@@ -239,6 +240,15 @@ class Forgetting:
                     lambda a=agent_id, c=conversation_id: self._letta.erase_conversation(a, c),
                 )
         return left
+
+    async def _erase_copy(self, agent_id: str) -> list[str]:
+        """Erase the last good copy of an agent; return what remains, with what to do."""
+        try:
+            await self._copies.forget(agent_id)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            return [f"the copy of agent {agent_id} in {self._directory} ({why}): delete it"]
+        return []
 
     def _unread(self) -> list[str]:
         """Return the spool files that may be the caller's but don't name one. Blocking."""
@@ -361,32 +371,37 @@ def _searchable(directory: Path, spool: Path) -> list[Path]:
     return list(found)
 
 
-def _search(files: Sequence[Path], pieces: Sequence[bytes]) -> dict[Path, set[bytes]]:
-    """Return the pieces found, by file."""
+def _search(
+    files: Sequence[Path], pieces: Sequence[bytes]
+) -> tuple[dict[Path, set[bytes]], list[str]]:
+    """Return the pieces found, by file, and which files could not be read, each with what to do."""
     found: dict[Path, set[bytes]] = {}
+    unread: list[str] = []
     for path in files:
-        for window in _windows(path):
-            hits = {piece for piece in pieces if piece in window}
-            if hits:
-                found.setdefault(path, set()).update(hits)
-    return found
+        try:
+            for window in _windows(path):
+                hits = {piece for piece in pieces if piece in window}
+                if hits:
+                    found.setdefault(path, set()).update(hits)
+        except FileNotFoundError:  # gone meanwhile
+            continue
+        except OSError as error:
+            unread.append(f"{path} could not be searched ({error.strerror}): look into it")
+    return found, unread
 
 
 def _windows(path: Path) -> Iterator[bytes]:
     """Yield a file's data in windows that overlap by more than a piece's length; skip holes."""
-    try:
-        with path.open("rb") as file:
-            tail, at = b"", 0
-            while (data := _data_from(file.fileno(), at)) is not None:
-                if data > at:
-                    tail = b""  # a hole is zeros, which are in no piece
-                file.seek(data)
-                if not (read := file.read(_WINDOW_BYTES)):
-                    return
-                yield tail + read
-                tail, at = read[-2 * _PIECE_BYTES :], data + len(read)
-    except OSError:  # gone meanwhile, like a log that was just emptied
-        return
+    with path.open("rb") as file:
+        tail, at = b"", 0
+        while (data := _data_from(file.fileno(), at)) is not None:
+            if data > at:
+                tail = b""  # a hole is zeros, which are in no piece
+            file.seek(data)
+            if not (read := file.read(_WINDOW_BYTES)):
+                return
+            yield tail + read
+            tail, at = read[-2 * _PIECE_BYTES :], data + len(read)
 
 
 def _data_from(descriptor: int, at: int) -> int | None:

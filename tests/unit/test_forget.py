@@ -1,9 +1,11 @@
 """Forgetting a caller: what goes, what stays, and what is said when something can't go."""
 
+import errno
 import json
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -224,6 +226,44 @@ async def test_what_is_left_in_a_file_is_found(world: World) -> None:
     copy.write_text(json.dumps({"text": f"he said {SECRET}"}))
     report = await world.forgetting.forget("acme", KEY)
     assert report.traces == (str(copy),)
+
+
+async def test_a_file_that_can_not_be_read_is_not_called_clean(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that can't be read is named in the report, and the others are searched."""
+    sealed = world.root / "sealed.log"
+    sealed.write_text("x")
+    (world.root / "notes.log").write_text(f"... {SECRET} ...")
+    opened = Path.open
+
+    def refusing(path: Path, *args: Any, **options: Any) -> Any:
+        if path == sealed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    report = await world.forgetting.forget("acme", KEY)
+    assert [name for name in report.left if "sealed.log" in name and "Permission denied" in name]
+    assert [Path(path).name for path in report.traces] == ["notes.log"]
+
+
+async def test_a_copy_that_can_not_be_erased_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that keeps an agent's copy stops nothing else, and the report says where it is."""
+    agent_id = await world.agent()
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+
+    async def refused(_agent_id: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(world.copies, "forget", refused)
+    report = await world.forgetting.forget("acme", KEY)
+    assert [name for name in report.left if agent_id in name and "Read-only" in name]
+    assert await world.letta.find_agents(()) == []
+    assert (await world.journal.counts()).turns == 0
 
 
 async def test_holes_and_other_peoples_files_cost_nothing(world: World) -> None:

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 
 from sidecar.delivery.decisions import DeliveryPolicy
 from sidecar.delivery.relay import Relay
-from sidecar.errors import JournalFull, LettaDenied, LettaUnavailable, Rejected, SidecarError
+from sidecar.errors import (
+    JournalError,
+    JournalFull,
+    LettaDenied,
+    LettaUnavailable,
+    Rejected,
+    SidecarError,
+)
 from sidecar.journal.policy import PostPolicy
 from sidecar.letta.port import AgentSpec
 from sidecar.model import AgentRef, Batch, Call, Turn
@@ -912,6 +920,11 @@ class TestBreaker:
         virtual(test)
 
 
+async def failing(*_: object, **__: object) -> NoReturn:
+    """Stand in for a method of a journal whose disk has gone."""
+    raise JournalError("the disk has gone")
+
+
 class TestFlush:
     def test_it_delivers_what_is_pending_of_live_calls(self) -> None:
         """A flush posts live calls' turns now and returns 0 as soon as they are settled."""
@@ -937,6 +950,33 @@ class TestFlush:
                 began_s = unix_s()
                 assert await world.relay.flush(10) == 2
                 assert unix_s() - began_s == pytest.approx(10, abs=0.5)
+
+        virtual(test)
+
+    def test_a_journal_that_says_nothing_is_not_called_empty(self) -> None:
+        """While the journal fails, a flush ends with its budget and knows no number."""
+
+        async def test() -> None:
+            world = World()
+            async with world.running():
+                await world.say("one", 2)
+                world.journal.backlog = failing  # type: ignore[method-assign]
+                assert await world.relay.flush(10) is None
+
+        virtual(test)
+
+    def test_a_stop_beside_a_failing_journal_is_a_stop(self) -> None:
+        """A try that can't be given up ends in time, and nothing but the cancellation is raised."""
+
+        async def test() -> None:
+            world = World([Fault.HANG_EMPTY])
+            async with world.running():
+                await world.say("one", 2)
+                await anyio.sleep(5)
+                world.journal.release = failing  # type: ignore[method-assign]
+                stopped_s = unix_s()
+            assert unix_s() - stopped_s < 10
+            assert world.events("journal_failed")
 
         virtual(test)
 

@@ -16,6 +16,7 @@ import trio.testing
 from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.bodies import about
+from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.history import stretches_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.channels.vapi.stored import transcript_of
@@ -131,6 +132,26 @@ async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> No
 
 @pytest.mark.anyio
 class TestWebhook:
+    async def test_an_assistant_request_is_no_prompt(self) -> None:
+        """It reads the memory, counts no prompt, and leaves guidance to VAPI's own control."""
+        sent: list[str] = []
+
+        async def post(_url: str, command: Mapping[str, Any]) -> int:
+            sent.append(command["type"])
+            return 200
+
+        async with opened() as world:
+            world.vapi.control = Control(emit=world.telemetry.emit, post=post)
+            call = {**CALL, "monitor": {"controlUrl": "https://phone.vapi.ai/1/control"}}
+            status, answer = await world.deliver(message("assistant-request", call=call))
+            assert status == 200
+            assert "letta_memory" in answer["assistantOverrides"]["variableValues"]
+            assert not world.telemetry.counts["prompt_served"]
+            (live,) = world.calls.live
+            live.guide("Ask for the date.")
+            await trio.sleep(1)
+        assert sent == ["add-message"]
+
     async def test_a_tool_runs_once_also_when_it_is_repeated_meanwhile(self) -> None:
         """A repeat while the first is under way waits for it; all get the same answer."""
         async with opened() as world:

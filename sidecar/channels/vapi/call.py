@@ -146,6 +146,11 @@ class VapiCall:
         """The caller began to speak: read the memory now."""
         self.live.speech_started()
 
+    async def read(self) -> MemoryView:
+        """Return the memory for a prompt that VAPI writes itself; waits as for one of ours."""
+        await self.live.ready(self._waits)
+        return self.live.memory
+
     async def memory(self) -> MemoryView:
         """Return what goes into the next prompt; waits as `sidecar.prompt_wait` says."""
         self._prompted = True

@@ -214,7 +214,7 @@ class Webhook:
         memory = ""
         if call is not None:
             with anyio.move_on_after(MEMORY_S):
-                await call.memory()
+                await call.read()
             memory = call.live.memory.text
         variables = {"letta_memory": memory}
         if self._assistant.assistant_id:
