@@ -1,5 +1,7 @@
 """The agent that digests transcripts: its instructions and its first memory."""
 
+from collections.abc import Iterable
+
 from sidecar.letta.port import AgentSpec
 from sidecar.model import Block
 
@@ -38,6 +40,12 @@ CALLER_TAG = "voice-caller:"
 def caller_tags(tenant: str, caller_key: str) -> tuple[str, ...]:
     """Return the tags that mark the agent of one caller. They hold no number."""
     return ("voice-sidecar", f"voice-tenant:{tenant}", f"{CALLER_TAG}{caller_key}")
+
+
+def own_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return those tags of an agent that say whose it is; the others are its owner's."""
+    ours = ("voice-tenant:", CALLER_TAG)
+    return tuple(tag for tag in tags if tag == "voice-sidecar" or tag.startswith(ours))
 
 
 def tags_of_tenant(tenant: str) -> tuple[str, ...]:

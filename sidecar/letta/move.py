@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from sidecar.errors import AgentNotFound, LettaUnavailable
 from sidecar.letta.app_server.files import without_own
-from sidecar.letta.digest_agent import CALLER_TAG, DIGEST_SYSTEM, tags_of_tenant
+from sidecar.letta.digest_agent import CALLER_TAG, DIGEST_SYSTEM, own_tags, tags_of_tenant
 from sidecar.letta.port import AgentSpec, FoundAgent, Letta
 from sidecar.model import Block
 
@@ -105,9 +105,8 @@ async def plan(source: Letta, target: Letta, agent: FoundAgent) -> Move:
         there = await target.read_blocks(moved[0].agent_id)
         state: State = "there already" if _alike(blocks, there) else "differs"
         return replace(move, state=state, target_id=moved[0].agent_id)
-    caller = [tag for tag in agent.tags if tag.startswith(CALLER_TAG)]
-    if caller:
-        taken = await target.find_agents(_tags(agent))
+    if any(tag.startswith(CALLER_TAG) for tag in agent.tags):
+        taken = await target.find_agents(own_tags(agent.tags))
         if taken:
             return replace(move, state="taken", target_id=taken[0].agent_id)
     return move
