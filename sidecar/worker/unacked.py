@@ -413,7 +413,7 @@ class Unacked:
         return self._last_kept_seq
 
     def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
-        """Take turns back from disk, in order, to be sent next; none if the call may not be kept."""
+        """Take turns back from disk, in order, to send next; none if the call may not be kept."""
         if self.refused:
             return
         for frame in frames:
