@@ -100,7 +100,7 @@ class LinkedCall:
         self._link.wake()
 
     def record(self, said: Utterance) -> None:
-        """Take one utterance that is over; the same `item_id` again changes nothing.
+        """Take one finished utterance; the same `item_id` again changes nothing.
 
         Promises: it reaches the sidecar in the order of these calls, or it is in the spool half a
         second later (at once while the sidecar is known to be away). Promises neither if this
