@@ -19,7 +19,7 @@
     ├── JournalError
     │   ├── JournalFull             no room to make a turn durable; nothing was stored
     │   ├── JournalLocked           another process owns the file
-    │   ├── JournalCorrupt          the file is no journal or is damaged
+    │   ├── JournalCorrupt          the file is not a journal or is damaged
     │   ├── CallerBusy              a caller to be forgotten has a live call, or a batch under way
     │   └── CallError               the call is unknown or another's, or a turn cannot be stored
     ├── LinkError                   a frame that breaks the link protocol; names the field

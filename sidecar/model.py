@@ -141,7 +141,7 @@ class AgentRef:
 def caller_key(tenant: str, caller: str) -> str:
     """Return the key of a caller within a tenant: 32 hex digits.
 
-    It stands in tags, lanes, file names and logs in place of the number or identity itself.
+    Tags, lanes, file names and logs have it in place of the number or identity itself.
     It is not secret: anybody who knows a number can compute its key.
     """
     return hashlib.sha256(f"{tenant}\0{caller}".encode()).hexdigest()[:32]

@@ -145,7 +145,8 @@ class OtelTracer:
 
         Args:
             exporter: Takes them, in a thread.
-            service: `service.name`, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` do.
+            service: The `service.name`, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES`
+                sets one.
             text: Callers' words are exported.
             emit: Called, from that thread, when spans are lost.
             redact: Applied to callers' words.

@@ -160,7 +160,7 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
 
 
 def refuse_shared(directory: Path) -> None:
-    """Refuse a data directory that another user owns or can enter, or owns a state file in.
+    """Refuse a data directory that is another user's, open to others, or holds another's file.
 
     A file put there while the directory was open would be used as ours: a token, a journal, a
     memory.

@@ -1,12 +1,12 @@
 """Spans, as the parts see them: no part but `sidecar/otel.py` knows OpenTelemetry.
 
 A span is named by its W3C `traceparent` (https://www.w3.org/TR/trace-context/, version 00), a
-string that goes over the link, stands beside a turn in the journal and is sent to the language
+string that goes over the link, is stored with a turn in the journal and is sent to the language
 model. Without an exporter, `NO_TRACES` makes no spans and passes on what came in.
 
 Names of attributes are those of OpenTelemetry's GenAI conventions (`gen_ai.*`, of the registry in
-opentelemetry-semantic-conventions 0.66b2) where there is one, else `sidecar.*`. Callers' words
-stand only in `TEXT`, which an exporter gets when the owner opted in.
+opentelemetry-semantic-conventions 0.66b2) if there is one, else `sidecar.*`. Callers' words are
+only in `TEXT`, which an exporter gets if the owner opted in.
 """
 
 import re

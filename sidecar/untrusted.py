@@ -8,7 +8,7 @@ import msgspec
 MALFORMED: Final = (msgspec.DecodeError, ValueError, RecursionError)
 """What reading it raises, with msgspec or json: not JSON or UTF-8, a wrong type, nested too deep.
 
-Each reader of such JSON catches all of these: with one alone, a hostile body raises another.
+Each reader of such JSON catches all of these: a hostile body can raise any of them.
 """
 
 _ESCAPE = re.compile(

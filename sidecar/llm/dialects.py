@@ -52,7 +52,7 @@ class Dialect:
         return written
 
     def after(self, said: Said) -> "Dialect | None":
-        """Return the dialect that a refusal teaches; None where it teaches nothing new."""
+        """Return the dialect that a refusal teaches; None if it teaches nothing new."""
         roles = said.roles
         if roles is self.roles is Roles.ALTERNATING:
             roles = Roles.NO_SYSTEM  # they alternate already: it must be the system message
@@ -117,7 +117,7 @@ class Dialects:
 
         Args:
             body: The request; `model` says who is asked.
-            ask: Sends one, and raises `Refusal` where it is not taken.
+            ask: Sends one, and raises `Refusal` if it is not taken.
             raw: The request as JSON, if it is known.
 
         Raises:

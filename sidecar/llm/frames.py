@@ -86,7 +86,7 @@ def text_of(content: object) -> str:
 
 
 def code_of(error: object) -> str:
-    """Return a provider's error code where it is a plain word; its message may hold prompts."""
+    """Return a provider's error code if it is a plain word; its message may hold prompts."""
     told = object_or_none(error) or {"message": error}
     code: object = told.get("code")
     if isinstance(message := told.get("message"), str) and says_too_large(message):

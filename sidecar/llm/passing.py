@@ -45,7 +45,7 @@ class Passing:
         return bool(self._calls)
 
     def feed(self, came: bytes) -> bytes:
-        """Take bytes of the model's; return the bytes to send now."""
+        """Take bytes that came; return the bytes to send now."""
         if not self._closed and self.reader.between_lines and _is_usual(came):
             if self.heard or self._begins(came):
                 return self._unread_too(came)

@@ -71,7 +71,7 @@ class ChatReader:
     """Reads the answer to one request for a chat completion, streamed or whole.
 
     Attributes:
-        tokens: As the server counted them; 0 where it did not.
+        tokens: As the server counted them; 0 if it did not.
         frames: How many chunks came.
         answer: A whole answer that came in place of a stream, as every client can read it.
         words: There was something to hear.
@@ -279,7 +279,7 @@ class ChatReader:
     def _delta(
         self, frame: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None, data: bytes
     ) -> list[Chunk]:
-        """Read what a frame adds; `data` is empty where it can't pass as it came."""
+        """Read what a frame adds; `data` is empty if it can't pass as it came."""
         written: object = delta.get("content")
         content = written or delta.get("refusal")
         text = text_of(content) if content else ""

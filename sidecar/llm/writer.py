@@ -52,7 +52,7 @@ class ChatWriter:
     def events(self, reply: Reply, *, usage: Mapping[str, int] | None = None) -> list[bytes]:
         """Return the events of a stream that gives a whole reply in pieces, without `DONE`.
 
-        They are the role, each word, each tool call, the finish, and the usage where there is one.
+        They are the role, each word, each tool call, the finish, and the usage if there is one.
         """
         words = reply.text.split(" ")
         deltas: list[dict[str, Any]] = [

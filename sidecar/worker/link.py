@@ -160,7 +160,7 @@ class Link:
             opened_at_s: Unix time, by the worker's own clock.
             traceparent: The span of the call (W3C Trace Context), or empty.
             room: Names what calls of other workers may hear as well (a LiveKit room's `sid`): of
-                several calls of one room and caller, one is stored. Empty: no other call does.
+                several calls of one room and caller, one is stored. Empty: they hear nothing of it.
             meanwhile: What is known of the caller until `hints` are; the call is sent with it if
                 it ends before that.
 

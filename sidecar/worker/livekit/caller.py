@@ -57,7 +57,7 @@ def person_of(
 
 
 def hints_of_person(person: Person) -> Hints:
-    """Return who a person is: of a telephone its number, of others the identity.
+    """Return the hints of a person: a telephone's number, or the identity of anybody else.
 
     A telephone's identity is made from its number, and proves nothing.
     """

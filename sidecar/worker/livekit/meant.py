@@ -44,10 +44,10 @@ class _Fit(IntEnum):
 class Meant:
     """Finds the one person whom a job's metadata speaks for.
 
-    That is the first person to fit best, if no other came at the same time. If several did, it is
-    none of them, and only somebody who fits better can be it. A person who fits better replaces an
-    earlier one, except a telephone, if the earlier one has spoken: such a telephone was called
-    into the caller's room, as a colleague is.
+    Of those who fit best, it is the one who was first seen alone. If several are seen at once, it
+    is none of them, and only somebody who fits better can be it. A person who fits better replaces
+    the earlier one. A telephone does not, if the earlier one has spoken: such a telephone was
+    called into the caller's room, as a colleague is.
 
     Args:
         caller: What the metadata calls the caller; may be an identity or a number in the room.

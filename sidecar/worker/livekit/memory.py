@@ -152,8 +152,8 @@ def with_memory(
 
     Args:
         chat_ctx: The prompt; it is not changed.
-        text: The memory; empty: there is none.
-        guidance: Empty: there is none.
+        text: The memory, or empty.
+        guidance: The guidance, or empty.
         joined: Add the text to a message of its role if there is one, for models whose template
             wants alternating roles.
     """

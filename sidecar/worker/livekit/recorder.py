@@ -26,7 +26,7 @@ from sidecar.worker.livekit.beside import Beside
 from sidecar.worker.livekit.unsettled import FinalTranscript, Unsettled
 
 UNSETTLED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
-LATE_S: Final = 5.0  # the longest that a recogniser reports words after they were said
+LATE_S: Final = 5.0  # a recogniser reports words at most so long after they were said
 
 _Event = TypeVar("_Event")
 
@@ -41,7 +41,7 @@ class Listeners(Protocol):
     """Who is on the line, checked anew each time; see `sidecar.worker.livekit.caller`."""
 
     def changed(self) -> Hints | None:
-        """Return who listens now, if that has changed; None otherwise."""
+        """Return the hints of who listens now, if that has changed; None otherwise."""
         ...
 
     def heard(self) -> None:

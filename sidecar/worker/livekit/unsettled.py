@@ -106,7 +106,7 @@ class Unsettled:
         return rest
 
     def tell_until(self, until_s: float) -> list[FinalTranscript]:
-        """As `tell`, but only of final words, and of those reported by `until_s`."""
+        """As `tell`, but return only final words, and only those reported by `until_s`."""
         due = [final for final in self._finals if final.untold and final.at_s <= until_s]
         told = [replace(final) for final in due]
         self._tell(due)
