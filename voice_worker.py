@@ -3,9 +3,9 @@
     python voice_worker.py start        (or `dev`)
 
 needs LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, and a running sidecar (SIDECAR_LINK_URL,
-by default the one on this machine). With the sidecar away it still answers calls; what was said
-is handed over when it is back. Four lines marked with `memory` are all that an agent of your own
-needs; the rest is LiveKit's idiom.
+by default the one on this machine). While the sidecar is away it still answers calls, and hands
+over what was said when the sidecar is back. The four lines marked with `memory` are all that an
+agent of your own needs; the rest is ordinary LiveKit code.
 """
 # pyright: reportUnknownMemberType=false
 
@@ -32,7 +32,7 @@ GREETING = (
     "Greet the caller in one sentence, by name if it is remembered. "
     "Do not mention that you are an AI: that was just said."
 )
-# Spoken first: who talks to a machine must know it, and that it takes notes. `none` says nothing.
+# Spoken first: callers must know that this is a machine that remembers. `none` says nothing.
 DISCLOSURE = os.environ.get("VOICE_DISCLOSURE", "").strip() or (
     "Hi, you are talking to an AI assistant that remembers your calls."
 )
@@ -50,7 +50,7 @@ def prewarm(proc: JobProcess) -> None:
     proc.userdata["parts"] = voice_parts()
 
 
-server = AgentServer(setup_fnc=prewarm, initialize_process_timeout=60)  # models are loaded in it
+server = AgentServer(setup_fnc=prewarm, initialize_process_timeout=60)  # seconds to load models in
 
 
 @server.rtc_session(

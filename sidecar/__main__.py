@@ -1,6 +1,6 @@
 """The command `sidecar`, which is also `python -m sidecar`.
 
-A voice worker's environment has no use for it: without the extra `server` it says so and ends.
+A voice worker's environment does not need it: without the extra `server` it says so and exits.
 """
 
 import sys
@@ -11,7 +11,7 @@ SERVER_MODULES: Final = (
     *("apsw", "letta_client", "phonenumbers", "prometheus_client", "pydantic_settings", "rich"),
     *("starlette", "structlog", "typer", "uvicorn"),
 )
-"""What the extra `server` installs, by the names it is imported by."""
+"""What the extra `server` installs, by import names."""
 _LEFT_OUT: Final = (
     "sidecar: only the voice worker's part is installed here; for the sidecar itself:"
     " pip install 'letta-voice-sidecar[server]'\n"
@@ -23,7 +23,7 @@ def main() -> None:
     if not all(map(find_spec, SERVER_MODULES)):
         sys.stderr.write(_LEFT_OUT)
         sys.exit(2)
-    from sidecar.cli import main as run  # noqa: PLC0415 - it imports them
+    from sidecar.cli import main as run  # noqa: PLC0415 - it imports the above
 
     run()
 

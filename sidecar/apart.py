@@ -1,7 +1,7 @@
 """Work on large bodies runs in a worker thread, so that no request holds the loop.
 
-What most bodies need costs less than the way to a thread and back, and runs where it is asked for.
-Two threads at most: each that computes keeps the loop from the interpreter for 5 ms at a time.
+For most bodies the work costs less than the way to a thread and back, and runs in place. At most
+two threads: each that computes keeps the loop from the interpreter for 5 ms at a time.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 LARGE = 20_000
-"""Costs some milliseconds, at most 15: so many characters of text to compare."""
+"""A cost of some milliseconds, at most 15: that of comparing so many characters of text."""
 JSON_SHARE = 5
-"""So many bytes of JSON cost what a character costs to compare."""
+"""So many bytes of JSON cost as much as one character to compare."""
 MESSAGE = 50
-"""What a message costs beside its text, in the same measure."""
+"""What a message costs besides its text, in the same unit."""
 _THREADS = 2
 
 _T = TypeVar("_T")
@@ -24,7 +24,7 @@ _limiter: RunVar[anyio.CapacityLimiter] = RunVar("_limiter")
 
 
 async def apart(cost: int, job: Callable[..., _T], *args: object) -> _T:
-    """Run a job that touches nothing else; in a thread where its cost is `LARGE`."""
+    """Run a job that touches nothing else; in a thread if it costs `LARGE` or more."""
     if cost < LARGE:
         return job(*args)
     try:

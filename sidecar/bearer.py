@@ -1,6 +1,6 @@
-"""The token of an `Authorization: Bearer …` header, read and compared alike at every door. Pure.
+"""Reads and compares the token of an `Authorization: Bearer …` header, alike at every door. Pure.
 
-Bytes, as they came: what a header's bytes mean as text is nobody's to guess.
+Tokens are bytes, as they came: no encoding of a header is guessed.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ _BLANKS: Final = b" \t"
 
 
 def token_in(headers: RawHeaders, *, bare: bool = False) -> bytes:
-    """Return the token that a request shows; empty: none.
+    """Return the token that a request shows; empty if it shows none.
 
-    The scheme's case and the number of blanks behind it count for nothing. Headers that show
-    different tokens show none: what stands between may have read another one of them.
+    The scheme's case and the number of blanks after it do not matter. Headers that show different
+    tokens count as none: a proxy in between may have read another one of them.
 
     Args:
         headers: Of the request.
-        bare: A header of no such scheme is a token as it stands.
+        bare: The value of a header without the scheme is a token as a whole.
     """
     shown = {
         _token(value, bare=bare) for name, value in headers if name.lower() == b"authorization"
@@ -30,14 +30,14 @@ def token_in(headers: RawHeaders, *, bare: bool = False) -> bytes:
 
 
 def digest_of(token: bytes) -> bytes:
-    """Return what tokens are compared by: equal for equal ones, and of one length for all."""
+    """Return what tokens are compared by: equal for equal tokens, of the same length for all."""
     return hashlib.sha256(token).digest()
 
 
 def is_secret(shown: bytes, secret: bytes) -> bool:
     """Whether a token is the secret; takes as long for any token of its length.
 
-    An empty secret is nobody's.
+    No token is equal to an empty secret.
     """
     return hmac.compare_digest(digest_of(shown), digest_of(secret)) and bool(secret)
 

@@ -1,4 +1,4 @@
-"""A circuit breaker and a backoff, pure: the clock and the dice are arguments."""
+"""A circuit breaker and a backoff. Pure: the clock and the dice are arguments."""
 
 import math
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, dice: float) -> floa
 class Breaker:
     """Closed until `failure_limit` failures in a row; then one probe per cool-down.
 
-    A failure counts only when its call began after the last verdict: of many calls under way when
-    an endpoint failed, those that end later say nothing new, neither while the breaker is open
-    nor once a later call has succeeded.
+    A failure counts only if its call began after the last verdict: of many calls under way when an
+    endpoint failed, those that end later bring no news, neither while the breaker is open nor once
+    a later call has succeeded.
 
     Attributes:
         failure_limit: Failures in a row that open it.
@@ -41,7 +41,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are being refused, but for the probes."""
+        """Whether calls are being refused, except for the probes."""
         return self._failures >= self.failure_limit
 
     @property
@@ -63,7 +63,7 @@ class Breaker:
         return max(0.0, self._open_until_s - now_s) if self.is_open else 0.0
 
     def succeeded(self, *, now_s: float) -> bool:
-        """Close; returns whether it was open."""
+        """Close the breaker; return whether it was open."""
         was_open = self.is_open
         self._failures = 0
         self._heed_from_s = now_s
@@ -71,7 +71,7 @@ class Breaker:
         return was_open
 
     def failed(self, *, now_s: float, began_s: float) -> bool:
-        """Count a failure of a call that began at `began_s`; returns whether this one opened it."""
+        """Count a failure of a call that began at `began_s`; return whether that opened it."""
         if began_s < self._heed_from_s:
             return False
         self._failures += 1

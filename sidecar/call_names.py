@@ -1,7 +1,7 @@
-"""How a person names a call: by its key, the channel's own id of it, or a beginning. Pure.
+"""How a person names a call: by its key, its id on the channel, or a beginning. Pure.
 
 A key is long (a tenant, and up to 256 characters of some provider's id), so tables show a short id:
-8 hex digits over the key. It is the call's for good, whatever other calls there are.
+8 hex digits over the key. It never changes, whatever other calls there are.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ def short_id(key: str) -> str:
 
 
 def calls_named(name: str, keys: Iterable[str]) -> list[str]:
-    """Return the keys of the calls that a name fits; several where it is ambiguous.
+    """Return the keys of the calls that a name fits; several if it is ambiguous.
 
     Args:
-        name: A key or an id, which fits before all else; or the first characters, at least 4, of a
-            short id, an id or a key.
-        keys: Of the calls there are.
+        name: A key or an id, which is tried first; or the first characters, at least 4, of a short
+            id, an id or a key.
+        keys: Of all calls.
     """
     known = [(key, key.partition("/")[2]) for key in keys]
     for exact in (

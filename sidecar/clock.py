@@ -1,17 +1,17 @@
-"""The time of day as a running process may use it: it never jumps."""
+"""The time of day for a running process: it never jumps."""
 
 import time
 from collections.abc import Callable
 
 
 class SteadyClock:
-    """Unix time that goes on at the pace of the monotonic clock, whatever is done to the wall's.
+    """Unix time that advances with the monotonic clock, whatever is done to the wall clock.
 
     Every due time, horizon and age in one process comes from one of these, so that setting the
-    clock neither holds deliveries back nor makes a post look older than it is. It differs from
-    the wall clock by the jumps since it was built; a restart takes the new time. So what the
-    world outside has dated (a signature, a file, a run of Letta's, a day's budget) is compared
-    with `time.time`, never with this.
+    clock neither delays deliveries nor makes a post look older than it is. It differs from the
+    wall clock by the jumps since it was built; a restart takes the new time. So compare times that
+    come from outside (of a signature, a file, a run of Letta's, a day's budget) with `time.time`,
+    never with this.
 
     Args:
         wall: Unix time, read once.

@@ -1,7 +1,7 @@
-"""How a variable of the environment is read: one rule for the sidecar and for the worker.
+"""How environment variables are read: one rule for the sidecar and for the worker.
 
-Blanks and a carriage return around a value are no part of it, and what is blank is unset. A check
-takes the text of a variable and returns what will be used, or raises a ValueError whose text is the
+Blanks and a carriage return around a value are removed, and a blank value counts as unset. A check
+takes the text of a variable and returns the value to use, or raises a ValueError whose text is the
 remedy and never repeats the value.
 """
 
@@ -30,12 +30,12 @@ _FALSE = frozenset({"0", "false", "no", "off", "f", "n"})
 
 
 def said(environ: Mapping[str, str], *names: str) -> str | None:
-    """Return what the first of these variables says that is neither unset nor blank, else None."""
+    """Return the value of the first of these variables that is not unset or blank, else None."""
     return next((text for name in names if (text := environ.get(name, "").strip())), None)
 
 
 def read(environ: Mapping[str, str], name: str, check: Callable[[str], T]) -> T | None:
-    """Return what a variable says, checked; None where it is unset or blank.
+    """Return the checked value of a variable; None if it is unset or blank.
 
     Raises:
         ConfigError: it can't be used; `fields` names it with its remedy.
@@ -56,7 +56,7 @@ def wrong(fields: Sequence[tuple[str, str]]) -> ConfigError:
 
 
 def plain(text: str) -> str:
-    """Return text of one line that can be shown and sent."""
+    """Return one line of text that can be shown and sent."""
     _encodable(text)
     if _CONTROL.search(text):
         raise ValueError("take the control character out of it")
@@ -72,7 +72,7 @@ def lines(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """Return an id: one word without `/`, `?` and `#`, since it becomes a part of a URL."""
+    """Return an id: one word without `/`, `?` and `#`, since it becomes part of a URL."""
     plain(text)
     if re.search(r"[\s/?#]", text):
         raise ValueError("an id has no blank and none of / ? # in it")
@@ -89,7 +89,7 @@ def header_value(text: str) -> str:
 
 
 def link_token(text: str) -> str:
-    """Return a token that opens the sidecar: too long to be guessed."""
+    """Return a token for the sidecar: too long to be guessed."""
     header_value(text)
     if len(text) < SECRET_CHARS:
         raise ValueError(f"at least {SECRET_CHARS} characters; {MAKE_ONE}")
@@ -97,7 +97,7 @@ def link_token(text: str) -> str:
 
 
 def password(text: str) -> str:
-    """Return a secret of another server, which may have chosen one with blanks in it."""
+    """Return a secret of another server, which may have blanks in it."""
     if not all(_HEADER_VALUE.fullmatch(part) for part in text.split(" ") if part):
         raise ValueError("write it in printable ASCII")
     return _bounded(text, TEXT_LIMIT_CHARS)
@@ -115,7 +115,7 @@ def flag(text: str) -> bool:
 def url(text: str, schemes: Sequence[str]) -> str:
     """Return a URL with one of these schemes, a host that can be looked up, and a port if any.
 
-    A slash at its end is taken off.
+    A slash at its end is removed.
     """
     starts = " or ".join(f"{scheme}://" for scheme in schemes)
     scheme, separator, _ = text.partition("://")
@@ -137,7 +137,7 @@ def url(text: str, schemes: Sequence[str]) -> str:
 
 
 def url_alone(text: str, schemes: Sequence[str]) -> str:
-    """Return a URL without a user and password: what opens it has a setting of its own."""
+    """Return a URL without a user and password: keys and tokens have their own settings."""
     checked = url(text, schemes)
     if has_user(checked):
         raise ValueError("take the user and password out of it: a key or token has its own setting")
@@ -189,7 +189,7 @@ def path(text: str) -> Path:
 
 
 def default_data_dir() -> Path:
-    """Return where state lives when nothing else is said: the XDG state directory of this user.
+    """Return the default directory for state: in this user's XDG state directory.
 
     Raises:
         ConfigError: this user has no home.
@@ -204,17 +204,17 @@ def default_data_dir() -> Path:
 
 
 def _home() -> Path:
-    """Return the home of this user; a blank HOME is an unset one, and one that is no path is none.
+    """Return the home of this user; a HOME that is blank, or not an absolute path, is ignored.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the user has none.
     """
     named = said(os.environ, "HOME")
     if named is not None and Path(named).is_absolute():
         return Path(named)
     if "HOME" not in os.environ:
         return Path.home()
-    import pwd  # noqa: PLC0415 - where HOME says nothing
+    import pwd  # noqa: PLC0415 - only if HOME is of no use
 
     try:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)

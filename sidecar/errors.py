@@ -7,27 +7,27 @@
     ├── LettaError
     │   ├── LettaUnavailable        a read failed; the last good copy serves; read again later
     │   │   └── NotLetta            what answered is something else: a login page, another API
-    │   ├── LettaDenied             401, 403: the key is wrong; nobody's retry helps
-    │   ├── AgentNotFound           the agent is gone or never was
-    │   ├── NotOffered              this generation of Letta has no such thing; nobody's retry helps
+    │   ├── LettaDenied             401, 403: the key is wrong; no retry helps
+    │   ├── AgentNotFound           the agent is gone or never existed
+    │   ├── NotOffered              this generation of Letta has no such thing; no retry helps
     │   ├── ConversationGone        the call's conversation was deleted: open another, post again
     │   └── PostError               the outcome of a post, and who must act
-    │       ├── NotAccepted         Letta certainly did not take it: send again, after `retry_after_s`
+    │       ├── NotAccepted         certainly not taken by Letta: send again, after `retry_after_s`
     │       ├── OutcomeUnknown      Letta may have taken it: look it up before sending again
     │       └── Rejected            Letta will never take it: dead letter
-    │           └── TooLarge        its model takes no request of this length: smaller, or elsewhere
+    │           └── TooLarge        too long for its model: shorten it, or try a new conversation
     ├── JournalError
     │   ├── JournalFull             no room to make a turn durable; nothing was stored
     │   ├── JournalLocked           another process owns the file
-    │   ├── JournalCorrupt          the file is no journal or is damaged
-    │   ├── CallerBusy              a caller to be forgotten is on the line, or on the way to Letta
+    │   ├── JournalCorrupt          the file is not a journal or is damaged
+    │   ├── CallerBusy              a caller to be forgotten has a live call, or a batch under way
     │   └── CallError               the call is unknown or another's, or a turn cannot be stored
     ├── LinkError                   a frame that breaks the link protocol; names the field
     └── LlmError                    the language model failed before or while it spoke
-        └── PromptTooLong           it takes no request of this length: smaller
+        └── PromptTooLong           it takes no request of this length: shorten it
 
-Two things are always said: whether the same step may be repeated (`retryable`), and what an
-operator can do (`hint`). Errors of libraries become one of these where they are caught, with
+Each says two things: whether the same step may be repeated (`retryable`), and what an operator
+can do (`hint`). Errors of libraries become one of these where they are caught, with
 ``raise … from``. No message carries a caller's words, a number or a key.
 """
 
@@ -75,7 +75,7 @@ class LettaUnavailable(LettaError):
 
 
 class NotLetta(LettaUnavailable):
-    """What answered has not the shape of a Letta's answer: a proxy's page, or another API."""
+    """The answer does not have the form of a Letta's: it is a proxy's page, or of another API."""
 
 
 class LettaDenied(LettaError):
@@ -87,17 +87,17 @@ class AgentNotFound(LettaError):
 
 
 class NotOffered(LettaError):
-    """This generation of Letta has nothing of the kind that was asked for."""
+    """This generation of Letta does not have what was asked for."""
 
 
 class ConversationGone(LettaError):
-    """The conversation of a post is no more, or takes nothing more; it was certainly not taken."""
+    """The conversation of a post is gone, or takes no more; the post was certainly not taken."""
 
     retryable = True
 
 
 class PostError(LettaError):
-    """A post did not end in a settled turn."""
+    """A post did not settle its batch."""
 
 
 class NotAccepted(PostError):
@@ -106,7 +106,7 @@ class NotAccepted(PostError):
     Args:
         message: As for `SidecarError`.
         retry_after_s: Seconds Letta asked to wait, or None when it named none.
-        busy: The agent is at work on another post (409); no fault of the endpoint.
+        busy: The agent is at work on another post (409); the endpoint is not at fault.
         hint: As for `SidecarError`.
     """
 
@@ -148,7 +148,7 @@ class Rejected(PostError):
 
 
 class TooLarge(Rejected):
-    """The post does not fit into the model's context beside what its conversation holds."""
+    """The post and what its conversation holds do not fit into the model's context together."""
 
 
 class JournalError(SidecarError):

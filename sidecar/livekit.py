@@ -8,12 +8,12 @@
 
     await remember(ctx, session)                      # before session.start(...)
 
-and `on_session_end=finish`, so that the last words are handed over. Everything else of the worker
-stays as it was. Memory is put in by `llm_node`, into a private copy of the chat context, so that
-preemptive generation survives: one LLM call a turn. Agents on a speech-to-speech model have no
-`llm_node`: their turns are recorded, their prompts are not touched.
+and `on_session_end=finish`, so that the last words are handed over. Everything else in the worker
+stays as it was. `llm_node` puts memory into a private copy of the chat context, so that preemptive
+generation still works: one LLM call a turn. Agents on a speech-to-speech model have no `llm_node`:
+their turns are recorded, their prompts are not touched.
 
-No error of ours reaches the voice: what fails here is an event, and the call goes on.
+No error of ours reaches the voice: a failure here is reported as an event, and the call goes on.
 """
 
 from sidecar.worker.call import LinkedCall

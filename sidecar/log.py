@@ -22,10 +22,10 @@ class LogWriter:
 
     Args:
         stream: Where lines go.
-        limit_lines: So many wait at most; what comes then is dropped.
+        limit_lines: So many lines wait at most; further ones are dropped.
 
     Attributes:
-        dropped: Lines that did not reach the stream, since it is full, closed or too slow.
+        dropped: Number of lines lost because the stream was full, closed or too slow.
     """
 
     def __init__(self, stream: TextIO, *, limit_lines: int = 10_000) -> None:
@@ -44,10 +44,10 @@ class LogWriter:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: every line is flushed as it is written."""
+        """Do nothing: every line is flushed as it is written."""
 
     def close(self, budget_s: float = 2.0) -> None:
-        """Write what waits, for at most `budget_s`."""
+        """Write the lines that wait, for at most `budget_s`."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=budget_s / 2)
             self._thread.join(budget_s / 2)
@@ -62,7 +62,7 @@ class LogWriter:
 
 
 class Spared(logging.Filter):
-    """Lets few lines of one text pass in a minute: a stranger's bad requests are some library's."""
+    """Lets few lines of one text pass a minute: strangers' bad requests make libraries log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,18 +77,18 @@ class Spared(logging.Filter):
 
 
 def configure_logging(*, level: str, json: bool) -> None:
-    """Send structlog to standard error, as JSON lines or for a console, without ever waiting for it.
+    """Send structlog to standard error, as JSON lines or for a console; never wait for it.
 
     Tracebacks are rendered without the values of local variables: those hold callers' words.
     """
-    if logging.lastResort is not None:  # what libraries say that nobody else takes
+    if logging.lastResort is not None:  # for lines of libraries that no logger of ours takes
         logging.lastResort.addFilter(Spared())
     writer = LogWriter(sys.stderr)
     atexit.register(writer.close)
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
-        if json  # which spells by its number what is no ASCII
+        if json  # which escapes what is not ASCII
         else [
             _printable_fields,
             structlog.dev.ConsoleRenderer(
@@ -112,7 +112,7 @@ def configure_logging(*, level: str, json: bool) -> None:
 def _printable_fields(
     _: object, __: str, fields: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Put each text of a line on that line, without what would command the terminal."""
+    """Keep each text of a log line on one line, without characters that command a terminal."""
     return {
         name: printable_line(value) if isinstance(value, str) else value
         for name, value in fields.items()

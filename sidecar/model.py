@@ -1,6 +1,6 @@
 """The nouns: frozen values and ids, nothing that needs I/O.
 
-A *call* is one LiveKit job, one VAPI call or one console chat. A *turn* is one settled utterance
+A *call* is one LiveKit job, one VAPI call or one console chat. A *turn* is one finished utterance
 of one speaker in it, as it was heard. A *snapshot* is all memory blocks of one agent at one
 moment. An *agent reference* says whose memory a call belongs to, before Letta was asked.
 """
@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 Speaker: TypeAlias = Literal["caller", "agent"]
 Channel: TypeAlias = str
-"""Where a call comes from: an open id, `is_channel`."""
+"""Where a call comes from: any id that `is_channel` accepts."""
 Consent: TypeAlias = Literal["", "yes", "no"]
 Command: TypeAlias = Literal["guide", "say", "hang-up"]
 Served: TypeAlias = Literal["fresh", "stale", "disk", "none"]
@@ -24,9 +24,9 @@ NOBODY = "nobody"
 CHANNEL_PATTERN: Final = "[a-z][a-z0-9-]{0,31}"
 CHANNEL_RULE: Final = "a letter of a-z, then at most 31 of a-z, 0-9 and -"
 OTHER_CHANNEL: Final[Channel] = "other"
-"""Stands for a channel without a name that is one; a channel may also be called so."""
+"""Stands for a channel whose name is not valid; a channel may also have this name."""
 MAX_SEQ: Final = (1 << 63) - 1
-"""The largest place in a call that the journal can hold."""
+"""The largest `seq` of a turn that the journal can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Block:
         label: Letta's label, unique within the agent.
         value: The text.
         description: What the block is for, in the agent's words.
-        limit_chars: Letta's limit of the value, or None where it has none.
+        limit_chars: Letta's limit for the value, or None if it has none.
         read_only: The agent's own tools may not change it.
     """
 
@@ -98,13 +98,14 @@ class Snapshot:
 class AgentRef:
     """Whose memory a call belongs to, known before Letta is asked.
 
-    Exactly one of the two ids is set: the agent itself (fixed agent, map file), or the caller
-    who has an agent of their own, found by tag or created. Neither: nobody's memory.
+    At most one of the two ids is set: that of the agent (fixed agent, map file), or that of the
+    caller, who has an agent of their own, found by tag or created. Without either, the call has
+    nobody's memory.
 
     Attributes:
         tenant: From the credential only, never from what a call says.
-        agent_id: Letta's id, where the configuration names the agent.
-        caller_key: `caller_key(...)` of the caller, where the agent is the caller's own.
+        agent_id: Letta's id, if the configuration names the agent.
+        caller_key: `caller_key(...)` of the caller, if the agent is the caller's own.
     """
 
     tenant: str
@@ -140,8 +141,8 @@ class AgentRef:
 def caller_key(tenant: str, caller: str) -> str:
     """Return the key of a caller within a tenant: 32 hex digits.
 
-    It stands in tags, lanes, file names and logs in place of the number or identity itself.
-    It is not secret: who knows a number can compute its key.
+    Tags, lanes, file names and logs have it in place of the number or identity itself.
+    It is not secret: anybody who knows a number can compute its key.
     """
     return hashlib.sha256(f"{tenant}\0{caller}".encode()).hexdigest()[:32]
 
@@ -150,7 +151,7 @@ _CHANNEL = re.compile(CHANNEL_PATTERN)
 
 
 def is_channel(name: str) -> bool:
-    """Whether a channel may be called so: all of it, to the last character, is `CHANNEL_PATTERN`."""
+    """Whether a channel may have this name: all of it has to match `CHANNEL_PATTERN`."""
     return _CHANNEL.fullmatch(name) is not None
 
 
@@ -168,7 +169,7 @@ def call_key(tenant: str, call_id: str) -> str:
 
 
 def consent_of(said: object) -> Consent:
-    """Read what an owner's data says about consent: a word that is not plainly a yes is a no.
+    """Read consent in an owner's data: a value that is not plainly a yes counts as a no.
 
     Args:
         said: A JSON value; None and the empty string mean that nobody asked.
@@ -211,8 +212,9 @@ class Call:
         opened_at_s: Unix time.
         closed_at_s: Unix time, None while the call is live.
         conversation_id: Letta's conversation for this call, once one was opened.
-        consent: Whether the caller agreed that it is kept; with `no`, what was stored before.
-        final: Its channel has had the last word on it: nothing but a further one corrects it.
+        consent: Whether the caller agreed that it is kept; after a `no`, only what was stored
+            before the `no` is kept.
+        final: Its channel has had the last word on it: only a further last word corrects it.
     """
 
     key: str
@@ -233,9 +235,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What one speaker said, settled and as it was heard, as a worker's channel reports it.
+    """What one speaker said, finished and as it was heard, as a worker's channel reports it.
 
-    On the sidecar's side it becomes a `Turn`, or several where it is long.
+    On the sidecar's side it becomes a `Turn`, or several if it is long.
 
     Attributes:
         item_id: The channel's id of the utterance; the same id again is the same utterance.
@@ -258,7 +260,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One settled utterance, as it was heard.
+    """One finished utterance, as it was heard.
 
     Attributes:
         call: Key of the call.
@@ -298,12 +300,12 @@ TURN_SECONDS: Final = (
 
 
 def prompt_metrics(served: Served, *, age_s: float | None, wait_s: float) -> dict[str, float]:
-    """Return how a prompt's memory was had, for the `metrics` of the turn that answers it.
+    """Return how a prompt's memory was served, for the `metrics` of the turn that answers it.
 
     Args:
-        served: How it was had.
-        age_s: Of the read it stands on, None when there is none.
-        wait_s: What the prompt waited for it.
+        served: How the memory was served.
+        age_s: Age of the read that it comes from; None when there is none.
+        wait_s: How long the prompt waited for it.
     """
     metrics = {f"memory_served_{served}": 1.0, "memory_wait_s": wait_s}
     if age_s is not None:
@@ -312,7 +314,7 @@ def prompt_metrics(served: Served, *, age_s: float | None, wait_s: float) -> dic
 
 
 def prompt_of(metrics: Mapping[str, float]) -> tuple[Served, float | None, float] | None:
-    """Return what `prompt_metrics` was given, or None for a turn that does not say."""
+    """Return what `prompt_metrics` was given, or None for a turn without it."""
     for served in SERVED:
         if f"memory_served_{served}" in metrics:
             return served, metrics.get("memory_age_s"), metrics.get("memory_wait_s", 0.0)
@@ -327,14 +329,14 @@ class Batch:
         batch_id: A UUID; Letta's `otid` of the post. Its turns never change.
         lane: The queue it came out of.
         call: The call, with its conversation id where one is known.
-        agent_id: Letta's id where the journal knows it, else None (the lane's ref says whose).
+        agent_id: Letta's id if the journal knows it, else None (the lane's ref says whose).
         part: 1 for the first batch of the call.
         turns: In order, never empty.
         attempt: How often it was sent before; 0 before the first try.
         in_doubt: An earlier try may have landed: look it up before sending.
         horizon_s: Unix time until which an earlier try may still land.
         sealed_at_s: Unix time of sealing: no try of it is older.
-        tried_since_s: Unix time from which its giving up counts: of sealing, or of the last replay.
+        tried_since_s: Unix time from which the time to give up counts: sealing, or the last replay.
         last_part: The call is closed and nothing of it comes after this batch.
     """
 
@@ -356,6 +358,6 @@ _LAST_SECOND_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z, the last `datetime` 
 
 
 def utc_of(at_s: float) -> datetime:
-    """Return a Unix time for people; what a worker says that no calendar has gives the nearest one."""
+    """Return a Unix time as a date for people; beyond the calendar, the nearest date."""
     at_s = min(max(at_s, 0.0), _LAST_SECOND_S) if at_s == at_s else 0.0  # noqa: PLR0124 - NaN
     return datetime.fromtimestamp(at_s, UTC)

@@ -1,8 +1,8 @@
-"""OpenTelemetry: the one room that imports it, and only when its variables ask for traces.
+"""OpenTelemetry: the only module that imports it, and only if its variables ask for traces.
 
-Spans wait in a bounded queue of the SDK and are sent by a thread of its own. A collector that is
-away or hangs costs what is in that queue (`OTEL_BSP_MAX_QUEUE_SIZE`, 2,048 spans), one event when
-it is missed and one when it is back; the SDK's own complaints, one per try, are not logged.
+Spans wait in a bounded queue of the SDK and are sent by the SDK's thread. A collector that is away
+or hangs costs no more than that queue (`OTEL_BSP_MAX_QUEUE_SIZE`, 2,048 spans), one event when
+spans are lost and one when they arrive again; the SDK's own log lines, one per try, are off.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _KINDS: Final = {
     "server": SpanKind.SERVER,
 }
 for _loud in (
-    # These say each failed try and each dropped span; `_Watched` says it once.
+    # These log each failed try and each dropped span; `_Watched` reports it once.
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
@@ -59,13 +59,13 @@ def tracer_of(
     emit: Emit,
     redact: Callable[[str], str] | None = None,
 ) -> "OtelTracer | None":
-    """Return the tracer that OpenTelemetry's variables ask for, None where they ask for none.
+    """Return the tracer that OpenTelemetry's variables ask for, None if they ask for none.
 
     Args:
-        environ: Says which exporter; the rest the SDK reads from the process's own environment.
+        environ: Names the exporter; the SDK reads the rest from the process's own environment.
         service: See `OtelTracer.exporting`, as for the others.
         text: Callers' words are exported.
-        emit: Told when spans are lost.
+        emit: Called when spans are lost.
         redact: Applied to callers' words.
 
     Raises:
@@ -88,7 +88,7 @@ def tracer_of(
 
 
 def _as_said() -> None:
-    """Take the blanks off OpenTelemetry's variables: the SDK strips none."""
+    """Strip the blanks around OpenTelemetry's variables, and unset blank ones: the SDK doesn't."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         if (text := said(os.environ, name)) is not None:
             os.environ[name] = text
@@ -145,9 +145,10 @@ class OtelTracer:
 
         Args:
             exporter: Takes them, in a thread.
-            service: `service.name`, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` say.
+            service: The `service.name`, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES`
+                sets one.
             text: Callers' words are exported.
-            emit: Told, from that thread, when spans are lost.
+            emit: Called, from that thread, when spans are lost.
             redact: Applied to callers' words.
         """
         named = Resource.create()
@@ -191,11 +192,11 @@ class OtelTracer:
             context.attach(trace.set_span_in_context(span.span))
 
     def current(self) -> str:
-        """Return the `traceparent` of the span that is current in this task; empty: there is none."""
+        """Return the `traceparent` of the span that is current in this task, or empty."""
         return _traceparent_of(trace.get_current_span().get_span_context())
 
     async def flush(self, budget_s: float, *, last: bool = False) -> None:
-        """Send what waits, within `budget_s`; what has not gone by then is lost if this is `last`.
+        """Send waiting spans within `budget_s`; what is not sent by then is lost if this is `last`.
 
         Args:
             budget_s: Seconds.
@@ -212,10 +213,10 @@ class OtelTracer:
                 provider.shutdown()
             else:
                 provider.force_flush()
-            with contextlib.suppress(RuntimeError):  # the loop has not waited
+            with contextlib.suppress(RuntimeError):  # the loop did not wait and is closed
                 loop.call_soon_threadsafe(done.set)
 
-        # Neither takes a deadline, so a thread waits for it, which no exit of the process joins.
+        # Neither takes a deadline, so a thread runs it that the exit of the process does not join.
         threading.Thread(target=send, name="traces-flush", daemon=True).start()
         with anyio.move_on_after(budget_s):
             await done.wait()
@@ -265,7 +266,7 @@ class _OtelSpan:
 
 
 class _Watched(SpanExporter):
-    """Says once that spans are lost, and once that they arrive again."""
+    """Reports once that spans are lost, and once that they arrive again."""
 
     def __init__(self, exporter: SpanExporter, emit: Emit) -> None:
         self._exporter = exporter

@@ -1,7 +1,7 @@
 """What OpenTelemetry's standard variables ask for, and which of their values its SDK can use.
 
-The SDK ends in a traceback at some wrong values, and passes over others: traces then go nowhere,
-without a word. Only what is used is checked, so nothing where no traces are asked for.
+The SDK fails with a traceback on some wrong values, and ignores others: traces are then lost
+without a message. Only values that are used are checked, so none if no traces are asked for.
 """
 
 import os
@@ -30,11 +30,11 @@ _BATCH_SPANS: Final = "512"
 def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
     """Return which exporter of spans the variables ask for, and its protocol.
 
-    `OTEL_TRACES_EXPORTER` says which; unset, it is `otlp` where an endpoint is named and `none`
-    where none is. `OTEL_SDK_DISABLED=true` is `none`.
+    `OTEL_TRACES_EXPORTER` names the exporter; if unset, it is `otlp` if an endpoint is named and
+    else `none`. `OTEL_SDK_DISABLED=true` is `none`.
 
     Raises:
-        ConfigError: an exporter or a protocol that there is not here; `fields` names it.
+        ConfigError: the exporter or the protocol is not supported; `fields` names it.
     """
     endpoint = said(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     exporter = _one_of(_EXPORTERS, environ, "OTEL_TRACES_EXPORTER")
@@ -46,7 +46,7 @@ def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _one_of(known: Sequence[str], environ: Mapping[str, str], *names: str) -> str | None:
-    """Return what the first of these variables says that says anything."""
+    """Return the value of the first of these variables that is set; it has to be a known one."""
 
     def check(text: str) -> str:
         if text not in known:

@@ -25,16 +25,15 @@ def forwarded(headers: Mapping[str, str]) -> bool:
 
 
 def from_this_machine(headers: Mapping[str, str], client: str) -> bool:
-    """Whether a program on this machine asks, and asks directly.
+    """Whether a request comes directly from a program on this machine.
 
     Promises: False for a browser's page (`Origin`), for a host name that is not loopback's (DNS
-    rebinding, tunnels), for a peer elsewhere, and for what is marked as forwarded. Does not
-    promise to see a forwarder that leaves no mark and rewrites `Host`: whoever puts one in front
-    needs secrets.
+    rebinding, tunnels), for a peer elsewhere, and for a request marked as forwarded. Does not
+    promise to see a forwarder that leaves no mark and rewrites `Host`: behind one, set secrets.
 
     Args:
         headers: By lower-case name.
-        client: The peer's address; empty where it has none.
+        client: The peer's address; empty if it has none.
     """
     if forwarded(headers) or "origin" in headers:
         return False

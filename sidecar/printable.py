@@ -1,4 +1,4 @@
-"""Text without the characters that command a terminal, turn a line around, or are not seen. Pure.
+"""Text without characters that command a terminal, reverse a line, or are invisible. Pure.
 
 One set for every place where somebody else's words are shown: the prompt, what Letta is sent, a
 tool's answer, tables, JSON and log lines. It is what Unicode calls control and format characters,
@@ -23,12 +23,12 @@ _BMP = 0xFFFF
 
 
 def printable(text: str) -> str:
-    """Return text in which each such character is U+FFFD. It has as many characters as before."""
+    """Return text with U+FFFD in place of each such character; the length stays the same."""
     return _IN_LINES.sub("\ufffd", text)
 
 
 def printable_line(text: str) -> str:
-    """Return text on one line: what would break it is a blank, else as `printable`."""
+    """Return text on one line: tabs and line breaks become a blank, else as `printable`."""
     return printable(_LINE_BREAKS.sub(" ", text))
 
 
@@ -36,7 +36,7 @@ def printable_json(text: str) -> str:
     r"""Return JSON that means the same, with each such character written as ``\uXXXX``.
 
     Args:
-        text: JSON in which they stand in strings alone; its own newlines and tabs stay.
+        text: JSON that has them only inside strings; its own newlines and tabs stay.
     """
     return _IN_LINES.sub(lambda found: _escape(ord(found[0])), text)
 

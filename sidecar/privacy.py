@@ -51,9 +51,9 @@ def luhn(digits: str) -> bool:
 def without_cards(text: str) -> str:
     """Replace payment card numbers (13 to 19 digits with a right check digit) by ``[card]``.
 
-    A number that is dictated runs into what stands around it (an amount, an expiry date), so every
-    stretch between two gaps of a run of digits is judged, the longest first. Inside of digits
-    written as one, a card is found only where they are more than any card has.
+    A dictated number may run into the numbers around it (an amount, an expiry date), so every part
+    between two gaps of a run of digits is tested, the longest first. Inside digits written without
+    a gap, a card is looked for only if there are more digits than any card has.
     """
     return _DIGITS.sub(_judged, text)
 
@@ -132,7 +132,7 @@ def names_in(spec: str) -> tuple[str, ...]:
     """Return the parts of a `SIDECAR_REDACT` value.
 
     Raises:
-        ValueError: a part is no pattern of ours and no ``module:callable``.
+        ValueError: a part is neither a pattern of ours nor ``module:callable``.
     """
     names = tuple(name for part in spec.split(",") if (name := part.strip()))
     for name in names:
@@ -143,11 +143,11 @@ def names_in(spec: str) -> tuple[str, ...]:
 
 
 def redaction(spec: str) -> Redact | None:
-    """Return what a `SIDECAR_REDACT` value asks for; None when it asks for nothing.
+    """Return the redaction that a `SIDECAR_REDACT` value asks for; None if it asks for none.
 
-    A callable of the owner's own gets a turn's text and returns it as it may be kept. Where it
-    raises, or returns no string, the whole turn is kept as ``[redaction failed]``: what was to
-    be taken out is not stored by mistake.
+    A callable of the owner's own gets a turn's text and returns the text to keep. If it raises, or
+    does not return a string, the whole turn is kept as ``[redaction failed]``, so that nothing
+    that was to be taken out is stored by mistake.
 
     Raises:
         ConfigError: a callable can't be imported.

@@ -1,4 +1,4 @@
-"""What is this user's alone: directories (0700), and the secrets that are kept in them (0600).
+"""What only this user may use: directories (0700), and the secrets kept in them (0600).
 
 All functions block: call them off the loop, or before it runs.
 """
@@ -15,9 +15,9 @@ from typing import Final
 from sidecar.errors import ConfigError
 
 LINK_TOKEN_FILE = "link-token"  # noqa: S105 - a name
-"""In the data directory: what opens the sidecar where no token is set."""
+"""In the data directory: the token that opens the sidecar if none is set."""
 _SECRET_FILE = "secret"  # noqa: S105 - a name
-# What a start looks at in its data directory, beside the spool.
+# What a start checks in its data directory, besides the spool.
 STATE_FILES: Final = (
     *("journal.db", "journal.db-wal", "journal.db-shm", "journal.db.lock", "journal.db.reserve"),
     *("letta.db", "letta.db-wal", "letta.db-shm"),
@@ -35,12 +35,12 @@ _NAME_ONE = "name a directory that this user may write"
 
 
 def make_directory(path: Path) -> list[Path]:
-    """Make a directory and each parent that is missing, every one 0700 whatever the umask.
+    """Make a directory and its missing parents, each with mode 0700 whatever the umask.
 
-    What is there keeps its mode. Returns those it made, outermost first.
+    Existing directories keep their modes. Returns those that were made, outermost first.
 
     Raises:
-        OSError: it can't be made, or is no directory; then none of them is left.
+        OSError: it can't be made, or is not a directory; those that were made are removed again.
     """
     missing: list[Path] = []
     there = path
@@ -64,19 +64,19 @@ def make_directory(path: Path) -> list[Path]:
 
 
 def unmake(made: Sequence[Path]) -> None:
-    """Remove directories that `make_directory` made, as far as nothing is in them by now."""
-    with contextlib.suppress(OSError):  # somebody uses it: it and those around it stay
+    """Remove directories that `make_directory` made, as far as they are still empty."""
+    with contextlib.suppress(OSError):  # it is in use: it and its parents stay
         for directory in reversed(made):
             directory.rmdir()
 
 
 def state_directories(data_dir: Path, spool: Path) -> list[Path]:
-    """Make the directories that a sidecar keeps its state in; returns those that were not there.
+    """Make the directories that a sidecar keeps its state in; return those that were made.
 
     Raises:
         ConfigError: one can't be made or used, the data directory is another user's or open to
-            others, or something of ours in it can't be used; then nothing is left that was not
-            there.
+            others, or something of ours in it can't be used; those that were made are removed
+            again.
     """
     made: list[Path] = []
     try:
@@ -134,15 +134,15 @@ def _refuse_long(data_dir: Path) -> None:
 
 
 def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
-    """Refuse a path where no directory of ours is or can be made; nothing is made.
+    """Refuse a path at which no directory of ours exists or can be made; makes nothing.
 
     Args:
         path: Of the directory.
         field: The setting that names it.
 
     Raises:
-        ConfigError: it, or what it would be made in, is a file, a link that leads nowhere, or
-            nothing that this user may use.
+        ConfigError: it, or what it would be made in, is a file, a dangling link, or something
+            that this user may not use.
     """
     there = path
     while not os.path.lexists(there) and there != there.parent:
@@ -160,12 +160,13 @@ def refuse_no_directory(path: Path, field: str = "SIDECAR_DATA_DIR") -> None:
 
 
 def refuse_shared(directory: Path) -> None:
-    """Refuse a data directory that another user owns, may look into, or has left a file of ours in.
+    """Refuse a data directory that is another user's, open to others, or holds another's file.
 
-    What was put there while it was open would be opened as ours: a token, a journal, a memory.
+    A file put there while the directory was open would be used as ours: a token, a journal, a
+    memory.
 
     Raises:
-        ConfigError: it is one, or can't be looked at.
+        ConfigError: it is such a directory, or can't be read.
     """
     try:
         state = directory.stat()
@@ -216,7 +217,7 @@ def installation_secret(directory: Path) -> bytes:
 def link_token(directory: Path) -> str:
     """Return the token of this data directory, made on the first start; file 0600.
 
-    The sidecar alone calls this, while it owns the directory; others read it by `token_in`.
+    Only the sidecar calls this, while it owns the directory; others read it with `token_in`.
     """
     path = directory / LINK_TOKEN_FILE
     kept = _kept(
@@ -249,7 +250,7 @@ def _is_token(text: str) -> bool:
 
 
 def _kept(path: Path, *, good: Callable[[bytes], bool], make: Callable[[], bytes]) -> bytes:
-    """Return what a file holds; where that is no good, what is put there, whole and synced."""
+    """Return what a file holds; if that is not good, replace it, whole and synced, first."""
     try:
         kept = path.read_bytes()
     except FileNotFoundError:
@@ -262,10 +263,10 @@ def _kept(path: Path, *, good: Callable[[bytes], bool], make: Callable[[], bytes
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file (0600) in the place of another, whole or not at all; on disk on return.
+    """Replace a file by a new one (0600), whole or not at all; it is on disk on return.
 
     Raises:
-        OSError: it can't be written; what was there is there still.
+        OSError: it can't be written; the old file is unchanged.
     """
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
     try:

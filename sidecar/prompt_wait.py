@@ -1,11 +1,11 @@
-"""How long a prompt waits for its memory: one rule for the link's workers and for the other channels.
+"""How long a prompt waits for its memory: one rule for the link's workers and other channels.
 
-With memory at hand and no read under way a prompt does not wait. The first read of a call, and each
-read while nothing is at hand, it waits for at most until `Waits.memory_s` after the read *began*,
-so a Letta that hangs costs nothing once the caller has spoken for longer (ADR 4). A later read of a
-call that has memory at hand only renews it: no prompt waits for that one (ADR 10), save for what
-the journal of this process is being asked meanwhile. Before a call's first memory a prompt waits at
-most until `Waits.cold_start_s` after the call opened, once.
+If the call has memory and no read is under way, a prompt does not wait. It waits for the first
+read of a call, and for each read while the call has no memory, at most until `Waits.memory_s`
+after the read *began*: a Letta that hangs costs nothing once the caller has spoken for longer
+(ADR 4). A later read of a call that has memory only renews it: no prompt waits for that one
+(ADR 10), except while the journal of this process is being asked for newer words. Before a call's
+first memory a prompt waits at most until `Waits.cold_start_s` after the call opened, once.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class PromptWait:
         self._opened_at_s = anyio.current_time()
 
     def read_began(self, *, looking: bool = False) -> None:
-        """A read of this call's memory is under way; one that was already counts from its start.
+        """A read of this call's memory is under way; if one already was, its start still counts.
 
         Args:
             looking: The journal is asked for newer words as well, until `looked`.
@@ -56,15 +56,15 @@ class PromptWait:
                 self._first_read_at_s = self._read_began_at_s
 
     def looked(self) -> None:
-        """What the journal knows is at hand; what Letta knows may still come."""
+        """The journal's answer came; Letta's may still come."""
         self._looking = False
         self.changed()
 
     def memory_came(self, *, empty: bool, settled: bool) -> None:
-        """Newer memory is at hand.
+        """Newer memory came.
 
         Args:
-            empty: There is nothing in it to put into a prompt.
+            empty: It has nothing to put into a prompt.
             settled: No newer one is on its way just now.
         """
         self._told = self._told or settled or not empty
@@ -75,12 +75,12 @@ class PromptWait:
         self.changed()
 
     def read_lost(self) -> None:
-        """Nobody will tell how the read under way ended."""
+        """The end of the read under way will not be reported."""
         self._read_began_at_s = None
         self.changed()
 
     def changed(self) -> None:
-        """Let those who wait look again."""
+        """Let every waiting prompt check again."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -89,7 +89,7 @@ class PromptWait:
         await self._changed.wait()
 
     async def over(self, waits: Waits) -> float:
-        """Return when a prompt waits no longer, and the seconds it waited."""
+        """Wait as long as a prompt has to, and return the seconds that it waited."""
         began_s = anyio.current_time()
         while (until_s := self._until_s(waits)) > anyio.current_time():
             with anyio.move_on_at(until_s):
@@ -97,7 +97,7 @@ class PromptWait:
         return anyio.current_time() - began_s
 
     def _until_s(self, waits: Waits) -> float:
-        """Return the time until which a prompt waits; in the past: it goes."""
+        """Return the time until which a prompt waits; if it is in the past, there is no wait."""
         until_s = 0.0
         if not self._told and self._opened_at_s is not None:
             until_s = self._opened_at_s + waits.cold_start_s
@@ -107,6 +107,6 @@ class PromptWait:
 
     @property
     def _renews(self) -> bool:
-        """Whether the read under way can only renew what is at hand."""
+        """Whether the read under way can only renew memory that the call has."""
         first = not self._confirmed and self._read_began_at_s == self._first_read_at_s
         return self._at_hand and not first and not self._looking

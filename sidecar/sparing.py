@@ -1,4 +1,4 @@
-"""Which of many lines that say the same are written: a few a minute, and how many were not."""
+"""Limits lines that say the same: a few pass a minute, and the number left out is kept."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -24,9 +24,9 @@ class Sparing:
     _kinds: dict[Hashable, "_Kind"] = field(default_factory=dict[Hashable, "_Kind"])
 
     def admits(self, kind: Hashable) -> int | None:
-        """Return how many of this kind were left out since the last that passed; None: not this.
+        """Return how many of this kind were left out since the last that passed; None: so is this.
 
-        Beyond some hundred kinds the others are one.
+        Beyond some hundred kinds all others count as one kind.
         """
         now_s = self.clock()
         if kind not in self._kinds and len(self._kinds) >= _KINDS:

@@ -1,4 +1,4 @@
-"""The catalogue of events: what the sidecar says about itself, and nothing else it says.
+"""The catalogue of events: all that the sidecar says about itself.
 
 An event is a past-tense name with named fields. `Telemetry.emit` logs it (structlog) and counts
 it. The fields of each event are listed here; a field that is not listed raises in tests and is
@@ -25,8 +25,8 @@ class Event:
         name: Past tense, stable; dashboards and alerts refer to it.
         level: How loud it is logged.
         fields: The names it may carry.
-        kinds: Where anybody can make it happen as often as they like: the fields that tell one
-            reason from another. Few of each are logged in a minute, the next with the number
+        kinds: For an event that strangers can cause as often as they like: the fields that tell
+            one reason from another. A few of each are logged in a minute, the next with the number
             left out; all are counted. None: each is logged.
     """
 
@@ -135,10 +135,10 @@ def _structlog() -> object:
 
 
 class Emit(Protocol):
-    """What the parts get: say that an event happened."""
+    """What the parts get to report events with."""
 
     def __call__(self, event: Event, /, **fields: object) -> None:
-        """Say that `event` happened."""
+        """Report that `event` happened."""
         ...
 
 
@@ -148,11 +148,11 @@ class Telemetry:
     Args:
         strict: Raise on a field the catalogue does not list (tests do).
         log_text: Let `pii_` fields through.
-        logger: Anything with `debug`, `info`, `warning` and `error`; by default structlog's,
-            which a voice worker, with a log of its own, does not need to have.
+        logger: Anything with `debug`, `info`, `warning` and `error`; by default structlog's. A
+            voice worker gives its own log, and so does not need structlog.
         sparing: Bounds the lines of events that strangers cause.
         redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
-        observe: Told of each event with the fields its entry lists; returns at once.
+        observe: Called with each event and the fields its entry lists; returns at once.
 
     Attributes:
         counts: Events so far by name; `log_failed` counts those that could not be logged.
@@ -177,7 +177,7 @@ class Telemetry:
         self.counts: Counter[str] = Counter()
 
     def emit(self, event: Event, /, **fields: object) -> None:
-        """Log and count one event. A log that can't be written is counted and stops nobody."""
+        """Log and count one event. A failure to log is counted, and is not raised."""
         unknown = fields.keys() - event.fields
         if unknown and self._strict:
             msg = (

@@ -1,12 +1,12 @@
 """Spans, as the parts see them: no part but `sidecar/otel.py` knows OpenTelemetry.
 
 A span is named by its W3C `traceparent` (https://www.w3.org/TR/trace-context/, version 00), a
-string that goes over the link, stands beside a turn in the journal and is sent to the language
-model. With no exporter asked for, `NO_TRACES` makes none and passes on what came in.
+string that goes over the link, is stored with a turn in the journal and is sent to the language
+model. Without an exporter, `NO_TRACES` makes no spans and passes on what came in.
 
 Names of attributes are those of OpenTelemetry's GenAI conventions (`gen_ai.*`, of the registry in
-opentelemetry-semantic-conventions 0.66b2) where there is one, else `sidecar.*`. Callers' words
-stand only in `TEXT`, which an exporter gets when the owner opted in.
+opentelemetry-semantic-conventions 0.66b2) if there is one, else `sidecar.*`. Callers' words are
+only in `TEXT`, which an exporter gets if the owner opted in.
 """
 
 import re
@@ -18,7 +18,7 @@ Value: TypeAlias = str | bool | int | float
 Kind: TypeAlias = Literal["internal", "client", "server"]
 
 TEXT: Final = "sidecar.pii.text"
-"""Words of a caller or of the agent; LiveKit's own filter knows the `pii` in it, too."""
+"""Words of a caller or of the agent; LiveKit's own filter recognises the `pii` in it, too."""
 CONVERSATION: Final = "gen_ai.conversation.id"
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -32,11 +32,11 @@ class Span(Protocol):
         ...
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
-        """Say more about it; None says nothing."""
+        """Add attributes; one that is None is left out."""
         ...
 
     def end(self, *, error: str = "") -> None:
-        """It is over. The first end stands.
+        """End the span. Only the first end counts.
 
         Args:
             error: The type of what went wrong, never its text; empty: nothing did.
@@ -76,12 +76,12 @@ class Tracer(Protocol):
 
         Args:
             name: One of few; no id is part of it.
-            parent: `traceparent` of the span it belongs to; empty or wrong: a trace of its own.
+            parent: `traceparent` of the span it belongs to; empty or wrong: it starts a trace.
             kind: Whether it waits for another service, or serves one.
-            links: `traceparent`s of spans it has to do with.
-            attributes: What is known of it by now.
+            links: `traceparent`s of related spans.
+            attributes: Those that are known by now.
             start_s: Unix time at which it began, by default now.
-            inside: It belongs to the span that is current in this task, where there is one.
+            inside: It belongs to the span that is current in this task, if there is one.
         """
         ...
 

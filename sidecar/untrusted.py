@@ -1,4 +1,4 @@
-"""JSON from outside: from callers' platforms, workers, pages, models, and what stands in their place."""
+"""JSON from outside: callers' platforms, workers, pages, models, and whatever poses as one."""
 
 import re
 from typing import Final
@@ -6,9 +6,9 @@ from typing import Final
 import msgspec
 
 MALFORMED: Final = (msgspec.DecodeError, ValueError, RecursionError)
-"""What reading it raises, with msgspec or with json: no JSON, no UTF-8, a wrong type, nested too deep.
+"""What reading it raises, with msgspec or json: not JSON or UTF-8, a wrong type, nested too deep.
 
-Each reader of such JSON catches all of these: one alone lets a hostile body through as a fault.
+Each reader of such JSON catches all of these: a hostile body can raise any of them.
 """
 
 _ESCAPE = re.compile(
@@ -17,10 +17,10 @@ _ESCAPE = re.compile(
 
 
 def whole_characters(raw: bytes) -> bytes:
-    """Return JSON in which half a character is U+FFFD: what is left of it counts.
+    """Return JSON with U+FFFD in place of each half of a character, so that the rest can be read.
 
-    JavaScript writes a cut emoji as half an escape, and a text cut by its bytes ends in what is no
-    UTF-8. Either is refused by a strict reader, so it is tried without this first.
+    JavaScript writes a cut emoji as half an escape, and a text cut by its bytes ends in what is not
+    UTF-8. A strict reader rejects both, so reading is tried without this first.
     """
     return _ESCAPE.sub(_whole_character, raw.decode("utf-8", "replace").encode())
 

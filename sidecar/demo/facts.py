@@ -1,8 +1,8 @@
-"""What the demo model understands of plain speech: tables of patterns, nothing learnt.
+"""What the demo model understands of plain speech: fixed tables of patterns.
 
 A *fact* is a subject and a value; in memory it is one line, ``Subject: value``. Most subjects
-have one value at a time (a name, a home), so a new one takes the old one's place; a few, such as
-likes, are lists of lines. Text may come from a speech recogniser: lower case, no punctuation.
+have one value at a time (a name, a home), so a new one replaces the old one; a few, such as likes,
+are lists of lines. Text may come from a speech recogniser: lower case, no punctuation.
 """
 
 import html
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _VALUE_MAX_CHARS = 160
 _NAME_MAX_WORDS = 3
 
-# Subjects that may stand on several lines, and the family whose equal value excludes another.
+# Subjects that may have several lines, each with its family: equal values in one exclude another.
 _LISTS = {
     "allergy": "allergy",
     "dislikes": "taste",
@@ -45,9 +45,9 @@ class Fact:
     """One thing known of the caller.
 
     Attributes:
-        subject: Starts with a capital, as it stands in memory.
+        subject: Starts with a capital, as in memory.
         value: Never empty, one line.
-        raw: The whole line, where it is not of the form ``Subject: value``.
+        raw: The whole line, if it is not of the form ``Subject: value``.
     """
 
     subject: str
@@ -68,7 +68,7 @@ class Fact:
 
     @property
     def sentence(self) -> str:
-        """The fact as told to the caller, without a full stop, lower case at the start."""
+        """The fact as told to the caller, without a full stop and with a lower-case beginning."""
         subject = self.subject.lower()
         return _SENTENCES.get(subject, f"your {subject} is {{}}").format(self.value)
 
@@ -115,7 +115,7 @@ def _in_first_person(text: str) -> str:
 
 
 def facts_of_speech(text: str) -> list[Fact]:
-    """Return what a caller states of himself, in the order said; a later value of a key wins."""
+    """Return what callers state of themselves, in the order said; a key's latest value wins."""
     found: dict[str, Fact] = {}
     for sentence in _sentences(text):
         for fact in _facts_of_sentence(sentence):
@@ -133,7 +133,8 @@ _ASKED_TO_NOTE = re.compile(
     r"\b(?:can|could|would|will) you (?:please )?(?:remember|note|call)\b", re.IGNORECASE
 )
 _NOTE = re.compile(
-    r"^(?:.*\b)?(?:remember|don't forget|do not forget|note|keep in mind)\b(?: that\b)?[:,]?\s*(.*)$",
+    r"^(?:.*\b)?(?:remember|don't forget|do not forget|note|keep in mind)\b"
+    r"(?: that\b)?[:,]?\s*(.*)$",
     re.IGNORECASE,
 )
 _STARTERS = r"(?:(?:i|i'm|im|i've|my|call me)\b(?!\.))"
@@ -150,8 +151,8 @@ def is_question(text: str) -> bool:
     return text.endswith("?") or bool(_QUESTION.match(text))
 
 
-# A full stop that ends no sentence: after a title, never; after a month, where a number follows; after
-# any other short form, and after an initial, unless what follows begins one.
+# A full stop does not end a sentence after a title; after a month, if a number follows; and after
+# any other short form or an initial, unless what follows begins a sentence.
 _TITLE = re.compile(r"(?:dr|mr|mrs|ms|mx|st|mt|prof|rev|fr|sgt|capt|lt|col|gen)\.", re.IGNORECASE)
 _OF_A_NUMBER = re.compile(r"(?:no|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.", re.IGNORECASE)
 _SHORT = re.compile(
@@ -202,7 +203,7 @@ def questions_of(text: str) -> list[str]:
         begun = ""
         for part in _NEXT_QUESTION.split(sentence):
             begun = f"{begun} {part}".strip()
-            if _THE_CALLER.search(begun):  # else it is the beginning of the one that follows
+            if _THE_CALLER.search(begun):  # otherwise it belongs to the question that follows
                 found.append(begun)
                 begun = ""
         if begun:
@@ -265,9 +266,9 @@ def _clean(value: str) -> str:
 _NO_NAME = frozenset(
     re.findall(
         r"\S+",
-        "a an and at back but by calling fine for from good here hello hi how i in is just not of on ok"
-        " okay please ready so sorry speaking still sure thanks the this to tomorrow too what who with"
-        " you",
+        "a an and at back but by calling fine for from good here hello hi how i in is just not of"
+        " on ok okay please ready so sorry speaking still sure thanks the this to tomorrow too what"
+        " who with you",
     )
 )
 
@@ -305,7 +306,8 @@ def _place(value: str) -> str:
 
 # "Hi, I'm Ada": only after a greeting and with a capital, else "I'm tired" would be a name.
 _INTRODUCTION = re.compile(
-    r"^(?:(?:hi|hello|hey|good morning|good evening|yes)[,! ]+)+(?:i'm|i am|this is)\s+(?=(?-i:[A-Z]))",
+    r"^(?:(?:hi|hello|hey|good morning|good evening|yes)[,! ]+)+"
+    r"(?:i'm|i am|this is)\s+(?=(?-i:[A-Z]))",
     re.IGNORECASE,
 )
 
@@ -386,17 +388,17 @@ _ASKED_ALL = re.compile(
 _SMALL_WORDS = frozenset(
     re.findall(
         r"\S+",
-        "a about am an and any are at can could did do does for have how i in is it me mine my of on or"
-        " our remember tell that the this to was what what's whats when where which who why with you"
-        " your know called name",
+        "a about am an and any are at can could did do does for have how i in is it me mine my of"
+        " on or our remember tell that the this to was what what's whats when where which who why"
+        " with you your know called name",
     )
 )
 
 
 def asked_for(question: str, facts: Iterable[Fact]) -> list[Fact] | None:
-    """Return the facts a question is after; None when it is not about the caller at all.
+    """Return the facts that a question asks for; None if it is not about the caller at all.
 
-    An empty list says: it is about the caller, and nothing is known.
+    An empty list means that it is about the caller, and nothing is known.
     """
     question = question.replace("\u2019", "'")
     known = list(facts)

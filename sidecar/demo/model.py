@@ -1,14 +1,14 @@
-"""The demo model: a language model's place filled by rules, so that a first run needs no key.
+"""The demo model: rules in place of a language model, so that a first run needs no key.
 
 It is deterministic, does no I/O and says what it is. Two jobs, told apart by the tools offered:
 
 * With memory tools (those of the embedded Letta or of a classic Letta server) it *digests*: each
   fact the caller states in a posted transcript becomes one line of a memory block, by one tool
-  call per step. A line of the same subject is replaced, one that stands there already is left.
+  call per step. A line of the same subject is replaced; one that is there already is left.
 * Without, it *replies* to the last user message from the memory in the prompt, from what was
   said recently and from the conversation so far.
 
-``[[remember LABEL: TEXT]]`` in a caller's words stores TEXT as it stands in block LABEL.
+``[[remember LABEL: TEXT]]`` in a caller's words stores TEXT word for word in block LABEL.
 """
 
 import hashlib
@@ -157,7 +157,7 @@ def _spoken(text: str, tools: Mapping[str, _Tool], messages: Sequence[_Message])
 
 
 def _what_to_digest(messages: Sequence[_Message]) -> tuple[int, str]:
-    """Return the place and the text of the newest user message that a person or a post wrote."""
+    """Return index and text of the newest user message that is from a person or a post."""
     for place in range(len(messages) - 1, -1, -1):
         if messages[place].get("role") == "user":
             text = _unpacked(_text_of(messages[place]))
@@ -170,13 +170,13 @@ def _what_to_digest(messages: Sequence[_Message]) -> tuple[int, str]:
 
 
 def _newest_transcript(messages: Sequence[_Message]) -> str:
-    """Return the newest user message that holds a transcript; an earlier turn left it undone."""
+    """Return the newest user message that holds a transcript; an earlier run left it undigested."""
     texts = (_text_of(message) for message in messages if message.get("role") == "user")
     return next((text for text in reversed(list(texts)) if _TRANSCRIPT.search(text)), "")
 
 
 def _unpacked(text: str) -> str | None:
-    """Return a user message without the classic server's JSON around it; None for its own."""
+    """Return a user message without the classic server's JSON; None for the server's own."""
     if not text.lstrip().startswith("{"):
         return text
     try:
@@ -214,7 +214,7 @@ def _lines_told(arguments: str) -> list[str]:
 _TRANSCRIPT = re.compile(r"<transcript\b[^>]*>.*?(?:</transcript>|\Z)", re.DOTALL)
 _DIGEST_AGAIN = re.compile(r"transcript above has not been digested yet")
 _CALLER_TURN = re.compile(r'<turn\b[^>]*\bspeaker="caller"[^>]*>(.*?)</turn>', re.DOTALL)
-_MACHINE = "[a voicemail's greeting"  # a turn of no person begins so
+_MACHINE = "[a voicemail's greeting"  # so begins a turn that no person spoke
 _REMEMBER = re.compile(r"\[\[remember ([\w-]{1,64}): (.*?)\]\]", re.DOTALL)
 
 
@@ -386,7 +386,7 @@ def _known_of_fence(body: str) -> Iterator[Fact]:
 
 
 def _asked(messages: Sequence[_Message]) -> list[str]:
-    """Return what the caller said in this conversation: user messages that are no memory."""
+    """Return what the caller said in this conversation: user messages that hold no memory."""
     texts = [_text_of(message) for message in messages if message.get("role") == "user"]
     return [text for text in texts if not _FENCE.search(text)]
 

@@ -1,6 +1,6 @@
-"""What of a reply is said aloud, and whether it ends as speech does. Pure.
+"""Which part of a reply is spoken, and whether it ends where a sentence does. Pure.
 
-Thought is not said. A server that knows its model's thought sends it apart (`reasoning`,
+Thought is not spoken. A server that recognises its model's thought sends it apart (`reasoning`,
 `reasoning_content`, parts of the type `thinking`). Others leave it in the text, between tags, where
 a voice would read it out.
 """
@@ -37,7 +37,7 @@ _CUTS: Final = frozenset(
         "insufficient_system_resource",
     ]
 )
-"""Finish reasons of a reply that its model would have gone on with, in small letters.
+"""Finish reasons of a reply that was cut while its model had more to say, in lower case.
 
 As OpenAI, Anthropic, Mistral, Azure, Bedrock, Gemini, Zhipu, vLLM and DeepSeek name them.
 """
@@ -60,7 +60,7 @@ class Aloud:
         return bool(self._end or self._held)
 
     def feed(self, text: str) -> str:
-        """Take what the model wrote; return what is said of it by now. `over`: all from here on."""
+        """Take what the model wrote; return what to speak of it now. Once `over`, that is all."""
         if self.over:
             return text
         text, self._held = self._held + text, ""
@@ -86,7 +86,7 @@ class Aloud:
             return text[start if self._thought else at :]
 
     def close(self) -> str:
-        """Return what looked like the beginning of a tag and was none."""
+        """Return held text that looked like the beginning of a tag and was not one."""
         said, self._held = "" if self._end else self._held, ""
         self.over = True
         return said

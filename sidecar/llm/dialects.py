@@ -1,9 +1,9 @@
-"""What a model's server does not take, learnt from its refusals; bodies without it. Pure.
+"""Learns from refusals what a model's server does not take, and writes requests without it. Pure.
 
 Servers of chat completions take different requests: some refuse `max_tokens`, or `stream_options`;
 templates of open models want one system message, or roles that alternate. Nobody can list them, but
 each says what it refuses. So a refusal is read, once for each model of each server, and what the
-server named is written otherwise from then on. What it did not name is never touched.
+server named is left out or rewritten from then on. What it did not name is never changed.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from sidecar.llm.refusals import LIMITS, REFUSAL_BYTES, Roles, Said, said_in
 T = TypeVar("T")
 
 RETRIES: Final = 4
-"""How often a request may be written otherwise and sent again: a call has time for few."""
+"""How often a request may be rewritten and sent again: a call has time for few."""
 
 _MODELS_KEPT = 256
 _BAD_REQUEST = 400
@@ -52,10 +52,10 @@ class Dialect:
         return written
 
     def after(self, said: Said) -> "Dialect | None":
-        """Return the dialect that a refusal teaches; None where it teaches nothing new."""
+        """Return the dialect that a refusal teaches; None if it teaches nothing new."""
         roles = said.roles
         if roles is self.roles is Roles.ALTERNATING:
-            roles = Roles.NO_SYSTEM  # by turns already: what is left is the system message
+            roles = Roles.NO_SYSTEM  # they alternate already: it must be the system message
         if roles > self.roles:
             return replace(self, roles=roles)
         return replace(self, refused=self.refused | said.refused) if said.refused else None
@@ -68,7 +68,7 @@ class Refusal(LlmError):
     """A server did not take a request, and may have said why.
 
     Attributes:
-        status: Of its answer.
+        status: The status of its answer.
         answer: The body of it, up to `REFUSAL_BYTES`. It may repeat words of the conversation: it
             is read, and never shown.
     """
@@ -82,10 +82,10 @@ class Refusal(LlmError):
 
 
 def refuse(reader: ChatReader) -> None:
-    """Raise where an error came in place of any words, as some servers refuse a stream.
+    """Raise if an error came in place of any words: some servers refuse a stream in this way.
 
     Raises:
-        Refusal: with the status that the error names; without one it may teach.
+        Refusal: with the status that the error names, else with 400, so that it may teach.
     """
     if reader.refusal and not reader.words and not reader.tools:
         code = reader.failure.rpartition(": ")[2]
@@ -94,10 +94,10 @@ def refuse(reader: ChatReader) -> None:
 
 
 class Dialects:
-    """What was learnt of one server in this process: of its newest 256 models.
+    """What was learnt about one server in this process, for its newest 256 models.
 
     Args:
-        learnt: Told when there is something new of a model.
+        learnt: Called when something new was learnt about a model.
     """
 
     def __init__(self, learnt: Callable[[str, Dialect], None] | None = None) -> None:
@@ -111,14 +111,14 @@ class Dialects:
     async def asked(
         self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]], *, raw: bytes = b""
     ) -> T:
-        """Send a request as its server takes it, at most `RETRIES` times anew; return the answer.
+        """Send a request as its server takes it, with at most `RETRIES` retries; return the answer.
 
         Has no deadline of its own.
 
         Args:
             body: The request; `model` says who is asked.
-            ask: Sends one, and raises `Refusal` where it is not taken.
-            raw: The request as JSON, where it is at hand.
+            ask: Sends one, and raises `Refusal` if it is not taken.
+            raw: The request as JSON, if it is known.
 
         Raises:
             LlmError: as `ask` does.
@@ -152,11 +152,11 @@ class Dialects:
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[str, Any]]:
-    """Return messages with one system message at most, first, and the other roles by turns.
+    """Return messages with at most one system message, the first, and alternating other roles.
 
     Neighbours of one role become one message; no words are left out. A message of a caller's
     memory has the role `user`, so it joins a caller's words, never the system message, unless the
-    server takes none: then the system's words open the first message.
+    server takes no system message: then the system's words open the first message.
     """
     systems = [dict(one) for one in messages if one.get("role") in {"system", "developer"}]
     others = [dict(one) for one in messages if one.get("role") not in {"system", "developer"}]

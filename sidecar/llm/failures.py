@@ -1,6 +1,6 @@
-"""What the words of a failed run say of what was asked. Pure; the words themselves go no further.
+"""What the error of a failed run says about its request. Pure; the error's words go no further.
 
-A model that cannot be reached may be well tomorrow. One that answers that the request is too long,
+A model that cannot be reached may work tomorrow. One that answers that the request is too long,
 or malformed, gives the same answer to the same request for ever.
 """
 
@@ -23,10 +23,10 @@ _INVALID: Final = re.compile(
 
 
 def says_too_large(words: str) -> bool:
-    """Return whether a run failed since its model takes no request of this length."""
+    """Return whether a run failed because its model takes no request of this length."""
     return bool(_TOO_LARGE.search(words))
 
 
 def says_invalid(words: str) -> bool:
-    """Return whether a run failed since its model will never take this request."""
+    """Return whether a run failed because its model will never take this request."""
     return bool(_INVALID.search(words))

@@ -1,4 +1,4 @@
-"""The JSON of chat completions: read whatever comes, written for any client to read. Pure."""
+"""The JSON of chat completions: reads what servers write, writes what any client reads. Pure."""
 
 import json
 import re
@@ -11,16 +11,16 @@ from sidecar.llm.failures import says_too_large
 from sidecar.untrusted import MALFORMED, whole_characters
 
 PLAIN_WORD: Final = re.compile(r"[\w.-]{1,64}")
-"""What of a server's own words may be shown: no sentence, which could repeat a caller's."""
+"""The words of a server that may be shown: no sentence, which could repeat a caller's."""
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
 def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
-    """Return a JSON object, None for another JSON value, and JSON of it that any client can read.
+    """Return a JSON object, or None for another JSON value, and JSON of it for any client.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return object_or_none(_decode(raw)), raw
@@ -37,9 +37,9 @@ def frame_of(about: Mapping[str, Any], delta: Mapping[str, Any], finish: str | N
     """Return the JSON of one frame.
 
     Args:
-        about: Its `id`, `created` and `model`, among whatever else.
-        delta: What it adds.
-        finish: Why it is the last one of a reply; None: it is not.
+        about: Holds its `id`, `created` and `model`; other fields are left out.
+        delta: What the frame adds to the reply.
+        finish: Why the reply ends with this frame; None if it does not.
     """
     head = {name: about[name] for name in ("id", "created", "model") if name in about}
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
@@ -47,7 +47,7 @@ def frame_of(about: Mapping[str, Any], delta: Mapping[str, Any], finish: str | N
 
 
 def json_of(value: object) -> bytes:
-    """Return JSON of a value; half a character in a text becomes a mark of one."""
+    """Return JSON of a value; half a character in a text becomes a replacement character."""
     try:
         return _encode(value)
     except (UnicodeEncodeError, OverflowError):
@@ -60,7 +60,7 @@ def object_or_none(value: object) -> Mapping[str, Any] | None:
 
 
 def first_choice(choices: object) -> Mapping[str, Any] | None:
-    """Return the choice of number 0, or without a number: nobody asks for more than one."""
+    """Return the first choice with index 0 or no index: nobody asks for more than one."""
     for one in cast("Sequence[object]", choices) if isinstance(choices, list) else ():
         choice = object_or_none(one)
         if choice is not None and choice.get("index") in (0, None):
@@ -69,7 +69,7 @@ def first_choice(choices: object) -> Mapping[str, Any] | None:
 
 
 def finish_of(choice: Mapping[str, Any]) -> str | None:
-    """Return why a reply ends with this choice; None: it goes on."""
+    """Return why a reply ends with this choice; None if it goes on."""
     finish: object = choice.get("finish_reason")
     return str(finish) if finish else None
 
@@ -86,7 +86,7 @@ def text_of(content: object) -> str:
 
 
 def code_of(error: object) -> str:
-    """Return a provider's error code where it is a plain word; its message may hold prompts."""
+    """Return a provider's error code if it is a plain word; its message may hold prompts."""
     told = object_or_none(error) or {"message": error}
     code: object = told.get("code")
     if isinstance(message := told.get("message"), str) and says_too_large(message):

@@ -3,9 +3,9 @@
 from typing import Final
 
 GUIDANCE_CHARS: Final = 2_000
-"""Of all guidance in a prompt, in characters."""
+"""Limit of all guidance in a prompt, in characters."""
 GUIDANCE_PIECES: Final = 20
-"""Of all guidance in a prompt, in number."""
+"""Limit of all guidance in a prompt, in pieces."""
 _PREFACE: Final = "Guidance for this call. Follow it; do not read it out."
 
 
@@ -13,12 +13,12 @@ class CallGuidance:
     """The guidance of one call, from the first piece until the call ends.
 
     Both ends of the link keep it by the same rule: a worker for its calls, the sidecar for every
-    call. Newer guidance makes room for itself: the oldest leaves first.
+    call. To make room for newer guidance, the oldest is dropped first.
 
     Attributes:
         pieces: Oldest first; at most `GUIDANCE_PIECES`, of `GUIDANCE_CHARS` together, no two the
             same.
-        text: As it stands in each prompt, the same bytes until there is more; empty where there
+        text: The guidance as in each prompt, the same bytes until a piece is added; empty if there
             is none.
     """
 
@@ -29,7 +29,7 @@ class CallGuidance:
     def add(self, text: str) -> int:
         """Add one piece; return how many characters, of old and new, no prompt holds from now on.
 
-        What is there already is no news, and nor are blanks. A piece longer than `GUIDANCE_CHARS`
+        A piece that is there already, or blank, is ignored. A piece longer than `GUIDANCE_CHARS`
         loses its end.
         """
         piece = text.strip()

@@ -1,7 +1,7 @@
-"""JSON objects one after another, in whatever pieces they come. Pure.
+"""Splits a stream into its JSON objects, whatever pieces it comes in. Pure.
 
-Lines of JSON, an array of objects, objects indented over many lines: some servers stream so, in
-place of events. What stands between two objects is nothing.
+Some servers stream lines of JSON, an array of objects, or objects indented over many lines, in
+place of events. What is between two objects is ignored.
 """
 
 import re
@@ -22,11 +22,11 @@ class Objects:
 
     @property
     def open(self) -> bool:
-        """Whether an object has begun that has not ended."""
+        """Whether an object has begun and not ended."""
         return self._depth > 0
 
     def feed(self, came: bytes) -> list[bytes]:
-        """Take what came; return each object that it ends."""
+        """Take bytes that came; return each object that ends in them."""
         found: list[bytes] = []
         begin = at = 0
         while True:

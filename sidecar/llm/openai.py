@@ -1,8 +1,8 @@
 """A language model behind any OpenAI-compatible endpoint, over aiohttp.
 
-A request is never repeated as it was: a caller is waiting, and who asked decides what to do
-instead. One that the server does not take is written otherwise (`dialects`). The connection is kept
-for `KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake costs more than the
+A request is never repeated unchanged: a caller is waiting, and the code that asked decides what to
+do instead. One that the server does not take is rewritten (`dialects`). The connection is kept for
+`KEEP_ALIVE_S`, longer than a pause in a call, because a new TLS handshake costs more than the
 request itself.
 """
 
@@ -47,14 +47,14 @@ class OpenAiLlm(Llm):
             ``https://api.openai.com/v1``.
         api_key: Sent as a bearer token; empty sends none.
         model: The model's name, as the endpoint knows it.
-        first_token_timeout_s: A streamed reply of which nothing can be heard for so long, from the
-            request on or between two words, has failed.
+        first_token_timeout_s: A streamed reply fails if nothing of it can be heard for so long,
+            from the request on or between two words.
         total_timeout_s: No reply takes longer.
-        traceparent: Asked at each request for the span it belongs to (W3C Trace Context), sent
-            to the endpoint unless it is empty.
+        traceparent: Called at each request, returns the span it belongs to (W3C Trace Context),
+            which is sent to the endpoint unless it is empty.
 
     Every failure is an `LlmError` whose message holds no word of the conversation or the answer,
-    and no key. A reply without a word in it is one.
+    and no key. A reply without a word in it is a failure.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ async def posted(
 
 
 async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
-    """Return what a server refused with, read for a moment at most; closes the response."""
+    """Return the refusal of a server, read for a moment at most; close the response."""
     answer = bytearray()
     hint = _HINTS.get(response.status, "")
     try:
@@ -219,7 +219,7 @@ class _Begun(NamedTuple):
 
 
 async def _begun(response: aiohttp.ClientResponse, due_s: float) -> _Begun:
-    """Read a stream to its first word: blanks wait for it, since until then this is no reply.
+    """Read a stream up to its first word; blanks before it are held, since they are no reply.
 
     Raises:
         Refusal: an error came in place of words.
@@ -268,14 +268,15 @@ def _check(reader: ChatReader) -> None:
 
 
 def _reply_of(raw: bytes) -> Reply:
-    """Read a whole answer, tools included, or the words of one that was streamed all the same.
+    """Read a whole answer, tools included, or the words of one that was streamed anyway.
 
-    One without either is a reply, too: an agent that is done with its tools has nothing to add.
+    An answer without either is a reply, too: an agent that is done with its tools has nothing to
+    add.
     """
     reader = ChatReader()
     reader.feed(raw)
     reader.close()
-    # An agent is told of its own broken call, and a text that was cut is a text.
+    # An agent gets its own broken call back, and a text that was cut is still a text.
     if reader.answer is None or reader.failure not in {reader.empty, HALF_A_CALL, reader.cut}:
         _check(reader)
     calls: tuple[ToolCall, ...] = ()

@@ -1,10 +1,10 @@
-"""A model's stream on its way to who asked: bytes in, frames that any client can read out. Pure.
+"""A model's stream on its way to the client: bytes in, frames that any client can read out. Pure.
 
-Nothing goes out before there is something to hear, or a tool to run: until then the reply can still
-be another one. From there on the usual frames pass as they came, unread, since all streams of a
-process share one loop; they are read later, many at once. Whatever is unusual is read at once, and
-written as the strictest client, VAPI, wants it: one frame a line with a list of `choices`, and an
-end. A tool call goes out when its arguments are whole: half of one would be run, or end the call.
+Nothing is sent before there is something to hear, or a tool to run: until then another reply can
+still take its place. From then on usual frames pass as they came, unread, since all streams of a
+process share one loop; they are read later, many at once. Unusual ones are read at once, and
+written as the strictest client, VAPI, wants them: one frame a line with a list of `choices`, and an
+end. A tool call is sent when its arguments are complete: half of one would be run, or end the call.
 """
 
 import re
@@ -13,7 +13,7 @@ from sidecar.llm.frames import frame_of
 from sidecar.llm.reader import ChatReader, Chunk, is_audible
 from sidecar.llm.writer import DONE, event
 
-# Of the frames that most servers write; what neither fits is read.
+# In the frames that most servers write; a frame that fits none of these is read.
 _FIRST_WORD = re.compile(
     rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
 )
@@ -26,7 +26,7 @@ class Passing:
 
     Attributes:
         reader: What was read so far; `look` brings it up to date.
-        heard: There was something to hear, or a tool to run: bytes went out.
+        heard: There was something to hear, or a tool to run: bytes were sent.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Passing:
 
     @property
     def holds_calls(self) -> bool:
-        """Whether a tool call has begun to come and did not go out."""
+        """Whether a tool call has begun to come and was not sent."""
         return bool(self._calls)
 
     def feed(self, came: bytes) -> bytes:
-        """Take what came; return what goes out now."""
+        """Take bytes that came; return the bytes to send now."""
         if not self._closed and self.reader.between_lines and _is_usual(came):
             if self.heard or self._begins(came):
                 return self._unread_too(came)
@@ -63,7 +63,7 @@ class Passing:
         return out
 
     def close(self) -> bytes:
-        """Take the end of the body; return what is left to go out, with the end of the stream."""
+        """Take the end of the body; return what is still to send, with the end of the stream."""
         if self._closed:
             return b""
         self._catch_up()
@@ -72,7 +72,7 @@ class Passing:
         return rest + self._end() if self.heard or self._calls else rest
 
     def release(self) -> bytes:
-        """Let tool calls out as they come, and those held; return what goes out now."""
+        """Let tool calls pass from now on, and those held; return the bytes to send now."""
         self._calls_pass = True
         calls, self._calls = self._calls, []
         if not calls or self.reader.failure:
@@ -82,9 +82,9 @@ class Passing:
         return b"".join([*held, *calls])
 
     def look(self) -> bool:
-        """Read what has passed; return whether a caller heard something of what came last."""
+        """Read what passed unread; return whether a caller heard something of the newest."""
         if self._newest is None:
-            newest = self._unread.pop()  # of which the others are read apart
+            newest = self._unread.pop()  # read apart from those before it
             self._catch_up()
             moved = self.reader.moved
             self.reader.feed(newest)
@@ -98,7 +98,7 @@ class Passing:
         return _FIRST_WORD.search(came) is not None
 
     def _end(self) -> bytes:
-        """Return the end of a stream, with the finish reason where the server gave none."""
+        """Return the end of a stream, with a finish reason if the server gave none."""
         if self.reader.failure:
             return b""
         self._closed = True
@@ -145,7 +145,7 @@ def _is_usual(came: bytes) -> bool:
         came.count(b"}\n\ndata: {") != frames - 1 or came.count(b"\n") != 2 * frames
     ):
         return False
-    # One way of writing or the other: most servers leave the blanks out, Python's writes them.
+    # Either without blanks, as most servers write, or with them, as servers in Python do.
     if came.count(b'"choices":[{') == frames:
         return (
             came.count(b'"content":"') == frames

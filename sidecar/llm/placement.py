@@ -1,8 +1,8 @@
-"""Where guidance and memory stand in a prompt: one rule for every channel. Pure.
+"""Where guidance and memory go in a prompt: one rule for every channel. Pure.
 
 The owner's instructions and the history stay as they are, so that a provider can cache them as a
-prefix. Just before the caller's last message stands the guidance, with the role `system`, as the
-owner gives it; then the memory, with the role `user`: it stems from callers' words, which are never
+prefix. The guidance goes just before the caller's last message, with the role `system`, since the
+owner gives it; then the memory, with the role `user`: it comes from callers' words, which are never
 given a system message's authority. The same prompt, guidance and memory give the same messages.
 """
 
@@ -33,14 +33,14 @@ class Join(Protocol[T]):
 
 
 def place_of(roles: Sequence[str]) -> int:
-    """Return before which message of a prompt guidance and memory stand.
+    """Return the index in a prompt at which guidance and memory are inserted.
 
     Args:
-        roles: Of its messages, in order; empty for what is no message.
+        roles: Of its messages, in order; empty for what is not a message.
 
     Returns:
-        The index of the caller's last message. Where no caller has spoken (a greeting), that
-        behind the owner's instructions, which come first.
+        The index of the caller's last message. If no caller has spoken (a greeting), the index
+        after the owner's instructions, which come first.
     """
     for index in range(len(roles) - 1, -1, -1):
         if roles[index] == "user":
@@ -62,7 +62,7 @@ def placed(
         prompt: The messages; they are not changed.
         guidance: What the owner asks of the voice agent in this call; empty adds no message.
         memory: The fenced text; empty adds no message.
-        role_of: Returns the role of a message; empty for what is none.
+        role_of: Returns the role of a message; empty for what is not a message.
         message: Makes one.
     """
     at = place_of([role_of(one) for one in prompt])
@@ -80,10 +80,11 @@ def merged(
     message: Message[T],
     join: Join[T],
 ) -> list[T]:
-    """As `placed`, for a template that wants one system message, first, and roles by turns.
+    """As `placed`, for a template that wants one system message, the first, and alternating roles.
 
-    The guidance ends the owner's first instructions, the memory opens the caller's last message.
-    What finds no message of its role has one of its own, the guidance as the first of all.
+    The guidance is added at the end of the owner's first instructions, the memory at the beginning
+    of the caller's last message. If there is no such message, each gets one of its own; that of the
+    guidance is the first of all.
     """
     messages = list(prompt)
     if guidance:

@@ -1,11 +1,11 @@
-"""The wire of chat completions, read once for every path: bytes in, words out. Pure.
+"""Reads the wire format of chat completions, for every path: bytes in, words out. Pure.
 
 Servers differ in what they write: another content type or none, a whole answer in place of a
 stream, lines or an array of JSON in place of events, frames without `choices`, `"error": null` in
 each, an `error` beside `choices`, no blank line between two frames, neither `finish_reason` nor
-`[DONE]`, thought between tags, a refusal in place of words. What an answer holds decides, never its
-headers. And what counts as a reply is what a caller can hear, or a tool to run: roles, blanks,
-comments and thought are none.
+`[DONE]`, thought between tags, a refusal in place of words. The content of an answer decides, never
+its headers. And only what a caller can hear, or a tool to run, counts as a reply: roles, blanks,
+comments and thought do not.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from sidecar.llm.objects import Objects
 from sidecar.llm.tool_calls import ToolCalls
 
 ANSWER_BYTES: Final = 4 << 20
-"""No answer is longer."""
+"""A longer answer has failed."""
 NO_END: Final = "the language model's answer has no end"
 NO_STREAM: Final = "the language model's answer is no stream"
 NO_JSON: Final = "the language model's answer is no JSON"
@@ -50,7 +50,7 @@ class Chunk:
     """One frame of a stream, or a part of a whole answer.
 
     Attributes:
-        data: JSON that every client can read; empty where there is nothing for one in it.
+        data: JSON that every client can read; empty if it has nothing for a client.
         text: The words it adds.
         tools: It calls tools, or goes on with a call.
         last: It says why the reply ends.
@@ -63,7 +63,7 @@ class Chunk:
 
 
 def is_audible(text: str) -> bool:
-    """Whether a voice has anything to say of it: a letter or a digit."""
+    """Whether a text has anything to speak: a letter or a digit."""
     return any(map(str.isalnum, text))
 
 
@@ -71,7 +71,7 @@ class ChatReader:
     """Reads the answer to one request for a chat completion, streamed or whole.
 
     Attributes:
-        tokens: As the server counted them; 0 where it did not.
+        tokens: As the server counted them; 0 if it did not.
         frames: How many chunks came.
         answer: A whole answer that came in place of a stream, as every client can read it.
         words: There was something to hear.
@@ -79,9 +79,9 @@ class ChatReader:
         moved: Grows with each chunk that holds something to hear, or a tool to run.
         ended: A finish reason came, or the end.
         done: The end came; nothing after it is read.
-        failure: Why it is no reply, or not all of one, without a word of it; empty when it is one.
-            Nothing after it is read.
-        refusal: What the server said of an error, which may teach (see `dialects`). It may repeat
+        failure: Why it is not a reply, or not all of one, without any of its words; empty if it
+            is one. Nothing after a failure is read.
+        refusal: What the server said about an error; it may teach (see `dialects`). It may repeat
             words of the conversation: it is read, and never shown.
     """
 
@@ -117,7 +117,7 @@ class ChatReader:
 
     @property
     def unfinished(self) -> str:
-        """The finish reason that a client wants and the server did not give; empty: it did."""
+        """The finish reason that a client wants and the server did not give; empty if it did."""
         return "" if self._finish else "tool_calls" if self.tools else "stop"
 
     @property
@@ -143,7 +143,7 @@ class ChatReader:
         if self._objects is not None:
             return self._values(self._objects.feed(came))
         self._held += came
-        # Searched from behind and in what is new alone: a long line costs no more than its length.
+        # Searched backwards, and only what is new: a long line costs no more than its length.
         end = max(came.rfind(b"\n"), came.rfind(b"\r")) + 1
         if not end:
             return []
@@ -155,7 +155,7 @@ class ChatReader:
     def close(self) -> list[Chunk]:
         """Read what is left once the body has ended; `failure` says whether it was a reply.
 
-        An answer whose body ended as HTTP says is whole, also without any mark of its end.
+        An answer whose body ended as HTTP says is complete, even without any mark of its end.
         """
         rest, self._held = bytes(self._held), bytearray()
         if self.failure:
@@ -173,7 +173,7 @@ class ChatReader:
 
     @property
     def empty(self) -> str:
-        """Why nothing came that a caller can hear, for one who set the model up."""
+        """Why nothing came that a caller can hear, for the person who set the model up."""
         return f"{NOTHING}: {self._finish}" if PLAIN_WORD.fullmatch(self._finish) else NOTHING
 
     @property
@@ -226,7 +226,7 @@ class ChatReader:
                 if self._part:
                     self.failure = NO_JSON
             elif line.startswith(b"{"):
-                chunks += self._data(line)  # an error that a server writes as it writes no other
+                chunks += self._data(line)  # some servers write their errors without `data:`
             elif line.startswith(b"event:"):
                 self._event = line[6:].strip()
         return chunks
@@ -279,7 +279,7 @@ class ChatReader:
     def _delta(
         self, frame: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None, data: bytes
     ) -> list[Chunk]:
-        """Read what a frame adds; `data` is empty where it can't pass as it came."""
+        """Read what a frame adds; `data` is empty if it can't pass as it came."""
         written: object = delta.get("content")
         content = written or delta.get("refusal")
         text = text_of(content) if content else ""
@@ -337,7 +337,7 @@ class ChatReader:
         return [Chunk(frame_of(answer, delta, None), text, tools), last]
 
     def _rest_of_words(self) -> list[Chunk]:
-        """Return what was held as a beginning of thought, once there is no more to come."""
+        """Return what was held as a possible beginning of thought, once no more is to come."""
         text = "" if self._aloud.over else self._aloud.close()
         if not text:
             return []

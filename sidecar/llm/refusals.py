@@ -20,7 +20,7 @@ LIMITS: Final = ("max_tokens", "max_completion_tokens")
 """The two names of the limit of a reply."""
 _NESTING = 4
 _BEFORE = 40
-# Left out where the server names them. Never what is asked, nor the tools that a call relies on.
+# Left out if the server names them. Never the messages, nor the tools that a call relies on.
 _OPTIONAL = (
     *LIMITS,
     "stream_options",
@@ -61,7 +61,7 @@ _USE = re.compile(
 TEACHING: Final = frozenset({400, 404, 422, 500})
 """Statuses whose answer may say what is not taken.
 
-llama.cpp has 500 when its template raises, OpenRouter 404 when no provider takes a parameter.
+llama.cpp answers 500 when its template raises, OpenRouter 404 when no provider takes a parameter.
 """
 _OF_ROLES = TEACHING - {404}
 _NOT_TAKEN = re.compile(
@@ -72,10 +72,11 @@ _NOT_TAKEN = re.compile(
 )
 _NOT_BOTH = re.compile(
     r"(?:not|n't)\W+both|both\W.{0,60}(?:not|n't)\b|mutually\W+exclusive"
-    r"|(?:use|specify)\W+only\W+one|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether|conflicts?\W+with",
+    r"|(?:use|specify)\W+only\W+one|only\W+one\W+of|(?:not|n't)\W.{0,30}\btogether"
+    r"|conflicts?\W+with",
     re.IGNORECASE,
 )
-# What a server says that it would have taken: names in it are no refused ones.
+# What a server says that it would have taken: names in it are not refused.
 _WOULD_TAKE = re.compile(
     r"\b(?:(?<!not )(?<!n't )(?:allowed|supported|valid|accepted|available|permitted)\b[^:]{0,30}:"
     r"|one\W+of\b|such\W+as\b|did\W+you\W+mean\b|must\W+be\b).*",
@@ -95,7 +96,7 @@ class Roles(IntEnum):
 
     ANY = 0
     ALTERNATING = 1
-    """One system message, first; then user and assistant by turns, and a user's the last word."""
+    """One system message, first; then user and assistant alternate, and a user message is last."""
     NO_SYSTEM = 2
     """No system message at all."""
 
@@ -142,7 +143,7 @@ class Said:
     Attributes:
         roles: What it demands of the messages' roles.
         refused: Names of parameters that it does not take, of those that were sent.
-        hint: What to do about it, for one who set the model up; empty: nothing is known.
+        hint: What to do about it, for the person who set the model up; empty if that is unknown.
     """
 
     roles: Roles
@@ -173,7 +174,7 @@ def demanded(status: int, refusal: bytes) -> Roles:
 
 
 def _refused(said: str, named: frozenset[str], sent: Sequence[str]) -> frozenset[str]:
-    """Return which of the parameters sent a refusal is about, and about having them at all."""
+    """Return the sent parameters that a refusal rejects altogether, not only a value of them."""
     refused: set[str] = set()
     for clause in [said] if named else _CLAUSE.split(said):
         about = _WOULD_TAKE.sub("", clause)
@@ -186,9 +187,9 @@ def _refused(said: str, named: frozenset[str], sent: Sequence[str]) -> frozenset
 
 
 def _is_named(name: str, clause: str) -> bool:
-    """Whether a clause speaks of a parameter, in whatever way servers call it."""
+    """Whether a clause names a parameter, by any of the names that servers use."""
     found = _SPELLED[name].finditer(clause)
-    # "Use X instead": X is no refused one.
+    # "Use X instead": X is not refused.
     return any(
         not _USE.search(clause[max(0, one.start() - _BEFORE) : one.start()]) for one in found
     )
@@ -206,7 +207,7 @@ def words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
     while left:
         field, one, depth = left.pop()
         if field == "input":
-            continue  # what was sent, said again
+            continue  # what was sent, repeated
         if isinstance(one, dict):
             parts = cast("dict[object, object]", one).items()
             left += [(str(key), part, depth) for key, part in parts]
@@ -224,7 +225,7 @@ def words_of(refusal: bytes) -> tuple[str, frozenset[str]]:
 
 
 def _inner(text: str) -> object:
-    """Return what a gateway wrapped as text: another server's refusal."""
+    """Return another server's refusal that a gateway wrapped as text; None if there is none."""
     if not text.startswith(("{", "[")):
         return None
     try:

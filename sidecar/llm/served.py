@@ -1,8 +1,8 @@
 """A language model of ours behind an OpenAI-compatible endpoint, for a program on this machine.
 
-A Letta App Server that the sidecar starts has its model from here, so no provider's key is ever
-written into the server's files, and its agents keep their model when the key changes. Listens on
-127.0.0.1 alone and wants its own key.
+A Letta App Server that the sidecar starts gets its model from here, so no provider's key is ever
+written into the server's files, and its agents keep their model when the key changes. The endpoint
+listens only on 127.0.0.1 and demands its own key.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from sidecar.llm.port import Llm
 from sidecar.llm.writer import DONE, ChatWriter
 
 MODEL: Final = "sidecar"
-"""The one model the endpoint lists, whichever answers behind it."""
+"""The one model the endpoint lists, whichever model answers behind it."""
 
 MAX_BODY_BYTES: Final = 64 << 20
 MADE_UP_USAGE: Final[Mapping[str, int]] = {
@@ -36,7 +36,7 @@ async def served(llm: Llm, *, key: str) -> AsyncGenerator[str]:
     """Serve a model while the context is open; yields the base URL, `http://127.0.0.1:PORT/v1`.
 
     Args:
-        llm: Who answers; stays the caller's to close.
+        llm: The model that answers; it is not closed here.
         key: Bearer token that every request has to carry.
     """
     app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -72,7 +72,7 @@ class _Routes:
         try:
             reply = await self._llm.complete(messages, tools=tools)
         except PromptTooLong as error:
-            # In the words by which every client knows that the same request fails again.
+            # In words from which every client knows that the same request would fail again.
             failed = {
                 "message": f"context length exceeded: {error.message}",
                 "type": "invalid_request_error",

@@ -8,12 +8,12 @@ from sidecar.llm.objects import Objects
 
 
 class ToolCalls:
-    """Puts together what a model calls.
+    """Puts together the tool calls of a reply.
 
     Attributes:
         newest: The part that came last, as every client can read it: with a number for each call,
             and its arguments as text.
-        mended: It did not come so.
+        mended: It did not come in that form.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ToolCalls:
 
     @property
     def whole(self) -> bool:
-        """Whether the arguments of no call stop within an object; what is in it is its tool's."""
+        """Whether no call's arguments stop inside an object; what they hold is up to the tool."""
         return not any(arguments.open for arguments in self._calls.values())
 
     def go_on(self, message: Mapping[str, Any]) -> bool:

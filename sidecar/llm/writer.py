@@ -1,4 +1,4 @@
-"""The wire of chat completions, written once for every path: replies in, bytes out. Pure."""
+"""Writes the wire format of chat completions, for every path: replies in, bytes out. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,10 +24,10 @@ def event(data: bytes) -> bytes:
 class ChatWriter:
     """Writes one answer to a request for a chat completion, streamed or whole.
 
-    Each frame has a list of `choices`: VAPI ends a call on a frame without.
+    Each frame has a list of `choices`: VAPI ends a call on a frame without one.
 
     Args:
-        model: Its name, as who asked knows it.
+        model: The name of the model, as the client knows it.
         created_s: Unix time.
         answer_id: Names the answer.
     """
@@ -40,7 +40,7 @@ class ChatWriter:
 
         Args:
             added: What it adds to the message.
-            finish: Why it is the last one of the reply; None: it is not.
+            finish: Why the reply ends with it; None if it does not.
         """
         return event(frame_of(self._about, added, finish))
 
@@ -50,9 +50,9 @@ class ChatWriter:
         return said + self.delta({}, "stop") + DONE
 
     def events(self, reply: Reply, *, usage: Mapping[str, int] | None = None) -> list[bytes]:
-        """Return the events of a stream that gives a whole reply in pieces, but for `DONE`.
+        """Return the events of a stream that gives a whole reply in pieces, without `DONE`.
 
-        They are the role, each word, each tool call, the finish, and the usage where there is one.
+        They are the role, each word, each tool call, the finish, and the usage if there is one.
         """
         words = reply.text.split(" ")
         deltas: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""What fits over the link: ids, hints and texts of a channel, bounded. Pure."""
+"""Bounds what a channel sends over the link: ids, hints and texts. Pure."""
 
 import hashlib
 
@@ -9,11 +9,11 @@ MAX_HINT_CHARS = 1024
 # A character takes at most six bytes of JSON (an escaped control); the rest is for other fields.
 MAX_TURN_CHARS = MAX_FRAME_BYTES // 8
 _TURN_BYTES = 1 << 10
-"""What a turn takes beside its text."""
+"""What a turn takes in memory besides its text."""
 
 
 def bounded_hints(hints: Hints) -> Hints:
-    """Leave out a hint too long for the link: cut short it might name somebody else."""
+    """Leave out a hint that the link can't carry: cut short it might name somebody else."""
 
     def fitting(value: str) -> str:
         return "" if len(value) > MAX_HINT_CHARS or _has_surrogates(value) else value
@@ -28,7 +28,7 @@ def bounded_hints(hints: Hints) -> Hints:
 
 
 def call_id(raw: str) -> str:
-    """Return the id under which a call goes over the link; a long one by its hash."""
+    """Return the id of a call on the link; a long one is replaced by its hash."""
     return _bounded(raw, MAX_ID_CHARS)
 
 
@@ -38,12 +38,12 @@ def item_id(raw: str) -> str:
 
 
 def sendable(text: str) -> str:
-    """Return a text as UTF-8 can hold it."""
+    """Return a text that UTF-8 can encode; a character that it can't is replaced."""
     return text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
 
 
 def held_bytes(text: str) -> int:
-    """Return what a turn of this text takes in memory at most.
+    """Return the most bytes that a turn of this text takes in memory.
 
     A character that is not ASCII takes up to four bytes, and as many again once it was encoded.
     """
@@ -58,7 +58,7 @@ def _bounded(raw: str, limit_chars: int) -> str:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Whether a text can't be UTF-8."""
+    """Whether a text can't be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

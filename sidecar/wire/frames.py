@@ -41,9 +41,9 @@ ErrorCode: TypeAlias = Literal[
     "too_many_calls",
     "journal_full",
 ]
-"""What an `error` says; a later version may say more."""
+"""The codes of an `error`; a later version may have more."""
 OPEN_AGAIN: Final = frozenset[str]({"unknown_call", "call_claimed", "draining", "too_many_calls"})
-"""Of these codes the worker keeps what was refused, opens the call again, and sends it again."""
+"""After these codes the worker keeps what was refused, opens the call again, and resends it."""
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 MaybeId: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
@@ -76,7 +76,7 @@ class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
     """Worker: a call is live. Sent again for each live call after a reconnect.
 
     `channel` is the worker's own word for where calls come from, as in `livekit` or `pipecat`.
-    `room` names what other calls may hear as well: of several of one room and caller, one is
+    `room` names what other calls may hear as well: of several calls of one room and caller, one is
     stored.
     """
 
@@ -88,20 +88,20 @@ class CallOpen(msgspec.Struct, tag="call.open", frozen=True):
     room: MaybeId = ""
 
     def __post_init__(self) -> None:
-        """Check what no type says. Raises ValueError, which a decoder reports as its own."""
+        """Check what no type can. Raises ValueError, which a decoder reports as its own."""
         if not is_channel(self.channel):
             raise ValueError(f"field `channel`: {CHANNEL_RULE}")
 
 
 class SpeechStarted(msgspec.Struct, tag="speech.started", frozen=True):
-    """Worker: the caller began to speak; a `memory` frame answers with what is newest."""
+    """Worker: the caller began to speak; answered by a `memory` frame with the newest memory."""
 
     call: Id
     traceparent: str = ""
 
 
 class TurnFrame(msgspec.Struct, tag="turn", frozen=True):
-    """Worker: one settled turn. Kept by the worker, and sent again, until it is acked."""
+    """Worker: one turn. The worker keeps it, and sends it again, until it is acked."""
 
     call: Id
     item: Id
@@ -125,7 +125,7 @@ class CallClose(msgspec.Struct, tag="call.close", frozen=True):
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):
     """Sidecar: answers `hello`. The waits are what the worker may spend at a prompt.
 
-    `now_s` is the sidecar's clock, by which a worker dates what it tells; 0: it says nothing of it.
+    `now_s` is the sidecar's clock, which the worker uses for all times it sends; 0: not given.
     """
 
     memory_wait_s: float
@@ -141,8 +141,8 @@ class Memory(msgspec.Struct, tag="memory", frozen=True):
         call: The call.
         text: The fenced text, ready for the prompt; empty when there is no memory.
         version: Changes when `text` changes.
-        read_at_s: Unix time of the read it stands on; 0 when there is none.
-        served: How it was had.
+        read_at_s: Unix time of the read that `text` comes from; 0 when there is none.
+        served: How the memory was served.
         settled: Answers a `speech.started`, or ends the cold start: no newer text is on its way.
     """
 
@@ -163,14 +163,14 @@ class Ack(msgspec.Struct, tag="ack", frozen=True):
 
 
 class Guidance(msgspec.Struct, tag="guidance", frozen=True):
-    """Sidecar: text for the voice agent to heed in this call, not to be spoken as it is."""
+    """Sidecar: text for the voice agent to follow in this call; it is not spoken."""
 
     call: str
     text: str
 
 
 class Say(msgspec.Struct, tag="say", frozen=True):
-    """Sidecar: text for the voice agent to speak now, as it stands."""
+    """Sidecar: text for the voice agent to speak now, word for word."""
 
     call: str
     text: str
@@ -195,7 +195,7 @@ class ErrorFrame(msgspec.Struct, tag="error", frozen=True):
     """Sidecar: a frame was refused.
 
     Attributes:
-        code: A stable word; a later version may say more than `ErrorCode` lists.
+        code: A stable word; a later version may send others than `ErrorCode` lists.
         message: What is wrong.
         field: Dotted path of the field at fault, or empty.
         remedy: What to do.
@@ -282,8 +282,8 @@ def decode_from_worker(raw: str | bytes) -> FromWorker | None:
     """Read a frame a worker sent; None for a type this version does not know.
 
     Raises:
-        LinkError: it is no JSON, or a field is missing or wrong (named in `field`); it names the
-            frame's call and item where these can be read.
+        LinkError: it is not JSON, or a field is missing or wrong (named in `field`). The error
+            names the frame's call and item where these can be read.
     """
     return _decode(raw, _worker_decoder, _WORKER_TYPES)
 
@@ -292,7 +292,7 @@ def decode_from_sidecar(raw: str | bytes) -> FromSidecar | None:
     """Read a frame the sidecar sent; None for a type this version does not know.
 
     Raises:
-        LinkError: it is no JSON, or a field is missing or wrong (named in `field`).
+        LinkError: it is not JSON, or a field is missing or wrong (named in `field`).
     """
     return _decode(raw, _sidecar_decoder, _SIDECAR_TYPES)
 
@@ -329,7 +329,7 @@ def _decode(raw: str | bytes, decoder: msgspec.json.Decoder[T], types: frozenset
 
 
 def _named_in(raw: str | bytes) -> _Named:
-    """Return the call and item a wrong frame names, as far as these can be read."""
+    """Return the call and item that a wrong frame names, as far as these can be read."""
     try:
         return _named_decoder.decode(raw)
     except MALFORMED:

@@ -1,12 +1,12 @@
 """The spool: turns a worker could not hand over, one file per call, on a disk both ends see.
 
 A file holds frames as on the wire, one per line: `call.open`, turns, and `call.close` if the call
-has ended. The worker that writes it holds an exclusive `flock` for as long as it lives; whoever
-finds it unlocked may take it up. All functions block: call them off the loop.
+has ended. The worker that writes it holds an exclusive `flock` for as long as it lives; a process
+that finds it unlocked may take it up. All functions block: call them off the loop.
 
-A directory may hold other people's files, since a setting names it. A file is a worker's when its
-name has the shape we give, it is a regular file of this user that is no larger than a call may be,
-and it begins as `call.open` does. What is not is neither read further, written, renamed nor erased.
+A setting names the directory, so it may hold other people's files. A file is a worker's if its
+name has the form we give, it is a regular file of this user no larger than `MAX_FILE_BYTES`, and
+it begins as `_begins_as_ours` says. Any other is not read further, written, renamed or erased.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SPOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\.jsonl")
 _ASIDE_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[1-9][0-9]{0,8})?\.damaged")
 _BEGINNING = b'{"type":"call.open","call":"'
-_TELLING_BYTES = len(b'{"type":"c')  # of a beginning that was torn
+_TELLING_BYTES = len(b'{"type":"c')  # so much of a torn beginning is recognised
 
 
 class ForeignFile(OSError):
-    """A file that no worker wrote. `why` says by what it is known, without its name."""
+    """A file that no worker wrote. `why` says how that shows, without the file's name."""
 
     def __init__(self, why: str) -> None:
         super().__init__(errno.EEXIST, why)
@@ -61,12 +61,12 @@ class ForeignFile(OSError):
 
 
 def default_spool_dir() -> Path:
-    """Where both ends look when nothing else is said: below the XDG state directory."""
+    """Return the directory that both ends use by default: below the XDG state directory."""
     return default_data_dir() / "spool"
 
 
 def spool_path(directory: Path, call: str) -> Path:
-    """Return the file of a call. An id that is no plain file name is replaced by its hash."""
+    """Return the file of a call. An id that is not a plain file name is replaced by its hash."""
     return directory / (f"{call}{_SUFFIX}" if _PLAIN_NAME.fullmatch(call) else _hashed_name(call))
 
 
@@ -75,14 +75,14 @@ def _hashed_name(call: str) -> str:
 
 
 def damaged_files(directory: Path) -> list[Path]:
-    """Return the files of this user that are named as those set aside, sorted."""
+    """Return the files of this user whose names are those of files set aside, sorted."""
     return [path for path in _named(directory, _ASIDE_NAME) if not _why_no_file_of_ours(path)]
 
 
 def erase_damaged(directory: Path, *, before_s: float) -> int:
-    """Delete the files set aside that were last written before; return how many. Blocking.
+    """Delete files set aside that were last written before `before_s`; return how many. Blocking.
 
-    One that does not begin as a worker's file does may be anybody's, and stays.
+    A file that does not begin as a worker's file does may be anybody's, and stays.
     """
     erased = 0
     for path in damaged_files(directory):
@@ -100,7 +100,7 @@ class SpoolFiles:
 
     Attributes:
         files: Those that workers wrote, sorted.
-        foreign: Why each other one is none, by name, of those whose name ends as if it were.
+        foreign: Each other file whose name ends as theirs do, by name: why it is not a worker's.
     """
 
     files: list[Path]
@@ -108,7 +108,7 @@ class SpoolFiles:
 
 
 def look_into(directory: Path) -> SpoolFiles:
-    """Say which files of a directory workers wrote; nothing when it does not exist."""
+    """Return which files of a directory workers wrote; none when it does not exist."""
     found = SpoolFiles([], {})
     for path in _named(directory, re.compile(rf".*{re.escape(_SUFFIX)}", re.DOTALL)):
         try:
@@ -130,11 +130,15 @@ def spool_files(directory: Path) -> list[Path]:
 def _named(directory: Path, name: re.Pattern[str]) -> list[Path]:
     if not os.path.isdir(directory):  # noqa: PTH112 - raises nothing
         return []
-    return [directory / one for one in sorted(os.listdir(directory)) if name.fullmatch(one)]  # noqa: PTH208
+    return [
+        directory / one
+        for one in sorted(os.listdir(directory))  # noqa: PTH208
+        if name.fullmatch(one)
+    ]
 
 
 def _why_no_file_of_ours(path: Path) -> str:
-    """Return by what a file is known to be no worker's without opening it; empty if by nothing."""
+    """Return why a file is not a worker's, as far as that shows without opening it; else empty."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -151,10 +155,10 @@ def _why_no_file_of_ours(path: Path) -> str:
 
 
 def _opened(path: Path, flags: int = os.O_RDWR) -> int:
-    """Open a worker's file; returns its descriptor. With `O_CREAT` it is made where it is not.
+    """Open a worker's file; return its descriptor. `O_CREAT` makes one that does not exist.
 
     Raises:
-        ForeignFile: it is none.
+        ForeignFile: it is not a worker's.
         OSError: it can't be opened.
     """
     if why := _why_no_file_of_ours(path):
@@ -178,9 +182,10 @@ def _opened(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def _begins_as_ours(descriptor: int) -> bool:
-    """Whether a file begins with a frame, or with what was left of `call.open`.
+    """Whether a file begins with a frame, or with the beginning of a torn `call.open`.
 
-    An empty file is a worker's that was killed before its first word, if it is as private as ours.
+    An empty file is of a worker that was killed before its first write, if it is as private as
+    ours.
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
@@ -200,7 +205,7 @@ def _begins_as_ours(descriptor: int) -> bool:
 
 
 def spooled_in(path: Path) -> Spooled:
-    """Return what a file holds without its lock: its writer may be adding to it.
+    """Return what a file holds without locking it: its writer may be adding to it.
 
     Raises:
         OSError: it can't be read, or (ForeignFile) no worker wrote it.
@@ -213,7 +218,7 @@ def spooled_in(path: Path) -> Spooled:
 
 
 class SpoolFile:
-    """A spool file that this process has locked. Close it, or remove it, to let go."""
+    """A spool file that this process has locked; `close` and `remove` unlock it."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -227,18 +232,18 @@ class SpoolFile:
 
     @property
     def inherited(self) -> bool:
-        """Whether it held something of an earlier process when it was opened."""
+        """Whether it held something from an earlier process when it was opened."""
         return self._own_from_bytes > 0
 
     @classmethod
     def create(cls, directory: Path, call: str) -> Self:
-        """Open the file of a call for writing and lock it; the directory is made, mode 0700.
+        """Open the file of a call for writing and lock it; a missing directory is made, mode 0700.
 
-        A file that has the call's name and is somebody else's is left alone: the call's is then
-        named by the hash of its id.
+        If a file of that name is not a worker's, it is left alone, and the call's file is named by
+        the hash of the call's id.
 
         Raises:
-            OSError: no right, or (BlockingIOError) another process holds it.
+            OSError: no permission, or (BlockingIOError) another process holds the file.
         """
         make_directory(directory)
         path = spool_path(directory, call)
@@ -255,7 +260,7 @@ class SpoolFile:
 
     @classmethod
     def take(cls, path: Path) -> Self | None:
-        """Lock a file somebody left behind; None while its writer lives, or when it is gone.
+        """Lock a file that was left behind; None while its writer lives, or when it is gone.
 
         Raises:
             OSError: it can't be opened, or (ForeignFile) no worker wrote it.
@@ -273,7 +278,7 @@ class SpoolFile:
         """Write frames to the end. On return they are on disk (fsynced).
 
         Raises:
-            OSError: nothing of them was kept.
+            OSError: none of them was kept.
         """
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         data = "".join(f"{encode(frame)}\n" for frame in frames).encode()
@@ -300,9 +305,9 @@ class SpoolFile:
         """Return the next turns that this process has written, not those that it found.
 
         Args:
-            after_seq: Those with a higher `seq` are next.
+            after_seq: Turns with a higher `seq` are next.
             most: Turns to return at most.
-            most_bytes: No more turns when those so far take so much; there is one at least.
+            most_bytes: Stop when the turns so far take this much memory; at least one is returned.
         """
         turns = turns_after(self._descriptor, self._own_from_bytes, after_seq=after_seq)
         read: list[TurnFrame] = []
@@ -314,14 +319,14 @@ class SpoolFile:
         return read
 
     def remove(self) -> None:
-        """Delete the file and let go of it."""
+        """Delete the file and unlock it."""
         self._path.unlink(missing_ok=True)
         self.close()
 
     def set_aside(self) -> Path:
-        """Rename a damaged file so that it is not taken up again; returns its new place.
+        """Rename a damaged file so that it is not taken up again; return its new path.
 
-        One that was set aside before keeps its place.
+        Files that were set aside before keep their names.
         """
         places = (self._path.with_suffix(f".{n}.damaged") for n in itertools.count(2))
         aside = self._path.with_suffix(".damaged")
@@ -332,14 +337,14 @@ class SpoolFile:
         return aside
 
     def close(self) -> None:
-        """Let go of the file, which stays. Safe to call twice."""
+        """Unlock the file, which stays. Safe to call twice."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def _locked(descriptor: int, path: Path) -> bool:
-    """Lock a file; False when it was removed from its path before the lock was had.
+    """Lock a file; return False if it was removed from its path before it was locked.
 
     The descriptor is closed unless the answer is True.
 

@@ -28,12 +28,12 @@ class Spooled:
     """What a spool file holds.
 
     Attributes:
-        opened: The call, or None when the file does not say (it was torn at once). It may be told
-            several times: the first that names a caller stands, and a consent "no" of any.
+        opened: The call, or None when the file does not say (it was torn at once). Of several
+            `call.open` the first that names a caller counts, with a consent "no" of any.
         turns: In the order of the file; one may occur twice.
         closed: The end of the call, if it came.
-        damaged: Lines that are no frames, a torn last line not among them.
-        torn: The last line was cut short: its writer died in it.
+        damaged: How many lines are not frames, without a torn last line.
+        torn: The last line was cut short: its writer died while it wrote it.
     """
 
     opened: CallOpen | None
@@ -64,7 +64,7 @@ def read_spooled(descriptor: int) -> Spooled:
 
 
 def turns_after(descriptor: int, start: int, *, after_seq: int) -> Iterator[TurnFrame]:
-    """Yield the turns with a higher `seq` than this that stand in a file from `start` on."""
+    """Yield the turns of a file with a higher `seq` than `after_seq`, from byte `start` on."""
     for line, ended in _lines(descriptor, start):
         frame = _frame_in(line) if ended else None
         if isinstance(frame, TurnFrame) and frame.seq > after_seq:
@@ -79,9 +79,9 @@ def _frame_in(line: bytes) -> FromWorker | None:
 
 
 def _lines(descriptor: int, start: int) -> Iterator[tuple[bytes, bool]]:
-    """Yield the lines that are not empty, and whether each has its end: the last may be torn.
+    """Yield the lines that are not empty, and whether each is complete: the last may be torn.
 
-    Of one that is longer than a frame may be, so much is kept that it is seen to be.
+    A line longer than a frame may be is cut just above that limit, so that it is still too long.
     """
     line, at = b"", start
     while piece := os.pread(descriptor, min(_PIECE_BYTES, MAX_FILE_BYTES - at), at):
@@ -97,7 +97,7 @@ def _lines(descriptor: int, start: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def _standing(opened: Sequence[CallOpen]) -> CallOpen | None:
-    """Return the opening that stands: see `Spooled`."""
+    """Return the opening that counts: see `Spooled`."""
     first = next((frame for frame in opened if _names_somebody(frame.hints)), None)
     if first is None:
         first = next(iter(opened), None)

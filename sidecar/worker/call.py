@@ -16,7 +16,7 @@ __all__ = ["LinkedCall"]
 
 
 class Line(Protocol):
-    """What a call needs of the link it is on."""
+    """What a call needs from its link."""
 
     waits: Waits
 
@@ -39,7 +39,7 @@ class Line(Protocol):
         ...
 
     def wake(self) -> None:
-        """Something is to be sent or to be put on disk."""
+        """Wake the tasks that send frames and write to disk."""
         ...
 
 
@@ -47,10 +47,11 @@ class LinkedCall:
     """One live call, made by `Link.open_call`; every method but the two waits returns at once.
 
     Attributes:
-        memory: The newest memory of this call, or None when none came yet: read it at the prompt.
-        guidance: Called with text for the voice agent to heed; set it, or leave it None.
-        say: Called with text for the voice agent to speak now; as `guidance`.
-        hang_up: Called when the call is to end; as `guidance`.
+        memory: The newest memory of this call, None until the first arrives; read it at each
+            prompt.
+        guidance: Called with text for the voice agent to follow; set it, or leave it None.
+        say: Called with text for the voice agent to speak now; optional, as `guidance`.
+        hang_up: Called when the call has to end; optional, as `guidance`.
     """
 
     def __init__(self, link: Line, outbox: Unacked) -> None:
@@ -72,7 +73,7 @@ class LinkedCall:
 
     @property
     def now_s(self) -> float:
-        """Unix time by the sidecar's clock, by which `Memory.read_at_s` is dated, where it is known."""
+        """Unix time by the sidecar's clock, as `Memory.read_at_s`; our own until that is known."""
         return self._link.clock()
 
     @property
@@ -81,7 +82,7 @@ class LinkedCall:
         return self.outbox.identified
 
     def identify(self, hints: Hints) -> None:
-        """Say who is on the line, where `open_call` could not; the first answer stands."""
+        """Say who is on the line, if `open_call` did not; only the first answer counts."""
         if not self.outbox.identified:
             self.outbox.identify(bounded_hints(hints))
             self._wait.opened()
@@ -99,27 +100,27 @@ class LinkedCall:
         self._link.wake()
 
     def record(self, said: Utterance) -> None:
-        """Take one settled utterance; the same `item_id` again changes nothing.
+        """Take one finished utterance; the same `item_id` again changes nothing.
 
-        Promises: it reaches the sidecar in the order of these calls, or stands in the
-        spool half a second later, and at once while the sidecar is known to be away. Does not
-        promise either when this process is killed before.
+        Promises: it reaches the sidecar in the order of these calls, or it is in the spool half a
+        second later (at once while the sidecar is known to be away). Promises neither if this
+        process is killed before that.
         """
         self._link.take(self, said)
 
     def close(self, reason: str = "") -> None:
-        """The call has ended. The first close stands."""
+        """End the call. Only the first close counts."""
         self.outbox.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
         self._link.wake()
 
     async def ready(self, budget_s: float | None = None) -> None:
-        """Return when the memory at hand is as new as the prompt may wait for.
+        """Wait until the memory is as new as the prompt may wait for.
 
-        See `sidecar.prompt_wait`; a read is taken to begin with the caller's speech, and the waits
-        are those of `welcome`.
+        See `sidecar.prompt_wait`. A read counts as begun when the caller starts to speak; the
+        waits are those that the sidecar sends in `welcome`.
 
         Args:
-            budget_s: Seconds not to be passed in any case.
+            budget_s: Return after this many seconds in any case; None: no such limit.
         """
         with anyio.move_on_after(budget_s):
             await self._wait.over(self._link.waits)
@@ -127,16 +128,16 @@ class LinkedCall:
     async def flushed(self, budget_s: float) -> bool:
         """Wait until every turn and the end of the call are acked, and return whether they are.
 
-        Returns as soon as it makes no sense to wait, since the sidecar is known to be away and
-        all that is unacked is in the spool; and when `budget_s` is over, after which it is there
-        when `Link.run` ends.
+        Returns early once the sidecar is known to be away and everything unacked is in the spool,
+        since no ack would come. Returns as well when `budget_s` is over: what is unacked then is
+        in the spool by the end of `Link.run`.
         """
         with anyio.move_on_after(budget_s):
             while not self.outbox.settled and not (self._link.away and self.outbox.durable):
                 await self._wait.change()
         return self.outbox.settled
 
-    # The link's side
+    # Called by the link
 
     def take_memory(self, memory: Memory) -> None:
         """A `memory` frame came."""
@@ -148,5 +149,5 @@ class LinkedCall:
         self._wait.read_lost()
 
     def changed(self) -> None:
-        """Let those who wait look again."""
+        """Let every waiting `ready` and `flushed` check again."""
         self._wait.changed()

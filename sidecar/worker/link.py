@@ -1,8 +1,8 @@
-"""The worker's end of the link: it tells the sidecar of calls, and holds what goes into prompts.
+"""The worker's end of the link: it reports calls to the sidecar and holds memory for prompts.
 
 Nothing here makes a voice wait. Recording is a plain function call; memory is an attribute that
-frames from the sidecar replace; with the link down both go on. One task group (`Link.run`) holds
-the connection and the spool; docs/link-protocol.md is the contract.
+frames from the sidecar replace; both keep working while the link is down. One task group
+(`Link.run`) holds the connection and the spool; docs/link-protocol.md is the contract.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ PING_S: Final = 5.0  # a half-open connection is noticed within twice this time
 RETRY_BASE_S: Final = 0.1
 RETRY_CAP_S: Final = 5.0
 REFUSED_PAUSE_S: Final = 1.0  # before a frame that was refused for now is sent again
-STEADY_S: Final = 5.0  # a link that held for less is met with a longer wait the next time
+STEADY_S: Final = 5.0  # after a link that lasted less than this, the next wait is longer
 CLAIMED_PAUSE_S: Final = 5.0  # another live worker has the call: its connection has to end first
 RETRY_AFTER_CAP_S: Final = 60.0
 
@@ -63,16 +63,16 @@ class Link:
 
     Args:
         url: `ws://HOST:PORT/link`, or `wss://`.
-        token: Bearer token, or None without one; what returns it is asked at each connect, in a
-            thread, and says by an OSError or ValueError that it can't.
+        token: Bearer token, None for none, or a function that returns the token. The function is
+            called at each connect, in a thread, and raises OSError or ValueError when it can't.
         worker: Names this process; new with each start.
-        spool_dir: Where turns go that can't be handed over.
+        spool_dir: Directory for turns that can't be delivered.
         emit: Events.
         clock: Unix time.
         dice: In [0, 1), for the jitter.
         max_unacked: Turns held in memory; more go to disk.
-        max_unacked_bytes: Bytes that they take in memory; more go to disk.
-        version: What this worker runs, for people.
+        max_unacked_bytes: Bytes of turns held in memory; more go to disk.
+        version: What this worker runs, for people to read.
     """
 
     def __init__(
@@ -151,21 +151,21 @@ class Link:
         room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> LinkedCall:
-        """Start a call. Never waits; the same live call again is the same object.
+        """Start a call. Never waits; a call that is live already returns the same object.
 
         Args:
             call_id: The channel's own id, unique among its calls.
             channel: Where it comes from, as an id (`sidecar.model.is_channel`).
-            hints: Who is on the line; None when that will be known later (`identify`).
+            hints: Who is on the line; None when that is known later (`identify`).
             opened_at_s: Unix time, by the worker's own clock.
             traceparent: The span of the call (W3C Trace Context), or empty.
-            room: What the calls of other workers may hear as well (a LiveKit room's `sid`): of
-                several of one room and caller, one is stored. Empty: none does.
-            meanwhile: What is known while `hints` are not, and what the call is told with where
-                it ends before they are.
+            room: Names what calls of other workers may hear as well (a LiveKit room's `sid`): of
+                several calls of one room and caller, one is stored. Empty: they hear nothing of it.
+            meanwhile: What is known of the caller until `hints` are; the call is sent with it if
+                it ends before that.
 
         Raises:
-            LinkError: no channel may be called so (`bad_value`).
+            LinkError: `channel` is not a valid id of a channel (`bad_value`).
         """
         if not is_channel(channel):
             raise LinkError(
@@ -186,9 +186,9 @@ class Link:
         return call
 
     def take(self, call: LinkedCall, said: Utterance) -> None:
-        """Queue one utterance of a call: in memory while there is room, else on its way to disk.
+        """Queue one utterance of a call: in memory while there is room, else for the disk.
 
-        A call that was over and acked, and so forgotten, is taken up again for it.
+        A call that was forgotten, since it had ended and was acked, is held again.
         """
         outbox = self._calls.get(call.call_id, call).outbox
         held = sum(call.outbox.in_memory for call in self._calls.values())
@@ -209,7 +209,7 @@ class Link:
                 chars=len(frame.text),
                 pii_text=frame.text,
             )
-        # The disk takes no more, or far too slowly: as much again was held for it.
+        # The disk is full or far too slow: what waits for it fills the memory limit once more.
         if outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes:
             dropped = outbox.drop_overflow()
             self._emit(
@@ -218,12 +218,12 @@ class Link:
         self.wake()
 
     def wake(self) -> None:
-        """Something is to be sent or to be put on disk."""
+        """Wake the tasks that send frames and write to disk."""
         self._wake_send.set()
         self._spooler.wake()
 
     async def run(self) -> None:
-        """Hold the link until cancelled; then leave everything unacked in the spool."""
+        """Keep the link up until cancelled; then leave everything unacked in the spool."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keep_connected)
@@ -250,7 +250,7 @@ class Link:
             await anyio.sleep(wait_s)
 
     async def _connection(self) -> str:
-        """Connect, serve until the link is lost; returns why it ended."""
+        """Connect and serve until the link is lost; return why it ended."""
         token = await self._read_token()
         try:
             with anyio.fail_after(CONNECT_S):
@@ -279,7 +279,7 @@ class Link:
         return f"closed {socket.close_code}"
 
     def _lost(self) -> None:
-        """Nothing is acked from here on: what is unacked goes to disk at once."""
+        """Mark the sidecar as away: no ack comes now, so what is unacked goes to disk at once."""
         self._connected = False
         self._away = True
         for call in self._calls.values():
@@ -287,7 +287,7 @@ class Link:
         self._spooler.wake()
 
     async def _read_token(self) -> str | None:
-        """Return the token there is now; one that can't be read is said once for each outage."""
+        """Return the current token; a failure to read it is reported once per outage."""
         if self._token is None or isinstance(self._token, str):
             return self._token
         try:
@@ -323,7 +323,7 @@ class Link:
         return True
 
     def _take_clock(self, now_s: float, *, asked_s: float) -> None:
-        """Date by the sidecar's clock from here on, and what is held since before it was known."""
+        """Take the sidecar's clock, and correct the times of what was recorded before the first."""
         known = self._sidecar_clock.known
         self._sidecar_clock.told(now_s, asked_s=asked_s, answered_s=anyio.current_time())
         if not known and (ahead_s := self._ahead_s()):
@@ -357,11 +357,11 @@ class Link:
         except ConnectionClosed:
             return
         except TimeoutError:
-            # The peer takes nothing more; without this the receiver would wait for the ping.
+            # The peer reads no more; without this the receiver would wait for the ping to fail.
             socket.transport.abort()
 
     async def _send_due(self, socket: ClientConnection) -> float | None:
-        """Send; returns the seconds until a frame that is held back is due, None when none is."""
+        """Send all due frames; return the seconds until one that is held back is due, or None."""
         held_s: float | None = None
         for call in list(self._calls.values()):
             while frame := call.outbox.next_frame(now_s=anyio.current_time()):
@@ -386,7 +386,7 @@ class Link:
             self._retry_after_s = RETRY_CAP_S
 
     def _read(self, raw: str | bytes) -> FromSidecar | None:
-        """Decode a frame; one that breaks the rules is counted and passed over."""
+        """Decode a frame; one that breaks the protocol is counted and skipped."""
         try:
             return decode_from_sidecar(raw)
         except LinkError as error:
@@ -455,19 +455,19 @@ class Link:
         self._wake_send.set()
 
     def _retire(self, call: LinkedCall) -> None:
-        """A call that is over and acked is forgotten, but for a spool file still to be deleted."""
+        """Forget a call that has ended and is acked, once its spool file is gone."""
         if call.outbox.closed and call.outbox.settled and call.spool is None:
             self._calls.pop(call.call_id, None)
 
 
 def _reason(error: Exception) -> str:
-    """Say why a connection was not had; the text of the error may hold an address, not more."""
+    """Return why a connection failed, without the error's text, which may hold an address."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return f"{type(error).__name__} {status}" if status else type(error).__name__
 
 
 def _seconds(text: str | None) -> float | None:
-    """Read the seconds a drain close names, or None."""
+    """Return the seconds that the reason of a drain close names, or None."""
     try:
         return max(0.0, float(text or ""))
     except ValueError:

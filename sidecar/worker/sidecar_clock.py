@@ -3,15 +3,15 @@
 from typing import Final
 
 TOLERATED_S: Final = 1.0
-"""Clocks that differ by less are taken for one: the measurement is no better on a slow link."""
+"""Clocks that differ by less count as equal: on a slow link the measurement is no better."""
 
 
 class SidecarClock:
-    """Tells how far the sidecar's clock is ahead of the worker's own, once a `welcome` told it.
+    """Computes how far the sidecar's clock is ahead of the worker's own, once a `welcome` came.
 
-    Turns of calls in several workers are put in order by their times, so all workers date them by
-    one clock. It is carried on by the monotonic clock: when the worker's own is set, the worker's
-    times move, and the sidecar's do not.
+    Turns of calls in several workers are ordered by their times, so all workers use the sidecar's
+    clock. After a `welcome` it advances with the monotonic clock: setting the worker's clock moves
+    the worker's own times, but not the sidecar's.
     """
 
     def __init__(self) -> None:
@@ -20,14 +20,14 @@ class SidecarClock:
 
     @property
     def known(self) -> bool:
-        """Whether a sidecar has told its clock."""
+        """Whether a sidecar has sent its clock."""
         return self._at_s is not None
 
     def told(self, unix_s: float, *, asked_s: float, answered_s: float) -> None:
-        """A `welcome` told the sidecar's clock.
+        """Take the sidecar's clock from a `welcome`.
 
         Args:
-            unix_s: What it showed, at some moment between the next two.
+            unix_s: What the clock showed at some moment between the next two.
             asked_s: Monotonic time at which the `hello` was sent.
             answered_s: Monotonic time at which the `welcome` came.
         """

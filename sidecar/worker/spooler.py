@@ -16,8 +16,8 @@ from sidecar.worker.call import LinkedCall
 from sidecar.worker.unacked import Unacked
 
 SPOOL_AFTER_S: Final = 0.5
-DISK_PAUSE_S: Final = 1.0  # before a disk that refused is tried again
-LEAVE_S: Final = 5.0  # in which the last files are begun; one write may take longer
+DISK_PAUSE_S: Final = 1.0  # before a failed write is tried again
+LEAVE_S: Final = 5.0  # for beginning the last writes; one of them may take longer
 
 
 class Spooler:
@@ -28,8 +28,8 @@ class Spooler:
         directory: Where the files go; made when first needed.
         emit: Events.
         max_in_memory: Turns of a call that may be in memory.
-        max_bytes_in_memory: Bytes that they may take.
-        away: Whether the sidecar is known to be out of reach: no ack is waited for then.
+        max_bytes_in_memory: Bytes that they may take there.
+        away: Whether the sidecar is known to be out of reach: turns then go to disk at once.
         moved: Called when turns went to disk or came back.
         reclaimed: Called when a call's file is gone because all of it was acked.
     """
@@ -57,11 +57,11 @@ class Spooler:
         self._wake = anyio.Event()
 
     def wake(self) -> None:
-        """Look again at what is to be done."""
+        """Let `run` check the files again."""
         self._wake.set()
 
     async def leave(self) -> None:
-        """Put everything unacked on disk and let go of the files, though cancelled."""
+        """Write everything unacked to disk and close the files, even when cancelled."""
         with anyio.move_on_after(LEAVE_S, shield=True):
             for call in list(self._calls.values()):
                 await self._put_on_disk(call)
@@ -71,7 +71,7 @@ class Spooler:
                     call.outbox.unspool()
 
     async def run(self) -> None:
-        """Keep the files until cancelled."""
+        """Maintain the files until cancelled."""
         while True:
             self._wake = anyio.Event()
             wait_s = await self._spool_due()
@@ -79,18 +79,18 @@ class Spooler:
                 await self._wake.wait()
 
     async def _spool_due(self) -> float | None:
-        """Do what the files need; returns the seconds until they need more, None for a wake."""
+        """Do what is due on all files; return the seconds until more is, None for the next wake."""
         waits: list[float] = []
         for call in list(self._calls.values()):
             due_s = None
-            with anyio.CancelScope(shield=True):  # else a file is written, and known to nobody
+            with anyio.CancelScope(shield=True):  # else a file could be written and not noted
                 due_s = await self._tend(call)
             if due_s is not None:
                 waits.append(max(0.0, due_s - anyio.current_time()))
         return min(waits, default=None)
 
     async def _tend(self, call: LinkedCall) -> float | None:
-        """Do what the file of a call needs; returns when it needs more, None for a wake."""
+        """Do what is due on a call's file; return when more is, None for the next wake."""
         box = call.outbox
         if call.spool and box.settled:
             await self._reclaim(call)
@@ -109,7 +109,7 @@ class Spooler:
         )
 
     async def _put_on_disk(self, call: LinkedCall) -> bool:
-        """Append what is in memory alone to the call's file; False when the disk would not."""
+        """Append what is only in memory to the call's file; return False when the write fails."""
         frames = call.outbox.unspooled()
         if not frames:
             return True
@@ -146,7 +146,7 @@ class Spooler:
         return True
 
     async def _read_back(self, call: LinkedCall) -> None:
-        """Bring turns that are on disk alone back into memory, as many as there is room for."""
+        """Read turns that are only on disk back into memory, as many as there is room for."""
         file, after_seq = call.spool, call.outbox.read_back_after_seq
         if file is None:
             return
@@ -168,9 +168,9 @@ class Spooler:
         self._moved()
 
     async def _reclaim(self, call: LinkedCall) -> None:
-        """Everything in the file is acked: delete it, unless an earlier process wrote in it.
+        """Delete a file whose turns are all acked, unless an earlier process wrote in it.
 
-        Where the caller did not agree that the call is kept, it is deleted in any case.
+        If the caller did not agree that the call is kept, the file is deleted in any case.
         """
         file, call.spool = call.spool, None
         if file is not None:

@@ -1,9 +1,10 @@
-"""What the worker's end of the link still owes the sidecar, for one call. Pure.
+"""What the worker has not yet handed over to the sidecar, for one call. Pure.
 
-Turns wait here from the moment they are recorded until their ack, in the order of `seq`. Memory
-is bounded by what the owner lets in: turns that find no room wait in `overflow` until they are on
-disk, leave memory, and are read back when the older ones were acked. Order holds throughout:
-what is in memory is older than what is on disk alone, and that is older than the overflow.
+Turns are held here from the moment they are recorded until their ack, in the order of `seq`. The
+link says for each whether memory has room: turns for which it has none wait in the overflow until
+they are on disk, then leave memory, and are read back when the older ones are acked. Order holds
+throughout: turns in memory are older than turns that are only on disk, and those are older than
+the overflow.
 """
 
 import math
@@ -45,7 +46,7 @@ class _Kept:
     Attributes:
         frame: As it goes over the link.
         since_s: Monotonic time at which it was recorded.
-        on_disk: It stands in the spool file.
+        on_disk: It is in the spool file.
     """
 
     frame: TurnFrame
@@ -62,9 +63,9 @@ class Unacked:
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
         traceparent: The span of the call, or empty.
-        room: What other calls may hear as well, or empty.
-        meanwhile: What is known of the call while `hints` are not: under it the call goes to disk,
-            and is told if it ends without them. Its consent "no" holds for the whole call.
+        room: Names what other calls may hear as well, or empty.
+        meanwhile: What is known of the caller until `hints` are: the call is spooled with it, and
+            is sent with it if it ends before. Its consent "no" holds for the whole call.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class Unacked:
         self._disk_only = 0
         self._last_kept_seq = 0
         self._bytes = 0
-        # What this connection has yet to be told.
+        # What is still to be sent on this connection.
         self._open_due = True
         self._close_due = True
         self._speech_due = False
         self._speech_traceparent = ""
         self._unsent: deque[TurnFrame] = deque()
-        """Always the last of what is kept: a turn goes again only with all behind it."""
+        """Always the last part of `_kept`: a turn is sent again only with all that follow it."""
         self._held_until_s = 0.0
 
     # What happens in the call
@@ -114,10 +115,10 @@ class Unacked:
         return self._hints is not None
 
     def identify(self, hints: Hints) -> None:
-        """Say who is on the line; the first answer stands, for a call belongs to one caller.
+        """Say who is on the line; only the first answer counts: a call belongs to one caller.
 
-        With a consent "no" what was said before is forgotten; in a spool file it is due to be
-        replaced by this answer, and the file to be deleted.
+        A consent "no" drops what was said before. A spool file that holds it is due to get this
+        answer, and to be deleted.
         """
         if self._hints is not None:
             return
@@ -132,21 +133,21 @@ class Unacked:
 
     @property
     def refused(self) -> bool:
-        """Whether the caller did not agree that the call is kept, as far as it is known."""
+        """Whether the caller, as far as is known, did not agree that the call is kept."""
         return (self._hints or self._meanwhile).consent == "no"
 
     def record(self, said: Utterance, *, at_s: float, now_s: float, room: bool) -> list[TurnFrame]:
-        """Take one utterance; returns the frames it became, none when it is empty or known already.
+        """Take one utterance; return its frames, none when it is empty or known already.
 
-        None either where the caller did not agree that the call is kept: then no word of it
+        Returns none either if the caller did not agree that the call is kept: then no word of it
         leaves this process.
 
         Args:
-            said: Text that is too long for one frame becomes several turns; of its metrics what is
-                not finite, or beyond `MAX_METRICS`, is left out.
+            said: The utterance. Text that is too long for one frame becomes several turns; metrics
+                that are not finite, or beyond `MAX_METRICS`, are left out.
             at_s: Unix time by the sidecar's clock, in place of the utterance's own.
             now_s: Monotonic time.
-            room: False: it shall go to disk and not stay in memory.
+            room: Whether memory has room for it; if not, it leaves memory once it is on disk.
         """
         item = item_id(said.item_id)
         clean = sendable(said.text)
@@ -180,19 +181,19 @@ class Unacked:
         return frames
 
     def drop_overflow(self) -> int:
-        """Give up on the turns that fit neither memory nor disk; returns how many there were."""
+        """Drop the turns that fit neither into memory nor on disk; return how many there were."""
         dropped = len(self._overflow)
         self._bytes -= sum(held_bytes(kept.frame.text) for kept in self._overflow)
         self._overflow.clear()
         return dropped
 
     def speech_started(self, *, traceparent: str = "") -> None:
-        """The caller began to speak; told once per connection, and not after a reconnect."""
+        """The caller began to speak: send that once, and not again after a reconnect."""
         self._speech_due = True
         self._speech_traceparent = traceparent
 
     def close(self, *, at_s: float, reason: str, now_s: float) -> None:
-        """The call has ended. The first close stands."""
+        """End the call. Only the first close counts."""
         if self._close is None:
             self._close = CallClose(
                 call=self.call, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
@@ -202,12 +203,12 @@ class Unacked:
             self._name_the_ended()
 
     def _name_the_ended(self) -> None:
-        """Of a call that is over nobody says any more who it was: what was said in it goes out."""
+        """Identify a call that ended unidentified by what is known, so that its turns go out."""
         if self._close is not None and self._hints is None and self.unacked:
             self.identify(self._meanwhile)
 
     def put_forward(self, by_s: float) -> None:
-        """Another clock counts: what is in memory is dated by it; copies on disk stay as they are."""
+        """Move the times of what is in memory to another clock; copies on disk keep theirs."""
         self._opened_at_s = max(0.0, self._opened_at_s + by_s)
         for kept in (*self._kept.values(), *self._overflow):
             kept.frame = _put_forward(kept.frame, by_s)
@@ -216,7 +217,7 @@ class Unacked:
         if self._close is not None:
             self._close = _put_forward(self._close, by_s)
 
-    # What stands open
+    # What is not acked
 
     @property
     def closed(self) -> bool:
@@ -235,7 +236,7 @@ class Unacked:
 
     @property
     def overflowing(self) -> int:
-        """Turns in memory that shall leave it as soon as they are on disk."""
+        """Turns in memory that leave it as soon as they are on disk."""
         return len(self._overflow)
 
     @property
@@ -265,7 +266,7 @@ class Unacked:
             return None
         if self._open_due:
             self._open_due = False
-            if self._close_acked:  # an opening takes the end back
+            if self._close_acked:  # opening it again undoes the close
                 self._close_acked, self._close_since_s = False, now_s
             return self.opening()
         if self._speech_due:
@@ -291,15 +292,15 @@ class Unacked:
         return max(0.0, self._held_until_s - now_s)
 
     def acked(self, items: Iterable[str], *, closed: bool) -> int:
-        """Forget what is on the sidecar's disk; returns how many turns that were."""
+        """Forget what is on the sidecar's disk; return how many turns that were."""
         done = sum(self._forget(item) for item in items)
         self._close_acked = self._close_acked or (closed and self._close is not None)
         return done
 
     def refused_for_now(self, item: str, *, until_s: float, reopen: bool) -> None:
-        """The sidecar could not take a frame: from `item` on, all is due again after a while.
+        """The sidecar refused a frame: everything from `item` on is due again after a while.
 
-        Several of one call may be refused, in any order: the earliest of them goes first.
+        Several frames of one call may be refused, in any order: the earliest is sent first.
 
         Args:
             item: The turn that was refused; empty for another frame of the call.
@@ -318,13 +319,13 @@ class Unacked:
             )
 
     def refused_for_good(self, item: str) -> bool:
-        """The sidecar will never take this turn: forget it; returns whether it was kept."""
+        """Forget a turn that the sidecar will never take; return whether it was in memory."""
         return self._forget(item)
 
     # The spool file
 
     def due_on_disk_s(self, *, after_s: float) -> float | None:
-        """Return the monotonic time at which something is to be on disk; None when nothing is.
+        """Return the monotonic time by which something has to be on disk; None when nothing has.
 
         Args:
             after_s: A frame waits this many seconds for its ack first.
@@ -339,13 +340,13 @@ class Unacked:
 
     @property
     def durable(self) -> bool:
-        """Whether nothing of the call that is to be on disk is in memory alone."""
+        """Whether everything of the call that has to be on disk is there."""
         return self.due_on_disk_s(after_s=0.0) is None
 
     def unspooled(self) -> list[SpoolFrame]:
-        """Return the frames that are nowhere but in memory, in order; empty when there are none.
+        """Return the frames that are only in memory, in order; empty when there are none.
 
-        `call.open` is the first of them where the file does not say yet what is known of the call.
+        `call.open` is the first of them if the file does not yet say what is known of the call.
         """
         frames: list[SpoolFrame] = [
             k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
@@ -358,12 +359,12 @@ class Unacked:
         return frames
 
     def _unspooled_close(self) -> CallClose | None:
-        """Return the end of the call where it is nowhere but in memory; not of an untold call."""
+        """Return the close if it is unacked and only in memory, and the caller is known."""
         told = self._hints is not None and not self._close_acked
         return self._close if told and not self._close_on_disk else None
 
     def opening(self) -> CallOpen:
-        """Return the call's first frame, with what is known of it."""
+        """Return the call's first frame, with what is known of the call by now."""
         return CallOpen(
             call=self.call,
             channel=self._channel,
@@ -374,7 +375,7 @@ class Unacked:
         )
 
     def spooled(self, frames: Sequence[SpoolFrame]) -> None:
-        """These frames are on disk; the overflow among them leaves memory."""
+        """Note that these frames are on disk; those in the overflow leave memory."""
         written = {frame.item for frame in frames if isinstance(frame, TurnFrame)}
         for item in written:
             if kept := self._kept.get(item):
@@ -390,7 +391,7 @@ class Unacked:
                 self._close_on_disk = True
 
     def unspool(self) -> None:
-        """The spool file is gone, or another's: what is in memory is nowhere else."""
+        """The spool file is deleted or given up: what is in memory is stored nowhere else."""
         for kept in self._kept.values():
             kept.on_disk = False
         self._close_on_disk = False
@@ -402,17 +403,17 @@ class Unacked:
         return self._disk_only
 
     def lose_disk_only(self) -> int:
-        """The file no longer holds what left memory; returns how many turns that were."""
+        """The file no longer holds the turns that left memory; return how many those were."""
         lost, self._disk_only = self._disk_only, 0
         return lost
 
     @property
     def read_back_after_seq(self) -> int:
-        """The turns on disk alone are those with a higher `seq` than this."""
+        """Turns that are only on disk have a higher `seq` than this."""
         return self._last_kept_seq
 
     def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
-        """Take turns back from disk, in order; they are sent next. None where they are refused."""
+        """Take turns back from disk, in order, to send next; none if the call may not be kept."""
         if self.refused:
             return
         for frame in frames:

@@ -1,4 +1,4 @@
-"""What an agent says beside the conversation: `say(add_to_chat_ctx=False)` leaves no item in it."""
+"""What an agent says outside the conversation: `say(add_to_chat_ctx=False)` adds no item to it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -17,25 +17,25 @@ class _Audio(Protocol):
 
 
 class _Said:
-    """What a `say` has spoken so far, for one that leaves no item in the conversation."""
+    """What one `say` has spoken so far, in case it leaves no item in the conversation."""
 
     def __init__(self, handle: SpeechHandle, at_s: float) -> None:
         self.handle = handle
         self.at_s = at_s
         self.text = ""
         self.heard: str | None = None
-        """What was played of it; None where no transcript is kept beside the audio."""
+        """The words of it that were played; None if no transcript is synchronized to the audio."""
         self.played = False
 
 
 class Beside:
-    """Follows each `say` of a session, and tells of one that leaves no item what was heard of it.
+    """Follows each `say` of a session, and reports what was heard of those that leave no item.
 
     Args:
         session: The session.
         clock: Unix time.
-        told: Called with such a one, what was heard of it, and when it began.
-        guarded: Keeps faults of a callback from the session.
+        told: Called for each of these with its handle, the words heard, and when it began.
+        guarded: Wraps a callback, so that its errors do not reach the session.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Beside:
         return self._session.current_speech is said.handle
 
     def speaks(self, text: str) -> None:
-        """The agent's voice is given these words, by whatever is being said now."""
+        """Note words that the agent's voice is given, as part of what is being said now."""
         speech = self._session.current_speech
         said = self._says.get(speech.id) if speech is not None else None
         if said is not None:

@@ -1,4 +1,4 @@
-"""Who is on the line, as a LiveKit job and its room tell."""
+"""Who is on the line, according to a LiveKit job and its room."""
 
 import asyncio
 import json
@@ -20,9 +20,10 @@ from sidecar.worker.livekit.meant import Meant, Person
 
 
 def hints_of_metadata(metadata: str) -> Hints:
-    """Read `{"caller": …, "agent_id": …, "consent": "no"}` from a job's metadata; other metadata says nothing.
+    """Read the hints in a job's metadata, `{"caller": …, "agent_id": …, "consent": "no"}`.
 
-    The owner's own backend writes it, so all of it is vouched for.
+    Other metadata gives empty hints. The owner's own backend writes it, so all of it is vouched
+    for.
     """
     fields = _fields_of(metadata)
     consent = consent_of(fields.get("consent"))
@@ -46,9 +47,9 @@ def _fields_of(metadata: str) -> dict[str, object]:
 def person_of(
     identity: str, attributes: Mapping[str, str], *, sip: bool, silent: bool = False
 ) -> Person:
-    """Return what a participant tells of itself.
+    """Return a participant as a person.
 
-    A number counts only where LiveKit's SIP bridge wrote it: another participant may set any
+    A number counts only if LiveKit's SIP bridge wrote it: other participants may set any
     attribute.
     """
     number = attributes.get("sip.phoneNumber", "").strip() if sip else ""
@@ -56,7 +57,10 @@ def person_of(
 
 
 def hints_of_person(person: Person) -> Hints:
-    """Return who a person is; a telephone's identity is made from its number, and proves nothing."""
+    """Return the hints of a person: a telephone's number, or the identity of anybody else.
+
+    A telephone's identity is made from its number, and proves nothing.
+    """
     if person.by_telephone:
         return Hints(phone=person.number)
     return Hints(identity=person.identity)
@@ -79,16 +83,16 @@ class _Events(Protocol):
 
 
 class Identification:
-    """Finds out who is on the line: from the job, the room, and then from whom the agent hears.
+    """Finds out who is on the line: from the job, from the room, then from whom the agent hears.
 
-    `AgentSession` links its ears to one participant, and may link them to another in the middle
-    of a job (`RoomIO.set_participant`, or one leaves and the next comes). It has no event for it,
-    so this asks each time.
+    `AgentSession` listens to one participant, and may change to another in the middle of a job
+    (`RoomIO.set_participant`, or one leaves and the next comes). It has no event for that, so this
+    looks each time.
 
     Args:
         ctx: The job.
-        session: Whose ears they are.
-        participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        session: The session that listens.
+        participant_identity: Whom the agent listens to, if `RoomOptions` name somebody.
         shared_line: All who hear the agent may hear what is remembered of its caller.
         emit: Events.
     """
@@ -107,7 +111,7 @@ class Identification:
         self._emit = emit
         self._shared_line = shared_line or _says_shared_line(ctx.job.metadata)
         self.named = hints_of_metadata(ctx.job.metadata)
-        """What the job says, whoever is on the line."""
+        """What the job says, no matter who is on the line."""
         named = _text(_fields_of(ctx.job.metadata), "participant")
         of_job = ctx.job.participant.identity if ctx.job.HasField("participant") else ""
         meant = named or of_job or participant_identity or ""
@@ -130,15 +134,15 @@ class Identification:
         return self._told
 
     def changed(self) -> Hints | None:
-        """Return who is heard now, if it is somebody else than before; None otherwise.
+        """Return the hints of the person heard now, if they or the person changed; else None.
 
-        Until the agent hears somebody it is who in the room is the caller: one who comes by
-        telephone is preferred, and between several nobody is picked.
+        Until the agent hears somebody, that is the caller among the people in the room: one who
+        comes by telephone is preferred, and of several nobody is picked.
         """
         linked = self._linked()
         heard = _person_in(linked) if linked is not None else None
         people = self._people()
-        # Who shares a line by intent need not come alone.
+        # People who share a line on purpose need not come alone.
         doubt = self._meant.see([heard] if self._shared_line and heard is not None else people)
         if doubt and (self.named.caller or self.named.consent == "yes"):
             self._emit(
@@ -150,13 +154,13 @@ class Identification:
         return self._on_line(expected, heard=False) if expected is not None else None
 
     def heard(self) -> None:
-        """The one on the line has said something."""
+        """The person on the line has said something."""
         if self._person is not None:
             self._meant.heard(self._person)
 
     @property
     def shared(self) -> bool:
-        """Whether somebody hears the agent who is not the one on the line."""
+        """Whether somebody other than the person on the line hears the agent."""
         if self._shared_line:
             return False
         if self._person is None:
@@ -164,9 +168,10 @@ class Identification:
         return any(person.identity != self._person.identity for person in self._people())
 
     def _on_line(self, person: Person, *, heard: bool = True) -> Hints | None:
-        """Take a person for the one on the line; returns the hints of a new one, or new hints.
+        """Put a person on the line; return the hints if the person or the hints are new.
 
-        A call that was opened before anybody was heard is of whoever comes, if its hints are his.
+        A call opened before anybody was heard belongs to the first person heard, if that person
+        has the same hints.
         """
         before, self._person = self._person if self._heard_any else None, person
         self._heard_any = self._heard_any or heard
@@ -185,7 +190,7 @@ class Identification:
         return callers[0] if len(callers) == 1 else None
 
     def _hints_of(self, person: Person) -> Hints:
-        """Return who a person is: what the job says of its caller holds for the one it means."""
+        """Return who a person is; what the job says of its caller counts only for whom it means."""
         seen = hints_of_person(person)
         if self._meant.speaks_for(person):
             return self.named if self.named.caller else _joined(self.named, seen)
@@ -200,7 +205,7 @@ class Identification:
             return None
 
     def _people(self) -> list[Person]:
-        """Return those in the room who hear: no agents, no recorders, no avatars of an agent."""
+        """Return the people in the room who hear: no agents, recorders or avatars of an agent."""
         return [
             _person_in(p)
             for p in self._ctx.room.remote_participants.values()
@@ -209,7 +214,7 @@ class Identification:
         ]
 
     def when_moved(self, look: Callable[[], None]) -> None:
-        """Have somebody look when a participant comes or goes, and once LiveKit has heeded it."""
+        """Call `look` when a participant comes or goes, and again once LiveKit has processed it."""
         loop = asyncio.get_running_loop()
 
         def moved(_: rtc.RemoteParticipant) -> None:

@@ -51,8 +51,8 @@ class LinkSettings:
             the sidecar looks, too.
         log_text: `SIDECAR_LOG_TEXT` lets callers' words into the log.
         trace_text: `SIDECAR_TRACE_TEXT` lets them into traces.
-        token_file: Where a sidecar of this user on this machine keeps the token that it has made,
-            which is shown where none is set; None: the sidecar is elsewhere.
+        token_file: File of the token that a sidecar of this user on this machine has made, sent
+            if `token` is not set; None if the sidecar is on another machine.
     """
 
     url: str
@@ -64,14 +64,14 @@ class LinkSettings:
 
     @property
     def shown(self) -> str | Callable[[], str] | None:
-        """The token, or what reads the one that a sidecar of this user has made."""
+        """The token to send, or a function that reads the one that a local sidecar has made."""
         if self.token or self.token_file is None:
             return self.token
         return partial(token_in, self.token_file)
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "LinkSettings":
-        """Read them as the sidecar reads its own; what is unset or blank has its default.
+        """Read the settings by the sidecar's own rules; unset or blank ones have their defaults.
 
         Raises:
             ConfigError: one or more can't be used; `fields` names each with its remedy.
@@ -106,7 +106,7 @@ class LinkSettings:
 
 
 def _is_here(url: str) -> bool:
-    """Whether a URL names this machine: no other is shown the token of this one."""
+    """Whether a URL names this machine: no other machine is sent the token of this one."""
     try:
         return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
@@ -114,7 +114,7 @@ def _is_here(url: str) -> bool:
 
 
 class _JobLog:
-    """Sends events to the log of the LiveKit job, fields beside the name."""
+    """Sends events to the log of the LiveKit job: the name as message, the fields as extras."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("sidecar")
@@ -133,7 +133,7 @@ class _JobLog:
 
 
 def _beside(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return log fields under names that no log record has, each text on one line."""
+    """Return log fields under names that no log record uses, each text on one line."""
     return {
         f"sidecar.{name}": printable_line(value) if isinstance(value, str) else value
         for name, value in fields.items()
@@ -188,21 +188,21 @@ async def remember(
     settings: LinkSettings | None = None,
     emit: Emit | None = None,
 ) -> LinkedCall:
-    """Remember this call: link it to the sidecar and record the session. Before `session.start`.
+    """Link this call to the sidecar and record its session. Call it before `session.start`.
 
-    Waits for no caller and for no sidecar. A caller named by the job's metadata is known at once,
-    and is then looked for in the room (docs/livekit.md says who it can be).
-    Otherwise the room is connected (`session.start` would do it anyway) and whoever is in it is
-    the caller, or whoever joins it first: memory is then on its way before the greeting is.
+    Waits neither for a caller nor for the sidecar. A caller named by the job's metadata is known
+    at once, and is then looked for in the room (docs/livekit.md says who it can be). Otherwise
+    this connects to the room (`session.start` would do it anyway), and the caller is the person in
+    it, or the first to join: memory is then on its way before the greeting is.
 
     Args:
         ctx: The job; its id is the id of the call.
         session: Not started yet. When it closes, the job is shut down.
-        participant_identity: Whom the agent listens to, where `RoomOptions` name one.
+        participant_identity: Whom the agent listens to, if `RoomOptions` name somebody.
         shared_line: Several people may be on the line and hear what is remembered of the one the
             agent listens to (a family's loudspeaker). Otherwise no prompt holds memory while
-            somebody else is in the room. The job's metadata may say it, too.
-        settings: Where the sidecar is; by default what the environment says.
+            somebody else is in the room. The job's metadata may set it, too.
+        settings: Where the sidecar is; by default read from the environment.
         emit: Events; by default they go to the job's log.
     """
     settings = settings or LinkSettings.of(os.environ)
@@ -223,7 +223,7 @@ async def remember(
     who = Identification(ctx, session, participant_identity, shared_line=shared_line, emit=emit)
 
     def open_call(hints: Hints | None) -> LinkedCall:
-        """Open the call of whoever is on the line; those after the first are `JOB.2` and so on."""
+        """Open the call of who is on the line; calls after the first are `JOB.2` and so on."""
         number = len(job.calls) + 1
         call = link.open_call(
             ctx.job.id if number == 1 else f"{ctx.job.id}.{number}",
@@ -265,16 +265,16 @@ def _say(session: AgentSession[Any], text: str) -> None:
 
 
 def _hang_up(ctx: JobContext) -> None:
-    """End the job, and the room with it: a caller by telephone is in it until it is gone."""
+    """End the job and its room: a caller by telephone stays in the room until it is gone."""
     ctx.delete_room()
     ctx.shutdown("hung up by the sidecar")
 
 
 async def finish(ctx: JobContext) -> None:
-    """Hand over the last words of a call: give this as `on_session_end`.
+    """Hand over the last words of a call: pass this as `on_session_end`.
 
-    Waits for their ack for at most `FLUSH_S` seconds, and not while the sidecar is known to be
-    away; what has none then is left in the spool, where the sidecar finds it.
+    Waits for their acks, at most `FLUSH_S` seconds, and not while the sidecar is known to be away.
+    What is unacked then is left in the spool, where the sidecar finds it.
     """
     job = _jobs.pop(ctx, None)
     if job is None or job.recorder is None:

@@ -1,7 +1,7 @@
-"""Whom the metadata of a LiveKit job speaks for, of those who come into its room. Pure.
+"""Which of the people in its room the metadata of a LiveKit job means. Pure.
 
-It was written before anybody was there, and names a caller by a word of the owner's own. Who that
-is, the room has to tell; where it does not, it is nobody.
+The metadata was written before anybody was there, and names the caller by a word of the owner's
+own. The room has to show who that is; if it does not, the metadata speaks for nobody.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from enum import IntEnum
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One in a room who hears the agent: no agent, no recorder.
+    """A person in a room who hears the agent: no agent, no recorder.
 
     Attributes:
-        identity: Of the participant's token.
+        identity: The identity in the participant's token.
         by_telephone: LiveKit's SIP bridge brought the participant in.
-        number: The telephone's, as the bridge reports it; otherwise empty.
+        number: The telephone's number, as the bridge reports it; otherwise empty.
         silent: May send neither sound nor words.
     """
 
@@ -26,14 +26,14 @@ class Person:
     silent: bool = False
 
     def is_same(self, other: "Person") -> bool:
-        """Whether both are one caller: a number makes one whatever its participant is called."""
+        """Whether both are one caller: one number is one caller, whatever its identities are."""
         if self.number or other.number:
             return self.number == other.number
         return self.identity == other.identity and self.by_telephone == other.by_telephone
 
 
 class _Fit(IntEnum):
-    """How well somebody fits what the metadata says."""
+    """How well a person fits what the metadata says."""
 
     NOT = 0
     THERE = 1
@@ -44,14 +44,14 @@ class _Fit(IntEnum):
 class Meant:
     """Finds the one person whom a job's metadata speaks for.
 
-    Of those who fit best it is the one who was there alone. If several come at once it is none of
-    them, and only somebody who fits better can be it. One who fits better takes the place of
-    another, but a telephone does not where the other has spoken: then it is called into the room
-    of a caller, as a colleague is.
+    Of those who fit best, it is the one who was first seen alone. If several are seen at once, it
+    is none of them, and only somebody who fits better can be it. A person who fits better replaces
+    the earlier one. A telephone does not, if the earlier one has spoken: such a telephone was
+    called into the caller's room, as a colleague is.
 
     Args:
         caller: What the metadata calls the caller; may be an identity or a number in the room.
-        participant: The identity of the one meant, where that is known; then it is nobody else.
+        participant: The identity of the person meant, if known; then it can be nobody else.
     """
 
     def __init__(self, caller: str, participant: str = "") -> None:
@@ -62,11 +62,11 @@ class Meant:
         self._spoke = False
 
     def speaks_for(self, person: Person) -> bool:
-        """Whether a person is the one."""
+        """Whether the metadata speaks for this person."""
         return self._person is not None and self._person.is_same(person)
 
     def see(self, people: Sequence[Person]) -> str:
-        """Look who is in the room; returns what is doubtful of a change, for people to read."""
+        """Take who is in the room; return why a change is in doubt, for people, or empty."""
         best = max((self._fit_of(person) for person in people), default=_Fit.NOT)
         if best <= self._fit or (best < _Fit.NAMED and self._spoke):
             return ""

@@ -38,11 +38,11 @@ class _InSession(Protocol):
 class CallerMemory(Agent):
     """Puts what is remembered of the caller into each prompt of an agent.
 
-    Mix it in before `Agent`. Guidance and memory stand where `sidecar.llm.placement` says: just
-    before the caller's last message. With neither the prompt is passed on untouched.
-    Where a model's server refuses a prompt for its roles, both join the message of their role, in
-    that prompt and, for this model, in all that follow. May run several times for one turn
-    (speculation): it changes nothing but its copy.
+    Mix it in before `Agent`. Guidance and memory go where `sidecar.llm.placement` says: just
+    before the caller's last message. With neither, the prompt is passed on unchanged.
+    If a model's server refuses a prompt because of its roles, guidance and memory are joined to
+    messages of their roles, in that prompt and in all later ones of this model. May run several
+    times for one turn (speculation): it changes only its own copy of the prompt.
     """
 
     @override
@@ -76,7 +76,7 @@ class CallerMemory(Agent):
     async def transcription_node(
         self, text: AsyncIterable[Any], model_settings: ModelSettings
     ) -> AsyncGenerator[Any, None]:
-        """Run the agent's own `transcription_node`, and tell what it gives the voice."""
+        """Run the agent's own `transcription_node`, and record what it gives the voice."""
         recorder = recorder_of(cast("_InSession", self).session)
         answer = super().transcription_node(text, model_settings)
         if inspect.isawaitable(answer):
@@ -89,7 +89,7 @@ class CallerMemory(Agent):
             yield piece
 
     async def _brought(self) -> tuple[str, str]:
-        """Return the memory and the guidance at hand."""
+        """Return the memory and the guidance for this prompt; empty where there is none."""
         recorder = recorder_of(cast("_InSession", self).session)
         if recorder is None:
             return "", ""
@@ -135,7 +135,7 @@ def _name_of(agent: Any) -> str:
 
 
 def _wants_turns(error: APIError) -> bool:
-    """Whether a model's server demands other roles than the prompt has, by its own words."""
+    """Whether the words of a server's error demand other roles than the prompt has."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, APIStatusError):
         cause = cause.__cause__
@@ -152,10 +152,10 @@ def with_memory(
 
     Args:
         chat_ctx: The prompt; it is not changed.
-        text: The memory; empty: there is none.
-        guidance: Empty: there is none.
-        joined: Add no message where there is one of its role, for models whose template wants
-            roles by turns.
+        text: The memory, or empty.
+        guidance: The guidance, or empty.
+        joined: Add the text to a message of its role if there is one, for models whose template
+            wants alternating roles.
     """
     prompt = chat_ctx.copy()
     items = prompt.items

@@ -25,8 +25,8 @@ from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit.beside import Beside
 from sidecar.worker.livekit.unsettled import FinalTranscript, Unsettled
 
-UNSETTLED_S: Final = 30.0  # heard words that no turn took by then are told as they are
-LATE_S: Final = 5.0  # a recogniser reports words so long after they were said
+UNSETTLED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
+LATE_S: Final = 5.0  # a recogniser reports words at most so long after they were said
 
 _Event = TypeVar("_Event")
 
@@ -38,27 +38,27 @@ class _Events(Protocol):
 
 
 class Listeners(Protocol):
-    """Who is on the line, asked anew each time; see `sidecar.worker.livekit.caller`."""
+    """Who is on the line, checked anew each time; see `sidecar.worker.livekit.caller`."""
 
     def changed(self) -> Hints | None:
-        """Return who listens now, if it is somebody else than before."""
+        """Return the hints of who listens now, if that has changed; None otherwise."""
         ...
 
     def heard(self) -> None:
-        """Who listens now has said something."""
+        """The person who listens now has said something."""
         ...
 
     @property
     def shared(self) -> bool:
-        """Whether somebody hears the agent whose memory is not the one at hand."""
+        """Whether somebody other than the person on the line hears the agent."""
         ...
 
 
 class CallRecorder:
     """Reports what happens in an `AgentSession` to its call on the link, as heard.
 
-    When the agent listens to somebody else, the call is over and another is opened: words and
-    memory go by person.
+    When the agent starts to listen to somebody else, the call is closed and another is opened:
+    words and memory belong to one person.
 
     Args:
         call: The call.
@@ -112,7 +112,7 @@ class CallRecorder:
         return self._guidance.text
 
     def listen(self, session: AgentSession[Any]) -> None:
-        """Follow the events of a session from now on, and be found by it."""
+        """Follow the events of a session from now on; `recorder_of` finds this recorder by it."""
         events = cast("_Events", session)
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
@@ -126,7 +126,7 @@ class CallRecorder:
         _recorders[session] = self
 
     def follow(self) -> None:
-        """See who is on the line: if it is somebody else now, the call is split here."""
+        """Check who is on the line; if it is somebody else now, split the call here."""
         if self._listeners is None or self.call.outbox.closed:
             return
         hints = self._listeners.changed()
@@ -147,16 +147,16 @@ class CallRecorder:
             self.call.guidance = self._take_guidance
 
     def look(self) -> None:
-        """As `follow`, for whoever must not feel an error of ours."""
+        """As `follow`, but an error is reported and not raised."""
         try:
             self.follow()
         except Exception as error:  # noqa: BLE001 - the room must not feel it
             self.failed("look", error)
 
     async def memory(self) -> Memory | None:
-        """Return the newest memory that a prompt may wait for, and say how it was had.
+        """Return the newest memory that a prompt may wait for, and report how it was served.
 
-        None while others hear the agent, too: one caller's memory is for that caller alone.
+        Returns None while others hear the agent, too: one caller's memory is for that caller alone.
         """
         asked_s = anyio.current_time()
         with self._span("wait for memory", inside=True) as span:
@@ -188,7 +188,7 @@ class CallRecorder:
         return shared
 
     def end(self, reason: str) -> None:
-        """The call is over: what was said and never became a turn is one now."""
+        """End the call; words that never became a turn become one now."""
         if self._speech is not None:
             self._speech.end()
         if self._overdue is not None:
@@ -209,7 +209,7 @@ class CallRecorder:
         )
 
     def failed(self, part: str, error: Exception) -> None:
-        """Count an error of ours that the voice shall not notice; its text may hold words."""
+        """Report the type of an error that must not reach the voice; its text may hold words."""
         self._emit(
             telemetry.part_failed,
             part=f"livekit.{part}",
@@ -224,7 +224,7 @@ class CallRecorder:
             self._fell_silent_s = None
             self.follow()
             self._began_s = event.created_at
-            # The span of a turn begins with the first words of it, and ends when it is settled.
+            # The span of a turn begins with its first words, and ends when the turn is recorded.
             if self._speech is None:
                 self._speech = self._span("caller turn")
             self.call.speech_started(traceparent=self._speech.traceparent)
@@ -248,7 +248,7 @@ class CallRecorder:
         )
 
     def _look_for_overdue(self) -> None:
-        """Tell, after a while, what the session dropped: it may be long until a turn follows."""
+        """Record, after a while, what the session dropped: the next turn may come much later."""
         loop = asyncio.get_running_loop()
         self._overdue = loop.call_later(UNSETTLED_S, self._guarded(self._tell_overdue), None)
 
@@ -265,7 +265,7 @@ class CallRecorder:
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
-        # Hand-overs between agents come as items as well; they have no role.
+        # Handovers between agents are items as well; they have no role.
         if item.type != "message" or item.role not in {"user", "assistant"}:
             return
         text = item.text_content
@@ -306,7 +306,7 @@ class CallRecorder:
     def _settle(
         self, text: str, began_s: float | None, ended_s: float | None, *, spoken: bool
     ) -> str:
-        """Return what of a turn is to be told; dropped words before it are a turn of their own."""
+        """Return what to record of a turn; record dropped words before it as their own turn."""
         left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s, spoken=spoken)
         if left:
             self._tell_finals(left)
@@ -325,13 +325,13 @@ class CallRecorder:
         call.record(Utterance(item_id, "caller", words, at_s=at_s, interrupted=interrupted))
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
-        """Return the call of a turn: what the agent began before a split is of the old one."""
+        """Return the call of a turn: what the agent began before a split belongs to the old one."""
         if speaker == "agent" and self._before is not None and at_s < self._split_at_s:
             return self._before
         return self.call
 
     def speaks(self, text: str) -> None:
-        """The agent's voice is given these words, by whatever is being said now."""
+        """Note words that the agent's voice is given, as part of what is being said now."""
         if self._beside is not None:
             self._beside.speaks(text)
 
@@ -340,7 +340,7 @@ class CallRecorder:
         self._call_at("agent", at_s).record(said)
 
     def _turn_span(self, speaker: Speaker, began_s: float) -> Span:
-        """Return the span of a turn: that of the caller's speech, or one of the agent's turn."""
+        """Return the span of a turn: the one begun with the caller's speech, or a new one."""
         speech, self._speech = self._speech, self._speech if speaker == "agent" else None
         if speaker == "caller" and speech is not None:
             return speech
@@ -376,7 +376,7 @@ def _seconds(metrics: Mapping[str, object]) -> dict[str, float]:
 
 
 def _ended_s(metrics: Mapping[str, object]) -> float | None:
-    """Return when a session took a turn for ended, where it measured that."""
+    """Return when a session considered a turn ended; None if it did not measure that."""
     stopped_s, delay_s = metrics.get("stopped_speaking_at"), metrics.get("end_of_turn_delay")
     if isinstance(stopped_s, int | float) and isinstance(delay_s, int | float):
         return stopped_s + delay_s
@@ -388,5 +388,5 @@ _recorders: WeakKeyDictionary[AgentSession[Any], CallRecorder] = WeakKeyDictiona
 
 
 def recorder_of(session: AgentSession[Any]) -> CallRecorder | None:
-    """Return what records a session, or None where nothing does."""
+    """Return the recorder of a session, or None if it has none."""
     return _recorders.get(session)

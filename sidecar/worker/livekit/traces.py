@@ -20,11 +20,11 @@ class JobTraces:
     """The spans of one job: LiveKit's own and ours, in the trace of the call.
 
     Off unless OpenTelemetry's standard variables ask for traces. A process has one exporter, made
-    at its first job. Where the owner has set a global tracer provider, spans go to that one, and
-    what LiveKit puts into it stays the owner's affair. No fault in here reaches the call.
+    at its first job. If the owner has set a global tracer provider, spans go to that one, and the
+    owner decides what LiveKit's spans hold there. No error in here reaches the call.
 
     Args:
-        text: What is said goes into the spans, LiveKit's ones too.
+        text: What is said goes into the spans, LiveKit's too.
         emit: Events.
 
     Attributes:
@@ -64,7 +64,7 @@ class JobTraces:
         return tracer
 
     def begin(self, call_id: str) -> None:
-        """A call begins: what LiveKit starts from here on in this task belongs to it."""
+        """Begin the span of a call: spans that LiveKit starts later in this task belong to it."""
         self._span = self.tracer.start("call", inside=True, attributes={CONVERSATION: call_id})
         self.traceparent = self._span.traceparent
         self.tracer.make_current(self._span)

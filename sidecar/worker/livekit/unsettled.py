@@ -14,7 +14,7 @@ class FinalTranscript:
     Attributes:
         text: The words.
         at_s: Unix time at which they were reported.
-        untold: What of the words no turn of ours holds yet.
+        untold: The part of the words that no turn of ours holds yet.
     """
 
     text: str
@@ -25,11 +25,11 @@ class FinalTranscript:
 class Unsettled:
     """Final transcripts that are in no turn, and the latest interim.
 
-    The session reports every word of a turn as final before it commits the turn, also the interim
-    by which a turn was ended before its time, and the text of the turn is the join of these. So a
-    turn takes its finals alone, and never the interim: that is of what follows. What stands before
-    them was dropped by the session (`StopResponse`, a hook that raised, an agent that could not be
-    interrupted, `clear_user_turn`) and was heard all the same.
+    Before the session commits a turn, it reports every word of it as final, including an interim
+    on which it ended the turn early; the text of the turn is these finals joined. So a turn takes
+    only its finals, and never the interim, which belongs to what follows. Finals before those of
+    the turn were dropped by the session (`StopResponse`, a hook that raised, an agent that could
+    not be interrupted, `clear_user_turn`), but were heard all the same.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class Unsettled:
             text: The words.
             final: They will not change any more.
             at_s: Unix time at which they were reported.
-            of_before: They were said before the last `tell` of everything.
+            of_before: They were said before the last `tell`.
 
         Returns:
-            Of final words those to be told now, behind what was told, and not again: the rest of
-            an interim which was told, or all that is `of_before`.
+            The final words to record now, after what was recorded, and not again: the rest of an
+            interim that was recorded, or all words if they are `of_before`; else empty.
         """
         self._interim = "" if final else text
         if not final or not text.strip():
@@ -71,16 +71,16 @@ class Unsettled:
         """A turn of the caller was committed.
 
         Args:
-            text: Of the turn.
-            began_s: Unix time at which the caller began to say it, where that is known. It
-                decides where the session's owner has changed the text.
-            ended_s: Unix time at which the session took it for ended, where that is known: words
-                that were reported later are of the next one, whatever they are.
-            spoken: It was heard. What was typed, or given by the agent's code, may repeat words
-                that the session has just dropped, and says anew any that were told.
+            text: The text of the turn.
+            began_s: Unix time at which the caller began to say it, if known. It decides which
+                finals are of the turn if the session's owner has changed the text.
+            ended_s: Unix time at which the session considered it ended, if known: words that were
+                reported later belong to the next turn, whatever they are.
+            spoken: It was heard. A text that was typed, or given by the agent's code, may repeat
+                words that the session has just dropped; words recorded before are new ones in it.
 
         Returns:
-            Earlier words that no turn will hold, and what of this turn was not told before.
+            Earlier words that no turn will hold, and what was not recorded before of this turn.
         """
         there = self._finals
         if ended_s is not None:
@@ -99,34 +99,34 @@ class Unsettled:
         return left, text
 
     def tell(self) -> str:
-        """Return what no turn holds yet; it is told as a turn of its own, and not again."""
+        """Return what no turn holds yet, to record it as its own turn; it is not returned again."""
         rest = self.rest()
         self._told_interim, self._interim = self._interim, ""
         self._tell(self._finals)
         return rest
 
     def tell_until(self, until_s: float) -> list[FinalTranscript]:
-        """Return final words that were reported by then, and that no turn holds yet, as `tell`."""
+        """As `tell`, but return only final words, and only those reported by `until_s`."""
         due = [final for final in self._finals if final.untold and final.at_s <= until_s]
         told = [replace(final) for final in due]
         self._tell(due)
         return told
 
     def _tell(self, finals: Sequence[FinalTranscript]) -> None:
-        """These are told; the session may hold them yet, so the newest are not forgotten."""
+        """Mark these as told; the newest are kept, since the session may still hold them."""
         for final in finals:
             final.untold = ""
         told = sum(not final.untold for final in self._finals)
         del self._finals[: max(0, told - _TOLD_KEPT)]
 
     def rest(self) -> str:
-        """Return what no turn holds; empty when everything is settled."""
+        """Return what no turn holds; empty when there is nothing."""
         pieces = (*(final.untold for final in self._finals), self._interim)
         return " ".join(filter(None, (part.strip() for part in pieces)))
 
 
 def _end_of(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
-    """Return the end of some finals of which a text consists, as a slice; an empty one: none."""
+    """Return the last finals that together make a text, as a slice; an empty one if none do."""
     for key, between in _KEYS:
         whole, run = key(text), ""
         for start in range(len(finals) - 1, -1, -1):
@@ -139,7 +139,7 @@ def _end_of(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
 
 
 def _first_in(finals: Sequence[FinalTranscript], text: str, *, told: bool) -> tuple[int, int]:
-    """Return the first run of finals of which a text consists; one that was told, if any, last."""
+    """Return the first run of finals that makes a text; a told one, if allowed, comes last."""
     first_untold = sum(not final.untold for final in finals)
     for key, between in _KEYS:
         whole, parts = key(text), [key(final.text) for final in finals]
@@ -179,5 +179,5 @@ def _bare(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
-# The words as they are decide before the words without case and punctuation.
+# Words are compared as they are first, and then without case and punctuation.
 _KEYS: Final[tuple[tuple[Callable[[str], str], str], ...]] = ((_spaced, " "), (_bare, ""))

@@ -47,9 +47,9 @@ _INSTALL: Final = "install it: make speech, or pip install 'letta-voice-sidecar[
 def voice_parts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Return `stt`, `llm`, `tts` and `vad` for an `AgentSession`.
 
-    `VOICE_PARTS=module:function` names a function that returns them; so a worker gets other parts
-    without an edit. Else `VOICE_STT` and `VOICE_TTS` name models of LiveKit Inference
-    (`deepgram/nova-3`), and where they are unset speech runs offline.
+    `VOICE_PARTS=module:function` names a function that returns them, so that a worker gets other
+    parts without an edit. Otherwise `VOICE_STT` and `VOICE_TTS` name models of LiveKit Inference
+    (`deepgram/nova-3`); speech for which they are unset runs offline.
 
     Raises:
         ConfigError: `VOICE_PARTS` names nothing, or the offline parts are not installed.
@@ -78,7 +78,7 @@ def _named(name: str) -> Callable[[], dict[str, Any]]:
 
 
 def language_model(environ: Mapping[str, str]) -> Llm:
-    """Return the model that `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL` name, else the demo model.
+    """Return the model of `LLM_BASE_URL`, `LLM_API_KEY` and `LLM_MODEL`, else the demo model.
 
     Raises:
         ConfigError: one of them can't be used.
@@ -96,7 +96,7 @@ def language_model(environ: Mapping[str, str]) -> Llm:
 
 
 class PortLlm(llm.LLM[Any]):
-    """A `sidecar.llm.port.Llm` as LiveKit's. It speaks; tools of the agent are not offered to it."""
+    """A `sidecar.llm.port.Llm` as LiveKit's. It only speaks: it is not given the agent's tools."""
 
     def __init__(self, model: Llm) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _PortStream(llm.LLMStream):
                 delta = llm.ChoiceDelta(role="assistant", content=piece)
                 self._event_ch.send_nowait(llm.ChatChunk(id=request_id, delta=delta))
         except LlmError as error:
-            # A caller waits: half a reply is not begun again, an unbegun one may be.
+            # A caller is listening: a reply is retried only while nothing of it was sent.
             raise APIConnectionError(
                 error.message, retryable=not self._event_ch.output_sent
             ) from error
