@@ -1,10 +1,13 @@
 """Who is at the other end of a connection, as far as the connection shows it. Pure."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Final
 
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_HOST: Final = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
+"""A `Host` header, RFC 9110: an IPv6 address in brackets, or a name or IPv4 address; a port."""
 
 
 def is_loopback(address: str) -> bool:
@@ -37,5 +40,6 @@ def from_this_machine(headers: Mapping[str, str], client: str) -> bool:
     """
     if forwarded(headers) or "origin" in headers:
         return False
-    host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
+    named = _HOST.fullmatch(headers.get("host", "").lower())
+    host = named[1] or named[2] if named else ""
     return is_loopback(host) and (not client or is_loopback(client))

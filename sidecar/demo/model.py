@@ -353,7 +353,7 @@ def _blocks_of(messages: Sequence[_Message]) -> dict[str, str]:
 
 def _escaped_prompt(messages: Sequence[_Message]) -> bool:
     """Return whether the blocks are in a prompt that escapes what they hold."""
-    systems = (m for m in messages if m.get("role") == "system")
+    systems = (m for m in messages if m.get("role") in {"system", "developer"})
     return any(_ESCAPED_PROMPT.search(_text_of(message)) for message in systems)
 
 

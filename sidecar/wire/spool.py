@@ -169,7 +169,7 @@ def _opened(path: Path, flags: int = os.O_RDWR) -> int:
             descriptor = os.open(path, flags | os.O_EXCL, 0o600)
             os.fchmod(descriptor, 0o600)  # a umask may have taken rights of ours
             return descriptor
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags & ~os.O_CREAT)
     ours = False
     try:
         ours = _begins_as_ours(descriptor)

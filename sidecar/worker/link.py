@@ -210,8 +210,8 @@ class Link:
                 pii_text=frame.text,
             )
         # The disk is full or far too slow: what waits for it fills the memory limit once more.
-        if outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes:
-            dropped = outbox.drop_overflow()
+        over = outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes
+        if over and (dropped := outbox.drop_overflow()):
             self._emit(
                 telemetry.turns_dropped, call=outbox.call, turns=dropped, why="no room on disk"
             )
