@@ -166,8 +166,8 @@ class TestVapiCalls:
         """Without a report, what was seen last is stored and the unheard reply marked."""
         async with opened() as world:
             call = await world.call()
-            stream = call.begin(2, "Bye.", trio.CancelScope())  # type: ignore[arg-type]
-            call.wrote(stream, "Goodbye Ada!", tokens=1, follow_up=False)
+            stream = call.written.begin(2, "Bye.", trio.CancelScope())  # type: ignore[arg-type]
+            call.written.end(stream, "Goodbye Ada!", follow_up=False)
             await call.take(HISTORY, stamp_ms=1.0)
             call.ended_s = world.clock()
             await trio.sleep(40)
@@ -221,8 +221,8 @@ class TestVapiCalls:
         """Without a report and a history that has it, it is stored as not confirmed."""
         async with opened() as world:
             call = await world.call()
-            stream = call.begin(0, "", trio.CancelScope())  # type: ignore[arg-type]
-            call.wrote(stream, "Hello, this is Ada.", tokens=1, follow_up=False)
+            stream = call.written.begin(0, "", trio.CancelScope())  # type: ignore[arg-type]
+            call.written.end(stream, "Hello, this is Ada.", follow_up=False)
             await call.give_up()
             assert await world.texts() == [("Hello, this is Ada.", UNCONFIRMED_NOTE)]
 
@@ -448,8 +448,8 @@ class TestVapiCalls:
         async with opened() as world:
             call = await world.call()
             scopes = [trio.CancelScope() for _ in range(3)]
-            call.begin(1, "My name", scopes[0])  # type: ignore[arg-type]
-            call.begin(1, "My name", scopes[1])  # type: ignore[arg-type]
+            call.written.begin(1, "My name", scopes[0])  # type: ignore[arg-type]
+            call.written.begin(1, "My name", scopes[1])  # type: ignore[arg-type]
             assert not scopes[0].cancel_called
-            call.begin(1, "My name is Ada.", scopes[2])  # type: ignore[arg-type]
+            call.written.begin(1, "My name is Ada.", scopes[2])  # type: ignore[arg-type]
             assert [scope.cancel_called for scope in scopes] == [True, True, False]

@@ -6,7 +6,7 @@ Nothing that is streamed is stored. `take` stores the turns that a history shows
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import anyio
 
@@ -18,7 +18,6 @@ from sidecar.channels.vapi.callers import Names
 from sidecar.channels.vapi.history import (
     UNCONFIRMED_NOTE,
     Stretch,
-    annotate,
     goes_on,
     open_from,
     slot_of,
@@ -27,13 +26,13 @@ from sidecar.channels.vapi.history import (
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
+from sidecar.channels.vapi.written import WrittenReplies
 from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.tools.tool import ToolRuns
 
-_SLOTS_KEPT = 400
 _HEARD_KEPT = 50
 _WAITING_KEPT = 50
 _FINALS_KEPT = 400
@@ -41,13 +40,6 @@ _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 _SAYS_ON_CHARS = 2_000
 """How much of the caller's last words is compared with newer ones, to see whether they go on."""
-
-
-@dataclass(slots=True)
-class _Stream:
-    slot: int
-    asked: str
-    scope: anyio.CancelScope
 
 
 class VapiCall:
@@ -70,6 +62,7 @@ class VapiCall:
             secret.
         tokens: Model tokens used so far.
         tool_runs: By VAPI's id.
+        written: Its replies as they were written.
         last_s: Unix time of the last body.
         ended_s: Unix time at which VAPI said that the call ended, or None.
         voicemail: VAPI said that a machine answered.
@@ -94,6 +87,7 @@ class VapiCall:
         self.control_url = ""
         self.tokens = 0
         self.tool_runs = ToolRuns()
+        self.written = WrittenReplies()
         self.last_s = clock()
         self.ended_s: float | None = None
         self.voicemail = False
@@ -114,13 +108,8 @@ class VapiCall:
         self._settled: tuple[Stretch, ...] = ()
         self._prompted = False
         self._followed = Followed(None)
-        self._answer = ""
         self._finals: Counter[str] = Counter()
         self._heard: list[tuple[float, Stretch]] = []
-        self._generated: dict[int, str] = {}
-        self._cut_slots: set[int] = set()
-        self._fallbacks: list[str] = []
-        self._streams: list[_Stream] = []
 
     # What the listener of a call hears ---------------------------------------------------------
 
@@ -167,72 +156,11 @@ class VapiCall:
         )
         return view
 
-    # While a reply is written ------------------------------------------------------------------
-
-    def begin(self, slot: int, asked: str, scope: anyio.CancelScope) -> object:
-        """Register a reply that is about to be written, and cancel those that it supersedes.
-
-        Args:
-            slot: Number of the turn that the history asks about.
-            asked: The words it asks about. The same words again are a repeat: both replies go on,
-                as VAPI may listen to either.
-            scope: Cancelled when a newer history makes the reply pointless.
-
-        Returns:
-            What to pass to `wrote`.
-        """
-        for older in self._streams:
-            if older.slot < slot or (older.slot == slot and older.asked != asked):
-                older.scope.cancel()
-        stream = _Stream(slot, asked, scope)
-        self._streams.append(stream)
-        return stream
-
-    def wrote(
-        self,
-        stream: object,
-        text: str,
-        *,
-        tokens: int,
-        follow_up: bool,
-        delivered: bool = False,
-    ) -> None:
-        """A reply has ended, or was cut off, with this text.
-
-        Args:
-            stream: What `begin` returned.
-            text: What was written, heard or not.
-            tokens: What it cost.
-            follow_up: It goes on after a tool: the text before it belongs to the same turn.
-            delivered: All of it was sent, and no tool was asked for: the caller speaks next.
-        """
-        self.tokens += tokens
-        if not isinstance(stream, _Stream):
-            return
-        self._streams.remove(stream)
-        if delivered:
-            self._answer = text
-        before = self._generated.get(stream.slot, "") if follow_up else ""
-        if text or not follow_up:
-            self._generated[stream.slot] = f"{before} {text}".strip()
-        while len(self._generated) > _SLOTS_KEPT:
-            del self._generated[min(self._generated)]
-
-    def fell_back(self, text: str) -> None:
-        """Note that `text` was spoken to the caller in place of a reply."""
-        if text not in self._fallbacks:
-            self._fallbacks.append(text)
-
-    @property
-    def speaking(self) -> bool:
-        """Whether a reply is being written."""
-        return bool(self._streams)
-
     # After the reply ---------------------------------------------------------------------------
 
     def interrupted(self) -> None:
         """VAPI reports that the caller interrupted the reply to the newest words."""
-        self._cut_slots.add(slot_of(self._last))
+        self.written.interrupted(slot_of(self._last))
 
     def saw(self, stretches: tuple[Stretch, ...], *, stamp_ms: float, asked: bool = True) -> bool:
         """Queue the newest history without storing it.
@@ -253,8 +181,8 @@ class VapiCall:
         self._stamp_ms = max(self._stamp_ms, stamp_ms)
         if not stamp_ms:  # without a time it counts as newer than all transcripts so far
             self._heard = [(0.0, stretch) for _, stretch in self._heard]
-        answered = asked and bool(self._answer)
-        astray = answered and not stamp_ms and not _holds_answer(stretches, self._answer)
+        answered = asked and bool(self.written.answer)
+        astray = answered and not stamp_ms and not _holds_answer(stretches, self.written.answer)
         shown = Sighting(
             stretches,
             asked=asked and not astray,
@@ -264,7 +192,7 @@ class VapiCall:
             heard=self._heard_times(stretches),
         )
         if asked and not astray:
-            self._answer = ""
+            self.written.answer = ""
         if self._waiting and not self._followed.windowed and not shown.fresh:
             newest = self._waiting[-1]
             if goes_on(newest.stretches, stretches) and _says_on(newest.stretches, stretches):
@@ -434,18 +362,13 @@ class VapiCall:
 
     def _written(self, slot: int) -> tuple[Stretch, ...]:
         """Return the reply that was written for a turn and is in no history."""
-        text = " ".join(self._generated.get(slot, "").split())
+        text = self.written.text_of(slot)
         return self._annotated((Stretch("agent", text, note=UNCONFIRMED_NOTE),)) if text else ()
 
     def _annotated(self, stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
         """Return stretches as they are to be stored."""
         redact = self._redact
-        annotated = annotate(
-            stretches,
-            generated=dict(self._generated),
-            cut_slots=set(self._cut_slots),
-            fallbacks=list(self._fallbacks),
-        )
+        annotated = self.written.annotate(stretches)
         if redact is None:
             return annotated
         return tuple(

@@ -358,7 +358,7 @@ class VapiCalls:
                 continue
             ended_s = call.ended_s
             reported_late = ended_s is not None and now_s - ended_s >= self._ends.report_s
-            idle = now_s - call.last_s >= self._ends.idle_s and not call.speaking
+            idle = now_s - call.last_s >= self._ends.idle_s and not call.written.speaking
             if not reported_late and not idle:
                 continue
             try:

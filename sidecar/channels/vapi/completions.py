@@ -237,7 +237,7 @@ class Completions:
         if call is not None:
             stretches = turn.stretches
             words = stretches[-1].text if stretches and stretches[-1].speaker == "caller" else ""
-            turn.stream = call.begin(slot_of(stretches), words, scope)
+            turn.stream = call.written.begin(slot_of(stretches), words, scope)
         try:
             await self._replies.send(turn, send)
         except (LlmError, CutOff) as error:
@@ -250,7 +250,7 @@ class Completions:
                 hint=hint,
             )
             if call is not None:
-                call.fell_back(policy.fallback_text)
+                call.written.fell_back(policy.fallback_text)
             await self._replies.speak(turn, send, policy.fallback_text)
 
     @staticmethod
@@ -305,10 +305,10 @@ class Completions:
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]
-            call.wrote(
+            call.tokens += tokens - reserved
+            call.written.end(
                 turn.stream,
                 turn.text,
-                tokens=tokens - reserved,
                 follow_up=messages[-1].get("role") == "tool",
                 delivered=turn.how == "ended" and not reader.tools,
             )
