@@ -32,13 +32,24 @@ from sidecar.delivery.decisions import (
     Split,
     decide,
 )
+from sidecar.delivery.observed import (
+    FINDINGS,
+    delivery_span,
+    emit_dead,
+    emit_finding,
+    emit_post,
+    emit_released,
+    emit_settled,
+    end_attributes,
+    post_span,
+)
 from sidecar.errors import JournalError
 from sidecar.journal.outbox import Outbox
 from sidecar.journal.states import BatchEvent
 from sidecar.letta.port import Letta
 from sidecar.model import AgentRef, Batch
 from sidecar.telemetry import Emit
-from sidecar.tracing import CONVERSATION, NO_TRACES, Span, Tracer, Value
+from sidecar.tracing import NO_TRACES, Span, Tracer
 
 T = TypeVar("T")
 
@@ -49,19 +60,15 @@ _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
 _TOLD_S = 60.0  # deadline of `on_settled`
 
-_FINDINGS = frozenset({BatchEvent.FOUND, BatchEvent.RUNNING, BatchEvent.ABSENT})
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
 # digest for longer than the post's deadline. The look-up that soon follows shows how Letta is.
 _ENDPOINT_FAILED = frozenset({BatchEvent.REFUSED, BatchEvent.UNADDRESSED, BatchEvent.UNANSWERED})
-_ENDPOINT_WELL = _FINDINGS | {
+_ENDPOINT_WELL = FINDINGS | {
     BatchEvent.DIGESTED,
     BatchEvent.BUSY,
     BatchEvent.REJECTED,
     BatchEvent.TOO_LARGE,
 }
-_OPERATOR_MENDS = frozenset(
-    {BatchEvent.UNADDRESSED, BatchEvent.NO_AGENT, BatchEvent.AGENT_GONE, BatchEvent.DENIED}
-)
 
 
 def _heard_by_nobody(agent_id: str) -> None:
@@ -243,7 +250,7 @@ class Relay:
         self, deliveries: anyio.abc.TaskGroup, batch: Batch, claimed_s: float, probing: bool
     ) -> None:
         try:
-            with self._span_of(batch) as span:
+            with delivery_span(self._tracer, batch) as span:
                 settled = await self._bring_home(batch, claimed_s, span)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
@@ -277,25 +284,6 @@ class Relay:
             batch, due_s=now_s + wait_s, unknown=True, over=False, error=error, now_s=now_s
         )
 
-    def _span_of(self, batch: Batch) -> Span:
-        """Start the span of a delivery: in the trace of its first turn, linked to each turn.
-
-        The turns' spans are stored with them, so this works after a restart, too.
-        """
-        return self._tracer.start(
-            "deliver batch",
-            parent=batch.turns[0].traceparent,
-            links=dict.fromkeys(turn.traceparent for turn in batch.turns),
-            attributes={
-                CONVERSATION: batch.call.call_id,
-                "sidecar.batch.id": batch.batch_id,
-                "sidecar.batch.part": batch.part,
-                "sidecar.batch.attempt": batch.attempt + 1,
-                "sidecar.batch.in_doubt": batch.in_doubt,
-                "sidecar.turns": len(batch.turns),
-            },
-        )
-
     async def _bring_home(self, batch: Batch, recorded_s: float, span: Span) -> Batch | None:
         """Take the steps of one claim; return the batch, with its agent, if it was settled."""
         began_s = self._clock()
@@ -322,7 +310,7 @@ class Relay:
                 case LookUp():
                     assert isinstance(addressed, Addressed)
                     outcome = await self._courier.look_up(addressed)
-                    self._say_finding(batch, outcome)
+                    emit_finding(self._emit, batch, outcome)
                 case Send():
                     assert isinstance(addressed, Addressed)
                     outcome, horizon_s = await self._send(
@@ -330,7 +318,7 @@ class Relay:
                     )
                 case _:
                     await self._end(batch, outcome, step, now_s)
-                    span.set(_told(batch, outcome, step, now_s))
+                    span.set(end_attributes(batch, outcome, step, now_s))
                     return batch if isinstance(step, Settle) else None
 
     async def _send(
@@ -352,20 +340,12 @@ class Relay:
                 recorded_s = self._clock()
                 horizon_s = await self._record_anew(addressed.batch, recorded_s)
             began_s = self._clock()
-            with self._tracer.start(
-                "invoke_agent", parent=span.traceparent, kind="client", attributes=_asked(addressed)
-            ) as asking:
+            with post_span(self._tracer, addressed, parent=span.traceparent) as posting:
                 outcome = await self._courier.send(addressed)
-                asking.end(
+                posting.end(
                     error="" if outcome.event is BatchEvent.DIGESTED else outcome.event.value
                 )
-            self._emit(
-                telemetry.post_ended,
-                lane=addressed.batch.lane,
-                batch=addressed.batch.batch_id,
-                outcome=outcome.event.value,
-                took_s=self._clock() - began_s,
-            )
+            emit_post(self._emit, addressed.batch, outcome, took_s=self._clock() - began_s)
             return outcome, horizon_s
 
     async def _record_anew(self, batch: Batch, now_s: float) -> float:
@@ -386,15 +366,7 @@ class Relay:
                 if batch.agent_id is not None:
                     self._on_changed(batch.agent_id)
                 await self._until_taken(lambda: self._journal.settle(batch, now_s=now_s))
-                self._emit(
-                    telemetry.batch_settled,
-                    lane=batch.lane,
-                    batch=batch.batch_id,
-                    turns=len(batch.turns),
-                    attempt=batch.attempt,
-                    age_s=now_s - batch.sealed_at_s,
-                    how="found" if outcome.event is BatchEvent.FOUND else "posted",
-                )
+                emit_settled(self._emit, batch, outcome, now_s=now_s)
             case Release(due_s, unknown, over):
                 await self._until_taken(
                     lambda: self._journal.release(
@@ -406,25 +378,18 @@ class Relay:
                         now_s=now_s,
                     )
                 )
-                self._say_released(batch, outcome, due_in_s=due_s - now_s)
+                emit_released(self._emit, batch, outcome, due_in_s=due_s - now_s)
                 return
             case Split():
                 await self._until_taken(lambda: self._journal.split(batch, now_s=now_s))
-                self._say_released(batch, outcome, due_in_s=0.0)
+                emit_released(self._emit, batch, outcome, due_in_s=0.0)
             case Retire(hold_until_s):
                 await self._until_taken(
                     lambda: self._journal.retire(
                         batch, error=outcome.error, now_s=now_s, hold_until_s=hold_until_s
                     )
                 )
-                self._emit(
-                    telemetry.batch_dead,
-                    lane=batch.lane,
-                    batch=batch.batch_id,
-                    turns=len(batch.turns),
-                    error=outcome.error,
-                    hint="its turns are kept: mend the cause, then replay it",
-                )
+                emit_dead(self._emit, batch, outcome)
         self._rejections.pop(batch.batch_id, None)
 
     def _judge_endpoint(self, event: BatchEvent, *, began_s: float) -> None:
@@ -438,36 +403,6 @@ class Relay:
                 telemetry.relay_breaker_opened, retry_in_s=self._breaker.retry_in_s(now_s=now_s)
             )
 
-    def _say_finding(self, batch: Batch, outcome: Outcome) -> None:
-        if outcome.event in _FINDINGS:
-            self._emit(
-                telemetry.batch_looked_up,
-                lane=batch.lane,
-                batch=batch.batch_id,
-                finding=outcome.event.value,
-            )
-
-    def _say_released(self, batch: Batch, outcome: Outcome, *, due_in_s: float) -> None:
-        if outcome.event in _OPERATOR_MENDS:
-            self._emit(telemetry.agent_unresolved, lane=batch.lane, error=outcome.error, hint="")
-        elif outcome.event in {BatchEvent.LOST, BatchEvent.FAILED}:
-            self._emit(
-                telemetry.batch_in_doubt,
-                lane=batch.lane,
-                batch=batch.batch_id,
-                attempt=batch.attempt,
-                error=outcome.error,
-            )
-        elif outcome.event not in _FINDINGS:
-            self._emit(
-                telemetry.batch_retried,
-                lane=batch.lane,
-                batch=batch.batch_id,
-                attempt=batch.attempt,
-                error=outcome.error,
-                due_in_s=due_in_s,
-            )
-
     async def _tell(self, batch: Batch) -> None:
         try:
             with anyio.fail_after(_TOLD_S):
@@ -476,34 +411,6 @@ class Relay:
             self._emit(
                 telemetry.part_failed, part="on_settled", error=type(error).__name__, hint=""
             )
-
-
-def _asked(addressed: Addressed) -> dict[str, Value | None]:
-    """Return the attributes of a post's span, named by the GenAI conventions."""
-    return {
-        "gen_ai.operation.name": "invoke_agent",
-        "gen_ai.provider.name": "letta",
-        "gen_ai.agent.id": addressed.post.agent_id,
-        CONVERSATION: addressed.batch.call.call_id,
-    }
-
-
-def _told(
-    batch: Batch, outcome: Outcome, step: Settle | Release | Retire | Split, now_s: float
-) -> dict[str, Value | None]:
-    """Return the attributes that say how a delivery ended, for its span."""
-    return {
-        "gen_ai.agent.id": batch.agent_id,
-        "sidecar.batch.outcome": outcome.event.value,
-        "sidecar.batch.state": (
-            "settled"
-            if isinstance(step, Settle)
-            else "dead"
-            if isinstance(step, Retire)
-            else "retry"
-        ),
-        "sidecar.batch.age_s": now_s - batch.sealed_at_s,
-    }
 
 
 class _OneAtATime:

@@ -960,7 +960,7 @@ class TestFlush:
             world = World()
             async with world.running():
                 await world.say("one", 2)
-                world.journal.backlog = failing  # type: ignore[method-assign]
+                world.journal.backlog = failing
                 assert await world.relay.flush(10) is None
 
         virtual(test)
@@ -973,7 +973,7 @@ class TestFlush:
             async with world.running():
                 await world.say("one", 2)
                 await anyio.sleep(5)
-                world.journal.release = failing  # type: ignore[method-assign]
+                world.journal.release = failing
                 stopped_s = unix_s()
             assert unix_s() - stopped_s < 10
             assert world.events("journal_failed")
