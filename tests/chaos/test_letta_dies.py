@@ -50,7 +50,7 @@ async def delivered(letta: Letta, post: Post) -> None:
 async def test_a_server_that_is_down_takes_nothing(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """A refused connection is certainly no post, and a read says that Letta is away."""
+    """A refused connection means that nothing was posted, and a read reports Letta unavailable."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     letta_server.kill_letta()
@@ -105,7 +105,7 @@ async def lost_post(letta: Letta, post: Post) -> None:
 async def test_a_frozen_server_keeps_nobody_waiting(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """A server that hangs costs each request its deadline; what it took shows when it thaws."""
+    """A hanging server costs each request its deadline; what it took is found once it resumes."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     hasty = RestLetta(world.base_url, letta_server.api_key, read_timeout_s=0.5, post_timeout_s=1.0)
@@ -126,7 +126,7 @@ async def test_a_frozen_server_keeps_nobody_waiting(
 async def test_a_batch_survives_the_loss_of_redis(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """Without Redis a post leaves nothing and no look-up claims more; with it, it is in once."""
+    """A post without Redis stores nothing, and no look-up finds it; later it is stored once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     letta_server.stop_redis()

@@ -1,4 +1,4 @@
-"""The state table of a batch, and a world in which everything goes wrong around it."""
+"""The state table of a batch, and a state machine that runs it with random faults."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -48,20 +48,20 @@ def step(facts: Facts, event: BatchEvent, *, now_s: float = 1.0, **outcome: Any)
 
 class TestTable:
     def test_no_state_is_a_dead_end(self) -> None:
-        """Every state but the ends leads on, and every state can be reached."""
+        """Every state except the final ones has a next state, and every state can be reached."""
         sources = {state for state, _ in TRANSITIONS}
         assert set(State) - sources == ENDS
         assert set(State) == set(TRANSITIONS.values())
 
     def test_an_impossible_event_is_refused(self) -> None:
-        """What cannot happen is an error, not a silent step."""
+        """An event that can't happen in a state raises an error."""
         with pytest.raises(ValueError, match="settled"):
             after(State.SETTLED, BatchEvent.SENT)
         with pytest.raises(ValueError, match="sending"):
             step(FRESH, BatchEvent.FOUND)
 
     def test_doubt_ends_only_by_a_look_up_or_an_answer(self) -> None:
-        """From `unknown` a batch is sealed again only when it is absent for good."""
+        """From `unknown` a batch is sent again only once it is absent for good."""
         ways_out = {
             event: to
             for (state, event), to in TRANSITIONS.items()
@@ -144,7 +144,7 @@ def again(due_s: float, *, unknown: bool = False, over: bool = True) -> Release:
 
 
 class TestScripts:
-    """What becomes of one batch, step by step."""
+    """What happens to one batch, step by step."""
 
     def test_a_fresh_batch_is_sent_and_settled(self) -> None:
         """A claim without doubt goes straight out, and a post that returned frees the lane."""
@@ -211,7 +211,7 @@ class TestScripts:
         )
 
     def test_a_busy_agent_may_be_busy_with_the_very_batch(self) -> None:
-        """A refusal takes no earlier doubt away: what is refused in doubt is looked up again."""
+        """A refusal does not end an earlier doubt: the batch is looked up again."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -235,7 +235,7 @@ class TestScripts:
         )
 
     def test_retry_after_is_heeded_within_reason(self) -> None:
-        """Letta's own wait counts where it is longer than ours, up to five minutes."""
+        """Letta's `Retry-After` counts where it is longer than our wait, up to five minutes."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -249,7 +249,7 @@ class TestScripts:
         )
 
     def test_the_third_rejection_is_a_dead_letter(self) -> None:
-        """Two rejections are tried again, the third is final."""
+        """Two rejections are tried again, and the third makes a dead letter."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -294,11 +294,11 @@ class TestScripts:
 class TestDecide:
     @pytest.mark.parametrize("now_s", [10.0, 40.0])
     def test_found_frees_the_lane_at_once(self, now_s: float) -> None:
-        """Found says that nothing is at work any more: nobody waits for the horizon."""
+        """A found batch settles at once, without waiting for its horizon."""
         assert step(DOUBTFUL, BatchEvent.FOUND, now_s=now_s) == Settle()
 
     def test_a_batch_given_up_in_doubt_keeps_its_lane_to_the_horizon(self) -> None:
-        """What is given up while its try may still be at work overlaps with nothing behind it."""
+        """A batch given up while its try may still run holds its lane until the horizon."""
         late_s = POLICY.give_up_s + 1.0
         out = replace(DOUBTFUL, horizon_s=late_s + 20.0)
         assert step(out, BatchEvent.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
@@ -306,7 +306,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", [BatchEvent.LOST, BatchEvent.FAILED])
     def test_an_unknown_outcome_leaves_doubt(self, event: BatchEvent) -> None:
-        """A try without a verdict is looked up; only an answer ends its horizon."""
+        """A try with an unknown outcome is looked up, and only an answer ends its horizon."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
         assert released.unknown
@@ -314,7 +314,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
     def test_not_taken_is_tried_again(self, event: BatchEvent) -> None:
-        """What Letta did not take comes again, without doubt, and is never given up early."""
+        """A batch that Letta did not take is due again later, without doubt."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
         assert not released.unknown
@@ -328,14 +328,14 @@ class TestDecide:
         assert released.unknown
 
     def test_busy_is_tried_again_soon(self) -> None:
-        """A busy agent is asked again within 0.25 to 5 s, however often."""
+        """A batch refused as busy is due again within 0.25 to 5 s, after any number of tries."""
         for attempt in range(30):
             released = step(replace(FRESH, attempt=attempt), BatchEvent.BUSY)
             assert isinstance(released, Release)
             assert 0.25 <= released.due_s - 1.0 <= 5.0
 
     def test_denied_is_patient(self) -> None:
-        """A refused key is retried slowly, at most a minute apart, until someone mends it."""
+        """A denied batch is tried again slowly, at most a minute apart, however often."""
         waits: list[float] = []
         for attempt in range(20):
             released = step(replace(FRESH, attempt=attempt), BatchEvent.DENIED)
@@ -346,7 +346,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", [*NOT_TAKEN, BatchEvent.LOST, BatchEvent.FAILED])
     def test_a_week_is_enough(self, event: BatchEvent) -> None:
-        """A batch older than the give-up age is given up when a try fails, not before it."""
+        """A batch older than the give-up age is given up when a try fails, and not before a try."""
         late_s = POLICY.give_up_s + 1.0
         assert step(FRESH, BatchEvent.CLAIMED, now_s=late_s) == Send(record_anew=False)
         assert step(FRESH, BatchEvent.DIGESTED, now_s=late_s) == Settle()
@@ -361,7 +361,7 @@ class TestDecide:
     def test_every_wait_is_bounded(
         self, event: BatchEvent, attempt: int, dice: float, in_doubt: bool
     ) -> None:
-        """No try waits longer than a minute, nor not at all."""
+        """Every wait is more than zero and at most a minute."""
         facts = replace(FRESH, attempt=attempt, in_doubt=in_doubt)
         released = decide(facts, Outcome(event), now_s=1.0, dice=dice, policy=POLICY)
         assert isinstance(released, Release)
@@ -402,7 +402,7 @@ class Kept:
 
 @dataclass
 class Oracle:
-    """A Letta that stores whatever arrives, twice if it comes twice, and knows what it has.
+    """A Letta that stores whatever arrives, twice if it comes twice, and can find it.
 
     `tries` holds when each reached it, when it landed, and the batch. One that is still on its
     way (a slow network) shows in no look-up.
@@ -448,7 +448,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1))
     def crash_after_the_look(self, lane: int) -> None:
-        """The process dies between a look-up and what would follow from it."""
+        """The process dies after a look-up, before it acts on the answer."""
         batch = self.head(lane)
         if batch is not None and batch.state is State.UNKNOWN:
             self.letta.find(batch, now_s=self.now_s)

@@ -34,7 +34,7 @@ def error(message: str, **fields: Any) -> bytes:
 
 
 def forbidden(*loc: str) -> bytes:
-    """As pydantic says it, with what was sent beside it."""
+    """A refusal in pydantic's form, which repeats the input that was sent."""
     what = {
         "type": "extra_forbidden",
         "loc": ["body", *loc],
@@ -105,7 +105,7 @@ SAMPLING: Mapping[str, Any] = dict.fromkeys(
     1,
 )
 PENALTIES = "frequency_penalty presence_penalty"
-# What servers were seen to answer a body with everything in it, by who they are.
+# What servers were seen to answer a request with every parameter in it, by server.
 SPOKEN: list[tuple[str, int, bytes, str]] = [
     (
         "xAI",
@@ -415,24 +415,24 @@ TEACH_NOTHING: list[tuple[int, bytes]] = [
 class TestLearning:
     @pytest.mark.parametrize(("status", "refusal", "name"), PARAMETERS)
     def test_a_parameter_that_is_named(self, status: int, refusal: bytes, name: str) -> None:
-        """What a server names as not taken is refused, and nothing else."""
+        """Exactly the parameter that a server names as unsupported is learnt as refused."""
         assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(frozenset({name}))
 
     @pytest.mark.parametrize(("who", "status", "refusal", "names"), SPOKEN)
     def test_what_servers_say(self, who: str, status: int, refusal: bytes, names: str) -> None:
-        """Each server's wording is understood, whatever else was sent; no more than that is lost."""
+        """From each server's wording, exactly the parameters that it names are learnt."""
         taught = ANY.after(said_in(status, refusal, (*BODY, *SAMPLING)))
         assert taught == Dialect(frozenset(names.split())), who
 
     def test_one_of_two_is_left(self) -> None:
-        """Of two that exclude each other the lesser goes, once; alone, neither is refused."""
+        """Of two parameters that exclude each other one is dropped, and a lone one is kept."""
         refusal = error("temperature and top_p cannot both be specified for this model")
         assert ANY.after(said_in(400, refusal, (*BODY, "top_p"))) == Dialect(frozenset({"top_p"}))
         assert ANY.after(said_in(400, refusal, tuple(BODY))) is None
 
     @pytest.mark.parametrize(("status", "refusal", "roles"), TEMPLATES)
     def test_what_a_template_demands(self, status: int, refusal: bytes, roles: Roles) -> None:
-        """A template's demand is known by its words, whichever server passes it on."""
+        """A template's demand is recognised by its words, whichever server passes it on."""
         assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(roles=roles)
 
     @pytest.mark.parametrize(("status", "refusal"), TEACH_NOTHING)
@@ -449,7 +449,7 @@ class TestLearning:
 
     @given(st.sampled_from([400, 422, 500]), st.binary(max_size=200) | st.text().map(str.encode))
     def test_any_refusal(self, status: int, refusal: bytes) -> None:
-        """Whatever a server answers is read."""
+        """Any status and any body can be read as a refusal without an error."""
         ANY.after(said_in(status, refusal, tuple(BODY)))
 
 
@@ -468,7 +468,7 @@ class TestWriting:
         assert not {"max_tokens", "max_completion_tokens"} & set(Dialect(neither).written(BODY))
 
     def test_nothing_else_changes(self) -> None:
-        """A body is left as it is but for what is refused."""
+        """A body changes only in the parameters that are refused."""
         assert ANY.written(BODY) is BODY
         without = {name: value for name, value in BODY.items() if name != "stream_options"}
         assert Dialect(frozenset({"stream_options"})).written(BODY) == without
@@ -485,7 +485,7 @@ class TestWriting:
         st.sampled_from([Roles.ALTERNATING, Roles.NO_SYSTEM]),
     )
     def test_turns(self, messages: list[dict[str, Any]], roles: Roles) -> None:
-        """Any conversation becomes turns, user first, with every word of it in order, by role."""
+        """Any messages become alternating turns, the user's first, and keep all their words."""
         written = in_turns(messages, roles)
         kinds = [message["role"] for message in written]
         if roles is Roles.ALTERNATING and kinds[:1] in (["system"], ["developer"]):
@@ -497,7 +497,7 @@ class TestWriting:
                 assert not message["content"] or json.dumps(text)[1:-1] in said
 
     def test_memory_gets_no_system_messages_authority(self) -> None:
-        """Memory joins the caller's words; the system message holds its own alone."""
+        """Memory is joined to the caller's words, never to the system message."""
         system, user = in_turns(BODY["messages"], Roles.ALTERNATING)
         assert system == {"role": "system", "content": "Be Ada."}
         assert user == {"role": "user", "content": "MEMORY\n\nHello"}
@@ -513,7 +513,7 @@ class TestWriting:
         assert in_turns(begun, roles) == begun
 
     def test_tools_keep_their_order(self) -> None:
-        """Calls of tools and their results stand where they stood."""
+        """Tool calls and their results keep their places."""
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "t"}]}
         result = {"role": "tool", "tool_call_id": "t", "content": "4"}
         words = {"role": "assistant", "content": "Let me see."}
@@ -523,7 +523,7 @@ class TestWriting:
 
 
 class Server:
-    """Refuses what it does not take, one thing at a time."""
+    """Refuses its unsupported parameters, one at a time."""
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
@@ -541,7 +541,7 @@ class Server:
 @pytest.mark.anyio
 class TestAsking:
     async def test_each_refusal_teaches_one_thing(self) -> None:
-        """A request is written otherwise until it is taken; the next is right at once."""
+        """A refused request is changed until it is accepted, and the next one is right at once."""
         server, told = Server("max_tokens", "stream_options", "temperature"), list[Dialect]()
         dialects = Dialects(lambda _, dialect: told.append(dialect))
         assert await dialects.asked(BODY, server.ask) == "fine"
@@ -564,7 +564,7 @@ class TestAsking:
         ],
     )
     async def test_what_is_no_dialect_has_a_remedy(self, said: str, hint: str) -> None:
-        """A server that takes no tools is named as one: they are what an assistant relies on."""
+        """A refusal of tools has a hint, since assistants need them; other errors have none."""
 
         async def ask(_: bytes) -> str:
             raise Refusal(400, error(said))
@@ -575,7 +575,7 @@ class TestAsking:
         assert bool(refusal.value.hint) is bool(hint)
 
     async def test_no_more_than_so_often(self) -> None:
-        """A server that always finds something else is asked five times, and no more."""
+        """A server that refuses each new request is asked a bounded number of times."""
         many = dict.fromkeys(("top_p", "stop", "seed", "presence_penalty", "frequency_penalty"), 1)
         server = Server(*many, "temperature")
         with pytest.raises(Refusal):
@@ -583,7 +583,7 @@ class TestAsking:
         assert len(server.asked) == RETRIES + 1
 
     async def test_by_model(self) -> None:
-        """What one model does not take, another may; only so many are remembered."""
+        """Refused parameters are remembered by model, and for a bounded number of models."""
         dialects, server = Dialects(), Server("stream_options")
         for number in range(300):
             await dialects.asked({**BODY, "model": f"m{number}"}, server.ask)
