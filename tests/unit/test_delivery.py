@@ -147,7 +147,7 @@ class TestScripts:
     """What happens to one batch, step by step."""
 
     def test_a_fresh_batch_is_sent_and_settled(self) -> None:
-        """A claim without doubt goes straight out, and a post that returned frees the lane."""
+        """A batch not in doubt is sent without a look-up, and settles when its post returns."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -157,7 +157,7 @@ class TestScripts:
         )
 
     def test_a_lost_batch_is_looked_up_and_found(self) -> None:
-        """A batch whose try may have landed is never sent without a look, and may be found."""
+        """A batch whose try may have landed is looked up, not sent again, and may be found."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -175,7 +175,7 @@ class TestScripts:
         )
 
     def test_absent_counts_past_the_horizon_alone(self) -> None:
-        """Absent is final only past the horizon of 35 s; a look falls right behind it."""
+        """Absent is final only after the horizon of 35 s, and is looked up right after it."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -195,7 +195,7 @@ class TestScripts:
         )
 
     def test_an_answer_ends_a_horizon(self) -> None:
-        """After an error in answer to a try, a batch that is absent goes out again at once."""
+        """After a try answered with an error, an absent batch is sent again at once."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -268,7 +268,7 @@ class TestScripts:
 
     @pytest.mark.parametrize(("turns", "end"), [(2, Split()), (1, Retire())])
     def test_what_is_too_large_is_split_down_to_one_turn(self, turns: int, end: Step) -> None:
-        """A batch no model takes goes out in halves, in doubt or not; a single turn is dead."""
+        """A batch that is too large is split in half, in doubt or not; one turn is given up."""
         assert (
             a_batch(turns=turns)
             >> At(0.0, BatchEvent.CLAIMED)
@@ -322,7 +322,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
     def test_not_taken_does_not_clear_an_earlier_doubt(self, event: BatchEvent) -> None:
-        """A busy agent may be busy with the very batch: it is looked up again."""
+        """A refused batch stays in doubt if it was, as the agent may be busy with that batch."""
         released = step(DOUBTFUL, event)
         assert isinstance(released, Release)
         assert released.unknown

@@ -441,7 +441,7 @@ class TestLearning:
         assert ANY.after(said_in(status, refusal, tuple(BODY))) is None
 
     def test_a_demand_that_is_not_met_yet(self) -> None:
-        """Where turns alone don't help, the system message is what is left."""
+        """If alternating roles don't meet a template's demand, the system message goes next."""
         demand = TEMPLATES[0][1]
         turns = Dialect(roles=Roles.ALTERNATING)
         assert turns.after(said_in(400, demand, tuple(BODY))) == Dialect(roles=Roles.NO_SYSTEM)
@@ -455,7 +455,7 @@ class TestLearning:
 
 class TestWriting:
     def test_the_limit_has_two_names(self) -> None:
-        """A limit whose name is refused gets the other one, whichever was asked; else none."""
+        """A limit whose name is refused is sent under its other name, unless both are refused."""
         no_old, neither = (
             frozenset({"max_tokens"}),
             frozenset({"max_tokens", "max_completion_tokens"}),
@@ -504,7 +504,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("roles", [Roles.ALTERNATING, Roles.NO_SYSTEM])
     def test_the_last_word_is_a_users(self, roles: Roles) -> None:
-        """Asked to greet, or to speak again, a model that wants a user's word has one."""
+        """Messages that don't end with a user's get one at the end, unless the last is a prefix."""
         system = {"role": "system", "content": "Be Ada."}
         spoke = {"role": "assistant", "content": "Hello?"}
         for messages in ([system], [system, spoke], [spoke], [{**system}, {**spoke}, spoke]):
