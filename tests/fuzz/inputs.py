@@ -17,7 +17,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Raw:
-    """JSON text: `before`, `unit` so many times, `after`; with `closing` as often as `unit`."""
+    """JSON text: `before`, then `unit` and `closing` each `times` times, then `after`."""
 
     unit: str
     times: int = 1
@@ -137,7 +137,7 @@ def put(document: Any, path: Path, value: object) -> Any:
 
 
 def changed(document: Any, path: Path, change: Callable[[Any], object]) -> Any:
-    """Return the document with what stands at a path changed."""
+    """Return the document with the value at a path changed."""
     if not path:
         return change(document)
     name, *rest = path
@@ -151,7 +151,7 @@ def changed(document: Any, path: Path, change: Callable[[Any], object]) -> Any:
 
 
 def without(document: Any, path: Path) -> Any:
-    """Return the document without what stands at a path, which is not empty."""
+    """Return the document without the value at a path, which is not empty."""
 
     def rest(parent: Any) -> object:
         if isinstance(parent, Mapping):
@@ -167,9 +167,9 @@ def cases(
 ) -> Iterator[tuple[str, object]]:
     """Yield (name of a document, the document with something wrong in it), without end.
 
-    One round goes over every field, each with the next of its hostile values; what several
-    documents hold at the same place, another of them has wrong in each round. Then stranger
-    changes: several at once, fields left out, doubled, or from elsewhere.
+    One round goes over every field and gives each the next of its hostile values. A field that
+    several documents share at the same place is changed in another of them each round. Then come
+    stranger changes: several at once, fields left out, doubled, or from elsewhere.
 
     Args:
         documents: What is meant to be sent, by name.
@@ -234,7 +234,7 @@ def _repeated(value: Any, *, times: int) -> list[Any]:
 
 
 def at(document: Any, path: Path) -> Any:
-    """Return what stands at a path; None where nothing does."""
+    """Return the value at a path; None where there is none."""
     for name in path:
         try:
             document = document[name]

@@ -26,7 +26,7 @@ _OUR_FAULT = {1006, 1011}
 
 
 class Peer(Protocol):
-    """Sends one input and says what was wrong with what came back."""
+    """Sends one input and says what was wrong with the answer."""
 
     def send(self, raw: bytes) -> str:
         """Return why the answer is a fault; empty when it is none."""
@@ -39,9 +39,9 @@ class Peer(Protocol):
 
 @dataclass
 class Log:
-    """What the sidecar's log has told of faults since the last look.
+    """The faults in the sidecar's log since the last look.
 
-    A line may come a moment after the answer; then the fault is told with the next input.
+    A line may come a moment after the answer; its fault is then returned with the next input.
     """
 
     process: SidecarProcess
@@ -95,9 +95,9 @@ class Frames:
 
     Args:
         url: Where to.
-        barrier: A frame that is answered with an error at once, so that an answer tells that what
-            was sent before it is done with.
-        answered: What that error holds, as hardly another does.
+        barrier: A frame that is answered with an error at once. Its answer shows that the frames
+            sent before it have been processed.
+        answered: A text that this error holds and hardly any other.
         greetings: Sent at the start of each connection.
         first: The input is the first frame of a connection, which is answered or refused.
         origin: As a browser sends it.
@@ -141,7 +141,7 @@ class Frames:
 
     @staticmethod
     def _read_what_waits(socket: ClientConnection) -> None:
-        """Read on: a peer that does not is left by the sidecar."""
+        """Read all answers that wait, as the sidecar drops a peer that does not read."""
         with contextlib.suppress(TimeoutError):
             while True:
                 socket.recv(timeout=0)

@@ -210,7 +210,7 @@ def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
 
 
 def test_what_is_typed_is_told_though_it_was_said_before() -> None:
-    """Typed words are sent as new, unless they repeat spoken words that are still kept."""
+    """Typed words are always sent, in place of the same spoken words if those are unsent."""
     heard = Unsettled()
     heard.heard("yes", final=True)
     assert ("", "yes") == settle(heard, "yes", spoken=False)

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 POST = Post("b1", "agent-1", "conv-1", "hello", 0.0)
 SPEC = AgentSpec("ada", "", (), ("caller-1",), model="demo/m", embedding="demo/e")
 _ENDLESS = 16
-"""How many times the bound an endless answer is; the machine's own buffers exceed it once."""
+"""An endless answer is at least so many times the bound, as buffers hold more than one."""
 PAGE = "<html><body>Please log in</body></html>"
 ANSWERS = {
     "login page": (PAGE, "text/html"),
