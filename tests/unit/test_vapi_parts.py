@@ -218,7 +218,7 @@ class TestDeliveries:
 
 class TestLimits:
     def test_a_rate_cap(self) -> None:
-        """A burst is admitted, the next one told how long to wait, another key not touched."""
+        """A burst is admitted, the next request gets a wait, and other keys are unaffected."""
         cap = RateCap(per_s=10.0, burst=3.0)
         assert [cap.admits("a", now_s=0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
         assert cap.admits("a", now_s=0.0) == pytest.approx(0.1)

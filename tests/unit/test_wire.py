@@ -239,7 +239,7 @@ class TestPassing:
     def test_every_frame_has_a_delta_and_one_is_the_last(
         self, odd: dict[str, Any], ends: tuple[dict[str, Any], ...]
     ) -> None:
-        """However a server ends a reply, its frames have a delta of text, and one finish reason."""
+        """However a server ends a reply, each frame has a text delta and one a finish reason."""
         for end in (DONE, b""):
             out, _ = passed([data(odd), data(says("Hi.")), data(odd, *ends) + end])
             assert spoken(out) == "Hi."
