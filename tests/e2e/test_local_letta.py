@@ -142,7 +142,7 @@ def test_what_a_caller_said_is_forgotten_in_the_servers_files_too(
 
 @pytest.mark.parametrize("why", ["absent", "broken"])
 def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: str) -> None:
-    """The reason is said, the caller is remembered, and it stays so when the server could start."""
+    """If the App Server can't start, the reason is shown and the embedded Letta stays in use."""
     program = tmp_path / "letta"
     if why == "broken":
         program.write_text("#!/bin/sh\necho no such luck; exit 3\n")

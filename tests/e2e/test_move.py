@@ -1,4 +1,4 @@
-"""`sidecar agents move` between the Lettas there are, on the real servers."""
+"""`sidecar agents move` between all kinds of Letta, on the real servers."""
 
 import json
 from collections.abc import Awaitable, Callable

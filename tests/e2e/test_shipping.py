@@ -279,7 +279,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
 
 
 def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Path) -> None:
-    """With a /tmp beside its spool, the worker loads its models, is healthy, and ends when told."""
+    """With a writable /tmp and spool, the worker loads its models, is healthy and stops."""
     stage = STAGES["worker"]
     (_, (source,), target) = stage.copies[0]
     env = {

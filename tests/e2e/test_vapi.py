@@ -229,7 +229,7 @@ class TestRecordedCalls:
         assert "Rex" not in json.dumps(model.prompts()[-1])
 
     def test_whose_a_call_is_and_what_it_hears(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Named late, it is the caller's with every word; a body that names nobody hears nothing."""
+        """A caller named late gets all of its words, and a body that names nobody no memory."""
         ask(sidecar, body("My dog is called Rex."))
         report(sidecar, ("user", "My dog is called Rex."))
         # A batch that a kill leaves in doubt is held for longer than this test waits.
@@ -563,7 +563,7 @@ class TestWhoBelongs:
         assert token not in "".join([process.banner, *process.log])
 
     def test_bounds(self, sidecar: SidecarProcess) -> None:
-        """Too large is 413, no JSON is 400, no messages is 400."""
+        """A body that is too large gets 413, and one without JSON or messages gets 400."""
         headers = {"Authorization": f"Bearer {KEY}"}
         path = "/vapi/chat/completions"
         # The body itself is not sent: the connection is cut off with the answer.

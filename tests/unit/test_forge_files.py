@@ -1,4 +1,4 @@
-"""The workflow for a public forge runs what a person runs here, on each Python that is supported."""
+"""The workflow for a public forge runs what `make check` runs, on each supported Python."""
 
 import re
 import tomllib
