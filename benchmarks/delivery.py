@@ -45,10 +45,10 @@ BUDGET_S = 80.0
 async def measure(quick: bool) -> Figures:
     """Return `turns_per_s`, `posts`, `lost`, `doubled` and `misordered`.
 
-    The figures on top are those of the row `over HTTP`: `RestLetta` on the stand-in server, which is
-    a separate process. `in process` has a Letta in memory that also takes 20 ms, so that it measures
-    the journal and the relay alone. The baseline, `bare HTTP`, sends the same server as much in as
-    many posts with aiohttp, with as many in flight and without a journal.
+    The figures on top are those of the row `over HTTP`: `RestLetta` on the stand-in server, which
+    is a separate process. `in process` has a Letta in memory that also takes 20 ms, so that it
+    measures the journal and the relay alone. The baseline, `bare HTTP`, sends the same server as
+    much in as many posts with aiohttp, with as many in flight and without a journal.
     """
     agents = QUICK_AGENTS if quick else AGENTS
     with ExitStack() as stack:

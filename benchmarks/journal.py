@@ -39,8 +39,8 @@ async def measure(quick: bool) -> Figures:
     """Return `append_p50_ms` and `append_p99_ms` at 200/s over the link, and `max_per_s`.
 
     The figures on top are those of one client. The rows have the same figures for 4 clients (50/s
-    each), for one client whose turns are also delivered to a Letta, for the journal in this process,
-    and for a bare fsync (before and after everything else, as the disk's speed varies).
+    each), for one client whose turns are also delivered to a Letta, for the journal in this
+    process, and for a bare fsync (before and after everything else, as the disk's speed varies).
     """
     seconds = QUICK_SECONDS if quick else SECONDS
     async with AsyncExitStack() as stack:

@@ -4,8 +4,8 @@
 
 A recorded call is a JSON object: `call` (VAPI's call object), and `steps`, each with `at_s` from
 the start of the call and either `chat` (the `messages` of a model request, which VAPI closes
-`hang_up_s` after it was sent if that is given) or `webhook` (the `message` of a server message). The
-player adds what VAPI adds to each body. Standard library only.
+`hang_up_s` after it was sent if that is given) or `webhook` (the `message` of a server message).
+The player adds what VAPI adds to each body. Standard library only.
 """
 
 import argparse

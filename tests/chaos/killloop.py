@@ -4,12 +4,12 @@
         [--keep DIR]
 
 Two workers hold calls over the real link. The real sidecar posts to a stand-in Letta that stores a
-post twice if it gets it twice, and that is slow, down, frozen, lying or restarted in turn.
-`--letta classic` uses the real classic server, slow or frozen in turn; `--letta app-server` uses the
-real App Server, slow, frozen or killed, and checks what it learned as well. Every so often a process
-is killed with SIGKILL and started again, or the sidecar and then a worker are. At the end all faults
-are removed, and what Letta has is compared with what the workers know to be acked, and with what the
-spool must have held where both were dead.
+post twice if it gets it twice, and that is slow, down, frozen, lying or restarted in turn. `--letta
+classic` uses the real classic server, slow or frozen in turn; `--letta app-server` uses the real
+App Server, slow, frozen or killed, and checks what it learned as well. Every so often a process is
+killed with SIGKILL and started again, or the sidecar and then a worker are. At the end all faults
+are removed, and what Letta has is compared with what the workers know to be acked, and with what
+the spool must have held where both were dead.
 
 The seed is printed first. The same seed draws the same kills and faults, though a kill finds the
 processes at whatever they are doing. The last printed line is JSON.

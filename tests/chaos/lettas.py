@@ -205,8 +205,8 @@ class StandIn(Letta):
 class RealServer(Letta):
     """The real Letta server, slow or frozen at times; it is not killed.
 
-    A run that was at work when the server died stays active forever, and look-ups treat it as running
-    for minutes, in which the loop could not go on. That case has a separate test.
+    A run that was at work when the server died stays active forever, and look-ups treat it as
+    running for minutes, in which the loop could not go on. That case has a separate test.
     """
 
     moods = ("well", "slow", "frozen")
@@ -271,8 +271,9 @@ class AppServer(Letta):
 
     Its workers teach it, so that what it learned is judged as well as what it got. A message counts
     in the conversation where it was digested, and twice if it was digested in two. If no history
-    shows that it was digested (the server keeps the end of an aborted turn only in memory), it counts
-    wherever it is stored. `cut_off` is the number of other copies, in conversations no longer used.
+    shows that it was digested (the server keeps the end of an aborted turn only in memory), it
+    counts wherever it is stored. `cut_off` is the number of other copies, in conversations no
+    longer used.
     """
 
     moods = ("well", "well", "slow", "slow", "frozen", "killed")

@@ -78,7 +78,7 @@ async def delivered(letta: Letta, post: Post) -> Post:
 
 async def until_it_says(world: AppServerWorld, agent_id: str, words: str) -> None:
     with anyio.fail_after(SETTLE_S):
-        while words not in await value_of(world.letta, agent_id):  # noqa: ASYNC110 - only asking tells
+        while words not in await value_of(world.letta, agent_id):  # noqa: ASYNC110 - no event
             await anyio.sleep(0.05)
 
 
@@ -125,7 +125,7 @@ async def at_work(world: AppServerWorld, post: Post) -> None:
         return any(post.batch_id in str(body) for body in world.stack.llm_requests(newest=10))
 
     with anyio.fail_after(SETTLE_S):
-        while not await anyio.to_thread.run_sync(asked):  # noqa: ASYNC110 - only asking tells
+        while not await anyio.to_thread.run_sync(asked):  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.05)
     assert await world.copies(post)
 
@@ -370,7 +370,7 @@ async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServ
     again = next_post(agent_id, post.conversation_id, "bye again")
     await letta.post(replace(again, final=True))
     with anyio.fail_after(SETTLE_S):
-        while not await reflections():  # noqa: ASYNC110 - only asking tells
+        while not await reflections():  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.1)
 
 

@@ -90,7 +90,7 @@ def only(kinds: list[str]) -> pytest.MarkDecorator:
 async def found_in_the_end(letta: Letta, post: Post) -> Finding:
     """Look up until nothing is at work any more."""
     with anyio.fail_after(SETTLE_S):
-        while (finding := await letta.find(post)) == "running":  # noqa: ASYNC110 - only asking tells
+        while (finding := await letta.find(post)) == "running":  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.1)
     return finding
 

@@ -1,8 +1,8 @@
 """Every body that VAPI's routes take or give, judged by VAPI's own types and by OpenAI's.
 
-The types of vapi-server-sdk 3.0.0 live in a venv of their own and judge in a process of their
-own; see tests/vapi/judge.py. What a model endpoint takes and gives is OpenAI's, so that is
-judged by openai's types.
+The types of vapi-server-sdk 3.0.0 are in a separate venv and check bodies in a separate process;
+see tests/vapi/judge.py. A model endpoint takes and gives OpenAI's bodies, so those are checked by
+the types of `openai`.
 """
 
 import copy

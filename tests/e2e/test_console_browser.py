@@ -294,7 +294,8 @@ def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) 
         assert tab.read(f"fetch('http://{here}/').then(() => 'read', () => 'refused')") == "refused"
         tab.read(
             "new Promise((done) => { const f = document.createElement('iframe');"
-            f" f.src = 'http://{here}/#{sidecar.token}'; f.onload = done; document.body.append(f); }})"
+            f" f.src = 'http://{here}/#{sidecar.token}'; f.onload = done;"
+            " document.body.append(f); })"
             ".then(() => true)"
         )
         assert any("frame-ancestors" in fault for fault in tab.faults)

@@ -100,11 +100,17 @@ def worker(
             "text",
         ),
         (
-            '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller","text":"\\ud800","at_s":1}',
+            (
+                '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller",'
+                '"text":"\\ud800","at_s":1}'
+            ),
             "",
         ),
         (
-            '{"type":"call.open","call":"c","channel":"livekit","hints":{"phone":7},"opened_at_s":1}',
+            (
+                '{"type":"call.open","call":"c","channel":"livekit",'
+                '"hints":{"phone":7},"opened_at_s":1}'
+            ),
             "hints.phone",
         ),
         (b"\xff\xfe", ""),

@@ -152,7 +152,8 @@ def test_a_workers_environment_has_nothing_of_the_sidecars(base: Path, tmp_path:
     """Without the extra, only those packages of `server` are there that livekit-agents needs."""
     looked = (
         "import json; from importlib.metadata import distributions; "
-        "print(json.dumps({d.name.lower().replace('_', '-'): d.requires or [] for d in distributions()}))"
+        "print(json.dumps({d.name.lower().replace('_', '-'): d.requires or []"
+        " for d in distributions()}))"
     )
     there: dict[str, list[str]] = json.loads(done(base / "bin/python", "-c", looked, cwd=tmp_path))
     assert {"letta-voice-sidecar", "livekit-agents", "websockets"} <= there.keys()

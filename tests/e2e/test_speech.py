@@ -1,7 +1,7 @@
 """A whole call with real speech: a voice, a recogniser, a model, a voice, all on this machine.
 
-Nothing is scripted: Piper speaks for the caller, Silero and Whisper hear, the demo model answers
-from the embedded Letta's memory, Piper speaks for the agent, and what reached the caller's ear is
+Nothing is scripted. Piper speaks for the caller, Silero and Whisper listen, the demo model answers
+from the embedded Letta's memory, Piper speaks for the agent, and what the caller hears is
 recognised again.
 """
 

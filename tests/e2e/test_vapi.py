@@ -232,7 +232,7 @@ class TestRecordedCalls:
         """A caller named late gets all of its words, and a body that names nobody no memory."""
         ask(sidecar, body("My dog is called Rex."))
         report(sidecar, ("user", "My dog is called Rex."))
-        # A batch that a kill leaves in doubt is held for longer than this test waits.
+        # A kill would leave a batch in doubt for longer than this test waits.
         eventually(lambda: sidecar.undelivered() == 0)
         nobody: dict[str, Any] = {"id": "call-2", "type": "inboundPhoneCall"}
         history = history_of((("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm.")))

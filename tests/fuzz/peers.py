@@ -1,7 +1,7 @@
 """Who sends the inputs: an HTTP client, a worker of the link and an open page, and what they saw.
 
 Each returns why an answer is a fault, or an empty text. A fault is a status of 5xx, an answer that
-does not come, a socket closed by an error of the sidecar's, and a line of its log that tells one.
+does not come, a socket closed by an error of the sidecar, or a line of its log that reports one.
 """
 
 import contextlib
@@ -94,15 +94,15 @@ class Frames:
     """Frames over one WebSocket, opened anew when the sidecar has closed it.
 
     Args:
-        url: Where to.
+        url: The address of the socket.
         barrier: A frame that is answered with an error at once. Its answer shows that the frames
             sent before it have been processed.
         answered: A text that this error holds and hardly any other.
         greetings: Sent at the start of each connection.
         first: The input is the first frame of a connection, which is answered or refused.
-        origin: As a browser sends it.
-        protocols: Offered.
-        bearer: The token that admits it; empty: none.
+        origin: The Origin header of a browser.
+        protocols: The subprotocols that are offered.
+        bearer: The token that opens the socket; empty for none.
     """
 
     url: str

@@ -1,7 +1,7 @@
 """Fixtures: the real Letta server, one of each kind for the whole test run.
 
-Tests share it, so each makes agents of its own. They skip where `make letta-server` has not run,
-except on CI, where a missing server is a failure.
+Tests share it, so each makes its own agents. They are skipped where `make letta-server` has not
+run, except on CI, where a missing server is a failure.
 """
 
 from collections.abc import Iterator

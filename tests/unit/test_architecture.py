@@ -37,8 +37,8 @@ class Room:
     """A row of the table.
 
     Attributes:
-        modules: The rooms it is of, as they are imported, or a path outside the package.
-        must_not: What the table says, or empty.
+        modules: The modules that the row is about, by import name, or a path outside the package.
+        must_not: The row's "must not", or empty.
     """
 
     modules: tuple[str, ...]
@@ -105,8 +105,8 @@ ABOVE_WIRE = PACKAGES - {"sidecar.llm", "sidecar.wire"}
 SIDECAR_ALONE = ABOVE_WIRE - {"sidecar.demo", "sidecar.worker"}
 CHANNELS = ("admin", "console", "link", "vapi")
 ADAPTERS = ("app_server", "embedded", "rest", "plug")
-# Each "must not" of the table: the imports that would break it, or the test that holds it where no
-# import would.
+# For each "must not" of the table, the imports that would break it, or, if it is not about imports,
+# the test that enforces it.
 GUARDS: dict[str, list[tuple[str, str]] | str] = {
     "voice_worker": "unit/test_architecture.py::test_the_worker_to_copy_imports_the_public_path",
     "sidecar.model": each(("sidecar.model", "sidecar.errors"), CLOCKS_AND_IO | PACKAGES),

@@ -92,9 +92,9 @@ class At:
 
 
 class Claimable:
-    """A batch, with what the journal and the relay keep of it from one step to the next.
+    """A batch, with what the journal and the relay keep of it between steps.
 
-    It is claimed with `Event.CLAIMED`. Jitter is left out: every wait is half of its ceiling.
+    It is claimed with `BatchEvent.CLAIMED`. Without jitter, every wait is half of its ceiling.
     """
 
     def __init__(self, *, turns: int = 1) -> None:
@@ -368,7 +368,7 @@ class TestDecide:
         assert 0.0 < released.due_s - 1.0 <= POLICY.retry_cap_s
 
 
-# A world around the table: lanes with batches, a Letta that lies about nothing but answers badly.
+# A state machine around the table: lanes with batches, and a Letta that is honest but unreliable.
 
 LANES = 2
 PER_LANE = 3
@@ -404,8 +404,8 @@ class Kept:
 class Oracle:
     """A Letta that stores whatever arrives, twice if it comes twice, and can find it.
 
-    `tries` holds when each reached it, when it landed, and the batch. One that is still on its
-    way (a slow network) shows in no look-up.
+    `tries` holds when each try reached it, when it landed, and the batch. A look-up does not find a
+    try that is still on its way, as on a slow network.
     """
 
     tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
@@ -518,7 +518,7 @@ class Deliveries(RuleBasedStateMachine):
                 self.letta.tries.append((now_s, now_s + 0.5, batch))
                 return BatchEvent.LOST
             case "long":
-                # The client is cut off at once; the server works on, up to the deadline.
+                # The client is cut off at once, and the server works on until the deadline.
                 self.letta.tries.append((now_s, now_s + POLICY.post_timeout_s, batch))
                 return BatchEvent.LOST
             case "late":

@@ -306,7 +306,10 @@ async def test_two_steps_never_share_a_call_id() -> None:
         ("what's my name, where do I live?", "Your name is Ada. You live in Lyon."),
         ("whats my name where do i live", "Your name is Ada. You live in Lyon."),
         (
-            "Hi. Do you remember what my name is, and also where I live? And what am I allergic to?",
+            (
+                "Hi. Do you remember what my name is, and also where I live?"
+                " And what am I allergic to?"
+            ),
             "Your name is Ada. You live in Lyon. You are allergic to nuts & seeds.",
         ),
         ("do you know what my dog is called and who I am", "Your dog is Rex. Your name is Ada."),

@@ -138,9 +138,10 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "xAI by LiteLLM",
         400,
         error(
-            'litellm.BadRequestError: XaiException - {"code":"Client specified an invalid argument",'
-            '"error":"Argument not supported on this model: frequencyPenalty"}\nNo fallback model group'
-            " found for original model_group=grok-4. Fallbacks=[{'mf-1': ['deepseek-v3']}]"
+            "litellm.BadRequestError: XaiException - "
+            '{"code":"Client specified an invalid argument",'
+            '"error":"Argument not supported on this model: frequencyPenalty"}\nNo fallback model'
+            " group found for original model_group=grok-4. Fallbacks=[{'mf-1': ['deepseek-v3']}]"
         ),
         "frequency_penalty",
     ),
@@ -157,8 +158,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Anthropic by Bedrock",
         400,
         (
-            b'{"message": "The model returned the following errors: temperature and top_p cannot both be'
-            b' specified for this model. Please use only one."}'
+            b'{"message": "The model returned the following errors: temperature and top_p cannot'
+            b' both be specified for this model. Please use only one."}'
         ),
         "top_p",
     ),
@@ -168,8 +169,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         400,
         (
             b'[{"error": {"code": 400, "message": "Invalid JSON payload received. Unknown name'
-            b' \\"frequency_penalty\\": Cannot find field.\\nInvalid JSON payload received. Unknown name'
-            b' \\"seed\\": Cannot find field.", "status": "INVALID_ARGUMENT"}}]'
+            b' \\"frequency_penalty\\": Cannot find field.\\nInvalid JSON payload received.'
+            b' Unknown name \\"seed\\": Cannot find field.", "status": "INVALID_ARGUMENT"}}]'
         ),
         "frequency_penalty seed",
     ),
@@ -182,7 +183,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         json.dumps(
             {
                 "object": "error",
-                "message": '{"detail":[{"type":"extra_forbidden","loc":["body","frequency_penalty"],'
+                "message": '{"detail":[{"type":"extra_forbidden",'
+                '"loc":["body","frequency_penalty"],'
                 '"msg":"Extra inputs are not permitted","input":"stop and seed"}]}',
                 "type": "internal_error_proxy",
             }
@@ -193,8 +195,9 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Mistral",
         422,
         (
-            b'{"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body",'
-            b' "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}]}}'
+            b'{"object": "error", "message": {"detail": [{"type": "extra_forbidden",'
+            b' "loc": ["body", "stream_options", "include_usage"],'
+            b' "msg": "Extra inputs are not permitted"}]}}'
         ),
         "stream_options",
     ),
@@ -235,8 +238,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Bedrock",
         400,
         (
-            b'{"message": "This model doesn\'t support the stopSequences field. Remove stopSequences and'
-            b' try again."}'
+            b'{"message": "This model doesn\'t support the stopSequences field.'
+            b' Remove stopSequences and try again."}'
         ),
         "stop",
     ),
@@ -275,8 +278,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "LiteLLM",
         400,
         error(
-            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while reasoning"
-            " is active. Only temperature=1 is supported. To drop unsupported params set"
+            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while"
+            " reasoning is active. Only temperature=1 is supported. To drop unsupported params set"
             " `litellm.drop_params = True`."
         ),
         "temperature",
@@ -291,8 +294,9 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "OpenRouter",
         404,
         (
-            b'{"error": {"message": "No endpoints found that support the provided \'tool_choice\' value.'
-            b' To learn more about provider routing, visit: https://openrouter.ai/docs", "code": 404}}'
+            b'{"error": {"message": "No endpoints found that support the provided'
+            b" 'tool_choice' value. To learn more about provider routing,"
+            b' visit: https://openrouter.ai/docs", "code": 404}}'
         ),
         "tool_choice",
     ),
@@ -365,7 +369,10 @@ TEMPLATES: list[tuple[int, bytes, Roles]] = [
             "No user query found in messages.",
             "* GenerateContentRequest.contents: contents is not specified",
             "messages: at least one message is required",
-            "Expected last role User or Tool (or Assistant with prefix True) for serving but got system",
+            (
+                "Expected last role User or Tool (or Assistant with prefix True)"
+                " for serving but got system"
+            ),
         )
     ),
     (

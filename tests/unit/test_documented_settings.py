@@ -50,8 +50,8 @@ class Row:
 
     Attributes:
         name: The variable.
-        second: The one that is read where the first is unset, or empty.
-        default: What the table says, without marks of code.
+        second: The variable that is read if the first is unset, or empty.
+        default: The default in the table, without backticks.
     """
 
     name: str

@@ -193,7 +193,7 @@ async def test_reads_fail_when_told_to() -> None:
     """A read can fail with an error, a cut connection or an empty list."""
     async with adapted() as (letta, stand_in):
         post = await a_post(letta)
-        # aiohttp asks once more by itself when a kept connection is cut before the answer to a GET.
+        # aiohttp repeats a GET by itself if a kept connection is cut before the answer.
         for faults in (["unavailable"], ["cut_before", "cut_before"]):
             stand_in.draw.script = msgspec.convert({"reads": {"next": faults}}, FaultScript)
             with pytest.raises(LettaUnavailable):

@@ -168,7 +168,7 @@ THE_KEEPER = Hints(caller="keeper")
 PHONE, PHONE_2 = Hints(phone="+12025550100"), Hints(phone="+12025550101")
 IS_ADA, IS_WANDA = Hints(identity="ada"), Hints(identity="wanda")
 
-# What happens, step by step: `+` joins, `-` leaves, `>` is listened to, `!` says something.
+# Steps: `+` joins, `-` leaves, `>` is listened to, `!` says something, `*` was there before.
 # Then the hints of each call of the job, in order.
 MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] = {
     "a person alone": (KEEPER, [("+", ADA), (">", ADA)], [THE_KEEPER]),
@@ -533,8 +533,8 @@ def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
     metadata: dict[str, str], steps: list[tuple[str, Person, bool]], shared: bool
 ) -> None:
     """Memory and words are always those of the one linked person, whatever people do."""
-    # While another person is in the room there is no memory, unless the line is shared. And nobody
-    # speaks as the caller whom the job names after somebody else did, but who bears that name.
+    # Unless the line is shared, there is no memory while another person is in the room. At most one
+    # person speaks as the caller whom the job names, not counting one who bears that very name.
 
     async def run() -> Party:
         with job(json.dumps(metadata), FakeRoom()) as ctx:

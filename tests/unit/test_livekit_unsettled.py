@@ -44,8 +44,8 @@ class Ended:
 class Conversation(RuleBasedStateMachine):
     """A caller who speaks, and a session that commits, drops, changes and forgets turns.
 
-    What a turn holds is kept here as LiveKit's `AudioRecognition` keeps it: the finals since the
-    last turn ended, and the interim.
+    It keeps what a turn holds as LiveKit's `AudioRecognition` does: the finals since the last turn
+    ended, and the interim.
     """
 
     def __init__(self) -> None:

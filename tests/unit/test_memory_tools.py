@@ -36,7 +36,8 @@ held = st.lists(
 )
 PARTS = ["description", "/description", "metadata", "/metadata", "value", "/value"]
 BLOCK = re.compile(
-    r"<([^<>]+)>\n<description>\n([^<>]*)\n</description>\n<metadata>\n(?:- [a-z_]+=\w+\n)+</metadata>"
+    r"<([^<>]+)>\n<description>\n([^<>]*)\n</description>\n"
+    r"<metadata>\n(?:- [a-z_]+=\w+\n)+</metadata>"
     r"\n<value>\n([^<>]*)\n</value>\n</\1>\n"
 )
 

@@ -390,10 +390,10 @@ async def test_what_nobody_hears_is_silence(first: bytes, silent: bytes) -> None
 
 
 class Strict:
-    """A server that takes one dialect alone, and says of anything else what it does not take.
+    """A server that accepts only one dialect, and refuses every other with the reason.
 
     Args:
-        refuses: Returns what it answers a body with, as status and text; None: it takes it.
+        refuses: Returns the status and text that refuse a body; None to accept it.
     """
 
     def __init__(self, refuses: Callable[[dict[str, Any]], tuple[int, str] | None]) -> None:

@@ -33,7 +33,8 @@ def livekit(history: Sequence[Said], guidance: str, memory: str, *, strict: bool
     for role, text in history:
         context.add_message(role=role, content=text)  # type: ignore[arg-type]
     prompt = with_memory(context, memory, guidance, joined=strict)
-    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - livekit says no more than `dict`
+    # LiveKit types the result as no more than `dict`.
+    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return read(written)
 
 

@@ -31,10 +31,10 @@ class Shared:
     """A variable of both ends.
 
     Attributes:
-        texts: What it may say, good and bad.
-        worker: What the worker makes of an environment.
-        sidecar: What the sidecar makes of its settings; the same.
-        beside: What else is set.
+        texts: Values of it, good and bad.
+        worker: Returns what the worker reads from an environment.
+        sidecar: Returns the same from the sidecar's settings.
+        beside: Other variables that are set.
     """
 
     texts: tuple[str, ...]

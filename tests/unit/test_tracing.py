@@ -332,7 +332,10 @@ async def test_a_collector_that_hangs_holds_nobody_up() -> None:
 
 def test_with_no_variable_set_opentelemetry_is_not_even_imported() -> None:
     """Without traces the sidecar process does not import OpenTelemetry."""
-    code = "import sys, sidecar.app.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    code = (
+        "import sys, sidecar.app.serve; "
+        "sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

@@ -57,7 +57,7 @@ class Scripted:
     """A model's server that follows a script: bytes to send, seconds to wait, errors to raise.
 
     Args:
-        script: Of each request, by its body.
+        script: Returns the steps of the answer to a request's body.
     """
 
     def __init__(self, script: Callable[[dict[str, Any]], Sequence[Any]]) -> None:
