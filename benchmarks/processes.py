@@ -34,7 +34,7 @@ def sidecar(data_dir: Path, letta: "LettaProcess | None", **settings: str) -> Si
 
 
 class LettaProcess:
-    """A stand-in for a Letta server, in a process of its own.
+    """A stand-in for a Letta server, in a separate process.
 
     Args:
         delay_ms: How long it digests each post.

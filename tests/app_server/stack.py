@@ -1,6 +1,6 @@
 """A real Letta Code App Server on this machine, with a stand-in LLM.
 
-`python -m tests.app_server.stack` starts one for a look around.
+`python -m tests.app_server.stack` starts one to look around.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Each trap of the App Server, sprung on the adapter: nothing is lost, doubled or made up."""
+"""Oddities of the App Server in which the adapter must not lose, double or invent anything."""
 
 import shutil
 import subprocess
@@ -267,7 +267,7 @@ async def test_what_was_accepted_and_not_run_goes_out_again() -> None:
 
 
 async def test_an_input_that_was_queued_is_taken_back() -> None:
-    """A batch queued behind another turn is taken back, since queued inputs are made into one."""
+    """A queued batch is taken back, since the server merges queued inputs into one."""
     removed: list[str] = []
     runtime = {"agent_id": "a", "conversation_id": "c"}
 
@@ -309,7 +309,7 @@ async def test_a_batch_is_one_user_message_in_a_conversation_of_its_call(
 
 
 async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
-    """A conversation at work for somebody else takes no batch of ours, and later takes it once."""
+    """A conversation busy with another process refuses a batch, and takes it later."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "one")
     second = next_post(agent_id, post.conversation_id, "two")
@@ -352,7 +352,7 @@ async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
 
 
 async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServerWorld) -> None:
-    """Asked to, the server reflects once the last batch of a call is digested, and not before."""
+    """With `reflect`, the server reflects after a call's last batch is digested."""
     letta = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0, reflect=True)
     world.opened.append(letta)
     agent_id = await new_agent(world)
@@ -378,7 +378,7 @@ async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServ
 
 
 async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
-    """The same edit of the same batch is one commit; of another batch it is a second one."""
+    """An edit repeated for the same batch is made once, and made again for another batch."""
     agent_id = await new_agent(world)
     call = ToolCall("call", "memory_insert", '{"label": "human", "new_str": "Has 1 dog"}')
     memory = AgentMemory(world.bare, timeout_s=15.0)
@@ -452,7 +452,7 @@ async def test_a_frame_without_a_reply_ends_at_its_deadline() -> None:
     async with scripted(says_nothing) as url:
         letta = AppServerLetta(url, None, read_timeout_s=0.3)
         post = next_post("a", "c", "hello")
-        with anyio.fail_after(SETTLE_S):  # nothing answers: a deadline alone can end these
+        with anyio.fail_after(SETTLE_S):  # nothing answers, so only a deadline can end these
             with pytest.raises(LettaUnavailable):
                 await letta.read_blocks("a")
             with pytest.raises(LettaUnavailable):
@@ -471,7 +471,7 @@ async def test_an_unknown_frame_gets_no_reply(world: AppServerWorld) -> None:
 
 
 async def test_another_protocol_version_is_refused_by_name() -> None:
-    """A server of another protocol version is not talked to; the error says which it speaks."""
+    """A server of another protocol version is refused, and the error names its version."""
 
     async def is_not_asked(frame: Frame, _: Say) -> None:
         pytest.fail(f"the version was not refused: {frame['type']}")
@@ -496,14 +496,14 @@ async def test_a_token_that_is_absent_is_denied(world: AppServerWorld) -> None:
 
 
 def break_repository(world: AppServerWorld, agent_id: str) -> None:
-    """Leave an agent's memory as a server does that is killed while it makes the repository."""
+    """Damage an agent's memory like a server killed while it makes the repository."""
     git = next(world.stack.home.rglob(f"{agent_id}/memory/.git"))
     shutil.rmtree(git)
     git.mkdir()
 
 
 def empty_memory(world: AppServerWorld, agent_id: str) -> None:
-    """Leave an agent's memory as a server makes it that was killed before it had made a file."""
+    """Empty an agent's memory like a server killed before it makes a file."""
     memory = next(world.stack.home.rglob(f"{agent_id}/memory"))
     for path in memory.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""The journal under kills, torn files, full disks and clocks that are set."""
+"""The journal under kills, torn files, full disks and changes of the clock."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def turn(n: int, text: str = "") -> Turn:
 
 
 def run_appender(path: Path, first: int, *, lines: int) -> list[int]:
-    """Append from `first` on, kill -9 after so many acks, and return what was acked."""
+    """Append from `first` on, kill -9 after `lines` acks, and return what was acked."""
     command = [sys.executable, str(HERE / "appender.py"), str(path), str(first)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as child:
@@ -119,7 +119,7 @@ class TestTornFiles:
     async def test_a_damaged_file_is_named(
         self, tmp_path: Path, dice: random.Random, kind: str
     ) -> None:
-        """A file damaged beyond recovery is refused with a hint, and left as it is."""
+        """A file damaged beyond recovery is refused with a hint, and left unchanged."""
         path = tmp_path / "journal.db"
         journal = await filled(path, 200)
         await journal.aclose()
@@ -149,7 +149,7 @@ class TestTornFiles:
 
 @contextmanager
 def largest_file(limit_bytes: int) -> Generator[None]:
-    """Let no file of this process grow beyond a size: writes fail as on a full disk."""
+    """Limit the size of this process's files, so that writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chaos
 
 
 class TestOracle:
-    """The ledger's judgement, on hand-written histories."""
+    """The verdict on hand-written ledgers and messages."""
 
     LEDGER = read_ledgers(
         [

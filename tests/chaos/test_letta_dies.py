@@ -1,4 +1,4 @@
-"""The REST adapter tells the truth when the real Letta server dies, freezes or loses its Redis."""
+"""The REST adapter reports truly when the real Letta server dies, freezes or loses Redis."""
 
 import time
 from collections.abc import AsyncIterator
@@ -71,7 +71,7 @@ async def test_a_batch_survives_a_server_killed_over_it(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
     """A run that died with its server counts as running until the cut-off, then as absent."""
-    # The dead run's lock refuses the batch until it expires after 300 s; here Redis is emptied.
+    # The dead run's lock in Redis would refuse the batch for 300 s, so Redis is emptied here.
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
     await world.hold_model()
@@ -112,7 +112,7 @@ async def test_a_frozen_server_keeps_nobody_waiting(
     world.opened.append(hasty)
     letta_server.pause_letta()
     try:
-        with anyio.fail_after(SETTLE_S):  # it answers nothing: a deadline alone can end these
+        with anyio.fail_after(SETTLE_S):  # it answers nothing, so only a deadline can end these
             with pytest.raises(LettaUnavailable):
                 await hasty.read_blocks(agent_id)
             with pytest.raises(OutcomeUnknown):

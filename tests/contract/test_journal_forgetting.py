@@ -1,4 +1,4 @@
-"""What every journal promises about forgetting a caller, whatever keeps it."""
+"""What every journal promises about forgetting a caller."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -128,7 +128,7 @@ async def test_another_caller_of_the_same_agent_keeps_everything(
 
 
 async def test_a_caller_on_the_line_is_not_erased(journal: Journal, clock: Clock) -> None:
-    """A live call, or a batch on its way, stops the erasure before anything is gone."""
+    """A live call or a batch under way stops the erasure before anything is erased."""
     await had(journal, "one", ref=OWN, caller_key="k1", closed=False)
     with pytest.raises(CallerBusy):
         await journal.erase_caller("k1", now_s=clock())

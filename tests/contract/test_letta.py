@@ -44,7 +44,7 @@ REAL = ["real", "real-no-redis"]
 REST = [*STAND_INS, *REAL]
 APP_SERVER = "app-server"
 EVERY = ["embedded", *REST, APP_SERVER]
-# Those that take one post of a conversation at a time and know a batch by its otid.
+# Those that take one post of a conversation at a time and recognise a batch by its otid.
 LOCKING = ["embedded", "stand-in", "real", APP_SERVER]
 WITH_KEY = ["stand-in", "real", APP_SERVER]
 
@@ -83,12 +83,12 @@ async def world(
 
 
 def only(kinds: list[str]) -> pytest.MarkDecorator:
-    """Run a test in these worlds alone."""
+    """Run a test in these worlds only."""
     return pytest.mark.parametrize("kind", marked(kinds))
 
 
 async def found_in_the_end(letta: Letta, post: Post) -> Finding:
-    """Look up until nothing is at work any more."""
+    """Look up until nothing is at work."""
     with anyio.fail_after(SETTLE_S):
         while (finding := await letta.find(post)) == "running":  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.1)
@@ -99,7 +99,7 @@ async def found_in_the_end(letta: Letta, post: Post) -> Finding:
 
 
 async def test_blocks_come_whole_exact_and_sorted(world: World) -> None:
-    """Every block is read, sorted by label, its value as it was to the last character."""
+    """A read returns every block, sorted by label, with its value unchanged."""
     written = (
         Block("zeta", "tab\there\nand a line", "last"),
         Block("alpha", "Grüße, 你好, 🦜‍🔥, <human>&amp;</human>", "first", limit_chars=9_000),
@@ -232,7 +232,7 @@ async def test_an_agent_of_another_letta_is_not_found(world: World) -> None:
 
 @only(LOCKING)
 async def test_the_same_post_twice_is_stored_once(world: World) -> None:
-    """A batch posted again under its otid joins the run it started: stored once, digested once."""
+    """A batch posted again under its otid is stored once and digested once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 1 dog]]")
     await world.letta.post(post)
@@ -391,7 +391,7 @@ async def test_a_deleted_conversation_asks_for_a_new_one(world: RestWorld) -> No
 
 @only(REAL)
 async def test_a_conversation_that_waits_for_approval_asks_for_a_new_one(world: RestWorld) -> None:
-    """A conversation stuck on a tool's approval takes nothing more; a new one takes the batch."""
+    """A conversation that waits for a tool's approval takes no batch, and a new one does."""
     made = await world.bare.agents.create(
         agent_type="letta_v1_agent",
         name="asks first",

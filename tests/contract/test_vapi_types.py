@@ -1,4 +1,4 @@
-"""Every body that VAPI's routes take or give, judged by VAPI's own types and by OpenAI's.
+"""Every body that VAPI's routes take or give, checked by VAPI's own types and OpenAI's.
 
 The types of vapi-server-sdk 3.0.0 are in a separate venv and check bodies in a separate process;
 see tests/vapi/judge.py. A model endpoint takes and gives OpenAI's bodies, so those are checked by
@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "vapi"
-# The published OpenAPI types this as an object; the API takes and shows the words.
+# The published OpenAPI types this as an object; the API accepts and returns strings.
 KNOWN_GAP = "backoffPlan.type: Input should be a valid dictionary"
 
 
 def judged(python: Path, asked: Mapping[str, tuple[str, object]]) -> dict[str, list[str]]:
-    """Return VAPI's complaints about bodies, by name. One process judges them all."""
+    """Return VAPI's complaints about bodies, by name. One process checks them all."""
     sent = [{"name": name, "type": kind, "body": body} for name, (kind, body) in asked.items()]
     done = subprocess.run(
         [str(python), str(ROOT / "tests" / "vapi" / "judge.py")],
@@ -171,7 +171,7 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ob
 
 @pytest.fixture(scope="module")
 def verdicts(
-    judge: Path,  # first, for it may skip
+    judge: Path,  # first, as it may skip the test
     answers: dict[str, tuple[str, object]],
     commands: dict[str, tuple[str, object]],
     created: dict[str, tuple[str, object]],

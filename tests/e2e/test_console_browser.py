@@ -88,7 +88,7 @@ def page(browser: Browser, sidecar: SidecarProcess, *, before: str = "") -> Gene
 
 
 def call(tab: Tab, name: str) -> None:
-    """Call under a name, from the keyboard."""
+    """Start a call under a name, with the keyboard."""
     tab.read(
         "(() => { const f = document.querySelector('input.caller'); f.focus(); f.select(); })()"
     )
@@ -303,7 +303,7 @@ def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) 
 
 
 class ForeignSite(BaseHTTPRequestHandler):
-    """Serves a page of somebody else."""
+    """Serves a page of another site."""
 
     def do_GET(self) -> None:
         self.send_response(200)

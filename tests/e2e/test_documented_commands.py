@@ -136,8 +136,8 @@ class Known:
     """A command that is not run here.
 
     Attributes:
-        looked_at: Given its words after the first; fails where it can't be right.
-        proven_by: Where the real thing runs: a test below tests/, or a script.
+        looked_at: Checks the words after the first, and fails if they can't be right.
+        proven_by: The test below tests/, or the script, that runs the real thing.
     """
 
     looked_at: Callable[[list[str]], None]

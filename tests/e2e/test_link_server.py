@@ -1,4 +1,4 @@
-"""The sidecar's end of the link against peers that are strange, wrong or hostile."""
+"""The sidecar's end of the link with peers that are strange, wrong or hostile."""
 
 import json
 import socket

@@ -65,7 +65,7 @@ def until_answered(sidecar: SidecarProcess, question: str, word: str) -> None:
 def test_a_second_start_finds_the_same_agent_and_memory(
     tmp_path: Path, app_server_program: Path
 ) -> None:
-    """Without a key a real agent remembers over kill -9, and its log names the calls."""
+    """Without a key a real agent remembers over kill -9, and `memory log` names its calls."""
     env = env_of(app_server_program)
     cli = Cli(tmp_path / "data", **env)
     sidecar = SidecarProcess(tmp_path / "data", env)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 
 def figures(sidecar: SidecarProcess) -> dict[str, float]:
-    """Samples summed over their labels."""
+    """Samples, summed over their labels."""
     status, text = get(f"{sidecar.url}/metrics")
     assert status == 200
     found: dict[str, float] = {}

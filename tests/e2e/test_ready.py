@@ -1,4 +1,4 @@
-"""`sidecar ready`, as health checks ask it."""
+"""`sidecar ready`, as health checks run it."""
 
 import json
 import os

@@ -263,7 +263,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
             eventually(lambda: answers(f"{url}/readyz"), within_s=120)
             assert image.run(stage.health, env) == (0, "ready\n")
             assert {path: get(f"{url}{path}")[0] for path in PATHS} == dict.fromkeys(PATHS, 200)
-            assert get(f"{url}/")[0] == 404  # the page is loopback's alone
+            assert get(f"{url}/")[0] == 404  # the page is served on loopback only
         finally:
             process.terminate()
             log, _ = process.communicate(timeout=120)

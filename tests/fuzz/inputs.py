@@ -1,4 +1,4 @@
-"""Inputs that nobody means to send: a wrong type, size or nesting at every field of a document.
+"""Inputs that nobody sends on purpose: a wrong type, size or nesting in every field.
 
 Everything comes from a seed. Documents are JSON values in which a leaf may be a `Raw`, JSON text
 that Python could not write: an integer of 5,000 digits, half a character, a thousand brackets.
@@ -244,7 +244,7 @@ def at(document: Any, path: Path) -> Any:
 
 
 def minimised(document: object, fails: Callable[[object], bool], *, tries: int = 400) -> object:
-    """Return a smaller document that fails as well: fields left out, values made plain."""
+    """Return a smaller document that still fails, with fields left out and simpler values."""
     left = tries
 
     def still(candidate: object) -> bool:

@@ -1,4 +1,4 @@
-"""Who sends the inputs: an HTTP client, a worker of the link and an open page, and what they saw.
+"""The senders of the inputs: an HTTP client, a worker of the link and an open page.
 
 Each returns why an answer is a fault, or an empty text. A fault is a status of 5xx, an answer that
 does not come, a socket closed by an error of the sidecar, or a line of its log that reports one.
@@ -33,7 +33,7 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         ...
 
 
@@ -172,7 +172,7 @@ class Frames:
 
 
 def link(process: SidecarProcess, *, first: bool, bearer: str) -> Frames:
-    """A worker: its first frame is the input, or each one after a good start."""
+    """A worker; the input is its first frame, or any frame after a valid start."""
     return Frames(
         process.link_url,
         '{"type":"turn","call":"the barrier"}',
@@ -188,7 +188,7 @@ PAGE_CALL = "console-0aa0a3c4-6b1e-4aa2-9d0e-3f5b8a1c2d44"
 
 
 def page(process: SidecarProcess, *, first: bool) -> Frames:
-    """A page: its first frame is the input, or each one after a good start."""
+    """A page; the input is its first frame, or any frame after a valid start."""
     hello = json.dumps({"type": "hello", "token": process.token})
     start = json.dumps({"type": "call.start", "call": PAGE_CALL, "caller": "Ada"})
     return Frames(

@@ -1,6 +1,6 @@
 """A real classic Letta server on this machine: PostgreSQL with pgvector, Redis, a stand-in LLM.
 
-`python -m tests.letta_server.stack [--no-redis]` starts one for a look around.
+`python -m tests.letta_server.stack [--no-redis]` starts one to look around.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def installed() -> bool:
 
 
 class LettaStack(Stack):
-    """PostgreSQL, Redis if asked for, the stand-in LLM and the server.
+    """PostgreSQL, Redis if wanted, the stand-in LLM and the server.
 
     Args:
         workdir: For logs and the server's own files; made if absent.

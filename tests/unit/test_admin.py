@@ -1,4 +1,4 @@
-"""What the command line asks of a running sidecar."""
+"""The commands that the command line sends to a running sidecar."""
 
 import json
 from collections.abc import MutableMapping
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio"
 
 
 class Line:
-    """A live call that notes what it is told."""
+    """A live call that notes its commands."""
 
     def __init__(self, call_id: str) -> None:
         self.call = Call(f"t/{call_id}", AgentRef("t"), "livekit", "", 0.0)

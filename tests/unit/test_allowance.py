@@ -1,4 +1,4 @@
-"""Bytes held for peers, each on its own and together."""
+"""Bytes held for peers, for each one and for all of them."""
 
 import anyio
 import pytest

@@ -1,4 +1,4 @@
-"""What a conversation on the App Server tells of a batch."""
+"""What a conversation on the App Server shows about a batch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Memory on an App Server that answers by halves, without a server."""
+"""Memory on a fake App Server that answers only some requests."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager

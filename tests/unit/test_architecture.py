@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md draws the tree as it is, and each rule in it has a guard."""
+"""ARCHITECTURE.md shows the real tree, and each rule in it has a guard."""
 
 import ast
 import re
@@ -64,7 +64,7 @@ def within(module: str, places: list[str]) -> bool:
 
 
 def layers() -> list[list[str]]:
-    """The lines of the first contract, from the top, each with the rooms on it."""
+    """The lines of the first contract from the top, each with its modules."""
     return [line.split(" | ") for line in CONTRACTS[0]["layers"]]
 
 
@@ -242,7 +242,7 @@ def test_no_demo_model_where_one_is_configured(name: str) -> None:
 
 
 def test_one_word_is_one_class() -> None:
-    """No two public classes of the package have one name."""
+    """No two public classes of the package have the same name."""
     places: dict[str, list[str]] = {}
     for path in sorted((ROOT / "sidecar").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""Archival memory, asked while somebody waits, in virtual time."""
+"""Searches of archival memory while a caller waits, in virtual time."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ class Bench:
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=trio.current_time)
 
     async def search(self, question: str, *, agent: str = "a", budget_s: float = 1.0) -> float:
-        """Search, expecting what the source has; return the seconds it took."""
+        """Search, expecting what the source has; return how many seconds it took."""
         began_s = trio.current_time()
         assert await self.archive.search(agent, question, budget_s=budget_s) == self.source.found
         return trio.current_time() - began_s

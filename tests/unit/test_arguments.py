@@ -1,4 +1,4 @@
-"""Each argument and option of each command, given what it can't be: exit code 2, by its name."""
+"""Bad values for every argument and option of every command: exit code 2 and its name."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Every command with each setting broken: it says which, and what to do, and never a traceback."""
+"""Every command with each setting broken names it and a remedy, without a traceback."""
 
 import os
 import subprocess

@@ -869,7 +869,7 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
         for n in range(200):
             live.speech_started()
             live, ear = await bench.open("c1")
-            assert ear.views or n == 0  # while it is on its way, what is at hand comes at once
+            assert ear.views or n == 0  # during a read, the memory held comes at once
         assert trio.lowlevel.current_statistics().tasks_living < before + 20
         await ear.settled()
         bench.letta.delay_s = 0.0  # a poll may be under way at any moment

@@ -1,4 +1,4 @@
-"""What a channel may be called: an open id, the same wherever it goes, or refused by name."""
+"""Names of channels: an open id that is the same everywhere, or is refused by name."""
 
 import json
 import re
@@ -92,7 +92,7 @@ def test_over_the_link_a_name_comes_through_or_is_refused_by_field_and_rule(name
         decode_from_worker(opening(name))
     error = refused.value
     assert "malformed" == error.code
-    if not any("\ud800" <= character <= "\udfff" for character in name):  # else it is no JSON
+    if not any("\ud800" <= character <= "\udfff" for character in name):  # otherwise it is no JSON
         assert ("channel", "c1") == (error.field, error.call)
         assert f"field `channel`: {CHANNEL_RULE}" == error.message
 
@@ -193,7 +193,7 @@ async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
 
 
 def shown(call: Call) -> tuple[str, str]:
-    """Return the channel as `--json` says it, and as the message to Letta does."""
+    """Return the channel as `--json` shows it, and as the message to Letta does."""
     (told,) = re.findall(r'"channel": (".*")', show.json_line({"channel": call.channel}))
     batch = Batch("b", "l", call, "a", 1, (), 0, False, 0.0, 0.0, 0.0, last_part=False)
     (posted,) = re.findall(r' channel="([^"]*)"', render_batch(batch))

@@ -39,7 +39,7 @@ def test_no_setting_is_needed() -> None:
 
 
 def test_every_wrong_field_is_named_with_its_remedy() -> None:
-    """Three mistakes give three lines, not the first one only."""
+    """Three mistakes give three lines, not only the first."""
     fields = wrong(
         {"SIDECAR_PORT": "many", "SIDECAR_POST_MAX_TURNS": "0", "LETTA_BASE_URL": "letta:8283"}
     )
@@ -62,7 +62,7 @@ def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
 def test_beyond_this_machine_a_secret_is_needed(host: str) -> None:
-    """Binding to the network without a token is refused and names the setting that mends it."""
+    """Binding to the network without a token is refused and names the setting that fixes it."""
     assert "SIDECAR_LINK_TOKEN" in wrong({"SIDECAR_HOST": host})["SIDECAR_HOST"]
     assert load({"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": SECRET}).host == host
 
@@ -145,7 +145,7 @@ WORKERS = {
 
 
 def good() -> dict[str, str]:
-    """A value of each setting that is taken, not its default."""
+    """A valid value of each setting other than its default."""
     texts = {
         "SIDECAR_HOST": "::1",
         "SIDECAR_TENANTS": json.dumps({"acme": SECRET + "a"}),
@@ -188,7 +188,7 @@ TOGETHER = {
 
 
 def alone(name: str) -> dict[str, str]:
-    """One setting with what must be set beside it."""
+    """One setting, with the others that it needs."""
     return {one: GOOD[one] for one in (name, *TOGETHER.get(name, ()))}
 
 
@@ -241,7 +241,7 @@ def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
     assert language_model(padded | {"LLM_MODEL": blank}).name == language_model(clean).name
     code = "import voice_worker; print(repr(voice_worker.DISCLOSURE))"
     environ = {"PATH": "/bin", "VOICE_DISCLOSURE": blank, "LIVEKIT_AGENT_NAME": blank}
-    if blank in {"", " \r\n"}:  # a process each: two of the six will do
+    if blank in {"", " \r\n"}:  # each is a process, so two of the six are enough
         done = subprocess.run(
             [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
         )
@@ -453,7 +453,7 @@ def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> N
 
 
 def test_an_app_server_is_asked_for_by_its_url() -> None:
-    """LETTA_APP_SERVER_URL chooses the App Server, and wants a WebSocket's scheme."""
+    """LETTA_APP_SERVER_URL chooses the App Server, and must have a WebSocket's scheme."""
     assert load({"LETTA_APP_SERVER_URL": "ws://127.0.0.1:4500/"}).letta_generation == "app-server"
     with pytest.raises(ConfigError) as wrong:
         load({"LETTA_APP_SERVER_URL": "http://127.0.0.1:4500"})

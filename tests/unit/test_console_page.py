@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
-    """The page works under a policy that allows its own files alone; no file names a host."""
+    """The page's policy allows only its own files, and no file names a host."""
     page = Page()
     assert page.inline == []
     assert [n for _, n, _ in page.attributes if n.startswith("on") or n == "style"] == []
@@ -71,7 +71,7 @@ def test_every_script_that_is_imported_is_there() -> None:
 
 
 def test_words_are_never_taken_for_markup() -> None:
-    """What was said and remembered reaches the page as text only."""
+    """Words and memory are put into the page only as text."""
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|\bstyle=\$"
     )

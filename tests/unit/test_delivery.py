@@ -139,7 +139,7 @@ def a_batch(*, turns: int = 1) -> Playbook[At, Step]:
 
 
 def again(due_s: float, *, unknown: bool = False, over: bool = True) -> Release:
-    near: Any = pytest.approx(due_s)  # a placeholder
+    near: Any = pytest.approx(due_s)  # stands for a float
     return Release(near, unknown=unknown, over=over)
 
 
@@ -559,7 +559,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Once Letta is well again, all is delivered, within a bounded time."""
+        """Once Letta works again, all is delivered within a bounded time."""
         if not self.lanes:
             return
         deadline_s = self.now_s + 10 * PER_LANE * POLICY.horizon_s

@@ -1,4 +1,4 @@
-"""The documents speak of things that exist."""
+"""The documents name only things that exist."""
 
 import ast
 import re
@@ -58,7 +58,7 @@ def test_what_a_page_on_extending_names_exists(page: Path) -> None:
     paths = re.findall(r"`((?:sidecar|tests|docs|ops|examples)/[^`:]*|\w+\.(?:toml|yml|md))`", text)
     assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
     for name in re.findall(r"`(sidecar\.[\w.]+)`", text):
-        resolve_name(name)  # raises for one that is not there
+        resolve_name(name)  # raises if it does not exist
     assert absent(named_tests(text)) == []
     known = {contract["name"] for contract in CONTRACTS["contracts"]}
     contracts = re.findall(r"[Cc]ontract `([^`]+)`", text)
@@ -101,7 +101,7 @@ def texts_for_people() -> dict[str, str]:
 
 
 def test_texts_for_people_use_the_fields_plain_verbs() -> None:
-    """No text that people read first makes a native engineer stop at a word."""
+    """No text that people read first has one of the odd words below."""
     odd = r"\b(heed(?:s|ed)?|at hand|comes of it|what is left|is no dead letter)\b"
     found = {name: re.findall(odd, text) for name, text in texts_for_people().items()}
     assert {name: words for name, words in found.items() if words} == {}
@@ -116,7 +116,7 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
 
 
 def test_the_make_targets_that_documents_name_exist() -> None:
-    """`make something` in a document works."""
+    """Each `make` target in a document exists."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE))

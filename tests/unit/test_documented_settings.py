@@ -1,4 +1,4 @@
-"""Each setting of the sidecar and of the worker stands in its table, with its default."""
+"""Each setting of the sidecar and of the worker is in its table, with its default."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 HOME = "/home/somebody"
 SIDECAR_TABLES = (("README.md", "Settings"), ("docs/vapi.md", "Settings"))
 WORKER_TABLES = (("docs/livekit.md", "Settings of the worker"),)
-# What is no value of ours, in the words of its table.
+# Defaults that are no value in the code, in the words of the tables.
 IN_WORDS = {
     "SIDECAR_LINK_TOKEN": "made at the first start",
     "LETTA_AGENT_MODEL": "the server's",
@@ -41,7 +41,7 @@ OF_THE_WORKER_IN_WORDS = {
 OF_OTHERS = {
     "LETTA_REDIS_HOST": "a Letta server's own",
 }
-"""Named in a document, and read by neither the sidecar nor the worker."""
+"""Variables in a document that neither the sidecar nor the worker reads."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ SPEC = AgentSpec(
 
 
 class Scripted(Llm):
-    """Answers with the given replies, then with plain text; records what it was shown."""
+    """Answers with the given replies, then with plain text; keeps every prompt."""
 
     def __init__(self, *replies: Reply | Exception) -> None:
         self.replies = list(replies)
@@ -387,7 +387,7 @@ async def test_a_spec_that_makes_no_sense_is_rejected(tmp_path: Path, blocks: li
 
 
 async def test_the_file_is_private(tmp_path: Path) -> None:
-    """The file and what SQLite puts beside it are the owner's alone, whatever the umask."""
+    """The file and SQLite's files beside it are readable by their owner only, under any umask."""
     before = os.umask(0)
     try:
         async with opened(tmp_path / "new") as letta:

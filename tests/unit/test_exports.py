@@ -1,4 +1,4 @@
-"""What the package shows to the outside: one short path for a LiveKit worker, and its version."""
+"""The package's public names: one short path for a LiveKit worker, and the version."""
 
 import json
 import re

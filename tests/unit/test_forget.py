@@ -1,4 +1,4 @@
-"""Forgetting a caller: what goes, what stays, and what is said when something can't go."""
+"""Forgetting a caller: what is erased, what is kept, and what is reported."""
 
 import json
 import tempfile

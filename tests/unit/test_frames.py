@@ -21,7 +21,7 @@ def refusal(raw: str) -> LinkError:
 
 
 def turn(**fields: str) -> str:
-    """Return a turn's JSON, with some fields written otherwise."""
+    """Return a turn's JSON with some fields changed."""
     written = {
         "type": '"turn"',
         "call": '"c"',

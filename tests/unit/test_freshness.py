@@ -1,4 +1,4 @@
-"""How fresh a snapshot is, and the breaker and backoff beside it."""
+"""How fresh a snapshot is, and the breaker and the backoff of reads."""
 
 import pytest
 from hypothesis import given
@@ -99,7 +99,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if ok:
             self.breaker.succeeded(now_s=self.now_s)
             self.in_a_row, self.heed_from_s = 0, self.now_s
-            if self.probe is not None:  # a call like any other by now
+            if self.probe is not None:  # from now on a call like any other
                 self.under_way.append(self.probe)
                 self.probe = None
             return
@@ -113,7 +113,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_shut_for_longer_than_the_cap(self) -> None:
-        assert self.breaker.retry_in_s(now_s=self.now_s) <= 8.0 + 1e-9  # sums of floats
+        assert self.breaker.retry_in_s(now_s=self.now_s) <= 8.0 + 1e-9  # for rounding
         assert self.breaker.is_open == (self.in_a_row >= 3)
 
 

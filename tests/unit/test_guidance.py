@@ -1,4 +1,4 @@
-"""What the owner asks a voice agent to follow: bounded, without repeats, to the end of the call."""
+"""Guidance of a call: bounded, without repeats, kept to the end of the call."""
 
 import pytest
 

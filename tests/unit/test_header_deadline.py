@@ -119,7 +119,7 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
         with anyio.fail_after(5):
             await served.wait()
         idle = [await connected() for _ in range(8)]
-        for stream in idle[4:]:  # kept alive after a request, or with a half of one
+        for stream in idle[4:]:  # idle after a request, or within one
             await stream.send(health("/livez"))
             assert b"200 OK" in await answered(stream)
         await idle[3].send(health("/livez")[:-2])

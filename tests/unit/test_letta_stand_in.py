@@ -73,7 +73,7 @@ def otids(stand_in: LettaStandIn) -> list[str]:
 
 
 async def test_the_adapter_reads_posts_and_finds() -> None:
-    """What is posted over the real client changes the block that is read next."""
+    """A post through the real adapter changes the block that is read next."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         post = await a_post(letta, "my name is ada")
         assert await letta.find(post) == "absent"
@@ -138,7 +138,7 @@ async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() ->
             await letta.post(
                 replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
             )
-        stand_in.state.run_of_otid.clear()  # 3 hours later
+        stand_in.state.run_of_otid.clear()  # as it is after 3 hours
         assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
@@ -228,7 +228,7 @@ async def test_without_redis_posts_go_out_in_the_foreground() -> None:
 
 
 async def test_a_missing_conversation_is_told_from_a_missing_agent() -> None:
-    """404 names what is gone."""
+    """A 404 names the missing agent or conversation."""
     async with adapted() as (letta, _):
         post = await a_post(letta)
         with pytest.raises(ConversationGone):
@@ -274,7 +274,7 @@ async def test_the_controls_merge_into_the_script() -> None:
 
 
 async def test_the_same_seed_draws_the_same_faults() -> None:
-    """A run of faults can be repeated from its seed."""
+    """The same seed draws the same faults."""
     script = FaultScript(posts=Faults(chances={"busy": 0.3, "broken": 0.3}), seed=5)
 
     def drawn() -> list[Any]:

@@ -519,7 +519,7 @@ async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
     made, agent = studio(lambda _: "Fine."), Choosy()
     async with remembered(sidecar, tmp_path, made, agent) as air:
         made.ear.says(dropped)
-        await made.until(lambda: bool(agent.asked))  # LiveKit says nothing of what is dropped
+        await made.until(lambda: bool(agent.asked))  # LiveKit has no event for a dropped turn
         made.ear.says(said)
         await made.until_committed(2)
         await made.until(lambda: air.call.outbox.settled)
@@ -611,7 +611,7 @@ async def test_a_turn_ended_before_its_final_is_stored_once(
         await made.until_committed(2)
         for said in ("stop there", "stop there"):
             made.ear.says(said)
-            await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
+            await anyio.sleep(0.8)  # LiveKit has no event for a dropped turn
         await air.hang_up()
     assert ["go on", "Fine.", "stop there stop there"] == sidecar.texts("AJ_1")
 

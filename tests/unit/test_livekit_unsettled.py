@@ -194,7 +194,7 @@ def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, r
     ("text", "told"),
     [
         ("yes please", "yes please"),  # said again: the session had forgotten the first
-        ("yes yes please", "yes please"),  # one turn, of which the first word was told
+        ("yes yes please", "yes please"),  # one turn, of which the first word was sent
         ("something else", "something else"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What /metrics says, and that the dashboard and the alert rules ask for nothing else."""
+"""What /metrics exposes, and that the dashboard and alert rules use nothing else."""
 
 import json
 import re
@@ -180,7 +180,7 @@ def alert_expressions() -> list[str]:
         rule["expr"]
         for group in rules["groups"]
         for rule in group["rules"]
-        if rule["alert"] != "SidecarDown"  # by Prometheus' own `up`
+        if rule["alert"] != "SidecarDown"  # it uses Prometheus' own `up`
     ]
 
 

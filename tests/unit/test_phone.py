@@ -11,7 +11,7 @@ from sidecar.access import phone
 
 pytestmark = pytest.mark.unit
 
-NUMBERS = {  # of those that are kept for films and books, so that nobody has them
+NUMBERS = {  # reserved for films and books, so nobody has them
     "US": ("+12025550100", "(202) 555-0100"),
     "GB": ("+442079460018", "020 7946 0018"),
     "DE": ("+493023125014", "030 / 23125-014"),

@@ -1,4 +1,4 @@
-"""Where guidance and memory stand in a prompt: the same place in every channel."""
+"""Guidance and memory have the same place in the prompts of every channel."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The plug in the line to Letta: what is behind it meets a real outage."""
+"""The plug in the line to Letta, which gives the parts behind it a real outage."""
 
 import uuid
 

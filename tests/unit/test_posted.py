@@ -40,7 +40,7 @@ def test_the_whole_message() -> None:
 
 
 def shown(text: str) -> str:
-    """Return a text as the message may show it: controls replaced."""
+    """Return a text as the message shows it, with controls replaced."""
     return printable(text)
 
 

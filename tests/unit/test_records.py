@@ -84,7 +84,7 @@ def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
         await two.record([heard(two, 3.0)])
         assert await stored(bench) == ["words 1", "words 2", "words 3"]
         again = await joined(bench, "J1", owner=one.owner)
-        async with anyio.create_task_group() as tasks:  # it comes back with what it had not sent
+        async with anyio.create_task_group() as tasks:  # it returns with its unsent turns
             tasks.start_soon(again.record, [heard(again, 2.0), heard(again, 4.0)])
             await anyio.sleep(1.0)
             await two.close("hung up", at_s=3.5)

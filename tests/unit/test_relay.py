@@ -104,7 +104,7 @@ class World:
             await self.journal.close_call(call.key, at_s=unix_s())
 
     async def delivered(self, *, within_s: float = RECOVERED_S) -> None:
-        """Return when the journal holds nothing undelivered."""
+        """Return when the journal has nothing undelivered."""
         with anyio.fail_after(within_s):
             while (await self.journal.counts()).undelivered:  # noqa: ASYNC110 - costs nothing here
                 await anyio.sleep(0.5)

@@ -37,7 +37,7 @@ from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 pytestmark = pytest.mark.unit
 
 HOLD_S = 0.05
-_TRIES = 3  # what else runs on the machine makes the same work cost more, never less
+_TRIES = 3  # other load on the machine only ever makes the same work slower
 SECRET = b"secret-0123456789abcdef"
 
 
@@ -192,7 +192,7 @@ HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """What the test run itself holds is not looked through by the collector meanwhile."""
+    """Keep the garbage collector from scanning the test run's own objects."""
     gc.collect()
     gc.freeze()
     yield

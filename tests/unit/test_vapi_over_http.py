@@ -72,7 +72,7 @@ def each_byte(raw: bytes) -> Answering:
 
 @asynccontextmanager
 async def served(answer: Answering) -> AsyncGenerator[str]:
-    """A server of one kind of answer; it breaks each connection once it has answered."""
+    """A server with one kind of answer, which breaks each connection after it."""
 
     async def serve(stream: SocketStream) -> None:
         asked = BufferedByteReceiveStream(stream)
