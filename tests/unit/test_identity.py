@@ -325,7 +325,7 @@ async def test_two_sidecars_at_once_agree_on_the_oldest_agent() -> None:
 
 @pytest.mark.anyio
 async def test_a_caller_with_an_agent_is_found_by_all_tags_and_never_by_name() -> None:
-    """An agent of another tenant is not the caller's, even with the same caller key."""
+    """An agent of another tenant is not the caller's, even with the same caller key and name."""
     agents = Agents()
     other = AgentRef("other", caller_key="k")
     theirs = await identity(agents, Learnt()).agent_of(other)

@@ -783,7 +783,7 @@ class TestAddress:
         virtual(test)
 
     def test_one_wrong_answer_costs_no_agent(self) -> None:
-        """A single "no such agent" from Letta does not make the relay forget the agent."""
+        """Two "no such agent" answers in a row don't make the relay forget the agent."""
 
         async def test() -> None:
             world = World([Fault.NONE, Fault.AGENT_GONE, Fault.AGENT_GONE])
