@@ -1,4 +1,4 @@
-"""`python -m benchmarks [KEY] [--quick]`: a table of each part, and one JSON object as last line."""
+"""`python -m benchmarks [KEY] [--quick]`: a table for each part, then one line of JSON."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ ONLY_WHEN_NAMED: Mapping[str, Callable[[bool], Figures]] = {"litellm": _litellm}
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Run the parts that are named."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks")
     parser.add_argument("keys", nargs="*", metavar="KEY", help="parts; by default all")
     parser.add_argument("--quick", action="store_true", help="a few seconds: shape, no figures")

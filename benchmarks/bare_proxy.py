@@ -1,8 +1,8 @@
-"""A proxy that does nothing: what passing a stream on costs in Python, at the least.
+"""A proxy that does nothing: the least that passing a stream on costs in Python.
 
-The sidecar's own server (uvicorn, with its protocol and its loop) and its own client (aiohttp),
-and between them only what a proxy cannot leave out: bytes pass as they come, and a client that
-goes ends the model's stream. No key, no memory, no journal, no copy of the stream.
+It has the sidecar's own server (uvicorn, with its protocol and its loop) and client (aiohttp), and
+between them only what a proxy needs: bytes are passed on as they come, and a client that
+disconnects ends the model's stream. No key, no memory, no journal, no copy of the stream.
 """
 
 import argparse

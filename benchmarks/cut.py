@@ -1,8 +1,8 @@
-"""How soon the model's stream is closed after VAPI has gone from a reply.
+"""How soon the model's stream is closed after VAPI has closed its request for a reply.
 
-The model's server is in this process, so that both moments are of one clock: streams come through
-the sidecar without an end, their clients go one after the other, and the server says when its
-connection was closed.
+The model's server is in this process, so that both times come from one clock. Streams without an
+end come through the sidecar, their clients disconnect one after another, and the server notes when
+each connection was closed.
 """
 
 import time
@@ -24,7 +24,7 @@ _AT_ONCE = 20
 
 
 class _Endless:
-    """A model that never ends; `closed` says when each connection was, by the call's number."""
+    """A model that never ends; `closed` holds when each connection was closed, by call number."""
 
     def __init__(self) -> None:
         self.closed: dict[str, float] = {}
@@ -34,7 +34,7 @@ class _Endless:
         async with stream:
             while b"stream-" not in head:
                 head += await stream.receive()
-                if head.startswith(b"GET"):  # a connection opened ahead of the first request
+                if head.startswith(b"GET"):  # a connection that was opened before the first request
                     await stream.send(_NOT_FOUND)
                     return
             name = head.partition(b"stream-")[2].split(b'"')[0].decode()
@@ -55,13 +55,13 @@ class _Endless:
                 await stream.send(_CHUNK)
                 await anyio.sleep(_EACH_S)
         except anyio.BrokenResourceError:
-            pass  # the reader says when
+            pass  # the reader notes the time
 
 
 async def cut_streams(
     letta: LettaProcess, agent: str, data_dir: Path, streams: int
 ) -> Sequence[float]:
-    """Return the seconds from each client's going to the closing of its model's stream."""
+    """Return the seconds from each client's disconnect to the closing of its model's stream."""
     model = _Endless()
     took_s: list[float] = []
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
@@ -103,6 +103,6 @@ async def _cut_one(
     response.close()
     gone_s = time.perf_counter()
     with anyio.fail_after(10.0):
-        while name not in model.closed:  # noqa: ASYNC110 - the server says it in a dict
+        while name not in model.closed:  # noqa: ASYNC110 - the server writes it into a dict
             await anyio.sleep(0.001)
     took_s.append(model.closed[name] - gone_s)

@@ -1,8 +1,8 @@
 """Turns from the journal to Letta: 1,000 agents, one call each, 20 turns a call.
 
-Every turn is appended by itself, as it comes off a link, by callers who talk at the same time;
-the relay runs beside them. The clock runs from the first append to the last settled batch, and
-what Letta was given is compared with what was said, word for word and in order.
+Every turn is appended on its own, as from a link, by callers who talk at the same time, while the
+relay runs. The time is taken from the first append to the last settled batch, and what Letta got is
+compared with what was said, word for word and in order.
 """
 
 import random
@@ -45,10 +45,10 @@ BUDGET_S = 80.0
 async def measure(quick: bool) -> Figures:
     """Return `turns_per_s`, `posts`, `lost`, `doubled` and `misordered`.
 
-    The figures on top are those of the row `over HTTP`: `RestLetta` on the stand-in server, a
-    process of its own. `in process` has a Letta in memory, of the same 20 ms: the journal and the
-    relay alone. The baseline, `bare HTTP`, gives the same server as much in as many posts by
-    aiohttp, with as many in flight, from no journal.
+    The figures on top are those of the row `over HTTP`: `RestLetta` on the stand-in server, which
+    is a separate process. `in process` has a Letta in memory that also takes 20 ms, so that it
+    measures the journal and the relay alone. The baseline, `bare HTTP`, sends the same server as
+    much in as many posts with aiohttp, with as many in flight and without a journal.
     """
     agents = QUICK_AGENTS if quick else AGENTS
     with ExitStack() as stack:
@@ -109,7 +109,7 @@ async def _deliver(path: Path, letta: Letta, agent_ids: Sequence[str]) -> Figure
                     for agent_id in agent_ids:
                         callers.start_soon(_call, journal, agent_id, talking)
                 talked_s = time.perf_counter() - began_s
-                # The journal has no event for it, and the relay's own flush would hurry it.
+                # The journal has no event for this, and the relay's flush would speed it up.
                 while (await journal.backlog()).undelivered:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             took_s = time.perf_counter() - began_s
@@ -146,7 +146,7 @@ _MARK = re.compile(r"\[([\w-]+)#(\d+)\]")
 
 
 def _compared(texts: Sequence[str], agent_ids: Sequence[str]) -> dict[str, int]:
-    """Compare what was given to Letta, in the order it was taken, with what was said."""
+    """Compare the texts that Letta took, in order, with what was said."""
     heard: dict[str, list[int]] = {agent_id: [] for agent_id in agent_ids}
     for text in texts:
         for agent_id, number in _MARK.findall(text):
@@ -160,7 +160,7 @@ def _compared(texts: Sequence[str], agent_ids: Sequence[str]) -> dict[str, int]:
 
 
 async def _bare(url: str, agent_ids: Sequence[str]) -> Figures:
-    """Post as much by aiohttp alone: a conversation and one message for each agent."""
+    """Post the same amount with aiohttp alone: a conversation and a message for each agent."""
     words = [" ".join(_text("nobody", n) for n in range(TURNS)) + " " * 80 * TURNS]
     waiting = list(agent_ids)
 

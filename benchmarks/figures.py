@@ -1,22 +1,22 @@
-"""Percentiles, and the table a person reads."""
+"""Percentiles, and the table for people."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 Figures: TypeAlias = dict[str, Any]
-"""Numbers by name with their unit in it; a dict inside is a row of its own."""
+"""Numbers by name, with the unit in the name; a dict inside is a row."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of all reach (nearest rank); NaN of none."""
+    """Return the smallest value with at least `share` of all up to it (nearest rank), or NaN."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def latency(values_s: Sequence[float], *, prefix: str = "") -> Figures:
-    """Return p50 and p99 in milliseconds, and how many values they stand on."""
+    """Return p50 and p99 in milliseconds, and the number of values."""
     return {
         f"{prefix}p50_ms": milliseconds(percentile(values_s, 0.50)),
         f"{prefix}p99_ms": milliseconds(percentile(values_s, 0.99)),
@@ -30,7 +30,7 @@ def milliseconds(seconds: float) -> float:
 
 
 def table(key: str, figures: Figures) -> str:
-    """Return the figures of one part: a line per row, a column per name."""
+    """Return the figures of one part: a line for each row, a column for each name."""
     rows: dict[str, Mapping[str, object]] = {
         name: cast("Mapping[str, object]", value)
         for name, value in figures.items()

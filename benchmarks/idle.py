@@ -1,4 +1,4 @@
-"""What a sidecar costs that has nothing to do."""
+"""What a sidecar costs when it has nothing to do."""
 
 import tempfile
 import time

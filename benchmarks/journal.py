@@ -1,7 +1,7 @@
-"""How long a turn takes to be safe: sent over the link, fsynced, acked.
+"""How long it takes until a turn is safe: sent over the link, fsynced, acked.
 
-Baselines of the same run, on the same disk: a bare write and fsync of as many bytes, and the
-journal itself in this process without a link.
+The baselines, in the same run and on the same disk, are a bare write and fsync of as many bytes,
+and the journal in this process without a link.
 """
 
 import json
@@ -31,16 +31,16 @@ RATE_PER_S = 200.0
 SECONDS = 8.0
 QUICK_SECONDS = 0.5
 APPENDERS = 256
-"""Appends that wait at the same time when the journal is driven as fast as it goes."""
+"""Appends that wait at once when the journal is driven as fast as it can."""
 CLIENT_S = 60.0
 
 
 async def measure(quick: bool) -> Figures:
     """Return `append_p50_ms` and `append_p99_ms` at 200/s over the link, and `max_per_s`.
 
-    The figures on top are those of one client; the rows say the same of 4 clients (50/s each), of
-    one while the same turns go on to a Letta, of the journal in this process, and of a bare fsync
-    (before and after everything else: the disk's own mood).
+    The figures on top are those of one client. The rows have the same figures for 4 clients (50/s
+    each), for one client whose turns are also delivered to a Letta, for the journal in this
+    process, and for a bare fsync (before and after everything else, as the disk's speed varies).
     """
     seconds = QUICK_SECONDS if quick else SECONDS
     async with AsyncExitStack() as stack:
@@ -79,7 +79,7 @@ def _linked(process: SidecarProcess, clients: int, caller: str, seconds: float) 
 def _clients(
     process: SidecarProcess, count: int, seconds: float, *, caller: str, rate: float
 ) -> list[dict[str, Any]]:
-    """Run so many client processes at once and return what each saw."""
+    """Run this many client processes at once and return what each measured."""
     command = [
         sys.executable,
         "-m",

@@ -1,15 +1,15 @@
 """Every generation of Letta side by side, and Letta itself as the voice's language model.
 
-One stand-in for the language model answers at once, in a process beside each server, so what is
-measured is Letta's own time. The servers are the real ones where they are installed (`make
-letta-server`, `make app-server`); a row that has none says so. Reads are one after the other; the
-first is of an agent that was never read. A post is one batch of one turn in a conversation of its
-own, with and without a fact to remember.
+A stand-in for the language model answers at once, in a process beside each server, so that only
+Letta's own time is measured. The servers are the real ones where they are installed (`make
+letta-server`, `make app-server`); a row without its server says so. Reads follow one another, and
+the first one is of an agent that was never read. A post is one batch of one turn in a new
+conversation, with and without a fact to remember.
 
-`first token` rows stream a reply to one short question, in turns with the model alone: through the
+`first token` rows stream a reply to one short question, by turns with the model alone: through the
 sidecar's VAPI endpoint with memory in the prompt (ours), through the App Server's `--openai-api` in
-one chat and in a new one each time, and through the classic server's chat completions, which is
-what LiveKit's `openai.LLM.with_letta` speaks.
+one chat and in a new one each time, and through the classic server's chat completions, the API that
+LiveKit's `openai.LLM.with_letta` uses.
 """
 
 import json
@@ -151,7 +151,7 @@ def _post(agent_id: str, conversation_id: str, words: str) -> Post:
 async def _first_token_of_classic(server: LettaStack, quick: bool) -> dict[str, Figures]:
     spec = _spec(MODEL, EMBEDDING)
     async with AsyncLetta(base_url=server.base_url, api_key=server.api_key or None) as client:
-        # Not one of ours, which digest and answer nobody.
+        # Not one of ours: those digest and give no answer to a caller.
         talking = await client.agents.create(
             agent_type="letta_v1_agent",
             name=spec.name,
@@ -204,11 +204,11 @@ class _Way:
     """One way to ask for a reply.
 
     Args:
-        base_url: Up to `/chat/completions`.
-        model: Of the request.
+        base_url: The URL before `/chat/completions`.
+        model: Named in the request.
         key: Bearer token, or empty.
         chat: The App Server's chat key; `new` is another one each time.
-        as_vapi: Say that it is a call of VAPI's.
+        as_vapi: Send the body of a VAPI call.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class _Way:
 
 
 async def _first_tokens(ways: Mapping[str, _Way], quick: bool) -> dict[str, Figures]:
-    """Ask each way in turn, so that whatever else the machine does meets all of them."""
+    """Ask each way in turn, so that other load on the machine affects all of them."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     async with aiohttp.ClientSession() as session:
         for number in range(1 + (QUICK_TOKENS if quick else TOKENS)):

@@ -1,7 +1,7 @@
-"""A worker process that does nothing but hand over turns: `python -m benchmarks.link_client`.
+"""A worker process that only sends turns: `python -m benchmarks.link_client`.
 
-It speaks the protocol itself (docs/link-protocol.md), so that what is measured is the link and
-the sidecar behind it. Prints what it saw as JSON. SIDECAR_LINK_TOKEN is the link's token.
+It speaks the protocol itself (docs/link-protocol.md), so that only the link and the sidecar behind
+it are measured. Prints its figures as JSON. SIDECAR_LINK_TOKEN is the link's token.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from sidecar.wire.frames import (
 )
 
 CALLS = 20
-"""Live calls of one worker; each turn goes to any of them."""
+"""Live calls of one worker; each turn goes to a random one."""
 TEXT = "I would like to book a table for two, on Friday at eight, near the window if you can. " * 2
 IN_FLIGHT = 512
-"""Turns without an ack when sending as fast as possible."""
+"""Turns without an ack when it sends as fast as possible."""
 LAST_ACK_S = 20.0
 
 
@@ -46,9 +46,9 @@ class Client:
     """One connection with `CALLS` live calls.
 
     Attributes:
-        socket: Welcomed.
-        name: In every id, so that several clients do not meet.
-        caller: Whose calls; empty is nobody's, whose turns are stored and not delivered.
+        socket: The open link.
+        name: Part of every id, so that several clients don't share one.
+        caller: The caller of the calls; empty for nobody, whose turns are stored but not delivered.
     """
 
     socket: ClientConnection
@@ -72,7 +72,7 @@ class Client:
                 await self._room.wait()
 
     async def steadily(self, rate_per_s: float, seconds: float) -> None:
-        """Send turns at random moments, whether acks come or not."""
+        """Send turns at random moments, without waiting for acks."""
         next_s = time.perf_counter()
         end_s = next_s + seconds
         while (next_s := next_s + self._dice.expovariate(rate_per_s)) < end_s:
@@ -80,7 +80,7 @@ class Client:
             await self._send()
 
     async def at_full_speed(self, seconds: float) -> None:
-        """Send turns with `IN_FLIGHT` of them without an ack."""
+        """Send turns, with up to `IN_FLIGHT` of them without an ack."""
         end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             while len(self._sent_s) >= IN_FLIGHT:
@@ -89,7 +89,7 @@ class Client:
             await self._send()
 
     async def listen(self) -> None:
-        """Take acks, until the connection ends."""
+        """Read acks until the connection ends."""
         async for raw in self.socket:
             frame = decode_from_sidecar(raw)
             now_s = time.perf_counter()
@@ -125,7 +125,7 @@ class Client:
 
 
 async def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Connect, wait for a line on standard input, send; return what was seen."""
+    """Connect, wait for a line on standard input, send; return what was measured."""
     name = uuid.uuid4().hex[:12]
     async with connect(
         asked.url,
@@ -154,7 +154,7 @@ async def run(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run one client and print what it saw."""
+    """Run one client and print what it measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--rate", type=float, default=0.0, help="turns a second; 0: all it can")

@@ -1,7 +1,7 @@
 """The same as `vapi`, with the LiteLLM proxy as one more way to the model.
 
-It runs as it comes, one worker, from a virtual environment of its own (`make bench-litellm`), never
-in this process. Without that, the part says so and measures nothing.
+It runs with its defaults and one worker, from its own virtual environment (`make bench-litellm`),
+never in this process. If it is not installed, the part says so and measures nothing.
 """
 
 import os
@@ -33,7 +33,7 @@ model_list:
 
 
 async def measure(quick: bool) -> Figures:
-    """Return what `vapi` does, and `litellm_ttft_ratio_…` beside it."""
+    """Return the figures of `vapi`, and `litellm_ttft_ratio_…` as well."""
     if not PROXY.exists():
         return {"skipped": "LiteLLM is not installed: make bench-litellm"}
     with ExitStack() as stack:
@@ -51,7 +51,7 @@ def _litellm(stack: ExitStack, directory: Path, model_url: str) -> Way:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     command = [str(PROXY), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--keepalive_timeout", "120"]  # as ours: no round meets a connection that is gone
+    command += ["--keepalive_timeout", "120"]  # as ours, so that no connection is closed early
     env = os.environ | {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no download
         "LITELLM_LOG": "ERROR",

@@ -1,4 +1,4 @@
-"""The processes that are measured, or measured against."""
+"""The processes that are measured, or that the others are compared with."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from tests.sidecar_process import SidecarProcess
 
 START_S = 30.0
 MEMORY = "remembered-fact"
-"""Stands in the memory of every agent made here, and nowhere else."""
+"""A text in the memory of every agent made here, and nowhere else."""
 
 
 def sidecar(data_dir: Path, letta: "LettaProcess | None", **settings: str) -> SidecarProcess:
     """Return a sidecar with its default settings, not started yet.
 
     Args:
-        data_dir: Its own.
+        data_dir: Its data directory.
         letta: Its Letta; None is the embedded one.
-        settings: More of its environment.
+        settings: Further environment variables.
     """
     env = {"SIDECAR_LOG_LEVEL": "info", **settings}
     if letta is not None:
@@ -34,7 +34,7 @@ def sidecar(data_dir: Path, letta: "LettaProcess | None", **settings: str) -> Si
 
 
 class LettaProcess:
-    """A stand-in for a Letta server, in a process of its own.
+    """A stand-in for a Letta server, in a separate process.
 
     Args:
         delay_ms: How long it digests each post.
@@ -71,11 +71,11 @@ class LettaProcess:
             self._process.wait(5)
 
     def fault(self, script: dict[str, Any]) -> None:
-        """Merge `script` into the faults in force."""
+        """Merge `script` into the current faults."""
         self._ask("POST", "/_ctl", script)
 
     def agent(self, name: str, *, chars: int = 1_500) -> str:
-        """Make an agent that remembers two blocks of `chars` together; returns its id."""
+        """Make an agent with two blocks of `chars` in total; returns its id."""
         half = (f"{MEMORY} " + "likes sailing and tea. " * (chars // 20))[: chars // 2]
         blocks = [{"label": label, "value": half} for label in ("human", "notes")]
         made = self._ask("POST", "/v1/agents/", {"name": name, "memory_blocks": blocks})
@@ -86,7 +86,7 @@ class LettaProcess:
         self._ask("POST", f"/v1/agents/{agent_id}/archival-memory", {"text": text})
 
     def accepted(self) -> Sequence[str]:
-        """Return the text of every message accepted, in order."""
+        """Return the text of every accepted message, in order."""
         return [message["text"] for message in self._ask("GET", "/_messages")]
 
     def posts(self) -> int:

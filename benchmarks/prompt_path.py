@@ -1,9 +1,9 @@
 """From the end of a caller's turn to the LLM call, through LiveKit's own session.
 
 One process holds many `AgentSession`s in a studio (no audio, scripted ears, preemptive generation
-on, as by default). Some remember their caller over a real sidecar process, each with a Letta of
-one kind of trouble; some are the same session without memory. All run at the same time and take
-turns in ending a caller's turn, so whatever the machine does meets all of them.
+on, as by default). Some remember their caller through a real sidecar process with a Letta that has
+one kind of trouble; others are the same session without memory. All run at the same time and end a
+caller's turn by turns, so that other load on the machine affects all of them.
 """
 
 import gc
@@ -34,15 +34,15 @@ from tests.livekit_room.studio import Studio, on_air, studio
 SECONDS = 65.0
 QUICK_SECONDS = 4.0
 CALLS = 2
-"""Concurrent calls with each backend; as many calls as with two backends have no memory."""
+"""Concurrent calls for each backend; without memory there are twice as many."""
 SPEECH_S = (0.3, 0.8)
-"""How long a caller speaks, up to the final transcript: a short answer, a short sentence."""
+"""How long a caller speaks until the final transcript: a short answer or a short sentence."""
 PAUSE_S = (0.1, 0.3)
 SPACING_S = 0.03
-"""After an LLM call, before another caller ends a turn: LiveKit computes for about as long."""
+"""Between an LLM call and the next end of a turn: LiveKit computes for about this long."""
 TURN_S = 20.0
 WARM_UP_TURNS = 2
-"""Of each call: the first ones import and compile, in LiveKit and in us."""
+"""Turns of each call that are not measured, as the first ones import and compile."""
 
 TROUBLES: dict[str, dict[str, Any]] = {
     "5 ms": {"latency_s": 0.005},
@@ -51,19 +51,19 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "503": {"chances": {"unavailable": 1.0}},
     "hang": {"chances": {"hang": 1.0}},
 }
-"""What each Letta does with every read and every post, once the calls have their first memory."""
+"""What each Letta does with reads and posts once every call has its first memory."""
 
 
 @dataclass
 class Turns:
-    """What the turns of one kind of call were like.
+    """The measurements of the turns of one kind of call.
 
     Attributes:
-        waits_s: From the last word to the LLM call that was answered aloud.
-        nodes_s: The part of it from the agent's `llm_node` on: there memory is put in.
-        cpus_s: CPU time of this thread in that part: what it costs where nobody else computes.
-        llm_calls: All of them.
-        with_memory: LLM calls whose prompt held the memory, once.
+        waits_s: From the last word to the LLM call whose answer was spoken.
+        nodes_s: The part of that wait from the agent's `llm_node` on, which adds the memory.
+        cpus_s: CPU time of this thread in that part: its cost without other load.
+        llm_calls: All LLM calls.
+        with_memory: LLM calls whose prompt held the memory exactly once.
         ages_s: Age of the memory at each LLM call.
     """
 
@@ -78,13 +78,13 @@ class Turns:
 async def measure(quick: bool) -> Figures:
     """Return a row for each backend, and one for the calls without memory.
 
-    Rows: `p50_ms` and `p99_ms` from the last word (final transcript) to the LLM call, `node_…` of
-    these the part from the agent's `llm_node` on,
-    `llm_calls_per_turn`, `memory_age_s` (median, and `_max`), `with_memory` (share of the LLM
-    calls whose prompt held it), and the same p50 and p99 without memory with the differences.
+    Rows: `p50_ms` and `p99_ms` from the last word (final transcript) to the LLM call, `node_…` for
+    the part from the agent's `llm_node` on, `llm_calls_per_turn`, `memory_age_s` (median, and
+    `_max`), `with_memory` (share of the LLM calls whose prompt held it once), and the p50 and p99
+    without memory and the differences.
     """
     seconds = QUICK_SECONDS if quick else SECONDS
-    logging.getLogger("livekit.agents").setLevel(logging.ERROR)  # it warns of each studio's mouth
+    logging.getLogger("livekit.agents").setLevel(logging.ERROR)  # it warns about studio mouths
     plain = Turns()
     remembered = {trouble: Turns() for trouble in TROUBLES}
     with ExitStack() as stack:
@@ -155,11 +155,11 @@ def _per_turn(count: int, turns: Turns) -> float:
 
 
 class Floor:
-    """Who may speak, and for how long there is talk: one call at a time ends a turn.
+    """Lets one call at a time end a turn, for a limited time.
 
     Args:
-        seconds: How long the talk goes on.
-        expected: Calls that have to be up before it begins.
+        seconds: How long turns may begin.
+        expected: Calls that must be ready before the first turn.
     """
 
     def __init__(self, seconds: float, *, expected: int) -> None:
@@ -176,17 +176,17 @@ class Floor:
         return anyio.current_time() < self._until_s
 
     async def filled(self) -> None:
-        """Wait for every call to be up."""
+        """Wait until every call is ready."""
         with anyio.fail_after(60):
             await self._filled.wait()
 
     def begin(self) -> None:
-        """Let the talk begin."""
+        """Let the turns begin."""
         self._until_s = anyio.current_time() + self._seconds
         self._begun.set()
 
     async def enter(self) -> None:
-        """A call is up; returns when the talk begins."""
+        """Report that a call is ready; returns when the turns begin."""
         self._missing -= 1
         if not self._missing:
             self._filled.set()
@@ -219,7 +219,7 @@ class _Remembering(_Agent, CallerMemory):
 
 
 class _Room(rtc.EventEmitter[Any]):
-    """A room with nobody in it: the job names the caller."""
+    """A room with nobody in it; the job names the caller."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def _job(name: str, metadata: str) -> Generator[JobContext]:
         try:
             yield ctx
         finally:
-            # Nobody else does, in a fake job.
+            # A fake job does not clean up by itself.
             ctx._tempdir.cleanup()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
@@ -273,7 +273,7 @@ async def _call_with_memory(
 
 
 class _NoLog:
-    """A log at a level at which nothing of ours is shown."""
+    """A log that drops every line."""
 
     def debug(self, event: str, **fields: object) -> None:
         """Drop it."""

@@ -1,11 +1,13 @@
-"""VAPI's model endpoint: time to the first word through the sidecar, over asking the model directly.
+"""VAPI's model endpoint: time to the first word through the sidecar, compared with the model alone.
 
-A stand-in for the model's server says its first word after 0.3 s and one each 20 ms from then on,
-always the same: what it costs must not depend on what it is asked.
-As many calls as there are streams ask at the same moment, in turns directly, through a proxy that
-does nothing (`bare_proxy`), and through the sidecar: all with a prompt of the same length, memory
-put in by the sidecar. Each call has a caller and an agent of its own, was announced by a status-update, as VAPI does, and each round is
-the next turn of every call, so the journal stores what the turn before has settled.
+A stand-in for the model's server says its first word after 0.3 s and another every 20 ms. Its reply
+is always the same, so that its cost does not depend on the prompt.
+
+As many calls as there are streams ask at the same moment: by turns directly, through a proxy that
+does nothing (`bare_proxy`), and through the sidecar. All prompts have the same length; the sidecar
+adds the memory to its own. Each call has its own caller and agent, and was announced by a
+status-update, as VAPI does. Each round is the next turn of every call, so the journal stores the
+turns that are settled since the round before.
 """
 
 import json
@@ -40,7 +42,7 @@ FIRST_S, EACH_S = 0.3, 0.02
 REPLY = "There was once a small boat on a wide and quiet lake."
 SYSTEM = {"role": "system", "content": "You are Ada."}
 AS_LONG = {"role": "system", "content": (f"{MEMORY} " + "likes sailing and tea. " * 90)[:2_000]}
-"""In place of the memory where nothing puts it in."""
+"""A text as long as the memory, for ways that add none."""
 
 
 async def measure(quick: bool) -> Figures:
@@ -59,7 +61,7 @@ async def measure(quick: bool) -> Figures:
 
 
 def opened(stack: ExitStack, directory: Path) -> "Stage":
-    """Start the model's stand-in, a Letta with an agent a caller, the sidecar and the bare proxy."""
+    """Start the model's stand-in, a Letta with an agent per caller, the sidecar and bare proxy."""
     model = stack.enter_context(Model(say=REPLY))
     model.faults(first_token_delay_s=FIRST_S, token_delay_s=EACH_S)
     letta = stack.enter_context(LettaProcess())
@@ -90,13 +92,13 @@ def opened(stack: ExitStack, directory: Path) -> "Stage":
 
 
 class Way:
-    """A way to the model, and what it came to.
+    """A way to the model, and its figures.
 
     Args:
-        url: Asked for chat completions.
-        process: Whose CPU is counted.
-        memory: It puts the memory in by itself.
-        headers: What it wants shown.
+        url: Of the chat completions.
+        process: Its CPU time is measured.
+        memory: It adds the memory itself.
+        headers: Sent with each request.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Way:
         self._process = process
 
     async def asked(self, session: aiohttp.ClientSession, streams: int, number: int) -> None:
-        """Run turn `number` of as many calls as `streams`, and count."""
+        """Run turn `number` of `streams` calls at once, and add up the figures."""
         before_s = self._cpu_s()
         took = await _round(session, self, streams, number)
         self.cpu_s += self._cpu_s() - before_s
@@ -128,7 +130,7 @@ class Way:
 
 
 class Stage(NamedTuple):
-    """Everything that runs. `agent` is one of `letta`'s."""
+    """All that runs. `agent` is one of `letta`'s."""
 
     model: Model
     letta: LettaProcess
@@ -137,7 +139,7 @@ class Stage(NamedTuple):
     ways: dict[str, Way]
 
     async def measured(self, rounds: Mapping[int, int]) -> Figures:
-        """Return the ratios of every way but the direct one, and what its chunks cost."""
+        """Return the ratios of every way except the direct one, and what its chunks cost."""
         ways = self.ways
         proxies = {key: "" if key == "through" else f"{key}_" for key in ways if key != "direct"}
         figures: Figures = {
@@ -170,7 +172,7 @@ class Stage(NamedTuple):
 
 
 async def _announce(session: aiohttp.ClientSession, process: SidecarProcess, streams: int) -> None:
-    """Say that each call has begun, as VAPI does before it asks the model."""
+    """Report that each call has begun, as VAPI does before it asks the model."""
     for index in range(streams):
         message = {"type": "status-update", "status": "in-progress", "call": _call(streams, index)}
         url = f"{process.url}/vapi/webhook"
@@ -189,7 +191,7 @@ def _number(streams: int, index: int) -> str:
 
 
 def _messages(way: Way, number: int) -> list[dict[str, str]]:
-    """Return the history of a call in its turn `number`."""
+    """Return the history of a call at its turn `number`."""
     said = [SYSTEM] if way.memory else [SYSTEM, AS_LONG]
     for turn in range(number):
         said += [
@@ -202,7 +204,7 @@ def _messages(way: Way, number: int) -> list[dict[str, str]]:
 async def _round(
     session: aiohttp.ClientSession, way: Way, streams: int, number: int
 ) -> Sequence[tuple[float, int]]:
-    """Return seconds to the first word and chunks, of each stream."""
+    """Return the seconds to the first word, and the chunks, of each stream."""
     took: list[tuple[float, int]] = []
     messages = _messages(way, number)
 

@@ -1,7 +1,7 @@
-"""Debian's Chromium, headless, driven over its own DevTools protocol: no driver, no library.
+"""Debian's Chromium, headless, driven over its DevTools protocol, without a driver or library.
 
-What a test does to a page is done as a person does it: with the mouse and the keyboard, on what is
-visible. What it reads is what the page shows.
+A test acts on a page as a person does, with the mouse and the keyboard, and on visible elements. It
+reads what the page shows.
 """
 
 import base64
@@ -40,16 +40,16 @@ KEYS = {"Enter": ("Enter", 13, "\r"), "Tab": ("Tab", 9, ""), " ": ("Space", 32, 
 
 
 class Tab:
-    """One page in a browser context of its own."""
+    """One page in its own browser context."""
 
     def __init__(self, socket: ClientConnection, session: str) -> None:
         self._socket = socket
         self._session = session
         self._id = 0
         self.faults: list[str] = []
-        """Uncaught exceptions, and what the console was told of errors."""
+        """Uncaught exceptions, and errors that were logged."""
         self.asked: list[str] = []
-        """The addresses that were asked for anything."""
+        """The addresses of all requests and sockets."""
 
     def command(self, method: str, **params: object) -> dict[str, Any]:
         """Send a command of the protocol and return its result."""
@@ -68,7 +68,7 @@ class Tab:
         self.command("Page.navigate", url=url)
 
     def read(self, expression: str) -> Any:
-        """Return the value of an expression of the page's; promises are awaited."""
+        """Return the value of an expression in the page; promises are awaited."""
         answer = self.command(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -94,7 +94,7 @@ class Tab:
         )
 
     def says(self, text: str, *, within: str, within_s: float = 20.0) -> None:
-        """Wait until a part of the page shows just this text: "stored" is in "not stored yet"."""
+        """Wait until a part of the page shows exactly this text, as another may contain it."""
         self.until(
             f"document.querySelector({json.dumps(within)})?.innerText.trim()"
             f" === {json.dumps(text)}",
@@ -102,7 +102,7 @@ class Tab:
         )
 
     def click(self, selector: str, *, text: str = "") -> None:
-        """Click what a selector (and its text) finds, once it is there and enabled."""
+        """Click the element that matches the selector and text, once it is visible and enabled."""
         finder = (
             f"[...document.querySelectorAll({json.dumps(selector)})].find((e) => !e.disabled"
             f" && e.innerText.includes({json.dumps(text)}) && e.getClientRects().length)"
@@ -124,7 +124,7 @@ class Tab:
             )
 
     def type(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type into the element that has the focus."""
         self.command("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
@@ -154,7 +154,7 @@ class Tab:
         self.open("about:blank")
 
     def keep(self, path: Path) -> None:
-        """Keep a picture of what is visible."""
+        """Save a picture of what is visible."""
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = self.command("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(picture["data"]))
@@ -184,10 +184,10 @@ class Browser:
         self._socket = socket
 
     def tab(self, *, before: str = "") -> Tab:
-        """Open an empty page, with nothing of any other's.
+        """Open an empty page in a new browser context.
 
         Args:
-            before: A script that runs before those of each page it goes to.
+            before: A script that runs before the scripts of each page that is opened.
         """
         command = self._command
         context = command("Target.createBrowserContext")["browserContextId"]
@@ -212,7 +212,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Generator[Browser]:
-    """Start Chromium with an empty profile, and end it."""
+    """Start Chromium with an empty profile, and stop it at the end."""
     if CHROMIUM is None:
         pytest.skip("needs Debian's chromium: `make debian` installs it")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -234,7 +234,7 @@ def chromium() -> Generator[Browser]:
 
 
 def _address(profile: Path) -> str:
-    """Return the address that Chromium listens on, which it writes into its profile."""
+    """Return the address that Chromium listens on, from the file that it writes."""
     written = profile / "DevToolsActivePort"
     eventually(lambda: written.exists() and written.read_text().count("\n") == 1, within_s=START_S)
     port, path = written.read_text().splitlines()

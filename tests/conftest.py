@@ -1,4 +1,4 @@
-"""Fixtures for every test, and which tests share a process when `make test` runs two at a time."""
+"""Fixtures for every test, and how tests share processes when `make test` runs two at a time."""
 
 import pytest
 import trio.testing
@@ -6,18 +6,18 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.letta_server.fixtures", "tests.app_server.fixtures"]
 
-# How long an example takes says how busy the machine is, and nothing of the product.
+# The time that an example takes depends on the machine's load, not on the product.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> str | tuple[str, dict[str, object]]:
-    """The event loop of a test: asyncio, as in production, or the ones its `backend` mark names.
+    """The event loop of a test: asyncio, as in production, or those that its `backend` mark names.
 
-    `pytest.mark.backend("asyncio", "trio")` runs it on each; `backend("virtual-time")` on trio
-    with a clock that jumps to the next deadline as soon as all tasks wait. Where a fixture that
-    outlives a test is async, or decides on the loop, its module overrides this one.
+    `pytest.mark.backend("asyncio", "trio")` runs it on each; `backend("virtual-time")` runs it on
+    trio with a clock that jumps to the next deadline as soon as all tasks wait. A module overrides
+    this fixture if it has an async fixture that outlives a test, or one that chooses the loop.
     """
     asked = getattr(request, "param", "asyncio")
     if asked == "virtual-time":
@@ -36,8 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of one real server into one process, and each other slow module into one.
 
-    A server is then started once, and tests that share a module's processes stay together. Tests
-    in virtual time go wherever there is room.
+    A server is then started once, and tests that share a module's processes stay together. All
+    other tests run in either process.
     """
     for item in items:
         if item.get_closest_marker("real_letta"):

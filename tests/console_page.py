@@ -36,7 +36,7 @@ class Page:
                 return frame
 
     def dial(self, caller: str) -> None:
-        """Open a call and do not wait for anything."""
+        """Open a call without waiting."""
         self._call = f"default/console-{uuid.uuid4()}"
         self.send(type="call.start", call=self._call, caller=caller)
 
@@ -55,7 +55,7 @@ class Page:
         self._open.clear()
 
     def resume(self, call: str, caller: str) -> dict[str, Any]:
-        """Take a call up again, and return what the sidecar says of it."""
+        """Take a call up again, and return the sidecar's answer."""
         self._call = call
         self.send(type="call.start", call=call, caller=caller)
         return self.until("call", live=True)
@@ -66,7 +66,7 @@ class Page:
         return str(self.until("reply.end")["text"])
 
     def begin_saying(self, text: str, *, turn: str = "", aloud: bool = False) -> str:
-        """Say something, and return the id of it."""
+        """Say something, and return its id."""
         turn = turn or str(uuid.uuid4())
         self.frames.clear()
         self.send(type="say", call=self._call, turn=turn, text=text, aloud=aloud)

@@ -1,10 +1,10 @@
-"""What ops/Dockerfile says, and a stage of it run without an engine.
+"""The content of ops/Dockerfile, and its stages run without an engine.
 
-`Image` makes a root file system of this machine's own parts in a mount namespace, everything of it
-read-only but the stage's volumes, and runs a command there as the stage's user without any
-capability: what `docker run --read-only --cap-drop ALL` does, on this machine's kernel and network.
-`built` plays the instructions of the stage that builds in such a root. Both stand on this machine's
-Python and libraries; the base image itself is not tried.
+`Image` makes a root file system of this machine's parts in a mount namespace, read-only except for
+the stage's volumes, and runs a command there as the stage's user without any capability. This is
+what `docker run --read-only --cap-drop ALL` does, with this machine's kernel and network. `built`
+runs the instructions of the build stage in such a root. Both use this machine's Python and
+libraries; the base image itself is not tested.
 """
 
 import json
@@ -53,10 +53,10 @@ exec chroot "$root" /usr/bin/setpriv --reuid="$user" --regid="$user" --clear-gro
 
 @dataclass
 class Stage:
-    """One stage of the Dockerfile with what it inherits.
+    """One stage of the Dockerfile, with the values that it inherits.
 
     Attributes:
-        name: After `AS`.
+        name: The name after `AS`.
         env: Its `ENV`, with the inherited ones.
         command: Its `CMD`.
         health: The command of its `HEALTHCHECK`.
@@ -90,7 +90,7 @@ def instructions(path: Path = ROOT / "ops" / "Dockerfile") -> list[tuple[str, st
 
 
 def stages() -> dict[str, Stage]:
-    """Return the stages by name, in the order of the file: the last is what is built by default."""
+    """Return the stages by name in the file's order; the last is the one built by default."""
     found: dict[str, Stage] = {}
     stage = Stage("", "")
     for word, rest in instructions():
@@ -132,7 +132,7 @@ def _take(stage: Stage, word: str, rest: str) -> None:
 def python_of_the_image() -> Path:
     """Return the prefix of a Python of the version that the Dockerfile names.
 
-    Where this machine has none, that of the running one.
+    If this machine has none, it is the prefix of the running Python.
     """
     version = next(r for _, r in instructions() if r.startswith("PYTHON=")).removeprefix("PYTHON=")
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
@@ -154,7 +154,7 @@ def python_of_the_image() -> Path:
 
 
 def rights_missing() -> str:
-    """Return what is missing to make such a root here; empty: nothing."""
+    """Return what is missing to make such a root here; empty if nothing is."""
     probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
     if (
         os.geteuid()
@@ -165,11 +165,11 @@ def rights_missing() -> str:
 
 
 def built(directory: Path, *, lock: str) -> Path:
-    """Do what the stage `build` does, in a root of its own; returns its /opt/sidecar.
+    """Run the stage `build` in its own root; returns its /opt/sidecar.
 
     Args:
-        directory: Kept; what the stage writes to /opt, /src and /dist lies in it.
-        lock: The build argument.
+        directory: Holds what the stage writes to /opt, /src and /dist; it is kept.
+        lock: The build argument LOCK.
     """
     stage = stages()["build"]
     for name in ("root", "opt", "src", "dist"):
@@ -209,9 +209,9 @@ class Image:
     """A stage, ready to run commands in it.
 
     Args:
-        stage: Whose environment, user and volumes.
+        stage: Its environment, user and volumes are used.
         venv: A virtual environment made at /opt/sidecar, or one that is relocatable.
-        copied: Files of the checkout by where the stage has them.
+        copied: Files of the checkout, by their paths in the stage.
     """
 
     def __init__(self, stage: Stage, venv: Path, copied: Mapping[str, Path] | None = None) -> None:
@@ -244,12 +244,12 @@ class Image:
     def start(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, *, tmp: bool = False
     ) -> "subprocess.Popen[str]":
-        """Start a command in it; all it writes comes by its standard output.
+        """Start a command in it; its standard output has the standard errors as well.
 
         Args:
             command: As in `CMD`.
-            env: Beside the stage's own, as `docker run --env`.
-            tmp: Give it a writable /tmp, as `docker run --tmpfs /tmp`.
+            env: Added to the stage's own, as by `docker run --env`.
+            tmp: Give it a writable /tmp, as `docker run --tmpfs /tmp` does.
         """
         binds = [(str(self._venv), "/opt/sidecar")]
         binds += [(str(path), at) for at, path in self.volumes.items()]
@@ -281,7 +281,7 @@ class Image:
         )
 
     def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Run a command in it to its end; returns its exit code and all it wrote."""
+        """Run a command in it to its end; returns its exit code and its whole output."""
         process = self.start(command, env)
         written, _ = process.communicate(timeout=150)
         return process.returncode, written

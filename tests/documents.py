@@ -18,8 +18,8 @@ class Fence:
     Attributes:
         document: Path from the root.
         heading: The last heading before it.
-        language: What it says it is; empty: nothing.
-        lines: Without indentation, blank lines and comments.
+        language: The language that it names; empty if none.
+        lines: Its lines without indentation, blank lines and comments.
     """
 
     document: str
@@ -33,7 +33,7 @@ class Fence:
 
 
 def fences() -> Iterator[Fence]:
-    """Every code block of every document, but of the command reference, which is generated."""
+    """Every code block of every document except the command reference, which is generated."""
     for path in sorted(DOCUMENTS):
         document = path.relative_to(ROOT).as_posix()
         if document == "docs/cli.md":
@@ -61,7 +61,7 @@ def spoken() -> Iterator[tuple[str, str]]:
 
 
 def names_in(path: Path) -> set[str]:
-    """Names of the tests in a file; those of a class with and without it."""
+    """Names of the tests in a file; tests of a class are listed with and without the class."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):

@@ -19,7 +19,7 @@ if user:
     os.setgroups([])
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
-# A change of user clears it, so it comes after.
+# A change of user clears the setting, so it is made after that.
 prctl(PR_SET_PDEATHSIG, int(farewell))
 if os.getppid() != parent:
     os.kill(os.getpid(), signal.SIGKILL)

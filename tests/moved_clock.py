@@ -1,6 +1,6 @@
 """The sidecar on a machine whose clock is set while it runs: `python -m tests.moved_clock run`.
 
-The file that CLOCK_FILE names says by how many seconds the clock is ahead.
+The file that CLOCK_FILE names holds by how many seconds the clock is ahead.
 """
 
 import os
@@ -16,7 +16,7 @@ def _moved() -> float:
 
 
 if __name__ == "__main__":
-    time.time = _moved  # before the product takes it
+    time.time = _moved  # before the sidecar imports it
     from sidecar.cli import main
 
     main()

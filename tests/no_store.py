@@ -1,10 +1,10 @@
-"""A store for snapshots that keeps none."""
+"""A snapshot store that keeps nothing."""
 
 from sidecar.model import Snapshot
 
 
 class NoStore:
-    """What `sidecar.memory.store.SnapshotStore` is on a disk that is never written."""
+    """Behaves as `sidecar.memory.store.SnapshotStore` does on a disk without any copy."""
 
     async def load(self, agent_id: str) -> Snapshot | None:
         return None

@@ -29,7 +29,7 @@ class ReceivedSpan:
 
 
 class Collector:
-    """Serves on a port of its own while its context is open."""
+    """Serves on a free port while its context is open."""
 
     def __init__(self) -> None:
         self.spans: list[ReceivedSpan] = []
@@ -60,7 +60,7 @@ class Collector:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process is told so that it exports here, soon."""
+        """Environment variables with which a process exports here after a short time."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
             "OTEL_BSP_SCHEDULE_DELAY": "100",
@@ -76,7 +76,7 @@ class Collector:
         self._server.server_close()
 
     def named(self, name: str) -> list[ReceivedSpan]:
-        """The spans of a name, in the order in which they came."""
+        """The spans with this name, in the order of their arrival."""
         return [span for span in self.spans if span.name == name]
 
     def _take(self, body: bytes) -> None:

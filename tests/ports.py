@@ -1,4 +1,4 @@
-"""Ports of this machine for servers that are told where to listen."""
+"""Ports of this machine for servers that need to know their port in advance."""
 
 import random
 import socket
@@ -8,10 +8,10 @@ _dice = random.SystemRandom()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different.
+    """Return different ports that nobody listens on.
 
     They stay free until they are used: no outgoing connection takes one in between, and two
-    processes that ask at once are given different ones, but for one chance in ten thousand.
+    processes that call this at the same time get the same port only once in ten thousand times.
     """
     ports: set[int] = set()
     while len(ports) < count:

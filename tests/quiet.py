@@ -1,4 +1,4 @@
-"""For parts whose events a test does not look at."""
+"""For parts whose events a test ignores."""
 
 from sidecar.telemetry import Event
 
@@ -13,4 +13,4 @@ class Quiet:
 
 
 def unheard(event: Event, /, **fields: object) -> None:
-    """Take an event and do nothing with it."""
+    """Ignore an event."""

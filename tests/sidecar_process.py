@@ -1,4 +1,4 @@
-"""The sidecar as its user runs it: a process with a data directory of its own."""
+"""The sidecar as its user runs it: a process with its own data directory."""
 
 import json
 import os
@@ -22,11 +22,11 @@ class SidecarProcess:
 
     Args:
         data_dir: Kept over restarts.
-        env: Settings beside the data directory; nothing of the machine's own SIDECAR_*, LETTA_*,
-            LLM_*, OPENAI_*, OTEL_* or LIVEKIT_* settings gets through.
-        port: 0 takes a free one, and the same again after a restart.
-        command: In place of this checkout's `sidecar run`.
-        cwd: Where it is started; by default here.
+        env: Settings besides the data directory; the machine's own SIDECAR_*, LETTA_*, LLM_*,
+            OPENAI_*, OTEL_* and LIVEKIT_* settings are removed.
+        port: 0 takes a free one, and keeps it over restarts.
+        command: Replaces this checkout's `sidecar run`.
+        cwd: The working directory; by default the test's.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SidecarProcess:
         env |= {
             "SIDECAR_DATA_DIR": str(self.data_dir),
             "SIDECAR_PORT": str(self.port),
-            "SIDECAR_LETTA": "embedded",  # where a test names no Letta
+            "SIDECAR_LETTA": "embedded",  # unless a test sets another
             "SIDECAR_LOG_JSON": "1",
             "SIDECAR_LOG_LEVEL": "debug",
             "PYTHONUNBUFFERED": "1",
@@ -117,13 +117,13 @@ class SidecarProcess:
 
     @property
     def link_token(self) -> str:
-        """What opens the link: set, or made by it."""
+        """The link's token, either set or made by the sidecar."""
         made = self.data_dir / "link-token"
         return self._env.get("SIDECAR_LINK_TOKEN") or made.read_text(encoding="ascii").strip()
 
     @property
     def bearer(self) -> dict[str, str]:
-        """The headers that show `link_token`."""
+        """The headers with `link_token`."""
         return {"Authorization": f"Bearer {self.link_token}"}
 
     @property
@@ -132,7 +132,7 @@ class SidecarProcess:
         return self._process.pid
 
     def readiness(self) -> dict[str, Any]:
-        """What `/readyz` says."""
+        """The content of `/readyz`."""
         return dict(json.loads(get(f"{self.url}/readyz")[1]))
 
     def undelivered(self) -> int:
@@ -140,16 +140,16 @@ class SidecarProcess:
         return int(self.readiness()["undelivered_turns"])
 
     def live_calls(self) -> int:
-        """How many calls are on the line."""
+        """How many calls are live."""
         return int(self.readiness()["live_calls"])
 
     def is_at_rest(self) -> bool:
-        """Whether no call is live, and Letta has digested every turn of those that were."""
+        """Whether no call is live and Letta has digested all turns."""
         state = self.readiness()
         return state["live_calls"] == state["undelivered_turns"] == 0
 
     def has_logged(self, event: str) -> bool:
-        """Whether its log tells of an event. It may tell a moment after the answer to a request."""
+        """Whether its log has an event, which may come a moment after the answer to a request."""
         return any(f'"event": "{event}"' in line for line in self.log)
 
     def kill(self) -> None:
@@ -173,10 +173,10 @@ class SidecarProcess:
         return code
 
     def stop(self) -> None:
-        """SIGTERM, twice when once is not enough, then kill."""
+        """Send SIGTERM, twice if once is not enough, then kill."""
         if self._process is None:
             return
-        for wait_s in (1.0, 20.0):  # a call that nobody ended is not waited for
+        for wait_s in (1.0, 20.0):  # the second signal skips the wait for live calls
             self.terminate()
             try:
                 self.wait(wait_s)
@@ -193,11 +193,11 @@ class SidecarProcess:
 
 
 RESTARTED = (sys.executable, "-m", "sidecar", "run", "--restart")
-"""Below a parent that starts it again when it is killed; `pid` is the parent's."""
+"""Runs it under a parent that starts it again when it is killed; `pid` is the parent's."""
 
 
 def get(url: str) -> tuple[int, str]:
-    """GET; returns status and body, also of an error."""
+    """GET; returns status and body, also for an error."""
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.status, answer.read().decode()
@@ -207,7 +207,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def eventually(what: Callable[[], bool], *, within_s: float = 20.0, saying: str = "") -> None:
-    """Return as soon as `what` holds; fail when it does not within the bound."""
+    """Return as soon as `what` holds; fail if that takes longer than the limit."""
     deadline = time.monotonic() + within_s
     while not what():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {saying or what}"

@@ -1,7 +1,7 @@
 """A real server on this machine with a stand-in LLM, as processes that die with this one.
 
 Everything listens on free ports of 127.0.0.1. The kernel ends a child when the *thread* that forked
-it ends, so a stack starts its processes from the main one.
+it ends, so a stack starts its processes from the main thread.
 """
 
 import json
@@ -38,14 +38,14 @@ class Stack(ABC):
     Args:
         workdir: For logs and the server's own files.
         llm_port: For the stand-in LLM.
-        ready_s: Longest that a part may take until it answers.
-        groups: A process is a launcher with the real server as its child: signals go to both.
+        ready_s: The longest that a part may take until it answers.
+        groups: Send signals to process groups, as a process is only the launcher of the server.
 
     Attributes:
         llm_url: Of the stand-in LLM, the same over restarts.
     """
 
-    # A part that SIGTERM does not end at once, with clients.
+    # Signals for parts with clients that SIGTERM does not end at once.
     _STOP_SIGNALS: ClassVar[Mapping[str, signal.Signals]] = {}
 
     def __init__(
@@ -117,7 +117,7 @@ class Stack(ABC):
         farewell: signal.Signals = signal.SIGKILL,
         user: str = "",
     ) -> None:
-        """Start a process that gets `farewell` when this one dies."""
+        """Start a process that gets the signal `farewell` when this one dies."""
         if threading.current_thread() is not threading.main_thread():
             raise StackError(f"{name} would die with this thread: start it from the main one")
         with (self._dir / f"{name}.log").open("ab") as log:
@@ -169,7 +169,7 @@ class Stack(ABC):
 
 
 def listens(port: int) -> bool:
-    """Return whether something takes connections."""
+    """Return whether something accepts connections."""
     try:
         socket.create_connection(("127.0.0.1", port), 0.5).close()
     except OSError:

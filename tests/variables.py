@@ -1,4 +1,4 @@
-"""The variables of the environment that the worker reads; the sidecar's are `environment_names()`."""
+"""The environment variables of the worker; the sidecar's are `environment_names()`."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from functools import cache
 from tests.documents import ROOT
 
 OURS = r"(?:SIDECAR|LETTA|LLM|OPENAI|LIVEKIT|VOICE)_[A-Z0-9_]*[A-Z0-9]"
-"""A name that this project gives or takes over; OpenTelemetry's are its own."""
+"""A name that this project defines or takes over, but none of OpenTelemetry."""
 # Read by LiveKit's own AgentServer.
 OF_LIVEKIT = frozenset({"LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"})
 _SOURCES = (
@@ -24,7 +24,7 @@ def worker_names() -> frozenset[str]:
 
 
 def _texts() -> Iterator[str]:
-    """Each text in the code that a worker runs."""
+    """Each string in the code that a worker runs."""
     for source in _SOURCES:
         for path in ROOT.glob(source):
             for file in path.rglob("*.py") if path.is_dir() else [path]:

@@ -28,14 +28,14 @@ SPEED = float(os.environ.get("SPEED", "2"))
 
 
 def free_port() -> int:
-    """Return a port nobody listens on just now."""
+    """Return a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def get(url: str) -> Any:
-    """GET JSON, or text where it is none."""
+    """GET JSON, or the text of an answer that is no JSON."""
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - this machine's own
         raw = answer.read()
     try:
@@ -46,7 +46,7 @@ def get(url: str) -> Any:
 
 @contextlib.contextmanager
 def running(command: list[str], ready: str, env: dict[str, str], log: Path) -> Generator[None]:
-    """Run a process until the context closes; open when `ready` answers."""
+    """Run a process until the context closes; it is entered once `ready` answers."""
     with (
         log.open("w") as out,
         subprocess.Popen(command, env=env, stdout=out, stderr=out) as process,  # noqa: S603

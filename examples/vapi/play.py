@@ -1,11 +1,11 @@
 """Play a recorded VAPI call against a running sidecar.
 
-    python examples/vapi/play.py examples/vapi/calls/reschedule.json --url http://127.0.0.1:8377
+    python examples/vapi/play.py examples/vapi/calls/first-call.json --url http://127.0.0.1:8377
 
 A recorded call is a JSON object: `call` (VAPI's call object), and `steps`, each with `at_s` from
-the start of the call and either `chat` (the `messages` of a model request; `hang_up_s` makes VAPI
-go away so long after it asked) or `webhook` (the `message` of a server message). The player adds
-what VAPI adds to each body. Standard library only.
+the start of the call and either `chat` (the `messages` of a model request, which VAPI closes
+`hang_up_s` after it was sent if that is given) or `webhook` (the `message` of a server message).
+The player adds what VAPI adds to each body. Standard library only.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Heard:
 
     Attributes:
         step: Its number, from 0.
-        status: HTTP status, 0 where VAPI hung up or nobody answered.
+        status: HTTP status; 0 if VAPI hung up or nothing answered.
         text: What the caller would hear.
         answer: A webhook's answer.
         first_s: Seconds to the first word.
@@ -48,9 +48,9 @@ class Player:
     """Plays the steps of a call.
 
     Args:
-        url: The sidecar's.
-        key: SIDECAR_VAPI_KEY; where none is set, the token that the sidecar has made.
-        secret: SIDECAR_VAPI_SECRET; where none is set, that token.
+        url: Of the sidecar.
+        key: SIDECAR_VAPI_KEY, or the token that the sidecar has made if none is set.
+        secret: SIDECAR_VAPI_SECRET, or that token if none is set.
         speed: 2 plays twice as fast; 0 leaves the pauses out.
         say: Called with a line of text for people.
     """
@@ -72,11 +72,11 @@ class Player:
         self._say = say
 
     def play(self, recorded: Mapping[str, Any], *, call_id: str = "") -> list[Heard]:
-        """Play a call; a step that VAPI does not wait for goes on beside the next ones.
+        """Play a call; a request that VAPI will close runs while the next steps are played.
 
         Args:
-            recorded: As in the file.
-            call_id: In place of the recorded one, to play a call twice.
+            recorded: The call as in its file.
+            call_id: Replaces the recorded id, so that a call can be played twice.
         """
         call = {**recorded["call"]} | ({"id": call_id} if call_id else {})
         began_s = time.monotonic()
@@ -166,7 +166,7 @@ def _spoken(line: bytes) -> str:
 
 
 def made_token() -> str:
-    """Return the token that a sidecar of this user makes at its first start, empty without one."""
+    """Return the token that this user's sidecar made at its first start; empty without one."""
     state = os.environ.get("XDG_STATE_HOME", "").strip() or "~/.local/state"
     directory = os.environ.get("SIDECAR_DATA_DIR", "").strip() or f"{state}/letta-sidecar"
     try:

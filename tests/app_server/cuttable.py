@@ -9,7 +9,7 @@ import anyio.abc
 
 
 class Cuttable:
-    """A proxy to one port. `links` are its live connections, oldest first."""
+    """A proxy to one port. `links` are its open connections, oldest first."""
 
     def __init__(self, url: str) -> None:
         self._target = int(url.rpartition(":")[2])
@@ -30,7 +30,7 @@ class Cuttable:
             tasks.cancel_scope.cancel()
 
     def cut(self, *links: anyio.CancelScope) -> None:
-        """Cut these connections, on both sides, at once."""
+        """Close these connections on both sides at once."""
         for link in links:
             link.cancel()
 

@@ -1,6 +1,6 @@
 """Fixture: the real App Server, one for the whole test run.
 
-Tests share it, so each makes agents of its own. They skip where `make app-server` has not run,
+Tests share it, so each makes its own agents. They are skipped where `make app-server` has not run,
 except on CI, where a missing server is a failure.
 """
 
@@ -26,6 +26,6 @@ def app_server(
     app_server_program: Path,  # noqa: ARG001 - skips, or fails, where there is none
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[AppServerStack]:
-    """A server that wants `app_server.token`."""
+    """A server that requires `app_server.token`."""
     with AppServerStack(tmp_path_factory.mktemp("app-server")) as stack:
         yield stack

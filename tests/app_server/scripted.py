@@ -1,4 +1,4 @@
-"""An App Server that does what a script says, for what the real one does only rarely."""
+"""An App Server that follows a script, for what the real one does only rarely."""
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -23,8 +23,8 @@ async def scripted(script: Script, *, protocol_version: int = 1) -> AsyncGenerat
     """Serve; yield the URL.
 
     Args:
-        script: Called with each frame but `app_server_info`, and with what sends one.
-        protocol_version: Which it claims to speak.
+        script: Called with each frame except `app_server_info`, and with a function that sends one.
+        protocol_version: The version that it claims to speak.
     """
 
     async def speak(connection: ServerConnection) -> None:

@@ -1,6 +1,6 @@
 """A real Letta Code App Server on this machine, with a stand-in LLM.
 
-`python -m tests.app_server.stack` starts one for a look around.
+`python -m tests.app_server.stack` starts one to look around.
 """
 
 import argparse
@@ -28,7 +28,7 @@ READY_S = 120.0
 
 
 def installed() -> bool:
-    """Return whether `make app-server` has run, and git is there, which the server needs."""
+    """Return whether `make app-server` has run, and git, which the server needs, is installed."""
     return LETTA.exists() and shutil.which("git") is not None
 
 
@@ -37,13 +37,13 @@ class AppServerStack(Stack):
 
     Args:
         workdir: For logs and the server's home; made if absent.
-        openai_api: Let it serve its agents as models, too.
+        openai_api: Have it serve its agents as models, too.
 
     Attributes:
         url: Of the server, the same over restarts.
-        token: The one it takes.
+        token: The token that it requires.
         llm_url: Of the stand-in LLM.
-        home: The server's home folder, with agents' memory below it.
+        home: The server's home folder, which holds the agents' memory.
     """
 
     def __init__(self, workdir: Path, *, openai_api: bool = False) -> None:
@@ -71,7 +71,7 @@ class AppServerStack(Stack):
         self.start_server()
 
     def start_server(self) -> None:
-        """Start the server on the data that are there and wait until it answers."""
+        """Start the server on its existing data and wait until it answers."""
         token_file = self._dir / "token"
         token_file.write_text(self.token)
         token_file.chmod(0o600)
@@ -87,19 +87,19 @@ class AppServerStack(Stack):
         self._wait("server", lambda: answers(f"http://127.0.0.1:{self._port}/readyz"))
 
     def kill_server(self) -> None:
-        """End the server with `kill -9`; its data stay."""
+        """End the server with `kill -9`; its data are kept."""
         self._end("server", signal.SIGKILL)
 
     def pause_server(self) -> None:
-        """Stop the server's clock: the kernel takes connections, nothing answers."""
+        """Suspend the server: the kernel accepts connections, and nothing answers."""
         self._send("server", signal.SIGSTOP)
 
     def resume_server(self) -> None:
-        """Let a paused server go on."""
+        """Resume a suspended server."""
         self._send("server", signal.SIGCONT)
 
     def llm_requests(self, newest: int = LOG_LIMIT) -> list[dict[str, Any]]:
-        """Return the bodies of what the server asked its model, oldest first."""
+        """Return the bodies of the server's requests to its model, oldest first."""
         url = f"{self.llm_url}/_log?tail={newest}"
         with urllib.request.urlopen(url, timeout=REQUEST_S) as answer:
             return [one["body"] for one in json.load(answer)]

@@ -1,4 +1,4 @@
-"""A process that appends turns and says which are acked, until it is killed.
+"""A process that appends turns and prints which are acked, until it is killed.
 
 usage: appender.py JOURNAL FIRST
 

@@ -1,4 +1,4 @@
-"""A full disk, on a file system of its own; run inside a mount namespace.
+"""A full disk, on a separate file system; run inside a mount namespace.
 
 usage: full_disk.py DIRECTORY
 
@@ -25,7 +25,7 @@ POLICY = PostPolicy(max_turns=4, max_age_s=60.0, batch_turns=4)
 
 
 async def fill(journal: SqliteJournal, acked: list[int]) -> int:
-    """Append until the disk is full; returns the number that was refused."""
+    """Append until the disk is full; returns the number of the refused turn."""
     n = len(acked)
     while True:
         try:

@@ -2,7 +2,7 @@
 
 usage: killed_worker.py NAME LINK_URL SPOOL_DIR LEDGER SEED
 
-Holds calls until SIGTERM, then ends them and hands over what is left. May be killed at any time.
+Holds calls until SIGTERM, then ends them and sends the remaining turns. May be killed at any time.
 """
 
 import os
@@ -26,7 +26,7 @@ from sidecar.worker.unacked import Unacked
 from tests.chaos.ledger import lesson_of, text_of
 from tests.quiet import Quiet
 
-# The rule that turns go to disk at once while the sidecar is away, taken out by the kill loop.
+# The kill loop sets this to take out the rule that turns are spooled at once without a sidecar.
 SPOOLS_LATE_S = float(os.environ.get("CHAOS_SPOOL_AFTER_S", "0"))
 CALLS_AT_ONCE = 3
 CALLERS = 24
@@ -48,7 +48,7 @@ class Worker:
         self._ledger.write((" ".join(map(str, words)) + "\n").encode())
 
     def watch_acks(self, call: LinkedCall) -> None:
-        """Write an ack down at the moment the outbox hears of it."""
+        """Note each ack at the moment the outbox gets it."""
         outbox = call.outbox
         forget = outbox.acked
 
@@ -61,7 +61,7 @@ class Worker:
         outbox.acked = acked
 
     async def hold_calls(self, slot: int) -> None:
-        """Hold one call after the other."""
+        """Hold one call after another."""
         held = 0
         while not self.stopping.is_set():
             held += 1

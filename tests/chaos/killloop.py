@@ -1,17 +1,18 @@
 """Kill the sidecar and its workers at random, and look for lost, doubled or misordered turns.
 
-`python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--mutation NAME] [--keep DIR]`
+    python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--mutation NAME]
+        [--keep DIR]
 
-Two workers hold calls over the real link; the real sidecar posts to a stand-in Letta that stores
-whatever it is posted, twice if it is posted twice, and that is slow, down, frozen, lying or
-restarted in turn. `--letta classic` posts to the real classic server, slow or frozen in turn;
-`--letta app-server` to the real App Server, slow, frozen or killed, and what it learned is judged
-too. Every so often a process is killed with SIGKILL and started again, or the sidecar and then a
-worker. At the end all is made well, and what Letta has is held against what the workers know to be
-acked, and against what the spool must have held where both were dead.
+Two workers hold calls over the real link. The real sidecar posts to a stand-in Letta that stores a
+post twice if it gets it twice, and that is slow, down, frozen, lying or restarted in turn. `--letta
+classic` uses the real classic server, slow or frozen in turn; `--letta app-server` uses the real
+App Server, slow, frozen or killed, and checks what it learned as well. Every so often a process is
+killed with SIGKILL and started again, or the sidecar and then a worker are. At the end all faults
+are removed, and what Letta has is compared with what the workers know to be acked, and with what
+the spool must have held where both were dead.
 
-The seed is printed first; the same seed draws the same kills and faults, though a kill meets the
-processes wherever they are. The last printed line is JSON.
+The seed is printed first. The same seed draws the same kills and faults, though a kill finds the
+processes at whatever they are doing. The last printed line is JSON.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from tests.ports import free_port
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
 LATE_SPOOL = "late_spool"
-"""The worker's rule that is taken out: it waits for an ack though the sidecar is away."""
+"""A mutation of the worker: it waits for an ack even while the sidecar is away."""
 KILL_WITHIN_S = 1.2
 KILL_WITHIN_MUTATED_S = 4.0
 WORKERS = 2
@@ -62,8 +63,8 @@ SIDECAR_ENV = {
     "SIDECAR_DRAIN_CALLS_S": "0",
     "SIDECAR_DRAIN_FLUSH_S": "5",
 }
-# Without a rule the loop is run where the rule matters, so that it shows within a few kills, and
-# kills leave time for what shows it: a post that is given up, looked for, and then lands.
+# A mutation runs with the moods in which its rule matters, so that the damage shows within a few
+# kills. Kills then leave time for the damage: a post that is given up, looked up, and then lands.
 MOODS_OF_MUTATION = {
     "no_lookup": ("slow", "lying"),
     "no_horizon": ("belated",),
@@ -99,7 +100,7 @@ class Child:
             self.process.wait()
 
     def stop(self, within_s: float) -> None:
-        """SIGTERM, and wait; kill what does not go."""
+        """Send SIGTERM and wait; kill a process that does not end."""
         if self.process is None:
             return
         self.process.terminate()
@@ -112,7 +113,7 @@ class Child:
 
 @dataclass(slots=True)
 class Loop:
-    """The processes, and what is done to them."""
+    """The processes, their faults and their kills."""
 
     options: Options
     dice: random.Random = field(init=False)
@@ -171,13 +172,13 @@ class Loop:
         worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
 
     def ledger_of(self, worker: Child) -> Path:
-        """The ledger of the process that a worker is just now."""
+        """The ledger of a worker's current process."""
         return self.options.directory / "ledgers" / f"{worker.name}-{self.starts[worker.name]}"
 
-    # Harm
+    # Faults and kills
 
     def change_mood(self) -> None:
-        """Put Letta into another mood for a while, when the last one has lasted."""
+        """Put Letta into another mood for a while, once the last one is over."""
         if time.monotonic() < self._mood_ends:
             return
         mood = self.dice.choice(self.letta.moods)
@@ -187,14 +188,14 @@ class Loop:
         self._mood_ends = time.monotonic() + self.dice.uniform(0.3, longest_s)
 
     def pause(self, seconds: float) -> None:
-        """Let time pass, and Letta's mood change."""
+        """Wait while Letta's mood changes."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.change_mood()
             threading.Event().wait(min(0.05, max(0.0, until - time.monotonic())))
 
     def kill_one(self) -> str:
-        """Kill a process wherever it is, and start it again at once or after a while."""
+        """Kill a process whatever it is doing, and start it again at once or after a while."""
         if self.dice.random() < (1.0 if self.options.mutation == LATE_SPOOL else 0.2):
             return self.kill_both()
         if self.dice.random() < 0.3:
@@ -205,14 +206,14 @@ class Loop:
         self.sidecar.kill()
         self.pause(self.dice.choice([0.0, 0.0, self.dice.uniform(0.0, 2.0)]))
         self.start_sidecar()
-        if self.dice.random() < 0.8:  # else the next kill may meet it while it starts
+        if self.dice.random() < 0.8:  # else the next kill may hit its start
             self.wait_for_sidecar()
         return "sidecar"
 
     def kill_both(self) -> str:
-        """Kill the sidecar and, while it is dead, a worker: what it said is in the spool alone."""
+        """Kill the sidecar and, while it is dead, a worker, whose words are in the spool alone."""
         self.sidecar.kill()
-        # Time enough to say more than `NEWEST` turns, on a busy machine too, where that must show.
+        # With the mutation: long enough for more than `NEWEST` turns, even on a busy machine.
         least_s = 1.0 if self.options.mutation == LATE_SPOOL else 0.0
         self.pause(self.dice.uniform(least_s, least_s + 1.5))
         worker = self.dice.choice(self.workers)
@@ -227,7 +228,7 @@ class Loop:
     def wait_for_sidecar(self) -> None:
         deadline = time.monotonic() + START_S
         while not answers(self._port):
-            if time.monotonic() > deadline:  # not after the pause: Letta's mood may take long
+            if time.monotonic() > deadline:  # checked before the pause, which may be long
                 raise Stuck("the sidecar does not start")
             self.pause(0.05)
 
@@ -239,7 +240,7 @@ class Loop:
         return judge(ledger, self.letta.messages(), self.letta.lessons())
 
     def make_well(self) -> None:
-        """End all harm and all calls."""
+        """End all faults and all calls."""
         self.letta.become("well", self.dice)
         if not answers(self._port):
             wait_for_port(self._port)
@@ -247,7 +248,7 @@ class Loop:
             worker.stop(within_s=20.0)
 
     def until_delivered(self) -> Verdict:
-        """Wait until nothing is under way any more, then judge."""
+        """Wait until nothing is undelivered or spooled, then judge."""
         deadline = time.monotonic() + self.letta.recover_s
         while time.monotonic() < deadline:
             if self._undelivered() == 0 and not list(
@@ -274,7 +275,7 @@ class Loop:
 
 
 def run(options: Options) -> Verdict:
-    """Run the loop. With a mutation it ends as soon as the damage shows.
+    """Run the loop. With a mutation it ends as soon as a turn is doubled.
 
     Raises:
         Stuck: a process did not start or stop.

@@ -1,14 +1,14 @@
-"""What workers said and what was acked, held against what Letta has. Pure.
+"""Compares what workers said and what was acked with what Letta has. Pure.
 
 A worker writes one line per fact, in order, and may be cut off in the last one::
 
     said CALL N      the turn was recorded
     acked CALL N     the sidecar says it is on disk
-    ended            the worker ended of itself: all it said was handed over or spooled
+    ended            the worker ended by itself: all it said was sent or spooled
 
-The kill loop adds a line where it killed the worker when the sidecar was dead already::
+The kill loop adds a line if it killed the worker while the sidecar was dead::
 
-    alone            all it said was spooled, but for the newest, which were still on their way
+    alone            all it said was spooled, except for the newest turns
 """
 
 import re
@@ -21,22 +21,22 @@ from typing import TypeAlias
 Spoken: TypeAlias = tuple[str, int]
 _TURN = re.compile(r"\[([\w-]+)/(\d+)\]")
 NEWEST = 12
-"""Turns a lone worker may have said and not spooled yet: a third of a second of talk."""
+"""Turns that a worker on its own may not have spooled yet: a third of a second of talk."""
 _LESSON = re.compile(r"taught by ([\w-]+);")
 
 
 def text_of(call: str, n: int) -> str:
-    """Return what is said in turn `n` of a call; `turns_in` finds it again."""
+    """Return the words of turn `n` of a call; `turns_in` finds the turn in them."""
     return f"[{call}/{n}] and so on, for as long as people talk"
 
 
 def lesson_of(call: str) -> str:
-    """Return what has the demo model write a line of its memory; `lessons_in` finds it again."""
+    """Return words that make the demo model remember a line; `lessons_in` finds the line."""
     return f"[[remember calls: taught by {call};]]"
 
 
 def lessons_in(value: str) -> list[str]:
-    """Return the calls that an agent's memory says it was taught by."""
+    """Return the calls whose lessons are in an agent's memory."""
     return _LESSON.findall(value)
 
 
@@ -47,7 +47,7 @@ def turns_in(text: str) -> list[Spoken]:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What is known of all workers: `said`, and of it what `must_arrive`."""
+    """All turns that workers `said`, and those of them that `must_arrive`."""
 
     said: frozenset[Spoken]
     must_arrive: frozenset[Spoken]
@@ -77,14 +77,14 @@ def read_ledgers(ledgers: Iterable[bytes]) -> Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of the turns.
+    """How many turns arrived as they should.
 
     Attributes:
-        turns: That had to arrive.
-        lost: Of these, that did not.
+        turns: Turns that had to arrive.
+        lost: Those of them that did not.
         doubled: Arrivals of a turn beyond its first.
-        misordered: Places where a call goes backwards.
-        mixed: Conversations that hold turns of more than one call, and turns nobody said.
+        misordered: Places where a turn is followed by an earlier one of its call.
+        mixed: Conversations that hold turns of more than one call, and turns that nobody said.
     """
 
     turns: int
@@ -99,7 +99,7 @@ class Verdict:
         return not (self.lost or self.doubled or self.misordered or self.mixed)
 
     def summary(self, kills: int) -> Mapping[str, int]:
-        """Return what the last printed line holds."""
+        """Return the figures of the last printed line."""
         counts = {name: value for name, value in asdict(self).items() if name != "mixed"}
         return {"kills": kills, **counts}
 
@@ -107,13 +107,13 @@ class Verdict:
 def judge(
     ledger: Ledger, messages: Sequence[tuple[str, str]], lessons: Sequence[str] | None = None
 ) -> Verdict:
-    """Hold the ledger against Letta's messages: (conversation, text), in the order they landed.
+    """Compare the ledger with Letta's messages.
 
     Args:
         ledger: Of the workers.
-        messages: What Letta was given.
-        lessons: Calls that stand in Letta's memory, where the workers taught it: a call whose
-            first turn had to arrive and that is not there is lost, one that is there twice doubled.
+        messages: What Letta got: (conversation, text), in the order they landed.
+        lessons: Calls whose lessons are in Letta's memory, if the workers taught it. A call whose
+            first turn had to arrive counts as lost without its lesson, and as doubled with two.
     """
     arrived: Counter[Spoken] = Counter()
     order: dict[str, list[int]] = {}

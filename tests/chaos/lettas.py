@@ -1,4 +1,4 @@
-"""The Lettas a kill loop runs against, and what each can be made to suffer."""
+"""The Lettas that the kill loop runs against, and the faults that each can have."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Stuck(Exception):
 
 
 def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process that dies with this one, adding what it prints to `log`."""
+    """Start a process that dies with this one; its output is appended to `log`."""
     mortal = [sys.executable, str(MORTAL), str(int(signal.SIGKILL)), ""]
     with log.open("ab") as out:
         return subprocess.Popen([*mortal, *command], stdout=out, stderr=out, cwd=ROOT, env=env)
@@ -53,28 +53,28 @@ class Letta(Protocol):
 
     moods: Sequence[str]
     env: Mapping[str, str]
-    """Settings of the sidecar that go with it."""
+    """The sidecar's settings for it."""
     recover_s: float = 120.0
-    """So long it may take until all is delivered once everything is well."""
+    """How long delivery may take once all faults are over."""
 
     def start(self) -> None:
         """Start it; returns when it answers."""
         ...
 
     def become(self, mood: str, dice: random.Random) -> None:
-        """Take on one of its moods, out of any other."""
+        """Change to one of its moods, from any other."""
         ...
 
     def messages(self) -> list[tuple[str, str]]:
-        """Return (conversation, text) of all it was posted, in the order of each conversation."""
+        """Return (conversation, text) of each post, in the order of each conversation."""
         ...
 
     def lessons(self) -> list[str] | None:
-        """Return the calls that stand in its agents' memory; None where nobody taught it."""
+        """Return the calls in its agents' memory; None if the workers don't teach it."""
         return None
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         ...
 
 
@@ -84,8 +84,8 @@ WELL: Mapping[str, Any] = {
 }
 SLOW: Mapping[str, Any] = {
     "reads": {"latency_s": 0.0, "jitter_s": 0.3, "chances": {}},
-    # A delayed post lands long after its client has gone, and until then no look-up shows it: well
-    # within the horizon, also when Letta is frozen on top of it.
+    # A delayed post lands long after its client has gone, and no look-up finds it until then. That
+    # is well within the horizon, even if Letta is frozen as well.
     "posts": {"latency_s": 0.0, "jitter_s": 1.0, "chances": {"delayed": 0.25, "late": 0.25}},
     "late_s": 2.5,
 }
@@ -124,11 +124,11 @@ LYING: Mapping[str, Any] = {
 
 
 class StandIn(Letta):
-    """The stand-in, which stores twice what it is posted twice.
+    """The stand-in, which stores a post twice if it gets it twice.
 
     Args:
         directory: For its log and its file.
-        moods: Of these it takes on one at a time.
+        moods: It is in one of these at a time.
     """
 
     _SCRIPTS: Mapping[str, Mapping[str, Any]] = {
@@ -205,8 +205,8 @@ class StandIn(Letta):
 class RealServer(Letta):
     """The real Letta server, slow or frozen at times; it is not killed.
 
-    A run that was at work when the server died stays active for good, and a look-up waits out its
-    age: minutes in which a loop would only stand still. That case has a test of its own.
+    A run that was at work when the server died stays active forever, and look-ups treat it as
+    running for minutes, in which the loop could not go on. That case has a separate test.
     """
 
     moods = ("well", "slow", "frozen")
@@ -269,10 +269,11 @@ class RealServer(Letta):
 class AppServer(Letta):
     """The real App Server: slow, frozen, or killed and started again at times.
 
-    Its workers teach it, so that what it learned is judged as well as what it was told. A message
-    counts where it was digested, twice if it was so in two places. Where no history shows that it
-    was (the server keeps the last word of an aborted turn in memory alone), it counts where it
-    stands. `cut_off` counts the others: undigested, in a conversation that is used no more.
+    Its workers teach it, so that what it learned is judged as well as what it got. A message counts
+    in the conversation where it was digested, and twice if it was digested in two. If no history
+    shows that it was digested (the server keeps the end of an aborted turn only in memory), it
+    counts wherever it is stored. `cut_off` is the number of other copies, in conversations no
+    longer used.
     """
 
     moods = ("well", "well", "slow", "slow", "frozen", "killed")
@@ -289,7 +290,7 @@ class AppServer(Letta):
             "SIDECAR_READ_TIMEOUT_S": "8",
             "SIDECAR_POST_MAX_AGE_S": "3",
             "SIDECAR_POST_MAX_TURNS": "12",
-            # A post costs it half a second and more of a core.
+            # A post takes it half a second or more of CPU time.
             "SIDECAR_POST_CONCURRENCY": "3",
             "CHAOS_TURN_EVERY_S": "1.5",
             "CHAOS_TEACH": "1",
@@ -356,7 +357,7 @@ class AppServer(Letta):
 
 @asynccontextmanager
 async def _closing(open_still: Sockets | AppServerLetta) -> AsyncGenerator[None]:
-    """Close it, and let the loop see its sockets off before it ends."""
+    """Close it, and give the event loop a chance to close its sockets."""
     try:
         yield
     finally:
@@ -379,7 +380,7 @@ class _Copy:
 
 
 def _copies(conversation: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[_Copy]:
-    """Yield what a conversation, oldest message first, holds of batches."""
+    """Yield the copies of batches in a conversation's messages, which come oldest first."""
     for message in messages:
         text = text_of(message) if message["message_type"] == "user_message" else ""
         if (batch := _BATCH.search(text)) is not None:
@@ -396,7 +397,7 @@ def ask(url: str, body: bytes | None = None, *, key: str = "") -> Any:
 
 
 def answers(port: int) -> bool:
-    """Whether something listens."""
+    """Whether something listens on a port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
     except OSError:
@@ -405,10 +406,10 @@ def answers(port: int) -> bool:
 
 
 def wait_for_port(port: int) -> None:
-    """Return when something listens.
+    """Return when something listens on a port.
 
     Raises:
-        Stuck: nothing did.
+        Stuck: nothing listened in time.
     """
     deadline = time.monotonic() + START_S
     while not answers(port):

@@ -1,10 +1,10 @@
-"""The sidecar with one of its rules taken out, to prove that the kill loop can fail.
+"""The sidecar without one of its rules, to prove that the kill loop can fail.
 
 usage: CHAOS_MUTATION=no_lookup|no_horizon|trusted_503 python -m tests.chaos.mutated_sidecar run
 
-* `no_lookup`: a batch in doubt is sent again without a look.
-* `no_horizon`: absent counts for good at once, though an earlier try may still land.
-* `trusted_503`: a 503 counts as a refusal, though a proxy may have said it after Letta took the post.
+* `no_lookup`: a batch in doubt is sent again without a look-up.
+* `no_horizon`: absent is final at once, though an earlier try may still land.
+* `trusted_503`: a 503 counts as a refusal, though a proxy may send it after Letta took the post.
 """
 
 import os

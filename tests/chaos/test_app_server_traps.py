@@ -1,4 +1,4 @@
-"""Each trap of the App Server, sprung on the adapter: nothing is lost, doubled or made up."""
+"""Oddities of the App Server in which the adapter must not lose, double or invent anything."""
 
 import shutil
 import subprocess
@@ -78,7 +78,7 @@ async def delivered(letta: Letta, post: Post) -> Post:
 
 async def until_it_says(world: AppServerWorld, agent_id: str, words: str) -> None:
     with anyio.fail_after(SETTLE_S):
-        while words not in await value_of(world.letta, agent_id):  # noqa: ASYNC110 - only asking tells
+        while words not in await value_of(world.letta, agent_id):  # noqa: ASYNC110 - no event
             await anyio.sleep(0.05)
 
 
@@ -91,7 +91,7 @@ async def post_in_vain(letta: Letta, post: Post) -> None:
 
 
 async def test_a_turn_outlives_the_socket_it_came_over(world: AppServerWorld) -> None:
-    """One of the two sockets lost mid-turn costs nothing: stored once, remembered once."""
+    """A socket lost mid-turn costs nothing: the batch is stored once and digested once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 2 sockets]]")
     async with Cuttable.before(world.stack.url) as proxy:
@@ -119,13 +119,13 @@ async def test_a_turn_outlives_the_socket_it_came_over(world: AppServerWorld) ->
 
 
 async def at_work(world: AppServerWorld, post: Post) -> None:
-    """Wait until the model is asked about a post: it is stored a while before, and can be let go."""
+    """Wait until the model is asked about a post, which is stored before that."""
 
     def asked() -> bool:
         return any(post.batch_id in str(body) for body in world.stack.llm_requests(newest=10))
 
     with anyio.fail_after(SETTLE_S):
-        while not await anyio.to_thread.run_sync(asked):  # noqa: ASYNC110 - only asking tells
+        while not await anyio.to_thread.run_sync(asked):  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.05)
     assert await world.copies(post)
 
@@ -134,7 +134,7 @@ async def at_work(world: AppServerWorld, post: Post) -> None:
 async def test_with_every_socket_lost_nothing_is_lost_or_doubled(
     world: AppServerWorld, *, edited: bool
 ) -> None:
-    """All sockets lost mid-turn: a new conversation takes the batch; no edit is made twice."""
+    """With all sockets lost mid-turn, the batch is stored once and no edit is made twice."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Was wedged]]")
     async with Cuttable.before(world.stack.url) as proxy:
@@ -156,7 +156,7 @@ async def test_with_every_socket_lost_nothing_is_lost_or_doubled(
 
 
 async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServerWorld) -> None:
-    """Why a new one is needed: the server itself answers that a turn is active, for good."""
+    """A conversation cut off mid-turn takes no further batch: it reports an active turn forever."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     async with Cuttable.before(world.stack.url) as proxy:
@@ -174,7 +174,7 @@ async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServ
 
 
 async def offered(letta: Letta, agent_id: str, conversation_id: str) -> None:
-    """Post a further batch as soon as the server has let go of the turn."""
+    """Post a further batch, again and again while the server refuses it as busy."""
     with anyio.fail_after(SETTLE_S):
         while True:
             try:
@@ -186,7 +186,7 @@ async def offered(letta: Letta, agent_id: str, conversation_id: str) -> None:
 
 
 async def test_a_sidecar_that_died_is_waited_for_and_then_replaced(world: AppServerWorld) -> None:
-    """A message without an answer, of a process unknown, counts as running until the cut-off."""
+    """An unanswered message of another process counts as running until the cut-off, then absent."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Came back]]")
     async with Cuttable.before(world.stack.url) as proxy:
@@ -209,7 +209,7 @@ async def test_a_sidecar_that_died_is_waited_for_and_then_replaced(world: AppSer
 
 
 async def test_a_server_killed_mid_turn_loses_and_doubles_nothing(world: AppServerWorld) -> None:
-    """`kill -9` of the App Server over a turn: the batch is digested in the end, its edit made once."""
+    """A batch cut off by `kill -9` of the App Server is digested later, and edits memory once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
     await world.slow_model(1.5)
@@ -237,7 +237,7 @@ async def test_a_server_killed_mid_turn_loses_and_doubles_nothing(world: AppServ
 
 
 async def test_what_was_accepted_and_not_run_goes_out_again() -> None:
-    """An input that is accepted and shows no sign of life is sent once more, under a new id."""
+    """An input that is accepted but never starts is sent once more, under a new id."""
     ids: list[str] = []
     runtime = {"agent_id": "a", "conversation_id": "c"}
 
@@ -267,7 +267,7 @@ async def test_what_was_accepted_and_not_run_goes_out_again() -> None:
 
 
 async def test_an_input_that_was_queued_is_taken_back() -> None:
-    """A batch queued behind another turn is taken back, since queued inputs are made into one."""
+    """A queued batch is taken back, since the server merges queued inputs into one."""
     removed: list[str] = []
     runtime = {"agent_id": "a", "conversation_id": "c"}
 
@@ -299,7 +299,7 @@ async def test_an_input_that_was_queued_is_taken_back() -> None:
 async def test_a_batch_is_one_user_message_in_a_conversation_of_its_call(
     world: AppServerWorld,
 ) -> None:
-    """The server drops other roles and locks `default` across agents: neither is relied upon."""
+    """A batch is a user message outside `default`: that one locks, and other roles are dropped."""
     posts = [await new_post(world, await new_agent(world), "one") for _ in range(2)]
     assert len({"default", *(post.conversation_id for post in posts)}) == 3
     for post in posts:
@@ -309,7 +309,7 @@ async def test_a_batch_is_one_user_message_in_a_conversation_of_its_call(
 
 
 async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
-    """A conversation at work for somebody else takes no batch of ours, and later takes it once."""
+    """A conversation busy with another process refuses a batch, and takes it later."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "one")
     second = next_post(agent_id, post.conversation_id, "two")
@@ -330,7 +330,7 @@ async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
 
 
 async def test_the_agent_has_our_tools_and_no_other(world: AppServerWorld) -> None:
-    """What strangers said reaches no shell: the model is offered our memory tools alone."""
+    """The model is offered our memory tools alone, so callers' words can't reach a shell."""
     agent_id = await new_agent(world)
     await anyio.to_thread.run_sync(lambda: world.stack.control_llm(clear=True))
     await world.letta.post(await new_post(world, agent_id, "[[remember human: Sings]]"))
@@ -341,7 +341,7 @@ async def test_the_agent_has_our_tools_and_no_other(world: AppServerWorld) -> No
 
 
 async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
-    """After the first post the server runs no turns of its own."""
+    """After the first post, the server's own reflection is turned off."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     await world.letta.post(post)
@@ -352,7 +352,7 @@ async def test_reflection_is_turned_off(world: AppServerWorld) -> None:
 
 
 async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServerWorld) -> None:
-    """Asked to, the server reflects once the last batch of a call is digested, and not before."""
+    """With `reflect`, the server reflects after a call's last batch is digested."""
     letta = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0, reflect=True)
     world.opened.append(letta)
     agent_id = await new_agent(world)
@@ -370,7 +370,7 @@ async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServ
     again = next_post(agent_id, post.conversation_id, "bye again")
     await letta.post(replace(again, final=True))
     with anyio.fail_after(SETTLE_S):
-        while not await reflections():  # noqa: ASYNC110 - only asking tells
+        while not await reflections():  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.1)
 
 
@@ -378,7 +378,7 @@ async def test_an_agent_reflects_when_a_call_ends_and_is_asked_to(world: AppServ
 
 
 async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
-    """The same edit of the same batch is one commit; of another batch it is a second one."""
+    """An edit repeated for the same batch is made once, and made again for another batch."""
     agent_id = await new_agent(world)
     call = ToolCall("call", "memory_insert", '{"label": "human", "new_str": "Has 1 dog"}')
     memory = AgentMemory(world.bare, timeout_s=15.0)
@@ -391,7 +391,7 @@ async def test_an_edit_made_twice_is_made_once(world: AppServerWorld) -> None:
 
 
 async def test_what_another_process_changed_is_in_the_next_read(world: AppServerWorld) -> None:
-    """The server tells a change only to the socket that made it; a read sees it all the same."""
+    """The server announces a change only to the socket that made it, but every read returns it."""
     agent_id = await new_agent(world)
     assert not await value_of(world.letta, agent_id)
     other = AppServerLetta(world.stack.url, world.stack.token, read_timeout_s=15.0)
@@ -401,7 +401,7 @@ async def test_what_another_process_changed_is_in_the_next_read(world: AppServer
 
 
 async def test_a_refused_commit_leaves_nothing_in_memory(world: AppServerWorld) -> None:
-    """Text that the server refuses to commit is not served as memory, and is gone from the file."""
+    """Text that the server refuses to commit is neither served as memory nor left in the file."""
     agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
     memory = AgentMemory(world.bare, timeout_s=15.0)
     too_long = "x" * 21_000
@@ -416,7 +416,7 @@ async def test_a_refused_commit_leaves_nothing_in_memory(world: AppServerWorld) 
 
 
 async def test_a_deleted_agent_is_not_served_from_what_it_left(world: AppServerWorld) -> None:
-    """The server lists a deleted agent's memory as before and an unknown one's as empty; we don't."""
+    """Reading a deleted or unknown agent is an error, though the server still lists its memory."""
     agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
     await world.letta.read_blocks(agent_id)
     await world.letta.delete_agent(agent_id)
@@ -431,7 +431,7 @@ async def test_a_deleted_agent_is_not_served_from_what_it_left(world: AppServerW
 
 
 async def test_an_erased_agent_leaves_no_memory_file(world: AppServerWorld) -> None:
-    """What an erased agent knew is in no file that the server still lists."""
+    """No file that the server still lists holds what an erased agent knew."""
     agent_id = await new_agent(world, Block("human", "Name: Ada", "the caller"))
     await world.letta.erase_agent(agent_id)
     await world.letta.erase_agent(agent_id)
@@ -444,7 +444,7 @@ async def test_an_erased_agent_leaves_no_memory_file(world: AppServerWorld) -> N
 
 
 async def test_a_frame_without_a_reply_ends_at_its_deadline() -> None:
-    """A server that does not answer costs each request its deadline, not more."""
+    """Each request to a server that does not answer ends at its deadline."""
 
     async def says_nothing(frame: Frame, say: Say) -> None:
         pass
@@ -452,7 +452,7 @@ async def test_a_frame_without_a_reply_ends_at_its_deadline() -> None:
     async with scripted(says_nothing) as url:
         letta = AppServerLetta(url, None, read_timeout_s=0.3)
         post = next_post("a", "c", "hello")
-        with anyio.fail_after(SETTLE_S):  # nothing answers: a deadline alone can end these
+        with anyio.fail_after(SETTLE_S):  # nothing answers, so only a deadline can end these
             with pytest.raises(LettaUnavailable):
                 await letta.read_blocks("a")
             with pytest.raises(LettaUnavailable):
@@ -463,7 +463,7 @@ async def test_a_frame_without_a_reply_ends_at_its_deadline() -> None:
 
 
 async def test_an_unknown_frame_gets_no_reply(world: AppServerWorld) -> None:
-    """The real server answers a frame it does not know not at all: hence deadlines everywhere."""
+    """The real server never answers an unknown frame, so every request needs a deadline."""
     async with world.bare.lend() as socket:
         with anyio.move_on_after(0.5) as waited:
             await socket.ask("no_such_frame")
@@ -471,7 +471,7 @@ async def test_an_unknown_frame_gets_no_reply(world: AppServerWorld) -> None:
 
 
 async def test_another_protocol_version_is_refused_by_name() -> None:
-    """A server of another protocol version is not talked to; the error says which it speaks."""
+    """A server of another protocol version is refused, and the error names its version."""
 
     async def is_not_asked(frame: Frame, _: Say) -> None:
         pytest.fail(f"the version was not refused: {frame['type']}")
@@ -485,7 +485,7 @@ async def test_another_protocol_version_is_refused_by_name() -> None:
 
 
 async def test_a_token_that_is_absent_is_denied(world: AppServerWorld) -> None:
-    """Without a token, or with a wrong one, everything is denied and nothing is unavailable."""
+    """Without a token, or with a wrong one, a request is denied, not reported as unavailable."""
     for token in (None, "", "wrong"):
         letta = AppServerLetta(world.stack.url, token)
         world.opened.append(letta)
@@ -496,14 +496,14 @@ async def test_a_token_that_is_absent_is_denied(world: AppServerWorld) -> None:
 
 
 def break_repository(world: AppServerWorld, agent_id: str) -> None:
-    """Leave an agent's memory as a server does that is killed while it makes the repository."""
+    """Damage an agent's memory like a server killed while it makes the repository."""
     git = next(world.stack.home.rglob(f"{agent_id}/memory/.git"))
     shutil.rmtree(git)
     git.mkdir()
 
 
 def empty_memory(world: AppServerWorld, agent_id: str) -> None:
-    """Leave an agent's memory as a server makes it that was killed before it had made a file."""
+    """Empty an agent's memory like a server killed before it makes a file."""
     memory = next(world.stack.home.rglob(f"{agent_id}/memory"))
     for path in memory.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -517,7 +517,7 @@ def empty_memory(world: AppServerWorld, agent_id: str) -> None:
 async def test_an_agent_made_half_way_is_made_anew(
     world: AppServerWorld, damage: Callable[[AppServerWorld, str], None]
 ) -> None:
-    """An agent without a memory to edit, and that heard nothing, makes room for another."""
+    """An agent with neither usable memory nor messages is not found, so another can be made."""
     tags = (f"voice-caller:{uuid.uuid4().hex}",)
     agent_id = await world.letta.create_agent(world.spec(HUMAN, tags=tags))
     damage(world, agent_id)
@@ -528,7 +528,7 @@ async def test_an_agent_made_half_way_is_made_anew(
 
 
 async def test_an_agent_that_has_heard_something_is_never_made_anew(world: AppServerWorld) -> None:
-    """A repository that is damaged later costs no memory, nor does that of an owner's agent."""
+    """An agent that heard something, or an owner's own, is kept when its repository is damaged."""
     tags = (f"voice-caller:{uuid.uuid4().hex}",)
     heard = await world.letta.create_agent(world.spec(HUMAN, tags=tags))
     await world.letta.post(await new_post(world, heard))

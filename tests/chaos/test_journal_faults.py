@@ -1,4 +1,4 @@
-"""The journal under kills, torn files, full disks and clocks that are set."""
+"""The journal under kills, torn files, full disks and changes of the clock."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def turn(n: int, text: str = "") -> Turn:
 
 
 def run_appender(path: Path, first: int, *, lines: int) -> list[int]:
-    """Append from `first` on, kill -9 after so many acks, and return what was acked."""
+    """Append from `first` on, kill -9 after `lines` acks, and return what was acked."""
     command = [sys.executable, str(HERE / "appender.py"), str(path), str(first)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as child:
@@ -59,7 +59,7 @@ def run_appender(path: Path, first: int, *, lines: int) -> list[int]:
 
 
 async def test_what_was_acked_survives_kill_9(tmp_path: Path, dice: random.Random) -> None:
-    """A process killed while it appends has lost no turn that it acked, nor their order."""
+    """A process killed while it appends loses no acked turn, and keeps their order."""
     path = tmp_path / "journal.db"
     acked: list[int] = []
     first = 0
@@ -91,7 +91,7 @@ async def filled(path: Path, turns: int) -> SqliteJournal:
 
 class TestTornFiles:
     async def test_a_torn_log_tail_recovers(self, tmp_path: Path, dice: random.Random) -> None:
-        """Whatever is cut off or garbled at the log's end, what was before it is read back."""
+        """Damage at the end of the log leaves every turn before it readable."""
         journal = await filled(tmp_path / "a" / "journal.db", 60)
         counts: set[int] = set()
         for round_ in range(12):
@@ -119,7 +119,7 @@ class TestTornFiles:
     async def test_a_damaged_file_is_named(
         self, tmp_path: Path, dice: random.Random, kind: str
     ) -> None:
-        """A file damaged beyond recovery is refused with a hint, and left as it is."""
+        """A file damaged beyond recovery is refused with a hint, and left unchanged."""
         path = tmp_path / "journal.db"
         journal = await filled(path, 200)
         await journal.aclose()
@@ -140,7 +140,7 @@ class TestTornFiles:
         assert path.read_bytes() == data
 
     async def test_an_empty_file_is_a_new_journal(self, tmp_path: Path) -> None:
-        """A file of no bytes, as a crash at the first start leaves it, is taken over."""
+        """An empty file, as a crash at the first start leaves it, becomes a new journal."""
         path = tmp_path / "journal.db"
         path.touch()
         journal = await filled(path, 1)
@@ -149,7 +149,7 @@ class TestTornFiles:
 
 @contextmanager
 def largest_file(limit_bytes: int) -> Generator[None]:
-    """Let no file of this process grow beyond a size: writes fail as on a full disk."""
+    """Limit the size of this process's files, so that writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
@@ -160,7 +160,7 @@ def largest_file(limit_bytes: int) -> Generator[None]:
 
 class TestFullDisk:
     async def test_nothing_is_half_written(self, tmp_path: Path) -> None:
-        """An append the disk refuses stores nothing, others before it stay, and space heals it."""
+        """An append that the disk refuses stores nothing, and new space ends the refusals."""
         journal = await filled(tmp_path / "journal.db", 3)
         acked = 3
         with largest_file(1 << 20):
@@ -191,7 +191,7 @@ class TestFullDisk:
         await again.aclose()
 
     async def test_delivery_goes_on_when_the_disk_is_full(self, tmp_path: Path) -> None:
-        """On a really full disk appends are refused, settling is not, and space heals it."""
+        """On a full disk appends are refused while batches settle, until there is room."""
         unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "-r", "--mount"]
         probe = await anyio.run_process([*unshare, "true"], check=False)
         if probe.returncode:
@@ -212,7 +212,7 @@ class TestFullDisk:
 
 
 async def test_a_clock_that_is_set_holds_nothing_up(tmp_path: Path, dice: random.Random) -> None:
-    """While somebody sets the clock to and fro by days, turns go on being delivered in order."""
+    """While the clock is set back and forth by days, turns are still delivered in order."""
     wall_s = 1_800_000_000.0
     clock = SteadyClock(wall=lambda: wall_s)
     journal = await SqliteJournal.open(

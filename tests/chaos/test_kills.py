@@ -1,4 +1,4 @@
-"""A slice of the kill loop, and proof that it would tell."""
+"""A slice of the kill loop, and proof that it detects losses and duplicates."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chaos
 
 
 class TestOracle:
-    """The ledger's judgement, on hand-written histories."""
+    """The verdict on hand-written ledgers and messages."""
 
     LEDGER = read_ledgers(
         [
@@ -33,7 +33,7 @@ class TestOracle:
         return judge(self.LEDGER, messages)
 
     def test_all_is_well(self) -> None:
-        """What was acked, and what an ended worker said, must arrive; the rest may."""
+        """Acked turns, and all turns of a worker that ended, must arrive; the others may."""
         said = [text_of("a", n) for n in range(3)]
         verdict = self.verdict(
             ("conv-a", said[0]),
@@ -44,17 +44,17 @@ class TestOracle:
         assert verdict.turns == 4
 
     def test_a_lost_turn_is_seen(self) -> None:
-        """An acked turn that is nowhere is lost, and so is one of a worker that ended."""
+        """A missing turn counts as lost if it was acked, or if its worker ended normally."""
         assert self.verdict(("conv-a", text_of("a", 0)), ("conv-b", text_of("b", 0))).lost == 2
 
     def test_a_doubled_turn_is_seen(self) -> None:
-        """A turn that arrives again counts, wherever it arrives."""
+        """Each further arrival of a turn is counted, in whichever conversation it arrives."""
         twice = [("conv-a", text_of("a", 0) + text_of("a", 1))] * 2
         verdict = self.verdict(*twice, ("conv-b", text_of("b", 0) + text_of("b", 1)))
         assert (verdict.doubled, verdict.misordered) == (2, 1)
 
     def test_disorder_is_seen(self) -> None:
-        """A later turn before an earlier one of its call counts."""
+        """A turn that arrives before an earlier one of its call is counted as misordered."""
         verdict = self.verdict(
             ("conv-a", text_of("a", 1) + text_of("a", 0)),
             ("conv-b", text_of("b", 0) + text_of("b", 1)),
@@ -70,7 +70,7 @@ class TestOracle:
         assert judge(ledger, [("conv-a", "".join(spoken[:2]))]).lost == 1
 
     def test_a_lesson_not_learned_once_is_seen(self) -> None:
-        """Where workers teach, a call that memory lacks is lost, and one it has twice is doubled."""
+        """A call's lesson missing from memory counts as lost, one found twice as doubled."""
         said = [text_of("a", n) for n in range(3)]
         messages = [("conv-a", "".join(said)), ("conv-b", text_of("b", 0) + text_of("b", 1))]
         assert lessons_in(f"Name: Ada\n{lesson_of('a')}") == ["a"]
@@ -79,7 +79,7 @@ class TestOracle:
         assert (verdict.lost, verdict.doubled) == (1, 1)
 
     def test_strangers_are_seen(self) -> None:
-        """Turns of two calls in one conversation, and turns nobody said, count."""
+        """A conversation with turns of two calls is counted, and so is a turn that nobody said."""
         verdict = self.verdict(("conv-a", text_of("a", 0) + text_of("b", 0) + text_of("c", 0)))
         assert verdict.mixed == 2
 
@@ -96,7 +96,7 @@ def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_loop_can_lose(tmp_path: Path) -> None:
-    """Where workers wait for acks of a sidecar that is away, a kill of both loses turns."""
+    """If workers wait for acks while the sidecar is away, killing both loses turns."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     assert run(Options(6, seed, tmp_path, LATE_SPOOL)).lost
@@ -106,7 +106,7 @@ def test_the_loop_can_lose(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("app_server_program")
 def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
-    """With the real App Server, killed and slow too: each acked turn once, in order, and learned."""
+    """The real App Server, slowed and killed, digests each acked turn once and in order."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     verdict = run(Options(3, seed, tmp_path, letta="app-server"))
@@ -117,7 +117,7 @@ def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", ["no_lookup", "no_horizon", "trusted_503"])
 def test_the_loop_can_fail(tmp_path: Path, mutation: str) -> None:
-    """Without the look-up, or the horizon, or with faith in a 503, the loop finds doubled turns."""
+    """Without look-ups, without the horizon or trusting a 503, turns are delivered twice."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     assert run(Options(40, seed, tmp_path, mutation)).doubled

@@ -1,4 +1,4 @@
-"""The REST adapter tells the truth when the real Letta server dies, freezes or loses its Redis."""
+"""The REST adapter reports truly when the real Letta server dies, freezes or loses Redis."""
 
 import time
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ async def delivered(letta: Letta, post: Post) -> None:
 async def test_a_server_that_is_down_takes_nothing(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """A refused connection is certainly no post, and a read says that Letta is away."""
+    """A refused connection means that nothing was posted, and a read reports Letta unavailable."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     letta_server.kill_letta()
@@ -71,7 +71,7 @@ async def test_a_batch_survives_a_server_killed_over_it(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
     """A run that died with its server counts as running until the cut-off, then as absent."""
-    # The dead run's lock refuses the batch until it expires after 300 s; here Redis is emptied.
+    # The dead run's lock in Redis would refuse the batch for 300 s, so Redis is emptied here.
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
     await world.hold_model()
@@ -105,14 +105,14 @@ async def lost_post(letta: Letta, post: Post) -> None:
 async def test_a_frozen_server_keeps_nobody_waiting(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """A server that hangs costs each request its deadline; what it took shows when it thaws."""
+    """A hanging server costs each request its deadline; what it took is found once it resumes."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     hasty = RestLetta(world.base_url, letta_server.api_key, read_timeout_s=0.5, post_timeout_s=1.0)
     world.opened.append(hasty)
     letta_server.pause_letta()
     try:
-        with anyio.fail_after(SETTLE_S):  # it answers nothing: a deadline alone can end these
+        with anyio.fail_after(SETTLE_S):  # it answers nothing, so only a deadline can end these
             with pytest.raises(LettaUnavailable):
                 await hasty.read_blocks(agent_id)
             with pytest.raises(OutcomeUnknown):
@@ -126,7 +126,7 @@ async def test_a_frozen_server_keeps_nobody_waiting(
 async def test_a_batch_survives_the_loss_of_redis(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
-    """Without Redis a post leaves nothing and no look-up claims more; with it, it is in once."""
+    """A post without Redis stores nothing, and no look-up finds it; later it is stored once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     letta_server.stop_redis()

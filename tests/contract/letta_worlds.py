@@ -1,7 +1,7 @@
-"""Every Letta the contract suite runs against, with the levers a test needs behind it.
+"""Every Letta that the contract suite runs against, with what a test needs to control it.
 
-A world is a Letta behind the port and what stands behind it: its model can be slowed and made to
-fail, its conversations deleted, and what they hold can be read without the adapter under test.
+A world is a Letta behind the port. Without the adapter under test, its model can be slowed down and
+made to fail, and its conversations can be deleted and read.
 """
 
 import json
@@ -43,8 +43,8 @@ SETTLE_S = 30.0
 class World(ABC):
     """One Letta for one test. `letta` is under test.
 
-    `stores_at_start`: a message is there as soon as its run begins, and stays when it fails.
-    `longest_chars`: of a block's value that every server of this kind takes.
+    `stores_at_start`: a message is stored when its run begins, and stays if the run fails.
+    `longest_chars`: a length of a block's value that every server of this kind accepts.
     """
 
     letta: Letta
@@ -53,23 +53,23 @@ class World(ABC):
 
     @abstractmethod
     async def set_model(self, **faults: float | bool) -> None:
-        """Change some of `delay_s`, `hang` and `fail` of the model; the others stay."""
+        """Change some of `delay_s`, `hang` and `fail` of the model, and keep the others."""
 
     async def slow_model(self, delay_s: float) -> None:
-        """Let every step of a run that begins from now on take `delay_s` longer; 0 ends it."""
+        """Make every later step of a run take `delay_s` longer; 0 ends that."""
         await self.set_model(delay_s=delay_s)
 
     async def hold_model(self) -> None:
-        """Let no step end that begins from now on, until `release_model`."""
+        """Hold every later step until `release_model`."""
         await self.set_model(hang=True)
 
     async def release_model(self) -> None:
-        """Let all steps end that are held."""
+        """Let all held steps end."""
         await self.set_model(hang=False)
 
     async def break_model(self, *, broken: bool) -> None:
-        """Let every run fail from now on, or no more."""
-        # A real server tries a failed step again, so one failure would not be seen.
+        """Make every later run fail, or let runs succeed again."""
+        # A real server repeats a failed step, so a single failure would not be seen.
         await self.set_model(fail=1_000_000 * broken)
 
     @abstractmethod
@@ -78,14 +78,14 @@ class World(ABC):
 
     @abstractmethod
     async def delete_conversation(self, post: Post) -> None:
-        """Delete the post's conversation behind the adapter's back."""
+        """Delete the post's conversation without the adapter."""
 
     async def archive(self, agent_id: str, text: str) -> None:
-        """Put a text into the agent's archival memory behind the adapter's back."""
+        """Put a text into the agent's archival memory without the adapter."""
         raise NotImplementedError
 
     def with_wrong_key(self) -> Letta:
-        """Return an adapter of the same Letta that has the wrong key."""
+        """Return an adapter of the same Letta with a wrong key."""
         raise NotImplementedError
 
     async def copies(self, post: Post) -> int:
@@ -95,12 +95,12 @@ class World(ABC):
     def spec(
         self, *blocks: Block, tags: Sequence[str] = ("contract",), name: str = "contract"
     ) -> AgentSpec:
-        """Return an agent this Letta can make."""
+        """Return the spec of an agent that this Letta can make."""
         return AgentSpec(name, "You digest.", blocks, tags, model=MODEL, embedding=EMBEDDING)
 
 
 class RestWorld(World):
-    """A REST server, seen by `RestLetta` and by a bare client of the SDK."""
+    """A REST server, used through `RestLetta` and through a bare client of the SDK."""
 
     def __init__(self, base_url: str, api_key: str) -> None:
         self.base_url = base_url
@@ -145,17 +145,17 @@ class RealWorld(RestWorld):
 
 
 class FaultyModel(Llm):
-    """The demo model, slowed and broken on demand."""
+    """The demo model, which a test can slow down and break."""
 
     def __init__(self) -> None:
         self._demo = DemoModel()
         self._faults = ModelFaults()
         self._released = anyio.Event()
         self.archive = ""
-        """Kept in archival memory at the next step."""
+        """A text to be put into archival memory at the next step."""
 
     def set(self, **faults: float | bool) -> None:
-        """Change some of the faults; without `hang`, what was held ends."""
+        """Change some of the faults; without `hang`, held steps end."""
         self._faults = msgspec.structs.replace(self._faults, **faults)
         if not self._faults.hang:
             self._released.set()
@@ -191,7 +191,7 @@ class FaultyModel(Llm):
 
 
 class EmbeddedWorld(World):
-    """The embedded Letta on a file of its own."""
+    """The embedded Letta on its own file."""
 
     def __init__(self, letta: EmbeddedLetta, model: FaultyModel) -> None:
         self.letta = self._letta = letta
@@ -228,7 +228,7 @@ class StandInWorld(RestWorld):
 
 
 class AppServerWorld(World):
-    """The real App Server, seen by `AppServerLetta` and by bare sockets."""
+    """The real App Server, used through `AppServerLetta` and through bare sockets."""
 
     stores_at_start = True
     longest_chars = 19_200
@@ -278,7 +278,7 @@ class AppServerWorld(World):
 async def open_world(
     kind: str, stack: LettaStack | AppServerStack | None, folder: Path
 ) -> AsyncGenerator[World]:
-    """Open a world and leave it as it was found.
+    """Open a world; at the end all its faults are removed.
 
     Args:
         kind: `embedded`, `stand-in…`, `real…` or `app-server`.
@@ -321,7 +321,7 @@ def _digest_by(model: Llm) -> Digest:
     return digest
 
 
-# What tests do with any of them
+# Helpers for tests in any world
 
 
 async def new_agent(world: World, *blocks: Block) -> str:
@@ -350,5 +350,5 @@ async def value_of(letta: Letta, agent_id: str, label: str = "human") -> str:
 
 async def until_running(letta: Letta, post: Post) -> None:
     with anyio.fail_after(SETTLE_S):
-        while await letta.find(post) != "running":  # noqa: ASYNC110 - only asking tells
+        while await letta.find(post) != "running":  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.05)

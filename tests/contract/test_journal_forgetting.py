@@ -1,4 +1,4 @@
-"""What every journal promises about forgetting a caller, whatever keeps it."""
+"""What every journal promises about forgetting a caller."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ def bytes_below(directory: Path) -> bytes:
 
 
 async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> None:
-    """Calls, turns, what is undelivered, agents and conversations of a caller are counted."""
+    """A caller's calls, turns, undelivered turns, agents and conversations are all counted."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await had(journal, "two", ref=SHARED, caller_key="k1")
     await had(journal, "other", ref=SHARED, caller_key="k2", closed=False)
@@ -92,7 +92,7 @@ async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> Non
 
 
 async def test_a_caller_is_erased_in_every_state(journal: Journal, clock: Clock) -> None:
-    """Pending, waiting and dead turns of a caller go, and the learnt agent with them."""
+    """A caller's pending, waiting and dead turns are erased, and so is the learnt agent."""
     await had(journal, "dead", ref=OWN, caller_key="k1")
     (batch,) = await journal.claim(5, now_s=clock(), post_timeout_s=30.0)
     await journal.retire(batch, error="400", now_s=clock())
@@ -114,7 +114,7 @@ async def test_a_caller_is_erased_in_every_state(journal: Journal, clock: Clock)
 async def test_another_caller_of_the_same_agent_keeps_everything(
     journal: Journal, clock: Clock
 ) -> None:
-    """Where two callers share an agent, only the one is erased, and the lane goes on."""
+    """Where two callers share an agent, one is erased and the other's turns are still delivered."""
     await had(journal, "one", ref=SHARED, caller_key="k1")
     (batch,) = await journal.claim(5, now_s=clock(), post_timeout_s=30.0)
     await journal.release(
@@ -128,7 +128,7 @@ async def test_another_caller_of_the_same_agent_keeps_everything(
 
 
 async def test_a_caller_on_the_line_is_not_erased(journal: Journal, clock: Clock) -> None:
-    """A live call, or a batch on its way, stops the erasure before anything is gone."""
+    """A live call or a batch under way stops the erasure before anything is erased."""
     await had(journal, "one", ref=OWN, caller_key="k1", closed=False)
     with pytest.raises(CallerBusy):
         await journal.erase_caller("k1", now_s=clock())
@@ -142,7 +142,7 @@ async def test_a_caller_on_the_line_is_not_erased(journal: Journal, clock: Clock
 
 
 async def test_an_empty_key_erases_nobody(journal: Journal, clock: Clock) -> None:
-    """The calls of anonymous callers are not one caller's."""
+    """Calls of anonymous callers are not treated as those of one caller."""
     await had(journal, "one", ref=AgentRef("acme"), caller_key="")
     assert await journal.erase_caller("", now_s=clock()) == 0
     assert (await journal.counts()).calls == 1
@@ -178,7 +178,7 @@ async def refused(journal: Journal, name: str, *, caller_key: str = "k1") -> str
 
 
 async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: Clock) -> None:
-    """A late word for an erased call stores nothing; a new call of the same caller does."""
+    """A late turn of an erased call is not stored; a new call of the same caller is."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await journal.erase_caller("k1", also=["acme/spooled"], now_s=clock())
     assert [await refused(journal, name) for name in ("one", "spooled")] == ["erased"] * 2
@@ -193,7 +193,7 @@ async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: 
 async def test_a_tombstone_goes_with_the_transcripts_of_its_age(
     journal: Journal, clock: Clock
 ) -> None:
-    """What keeps an erased call away is kept as long as transcripts are, and no longer."""
+    """The tombstone of an erased call is kept as long as transcripts are, and no longer."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await journal.erase_caller("k1", now_s=clock())
     await journal.erase_settled(before_s=clock() - 1)
@@ -203,7 +203,7 @@ async def test_a_tombstone_goes_with_the_transcripts_of_its_age(
 
 
 async def test_erasing_again_keeps_what_was_erased_away(journal: Journal, clock: Clock) -> None:
-    """A second `forget`, which finds nothing, takes nothing back; one refused sets no tombstone."""
+    """A second `forget` keeps earlier tombstones; a refused one sets none."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await journal.erase_caller("k1", now_s=clock())
     await journal.erase_caller("k1", now_s=clock())
@@ -218,7 +218,7 @@ async def test_erasing_again_keeps_what_was_erased_away(journal: Journal, clock:
 async def test_a_tombstone_outlives_a_restart_and_names_nobody(
     tmp_path: Path, clock: Clock
 ) -> None:
-    """No file of the journal holds the erased call's id or its caller's key, and it stays away."""
+    """No journal file holds an erased call's id or caller key, and the call stays erased."""
     path = tmp_path / "journal.db"
     name, key = "01a0a3c4-6b1e-7aa2-9d0e-3f5b8a1c2d44", "5f2d0a3bc8de4471a0b1c2d3e4f50617"
     ref = AgentRef("acme", caller_key=key)
@@ -242,7 +242,7 @@ async def test_a_tombstone_outlives_a_restart_and_names_nobody(
 
 
 async def test_pieces_of_what_others_said_are_found(journal: Journal) -> None:
-    """Of some pieces of text, those that a stored turn holds are told, over many calls."""
+    """Pieces of text that stored turns hold are found, across many calls."""
     for n in range(120):
         await had(journal, f"c{n}", ref=SHARED, caller_key="k2")
     key = "acme/c7"
@@ -253,7 +253,7 @@ async def test_pieces_of_what_others_said_are_found(journal: Journal) -> None:
 
 
 async def test_an_erased_call_is_given_to_nobody(journal: Journal, clock: Clock) -> None:
-    """Who calls in an erased call is not stored of it: it stays away."""
+    """Naming the caller of an erased call is refused, and the call stays erased."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await journal.erase_caller("k1", now_s=clock())
     with pytest.raises(CallError) as refused:

@@ -44,7 +44,7 @@ REAL = ["real", "real-no-redis"]
 REST = [*STAND_INS, *REAL]
 APP_SERVER = "app-server"
 EVERY = ["embedded", *REST, APP_SERVER]
-# Those that take one post of a conversation at a time and know a batch by its otid.
+# Those that take one post of a conversation at a time and recognise a batch by its otid.
 LOCKING = ["embedded", "stand-in", "real", APP_SERVER]
 WITH_KEY = ["stand-in", "real", APP_SERVER]
 
@@ -83,14 +83,14 @@ async def world(
 
 
 def only(kinds: list[str]) -> pytest.MarkDecorator:
-    """Run a test in these worlds alone."""
+    """Run a test in these worlds only."""
     return pytest.mark.parametrize("kind", marked(kinds))
 
 
 async def found_in_the_end(letta: Letta, post: Post) -> Finding:
-    """Look up until nothing is at work any more."""
+    """Look up until nothing is at work."""
     with anyio.fail_after(SETTLE_S):
-        while (finding := await letta.find(post)) == "running":  # noqa: ASYNC110 - only asking tells
+        while (finding := await letta.find(post)) == "running":  # noqa: ASYNC110 - no event for it
             await anyio.sleep(0.1)
     return finding
 
@@ -99,7 +99,7 @@ async def found_in_the_end(letta: Letta, post: Post) -> Finding:
 
 
 async def test_blocks_come_whole_exact_and_sorted(world: World) -> None:
-    """Every block is read, sorted by label, its value as it was to the last character."""
+    """A read returns every block, sorted by label, with its value unchanged."""
     written = (
         Block("zeta", "tab\there\nand a line", "last"),
         Block("alpha", "Grüße, 你好, 🦜‍🔥, <human>&amp;</human>", "first", limit_chars=9_000),
@@ -127,7 +127,7 @@ async def test_blocks_come_whole_exact_and_sorted(world: World) -> None:
 
 
 async def test_the_next_read_shows_what_a_post_changed(world: World) -> None:
-    """When a post returns, the block its agent changed is in the very next read."""
+    """When a post returns, the next read returns the block that its agent changed."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Likes Grüntee ☕]]")
     await world.letta.post(post)
@@ -154,7 +154,7 @@ async def test_batches_of_a_conversation_keep_their_order(world: World) -> None:
 
 @only(["embedded", *REST])
 async def test_archival_memory_is_searched(world: World) -> None:
-    """What the agent archived is found by a question about it, whole, and no more than asked for."""
+    """A search returns whole passages that the agent archived, and at most as many as asked for."""
     agent_id = await new_agent(world)
     assert await world.letta.search_passages(agent_id, "boat", limit=5) == ()
     await world.archive(agent_id, "Her boat is called Möwe,\nand lies in Hyères.")
@@ -168,7 +168,7 @@ async def test_archival_memory_is_searched(world: World) -> None:
 
 @only(["embedded", *REST])
 async def test_archival_memory_is_the_agents_own(world: World) -> None:
-    """A search finds nothing of another agent, and an agent that is gone is no empty archive."""
+    """A search returns nothing of another agent's, and fails for an agent that is gone."""
     agent_id, other = await new_agent(world), await new_agent(world)
     await world.archive(other, "Her boat is called Möwe.")
     assert await world.letta.search_passages(agent_id, "boat", limit=5) == ()
@@ -180,7 +180,7 @@ async def test_archival_memory_is_the_agents_own(world: World) -> None:
 
 @only([APP_SERVER])
 async def test_a_letta_without_an_archive_says_so(world: World) -> None:
-    """The App Server has no archival memory: that is said, and is no empty answer."""
+    """A search on the App Server, which has no archival memory, is an error, not empty."""
     agent_id = await new_agent(world)
     with pytest.raises(NotOffered):
         await world.letta.search_passages(agent_id, "boat", limit=5)
@@ -205,7 +205,7 @@ async def test_agents_are_found_by_all_of_their_tags(world: World) -> None:
 
 
 async def test_a_deleted_agent_is_gone_everywhere(world: World) -> None:
-    """Nothing is read from, opened on or posted to an agent that is gone; it is never empty."""
+    """Reading, opening, posting or looking up fails for a deleted agent, instead of being empty."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     await world.letta.delete_agent(agent_id)
@@ -221,7 +221,7 @@ async def test_a_deleted_agent_is_gone_everywhere(world: World) -> None:
 
 
 async def test_an_agent_of_another_letta_is_not_found(world: World) -> None:
-    """An id in the form of another Letta is an agent that does not exist, not a fault."""
+    """An agent id in another Letta's form is an agent not found, not a fault."""
     for stranger in ("agent-local-7", str(uuid.uuid4()), f"agent-{uuid.uuid4()}"):
         with pytest.raises(AgentNotFound):
             await world.letta.read_blocks(stranger)
@@ -232,7 +232,7 @@ async def test_an_agent_of_another_letta_is_not_found(world: World) -> None:
 
 @only(LOCKING)
 async def test_the_same_post_twice_is_stored_once(world: World) -> None:
-    """A batch posted again under its otid joins the run it started: stored once, digested once."""
+    """A batch posted again under its otid is stored once and digested once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 1 dog]]")
     await world.letta.post(post)
@@ -243,7 +243,7 @@ async def test_the_same_post_twice_is_stored_once(world: World) -> None:
 
 @only(LOCKING)
 async def test_the_same_post_at_once_is_stored_once(world: World) -> None:
-    """Two posts of a batch at the same time return when the one run of it has ended."""
+    """Two posts of a batch at the same time both join its one run and store it once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 1 dog]]")
     await world.slow_model(1.5)
@@ -256,7 +256,7 @@ async def test_the_same_post_at_once_is_stored_once(world: World) -> None:
 
 @only(LOCKING)
 async def test_a_conversation_at_work_is_busy(world: World) -> None:
-    """A second batch for a conversation at work is certainly not taken, and goes in later."""
+    """A second batch for a busy conversation is refused, not stored, and is taken later."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "one")
     second = next_post(agent_id, post.conversation_id, "two")
@@ -274,7 +274,7 @@ async def test_a_conversation_at_work_is_busy(world: World) -> None:
 
 
 async def test_a_message_is_found_when_its_run_is_over(world: World) -> None:
-    """While the agent is at work a look-up says so, and does not call the batch absent."""
+    """While the agent is at work, a look-up says "running" and never "absent"."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     assert await world.letta.find(post) == "absent"
@@ -289,7 +289,7 @@ async def test_a_message_is_found_when_its_run_is_over(world: World) -> None:
 
 
 async def test_a_failed_run_leaves_nothing_and_goes_in_later(world: World) -> None:
-    """A batch whose runs failed is absent at once, and is delivered once when the model is back."""
+    """A batch whose runs failed is absent at once, and is stored once when the model is back."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Plays chess]]")
     await world.break_model(broken=True)
@@ -307,7 +307,7 @@ async def test_a_failed_run_leaves_nothing_and_goes_in_later(world: World) -> No
 
 @only(REST)
 async def test_a_failed_run_is_overcome_after_a_restart_of_ours(world: RestWorld) -> None:
-    """An adapter that knows nothing of the failed run delivers the batch once all the same."""
+    """An adapter that knows nothing of the failed run still delivers the batch once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     await world.break_model(broken=True)
@@ -323,7 +323,7 @@ async def test_a_failed_run_is_overcome_after_a_restart_of_ours(world: RestWorld
 
 
 async def test_a_cut_post_is_never_lost_or_doubled(world: World) -> None:
-    """After a post was cut off mid-run, the look-up tells in the end what became of it."""
+    """After a post is cut off mid-run, a look-up in the end says whether it was stored."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Was cut off]]")
     await world.hold_model()
@@ -343,7 +343,7 @@ async def test_a_cut_post_is_never_lost_or_doubled(world: World) -> None:
 
 @only(REST)
 async def test_a_slow_digest_is_unknown_and_not_over(world: RestWorld) -> None:
-    """A post that outlasts its deadline may still land: unknown, not over, found in the end."""
+    """A post past its deadline may still land: it is unknown, not over, and found in the end."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     hasty = RestLetta(world.base_url, world.bare.api_key, post_timeout_s=2.0)
@@ -360,7 +360,7 @@ async def test_a_slow_digest_is_unknown_and_not_over(world: RestWorld) -> None:
 
 @only(["stand-in-no-redis", "real-no-redis"])
 async def test_a_batch_far_back_is_found(world: World) -> None:
-    """A batch is found by its message also when hundreds of others came after it."""
+    """A batch is found by its message even when many others came after it."""
     agent_id = await new_agent(world)
     first = await new_post(world, agent_id, "the first")
     await world.letta.post(first)
@@ -376,7 +376,7 @@ async def test_a_batch_far_back_is_found(world: World) -> None:
 
 @only(REAL)
 async def test_a_deleted_conversation_asks_for_a_new_one(world: RestWorld) -> None:
-    """A batch for a deleted conversation is not taken, and goes into a new one."""
+    """A post to a deleted conversation stores nothing; the batch can go into a new one."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     await world.delete_conversation(post)
@@ -391,7 +391,7 @@ async def test_a_deleted_conversation_asks_for_a_new_one(world: RestWorld) -> No
 
 @only(REAL)
 async def test_a_conversation_that_waits_for_approval_asks_for_a_new_one(world: RestWorld) -> None:
-    """A conversation stuck on a tool's approval takes nothing more; a new one takes the batch."""
+    """A conversation that waits for a tool's approval takes no batch, and a new one does."""
     made = await world.bare.agents.create(
         agent_type="letta_v1_agent",
         name="asks first",
@@ -414,7 +414,7 @@ async def test_a_conversation_that_waits_for_approval_asks_for_a_new_one(world: 
 
 
 async def test_a_conversation_of_another_letta_asks_for_a_new_one(world: World) -> None:
-    """A conversation id in the form of another Letta is a conversation that is gone."""
+    """A conversation id in another Letta's form counts as a conversation that is gone."""
     agent_id = await new_agent(world)
     post = next_post(agent_id, "conversation-7", "hello")
     with pytest.raises(ConversationGone):
@@ -424,7 +424,7 @@ async def test_a_conversation_of_another_letta_asks_for_a_new_one(world: World) 
 
 @only(WITH_KEY)
 async def test_a_wrong_key_is_denied_everywhere(world: World) -> None:
-    """Whatever is asked with the wrong key is denied, and is neither absent nor unavailable."""
+    """A request with the wrong key is denied, not reported as absent or unavailable."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     denied = world.with_wrong_key()
@@ -444,7 +444,7 @@ async def test_a_wrong_key_is_denied_everywhere(world: World) -> None:
 
 @only(["real", APP_SERVER])
 async def test_a_spec_the_server_does_not_take_is_rejected(world: World) -> None:
-    """An agent on a model the server does not have is rejected, with the setting to change."""
+    """Creating an agent with an unknown model is rejected, and the error names the setting."""
     spec = replace(world.spec(HUMAN), model="nobody/no-such-model")
     with pytest.raises(Rejected, match="LETTA_AGENT_MODEL"):
         await world.letta.create_agent(spec)
@@ -452,7 +452,7 @@ async def test_a_spec_the_server_does_not_take_is_rejected(world: World) -> None
 
 @only(["real", APP_SERVER])
 async def test_an_empty_model_is_chosen_from_what_the_server_has(world: World) -> None:
-    """Without a model named, the agent runs on one the server lists, and digests."""
+    """Without a configured model, the agent runs on one the server lists, and digests."""
     spec = replace(world.spec(HUMAN), model="", embedding="")
     agent_id = await world.letta.create_agent(spec)
     await world.letta.post(await new_post(world, agent_id, "[[remember human: Sings]]"))

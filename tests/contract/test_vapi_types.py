@@ -1,8 +1,8 @@
-"""Every body that VAPI's routes take or give, judged by VAPI's own types and by OpenAI's.
+"""Every body that VAPI's routes take or give, checked by VAPI's own types and OpenAI's.
 
-The types of vapi-server-sdk 3.0.0 live in a venv of their own and judge in a process of their
-own; see tests/vapi/judge.py. What a model endpoint takes and gives is OpenAI's, so that is
-judged by openai's types.
+The types of vapi-server-sdk 3.0.0 are in a separate venv and check bodies in a separate process;
+see tests/vapi/judge.py. A model endpoint takes and gives OpenAI's bodies, so those are checked by
+the types of `openai`.
 """
 
 import copy
@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "vapi"
-# The published OpenAPI types this as an object; the API takes and shows the words.
+# The published OpenAPI types this as an object; the API accepts and returns strings.
 KNOWN_GAP = "backoffPlan.type: Input should be a valid dictionary"
 
 
 def judged(python: Path, asked: Mapping[str, tuple[str, object]]) -> dict[str, list[str]]:
-    """Return VAPI's complaints about bodies, by name. One process judges them all."""
+    """Return VAPI's complaints about bodies, by name. One process checks them all."""
     sent = [{"name": name, "type": kind, "body": body} for name, (kind, body) in asked.items()]
     done = subprocess.run(
         [str(python), str(ROOT / "tests" / "vapi" / "judge.py")],
@@ -171,12 +171,12 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ob
 
 @pytest.fixture(scope="module")
 def verdicts(
-    judge: Path,  # first, for it may skip
+    judge: Path,  # first, as it may skip the test
     answers: dict[str, tuple[str, object]],
     commands: dict[str, tuple[str, object]],
     created: dict[str, tuple[str, object]],
 ) -> dict[str, list[str]]:
-    """The complaints about everything of this module, judged at one go."""
+    """All complaints about this module's bodies, from one run of the judge."""
     taken = {f"taken {name}": (sent.type, sent.message) for name, sent in SENT.items()}
     asked = model_request(stream=True)
     parts = {
@@ -192,7 +192,7 @@ def verdicts(
 def _spoilt(
     answers: Mapping[str, tuple[str, object]], commands: Mapping[str, tuple[str, object]]
 ) -> dict[str, tuple[str, object]]:
-    """Bodies with one mistake each: what the judge is for."""
+    """Bodies with one mistake each, to prove that the judge finds it."""
 
     def spoil(one: tuple[str, object], change: Callable[[Any], object]) -> tuple[str, object]:
         body = copy.deepcopy(one[1])
@@ -228,7 +228,7 @@ def _spoilt(
 
 @pytest.mark.parametrize("name", SENT)
 def test_what_is_taken_is_what_vapi_sends(name: str, verdicts: dict[str, list[str]]) -> None:
-    """Each server message that the routes are tried with has the shape of VAPI's own type."""
+    """Each server message that the tests send has the shape of VAPI's own type."""
     assert verdicts[f"taken {name}"] == []
 
 
@@ -270,14 +270,14 @@ def test_what_the_script_creates(
 
 
 def test_the_judge_can_complain(verdicts: dict[str, list[str]]) -> None:
-    """One mistake in a body, and the judge names it."""
+    """The judge names a single mistake in a body."""
     spoilt = {name: found for name, found in verdicts.items() if name.startswith("spoilt")}
     assert len(spoilt) == 8
     assert {name for name, found in spoilt.items() if not found} == set()
 
 
 def test_the_model_endpoint_speaks_openai(tmp_path: Path) -> None:
-    """Requests are OpenAI's once VAPI's fields are off; answers, chunks and fallbacks are too."""
+    """Requests without VAPI's fields, answers, chunks and fallbacks have OpenAI's types."""
     with serving(tmp_path / "data", SIDECAR_VAPI_FALLBACK_S="1") as process:
         asked = model_request(stream=False)
         vapis = {"timestamp", "metadata", "call", "phoneNumber", "customer"}

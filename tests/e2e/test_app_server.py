@@ -41,7 +41,7 @@ def blocks_of_callers(stack: AppServerStack) -> list[tuple[Block, ...]]:
 def test_a_caller_is_remembered_by_the_app_server(
     sidecar: SidecarProcess, app_server: AppServerStack
 ) -> None:
-    """What was said in one call is in the agent's memory files, and is known in the next call."""
+    """What was said in one call is in the agent's memory files and is known in the next."""
     with opened(sidecar) as page:
         page.call("ada")
         page.say("My favourite colour is teal")

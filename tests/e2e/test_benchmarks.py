@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what they promise to say. No figure of time is judged here."""
+"""The benchmarks run and report every promised figure; no time is judged here."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(key: str) -> dict[str, Any]:
-    """Run one part for a few seconds and return what its last line says."""
+    """Run one part for a few seconds and return the figures of its last line."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", key, "--quick"],
         cwd=ROOT,
@@ -49,7 +49,7 @@ def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
 
 @pytest.mark.timeout(300)
 def test_every_turn_sent_over_the_link_is_acked() -> None:
-    """At any speed, from one client and from four, no turn stays without its ack."""
+    """At any speed, from one client and from four, every turn is acked."""
     figures = measured("journal")
     assert {"append_p50_ms", "append_p99_ms", "max_per_s"} <= figures.keys()
     linked = [row for name, row in figures.items() if name.startswith("link")]
@@ -59,7 +59,7 @@ def test_every_turn_sent_over_the_link_is_acked() -> None:
 
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
-    """What Letta was given is what was said, over HTTP and in process."""
+    """Letta gets exactly what was said, over HTTP and in process."""
     figures = measured("delivery")
     for row in (figures, figures["over HTTP"], figures["in process"]):
         assert row["turns_per_s"] > 0
@@ -80,14 +80,14 @@ def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
 def test_the_comparison_is_skipped_with_a_word(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Where LiteLLM is not installed, its part says what would install it."""
+    """Where LiteLLM is not installed, its part names the command that installs it."""
     monkeypatch.setattr(litellm, "PROXY", tmp_path / "none")
     assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
 @pytest.mark.timeout(300)
 def test_an_idle_sidecar_is_weighed() -> None:
-    """Memory and CPU are told for each kind of Letta."""
+    """The benchmark reports memory and CPU for each kind of Letta."""
     figures = measured("idle")
     for kind in ("embedded", "rest"):
         assert {"rss_mb", "cpu_percent"} == figures[kind].keys()

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own, beside a sidecar that runs and after it."""
+"""The command line as separate processes, while a sidecar runs and after it stopped."""
 
 import contextlib
 import json
@@ -78,7 +78,7 @@ def cli(tmp_path: Path) -> Cli:
 def of_files_below(directory: Path, of: Callable[[Path], T]) -> dict[Path, T]:
     """Look at every file below a directory that processes write to."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # one was replaced just now: look again
+        with contextlib.suppress(FileNotFoundError):  # a file was replaced meanwhile: look again
             return {path: of(path) for path in directory.rglob("*") if path.is_file()}
 
 
@@ -96,7 +96,7 @@ def talked(sidecar: SidecarProcess, caller: str, *said: str) -> None:
 
 
 def test_calls_are_seen_while_the_server_runs(sidecar: SidecarProcess, cli: Cli) -> None:
-    """`calls list`, `show`, `tail`, `outbox list` and `export` read beside a live sidecar."""
+    """`calls list`, `show`, `tail`, `outbox list` and `export` read while a sidecar runs."""
     talked(sidecar, "ada", FACT)
     with opened(sidecar) as page:
         page.call("bob")
@@ -115,7 +115,7 @@ def test_calls_are_seen_while_the_server_runs(sidecar: SidecarProcess, cli: Cli)
 
 
 def test_tables_fit_eighty_columns(sidecar: SidecarProcess, cli: Cli) -> None:
-    """No table is wider than 80 columns, and an id in it is one that commands take."""
+    """Tables are at most 80 columns wide, and commands accept the ids in them."""
     talked(sidecar, "ada", "Hello")
     (call,) = cli.json("calls", "list")
     for args in (("calls", "list"), ("outbox", "list"), ("agents", "list")):
@@ -128,7 +128,7 @@ def test_tables_fit_eighty_columns(sidecar: SidecarProcess, cli: Cli) -> None:
 
 
 def test_agents_are_listed_shown_and_compared(sidecar: SidecarProcess, cli: Cli) -> None:
-    """The caller's agent is found, its blocks are shown, and the kept copy equals Letta's."""
+    """The caller's agent and its blocks are shown, and the kept copy equals Letta's."""
     talked(sidecar, "ada", "My name is Ada.")
     (agent,) = cli.json("agents", "list")
     blocks = cli.json("agents", "show", agent["agent_id"])
@@ -140,7 +140,7 @@ def test_agents_are_listed_shown_and_compared(sidecar: SidecarProcess, cli: Cli)
 def test_forget_looks_first_then_leaves_no_byte(
     sidecar: SidecarProcess, cli: Cli, tmp_path: Path
 ) -> None:
-    """A dry run touches nothing; --yes leaves no byte of the caller in any file, and others'."""
+    """A dry run erases nothing, and --yes leaves no byte of the caller and keeps others' data."""
     talked(sidecar, "ada", FACT, "my name is Ada")
     talked(sidecar, "bob", "My name is Bob and I juggle")
     plan = cli.json("forget", "--caller", "id:ada")
@@ -164,7 +164,7 @@ def test_forget_looks_first_then_leaves_no_byte(
 def test_forget_works_with_no_sidecar_running(
     sidecar: SidecarProcess, cli: Cli, tmp_path: Path
 ) -> None:
-    """With the sidecar stopped the command opens the journal itself, and leaves no byte either."""
+    """With no sidecar running, the command opens the journal itself and leaves no byte either."""
     talked(sidecar, "ada", FACT)
     sidecar.stop()
     assert not (tmp_path / "data" / "control.json").exists()
@@ -185,7 +185,7 @@ def test_a_caller_on_the_line_is_not_forgotten(sidecar: SidecarProcess, cli: Cli
 
 
 def test_wrong_use_is_code_two(cli: Cli) -> None:
-    """A caller that is no caller, a misspelt option and a wrong setting exit with 2."""
+    """A wrong caller, a misspelt option and a wrong setting exit with 2."""
     assert cli.run("forget", "--caller", "ada").returncode == 2
     assert cli.run("calls", "list", "--lmit", "3").returncode == 2
     wrong = cli.run("check")
@@ -196,7 +196,7 @@ def test_wrong_use_is_code_two(cli: Cli) -> None:
 
 
 def test_check_loads_what_the_settings_name(tmp_path: Path) -> None:
-    """A callable or a map that a start could not use is a wrong setting already in `check`."""
+    """A callable or a map that a start can't use is already a wrong setting in `check`."""
     (tmp_path / "map.json").write_text("[]")
     for name, value in (
         ("SIDECAR_REDACT", "cards,no_such_module:scrub"),
@@ -212,7 +212,7 @@ def test_check_loads_what_the_settings_name(tmp_path: Path) -> None:
 
 
 def test_without_a_journal_it_says_so(cli: Cli) -> None:
-    """Before the first start there is nothing to show: code 1 and a hint, no traceback."""
+    """Before the first start, commands exit with 1 and a hint, and without a traceback."""
     for args in (("calls", "list"), ("outbox", "list"), ("forget", "--caller", "id:ada")):
         done = cli.run(*args)
         assert done.returncode == 1
@@ -222,7 +222,7 @@ def test_without_a_journal_it_says_so(cli: Cli) -> None:
 
 @pytest.mark.usefixtures("sidecar")
 def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
-    """Beside a running sidecar all is well; each thing that is not has a one-line fix."""
+    """With a running sidecar nothing is bad, and each bad finding has a one-line fix."""
     findings = {f["what"]: f for f in cli.json("doctor")}
     assert {"sqlite", "permissions", "disk", "fsync", "clock", "bind", "letta"} <= set(findings)
     assert {"language model", "livekit", "traces", "sidecar"} <= set(findings)
@@ -251,7 +251,7 @@ def test_doctor_finds_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_public_bind_without_a_secret_does_not_start(tmp_path: Path) -> None:
-    """Every command refuses a public bind without a secret; doctor makes a finding of it, too."""
+    """Every command refuses a public bind without a secret, and doctor reports it as well."""
     cli = Cli(tmp_path / "data", SIDECAR_HOST="0.0.0.0", SIDECAR_PORT="x")
     done = cli.run("doctor", "--json")
     assert done.returncode == 2
@@ -269,7 +269,7 @@ def test_a_public_bind_without_a_secret_does_not_start(tmp_path: Path) -> None:
 
 
 def test_every_command_speaks_json(tmp_path: Path) -> None:
-    """Each command but `run` takes --json, and tells an error in it as well, by field and remedy."""
+    """Each command except `run` has --json, and its JSON errors name field and remedy."""
     commands = {
         f"{group.name} {command.name}": command.callback
         for group in cli_app.registered_groups
@@ -298,7 +298,7 @@ def test_every_command_speaks_json(tmp_path: Path) -> None:
 def test_long_work_shows_a_bar_on_a_terminal(
     sidecar: SidecarProcess, cli: Cli, tmp_path: Path
 ) -> None:
-    """A terminal sees how far an export is; what is not there makes no file."""
+    """A terminal shows the progress of an export, and an unknown call makes no file."""
     talked(sidecar, "ada", "Hello")
     assert cli.run("export", "--call", "no-such", "--out", str(tmp_path / "out")).returncode == 1
     assert not (tmp_path / "out").exists()
@@ -313,7 +313,7 @@ def test_long_work_shows_a_bar_on_a_terminal(
 
 
 def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path) -> None:
-    """The token file is 0600; without the token, or from a browser, the routes refuse."""
+    """The token file is 0600, and the routes refuse a wrong token or a browser."""
     path = tmp_path / "data" / "control.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     control = json.loads(path.read_text())
@@ -335,7 +335,7 @@ def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path)
 
 
 def test_a_live_call_is_commanded(sidecar: SidecarProcess, cli: Cli) -> None:
-    """Guidance, a sentence and a hang-up reach the call; one that is not live is a clear error."""
+    """Guidance, a say and a hang-up reach a live call, and fail clearly for an ended one."""
     with opened(sidecar) as page:
         call = page.call("ada")
         page.say("Hello.")
@@ -353,7 +353,7 @@ def test_a_live_call_is_commanded(sidecar: SidecarProcess, cli: Cli) -> None:
 
 
 def test_words_cannot_command_the_terminal(sidecar: SidecarProcess, cli: Cli) -> None:
-    """Escape sequences that a caller's words hold never reach the terminal."""
+    """Escape sequences in a caller's words never reach the terminal."""
     talked(sidecar, "ada", "look \x1b]0;owned\x07 here \x1b[31mred")
     call = cli.json("calls", "list")[0]["call"]
     shown = cli.ok("calls", "show", call)
@@ -376,7 +376,7 @@ def test_help_is_instant(cli: Cli) -> None:
 
 
 def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
-    """Every file is 0600 under any umask, -wal too; settled calls go at the retention's end."""
+    """Every file is 0600 under any umask, and retention erases settled calls from all of them."""
     data = tmp_path / "data"
     umask = os.umask(0)
     try:
@@ -401,7 +401,7 @@ def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
 
 
 def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
-    """With SIDECAR_REDACT a card number reaches no file of the sidecar; the rest is kept."""
+    """With SIDECAR_REDACT a card number is in no file or log line, and the rest is kept."""
     data = tmp_path / "data"
     with SidecarProcess(data, {"SIDECAR_REDACT": "cards,emails"}) as sidecar:
         talked(sidecar, "ada", "My card is 4242 4242 4242 4242, write to ann@example.org")
@@ -415,7 +415,7 @@ def test_redaction_keeps_numbers_from_the_journal(tmp_path: Path) -> None:
 
 
 def reported(sidecar: SidecarProcess, call_id: str, number: str) -> None:
-    """VAPI's report of a call."""
+    """Send VAPI's report of a call."""
     said = [{"role": "bot", "message": "Hello?"}, {"role": "user", "message": FACT}]
     call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": number}}
     message = {"type": "end-of-call-report", "call": call, "artifact": {"messages": said}}
@@ -438,7 +438,7 @@ def of_vapi(tmp_path: Path) -> Iterator[SidecarProcess]:
 def test_a_report_repeated_after_the_erasure_brings_nothing_back(
     of_vapi: SidecarProcess, cli: Cli, tmp_path: Path
 ) -> None:
-    """Taken, so that nobody repeats it for ever: no word, no agent, also after a restart."""
+    """A report repeated after `forget` is accepted, but no word and no agent come back."""
     sidecar, ada, call_id = of_vapi, "+12025550143", "01a0a3c4-6b1e-7aa2-9d0e-3f5b8a1c2d44"
     reported(sidecar, call_id, ada)
     eventually(lambda: sidecar.undelivered() == 0)

@@ -1,4 +1,4 @@
-"""The console: a person types, is remembered, through the real process."""
+"""The local page's socket on the real process: a person types and is remembered."""
 
 import re
 import socket
@@ -23,13 +23,13 @@ def sidecar(tmp_path: Path) -> Iterator[SidecarProcess]:
 
 @pytest.fixture(scope="module")
 def unheard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
-    """A sidecar to which nobody says anything, for tests of who is let in."""
+    """A sidecar without calls, for tests of who is let in."""
     with SidecarProcess(tmp_path_factory.mktemp("unheard") / "data") as process:
         yield process
 
 
 def test_who_says_a_fact_is_remembered_in_the_next_call(sidecar: SidecarProcess) -> None:
-    """Say a name, hang up, call again, ask: the agent knows it, from its memory block."""
+    """A name said in one call is in the memory block and is known in the next call."""
     with opened(sidecar) as page:
         assert page.until("ready")["summary"]["letta"]
         page.call("ada")
@@ -43,7 +43,7 @@ def test_who_says_a_fact_is_remembered_in_the_next_call(sidecar: SidecarProcess)
 
 
 def test_who_calls_again_at_once_is_remembered(sidecar: SidecarProcess) -> None:
-    """Asked in the very moment of its opening, the second call knows what the first one said."""
+    """A question at the very start of the second call is answered from the first one."""
     with opened(sidecar) as page:
         page.call("ada")
         page.say("My dog is called Rex.")
@@ -53,7 +53,7 @@ def test_who_calls_again_at_once_is_remembered(sidecar: SidecarProcess) -> None:
 
 
 def test_another_caller_is_not_told(sidecar: SidecarProcess) -> None:
-    """What one caller said is not in another's call."""
+    """What one caller said is not known in another caller's call."""
     with opened(sidecar) as page:
         page.call("ada")
         page.say("My name is Ada.")
@@ -64,7 +64,7 @@ def test_another_caller_is_not_told(sidecar: SidecarProcess) -> None:
 
 
 def test_words_said_again_are_stored_once(tmp_path: Path) -> None:
-    """Across kill -9, a page takes its call up again and repeats itself: each turn is there once."""
+    """A page that takes its call up again after kill -9 and repeats turns stores each one once."""
     with SidecarProcess(tmp_path / "data") as sidecar:
         with opened(sidecar) as page:
             call = page.call("ada")
@@ -90,7 +90,7 @@ def test_words_said_again_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_a_reply_read_aloud_is_kept_as_it_was_heard(sidecar: SidecarProcess) -> None:
-    """Cut off after some words, a reply is recorded with these words alone."""
+    """A reply that is cut off is recorded as far as it was heard."""
     with opened(sidecar) as page:
         call = page.call("ada")
         turn = page.begin_saying("My name is Ada and I live in Lyon.", aloud=True)
@@ -106,7 +106,7 @@ def test_a_reply_read_aloud_is_kept_as_it_was_heard(sidecar: SidecarProcess) -> 
 
 
 def test_a_page_sees_the_calls_of_another(sidecar: SidecarProcess) -> None:
-    """Live calls are listed wherever they come from, and one may be looked at."""
+    """Live calls of every page are listed, and another page can watch one."""
     with opened(sidecar) as page, opened(sidecar) as other:
         call = page.call("ada")
         page.say("My name is Ada.")
@@ -120,7 +120,7 @@ def test_a_page_sees_the_calls_of_another(sidecar: SidecarProcess) -> None:
 
 @pytest.mark.parametrize("call", ["", "console-1", "default/other-" + "0" * 36, 7])
 def test_a_call_needs_an_id_of_its_own(unheard: SidecarProcess, call: object) -> None:
-    """A page can't name a call of another channel as its own."""
+    """A page's call needs a UUID, so it can't use another channel's call."""
     with opened(unheard) as page:
         page.send(type="call.start", call=call, caller="ada")
         assert "UUID" in page.until("error")["message"]
@@ -128,7 +128,7 @@ def test_a_call_needs_an_id_of_its_own(unheard: SidecarProcess, call: object) ->
 
 
 def test_a_page_holds_so_many_calls_at_once(sidecar: SidecarProcess) -> None:
-    """One more is refused and says so; after a hang-up there is room again."""
+    """A page's 17th call is refused with an error, until others have ended."""
     with opened(sidecar) as page:
         for _ in range(16):
             page.call("ada")
@@ -140,7 +140,7 @@ def test_a_page_holds_so_many_calls_at_once(sidecar: SidecarProcess) -> None:
 
 
 def test_without_a_parent_it_is_not_killed(unheard: SidecarProcess) -> None:
-    """The page kills only what something starts again."""
+    """The page's kill is refused where nothing would start the sidecar again."""
     with opened(unheard) as page:
         assert page.until("ready")["restarts"] is False
         page.send(type="kill")
@@ -149,7 +149,7 @@ def test_without_a_parent_it_is_not_killed(unheard: SidecarProcess) -> None:
 
 
 def test_killed_and_started_again_it_remembers(tmp_path: Path) -> None:
-    """Kill -9 in the middle of a call: every turn reaches memory after the restart."""
+    """After kill -9 in the middle of a call, every turn reaches memory."""
     with SidecarProcess(tmp_path / "data") as sidecar:
         with opened(sidecar) as page:
             page.call("ada")
@@ -163,7 +163,7 @@ def test_killed_and_started_again_it_remembers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "wrong", "\u00e9"])
 def test_a_wrong_token_is_shown_the_door(unheard: SidecarProcess, token: str) -> None:
-    """Without this start's token no call can be made."""
+    """A page without this start's token is closed with 4401."""
     with opened(unheard, token=token) as page, pytest.raises(ConnectionClosed) as closed:
         page.until("ready")
     assert closed.value.rcvd is not None
@@ -174,7 +174,7 @@ def test_a_wrong_token_is_shown_the_door(unheard: SidecarProcess, token: str) ->
     "origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1.evil.example"]
 )
 def test_a_foreign_page_cannot_open_the_socket(unheard: SidecarProcess, origin: str) -> None:
-    """A browser on another site is refused before it can say anything."""
+    """A browser's socket from another site is refused before any frame."""
     url = f"ws://127.0.0.1:{unheard.port}/console/ws"
     with pytest.raises(InvalidStatus) as refused, connect(url, origin=origin):  # type: ignore[arg-type]
         pass
@@ -189,7 +189,7 @@ def test_a_rebound_name_gets_no_page(unheard: SidecarProcess) -> None:
 
 
 def test_the_page_needs_no_inline_script_and_no_other_host(unheard: SidecarProcess) -> None:
-    """The page works under a strict content policy and without the internet."""
+    """The page has a strict content policy and needs nothing from the internet."""
     status, html = get(f"{unheard.url}/")
     assert status == 200
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|https?://", html)
@@ -200,7 +200,7 @@ def test_the_page_needs_no_inline_script_and_no_other_host(unheard: SidecarProce
 
 
 def test_readiness_follows_the_drain(sidecar: SidecarProcess) -> None:
-    """Ready while serving; after SIGTERM the page's call is ended and the process leaves with 0."""
+    """SIGTERM ends the page's call, drains the sidecar and exits with 0."""
     assert sidecar.readiness()["ready"] is True
     with opened(sidecar) as page:
         page.call("ada")

@@ -1,4 +1,4 @@
-"""The local page as a person meets it, in a real browser.
+"""The local page as a person sees it, in a real browser.
 
 Pictures of the main states are kept in `.screenshots/`.
 """
@@ -30,7 +30,7 @@ AXE = (ROOT / "tests/axe/axe.min.js").read_text()
 NEW_LINES = "[...document.querySelectorAll('.lines .new')].map((e) => e.innerText).join()"
 PHONE = {"width": 390, "height": 844}
 
-# Stand-ins for what headless Chromium has not: a microphone with a recogniser, and a voice.
+# Stand-ins for what headless Chromium lacks: a microphone with a recogniser, and a voice.
 SPEECH = """
 window.webkitSpeechRecognition = class extends EventTarget {
   constructor() { super(); window.recognizer = this; this.on = false; }
@@ -72,7 +72,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def page(browser: Browser, sidecar: SidecarProcess, *, before: str = "") -> Generator[Tab]:
-    """The page, connected; at its end nothing has failed in it, and nobody else was asked."""
+    """The connected page; afterwards no script has failed and no other host was asked."""
     tab = browser.tab(before=before)
     tab.open(f"{sidecar.url}/#{sidecar.token}")
     tab.says("connected", within=".link")
@@ -83,12 +83,12 @@ def page(browser: Browser, sidecar: SidecarProcess, *, before: str = "") -> Gene
     here = f"//127.0.0.1:{sidecar.port}/"
     elsewhere = [url for url in tab.asked if here not in url and url != "about:blank"]
     assert elsewhere == []
-    # A browser logs each try to reach a sidecar that is not there; nothing else may fail.
+    # A browser logs each failed connection to an absent sidecar; nothing else may fail.
     assert [fault for fault in tab.faults if "ERR_CONNECTION_REFUSED" not in fault] == []
 
 
 def call(tab: Tab, name: str) -> None:
-    """Call under a name, from the keyboard."""
+    """Start a call under a name, with the keyboard."""
     tab.read(
         "(() => { const f = document.querySelector('input.caller'); f.focus(); f.select(); })()"
     )
@@ -119,7 +119,7 @@ def undelivered(tab: Tab, expression: str, *, within_s: float = 30.0) -> None:
 
 
 def is_accessible(tab: Tab, name: str) -> None:
-    """Axe finds nothing, in light and dark; a picture of each is kept."""
+    """Axe finds no fault in the light or the dark page, and a picture of each is kept."""
     for dark in (False, True):
         tab.look(dark=dark)
         if not tab.read("'axe' in window"):
@@ -134,7 +134,7 @@ def is_accessible(tab: Tab, name: str) -> None:
 
 
 def test_the_first_minute(browser: Browser, sidecar: SidecarProcess) -> None:
-    """From the printed link to a reply, by keyboard alone."""
+    """A person gets from the printed link to a reply with the keyboard alone."""
     with page(browser, sidecar) as tab:
         tab.shows("demo model", within=".parts")
         is_accessible(tab, "first-run")
@@ -155,7 +155,7 @@ def test_the_first_minute(browser: Browser, sidecar: SidecarProcess) -> None:
 def test_a_fact_is_remembered_and_seen_to_be_learnt(
     browser: Browser, sidecar: SidecarProcess
 ) -> None:
-    """Said in one call, shown as a change of the memory after it, known in the next, word for word."""
+    """A fact said in one call is shown as a change of memory and known in the next call."""
     with page(browser, sidecar) as tab:
         call(tab, "Ada")
         say(tab, "My name is Ada and I live in Lyon.")
@@ -198,7 +198,7 @@ def test_a_fact_is_remembered_and_seen_to_be_learnt(
 def test_a_call_that_is_not_to_be_kept_leaves_nothing(
     browser: Browser, sidecar: SidecarProcess
 ) -> None:
-    """Without the caller's consent a call is held, says so, and is in no list afterwards."""
+    """A call without consent is live and says so, and is in no list afterwards."""
     with page(browser, sidecar) as tab:
         undelivered(tab, "=== 0")
         stored = "document.getElementById('undelivered').dataset.stored"
@@ -216,7 +216,7 @@ def test_a_call_that_is_not_to_be_kept_leaves_nothing(
 
 
 def test_calls_go_on_while_lettas_plug_is_pulled(browser: Browser, sidecar: SidecarProcess) -> None:
-    """With Letta out of reach a call is answered and stored; plugged in again, all is delivered."""
+    """While Letta is unplugged calls are answered and stored, and later all is delivered."""
     with page(browser, sidecar) as tab:
         undelivered(tab, "=== 0")
         tab.click("#plug")
@@ -238,7 +238,7 @@ def test_calls_go_on_while_lettas_plug_is_pulled(browser: Browser, sidecar: Side
 def test_the_page_comes_back_from_a_kill_and_nothing_is_lost(
     browser: Browser, sidecar: SidecarProcess
 ) -> None:
-    """After kill -9 it takes its calls up and says what was typed meanwhile: each turn stored once."""
+    """After kill -9 the page takes its calls up again, and each turn is stored once."""
     with page(browser, sidecar) as tab:
         call(tab, "Joan")
         say(tab, "My name is Joan.")
@@ -266,7 +266,7 @@ def test_the_page_comes_back_from_a_kill_and_nothing_is_lost(
 
 
 def test_a_wrong_token_is_told_what_to_do(browser: Browser, sidecar: SidecarProcess) -> None:
-    """An old link opens nothing, says why, and does not try on."""
+    """A page with a wrong or missing token says what to do, and does not try again."""
     for link in ("#wrong", ""):
         tab = browser.tab()
         tab.open(f"{sidecar.url}/{link}")
@@ -277,7 +277,7 @@ def test_a_wrong_token_is_told_what_to_do(browser: Browser, sidecar: SidecarProc
 
 
 def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) -> None:
-    """Another site in the same browser can neither read the page, nor frame it, nor open its socket."""
+    """Another site in the browser can't read the page, frame it or open its socket."""
     with ThreadingHTTPServer(("127.0.0.1", 0), ForeignSite) as foreign:
         threading.Thread(target=foreign.serve_forever, daemon=True).start()
         tab = browser.tab()
@@ -294,7 +294,8 @@ def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) 
         assert tab.read(f"fetch('http://{here}/').then(() => 'read', () => 'refused')") == "refused"
         tab.read(
             "new Promise((done) => { const f = document.createElement('iframe');"
-            f" f.src = 'http://{here}/#{sidecar.token}'; f.onload = done; document.body.append(f); }})"
+            f" f.src = 'http://{here}/#{sidecar.token}'; f.onload = done;"
+            " document.body.append(f); })"
             ".then(() => true)"
         )
         assert any("frame-ancestors" in fault for fault in tab.faults)
@@ -302,7 +303,7 @@ def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) 
 
 
 class ForeignSite(BaseHTTPRequestHandler):
-    """Serves a page of somebody else."""
+    """Serves a page of another site."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -318,7 +319,7 @@ class ForeignSite(BaseHTTPRequestHandler):
 def test_two_hundred_turns_are_no_heavier_than_twenty(
     browser: Browser, sidecar: SidecarProcess
 ) -> None:
-    """What is drawn, and what each turn changes in it, does not grow with the call."""
+    """The number of elements, and of changes per turn, does not grow with the call."""
     with page(browser, sidecar) as tab:
         call(tab, "Mary")
         tab.read(
@@ -359,7 +360,7 @@ def test_two_hundred_turns_are_no_heavier_than_twenty(
 
 
 def test_it_fits_a_phone(browser: Browser, sidecar: SidecarProcess) -> None:
-    """At phone width every part is reached, nothing is wider than the screen, and axe agrees."""
+    """At a phone's width every view is reachable, fits the screen and has no axe fault."""
     with page(browser, sidecar) as tab:
         call(tab, "Dorothy-with-a-name-that-is-rather-long-for-a-telephone")
         say(tab, "https://example.org/" + "a-very-long-word" * 12)
@@ -382,7 +383,7 @@ def test_it_fits_a_phone(browser: Browser, sidecar: SidecarProcess) -> None:
 
 
 def test_a_microphone_and_a_voice(browser: Browser, sidecar: SidecarProcess) -> None:
-    """Spoken words are said, the reply is spoken, and typing silences it: kept as it was heard."""
+    """Spoken words are a turn, the reply is spoken, and typing cuts it off where it was heard."""
     with page(browser, sidecar, before=SPEECH) as tab:
         call(tab, "Alan")
         tab.shows("send the audio to their vendor", within="#audio-goes")
@@ -427,7 +428,7 @@ def call_by_vapi(sidecar: SidecarProcess) -> None:
 
 
 def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProcess) -> None:
-    """Several calls are live at once, those of other channels too; each has its transcript."""
+    """Live calls of several channels are shown at once, each with its transcript."""
     link = connect(
         sidecar.link_url,
         subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -454,7 +455,7 @@ def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProce
             {
                 "type": "call.open",
                 "call": "ivr-1",
-                "channel": "constructor",  # every object of JavaScript has something called so
+                "channel": "constructor",  # every JavaScript object has a property of this name
                 "hints": {"identity": "ruth"},
                 "opened_at_s": time.time() - 5,
             },
@@ -480,7 +481,7 @@ def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProce
 
 
 def test_a_dead_letter_is_replayed_or_dropped(browser: Browser, tmp_path: Path) -> None:
-    """What was given up is shown with its error; replayed it is delivered, dropped it is gone."""
+    """A dead letter is shown with its error, and can be replayed or dropped."""
     short = {"SIDECAR_GIVE_UP_S": "0.2"}
     with (
         SidecarProcess(tmp_path / "data", short) as sidecar,

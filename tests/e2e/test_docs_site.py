@@ -1,4 +1,4 @@
-"""The documentation site builds, without a broken link, and fetches nothing from elsewhere."""
+"""The documentation site builds without a broken link and loads nothing from other hosts."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page links to, what it fetches, and the anchors it has."""
+    """What a page links to, what it loads, and the anchors it has."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def pages_of(site: Path) -> Iterator[tuple[Path, Page]]:
 
 
 def test_the_site_builds_with_every_page(site: Path) -> None:
-    """Each document of docs/ and each that users look for at the root is a page, in its place."""
+    """Each document in docs/, and each at the root for users, is a page in its place."""
     built = {path.relative_to(site).with_suffix("").as_posix() for path, _ in pages_of(site)}
     written = {
         path.relative_to(ROOT / "docs")
@@ -94,7 +94,7 @@ def test_the_site_builds_with_every_page(site: Path) -> None:
 
 
 def test_every_link_and_anchor_of_the_site_leads_somewhere(site: Path) -> None:
-    """Read from what was built: no link between pages is broken, and no anchor."""
+    """In the built site every link to a page or an anchor leads to one."""
     pages = {path.resolve(): page for path, page in pages_of(site)}
     broken: list[str] = []
     followed = 0
@@ -115,7 +115,7 @@ def test_every_link_and_anchor_of_the_site_leads_somewhere(site: Path) -> None:
 
 
 def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
-    """No font, script, image or style comes from another host: it works offline, and tells nobody."""
+    """No font, script, image or style comes from another host, so the site works offline."""
     for path, page in pages_of(site):
         assert [url for url in page.fetched if urlsplit(url).netloc] == [], path
     for style in site.rglob("*.css"):
@@ -125,13 +125,13 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
 
 
 def test_no_table_is_torn(site: Path) -> None:
-    """Each row that was written is a row of a table, none a line of bars."""
+    """Each row of a table is built as a row, not as a line with bars."""
     torn = [path.name for path, _ in pages_of(site) if re.search(r"<p>\s*\|", path.read_text())]
     assert torn == []
 
 
 def test_the_settings_are_on_the_configuration_page(site: Path) -> None:
-    """The table of the README is shown there, whole."""
+    """The README's settings are shown on the configuration page."""
     shown = (site / "configuration.html").read_text()
     for name in ("SIDECAR_LINK_TOKEN", "SIDECAR_CONSENT", "LETTA_APP_SERVER_URL"):
         assert f"<code>{name}</code>" in shown
@@ -147,7 +147,7 @@ def test_the_settings_are_on_the_configuration_page(site: Path) -> None:
     ],
 )
 def test_a_broken_link_fails_the_build(fault: str, said: str, tmp_path: Path) -> None:
-    """The strict build would notice: a page, an anchor, and those of pages outside docs/."""
+    """The strict build fails on a link to a missing page or anchor, in docs/ or outside."""
     for source in (*SOURCES, *(path.name for path in ROOT.glob("*.md"))):
         target = tmp_path / "copy" / source
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def test_a_broken_link_fails_the_build(fault: str, said: str, tmp_path: Path) ->
 
 
 def test_the_command_reference_is_that_of_the_commands(tmp_path: Path) -> None:
-    """`docs/cli.md` is what `make cli-docs` writes: no command or option of it is out of date."""
+    """`docs/cli.md` is what `make cli-docs` writes, so that no option in it is out of date."""
     words = "-m typer sidecar.cli utils docs --name sidecar --output"
     assert f"$(BIN)/python {words} docs/cli.md" in (ROOT / "Makefile").read_text()
     subprocess.run(

@@ -1,9 +1,9 @@
-"""Every command that a document shows is run here as it stands, or looked at and proven elsewhere.
+"""Every command that a document shows is run here unchanged, or checked and proven elsewhere.
 
 A block of shell commands is either played, line by line, in a home directory of its own
-(`PLAYED`), or each of its lines is known (`KNOWN`): what needs an engine, root, an account or half
-an hour. Those are held against the files they name, and name the test or script that runs the real
-thing. A block or line that is neither fails.
+(`PLAYED`), or each of its lines is in `KNOWN`, as it needs an engine, root, an account or half an
+hour. Known lines are checked against the files they name, and name the test or script that runs
+the real thing. Any other block or line fails.
 """
 
 import os
@@ -37,11 +37,11 @@ BIN = ROOT / ".venv/bin"
 OURS = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "VOICE_", "COVERAGE", "XDG_")
 
 
-# What is not run here, and what is looked at instead.
+# Commands that are not run here, and how they are checked instead.
 
 
 def sidecar_words(words: list[str]) -> None:
-    """The words after `sidecar` are a command that there is, with options it has."""
+    """Check that the words after `sidecar` are an existing command with existing options."""
     command = typer.main.get_command(app)
     options = {option for parameter in command.params for option in parameter.opts}
     for word in words:
@@ -54,7 +54,7 @@ def sidecar_words(words: list[str]) -> None:
 
 
 def make_target(words: list[str]) -> None:
-    """`make -n` knows what to do."""
+    """Check that `make -n` knows the target."""
     done = subprocess.run(
         ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
     )
@@ -67,7 +67,7 @@ def after(words: list[str], option: str) -> list[str]:
 
 
 def docker(words: list[str]) -> None:
-    """Files, stages, profiles, services and volumes that are named exist."""
+    """Check that the named files, stages, profiles, services and volumes exist."""
     for path in after(words, "-f"):
         assert (ROOT / path).is_file(), path
     if words[0] == "build":
@@ -94,7 +94,7 @@ def docker(words: list[str]) -> None:
 
 
 def kubectl(words: list[str]) -> None:
-    """Files, the secret, the pod and the container that are named exist."""
+    """Check that the named files, secret, pod and container exist."""
     for path in after(words, "-f"):
         assert (ROOT / path).is_file(), path
     if words[0] == "create":
@@ -110,18 +110,18 @@ def kubectl(words: list[str]) -> None:
 
 
 def systemctl(words: list[str]) -> None:
-    """The units that are named exist."""
+    """Check that the named units exist."""
     units = [word for word in words[1:] if not word.startswith("--")]
     assert all((ROOT / f"ops/systemd/{unit}.service").is_file() for unit in units)
 
 
 def service_user(words: list[str]) -> None:
-    """The user that is made is the one the units run as."""
+    """Check that the created user is the one that the units run as."""
     assert [words[-1]] == unit_file("voice-sidecar")["User"]
 
 
 def venv_of_the_unit(words: list[str]) -> None:
-    """What is installed is what the unit starts."""
+    """Check that the installed environment is the one that the unit starts."""
     (start,) = unit_file("voice-sidecar")["ExecStart"]
     assert start.startswith("/opt/voice-sidecar/bin/sidecar ")
     assert words
@@ -136,8 +136,8 @@ class Known:
     """A command that is not run here.
 
     Attributes:
-        looked_at: Given its words after the first; fails where it can't be right.
-        proven_by: Where the real thing runs: a test below tests/, or a script.
+        looked_at: Checks the words after the first, and fails if they can't be right.
+        proven_by: The test below tests/, or the script, that runs the real thing.
     """
 
     looked_at: Callable[[list[str]], None]
@@ -196,14 +196,14 @@ def known(line: str) -> Known | None:
     return next((how for form, how in KNOWN.items() if re.fullmatch(form, line)), None)
 
 
-# What is run.
+# Commands that are run.
 
 
 class Shell:
     """Plays blocks as a person at a terminal in the checkout would, in a home of its own.
 
-    Paths of the machine that a document names lie below the home. What serves until it is told to
-    stop is started, seen to be ready, and stopped.
+    Paths of the machine that a document names lie below the home. A command that serves until it is
+    stopped is started, seen to be ready, and stopped.
     """
 
     def __init__(self, home: Path, checkout: Path = ROOT) -> None:
@@ -223,7 +223,7 @@ class Shell:
         return self.home / ".local/state/letta-sidecar"
 
     def play(self, document: str, heading: str) -> str:
-        """Play every line below a heading; each succeeds. Returns what they wrote."""
+        """Play every line below a heading, each of which must succeed; return the output."""
         found = [fence for fence in commands() if fence.place == (document, heading)]
         assert found, f"{document} shows no commands below {heading}"
         return "".join(self.line(line) for fence in found for line in fence.lines)
@@ -296,7 +296,7 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def upstreams(shell: Shell) -> Iterator[Mapping[str, str]]:
-    """A Letta and a language model that stand in for the real ones, by their base URLs."""
+    """Stand-ins for a Letta and a language model, by their base URLs."""
     ports = {"letta_server": str(free_port()), "openai_server": str(free_port())}
     running = [
         subprocess.Popen(
@@ -332,14 +332,14 @@ def test_the_readme(shell: Shell) -> None:
 
 @pytest.mark.usefixtures("upstreams")
 def test_making_it_real(shell: Shell) -> None:
-    """With a model and a Letta named, check, doctor and run agree that both are real."""
+    """With a model and a Letta configured, check, doctor and run agree that both are real."""
     written = shell.play("docs/getting-started.md", "Make it real")
     assert "real:" in written
     assert "DEMO" not in written
 
 
 def test_getting_started(tmp_path: Path) -> None:
-    """The wheel is built, installed by pip into a new environment, and serves."""
+    """The wheel is built, installed by pip into a new environment, and its sidecar serves."""
     checkout = tmp_path / "checkout"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -355,7 +355,7 @@ def test_getting_started(tmp_path: Path) -> None:
             shutil.copy2(ROOT / name, checkout / name)
     (checkout / ".venv").symlink_to(ROOT / ".venv")
     shell = Shell(tmp_path / "home", checkout)
-    shell.env["PATH"] = os.environ["PATH"]  # so that no `sidecar` but the installed one is found
+    shell.env["PATH"] = os.environ["PATH"]  # so that only the installed `sidecar` is found
     assert "page " in shell.play("docs/getting-started.md", "As a package")
     Shell(tmp_path / "another").play("docs/getting-started.md", "From a checkout")
 
@@ -367,7 +367,7 @@ def test_configuration(shell: Shell) -> None:
 
 @pytest.mark.usefixtures("upstreams")
 def test_the_vapi_example(shell: Shell) -> None:
-    """The commands before a VAPI line rings start a sidecar with its two secrets."""
+    """The commands of the VAPI example start a sidecar with its two secrets."""
     shell.play("examples/vapi/README.md", "From nothing to a ringing phone")
 
 
@@ -378,7 +378,7 @@ def test_livekit(shell: Shell) -> None:
 
 
 def test_installing_the_units(shell: Shell) -> None:
-    """The systemd commands put each file where the units look, the one with secrets 0600."""
+    """The systemd commands put each file in its place, and the one with secrets is 0600."""
     shell.play("docs/deploy.md", "systemd")
     assert (shell.home / "etc/voice-sidecar/env").stat().st_mode & 0o777 == 0o600
     assert f"-/{'etc/voice-sidecar/env'}" in unit_file("voice-sidecar")["EnvironmentFile"]
@@ -387,7 +387,7 @@ def test_installing_the_units(shell: Shell) -> None:
 
 
 def test_operations(shell: Shell) -> None:
-    """A bad night, a backup, an upgrade, a loss of the journal, its restore, and a caller erased."""
+    """The operators' commands work: triage, backup, upgrade, restore and erasure of a caller."""
     document = "docs/operations.md"
     shell.data.parent.mkdir(parents=True)
 
@@ -415,7 +415,7 @@ def test_operations(shell: Shell) -> None:
         assert sidecar.readiness()["ready"] is True
 
 
-# Nothing is left out.
+# Every block is played.
 
 PLAYED = {
     ("README.md", "Two commands"),
@@ -434,7 +434,7 @@ PLAYED = {
 OTHER = {
     r"cp \.env\.example ops/\.env": ROOT / ".env.example",
 }
-"""Lines of blocks that are not played, which need no more than a file."""
+"""Lines of unplayed blocks that need only a file."""
 
 
 def id_of(fence: Fence) -> str:
@@ -443,7 +443,7 @@ def id_of(fence: Fence) -> str:
 
 @pytest.mark.parametrize("fence", list(commands()), ids=id_of)
 def test_every_command_is_run_or_known(fence: Fence) -> None:
-    """A block that nobody plays holds known commands alone, and each is right as far as we can see."""
+    """Each line of a block that is not played is a known command that passes its check."""
     for line in fence.lines:
         if how := known(line):
             how.looked_at(shlex.split(line)[1:])
@@ -458,7 +458,7 @@ def test_every_command_is_run_or_known(fence: Fence) -> None:
 
 
 def test_every_block_that_is_played_is_there() -> None:
-    """The list of what is played names blocks that exist, and the tests above name each of them."""
+    """Every block in the list of played ones exists, and a test above plays it."""
     assert {fence.place for fence in commands()} >= PLAYED
     source = Path(__file__).read_text()
     for document, heading in PLAYED:
@@ -466,13 +466,13 @@ def test_every_block_that_is_played_is_there() -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    """A block without a language could hide commands from these tests."""
+    """Every block of code has a known language, so that no command is overlooked."""
     languages = {fence.language for fence in fences()}
     assert languages <= {"sh", "python", "text", "json", "yaml", "javascript"}
 
 
 def test_every_command_in_running_text_exists() -> None:
-    """What a document calls `sidecar …` in a sentence is a command, with options it has."""
+    """Each `sidecar …` in running text is an existing command with existing options."""
     said = list(spoken())
     assert len(said) > 15
     for document, command in said:
@@ -484,7 +484,7 @@ def test_every_command_in_running_text_exists() -> None:
 
 
 def test_every_alert_has_a_row_in_the_operators_page() -> None:
-    """Who is woken finds the alert's name, where to look and what to do."""
+    """The operators' page has a row for each alert."""
     rules = yaml.safe_load((ROOT / "ops/prometheus-alerts.yaml").read_text())
     page = (ROOT / "docs/operations.md").read_text()
     for rule in rules["groups"][0]["rules"]:

@@ -1,4 +1,4 @@
-"""Nothing that is sent to it makes the sidecar fail: every field of every route and frame, fuzzed.
+"""Nothing that is sent to the sidecar makes it fail: every field of every route and frame, fuzzed.
 
 `FUZZ_S=600 FUZZ_SEED=7 pytest tests/e2e/test_fuzz.py` hunts for ten minutes with other inputs.
 """
@@ -42,7 +42,7 @@ CHAT = {
         response_format={"type": "json_object"},
     ),
 }
-# Read by the sidecar, named by none of the bodies.
+# Read by the sidecar, though none of the bodies has them.
 ALSO = [
     "lettaCaller",
     "lettaAgentId",
@@ -134,7 +134,7 @@ def control_token(process: SidecarProcess) -> str:
 
 
 def of_another_call(document: object, number: int) -> object:
-    """Name another call every thirty inputs, so that no input that spoilt one spoils them all."""
+    """Use another call for every thirty inputs, so that a spoilt call does not hide faults."""
     return Raw(text_of(document).replace(bodies.CALL_ID, f"fuzz-{SEED}-{number // 30}"))
 
 
@@ -147,7 +147,7 @@ def hunted(
     least: int,
     also: Sequence[str] = (),
 ) -> None:
-    """Send inputs for a share of the time, and at least so many; fails with the smallest fault."""
+    """Send inputs for a share of the time, at least `least`; fail with the smallest faulty one."""
     log = Log(process)
     log.fault()
     until_s = time.monotonic() + SLICE_S * share
@@ -161,7 +161,7 @@ def hunted(
                 by_log = not answered
 
                 def fails(candidate: object, number: int = sent, by_log: bool = by_log) -> bool:
-                    log.fault()  # of the input before
+                    log.fault()  # from the input before
                     answered = peer.send(raw_of(of_another_call(candidate, number)))
                     return bool(log.fault() if by_log else answered)
 
@@ -174,27 +174,27 @@ def hunted(
 
 
 def test_no_vapi_message_is_too_strange(sidecar: SidecarProcess) -> None:
-    """Every field of every server message, of every type, size and nesting: no fault."""
+    """Any type, size or nesting in any field of a server message causes no fault."""
     peer = json_route(sidecar, "/vapi/webhook", SECRET)
     hunted(peer, dict(WEBHOOK), sidecar, share=0.4, least=100, also=ALSO)
 
 
 def test_no_request_to_the_model_is_too_strange(sidecar: SidecarProcess) -> None:
-    """Every field of a chat completion: VAPI ends the call on an error, so there is none."""
+    """Any value in any field of a chat completion causes no error, which would end the call."""
     peer = json_route(sidecar, "/vapi/chat/completions", KEY)
     hunted(peer, dict(CHAT), sidecar, share=0.25, least=50, also=ALSO)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_no_frame_of_a_worker_is_too_strange(sidecar: SidecarProcess, first: bool) -> None:
-    """Every field of every frame of the link: refused or taken, and the link goes on."""
+    """Any value in any field of a link frame is refused or accepted, and the link goes on."""
     peer = link(sidecar, first=first, bearer=LINK_TOKEN)
     hunted(peer, dict(LINK), sidecar, share=0.05 if first else 0.1, least=50)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_no_frame_of_a_page_is_too_strange(sidecar: SidecarProcess, first: bool) -> None:
-    """Every field of every frame of the local page, its first one without a token too."""
+    """Any value in any field of a page's frame causes no fault, in its first frame as well."""
     documents: dict[str, object] = {**PAGE}
     if first:
         documents = {"hello": {"type": "hello", "token": "x"}}
@@ -203,7 +203,7 @@ def test_no_frame_of_a_page_is_too_strange(sidecar: SidecarProcess, first: bool)
 
 
 def test_no_order_of_an_operator_is_too_strange(sidecar: SidecarProcess) -> None:
-    """Every field of the bodies of `/admin`, with its token."""
+    """Any value in any field of a body to `/admin` causes no fault."""
     token = control_token(sidecar)
     asked = {
         "/admin/command": {"call": CALL, "command": "guide", "text": "Be brief."},
@@ -219,7 +219,7 @@ def test_no_order_of_an_operator_is_too_strange(sidecar: SidecarProcess) -> None
 
 
 def test_no_bytes_are_too_strange(sidecar: SidecarProcess) -> None:
-    """Cut, flipped and foreign bytes, in the place of every body that is read."""
+    """Cut, flipped and foreign bytes in place of any body cause no fault."""
     dice = random.Random(SEED)
     log = Log(sidecar)
     log.fault()
@@ -299,7 +299,7 @@ HEADERS = (
 
 
 def test_no_header_is_too_strange(sidecar: SidecarProcess) -> None:
-    """Secrets, signatures, times and traces that are none: refused, without a fault."""
+    """Invalid secrets, signatures, times and traceparents in headers cause no fault."""
     log = Log(sidecar)
     log.fault()
     body = raw_of(CHAT["whole"])
@@ -314,7 +314,7 @@ PATHS = ("%00", "%ff", "%ed%a0%80", "a" * 10_000, "..", "%2e%2e%2f", "%0a", "'--
 
 
 def test_no_path_is_too_strange(sidecar: SidecarProcess) -> None:
-    """Names of batches, files and routes that are none, and every method on every route."""
+    """Unknown batches, files and routes, and every method on every route, cause no fault."""
     log = Log(sidecar)
     log.fault()
     bearer = {"authorization": f"Bearer {control_token(sidecar)}"}
@@ -333,7 +333,7 @@ def test_no_path_is_too_strange(sidecar: SidecarProcess) -> None:
 
 
 def test_the_hunt_finds_and_shrinks_a_fault() -> None:
-    """A peer that can't bear a list in one field: found within a round, shown by that field alone."""
+    """A peer that fails on a list in one field is found, and reduced to that field alone."""
 
     class Weak:
         def send(self, raw: bytes) -> str:
@@ -356,7 +356,7 @@ def test_the_hunt_finds_and_shrinks_a_fault() -> None:
 
 
 def test_a_seed_says_what_is_sent() -> None:
-    """The same seed gives the same inputs, another one others."""
+    """The same seed gives the same inputs, and another seed gives others."""
 
     def first(seed: int) -> list[str]:
         return [text_of(one) for _, one in itertools.islice(cases(dict(WEBHOOK), seed), 500)]

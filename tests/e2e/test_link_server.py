@@ -1,4 +1,4 @@
-"""The sidecar's end of the link against peers that are strange, wrong or hostile."""
+"""The sidecar's end of the link with peers that are strange, wrong or hostile."""
 
 import json
 import socket
@@ -65,10 +65,10 @@ def worker(
     sidecar: SidecarProcess, name: str = "w", *, hello: bool = True, **options: Any
 ) -> Generator[Worker]:
     subprotocols = options.pop("subprotocols", [Subprotocol(SUBPROTOCOL)])
-    # Without headers of its own it needs the token, which is not there before one was made.
+    # Without headers from a test it sends the token, which exists only once one was made.
     own = options.pop("additional_headers", None)
     headers: dict[str, str] = sidecar.bearer if own is None else own
-    # Among overloads, options of any type choose none.
+    # With options of any type no overload fits.
     with cast(
         "ClientConnection",
         connect(sidecar.link_url, subprotocols=subprotocols, additional_headers=headers, **options),
@@ -100,11 +100,17 @@ def worker(
             "text",
         ),
         (
-            '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller","text":"\\ud800","at_s":1}',
+            (
+                '{"type":"turn","call":"c","item":"i","seq":1,"speaker":"caller",'
+                '"text":"\\ud800","at_s":1}'
+            ),
             "",
         ),
         (
-            '{"type":"call.open","call":"c","channel":"livekit","hints":{"phone":7},"opened_at_s":1}',
+            (
+                '{"type":"call.open","call":"c","channel":"livekit",'
+                '"hints":{"phone":7},"opened_at_s":1}'
+            ),
             "hints.phone",
         ),
         (b"\xff\xfe", ""),
@@ -114,7 +120,7 @@ def worker(
 def test_a_wrong_frame_is_answered_and_the_link_goes_on(
     sidecar: SidecarProcess, raw: str | bytes, field: str
 ) -> None:
-    """Malformed, oversized and non-UTF-8 frames get an error naming the field; nothing breaks."""
+    """Malformed, oversized and non-UTF-8 frames get an error with the field, and the link stays."""
     with worker(sidecar) as peer:
         peer.socket.send(raw)
         error = peer.until("error")
@@ -126,7 +132,7 @@ def test_a_wrong_frame_is_answered_and_the_link_goes_on(
 
 
 def test_a_frame_far_over_the_limit_ends_the_connection(sidecar: SidecarProcess) -> None:
-    """What no worker would send is not read to its end."""
+    """A frame far over the limit ends the connection."""
     with worker(sidecar) as peer:
         peer.socket.send("x" * (5 * MAX_FRAME_BYTES))
         with pytest.raises(ConnectionClosed):
@@ -134,7 +140,7 @@ def test_a_frame_far_over_the_limit_ends_the_connection(sidecar: SidecarProcess)
 
 
 def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) -> None:
-    """No file that a sidecar makes may be one that another user could have left there."""
+    """Every file that a sidecar makes is one whose owner is checked at the start."""
     with worker(sidecar) as peer:
         peer.open("c-kept", identity="ada")
         peer.until("memory")
@@ -144,7 +150,7 @@ def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) 
 
 
 def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:
-    """A newer worker can speak to this sidecar."""
+    """Unknown frames and fields of a newer worker are ignored."""
     with worker(sidecar) as peer:
         peer.send(type="tomorrow", call="c")
         peer.send(
@@ -154,7 +160,7 @@ def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProces
 
 
 def test_every_turn_is_acked_and_a_repeated_one_too(sidecar: SidecarProcess) -> None:
-    """An ack names each item; the same item again is acked again and stored once."""
+    """An ack lists its items, and a repeated item is acked again."""
     with worker(sidecar) as peer:
         peer.open("c-ack", identity="acker")
         for _ in range(2):
@@ -165,7 +171,7 @@ def test_every_turn_is_acked_and_a_repeated_one_too(sidecar: SidecarProcess) -> 
 
 
 def test_a_turn_after_the_close_is_stored(sidecar: SidecarProcess) -> None:
-    """A late turn of a closed call is taken and acked."""
+    """A late turn of a closed call is acked."""
     with worker(sidecar) as peer:
         peer.open("c-late", identity="late")
         peer.send(type="call.close", call="c-late", at_s=2.0)
@@ -175,7 +181,7 @@ def test_a_turn_after_the_close_is_stored(sidecar: SidecarProcess) -> None:
 
 
 def test_a_turn_of_a_call_never_opened_is_refused(sidecar: SidecarProcess) -> None:
-    """The error names the call and says to open it first."""
+    """A turn of a call that was never opened is refused with `unknown_call`."""
     with worker(sidecar) as peer:
         peer.turn("c-never", "i1")
         error = peer.until("error")
@@ -183,7 +189,7 @@ def test_a_turn_of_a_call_never_opened_is_refused(sidecar: SidecarProcess) -> No
 
 
 def test_two_workers_do_not_share_a_call(sidecar: SidecarProcess) -> None:
-    """The second claim is refused; the first worker's call goes on."""
+    """A second worker can't claim a call, and the first worker's call goes on."""
     with worker(sidecar, "w1") as first, worker(sidecar, "w2") as second:
         first.open("c-one", identity="x")
         first.until("memory")
@@ -194,7 +200,7 @@ def test_two_workers_do_not_share_a_call(sidecar: SidecarProcess) -> None:
 
 
 def test_a_worker_that_comes_back_replaces_its_old_connection(sidecar: SidecarProcess) -> None:
-    """After a half-open connection the same worker takes its call up at once."""
+    """A worker with a new connection takes its call up at once, and the old one is closed."""
     with worker(sidecar, "w-back") as old:
         old.open("c-back", identity="back")
         old.turn("c-back", "i1")
@@ -208,7 +214,7 @@ def test_a_worker_that_comes_back_replaces_its_old_connection(sidecar: SidecarPr
 
 
 def test_hello_comes_first(sidecar: SidecarProcess) -> None:
-    """A peer that starts with anything else is closed with 4400."""
+    """A peer that starts with anything but a hello is closed with 4400."""
     with worker(sidecar, hello=False) as peer:
         peer.open("c")
         with pytest.raises(ConnectionClosed) as closed:
@@ -228,7 +234,7 @@ def test_hello_comes_first(sidecar: SidecarProcess) -> None:
 def test_browsers_and_other_protocols_are_refused(
     sidecar: SidecarProcess, options: dict[str, Any]
 ) -> None:
-    """An Origin header, or the wrong subprotocol, is refused before the link is up."""
+    """A link with an Origin header or the wrong subprotocol is refused at the handshake."""
     with pytest.raises(InvalidStatus), worker(sidecar, **options):
         pass
 
@@ -245,7 +251,7 @@ def test_browsers_and_other_protocols_are_refused(
 def test_without_a_token_a_tunnel_is_refused(
     sidecar: SidecarProcess, headers: dict[str, str]
 ) -> None:
-    """What a proxy or a foreign name brings in is not this machine: no memory, no counters."""
+    """A request through a proxy or under a foreign name gets neither a link nor metrics."""
     with socket.create_connection(("127.0.0.1", sidecar.port), 5) as raw:
         lines = {
             "Host": f"127.0.0.1:{sidecar.port}",
@@ -279,7 +285,7 @@ def test_without_a_token_a_tunnel_is_refused(
     ids=["nothing is set", "VAPI's secrets are set", "only VAPI has tenants"],
 )
 def test_without_a_token_set_one_is_made(tmp_path: Path, env: dict[str, str]) -> None:
-    """Nobody gets a link by being here: the token of the data directory opens, where one is made."""
+    """A link needs a token even on this machine, and its user's workers find the one made."""
     data = tmp_path / "data"
     with SidecarProcess(data, env) as sidecar:
         for headers in ({}, {"Authorization": "Bearer made-up-0123456789"}):
@@ -302,7 +308,7 @@ def test_without_a_token_set_one_is_made(tmp_path: Path, env: dict[str, str]) ->
 
 
 def test_a_token_says_who_the_tenant_is(tmp_path: Path) -> None:
-    """Wrong and missing tokens are refused; one caller in two tenants has two memories."""
+    """Wrong and missing tokens are refused, and one caller in two tenants has two memories."""
     key_a, key_z = "key-a-0123456789", "key-z-0123456789"
     env = {"SIDECAR_TENANTS": json.dumps({"acme": key_a, "zeta": key_z})}
     with SidecarProcess(tmp_path / "data", env) as sidecar:
@@ -328,7 +334,7 @@ def test_a_token_says_who_the_tenant_is(tmp_path: Path) -> None:
 
 
 def test_a_drain_lets_live_calls_finish(tmp_path: Path) -> None:
-    """SIGTERM: `drain` is told, not ready, new calls refused, live ones finish, close 4503, exit 0."""
+    """SIGTERM sends `drain`, refuses new calls, lets live ones end, closes with 4503, exits 0."""
     with SidecarProcess(tmp_path / "data") as sidecar, worker(sidecar) as peer:
         peer.open("c-live", identity="ada")
         peer.turn("c-live", "i1", text="my name is Ada")
@@ -352,7 +358,7 @@ def test_a_drain_lets_live_calls_finish(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_skips_the_rest(tmp_path: Path) -> None:
-    """With a call that never ends, two SIGTERMs end the process at once; nothing acked is lost."""
+    """With a call that never ends, a second SIGTERM ends the process, and acked turns stay."""
     with SidecarProcess(tmp_path / "data") as sidecar, worker(sidecar) as peer:
         peer.open("c-live", identity="ada")
         peer.turn("c-live", "i1", text="my name is Ada")
@@ -369,7 +375,7 @@ def test_a_second_signal_skips_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: int) -> None:
-    """Workers that go on sending meet a sidecar that leaves, never one whose journal is closed."""
+    """Workers that send during a stop cause no failure in the sidecar."""
     drain = {"SIDECAR_DRAIN_CALLS_S": "0" if signals == 1 else "30", "SIDECAR_DRAIN_FLUSH_S": "1"}
     with SidecarProcess(tmp_path / "data", drain) as sidecar:
         speaking = threading.Barrier(4)
@@ -400,7 +406,7 @@ def test_a_stop_in_the_middle_of_calls_logs_no_failure(tmp_path: Path, signals: 
 
 
 def test_a_port_that_is_taken_is_a_clear_error(sidecar: SidecarProcess, tmp_path: Path) -> None:
-    """A second sidecar on the same port, or the same data, leaves with a line that says why."""
+    """A second sidecar on the same port or data directory exits with the reason."""
     other = SidecarProcess(tmp_path / "data", port=sidecar.port)
     with pytest.raises(AssertionError, match="can't listen"):
         other.start()
@@ -435,7 +441,7 @@ def test_a_slow_reader_of_memory_holds_nobody_up(sidecar: SidecarProcess) -> Non
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n"], ids=["silent", "half asked"])
 def test_thousands_of_idle_connections_starve_nobody(sidecar: SidecarProcess, sent: bytes) -> None:
-    """With 4,200 connections that ask nothing, health is told, a link opens and words are stored."""
+    """With 4,200 idle connections, health checks are answered and a worker's turn is acked."""
     lift_file_limit()
     with ExitStack() as stack:
         for _ in range(4_200):
@@ -450,7 +456,7 @@ def test_thousands_of_idle_connections_starve_nobody(sidecar: SidecarProcess, se
 
 
 def test_a_flood_of_strangers_fills_no_log(tmp_path: Path) -> None:
-    """Thousands of refused and broken requests are counted, and a few lines of the log."""
+    """Hundreds of refused and broken requests are counted, and write few lines to the log."""
     with SidecarProcess(tmp_path / "data") as sidecar:
         for _ in range(300):
             for asked in (

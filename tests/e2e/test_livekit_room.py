@@ -49,7 +49,7 @@ async def server() -> AsyncGenerator[LiveKitServer]:
 
 
 class Fake(FakeSidecar):
-    """A fake sidecar on a port of its own, which remembers callers by their number."""
+    """A fake sidecar on its own port, which remembers callers by their number."""
 
     def __init__(self) -> None:
         super().__init__(memory_of=self._remembered)
@@ -89,7 +89,7 @@ async def worker(
 async def on_the_line(
     server: LiveKitServer, room: str, *, phone: str = ADA
 ) -> AsyncGenerator[tuple[Caller, str]]:
-    """Call, hear disclosure and greeting to their end; gives the caller and the id of the call."""
+    """Call and hear disclosure and greeting to their end; gives the caller and the call's id."""
     async with calling(server.url, room, f"sip_{room}", phone=phone) as caller:
         job = await server.call_agent(room)
         await caller.until(lambda: len(caller.heard) >= 2, ANSWER_S)
@@ -98,7 +98,7 @@ async def on_the_line(
 
 
 async def exchange(caller: Caller, words: str, *, answers: int = 1) -> None:
-    """Say something and hear the answer to its end; where several agents listen, of each."""
+    """Say something and hear every agent's answer to its end."""
     before = len(caller.heard)
     await caller.say(words)
     await caller.until(lambda: len(caller.heard) >= before + answers, ANSWER_S)
@@ -112,7 +112,7 @@ async def until(holds: Any, budget_s: float = ANSWER_S) -> None:
 
 
 def on_disk(spool_dir: Path) -> str:
-    """Return what a worker has spooled so far, as it stands there."""
+    """Return what a worker has spooled so far."""
     return "".join(path.read_text() for path in spool_files(spool_dir))
 
 
@@ -154,7 +154,7 @@ async def test_a_caller_is_greeted_and_answered_from_memory(
 async def test_a_barge_in_is_recorded_as_heard(
     server: LiveKitServer, fake: Fake, worker: VoiceWorker
 ) -> None:
-    """Who interrupts a story has heard its beginning; the turn says so, and no more."""
+    """An interrupted story is recorded as far as it was heard, and as interrupted."""
     worker.will_hear("barge-in", "tell me a story", "stop please that is enough")
     async with fake.serving(fake.port):
         async with on_the_line(server, "barge-in") as (caller, job):
@@ -199,7 +199,7 @@ async def test_a_hang_up_in_mid_sentence_keeps_the_words(
 async def test_two_callers_at_once_have_each_their_own_memory(
     server: LiveKitServer, fake: Fake, worker: VoiceWorker
 ) -> None:
-    """Two calls on one worker: no word of one is in a prompt of the other."""
+    """Of two calls on one worker, neither has a word of the other in its prompts."""
     fake.facts = {ADA: "Name: Ada", BOB: "Name: Bob"}
     heard: dict[str, str] = {}
 
@@ -224,7 +224,7 @@ async def test_two_callers_at_once_have_each_their_own_memory(
 async def test_a_call_goes_on_while_the_sidecar_is_away(
     server: LiveKitServer, fake: Fake, worker: VoiceWorker
 ) -> None:
-    """Absent at the start, there, gone, back: the caller is answered, nothing lost or doubled."""
+    """While the sidecar is away and back the caller is answered, and no turn lost or doubled."""
     fake.facts[ADA] = "Name: Ada"
     said = ["my name is Ada", "I live in Lyon", "my dog is called Rex"]
     worker.will_hear("outage", *said)
@@ -250,7 +250,7 @@ async def test_a_call_goes_on_while_the_sidecar_is_away(
 async def test_sigterm_in_a_call_hands_over_what_was_said(
     server: LiveKitServer, fake: Fake, tmp_path: Path
 ) -> None:
-    """A worker told to stop, in the middle of a call, flushes the call first."""
+    """A worker that is stopped in the middle of a call flushes the call first."""
     async with (
         fake.serving(fake.port),
         voice_worker(server, fake.url, tmp_path) as worker,
@@ -274,7 +274,7 @@ async def test_sigterm_in_a_call_hands_over_what_was_said(
 async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
     server: LiveKitServer, fake: Fake, tmp_path: Path
 ) -> None:
-    """With the sidecar away, a killed worker's turns are on disk, and free to be taken."""
+    """With the sidecar away, a killed worker's turns are in the spool and not locked."""
     async with voice_worker(server, fake.url, tmp_path) as worker:
         worker.will_hear("kill", "my name is Ada")
         async with on_the_line(server, "kill") as (caller, _):
@@ -300,7 +300,7 @@ async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
 async def test_the_second_call_recalls_what_letta_made_of_the_first(
     server: LiveKitServer, letta_server: LettaStack, tmp_path: Path
 ) -> None:
-    """Voice to block to voice: a real Letta agent changed its block between two calls."""
+    """What was said in one call changes the real agent's block and is known in the next."""
     fact, phone = "my name is Ada and I live in Lyon", "+12025550112"
     spool_dir = tmp_path / "spool"
     sidecar = SidecarProcess(
@@ -336,7 +336,7 @@ async def test_the_second_call_recalls_what_letta_made_of_the_first(
 async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
     server: LiveKitServer, tmp_path: Path
 ) -> None:
-    """Kill -9 mid-call: the voice goes on, and the next call recalls what both halves said."""
+    """After kill -9 of the sidecar in a call, the next call has what was said before and after."""
     spool_dir = tmp_path / "spool"
     sidecar = SidecarProcess(tmp_path / "data", {"SIDECAR_SPOOL_DIR": str(spool_dir)})
     await anyio.to_thread.run_sync(sidecar.start)
@@ -360,7 +360,7 @@ async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
 
 
 def words_in_journal(data_dir: Path) -> list[str]:
-    """Return what the caller said, of all calls, in the order in which it was stored."""
+    """Return what the caller said in all calls, in the order in which it was stored."""
     with closing(sqlite3.connect(f"file:{data_dir / 'journal.db'}?mode=ro", uri=True)) as journal:
         rows = journal.execute(
             "SELECT text FROM turns WHERE speaker = 'caller' ORDER BY appended_s"
@@ -372,7 +372,7 @@ def words_in_journal(data_dir: Path) -> list[str]:
 async def test_two_jobs_in_one_room_store_each_word_once(
     server: LiveKitServer, tmp_path: Path
 ) -> None:
-    """An agent is dispatched twice: both remember, one is stored; the other when it is killed."""
+    """Two jobs in a room both have memory, and each word is stored once across a kill."""
     before, after = "my name is Ada", "I live in Lyon"
     sidecar = SidecarProcess(tmp_path / "data")
     await anyio.to_thread.run_sync(sidecar.start)
@@ -401,7 +401,7 @@ async def test_two_jobs_in_one_room_store_each_word_once(
 
 
 async def test_a_call_in_a_room_is_one_trace(server: LiveKitServer, tmp_path: Path) -> None:
-    """From the caller's speech to the settled batch, over three processes; no word, no number."""
+    """One trace goes from the caller's speech to the settled batch, without words or numbers."""
     said = "my name is Zenobia"
     with Collector() as collector:
         sidecar = SidecarProcess(tmp_path / "data", collector.env)

@@ -50,7 +50,7 @@ def told(sidecar: SidecarProcess, text: str, caller: str = "ada") -> None:
 
 
 def until_answered(sidecar: SidecarProcess, question: str, word: str) -> None:
-    """Ask in one new call after another until the answer has the word: reads take their time."""
+    """Ask in new calls until the answer has the word, as a read may take a while."""
 
     def answered() -> bool:
         with opened(sidecar) as page:
@@ -65,7 +65,7 @@ def until_answered(sidecar: SidecarProcess, question: str, word: str) -> None:
 def test_a_second_start_finds_the_same_agent_and_memory(
     tmp_path: Path, app_server_program: Path
 ) -> None:
-    """Without a key a real agent remembers, over `kill -9` too, and tells which call taught it what."""
+    """Without a key a real agent remembers over kill -9, and `memory log` names its calls."""
     env = env_of(app_server_program)
     cli = Cli(tmp_path / "data", **env)
     sidecar = SidecarProcess(tmp_path / "data", env)
@@ -106,7 +106,7 @@ def test_a_second_start_finds_the_same_agent_and_memory(
 
 
 def test_a_server_that_dies_is_started_again(tmp_path: Path, app_server_program: Path) -> None:
-    """`kill -9` of the App Server: the calls go on, and what is said meanwhile is remembered."""
+    """After kill -9 of the App Server calls go on, and what was said meanwhile is remembered."""
     with SidecarProcess(tmp_path / "data", env_of(app_server_program)) as sidecar:
         told(sidecar, "My favourite colour is teal")
         pid = server_pid(tmp_path / "data")
@@ -124,7 +124,7 @@ def test_a_server_that_dies_is_started_again(tmp_path: Path, app_server_program:
 def test_what_a_caller_said_is_forgotten_in_the_servers_files_too(
     tmp_path: Path, app_server_program: Path
 ) -> None:
-    """After `forget` no file of the App Server's folder, its git history included, has the words."""
+    """After `forget` no file of the App Server has the words, not even its git history."""
     env = env_of(app_server_program)
     cli = Cli(tmp_path / "data", **env)
     with SidecarProcess(tmp_path / "data", env) as sidecar:
@@ -142,7 +142,7 @@ def test_what_a_caller_said_is_forgotten_in_the_servers_files_too(
 
 @pytest.mark.parametrize("why", ["absent", "broken"])
 def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: str) -> None:
-    """The reason is said, the caller is remembered, and it stays so when the server could start."""
+    """If the App Server can't start, the reason is shown and the embedded Letta stays in use."""
     program = tmp_path / "letta"
     if why == "broken":
         program.write_text("#!/bin/sh\necho no such luck; exit 3\n")
@@ -170,7 +170,7 @@ def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: s
 def test_memory_does_not_change_hands_when_the_server_is_gone(
     tmp_path: Path, app_server_program: Path
 ) -> None:
-    """An App Server with agents that is not installed any more is away: words wait for it."""
+    """If an App Server with agents is missing, turns wait until it is installed again."""
     env = env_of(tmp_path / "letta")
     (tmp_path / "letta").symlink_to(app_server_program)
     with SidecarProcess(tmp_path / "data", env) as sidecar:
@@ -191,7 +191,7 @@ def test_memory_does_not_change_hands_when_the_server_is_gone(
 
 
 def test_the_app_server_asked_for_by_name_is_not_replaced(tmp_path: Path) -> None:
-    """SIDECAR_LETTA=app-server where it can't run is an error that names the setting and why."""
+    """With SIDECAR_LETTA=app-server, a server that can't run is an error with the reason."""
     env = env_of(tmp_path / "letta") | {"SIDECAR_LETTA": "app-server"}
     done = Cli(tmp_path / "data", **env).run("run")
     assert done.returncode == 2

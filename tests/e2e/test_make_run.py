@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def made(folder: Path, uv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `make run` in a folder where all is installed but the App Server."""
+    """Run `make run` in a folder where all is installed except the App Server."""
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copytree(ROOT / "requirements", folder / "requirements")
     (folder / ".venv/bin").mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_an_app_server_that_cannot_be_installed_stops_nothing(tmp_path: Path) ->
 def test_nothing_is_installed_where_another_letta_is_chosen(
     tmp_path: Path, env: dict[str, str]
 ) -> None:
-    """With a Letta of one's own, or the embedded one, the App Server is not downloaded."""
+    """If another Letta is configured, `make run` does not download the App Server."""
     done = made(tmp_path, "touch asked", **env)
     assert done.returncode == 0
     assert not (tmp_path / "asked").exists()
@@ -57,7 +57,7 @@ def test_nothing_is_installed_where_another_letta_is_chosen(
 
 
 def test_the_app_server_is_installed_once(tmp_path: Path) -> None:
-    """The first `make run` installs it, before the sidecar starts; the next does not ask again."""
+    """`make run` installs the App Server the first time only, before the sidecar starts."""
     script = 'echo "$1" >> asked; mkdir -p .app-server-venv'
     assert made(tmp_path, script).returncode == 0
     assert (tmp_path / "asked").read_text().split() == ["venv", "pip"]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 
 def figures(sidecar: SidecarProcess) -> dict[str, float]:
-    """Samples summed over their labels."""
+    """Samples, summed over their labels."""
     status, text = get(f"{sidecar.url}/metrics")
     assert status == 200
     found: dict[str, float] = {}
@@ -25,7 +25,7 @@ def figures(sidecar: SidecarProcess) -> dict[str, float]:
 
 
 def test_a_call_shows_in_the_metrics(tmp_path: Path) -> None:
-    """A call, its turns, its prompt, the read of memory and the post are all counted and timed."""
+    """A call, its turns, its prompt, the read of memory and the post are counted and timed."""
     with SidecarProcess(tmp_path / "data") as sidecar:
         with opened(sidecar) as page:
             page.call("ada")
@@ -51,7 +51,7 @@ def test_a_call_shows_in_the_metrics(tmp_path: Path) -> None:
 
 
 def test_what_livekit_measured_of_a_turn_is_kept_counted_and_shown(tmp_path: Path) -> None:
-    """The figures of a turn frame are in /metrics by stage and under the turn in `calls show`."""
+    """A turn's measurements are in /metrics by stage, and under the turn in `calls show`."""
     measured = {
         "transcription_delay": 0.21,
         "end_of_turn_delay": 0.52,

@@ -1,4 +1,4 @@
-"""`sidecar agents move` between the Lettas there are, on the real servers."""
+"""`sidecar agents move` between all kinds of Letta, on the real servers."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 
 class Place:
-    """One Letta as `agents move` names it, and with which settings it is reached."""
+    """One Letta by its name in `agents move`, with the settings to reach it."""
 
     def __init__(
         self, name: str, make: Callable[[], Awaitable[Letta]], env: dict[str, str], model: str
@@ -103,7 +103,7 @@ def at_classic(stack: LettaStack) -> Place:
 
 
 def moved(tmp_path: Path, source: Place, target: Place, *, how: str = "blocks") -> None:
-    """Move one caller's agent: a dry run, the move, the same again; then the source learns more."""
+    """Check a dry run, a move and a repeated move of an agent, then changes at the source."""
     tags = caller_tags("default", tmp_path.name)
     agent_id = source.create(*tags)
     before = source.blocks(agent_id)
@@ -128,41 +128,41 @@ def moved(tmp_path: Path, source: Place, target: Place, *, how: str = "blocks") 
 def test_from_the_embedded_one_to_the_app_server(
     tmp_path: Path, app_server: AppServerStack
 ) -> None:
-    """Blocks, limits and tags arrive, and a second move makes no second agent."""
+    """An agent is moved from the embedded Letta to the App Server, and only once."""
     moved(tmp_path, at_embedded(tmp_path), at_app_server(app_server))
 
 
 def test_from_the_app_server_to_the_embedded_one(
     tmp_path: Path, app_server: AppServerStack
 ) -> None:
-    """And back: to a machine's embedded Letta."""
+    """An agent is moved from the App Server to the embedded Letta."""
     moved(tmp_path, at_app_server(app_server), at_embedded(tmp_path))
 
 
 def test_from_the_classic_server_to_the_app_server(
     tmp_path: Path, app_server: AppServerStack, letta_server: LettaStack
 ) -> None:
-    """From the generation that is archived to the one that Letta ships."""
+    """An agent is moved from the classic server to the App Server."""
     moved(tmp_path, at_classic(letta_server), at_app_server(app_server))
 
 
 def test_from_the_app_server_to_the_classic_one(
     tmp_path: Path, app_server: AppServerStack, letta_server: LettaStack
 ) -> None:
-    """And back."""
+    """An agent is moved from the App Server to the classic server."""
     moved(tmp_path, at_app_server(app_server), at_classic(letta_server))
 
 
 def test_between_classic_servers_an_agent_file_is_carried(
     tmp_path: Path, letta_server: LettaStack, letta_server_without_redis: LettaStack
 ) -> None:
-    """Where both ends know .af, the whole agent goes."""
+    """Between classic servers the whole agent is moved as an .af file."""
     source, target = at_classic(letta_server_without_redis), at_classic(letta_server)
     moved(tmp_path, source, target, how="af")
 
 
 def test_what_has_come_to_differ_is_left_alone(tmp_path: Path, app_server: AppServerStack) -> None:
-    """A caller who has an agent at the target keeps it; the command says so and exits 1."""
+    """A caller who has an agent at the target keeps it, and the command exits with 1."""
     source, target = at_embedded(tmp_path), at_app_server(app_server)
     tags = caller_tags("default", tmp_path.name)
     agent_id = source.create(*tags)

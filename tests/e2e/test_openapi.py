@@ -1,4 +1,4 @@
-"""The published OpenAPI is what the routes do: fuzzing finds no other answer."""
+"""The published OpenAPI describes the routes: fuzzing finds no other answer."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from tests.vapi.model import Model
 pytestmark = pytest.mark.e2e
 
 KEY, SECRET = "key-0123456789abcdef", "secret-0123456789abcdef"
-EXAMPLES = 12  # cases per route and phase; raise it for an hour's hunt
+EXAMPLES = 12  # cases per route and phase; raise it for a longer run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess
 
 
 def fuzzed(process: SidecarProcess, directory: Path, document: dict[str, Any] | None = None) -> str:
-    """Fuzz every route with a seed that stays the same; return what schemathesis says."""
+    """Fuzz every route with a fixed seed; return the output of schemathesis."""
     schema = directory / "openapi.json"
     schema.write_text(json.dumps(document)) if document else schema.write_bytes(
         OPENAPI.read_bytes()
@@ -65,7 +65,7 @@ def test_the_document_is_published(sidecar: SidecarProcess) -> None:
 
 @pytest.mark.timeout(300)
 def test_no_route_answers_what_is_not_in_it(sidecar: SidecarProcess, tmp_path: Path) -> None:
-    """Good, bad and strange requests: no fault, no status, type or body that it does not name."""
+    """Requests of any kind get only statuses, types and bodies that the document names."""
     told = fuzzed(sidecar, tmp_path)
     assert "No issues found" in told, told[-6000:]
     faults = [
@@ -76,7 +76,7 @@ def test_no_route_answers_what_is_not_in_it(sidecar: SidecarProcess, tmp_path: P
 
 @pytest.mark.timeout(300)
 def test_the_fuzzer_can_complain(sidecar: SidecarProcess, tmp_path: Path) -> None:
-    """A document that leaves a status out and gets a field wrong does not pass."""
+    """A document with a missing status and a wrong field does not pass."""
     document = json.loads(OPENAPI.read_bytes())
     document["paths"] = {path: document["paths"][path] for path in ("/vapi/webhook", "/readyz")}
     del document["paths"]["/vapi/webhook"]["post"]["responses"]["400"]

@@ -1,4 +1,4 @@
-"""The files in ops/ and .github/ pass the linters of their kind, offline, where nothing runs them."""
+"""The files in ops/ and .github/ pass linters of their kind, offline, without being run."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ OPS = ROOT / "ops"
 FORGE = ROOT / ".github"
 WORKFLOW = FORGE / "workflows/ci.yml"
 KUBERNETES = ("1.29", "1.37")
-"""The first with native sidecar containers by default, and the newest whose schemas are locked."""
+"""The first with native sidecar containers by default, and the newest with locked schemas."""
 EXPOSURE_MAX = 15
-"""Tenths of what `systemd-analyze security` counts; 100 is a service without any restriction."""
+"""An exposure of `systemd-analyze security` times ten; 100 is a service without limits."""
 
 
 def linter(name: str) -> str:
-    """Return a linter of the lock file ship.txt; CI has them all."""
+    """Return a linter that ship.txt installs; CI has all of them."""
     path = ROOT / ".ship-venv/bin" / name
     if not path.exists():
         assert not os.environ.get("CI"), "CI lints what it ships: make .ship-venv/.installed"
@@ -40,7 +40,7 @@ def debian(name: str, package: str) -> str:
 
 
 def clean(command: Sequence[str], *, silent: bool = False) -> None:
-    """Run a linter, which says nothing against the file; `silent`: and warns of nothing."""
+    """Run a linter that must find nothing; with `silent` it must not even warn."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     said = f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, said
@@ -48,12 +48,12 @@ def clean(command: Sequence[str], *, silent: bool = False) -> None:
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
-    """Hadolint and the shellcheck in it have nothing to say."""
+    """Hadolint, with its shellcheck, finds nothing."""
     clean([linter("hadolint"), "--no-color", "--failure-threshold=style", str(OPS / "Dockerfile")])
 
 
 def test_hadolint_would_find_a_fault(tmp_path: Path) -> None:
-    """The linter works: a Dockerfile that runs as root and pins nothing fails it."""
+    """Hadolint finds a Dockerfile that runs as root and pins nothing."""
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN apt-get install curl\n")
     with pytest.raises(AssertionError, match="DL3006"):
         clean([linter("hadolint"), "--no-color", str(tmp_path / "Dockerfile")])
@@ -66,7 +66,7 @@ def test_the_compose_file_fits_the_compose_specification() -> None:
 
 
 def test_a_wrong_compose_file_does_not_fit(tmp_path: Path) -> None:
-    """The schema is a real one: a key that compose does not know is refused."""
+    """A key that compose does not know is refused."""
     wrong = yaml.safe_load((OPS / "compose.yaml").read_text())
     wrong["services"]["sidecar"]["read_onyl"] = True
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(wrong))
@@ -77,13 +77,13 @@ def test_a_wrong_compose_file_does_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_the_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
-    """Each object is one that this Kubernetes knows, without a field it does not."""
+    """Each object and each of its fields is known to this version of Kubernetes."""
     check = [linter("kubernetes-validate"), "--strict", "-k", version]
     clean([*check, str(OPS / "kubernetes/voice-agent.yaml")])
 
 
 def test_a_wrong_manifest_does_not_fit(tmp_path: Path) -> None:
-    """The schemas are real ones: a misspelt field is refused."""
+    """A misspelt field does not fit the schemas."""
     text = (OPS / "kubernetes/voice-agent.yaml").read_text()
     (tmp_path / "wrong.yaml").write_text(text.replace("restartPolicy: Always", "restartPolcy: no"))
     with pytest.raises(AssertionError, match="restartPolcy"):
@@ -91,7 +91,7 @@ def test_a_wrong_manifest_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_all_yaml_is_tidy() -> None:
-    """Yamllint has nothing to say, duplicate keys and all."""
+    """Yamllint finds nothing, not even a duplicate key."""
     config = str(OPS / "yamllint.yaml")
     clean([linter("yamllint"), "--strict", "-c", config, str(OPS), str(FORGE)])
 
@@ -108,12 +108,12 @@ def test_all_yaml_is_tidy() -> None:
     ],
 )
 def test_the_files_of_the_forge_fit_its_schemas(schema: str, file: str) -> None:
-    """Workflow, update configuration and issue forms are what GitHub reads; each job has an end."""
+    """Workflow, update configuration and issue forms fit GitHub's schemas."""
     clean([linter("check-jsonschema"), "--builtin-schema", schema, str(FORGE / file)])
 
 
 def test_every_file_of_the_forge_is_judged() -> None:
-    """No YAML of .github/ is left out above."""
+    """Every YAML file in .github/ is checked above."""
     listed = {
         "workflows/ci.yml",
         "dependabot.yml",
@@ -128,7 +128,7 @@ def zizmor(directory: Path) -> list[str]:
 
 
 def test_the_workflow_passes_zizmor() -> None:
-    """No action without a hash, no right that a job does not need, no text of a stranger in a shell."""
+    """Every action is pinned, jobs have no needless rights, and no foreign text runs in a shell."""
     clean(zizmor(FORGE))
 
 
@@ -141,7 +141,7 @@ def test_the_workflow_passes_zizmor() -> None:
     ],
 )
 def test_zizmor_would_find_a_fault(good: str, bad: str, audit: str, tmp_path: Path) -> None:
-    """The linter works: a moving tag, every right, or a branch's name in a shell fails it."""
+    """Zizmor finds a moving tag, a job with every right, and a branch's name in a shell."""
     (tmp_path / ".github/workflows").mkdir(parents=True)
     text = WORKFLOW.read_text()
     assert good in text
@@ -152,11 +152,11 @@ def test_zizmor_would_find_a_fault(good: str, bad: str, audit: str, tmp_path: Pa
 
 @pytest.mark.parametrize("unit", ["voice-sidecar", "voice-worker"])
 def test_systemd_takes_the_units(unit: str, tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds no unknown setting, and nothing it calls is missing."""
+    """`systemd-analyze verify` finds no unknown setting and no missing program."""
     analyze = debian("systemd-analyze", "systemd")
     copies: list[str] = []
     for source in (OPS / "systemd").glob("*.service"):
-        # The programs are installed on the operator's machine: any program stands for them here.
+        # The programs are installed on the operator's machine, so any program replaces them.
         text = source.read_text().replace("=/opt/voice-sidecar/bin/", f"={tmp_path}/")
         (tmp_path / source.name).write_text(text)
         copies.append(str(tmp_path / source.name))
@@ -173,7 +173,7 @@ def test_systemd_takes_the_units(unit: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["voice-sidecar", "voice-worker"])
 def test_the_units_are_closed(unit: str) -> None:
-    """`systemd-analyze security` counts a low exposure."""
+    """`systemd-analyze security` finds a low exposure."""
     analyze = debian("systemd-analyze", "systemd")
     threshold = f"--threshold={EXPOSURE_MAX}"
     path = str(OPS / f"systemd/{unit}.service")

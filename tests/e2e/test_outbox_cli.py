@@ -40,7 +40,7 @@ def dead(tmp_path: Path) -> list[str]:
 
 
 def test_dead_letters_are_shown(dead: list[str], tmp_path: Path) -> None:
-    """A dead letter shows with its reason and, by the first characters of its id, its words."""
+    """A dead letter is listed with its reason, and shown by the first characters of its id."""
     cli = Cli(tmp_path / "data")
     listed = cli.json("outbox", "list")
     assert [row["batch_id"] for row in listed["dead"]] == dead
@@ -56,7 +56,7 @@ def test_dead_letters_are_shown(dead: list[str], tmp_path: Path) -> None:
 
 
 def test_what_fits_several_dead_letters_names_them(tmp_path: Path) -> None:
-    """Of 17 ids two begin alike: those first characters drop nothing, and both are named."""
+    """First characters that fit several dead letters drop none of them and name each."""
     (tmp_path / "data").mkdir(mode=0o700)
     dead = anyio.run(_bury, tmp_path / "data" / "journal.db", 17)
     (start, _), *_ = Counter(batch[0] for batch in dead).most_common()
@@ -67,7 +67,7 @@ def test_what_fits_several_dead_letters_names_them(tmp_path: Path) -> None:
 
 
 def test_without_a_sidecar_they_are_changed_here(dead: list[str], tmp_path: Path) -> None:
-    """Dropping and replaying works while nothing runs; what is no dead letter is told, code 1."""
+    """Without a sidecar the command drops and replays, and exits with 1 for an unknown id."""
     cli = Cli(tmp_path / "data")
     assert cli.json("outbox", "drop", dead[0])["done"] == [dead[0]]
     assert cli.json("outbox", "replay", dead[1])["done"] == [dead[1]]
@@ -79,7 +79,7 @@ def test_without_a_sidecar_they_are_changed_here(dead: list[str], tmp_path: Path
 
 
 def test_a_running_sidecar_changes_them(dead: list[str], tmp_path: Path) -> None:
-    """While a sidecar owns the journal it replays and drops on request, and delivers at once."""
+    """A running sidecar drops and replays dead letters on request, and delivers at once."""
     cli = Cli(tmp_path / "data")
     with SidecarProcess(tmp_path / "data") as sidecar:
         assert cli.json("outbox", "drop", dead[0])["done"] == [dead[0]]

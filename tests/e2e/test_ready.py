@@ -1,4 +1,4 @@
-"""`sidecar ready`, as health checks ask it."""
+"""`sidecar ready`, as health checks run it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 
 def ready(data_dir: Path, *options: str) -> tuple[int, str]:
-    """Its exit code and what it says."""
+    """The exit code and the output of `sidecar ready`."""
     done = subprocess.run(
         [sys.executable, "-m", "sidecar", "ready", *options],
         env=os.environ | {"SIDECAR_DATA_DIR": str(data_dir)},
@@ -33,7 +33,7 @@ def ready(data_dir: Path, *options: str) -> tuple[int, str]:
 
 
 def test_ready_follows_the_sidecar(tmp_path: Path) -> None:
-    """1 where none runs, 0 while it takes calls, 1 while it drains, 1 after a kill: each says why."""
+    """It exits with 0 while calls are taken, and else with 1 and the reason."""
     data = tmp_path / "data"
     code, said = ready(data)
     assert code == 1
@@ -84,7 +84,7 @@ def login_page() -> Generator[str]:
 
 
 def test_a_login_page_in_lettas_place_is_told(tmp_path: Path) -> None:
-    """Behind a proxy that answers 200 for Letta, `/readyz` says degraded, and calls are taken."""
+    """Behind a proxy that answers 200 for Letta, `/readyz` says degraded, and calls go on."""
     with (
         login_page() as url,
         SidecarProcess(tmp_path, {"SIDECAR_LETTA": "auto", "LETTA_BASE_URL": url}) as sidecar,

@@ -20,7 +20,7 @@ def settings(stack: LettaStack) -> dict[str, str]:
 def test_a_fact_changes_a_block_on_a_real_letta_and_is_in_the_next_call(
     letta_server: LettaStack, tmp_path: Path
 ) -> None:
-    """Say a fact, hang up; the real agent edits its block; the next call's memory holds it."""
+    """A fact said in one call is in the agent's block and in the next call's memory."""
     with (
         SidecarProcess(tmp_path / "data", settings(letta_server)) as sidecar,
         opened(sidecar) as page,
@@ -39,7 +39,7 @@ def test_a_fact_changes_a_block_on_a_real_letta_and_is_in_the_next_call(
 def test_letta_goes_away_in_a_call_and_nothing_is_lost(
     letta_server: LettaStack, tmp_path: Path
 ) -> None:
-    """With Letta killed the caller notices nothing; when it is back the words arrive."""
+    """With Letta killed the caller notices nothing, and the words arrive when it is back."""
     with (
         SidecarProcess(tmp_path / "data", settings(letta_server)) as sidecar,
         opened(sidecar) as page,

@@ -1,4 +1,4 @@
-"""`sidecar run --restart`: a parent that starts the sidecar again, and gets out of the way."""
+"""`sidecar run --restart`: a parent process that starts the sidecar again when it is killed."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def child_of(sidecar: SidecarProcess) -> psutil.Process:
 
 
 def test_killed_it_is_started_again_with_the_same_page(sidecar: SidecarProcess) -> None:
-    """After kill -9 another process serves the same port and admits the same token."""
+    """After kill -9 a new process serves the same port and accepts the same token."""
     child = child_of(sidecar)
     child.kill()
     eventually(lambda: any("starting it again" in line for line in sidecar.log))
@@ -39,7 +39,7 @@ def test_killed_it_is_started_again_with_the_same_page(sidecar: SidecarProcess) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_through_once(sidecar: SidecarProcess, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C drain the sidecar, its exit code is the parent's, and nothing restarts."""
+    """SIGTERM and Ctrl-C drain the sidecar, and the parent exits with its code."""
     os.kill(sidecar.pid, number)
     assert sidecar.wait() == 0
     assert sum('"drained"' in line for line in sidecar.log) == 1
@@ -47,14 +47,14 @@ def test_a_signal_goes_through_once(sidecar: SidecarProcess, number: signal.Sign
 
 
 def test_without_its_parent_the_sidecar_leaves(sidecar: SidecarProcess) -> None:
-    """When the parent is killed, the child drains and leaves: no sidecar is left behind."""
+    """When the parent is killed, the sidecar drains and exits."""
     child = child_of(sidecar)
     sidecar.kill()
     eventually(lambda: not child.is_running())
 
 
 def test_a_voice_worker_outlives_a_kill_and_is_not_doubled(tmp_path: Path) -> None:
-    """Calls of the worker go on while the sidecar is killed; it ends when the sidecar is told to."""
+    """A kill of the sidecar does not end its voice worker, and a stop of the sidecar does."""
     said = tmp_path / "said"
     worker = tmp_path / "worker.py"
     worker.write_text(
@@ -83,7 +83,7 @@ def test_a_voice_worker_outlives_a_kill_and_is_not_doubled(tmp_path: Path) -> No
 
 
 def test_a_wrong_setting_is_final(tmp_path: Path) -> None:
-    """A start that can't succeed is told once, with exit code 2."""
+    """A start that can't succeed is tried once, and exits with 2."""
     env = {**os.environ, "SIDECAR_DATA_DIR": str(tmp_path), "SIDECAR_PORT": "none"}
     command = [sys.executable, "-m", "sidecar", "run", "--restart"]
     ended = subprocess.run(
@@ -94,7 +94,7 @@ def test_a_wrong_setting_is_final(tmp_path: Path) -> None:
 
 
 def test_what_is_killed_before_it_serves_is_given_up(tmp_path: Path) -> None:
-    """A child that is killed three times before it came up is not started a fourth time."""
+    """A sidecar that is killed three times before it is ready is not started again."""
     count = tmp_path / "count"
     child = f"import os; open({str(count)!r}, 'a').write('.'); os.kill(os.getpid(), 9)"
     parent = (

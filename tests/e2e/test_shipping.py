@@ -1,7 +1,6 @@
-"""What is shipped runs where its user runs it: the wheel in a clean environment, the image's inside.
+"""What is shipped runs as its user runs it: the wheel in a new environment, the image in its root.
 
-Nothing of the checkout is in reach of these processes: they are started elsewhere, and the package
-is the installed one.
+These processes can't use the checkout: they are started elsewhere, with the installed package.
 """
 
 import json
@@ -36,7 +35,7 @@ TOKEN = "a-token-of-this-test-and-of-it-alone"
 
 
 def done(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
-    """Run to the end and return what it wrote; it succeeds."""
+    """Run to the end, which must succeed, and return the output."""
     ended = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -74,7 +73,7 @@ def wheel(outside: Path) -> Path:
 
 
 def locked(outside: Path, wheel: Path, lock: str) -> Path:
-    """Return an environment of what is in the image's: a lock file, then the wheel. Made by uv, fast."""
+    """Return an environment like the image's: a lock file, then the wheel."""
     venv = outside / f"of-{lock}"
     python = venv / "bin/python"
     requirements = ROOT / f"requirements/{lock}.txt"
@@ -86,7 +85,7 @@ def locked(outside: Path, wheel: Path, lock: str) -> Path:
 
 
 def test_the_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
-    """Every file of the package is in it, static files, SQL and type marker among them."""
+    """The wheel has every file of the package, such as static files, SQL and the type marker."""
     listed = done("git", "ls-files", "--cached", "--others", "--exclude-standard", "sidecar")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -108,19 +107,19 @@ class Installed(SidecarProcess):
 
 @pytest.fixture(scope="module")
 def installed(outside: Path, wheel: Path) -> Path:
-    """A clean environment with the wheel, its extra `server`, and what their own ranges bring."""
+    """A new environment with the wheel, its extra `server` and their dependencies."""
     return clean(outside / "clean", f"{wheel}[server]")
 
 
 def clean(venv: Path, package: str) -> Path:
-    """Return a new environment with a package and what its own ranges bring: what a user gets."""
+    """Return a new environment with a package and its dependencies, as a user gets it."""
     done(sys.executable, "-m", "venv", "--without-pip", venv)
     done(UV, "pip", "install", "--quiet", "--python", venv / "bin/python", package)
     return venv
 
 
 def test_pip_install_and_sidecar_run(installed: Path, tmp_path: Path) -> None:
-    """With the extra `server`, `sidecar run` serves its page, ready, with nothing of the checkout."""
+    """With the extra `server`, `sidecar run` serves its page outside the checkout."""
     with Installed(installed, tmp_path) as sidecar:
         assert sidecar.readiness()["ready"] is True
         status, page = get(f"{sidecar.url}/")
@@ -136,7 +135,7 @@ def test_pip_install_and_sidecar_run(installed: Path, tmp_path: Path) -> None:
 
 
 def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path) -> None:
-    """`sidecar --version` is the version of pyproject.toml, its one home."""
+    """`sidecar --version` is the version in pyproject.toml."""
     said = done(installed / "bin/sidecar", "--version", cwd=tmp_path)
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
@@ -145,15 +144,16 @@ def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def base(outside: Path, wheel: Path) -> Path:
-    """A clean environment with the wheel alone: a LiveKit worker's."""
+    """A new environment with only the wheel, as for a LiveKit worker."""
     return clean(outside / "base", str(wheel))
 
 
 def test_a_workers_environment_has_nothing_of_the_sidecars(base: Path, tmp_path: Path) -> None:
-    """Without the extra there is no package of `server` but those livekit-agents needs for itself."""
+    """Without the extra, only those packages of `server` are there that livekit-agents needs."""
     looked = (
         "import json; from importlib.metadata import distributions; "
-        "print(json.dumps({d.name.lower().replace('_', '-'): d.requires or [] for d in distributions()}))"
+        "print(json.dumps({d.name.lower().replace('_', '-'): d.requires or []"
+        " for d in distributions()}))"
     )
     there: dict[str, list[str]] = json.loads(done(base / "bin/python", "-c", looked, cwd=tmp_path))
     assert {"letta-voice-sidecar", "livekit-agents", "websockets"} <= there.keys()
@@ -164,7 +164,7 @@ def test_a_workers_environment_has_nothing_of_the_sidecars(base: Path, tmp_path:
 
 
 def test_the_command_in_a_workers_environment_names_the_extra(base: Path, tmp_path: Path) -> None:
-    """`sidecar`, whatever it is asked, is one line that says what to install, and exit code 2."""
+    """Without the extra, any `sidecar` command prints one line with the remedy and exits with 2."""
     for words in ((), ("run",), ("--version",), ("check", "--json")):
         for command in ((str(base / "bin/sidecar"),), (str(base / "bin/python"), "-m", "sidecar")):
             ended = subprocess.run(
@@ -190,7 +190,7 @@ def anyio_backend() -> str:
 async def test_a_worker_without_the_sidecars_packages_takes_a_call(
     base: Path, tmp_path: Path
 ) -> None:
-    """The worker to copy, in an environment of the wheel alone, remembers a caller and is acked."""
+    """With only the wheel, the worker to copy remembers a caller and its turns are acked."""
     fact = '<memory-a>\n<block label="human">\nName: Ada\n</block>\n</memory-a>'
     sidecar = FakeSidecar(
         memory_of=lambda call: Memory(
@@ -245,9 +245,9 @@ def answers(url: str) -> bool:
 
 
 def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
-    """It runs as its user with only the volumes writable, from a healthy start to a drained end."""
-    # Its health check says so by its exit code, and says no before the start and after the end;
-    # what Kubernetes probes and Prometheus scrapes is there.
+    """The image serves as its user with only volumes writable, from a healthy start to a drain."""
+    # The health check fails before the start and after the end, and succeeds in between. The
+    # paths that Kubernetes probes and Prometheus scrapes are there.
     stage = STAGES["sidecar"]
     (outside / "image").mkdir()
     with Image(stage, built(outside / "image", lock="run")) as image:
@@ -263,7 +263,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
             eventually(lambda: answers(f"{url}/readyz"), within_s=120)
             assert image.run(stage.health, env) == (0, "ready\n")
             assert {path: get(f"{url}{path}")[0] for path in PATHS} == dict.fromkeys(PATHS, 200)
-            assert get(f"{url}/")[0] == 404  # the page is loopback's alone
+            assert get(f"{url}/")[0] == 404  # the page is served on loopback only
         finally:
             process.terminate()
             log, _ = process.communicate(timeout=120)
@@ -280,12 +280,12 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
 
 
 def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Path) -> None:
-    """With a /tmp beside its spool, the worker loads its models, is healthy, and ends when told."""
+    """With a writable /tmp and spool, the worker loads its models, is healthy and stops."""
     stage = STAGES["worker"]
     (_, (source,), target) = stage.copies[0]
     env = {
         "SIDECAR_LINK_TOKEN": TOKEN,
-        "LIVEKIT_URL": "ws://127.0.0.1:9",  # nobody listens: it goes on trying
+        "LIVEKIT_URL": "ws://127.0.0.1:9",  # nobody listens there, so it keeps trying
         "LIVEKIT_API_KEY": "key",
         "LIVEKIT_API_SECRET": "a secret of this test, and of it alone",
     }
@@ -304,7 +304,7 @@ def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Pat
         reading.start()
         try:
             eventually(lambda: image.run(stage.health)[0] == 0, within_s=180)
-            # Each process that is to answer calls has loaded its models.
+            # Each process that will answer calls has loaded its models.
             eventually(lambda: any("process initialized" in line for line in log), within_s=180)
         finally:
             process.terminate()

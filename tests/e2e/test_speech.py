@@ -1,7 +1,7 @@
-"""A whole call with true speech: a voice, a recogniser, a model, a voice, all on this machine.
+"""A whole call with real speech: a voice, a recogniser, a model, a voice, all on this machine.
 
-Nothing is scripted: Piper speaks for the caller, Silero and Whisper hear, the demo model answers
-from the embedded Letta's memory, Piper speaks for the agent, and what reached the caller's ear is
+Nothing is scripted. Piper speaks for the caller, Silero and Whisper listen, the demo model answers
+from the embedded Letta's memory, Piper speaks for the agent, and what the caller hears is
 recognised again.
 """
 
@@ -43,7 +43,7 @@ async def exchange(caller: Caller, samples: bytes) -> None:
 
 
 async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> None:
-    """Said in one call, recognised, remembered, and spoken aloud in the next."""
+    """A spoken fact is recognised, remembered and spoken aloud in the next call."""
     told = await anyio.to_thread.run_sync(piper, "My favorite color is green.")
     asked = await anyio.to_thread.run_sync(piper, "What is my favorite color?")
     env = {"SIDECAR_SPOOL_DIR": str(tmp_path / "spool")}
@@ -63,7 +63,7 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
             for room, samples in (("tell", told), ("ask", asked)):
                 async with calling(server.url, room, room, phone=PHONE) as caller:
                     await server.call_agent(room)
-                    # The disclosure, and then the greeting, however long that takes to begin.
+                    # The disclosure, and then the greeting, however long it takes to begin.
                     await caller.until(lambda caller=caller: len(caller.heard) >= 2, 120)
                     await caller.until_agent_is_silent(60, for_s=2.0)
                     caller.audio.clear()

@@ -1,4 +1,4 @@
-"""Traces of real processes, as a collector gets them: one from the caller's speech to Letta."""
+"""Traces of real processes, as a collector receives them, from the caller's speech to Letta."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def traceparent(trace: str) -> str:
 
 
 def speak(peer: Worker, call: str, trace: str, *items: str) -> list[str]:
-    """Open a call and say things in it, each in a span of one trace; returns the spans' ids."""
+    """Open a call and say turns in it, each in a span of one trace; returns the spans' ids."""
     peer.send(
         type="call.open",
         call=call,
@@ -90,7 +90,7 @@ def one(collector: Collector, name: str) -> ReceivedSpan:
 def test_one_trace_from_the_speech_to_the_settled_batch(
     collector: Collector, tmp_path: Path
 ) -> None:
-    """What the sidecar does for a turn is in the trace that the worker's frames name."""
+    """The sidecar's spans for a turn are in the trace that the worker's frames name."""
     trace = secrets.token_hex(16)
     with SidecarProcess(tmp_path / "data", collector.env) as sidecar, worker(sidecar) as peer:
         turns = speak(peer, "call-1", trace, "a", "b")
@@ -117,7 +117,7 @@ def test_one_trace_from_the_speech_to_the_settled_batch(
 def test_a_batch_is_linked_to_its_turns_after_a_restart(
     collector: Collector, tmp_path: Path
 ) -> None:
-    """The sidecar that was killed before the post is followed by one that knows the spans."""
+    """After a restart a batch's span is still linked to the spans of its turns."""
     trace = secrets.token_hex(16)
     sidecar = SidecarProcess(tmp_path / "data", {**collector.env, "SIDECAR_ORPHAN_S": "1"})
     with sidecar:
@@ -132,7 +132,7 @@ def test_a_batch_is_linked_to_its_turns_after_a_restart(
 
 
 def test_a_worker_without_traces_gets_one_per_call(collector: Collector, tmp_path: Path) -> None:
-    """Turns that name no span are in the trace of their call, which the sidecar began."""
+    """Turns without a span are in the trace that the sidecar began for their call."""
     with SidecarProcess(tmp_path / "data", collector.env) as sidecar, worker(sidecar) as peer:
         peer.open("call-1", identity="ada")
         peer.turn("call-1", "i1", text=CANARY)
@@ -146,7 +146,7 @@ def test_a_worker_without_traces_gets_one_per_call(collector: Collector, tmp_pat
 
 
 def test_words_are_in_traces_by_opt_in_alone(collector: Collector, tmp_path: Path) -> None:
-    """With SIDECAR_TRACE_TEXT the turn's text is on its span, redacted as the journal has it."""
+    """With SIDECAR_TRACE_TEXT a turn's text is on its span, redacted as in the journal."""
     env = {**collector.env, "SIDECAR_TRACE_TEXT": "1", "SIDECAR_REDACT": "emails"}
     with SidecarProcess(tmp_path / "data", env) as sidecar, worker(sidecar) as peer:
         peer.open("call-1", identity="ada")
@@ -160,7 +160,7 @@ def test_words_are_in_traces_by_opt_in_alone(collector: Collector, tmp_path: Pat
 def test_a_request_from_vapi_is_traced_on_to_the_model(
     collector: Collector, tmp_path: Path
 ) -> None:
-    """The chat span is in the request's own trace, names the model, and the model is told of it."""
+    """The chat span is in the request's trace and names the model, which gets the span's id."""
     trace = secrets.token_hex(16)
     given = traceparent(trace)
     with Model() as model:
@@ -188,7 +188,7 @@ def test_a_request_from_vapi_is_traced_on_to_the_model(
 
 @pytest.mark.parametrize("fault", ["away", "hangs"])
 def test_a_lost_collector_costs_nothing(collector: Collector, tmp_path: Path, fault: str) -> None:
-    """Calls go on, words reach Letta, the drain is not held up, and the log says it once."""
+    """With a lost collector calls, delivery and the drain go on, and one log line says so."""
     env = collector.env | {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     if fault == "away":
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
@@ -230,7 +230,7 @@ async def traced_job(
     *,
     text: bool,
 ) -> AsyncGenerator[Studio]:
-    """A session run as a job does, in this process, with traces on."""
+    """A session run in this process as by a job, with traces on."""
     for name, value in collector.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(JobTraces, "_of_process", None)
@@ -286,7 +286,7 @@ async def test_the_callers_speech_and_the_settled_batch_are_in_one_trace(
 async def test_a_workers_own_model_is_told_of_its_trace(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request that `voice_worker.py`'s model sends belongs to LiveKit's span of it."""
+    """The model's request in `voice_worker.py` carries LiveKit's span of that request."""
     with Model() as model:
         for name, value in {**collector.env, "LLM_BASE_URL": f"{model.url}/v1"}.items():
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""JSON from outside at the page, at the link's door and at `/admin`: refused, never a fault."""
+"""JSON from outside to the page, the link and `/admin` is refused and never causes a fault."""
 
 import contextlib
 import http.client
@@ -70,7 +70,7 @@ FORGET = {"tenant": "default", "caller_key": "phone:+12025550100", "really": Fal
 def test_admin_answers_what_it_can_not_read(
     sidecar: SidecarProcess, path: str, body: Mapping[str, Any]
 ) -> None:
-    """Whatever the body, `/admin` answers 200 or 4xx; a body of megabytes is not read."""
+    """`/admin` answers any body with 200 or 4xx, and does not read one that is too large."""
     control = json.loads((sidecar.data_dir / "control.json").read_text())
     shown = {"Authorization": f"Bearer {control['token']}", "Content-Type": "application/json"}
     connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=10)
@@ -95,7 +95,7 @@ def page(sidecar: SidecarProcess) -> ClientConnection:
 
 
 def test_the_pages_first_frame(sidecar: SidecarProcess) -> None:
-    """Whatever comes in place of the page's first frame is refused with the remedy."""
+    """Anything but a valid first frame of the page is refused with 4401."""
     hello = {"type": "hello", "token": "wrong"}
     for sent in (*WHOLE, *with_strange_fields(hello)):
         with page(sidecar) as socket:
@@ -123,7 +123,7 @@ FRAMES: tuple[dict[str, Any], ...] = (
 
 
 def test_the_pages_later_frames(sidecar: SidecarProcess) -> None:
-    """Whatever an open page sends, it stays open and answers what is right."""
+    """Whatever an open page sends, its connection stays open and valid frames are answered."""
     with page(sidecar) as socket:
         socket.send(json.dumps({"type": "hello", "token": sidecar.token}))
         for frame in FRAMES:
@@ -146,7 +146,7 @@ def test_the_pages_later_frames(sidecar: SidecarProcess) -> None:
 
 
 def test_the_links_first_frame(sidecar: SidecarProcess) -> None:
-    """Whatever comes in place of a worker's hello closes its connection, and no other."""
+    """Anything but a hello as a worker's first frame closes that connection and no other."""
     hello = {"type": "hello", "worker": "w", "version": "1"}
     for sent in (*WHOLE, *with_strange_fields(hello)):
         with connect(
@@ -160,7 +160,7 @@ def test_the_links_first_frame(sidecar: SidecarProcess) -> None:
 
 
 def test_pages_that_show_no_token_are_bounded(sidecar: SidecarProcess) -> None:
-    """Sixty-four pages may be open, waiting for their token or not; the next is refused."""
+    """Sixty-four pages may be open, with or without a token, and the next is refused."""
     with contextlib.ExitStack() as stack:
         for _ in range(64):
             stack.enter_context(page(sidecar))

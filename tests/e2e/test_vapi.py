@@ -38,7 +38,7 @@ def running_model() -> Iterator[Model]:
 
 @pytest.fixture
 def model(running_model: Model) -> Model:
-    """A model that is well and has not been asked yet; whoever asked it before is gone."""
+    """A model without faults and without earlier requests."""
     running_model.begin_anew()
     return running_model
 
@@ -133,7 +133,7 @@ def tell(
 
 
 def until_refused(sidecar: SidecarProcess, *, call_id: str = "") -> int:
-    """Ask, in one call or in new ones, until a budget is used up; return how often it was not."""
+    """Ask, in one call or in new ones, until a budget is used up; return the number of replies."""
     key = KEY if call_id == "" else sidecar.link_token
     for number in range(60):
         asked = body("Hello", call_id=call_id or f"until-{number}")
@@ -156,7 +156,7 @@ def history_of(lines: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def stored(sidecar: SidecarProcess, call_id: str = "call-1") -> list[str]:
-    """What the journal on disk has of a call, note and words."""
+    """The texts that the journal on disk has of a call, with their notes."""
 
     async def texts() -> list[str]:
         async with reports_of_file(sidecar.data_dir / "journal.db") as reports:
@@ -166,7 +166,7 @@ def stored(sidecar: SidecarProcess, call_id: str = "call-1") -> list[str]:
 
 
 def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
-    """Deliver a request for an assistant, signed as of a time; return the status."""
+    """Send a request for an assistant, signed with this time; return the status."""
     call = {"id": call_id, "type": "inboundPhoneCall", "customer": {"number": ADA}}
     raw = json.dumps({"message": {"type": "assistant-request", "call": call}}).encode()
     stamp = str(int(at_s))
@@ -178,7 +178,7 @@ def signed_status(sidecar: SidecarProcess, call_id: str, at_s: float) -> int:
 
 class TestRecordedCalls:
     def test_who_calls_again_is_remembered(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Two recorded calls of one number: the second prompt holds what the first one said."""
+        """In two recorded calls of one number, the second prompt holds what the first one said."""
         first = json.loads((CALLS / "first-call.json").read_text())
         second = json.loads((CALLS / "second-call.json").read_text())
         heard = player(sidecar).play(first)
@@ -193,7 +193,7 @@ class TestRecordedCalls:
     def test_what_vapi_adds_does_not_reach_the_model(
         self, sidecar: SidecarProcess, model: Model
     ) -> None:
-        """The model's server sees no number, no call, no metadata; an allowed model is asked."""
+        """The model's server gets no number, call or metadata, and only an allowed model."""
         asked = body("Hello", lettaAgentId="x", max_tokens=99_999, tools=[], n=7)
         assert ask(sidecar, asked)[0] == 200
         (prompt,) = model.prompts()
@@ -204,7 +204,7 @@ class TestRecordedCalls:
         assert model.prompts()[-1]["model"] == "demo"
 
     def test_the_doubled_suffix_and_whole_answers(self, sidecar: SidecarProcess) -> None:
-        """A base URL with the suffix in it works, and so does a request that does not stream."""
+        """A base URL that already has the suffix works, and so does a reply in one piece."""
         doubled = "/vapi/chat/completions/chat/completions"
         assert "Ada" in spoken(ask(sidecar, body("My name is Ada."), path=doubled)[1])
         status, raw = ask(sidecar, body("My name is Ada.", stream=False))
@@ -214,7 +214,7 @@ class TestRecordedCalls:
     def test_a_call_without_an_id_has_nobodys_memory(
         self, sidecar: SidecarProcess, model: Model
     ) -> None:
-        """With metadataSendMode off: answered, nothing injected, nothing stored, and said in the log."""
+        """With metadataSendMode off a request is answered without memory, logged and not stored."""
         anonymous = {k: v for k, v in body("My dog is Rex.").items() if k in {"messages", "stream"}}
         assert spoken(ask(sidecar, anonymous)[1])
         assert len(model.prompts()[-1]["messages"]) == 2
@@ -234,10 +234,10 @@ class TestRecordedCalls:
         assert "Rex" not in json.dumps(model.prompts()[-1])
 
     def test_whose_a_call_is_and_what_it_hears(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Named late, it is the caller's with every word; a body that names nobody hears nothing."""
+        """A caller named late gets all of its words, and a body that names nobody no memory."""
         ask(sidecar, body("My dog is called Rex."))
         report(sidecar, ("user", "My dog is called Rex."))
-        # A batch that a kill leaves in doubt is held for longer than this test waits.
+        # A kill would leave a batch in doubt for longer than this test waits.
         eventually(lambda: sidecar.undelivered() == 0)
         nobody: dict[str, Any] = {"id": "call-2", "type": "inboundPhoneCall"}
         history = history_of((("user", "I live in Lyon."), ("bot", "nice"), ("user", "Hm.")))
@@ -262,7 +262,7 @@ class TestRecordedCalls:
         assert "Lyon" in model.prompts()[-1]["messages"][-2]["content"]
 
     def test_what_no_history_holds_is_stored(self, tmp_path: Path, model: Model) -> None:
-        """A greeting of the model's, a final transcript and a voicemail, in a call without a report."""
+        """Without a report, a greeting, a final transcript and a voicemail are stored."""
         keys = {
             "SIDECAR_VAPI_KEY": KEY,
             "SIDECAR_VAPI_SECRET": SECRET,
@@ -283,7 +283,7 @@ class TestRecordedCalls:
             assert stored(process, "call-2")[0].startswith("[a voicemail's greeting")
 
     def test_a_call_survives_a_kill(self, sidecar: SidecarProcess) -> None:
-        """Killed in the middle of a call, it goes on; the report brings every word once."""
+        """A call goes on after a kill, and its report stores every word once."""
         ask(sidecar, body("My name is Ada."))
         history = [
             SYSTEM,
@@ -307,7 +307,7 @@ class TestRecordedCalls:
         eventually(lambda: sidecar.undelivered() == 0)
 
     def test_a_reported_call_stays_as_reported(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Late requests and histories, before and after a kill: answered, and nothing changes."""
+        """Late requests and histories change no reported call, before or after a kill."""
         lines = (
             ("user", "My name is Ada."),
             ("bot", "hello ada"),
@@ -335,7 +335,7 @@ class TestFaultsOfTheModel:
     def test_the_call_goes_on(
         self, sidecar: SidecarProcess, model: Model, faults: dict[str, object], stream: bool
     ) -> None:
-        """A model that fails, hangs or is slow: 200 and a sentence to speak, long before its answer."""
+        """If the model fails, hangs or is slow, the answer is 200 with a sentence to speak."""
         if not stream and "first_token_delay_s" in faults:
             faults = {"delay_s": 60.0}
         model.faults(**faults)
@@ -346,7 +346,7 @@ class TestFaultsOfTheModel:
         model.faults(hang=False)
 
     def test_cut_in_the_middle(self, sidecar: SidecarProcess, model: Model) -> None:
-        """A stream that breaks off is ended with the fallback, and the turn is marked."""
+        """A stream that breaks off ends with the fallback, and the turn is recorded."""
         model.faults(fail_mid_stream=1)
         text = spoken(ask(sidecar, body("My name is Ada."))[1])
         assert text.endswith("Could you say that again?")
@@ -363,7 +363,7 @@ class TestFaultsOfTheModel:
     def test_a_client_that_goes_ends_the_models_stream(
         self, sidecar: SidecarProcess, model: Model
     ) -> None:
-        """VAPI hangs up on a request: the upstream stream is closed, nothing of it is stored."""
+        """When VAPI closes a request, the model's stream is closed and nothing of it is stored."""
         model.faults(token_delay_s=0.2)
         raw = json.dumps(body("My name is Ada and I live in Lyon.")).encode()
         connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=10)
@@ -400,7 +400,7 @@ class TestWebhooks:
             assert tell(sidecar, kind) == (200, {})
 
     def test_tools_in_every_shape_once_per_id(self, sidecar: SidecarProcess) -> None:
-        """`recall` answers whatever shape the call has; the same id again gets the same answer."""
+        """`recall` answers every shape of call, and a repeated id gets the same answer."""
         ask(sidecar, body("My dog is called Rex."))
         shapes = [
             {
@@ -425,7 +425,7 @@ class TestWebhooks:
         assert tell(sidecar, "tool-calls", toolCallList=shapes[:1])[1]["results"] == [results["a"]]
 
     def test_archival_memory_is_looked_into(self, tmp_path: Path, model: Model) -> None:
-        """The knowledge base and `recall` find what lies in Letta's archive; prompts never ask it."""
+        """The knowledge base and `recall` search Letta's archive, and prompts never do."""
         with LettaProcess() as letta:
             agent = letta.agent("shared", chars=100)
             letta.archive(agent, "Her boat is called Moewe.")
@@ -448,7 +448,7 @@ class TestWebhooks:
                 letta.fault({"reads": {"chances": {}}})
 
     def test_a_call_without_a_report_ends_by_itself(self, tmp_path: Path, model: Model) -> None:
-        """No report comes: the last words are stored, the reply marked as unconfirmed."""
+        """Without a report, the last words are stored and the reply is marked as unconfirmed."""
         env = settings(model, SIDECAR_VAPI_REPORT_S="0.5", SIDECAR_LOG_TEXT="1")
         with SidecarProcess(tmp_path / "data", env) as process:
             ask(process, body("My name is Ada."), key=process.link_token)
@@ -460,7 +460,7 @@ class TestWebhooks:
     def test_an_assistant_request_does_not_wait_for_letta(
         self, tmp_path: Path, model: Model
     ) -> None:
-        """With a Letta that hangs for a minute, answers come from the cache meanwhile."""
+        """With a Letta that hangs, assistant requests are answered without waiting for it."""
         hung = socket.socket()
         hung.bind(("127.0.0.1", 0))
         hung.listen()
@@ -481,7 +481,7 @@ class TestWebhooks:
 
 class TestWhoBelongs:
     def test_keys(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Both keys of a rotation open, nothing else does, and a stranger costs no model call."""
+        """Both keys of a rotation are accepted, no other is, and a refusal asks no model."""
         for key in (KEY, OLD_KEY):
             assert ask(sidecar, body(), key=key)[0] == 200
         before = len(model.prompts())
@@ -490,7 +490,7 @@ class TestWhoBelongs:
         assert len(model.prompts()) == before
 
     def test_signatures(self, sidecar: SidecarProcess) -> None:
-        """A signature counts for the very bytes, within its time, with either secret."""
+        """A signature counts for exactly its bytes, within its time, with either secret."""
         raw = json.dumps({"message": {"type": "hang", "call": {"id": "call-1"}}}).encode()
         now = str(int(time.time()))
 
@@ -508,7 +508,7 @@ class TestWhoBelongs:
         assert signed(raw, now, "another-secret-0123") == 401
 
     def test_the_machines_clock_is_set(self, tmp_path: Path, model: Model) -> None:
-        """While it runs the clock is set by hours and years, either way: VAPI is admitted still."""
+        """VAPI is still admitted while the clock is set by hours and years, either way."""
         clock = tmp_path / "clock"
         clock.write_text("0")
         env = settings(
@@ -526,13 +526,13 @@ class TestWhoBelongs:
                 now_s = time.time() + ahead_s
                 assert signed_status(process, f"call-{number}", now_s) == 200
                 assert signed_status(process, f"call-{number}", now_s - 301) == 401
-            # A day's budget is the world's day, too.
+            # A day's budget also follows the new time.
             assert until_refused(process)
             clock.write_text("86400")
             assert "call again" not in spoken(ask(process, body("Hello", call_id="d"))[1])
 
     def test_a_delivery_is_known_after_a_restart(self, tmp_path: Path, model: Model) -> None:
-        """Memory goes out once for each signature, whatever kills the sidecar in between."""
+        """Memory is sent once for each signature, even if the sidecar is killed in between."""
         env = settings(model, SIDECAR_VAPI_KEY=KEY, SIDECAR_VAPI_SECRET=SECRET)
         env["SIDECAR_VAPI_ASSISTANT_ID"] = "5b0a4a08"
         process = SidecarProcess(tmp_path / "data", env)
@@ -549,7 +549,7 @@ class TestWhoBelongs:
             process.stop()
 
     def test_without_keys_the_made_token_opens(self, tmp_path: Path, model: Model) -> None:
-        """Without a key, being on this machine opens nothing: the token of its user does."""
+        """Without keys only the user's link token is accepted, even from this machine."""
         with SidecarProcess(tmp_path / "data", settings(model)) as process:
             raw = json.dumps(body()).encode()
             report = json.dumps({"message": {"type": "hang", "call": {"id": "call-1"}}}).encode()
@@ -568,7 +568,7 @@ class TestWhoBelongs:
         assert token not in "".join([process.banner, *process.log])
 
     def test_bounds(self, sidecar: SidecarProcess) -> None:
-        """Too large is 413, no JSON is 400, no messages is 400."""
+        """A body that is too large gets 413, and one without JSON or messages gets 400."""
         headers = {"Authorization": f"Bearer {KEY}"}
         path = "/vapi/chat/completions"
         # The body itself is not sent: the connection is cut off with the answer.
@@ -577,7 +577,7 @@ class TestWhoBelongs:
             assert post(sidecar, path, bad, headers)[0] == 400
 
     def test_a_budget_is_spoken(self, tmp_path: Path, model: Model) -> None:
-        """A call that used its budget up hears so, and the model is not asked."""
+        """A call that used its budget up is told so, and the model is not asked."""
         env = settings(model, SIDECAR_VAPI_CALL_TOKENS="400", SIDECAR_VAPI_MAX_TOKENS="100")
         with SidecarProcess(tmp_path / "data", env) as process:
             asked = until_refused(process, call_id="call-1")
@@ -586,7 +586,7 @@ class TestWhoBelongs:
             assert "call again" not in spoken(other[1])
 
     def test_at_the_same_moment_a_day_is_spent_once(self, tmp_path: Path, model: Model) -> None:
-        """A hundred requests at once get no more replies than the day's budget has room for."""
+        """A hundred requests at once get no more replies than the day's budget allows."""
         limits = {"SIDECAR_VAPI_DAY_TOKENS": "2000", "SIDECAR_VAPI_MAX_TOKENS": "800"}
         env = settings(model) | limits | {"SIDECAR_VAPI_FALLBACK_S": "15"}
         model.faults(hang=True)
@@ -601,7 +601,7 @@ class TestWhoBelongs:
         assert len(model.prompts()) == 2
 
     def test_nothing_private_is_logged(self, sidecar: SidecarProcess, model: Model) -> None:
-        """Through good and bad, the log holds no word, number, key, secret or control URL."""
+        """Whatever happens, the log has no word, number, key, secret or control URL."""
         control = "https://phone.vapi.ai/canary-control/control"
         monitored = {
             "id": "call-9",

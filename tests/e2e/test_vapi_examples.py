@@ -1,4 +1,4 @@
-"""What an owner copies from examples/vapi runs as it stands."""
+"""What an owner copies from examples/vapi runs unchanged."""
 
 import json
 import os
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "vapi"
 
 
 def test_the_demo_remembers() -> None:
-    """`make vapi-demo` without any key: the second call knows the first, and Letta has both."""
+    """`make vapi-demo` runs without any key, and its second call knows the first."""
     env = os.environ | {"SPEED": "0"}
     shown = subprocess.run(
         [sys.executable, str(EXAMPLES / "demo.py")],
@@ -44,7 +44,7 @@ def api() -> Iterator[Api]:
 
 
 def test_the_script_creates_and_then_updates(api: Api, tmp_path: Path) -> None:
-    """The first run makes credentials and the assistant, the second changes the assistant alone."""
+    """The first run creates credentials and the assistant, and the next only updates it."""
     for name in ("assistant.py", "assistant.json"):
         (tmp_path / name).write_text((EXAMPLES / name).read_text())
     keys = {"VAPI_API_KEY": "k", "SIDECAR_VAPI_KEY": "new,old", "SIDECAR_VAPI_SECRET": "s"}

@@ -1,4 +1,4 @@
-"""Inputs that nobody means to send: a wrong type, size or nesting at every field of a document.
+"""Inputs that nobody sends on purpose: a wrong type, size or nesting in every field.
 
 Everything comes from a seed. Documents are JSON values in which a leaf may be a `Raw`, JSON text
 that Python could not write: an integer of 5,000 digits, half a character, a thousand brackets.
@@ -17,7 +17,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Raw:
-    """JSON text: `before`, `unit` so many times, `after`; with `closing` as often as `unit`."""
+    """JSON text: `before`, then `unit` and `closing` each `times` times, then `after`."""
 
     unit: str
     times: int = 1
@@ -137,7 +137,7 @@ def put(document: Any, path: Path, value: object) -> Any:
 
 
 def changed(document: Any, path: Path, change: Callable[[Any], object]) -> Any:
-    """Return the document with what stands at a path changed."""
+    """Return the document with the value at a path changed."""
     if not path:
         return change(document)
     name, *rest = path
@@ -151,7 +151,7 @@ def changed(document: Any, path: Path, change: Callable[[Any], object]) -> Any:
 
 
 def without(document: Any, path: Path) -> Any:
-    """Return the document without what stands at a path, which is not empty."""
+    """Return the document without the value at a path, which is not empty."""
 
     def rest(parent: Any) -> object:
         if isinstance(parent, Mapping):
@@ -167,9 +167,9 @@ def cases(
 ) -> Iterator[tuple[str, object]]:
     """Yield (name of a document, the document with something wrong in it), without end.
 
-    One round goes over every field, each with the next of its hostile values; what several
-    documents hold at the same place, another of them has wrong in each round. Then stranger
-    changes: several at once, fields left out, doubled, or from elsewhere.
+    One round goes over every field and gives each the next of its hostile values. A field that
+    several documents share at the same place is changed in another of them each round. Then come
+    stranger changes: several at once, fields left out, doubled, or from elsewhere.
 
     Args:
         documents: What is meant to be sent, by name.
@@ -234,7 +234,7 @@ def _repeated(value: Any, *, times: int) -> list[Any]:
 
 
 def at(document: Any, path: Path) -> Any:
-    """Return what stands at a path; None where nothing does."""
+    """Return the value at a path; None where there is none."""
     for name in path:
         try:
             document = document[name]
@@ -244,7 +244,7 @@ def at(document: Any, path: Path) -> Any:
 
 
 def minimised(document: object, fails: Callable[[object], bool], *, tries: int = 400) -> object:
-    """Return a smaller document that fails as well: fields left out, values made plain."""
+    """Return a smaller document that still fails, with fields left out and simpler values."""
     left = tries
 
     def still(candidate: object) -> bool:

@@ -1,7 +1,7 @@
-"""Who sends the inputs: an HTTP client, a worker of the link and an open page, and what they saw.
+"""The senders of the inputs: an HTTP client, a worker of the link and an open page.
 
 Each returns why an answer is a fault, or an empty text. A fault is a status of 5xx, an answer that
-does not come, a socket closed by an error of the sidecar's, and a line of its log that tells one.
+does not come, a socket closed by an error of the sidecar, or a line of its log that reports one.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ _OUR_FAULT = {1006, 1011}
 
 
 class Peer(Protocol):
-    """Sends one input and says what was wrong with what came back."""
+    """Sends one input and says what was wrong with the answer."""
 
     def send(self, raw: bytes) -> str:
         """Return why the answer is a fault; empty when it is none."""
         ...
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         ...
 
 
 @dataclass
 class Log:
-    """What the sidecar's log has told of faults since the last look.
+    """The faults in the sidecar's log since the last look.
 
-    A line may come a moment after the answer; then the fault is told with the next input.
+    A line may come a moment after the answer; its fault is then returned with the next input.
     """
 
     process: SidecarProcess
@@ -94,15 +94,15 @@ class Frames:
     """Frames over one WebSocket, opened anew when the sidecar has closed it.
 
     Args:
-        url: Where to.
-        barrier: A frame that is answered with an error at once, so that an answer tells that what
-            was sent before it is done with.
-        answered: What that error holds, as hardly another does.
+        url: The address of the socket.
+        barrier: A frame that is answered with an error at once. Its answer shows that the frames
+            sent before it have been processed.
+        answered: A text that this error holds and hardly any other.
         greetings: Sent at the start of each connection.
         first: The input is the first frame of a connection, which is answered or refused.
-        origin: As a browser sends it.
-        protocols: Offered.
-        bearer: The token that admits it; empty: none.
+        origin: The Origin header of a browser.
+        protocols: The subprotocols that are offered.
+        bearer: The token that opens the socket; empty for none.
     """
 
     url: str
@@ -141,7 +141,7 @@ class Frames:
 
     @staticmethod
     def _read_what_waits(socket: ClientConnection) -> None:
-        """Read on: a peer that does not is left by the sidecar."""
+        """Read all answers that wait, as the sidecar drops a peer that does not read."""
         with contextlib.suppress(TimeoutError):
             while True:
                 socket.recv(timeout=0)
@@ -172,7 +172,7 @@ class Frames:
 
 
 def link(process: SidecarProcess, *, first: bool, bearer: str) -> Frames:
-    """A worker: its first frame is the input, or each one after a good start."""
+    """A worker; the input is its first frame, or any frame after a valid start."""
     return Frames(
         process.link_url,
         '{"type":"turn","call":"the barrier"}',
@@ -188,7 +188,7 @@ PAGE_CALL = "console-0aa0a3c4-6b1e-4aa2-9d0e-3f5b8a1c2d44"
 
 
 def page(process: SidecarProcess, *, first: bool) -> Frames:
-    """A page: its first frame is the input, or each one after a good start."""
+    """A page; the input is its first frame, or any frame after a valid start."""
     hello = json.dumps({"type": "hello", "token": process.token})
     start = json.dumps({"type": "call.start", "call": PAGE_CALL, "caller": "Ada"})
     return Frames(

@@ -1,7 +1,7 @@
 """Fixtures: the real Letta server, one of each kind for the whole test run.
 
-Tests share it, so each makes agents of its own. They skip where `make letta-server` has not run,
-except on CI, where a missing server is a failure.
+Tests share it, so each makes its own agents. They are skipped where `make letta-server` has not
+run, except on CI, where a missing server is a failure.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ PASSWORD = "a password for tests"
 
 @pytest.fixture(scope="session")
 def letta_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LettaStack]:
-    """A server with Redis; `letta_server.api_key` is the key it takes."""
+    """A server with Redis; `letta_server.api_key` is the key that it requires."""
     yield from _running(tmp_path_factory.mktemp("letta"), redis=True, password=PASSWORD)
 
 
 @pytest.fixture(scope="session")
 def letta_server_without_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LettaStack]:
-    """A server that refuses background posts and takes any key."""
+    """A server that refuses background posts and accepts any key."""
     yield from _running(tmp_path_factory.mktemp("letta-no-redis"), redis=False, password="")
 
 

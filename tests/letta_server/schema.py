@@ -1,7 +1,7 @@
 """Create the database, pgvector and every table. Runs on the interpreter of `.letta-venv`.
 
-The wheel of letta 0.16.8 ships no alembic scripts, so the tables come from its ORM classes; the
-sequence of `messages.sequence_id` is what the missing migration would have made.
+The wheel of letta 0.16.8 ships no alembic scripts, so the tables are made from its ORM classes, and
+the sequence of `messages.sequence_id`, which a migration would have made, by hand.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A real classic Letta server on this machine: PostgreSQL with pgvector, Redis, a stand-in LLM.
 
-`python -m tests.letta_server.stack [--no-redis]` starts one for a look around.
+`python -m tests.letta_server.stack [--no-redis]` starts one to look around.
 """
 
 import argparse
@@ -35,19 +35,19 @@ def installed() -> bool:
 
 
 class LettaStack(Stack):
-    """PostgreSQL, Redis if asked for, the stand-in LLM and the server.
+    """PostgreSQL, Redis if wanted, the stand-in LLM and the server.
 
     Args:
         workdir: For logs and the server's own files; made if absent.
-        redis: Start Redis and tell the server of it. Without, background posts answer 503.
-        password: Serve in secure mode: every request needs it as its bearer token. Empty: any
-            key is taken.
+        redis: Start Redis and have the server use it. Without it, background posts answer 503.
+        password: Serve in secure mode: every request needs it as its bearer token. If empty, any
+            key is accepted.
 
     Attributes:
         api_key: The password.
         base_url: Of the Letta server; the same over restarts.
-        llm_url: Of the stand-in LLM. The server keeps it in its database from its first start on.
-        timings_s: Seconds each step of the last start took.
+        llm_url: Of the stand-in LLM. The server stores it in its database at its first start.
+        timings_s: Seconds from the last start to the end of each step.
     """
 
     _STOP_SIGNALS: ClassVar[Mapping[str, signal.Signals]] = {"postgres": signal.SIGINT}
@@ -84,32 +84,32 @@ class LettaStack(Stack):
     # The server
 
     def kill_letta(self) -> None:
-        """End the server with `kill -9`; its data stay."""
+        """End the server with `kill -9`; its data are kept."""
         self._end("letta", signal.SIGKILL)
 
     def start_letta(self) -> None:
-        """Start the server on the data that are there and wait until it answers."""
+        """Start the server on its existing data and wait until it answers."""
         command = [str(LETTA_PYTHON), str(HERE / "serve.py"), str(self._port)]
         self._spawn("letta", command, environ=self._environ())
         self._wait("letta", lambda: answers(f"{self.base_url}/v1/health/"))
 
     def restart_letta(self) -> None:
-        """`kill_letta` and `start_letta`."""
+        """Call `kill_letta` and `start_letta`."""
         self.kill_letta()
         self.start_letta()
 
     def pause_letta(self) -> None:
-        """Stop the server's clock: connections are accepted by the kernel, nothing answers."""
+        """Suspend the server: the kernel accepts connections, and nothing answers."""
         self._send("letta", signal.SIGSTOP)
 
     def resume_letta(self) -> None:
-        """Let a paused server go on."""
+        """Resume a suspended server."""
         self._send("letta", signal.SIGCONT)
 
     # Redis
 
     def start_redis(self) -> None:
-        """Start an empty Redis: it keeps nothing over a stop."""
+        """Start an empty Redis, which keeps nothing when it is stopped."""
         port = str(self._redis_port)
         command = [
             shutil.which("redis-server") or "redis-server",
@@ -122,13 +122,13 @@ class LettaStack(Stack):
         self._wait("redis", lambda: listens(self._redis_port))
 
     def stop_redis(self) -> None:
-        """End Redis with `kill -9`; locks and otids it held are gone."""
+        """End Redis with `kill -9`; its locks and otids are lost."""
         self._end("redis", signal.SIGKILL)
 
     # The stand-in LLM
 
     def stop_llm(self) -> None:
-        """End the stand-in LLM: the server's calls are refused from now on."""
+        """End the stand-in LLM, so that the server's requests are refused."""
         self._end("llm", signal.SIGKILL)
 
     # PostgreSQL
@@ -161,7 +161,7 @@ class LettaStack(Stack):
         for setting in ("fsync=off", "synchronous_commit=off", "full_page_writes=off"):
             command += ["-c", setting]
         command += ["-c", "shared_buffers=64MB", "-c", "max_connections=100", "-k", ""]
-        # SIGQUIT makes PostgreSQL end its own children too.
+        # SIGQUIT also ends PostgreSQL's own child processes.
         farewell = signal.SIGQUIT
         self._spawn("postgres", command, cwd="/" if user else None, farewell=farewell, user=user)
         self._wait("postgres", lambda: listens(self._postgres_port))

@@ -37,12 +37,12 @@ def spoken(text: str) -> bytes:
 
 @dataclass
 class Caller:
-    """Somebody in a room with an agent.
+    """A caller in a room with an agent.
 
     Attributes:
         room: The room, as the SDK sees it.
-        heard: What the agent said, in transcripts, one per utterance, each when it is over.
-        understood: What the agent has understood so far of what is being said to it.
+        heard: Transcripts of what the agent said, one per utterance, each added at its end.
+        understood: What the agent has understood so far of the current sentence.
         audio: What the agent said, in samples at `RATE_HZ`.
     """
 
@@ -56,21 +56,21 @@ class Caller:
 
     @property
     def agent_is_speaking(self) -> bool:
-        """Whether the last tenth of a second from the agent was not silence."""
+        """Whether the agent's last tenth of a second was not silent."""
         return self._speaking
 
     async def say(self, text: str) -> None:
-        """Say a sentence, as espeak-ng does, and return when it is said."""
+        """Say a sentence with espeak-ng's voice, and return at its end."""
         await self._begin_sentence()
         await self.speak(spoken(text))
 
     async def speak(self, samples: bytes) -> None:
-        """Say 16-bit mono samples at `RATE_HZ` and return when they are said."""
+        """Say 16-bit mono samples at `RATE_HZ` and return at their end."""
         self._to_say += samples
         await self.until(lambda: not self._to_say)
 
     async def begin(self, text: str, *, words: int) -> None:
-        """Begin a sentence, and return when its first words are understood: long before its end."""
+        """Begin a sentence, and return when its first words are understood, long before its end."""
         self.understood = ""
         await self._begin_sentence()
         self._to_say += spoken(text)
@@ -83,7 +83,7 @@ class Caller:
         await self.until(lambda: self._speaking, budget_s)
 
     async def until_agent_is_silent(self, budget_s: float = 60.0, *, for_s: float = 0.6) -> None:
-        """Wait until the agent has said nothing for a while."""
+        """Wait until the agent has been silent for a while."""
         with anyio.fail_after(budget_s):
             while True:
                 await self.until(lambda: not self._speaking, budget_s)
@@ -93,7 +93,7 @@ class Caller:
                 return
 
     async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
-        """Wait until something holds of what was said and heard."""
+        """Wait until a condition on what was said and heard holds."""
         with anyio.fail_after(budget_s):
             while not holds():
                 await self._changed.wait()
@@ -106,7 +106,7 @@ class Caller:
         self._changed = anyio.Event()
 
     async def _speak(self, source: rtc.AudioSource) -> None:
-        """Send what there is to say in real time, and silence in between, as a microphone does."""
+        """Send the pending samples in real time, and silence otherwise, as a microphone does."""
         with suppress(RuntimeError):
             while True:
                 samples = bytes(self._to_say[: len(_SILENCE)])
@@ -129,7 +129,7 @@ class Caller:
 
     async def _read(self, reader: rtc.TextStreamReader, *, own: bool) -> None:
         text = ""
-        with suppress(rtc.StreamError):  # the agent is gone in the middle of it
+        with suppress(rtc.StreamError):  # the agent left in the middle of it
             text = (await reader.read_all()).strip()
         if not text:
             return
@@ -149,14 +149,14 @@ async def calling(
     phone: str = "",
     attributes: dict[str, str] | None = None,
 ) -> AsyncGenerator[Caller]:
-    """Be in a room; on leaving hang up.
+    """Join a room, and hang up at the end.
 
     Args:
-        url: The server.
+        url: Of the server.
         room: Its name.
         identity: Of the participant.
-        phone: A number: the caller comes through the SIP bridge.
-        attributes: Others.
+        phone: A number, with which the caller comes through the SIP bridge.
+        attributes: Further attributes of the participant.
     """
     attributes = {**(attributes or {}), **({"sip.phoneNumber": phone} if phone else {})}
     token = token_for(

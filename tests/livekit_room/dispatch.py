@@ -1,4 +1,4 @@
-"""Workers and the jobs they are given: LiveKit's worker protocol (`/agent`)."""
+"""Workers and their jobs: LiveKit's worker protocol (`/agent`)."""
 
 import time
 from collections.abc import Callable, Collection
@@ -28,7 +28,7 @@ class Dispatcher:
     """Gives rooms to workers.
 
     Args:
-        token_for: Makes the agent's token: identity, name, metadata, attributes, room name.
+        token_for: Makes the agent's token from identity, name, metadata, attributes and room name.
     """
 
     def __init__(self, token_for: Callable[..., str]) -> None:
@@ -41,7 +41,7 @@ class Dispatcher:
     async def until_registered(
         self, *, beside: Collection[Worker] = (), budget_s: float = 60.0
     ) -> None:
-        """Wait for a worker that takes jobs, other than some that are there already."""
+        """Wait for a worker that takes jobs and is not in `beside`."""
         with anyio.fail_after(budget_s):
             while not any(w.available and w not in beside for w in self.workers):
                 await self._changed.wait()
@@ -69,7 +69,7 @@ class Dispatcher:
         return job.id
 
     async def serve(self, socket: web.WebSocketResponse) -> None:
-        """Talk with one worker until it goes."""
+        """Serve one worker until it disconnects."""
         worker = Worker(socket)
         try:
             async for message in socket:

@@ -1,4 +1,4 @@
-"""A job and the room before it, without a server: who comes and goes is said by the test."""
+"""A job and its room without a server; the test says who joins and leaves."""
 
 import json
 from collections.abc import Generator

@@ -1,7 +1,7 @@
 """The two WebRTC connections of a participant: what it sends, and what it hears.
 
-Audio is decoded and encoded again for each listener; data channels are passed on as they are.
-aiortc plays the server's part, libwebrtc (inside `livekit.rtc`) the client's.
+Audio is decoded and encoded again for each listener; data channels are passed on unchanged. aiortc
+is the server's end, and libwebrtc (inside `livekit.rtc`) is the client's.
 """
 
 import json
@@ -19,9 +19,9 @@ _RELAY = MediaRelay()
 
 
 async def add_candidate(connection: RTCPeerConnection, candidate_init: str) -> None:
-    """Take one ICE candidate as the client writes it; an empty one ends them."""
+    """Add an ICE candidate in the client's form; an empty one ends them."""
     candidate: dict[str, Any] = json.loads(candidate_init) if candidate_init else {}
-    # aiortc says that there is always a description, and has none before the first offer.
+    # aiortc's types promise a description, but there is none before the first offer.
     described = cast("object", connection.remoteDescription) is not None
     if not candidate.get("candidate") or not described:
         return
@@ -46,8 +46,8 @@ class Sending:
     ) -> None:
         self.connection = RTCPeerConnection(_LOCAL)
 
-        # What nobody listens to yet must not pile up: it would reach the first listener as one
-        # burst, later than it was said.
+        # Audio without a listener must not pile up: the first listener would get it in one burst,
+        # later than it was said.
         self._unheard = MediaBlackhole()
 
         @self.connection.on("track")
@@ -76,8 +76,8 @@ class Sending:
 class Hearing:
     """What a participant hears. The server makes the offers, one at a time.
 
-    A new track also waits until the connection stands: aiortc starts no sender that is
-    negotiated while the connection is being made.
+    A new track also waits until the connection is open, because aiortc does not start a sender that
+    is negotiated before that.
 
     Args:
         offer: Sends an offer (its number and SDP) to the client.
@@ -98,20 +98,20 @@ class Hearing:
         }
 
     async def offer(self) -> None:
-        """Offer what there is to hear."""
+        """Offer the tracks that can be heard."""
         self._unanswered = True
         self._number += 1
         await self.connection.setLocalDescription(await self.connection.createOffer())
         await self._send_offer(self._number, self.connection.localDescription.sdp)
 
     async def answered(self, sdp: str) -> None:
-        """Take the client's answer."""
+        """Accept the client's answer."""
         await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
         self._unanswered = False
         await self._offer_what_is_new()
 
     async def hear(self, track: MediaStreamTrack, *, speaker_sid: str, track_sid: str) -> bool:
-        """Let the participant hear a track; False when it does already."""
+        """Let the participant hear a track; return False if it already does."""
         if track_sid in self._known:
             return False
         self._known.add(track_sid)
@@ -129,14 +129,14 @@ class Hearing:
             return
         for track, speaker_sid, track_sid in self._new:
             sender = self.connection.addTrack(_RELAY.subscribe(track))
-            # The client finds participant and track in the SDP's stream and track ids.
+            # The client reads participant and track from the SDP's stream and track ids.
             sender._stream_id = f"{speaker_sid}|{track_sid}"
             sender._track_id = track_sid
         self._new.clear()
         await self.offer()
 
     def tell(self, label: str, raw: bytes) -> None:
-        """Pass a data packet on, if the channel is open."""
+        """Send a data packet on, if the channel is open."""
         channel = self._channels[label]
         if channel.readyState == "open":
             channel.send(raw)

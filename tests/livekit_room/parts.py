@@ -1,10 +1,10 @@
 """Speech parts for a worker under test: fakes with the timing of real ones, in the job's process.
 
 `VOICE_PARTS=tests.livekit_room.parts:scripted` puts them into the unmodified voice worker. The
-recogniser does not listen to words: it hears *that* the caller speaks, and takes the words from
-the room's script, `VOICE_SCRIPTS/ROOM.json`, one line per utterance. The caller says by a data
-packet that a sentence begins, since sound comes with gaps in it on a busy machine: what follows
-one is no sentence of its own. Every prompt is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
+recogniser does not listen to words: it only hears *that* the caller speaks, and takes the words
+from the room's script, `VOICE_SCRIPTS/ROOM.json`, one line per utterance. The caller announces each
+sentence by a data packet, because on a busy machine sound has gaps, and what follows a gap is not a
+new sentence. Every prompt is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
 """
 
 import array
@@ -32,12 +32,12 @@ from typing_extensions import override
 from sidecar.demo.model import DemoModel
 from sidecar.livekit import PiperTts, PortLlm, WhisperStt
 
-WORD_S = 0.22  # how long a caller takes for a word, a little less than espeak-ng does
-FINAL_AFTER_S = 0.4  # silence after which the recogniser settles an utterance
-SENTENCE = "a sentence begins"  # topic of the packet by which the caller says so
-FORGOTTEN_AFTER_S = 2.0  # silence after which speech without such a packet counts for nothing
+WORD_S = 0.22  # seconds that a caller takes for a word, a little less than espeak-ng takes
+FINAL_AFTER_S = 0.4  # silence after which the recogniser ends an utterance
+SENTENCE = "a sentence begins"  # topic of the packet that announces a sentence
+FORGOTTEN_AFTER_S = 2.0  # silence after which unannounced speech is discarded
 LOUD = 500  # mean amplitude of 16-bit samples above which somebody speaks
-CHAR_S = 0.018  # how long the agent takes for a character: it speaks fast, tests are many
+CHAR_S = 0.018  # seconds that the agent takes for a character: fast, as there are many tests
 RATE_HZ = 24_000
 
 LONG_STORY = 3 * (
@@ -59,7 +59,7 @@ def scripted() -> dict[str, Any]:
 
 
 def spoken() -> dict[str, Any]:
-    """Return the true offline parts, with the prompts noted."""
+    """Return the real offline parts, with the prompts noted."""
     return {
         "stt": WhisperStt(),
         "llm": PortLlm(NotingModel()),
@@ -88,7 +88,7 @@ class NotingModel(DemoModel):
 
 
 class ScriptedStt(stt.STT[Any]):
-    """Knows beforehand what the caller of this room is going to say."""
+    """Knows in advance what the caller of this room will say."""
 
     def __init__(self) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=True))
@@ -120,7 +120,7 @@ class ScriptedStream(stt.RecognizeStream):
             nonlocal begun
             begun += packet.topic == SENTENCE
 
-        room: Any = get_job_context().room  # its `on` is typed in part only
+        room: Any = get_job_context().room  # its `on` is only partly typed
         room.on("data_received", begins)
         async for frame in self._input_ch:
             if not isinstance(frame, rtc.AudioFrame):
@@ -159,7 +159,7 @@ def _loudness(frame: rtc.AudioFrame) -> float:
 
 
 class HummingTts(tts.TTS[Any]):
-    """Hums for as long as the words would take."""
+    """Hums for as long as speaking the words would take."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Rooms and who is in them: LiveKit's signalling (`/rtc`), audio only.
+"""Rooms and their participants: LiveKit's signalling (`/rtc`), audio only.
 
 Left out, because no test needs it: video, TURN, resumed connections, permissions, encryption.
 """
@@ -14,7 +14,7 @@ from livekit.protocol import models, rtc
 
 from tests.livekit_room.media import Hearing, Sending, add_candidate
 
-VERSION = "1.13.5"  # what the server says it is; clients choose their dialect by it
+VERSION = "1.13.5"  # the version that the server reports; clients choose their dialect by it
 PROTOCOL = 16
 _KINDS = {
     "agent": models.ParticipantInfo.Kind.AGENT,
@@ -43,7 +43,7 @@ class Room:
     async def close(
         self, reason: models.DisconnectReason = models.DisconnectReason.ROOM_DELETED
     ) -> None:
-        """Send everybody out."""
+        """Disconnect everybody."""
         leave = rtc.LeaveRequest(reason=reason, action=rtc.LeaveRequest.Action.DISCONNECT)
         for participant in list(self.participants.values()):
             await participant.say(rtc.SignalResponse(leave=leave))
@@ -51,7 +51,7 @@ class Room:
 
 
 class _Track:
-    """A track as announced; `media` follows when its packets do."""
+    """A track as announced; `media` is set when its packets arrive."""
 
     def __init__(self, info: models.TrackInfo) -> None:
         self.info = info
@@ -101,7 +101,7 @@ class Participant:
         await self._socket.close()
 
     async def stay(self) -> None:
-        """Be in the room until the socket closes."""
+        """Stay in the room until the socket closes."""
         await self._join()
         try:
             async for message in self._socket:
@@ -218,7 +218,7 @@ class Participant:
         await self._bind()
 
     async def _bind(self) -> None:
-        """Bring announced tracks and their media together: libwebrtc keeps only their order."""
+        """Match announced tracks with their media by order, which is all that libwebrtc keeps."""
         for track in self._tracks.values():
             if track.media is None and self._unannounced:
                 track.media = self._unannounced.pop(0)

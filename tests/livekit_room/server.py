@@ -78,7 +78,7 @@ class LiveKitServer:
             await runner.cleanup()
 
     def room(self, name: str) -> Room:
-        """Return a room; it is made when first asked for."""
+        """Return a room, which is made at first use."""
         return self.rooms.setdefault(name, Room(name))
 
     async def call_agent(self, room: str, *, metadata: str = "") -> str:

@@ -1,7 +1,7 @@
-"""A studio for one `AgentSession`: its ears, mouth and model are the test's own.
+"""A studio for one `AgentSession`, with the test's own ears, mouth and model.
 
-No room and no audio: what the caller does is said by calling `Ear`, what the agent says lasts as
-long as its words would. The session is LiveKit's own, with all its turn handling.
+There is no room and no audio: a test calls `Ear` for what the caller does, and the agent's speech
+lasts as long as its words would. The session is LiveKit's own, with all its turn handling.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _RATE_HZ = 16_000
 
 
 class Ear:
-    """What the session hears, said by the test."""
+    """What the session hears, controlled by the test."""
 
     def __init__(self) -> None:
         self.stt = _Stt()
@@ -154,7 +154,7 @@ class _VadStream(vad.VADStream):
 
 
 class ScriptedLlm(llm.LLM[Any]):
-    """Says what the test says it says, and keeps every prompt.
+    """Replies as the test says, and keeps every prompt.
 
     Args:
         reply: The answer to the last user message.
@@ -196,7 +196,7 @@ class _LlmStream(llm.LLMStream):
 
 
 class _Silence(AudioInput):
-    """A microphone that sends a frame of silence each 50 ms."""
+    """A microphone that sends a frame of silence every 50 ms."""
 
     def __init__(self) -> None:
         super().__init__(label="studio")
@@ -209,7 +209,7 @@ class _Silence(AudioInput):
 
 
 class _Mouth(AudioOutput):
-    """A loudspeaker: what is pushed plays in real time, and can be cut off."""
+    """A loudspeaker that plays audio in real time and can be cut off."""
 
     def __init__(self) -> None:
         super().__init__(label="studio", capabilities=AudioOutputCapabilities(pause=False))
@@ -268,10 +268,10 @@ class Studio:
     """One session with everything around it.
 
     Attributes:
-        session: LiveKit's.
-        ear: What the caller does.
-        model: What the agent thinks.
-        mouth: Where it speaks.
+        session: LiveKit's session.
+        ear: What the session hears.
+        model: The agent's language model.
+        mouth: The agent's loudspeaker.
         items: Conversation items as the session committed them.
     """
 
@@ -282,18 +282,18 @@ class Studio:
     items: list[llm.ChatMessage] = field(default_factory=list[llm.ChatMessage])
 
     async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
-        """Wait until something holds of the session."""
+        """Wait until a condition on the session holds."""
         with anyio.fail_after(budget_s):
-            while not holds():  # noqa: ASYNC110 - the session has no event for most of it
+            while not holds():  # noqa: ASYNC110 - the session has few events
                 await anyio.sleep(0.01)
 
     async def until_committed(self, count: int) -> None:
-        """Wait for so many messages in the conversation."""
+        """Wait until the conversation has this many messages."""
         await self.until(lambda: len(self.items) >= count)
 
 
 def studio(reply: Callable[[str], str], *, ttft_s: float = 0.01, **options: Any) -> Studio:
-    """Make a session in a studio, not started yet."""
+    """Make a session in a studio, without starting it."""
     ear, model, mouth = Ear(), ScriptedLlm(reply, ttft_s=ttft_s), _Mouth()
     session = AgentSession[Any](
         stt=ear.stt,
@@ -322,7 +322,7 @@ def studio(reply: Callable[[str], str], *, ttft_s: float = 0.01, **options: Any)
 
 @asynccontextmanager
 async def on_air(made: Studio, agent: Agent) -> AsyncGenerator[Studio]:
-    """Start the session; close it, as at the end of a job, on leaving."""
+    """Start the session, and close it at the end as a job does."""
     sync = TranscriptSynchronizer(next_in_chain_audio=made.mouth, next_in_chain_text=_Subtitles())
     made.session.input.audio = _Silence()
     made.session.output.audio = sync.audio_output

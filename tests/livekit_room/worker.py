@@ -25,8 +25,8 @@ class VoiceWorker:
     """A running worker.
 
     Attributes:
-        process: The worker's own process; each job has another one below it.
-        scripts: Where the scripts of rooms are, and the notes of their prompts.
+        process: The worker's own process; each job is a child process of it.
+        scripts: The directory with the scripts of rooms and the notes of their prompts.
         spool_dir: Its spool.
         log: Its output.
     """
@@ -37,11 +37,11 @@ class VoiceWorker:
     log: Path
 
     def will_hear(self, room: str, *lines: str) -> None:
-        """Write what the caller of a room is going to say."""
+        """Write what the caller of a room will say."""
         (self.scripts / f"{room}.json").write_text(json.dumps(lines))
 
     def prompts(self, room: str) -> list[list[dict[str, Any]]]:
-        """Return every prompt the model of a room got, in order."""
+        """Return every prompt that the model of a room got, in order."""
         notes = self.scripts / f"{room}.prompts.jsonl"
         return (
             [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
@@ -56,7 +56,7 @@ class VoiceWorker:
         await anyio.to_thread.run_sync(psutil.wait_procs, jobs, 10)
 
     async def stop(self, budget_s: float = 60.0) -> int:
-        """Ask it to stop, as an orchestrator does; returns its exit code."""
+        """Send SIGTERM, as an orchestrator does; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         with anyio.fail_after(budget_s):
             return await self.process.wait()
@@ -76,13 +76,13 @@ async def voice_worker(
     """Run `voice_worker.py dev` until the context ends.
 
     Args:
-        server: Where it registers.
-        link_url: Its sidecar.
+        server: The server that it registers at.
+        link_url: The link of its sidecar.
         directory: For its scripts, spool and log; `data` in it is the sidecar's.
         parts: A function of `tests.livekit_room.parts`.
-        python: Of the environment it runs in.
-        program: The worker; what is beside it can be imported there.
-        env: More of its environment.
+        python: The interpreter of its environment.
+        program: The worker's file; it can import the files beside it.
+        env: Further environment variables.
     """
     scripts, spool_dir, log = directory / "scripts", directory / "spool", directory / "worker.log"
     scripts.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ async def voice_worker(
         "LIVEKIT_API_KEY": API_KEY,
         "LIVEKIT_API_SECRET": API_SECRET,
         "SIDECAR_LINK_URL": link_url,
-        "SIDECAR_DATA_DIR": str(directory / "data"),  # there is the token
+        "SIDECAR_DATA_DIR": str(directory / "data"),  # the token is there
         "SIDECAR_SPOOL_DIR": str(spool_dir),
         "VOICE_PARTS": f"tests.livekit_room.parts:{parts}",
         "VOICE_SCRIPTS": str(scripts),

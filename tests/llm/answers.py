@@ -1,4 +1,4 @@
-"""What servers of language models answer to a request that streams, and what a caller hears of it."""
+"""Answers of language model servers to a streaming request, and what a caller hears of them."""
 
 import json
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ class Answer(NamedTuple):
     """An answer with status 200.
 
     Attributes:
-        body: As it comes.
-        heard: What a caller hears of it; None: nothing, so it is no reply.
-        content_type: As its headers say; empty: they don't.
+        body: Its bytes.
+        heard: What a caller hears of it; None if nothing, so that it is no reply.
+        content_type: From its headers; empty if they have none.
     """
 
     body: bytes
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 def chunk(delta: dict[str, Any] | None, finish: str | None = None, **beside: Any) -> dict[str, Any]:
-    """A chunk with a delta, and whatever stands beside its choices."""
+    """A chunk with a delta and other fields beside its choices."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {"id": "c1", "object": "chat.completion.chunk", "choices": [choice], **beside}
 
@@ -48,7 +48,7 @@ def lines(*frames: dict[str, Any]) -> bytes:
 
 
 def other(text: str) -> dict[str, Any]:
-    """A chunk of a second choice, which nobody asked for."""
+    """A chunk of a second choice that was not requested."""
     return {"choices": [{"index": 1, "delta": {"content": text}, "finish_reason": None}]}
 
 
@@ -71,7 +71,7 @@ PLAIN = data(ROLE, says("Fine, "), says("thanks."), STOP) + DONE
 TWO_LINES = b'data: {"choices": [{"delta":\ndata: {"content": "In two."}}]}\n\n'
 
 ANSWERS: dict[str, Answer] = {
-    # What is a reply
+    # Answers that are a reply
     "plain": Answer(PLAIN, "Fine, thanks."),
     "another content type": Answer(PLAIN, "Fine, thanks.", "text/plain"),
     "no content type": Answer(PLAIN, "Fine, thanks.", ""),
@@ -215,7 +215,7 @@ ANSWERS: dict[str, Answer] = {
         + DONE,
         "Yes, sir.",
     ),
-    # What is none
+    # Answers that are no reply
     "an error in place of a chunk": Answer(data({"error": {"code": "overloaded"}}), None),
     "an error beside choices": Answer(
         b": PROCESSING\n\n"
@@ -276,7 +276,7 @@ ANSWERS: dict[str, Answer] = {
     "a whole answer cut off": Answer(whole({"content": "Whole."})[:40], None),
     "no completion": Answer(b'{"choices": [{}]}', None),
 }
-"""By name: every kind that was met."""
+"""All kinds of answers that were seen, by name."""
 
 CALL = {"id": "t1", "type": "function", "function": {"name": "endCall", "arguments": "{}"}}
 CALLS: dict[str, Answer] = {
@@ -348,7 +348,7 @@ CALLS: dict[str, Answer] = {
         whole({"content": None, "tool_calls": [CALL]}, "tool_calls"), "", "application/json"
     ),
 }
-"""Answers for one who runs tools; for another there is nothing to hear in them."""
+"""Answers for a caller that runs tools; without tools there is nothing to hear in them."""
 
 HALF = data(ROLE, says("Half"), says(" a"))
 CUT: dict[str, Answer] = {
@@ -396,4 +396,4 @@ CUT: dict[str, Answer] = {
     ),
     "a whole answer": Answer(whole({"content": "Half a"}, "length"), "Half a"),
 }
-"""Replies that stop in the middle; `heard` is what came until then."""
+"""Replies that stop in the middle; `heard` is what came before that."""

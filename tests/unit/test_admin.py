@@ -1,4 +1,4 @@
-"""What the command line asks of a running sidecar."""
+"""The commands that the command line sends to a running sidecar."""
 
 import json
 from collections.abc import MutableMapping
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio"
 
 
 class Line:
-    """A live call that notes what it is told."""
+    """A live call that notes its commands."""
 
     def __init__(self, call_id: str) -> None:
         self.call = Call(f"t/{call_id}", AgentRef("t"), "livekit", "", 0.0)
@@ -60,7 +60,7 @@ async def asked(directory: Path, live: list[Line], call: str) -> tuple[int, dict
 
 
 async def test_a_live_call_goes_by_any_of_its_names(tmp_path: Path) -> None:
-    """Key, id, short id or a beginning reach the one call; a name that none has is not done."""
+    """A key, an id, a short id or the start of one reaches its call; another name reaches none."""
     line, other = Line("AJ_one"), Line("AJ_two")
     for name in ("t/AJ_one", "AJ_one", "AJ_o", short_id("t/AJ_one"), short_id("t/AJ_one")[:6]):
         assert await asked(tmp_path, [line, other], name) == (200, {"done": True})
@@ -70,7 +70,7 @@ async def test_a_live_call_goes_by_any_of_its_names(tmp_path: Path) -> None:
 
 
 async def test_an_ambiguous_name_reaches_nobody(tmp_path: Path) -> None:
-    """Of two calls that a name fits none is told anything, and the answer names both."""
+    """A name that fits two calls reaches neither, and the answer names both."""
     lines = [Line("console-1"), Line("console-2")]
     status, answer = await asked(tmp_path, lines, "console")
     assert status == 409

@@ -1,4 +1,4 @@
-"""Bytes held for peers, each on its own and together."""
+"""Bytes held for peers, for each one and for all of them."""
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ MOVES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans())
 def test_what_is_held_is_bounded_and_nobody_waits_for_another(
     moves: list[tuple[int, int, bool]],
 ) -> None:
-    """Peers that heed it hold a limit and one piece at most; who holds nothing may go on."""
+    """A peer holds at most its limit and one more piece; a peer that holds nothing may go on."""
     shared = Allowance(100)
     peers = [Allowance(50, shared) for _ in range(4)]
     held: list[list[int]] = [[] for _ in peers]
@@ -38,7 +38,7 @@ def test_what_is_held_is_bounded_and_nobody_waits_for_another(
 
 
 def test_room_is_had_when_another_peer_gives_back() -> None:
-    """A peer held up by what all hold goes on when any of them holds less."""
+    """A peer that waits for the shared limit goes on when another peer gives room back."""
 
     async def give_and_wait() -> None:
         shared = Allowance(10)

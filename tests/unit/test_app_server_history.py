@@ -1,4 +1,4 @@
-"""What a conversation on the App Server tells of a batch."""
+"""What a conversation on the App Server shows about a batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ DONE = said("done", "assistant_message")
 
 
 def test_an_answer_says_that_it_is_digested() -> None:
-    """A batch with an answer after it is digested; one without, or with a later batch, is not."""
+    """A batch counts as digested only with an answer before any later batch."""
     assert trace_of(POST, [said(POST.text), returned("Block human now reads: x"), DONE]).digested
     assert not trace_of(POST, [said(POST.text), returned("Block human now reads: x")]).digested
     later = said('<transcript batch="batch-2">')
@@ -34,7 +34,7 @@ def test_an_answer_says_that_it_is_digested() -> None:
 
 @pytest.mark.parametrize("cut", ["External tool call timed out", "Interrupted by user"])
 def test_a_tool_that_was_cut_off_leaves_it_undigested(cut: str) -> None:
-    """What an agent says after an edit of its did not get through is no sign that it is made."""
+    """An answer after a failed edit does not make the batch digested; one after a new edit does."""
     cut_off = [said(POST.text), returned(cut), DONE]
     assert not trace_of(POST, cut_off).digested
     assert trace_of(POST, [*cut_off, said("Digest it now"), returned("made"), DONE]).digested

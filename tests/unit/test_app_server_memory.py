@@ -1,4 +1,4 @@
-"""Memory on an App Server that answers by halves, without a server."""
+"""Memory on a fake App Server that answers only some requests."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ INSERT = ToolCall("c1", "memory_insert", '{"label": "human", "new_str": "Home: L
 
 
 class HalfServer:
-    """Lists its files, and answers no question of a kind in `failing`."""
+    """Lists its files, and fails questions of a kind in `failing`."""
 
     def __init__(self) -> None:
         self.files = {PATH: RAW}
@@ -58,7 +58,7 @@ class HalfServer:
 
 
 async def test_a_file_that_is_listed_and_not_read_is_no_memory() -> None:
-    """Half an answer changes nothing: no block is served of it, and no edit loses a file's head."""
+    """A partly failed read serves no block, and a partly failed edit changes no file."""
     server = HalfServer()
     memory = AgentMemory(cast("Sockets", server), timeout_s=5.0)
     server.failing = {"read_memory_file"}

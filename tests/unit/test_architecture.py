@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md draws the tree as it is, and each rule in it has a guard."""
+"""ARCHITECTURE.md shows the real tree, and each rule in it has a guard."""
 
 import ast
 import re
@@ -37,8 +37,8 @@ class Room:
     """A row of the table.
 
     Attributes:
-        modules: The rooms it is of, as they are imported, or a path outside the package.
-        must_not: What the table says, or empty.
+        modules: The modules that the row is about, by import name, or a path outside the package.
+        must_not: The row's "must not", or empty.
     """
 
     modules: tuple[str, ...]
@@ -64,7 +64,7 @@ def within(module: str, places: list[str]) -> bool:
 
 
 def layers() -> list[list[str]]:
-    """The lines of the first contract, from the top, each with the rooms on it."""
+    """The lines of the first contract from the top, each with its modules."""
     return [line.split(" | ") for line in CONTRACTS[0]["layers"]]
 
 
@@ -105,8 +105,8 @@ ABOVE_WIRE = PACKAGES - {"sidecar.llm", "sidecar.wire"}
 SIDECAR_ALONE = ABOVE_WIRE - {"sidecar.demo", "sidecar.worker"}
 CHANNELS = ("admin", "console", "link", "vapi")
 ADAPTERS = ("app_server", "embedded", "rest", "plug")
-# Each "must not" of the table: the imports that would break it, or the test that holds it where no
-# import would.
+# For each "must not" of the table, the imports that would break it, or, if it is not about imports,
+# the test that enforces it.
 GUARDS: dict[str, list[tuple[str, str]] | str] = {
     "voice_worker": "unit/test_architecture.py::test_the_worker_to_copy_imports_the_public_path",
     "sidecar.model": each(("sidecar.model", "sidecar.errors"), CLOCKS_AND_IO | PACKAGES),
@@ -151,7 +151,7 @@ def test_the_layers_drawn_are_those_of_the_contract() -> None:
 
 
 def test_the_table_names_every_room() -> None:
-    """Each package and each top-level module has its row, once, and no row is of a room gone."""
+    """Each package and each top-level module has one row, and no row names a missing room."""
     named = [module for room in rooms() for module in room.modules if module.startswith("sidecar.")]
     assert sorted(named) == sorted(ROOMS)
     beside = [name for room in rooms() for name in room.modules if not name.startswith("sidecar.")]
@@ -159,7 +159,7 @@ def test_the_table_names_every_room() -> None:
 
 
 def test_each_must_not_has_a_guard() -> None:
-    """What the table forbids is held by an import contract, or by a test named here."""
+    """What the table forbids is enforced by an import contract, or by a test named here."""
     assert {name for name, room in TABLE.items() if room.must_not} == GUARDS.keys()
     imports = [pair for guard in GUARDS.values() if not isinstance(guard, str) for pair in guard]
     assert [pair for pair in imports if not may_not_import(*pair)] == []
@@ -168,7 +168,7 @@ def test_each_must_not_has_a_guard() -> None:
 
 
 def test_what_may_be_imported_is_not_taken_for_forbidden() -> None:
-    """The reading of the contracts above can say no."""
+    """The reading of the contracts above permits imports that no contract forbids."""
     assert not may_not_import("sidecar.cli", "sidecar.app")
     assert not may_not_import("sidecar.channels.vapi", "sidecar.calls")
     assert not may_not_import("sidecar.delivery", "sidecar.letta.port")
@@ -176,7 +176,7 @@ def test_what_may_be_imported_is_not_taken_for_forbidden() -> None:
 
 
 def test_every_channel_and_every_letta_is_kept_apart() -> None:
-    """A package or module in channels/, and a package in letta/, is in the contract of its kind."""
+    """A package or module in channels/, and a package in letta/, is in its kind's contract."""
     apart = {
         contract["name"]: contract["modules"] for contract in CONTRACTS if "modules" in contract
     }
@@ -197,7 +197,7 @@ def test_every_channel_and_every_letta_is_kept_apart() -> None:
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
-    """Each module that a file imports, and whether that is done when the file is."""
+    """Each module that a file imports, and whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
     late = {
         inner
@@ -215,14 +215,14 @@ def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def test_the_worker_to_copy_imports_the_public_path() -> None:
-    """`voice_worker.py` has LiveKit and what a worker is given, and no policy to hold."""
+    """`voice_worker.py` imports LiveKit and the worker's public API, and none of the policy."""
     allowed = ["os", "livekit", "sidecar.livekit", "sidecar.worker.livekit"]
     named = [module for module, _ in imports_of(ROOT / "voice_worker.py")]
     assert [module for module in named if not within(module, allowed)] == []
 
 
 def test_otel_is_imported_inside_functions_alone() -> None:
-    """No module brings OpenTelemetry when it is imported: only who was asked for traces does."""
+    """Importing a module never imports OpenTelemetry: only a function that makes traces does."""
     early = [
         path.name
         for path in (ROOT / "sidecar").rglob("*.py")
@@ -235,14 +235,14 @@ def test_otel_is_imported_inside_functions_alone() -> None:
 
 @pytest.mark.parametrize("name", ["LLM_BASE_URL", "LLM_API_KEY", "OPENAI_API_KEY"])
 def test_no_demo_model_where_one_is_configured(name: str) -> None:
-    """The demo model answers where no model is named, and only there."""
+    """The demo model is built only if neither a model's URL nor a key is configured."""
     value = "http://llm.example/v1" if name.endswith("URL") else "sk-1"
     assert not isinstance(build_llm(load({name: value})), DemoModel)
     assert isinstance(build_llm(load({})), DemoModel)
 
 
 def test_one_word_is_one_class() -> None:
-    """No two public classes of the package have one name."""
+    """No two public classes of the package have the same name."""
     places: dict[str, list[str]] = {}
     for path in sorted((ROOT / "sidecar").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""Archival memory, asked while somebody waits, in virtual time."""
+"""Searches of archival memory while a caller waits, in virtual time."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ class Bench:
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=trio.current_time)
 
     async def search(self, question: str, *, agent: str = "a", budget_s: float = 1.0) -> float:
-        """Search, expecting what the source has; return the seconds it took."""
+        """Search, expecting what the source has; return how many seconds it took."""
         began_s = trio.current_time()
         assert await self.archive.search(agent, question, budget_s=budget_s) == self.source.found
         return trio.current_time() - began_s
@@ -66,7 +66,7 @@ async def opened() -> AsyncGenerator[Bench]:
 @pytest.mark.anyio
 class TestArchive:
     async def test_who_asks_waits_for_no_longer_than_the_budget(self) -> None:
-        """A Letta that hangs costs the budget, and then nothing more while it hangs."""
+        """While Letta hangs, each search ends empty when its budget is used up."""
         async with opened() as bench:
             bench.source.delay_s = 3_600.0
             for question in ("boat", "dog"):
@@ -75,7 +75,7 @@ class TestArchive:
                 assert trio.current_time() - began_s == pytest.approx(0.8)
 
     async def test_a_late_answer_serves_the_same_question(self) -> None:
-        """What came after the budget is there at once when the question is asked again."""
+        """An answer that came after the budget is served at once when the question is repeated."""
         async with opened() as bench:
             bench.source.delay_s = 2.0
             assert await bench.archive.search("a", "Which  boat?", budget_s=0.5) == ()
@@ -84,14 +84,14 @@ class TestArchive:
             assert bench.source.asked == [("a", "Which boat?")]
 
     async def test_one_search_for_the_same_question_at_once(self) -> None:
-        """Repeats while a search is under way wait for it and start none."""
+        """Repeats of a question wait for the search that is already under way, and start none."""
         async with opened() as bench, trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(bench.search, "boat")
         assert len(bench.source.asked) == 1
 
     async def test_an_answer_is_kept_for_a_while_and_for_its_agent(self) -> None:
-        """After a minute it is asked again; another agent's answer serves nobody else."""
+        """An answer is kept for its own agent only, and for a limited time."""
         async with opened() as bench:
             await bench.search("boat")
             await bench.search("boat", agent="b")
@@ -100,7 +100,7 @@ class TestArchive:
             assert [agent for agent, _ in bench.source.asked] == ["a", "b", "a"]
 
     async def test_failures_open_the_breaker(self) -> None:
-        """After three failures in a row a question costs nothing; one probe finds the way back."""
+        """Three failures in a row stop further searches, and a later probe starts them again."""
         async with opened() as bench:
             bench.source.error = LettaUnavailable("503")
             for number in range(5):
@@ -112,7 +112,7 @@ class TestArchive:
             await bench.search("boat 9")
 
     async def test_a_failed_search_is_not_kept(self) -> None:
-        """The question that failed is asked anew."""
+        """A question whose search failed is searched again."""
         async with opened() as bench:
             bench.source.error = LettaUnavailable("503")
             assert await bench.archive.search("a", "boat", budget_s=1.0) == ()
@@ -120,7 +120,7 @@ class TestArchive:
             await bench.search("boat")
 
     async def test_a_letta_without_an_archive_is_asked_once(self) -> None:
-        """A generation that has none is no failure, and is not asked again."""
+        """A Letta without an archive is no failure, and is not asked again."""
         async with opened() as bench:
             bench.source.error = NotOffered("none here")
             for question in ("boat", "dog"):
@@ -129,7 +129,7 @@ class TestArchive:
             assert bench.telemetry.counts["archive_search_failed"] == 0
 
     async def test_only_so_many_at_once(self) -> None:
-        """Searches that hang leave the connections to those who read blocks."""
+        """At most 16 hanging searches run at once, which leaves connections for block reads."""
         async with opened() as bench:
             bench.source.delay_s = 60.0
             async with trio.open_nursery() as nursery:
@@ -139,7 +139,7 @@ class TestArchive:
                 assert bench.source.at_work == 16
 
     async def test_no_question_is_not_asked(self) -> None:
-        """Spaces ask nothing, and a long question is cut."""
+        """A blank question is not sent, and a long one is cut."""
         async with opened() as bench:
             assert await bench.archive.search("a", "  ", budget_s=1.0) == ()
             await bench.search("x" * 10_000)

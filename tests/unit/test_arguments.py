@@ -1,4 +1,4 @@
-"""Each argument and option of each command, given what it can't be: exit code 2, by its name."""
+"""Bad values for every argument and option of every command: exit code 2 and its name."""
 
 import io
 import json
@@ -21,11 +21,11 @@ NO_TEXT = (*BLANK, "a\x01b", "a\x9bb", "a\udc80b", LONG)
 NO_WHOLE_NUMBER = ("", "many", "1.5", "9" * 30, LONG)
 NO_NUMBER = ("", "many", "nan", "inf", "1e400", LONG)
 NEEDED = {"--caller": "id:ada", "--to": "embedded"}
-"""What the options that a command can't do without are given."""
+"""Values for the options that a command requires."""
 
 
 def leaves(group: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that is no group, by its words."""
+    """Every command that is not a group, by its words."""
     for name, one in group.commands.items():
         if hasattr(one, "commands"):
             yield from leaves(one, *above, name)
@@ -34,7 +34,7 @@ def leaves(group: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def takes(param: Any) -> str:
-    """What kind of value a parameter takes; empty: none, it is a switch."""
+    """What kind of value a parameter takes; empty for a switch."""
     annotation = str(param.type_descriptor.annotation)
     kinds = {"bool": "", "Path": "file", "int": "whole number", "float": "number", "str": "text"}
     return next(kind for name, kind in kinds.items() if name in annotation)
@@ -49,7 +49,7 @@ PLACES = [
 
 
 def given(command: Any, param: Any, value: str, at: Path) -> list[str]:
-    """The command line in which one parameter has this value, and the others what they need."""
+    """The command line that gives one parameter this value, and the others what they need."""
     line: list[str] = []
     reached = False
     for one in command.params:
@@ -70,7 +70,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
 
 
 def refused(done: Done, param: Any) -> None:
-    """Assert that a command names the parameter and what to do, in few words."""
+    """Assert that a command names the parameter and a remedy, briefly and without a traceback."""
     names = {param.opts[-1], param.name, param.metavar or param.name}
     told = done.err.splitlines()[-1]
     assert done.code == 2, done
@@ -86,7 +86,7 @@ def refused(done: Done, param: Any) -> None:
 def test_what_a_parameter_can_t_be_is_refused_by_its_name(
     command: Cli, tmp_path: Path, words: tuple[str, ...], one: Any, param: Any
 ) -> None:
-    """A new command or option is in the table by itself; nothing is made or touched."""
+    """Each parameter, of new commands too, refuses bad values by name and creates no file."""
     wrong = {
         "text": NO_TEXT,
         "file": ("", " ", "a\x01b", LONG, "y" * 300, str(tmp_path), f"{tmp_path}/no/such/file"),
@@ -99,7 +99,7 @@ def test_what_a_parameter_can_t_be_is_refused_by_its_name(
 
 
 def test_wrong_use_is_told_as_json_too(command: Cli) -> None:
-    """A program gets the name of the parameter and the remedy."""
+    """JSON output names the wrong parameter and the remedy."""
     for args, field in (
         (("agents", "create", ""), "name"),
         (("calls", "list", "--limit", "9" * 30), "--limit"),
@@ -116,7 +116,7 @@ def test_wrong_use_is_told_as_json_too(command: Cli) -> None:
 def test_a_caller_from_standard_input_is_checked_likewise(
     command: Cli, monkeypatch: pytest.MonkeyPatch, raw: bytes
 ) -> None:
-    """What is read in place of an argument is no way around its check."""
+    """A caller read from standard input is checked like an argument."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), "utf-8"))
     done = command.run("forget", "--caller", "-")
     assert done.code == 2
@@ -124,7 +124,7 @@ def test_a_caller_from_standard_input_is_checked_likewise(
 
 
 def test_a_command_of_several_lines_is_taken(command: Cli) -> None:
-    """What an agent is to say or to heed may have lines; here nobody runs to be told."""
+    """A text of several lines is accepted for the agent to say."""
     done = command.run("calls", "say", "call", "One.\n\tTwo.")
     assert done.code == 1
     assert "no sidecar answers" in done.err

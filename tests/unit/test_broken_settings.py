@@ -1,4 +1,4 @@
-"""Every command with each setting broken: it says which, and what to do, and never a traceback."""
+"""Every command with each setting broken names it and a remedy, without a traceback."""
 
 import os
 import subprocess
@@ -85,12 +85,12 @@ BROKEN: dict[str, tuple[str, ...]] = {
 }
 STARTS = ("check", "doctor", "run")
 TOGETHER = {"LIVEKIT_API_KEY": "LIVEKIT_URL", "LIVEKIT_API_SECRET": "LIVEKIT_URL"}
-"""Who names a missing part: the setting that asks for it."""
+"""The setting by which an error names a missing part of a group."""
 VAPI = {"SIDECAR_VAPI_KEY": "SIDECAR_VAPI_SECRET", "SIDECAR_VAPI_SECRET": "SIDECAR_VAPI_KEY"}
 
 
 def broken() -> Iterator[tuple[str, str]]:
-    """Each setting with a value it does not take; where none is told, one against its type."""
+    """Each setting with bad values: those listed for it, or else one of the wrong type."""
     for name, variables in environment_names().items():
         kind: Any = Settings.model_fields[name].annotation
         of_kind = {bool: "maybe", int: "many", float: "nan"}.get(kind, "with\x01control")
@@ -110,7 +110,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
 
 
 def leaves(group: Any, *above: str) -> Iterator[str]:
-    """Every command that is no group."""
+    """Every command that is not a group."""
     for name, one in group.commands.items():
         if hasattr(one, "commands"):
             yield from leaves(one, *above, name)
@@ -119,7 +119,7 @@ def leaves(group: Any, *above: str) -> Iterator[str]:
 
 
 def names(done: Done, variable: str) -> None:
-    """Assert that a command refused a setting, with something to do about it."""
+    """Assert that a command exits with 2 and names the setting and a remedy, and no traceback."""
     told = done.out + done.err
     named = {variable, TOGETHER.get(variable, variable), VAPI.get(variable, variable)}
     line = next((line for line in told.splitlines() if any(f"{n}: " in line for n in named)), "")
@@ -129,13 +129,13 @@ def names(done: Done, variable: str) -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    """A new command is run with broken settings, too."""
+    """Every command is in the table, so that a new one is run with broken settings, too."""
     assert sorted(leaves(typer.main.get_command(cli.app))) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_names_the_setting_that_is_wrong(command: Cli, name: str) -> None:
-    """Exit code 2, the setting and its remedy; the value is not repeated where it may be a secret."""
+    """A command exits with 2 and names the setting and remedy, without repeating a secret value."""
     every = list(broken())
     first = {variable: (variable, value) for variable, value in reversed(every)}
     for variable, value in every if name in STARTS else first.values():
@@ -209,7 +209,7 @@ USED: dict[str, tuple[str, Setting]] = {
 
 
 def made(tmp_path: Path) -> Path:
-    """Make the things that settings may name by mistake, once."""
+    """Make the things that settings may name by mistake, unless they exist."""
     if (tmp_path / "file").exists():
         return tmp_path
     (tmp_path / "file").write_text("no JSON")
@@ -222,14 +222,14 @@ def made(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", STARTS)
 def test_check_doctor_and_run_agree(command: Cli, tmp_path: Path, name: str) -> None:
-    """What a start would find unusable, `check` and `doctor` name by the same setting."""
+    """`check`, `doctor` and `run` name the same setting for a value that a start can't use."""
     for variable, settings in USED.values():
         names(command.run(name, **settings(made(tmp_path))), variable)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in STARTS])
 def test_what_is_unusable_breaks_no_command(command: Cli, tmp_path: Path, name: str) -> None:
-    """A command that needs the thing exits 2 and names it; another does its work."""
+    """A command that needs the unusable thing exits with 2 and names it; others still work."""
     for variable, settings in USED.values():
         done = command.run(*name.split(), *COMMANDS[name], **settings(made(tmp_path)))
         assert done.code in {0, 1, 2}
@@ -239,7 +239,7 @@ def test_what_is_unusable_breaks_no_command(command: Cli, tmp_path: Path, name: 
 
 @pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1", "256.1.1.1", "no.such.invalid", "*"])
 def test_an_address_of_no_machine_or_another_is_named(command: Cli, host: str) -> None:
-    """A check and a start refuse it by the same setting; doctor has a finding of it."""
+    """`check` and `run` refuse a wrong host by its setting, and `doctor` reports it."""
     settings = {"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": _KEY, "SIDECAR_PORT": "0"}
     for name in ("check", "run"):
         names(command.run(name, **settings), "SIDECAR_HOST")
@@ -249,7 +249,7 @@ def test_an_address_of_no_machine_or_another_is_named(command: Cli, host: str) -
 
 
 def test_addresses_of_version_6_are_taken(command: Cli) -> None:
-    """Of this machine, written without brackets."""
+    """IPv6 addresses of this machine are accepted without brackets, and refused with them."""
     for host in ("::1", "::ffff:127.0.0.1"):
         assert command.run("check", SIDECAR_HOST=host, SIDECAR_LINK_TOKEN=_KEY).code == 0
     names(command.run("check", SIDECAR_HOST="[::1]", SIDECAR_LINK_TOKEN=_KEY), "SIDECAR_HOST")
@@ -257,7 +257,7 @@ def test_addresses_of_version_6_are_taken(command: Cli) -> None:
 
 @pytest.mark.parametrize("end", ["\r", " ", "\t", "\u00a0", " \r\n"])
 def test_blanks_behind_a_value_change_nothing(command: Cli, end: str) -> None:
-    """A carriage return of a Windows editor is no part of a value, to any command."""
+    """Blanks behind a value, such as a Windows editor's carriage return, change no command."""
     clean = {"SIDECAR_PORT": "0", "SIDECAR_DEFAULT_REGION": "gb", "LLM_MODEL": "m"}
     clean |= {"SIDECAR_LINK_TOKEN": _KEY, "SIDECAR_LOG_JSON": "1"}
     for args in (("check",), ("check", "--json"), ("calls", "list", "--json")):
@@ -277,7 +277,7 @@ def test_blanks_behind_a_value_change_nothing(command: Cli, end: str) -> None:
     ],
 )
 def test_a_process_of_its_own_ends_so_too(args: tuple[str, ...], settings: dict[str, str]) -> None:
-    """Exit code 2 and the setting's name leave the process, without a traceback."""
+    """A separate process exits with 2 and names the setting, without a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "sidecar", *args],
         env={"PATH": "/usr/bin:/bin", **settings},
@@ -292,7 +292,7 @@ def test_a_process_of_its_own_ends_so_too(args: tuple[str, ...], settings: dict[
 def test_a_directory_that_may_not_be_used_is_named(
     command: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Another user's directory is no traceback of permissions, whatever is asked of it."""
+    """Every command names the setting of a directory that it may not use, without a traceback."""
     allowed = os.access
 
     def refuses(path: str | Path, mode: int) -> bool:
@@ -316,7 +316,7 @@ def test_a_directory_that_may_not_be_used_is_named(
 def test_what_a_connection_takes_from_the_environment(
     command: Cli, name: str, variable: str, value: str
 ) -> None:
-    """A proxy or certificate that can't be used is named with its remedy: exit code 2."""
+    """A proxy or certificate that can't be used is named with a remedy, and the exit code is 2."""
     done = command.run(*name.split(), LETTA_API_KEY=_KEY, **{variable: value})
     names(done, "HTTPS_PROXY")
     assert variable in done.out + done.err

@@ -28,7 +28,7 @@ WAITS = Waits()
 
 
 class Letta:
-    """Agents with one block each; a test sets what it holds, how slow it is and whether it fails."""
+    """Agents with one block each; a test sets its value, the delay and whether requests fail."""
 
     def __init__(self) -> None:
         self.agents: dict[str, FoundAgent] = {}
@@ -178,7 +178,7 @@ def test_opening_a_call_never_waits_for_letta() -> None:
 
 
 def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
-    """A first call makes an agent and has no memory; the second has what that agent learnt."""
+    """A first call creates an agent and has no memory; the next call has what it learnt."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -196,7 +196,7 @@ def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
 
 
 def test_no_caller_sees_another_callers_memory_or_words() -> None:
-    """Two callers, and one number in two tenants, have nothing in common."""
+    """Two callers, or one number in two tenants, share neither memory nor words."""
 
     async def body(bench: Bench) -> None:
         ears: dict[tuple[str, str], LiveCall] = {}
@@ -245,7 +245,7 @@ def test_who_calls_again_at_once_is_remembered_before_letta_knows() -> None:
 def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
     *, speaks_at_once: bool
 ) -> None:
-    """A prompt in the very moment of the opening waits for what the journal holds, not for Letta."""
+    """A prompt right at the opening waits for the journal's turns, but not for Letta."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -263,7 +263,7 @@ def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
 
 
 def test_a_prompt_waits_no_longer_than_it_may() -> None:
-    """Letta hangs and nothing is known: the cold start, once, from the opening; later nothing."""
+    """The first prompt waits for the cold-start budget from the opening; later ones don't wait."""
 
     async def body(bench: Bench) -> None:
         bench.letta.delay_s = 10_000.0
@@ -276,7 +276,7 @@ def test_a_prompt_waits_no_longer_than_it_may() -> None:
 
 
 def test_a_read_under_way_is_waited_for_from_its_start() -> None:
-    """A slow read costs a prompt what is left of `memory_s` since the speech began, no more."""
+    """A prompt waits for a slow read for at most `memory_s` from the start of the speech."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -298,7 +298,7 @@ def test_a_read_under_way_is_waited_for_from_its_start() -> None:
 def test_a_read_that_only_renews_the_memory_is_not_waited_for(
     letta_s: float, *, confirmed: bool
 ) -> None:
-    """With memory at hand the first read of a call may cost `memory_s`; no later one costs any."""
+    """A first prompt may wait `memory_s` for an unconfirmed copy to be read; later ones don't."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -326,7 +326,7 @@ def test_a_read_that_only_renews_the_memory_is_not_waited_for(
 
 
 def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
-    """A call in an outage has the memory of before; when Letta is back it has the new one."""
+    """A call during an outage has the last good copy, and the new memory once Letta is back."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -347,7 +347,7 @@ def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
 
 
 def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
-    """With nobody to ask, the call goes on without memory and gets it as soon as it can."""
+    """A new caller in an outage has no memory at first, and gets it once Letta is back."""
 
     async def body(bench: Bench) -> None:
         bench.letta.down = True
@@ -363,7 +363,7 @@ def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
 
 
 def test_speech_starts_a_read_and_its_end_is_told() -> None:
-    """Each time the caller begins to speak, one `settled` memory answers, changed or not."""
+    """Each time the caller begins to speak, one `settled` memory follows, changed or not."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -394,7 +394,7 @@ def test_a_call_belongs_to_one_worker_at_a_time() -> None:
 
 
 def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
-    """Within two minutes the call is taken up again; after that its words go to Letta."""
+    """A lost call can be taken up again within two minutes, and is closed after that."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -414,7 +414,7 @@ def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
 
 @pytest.mark.parametrize("leaves", ["a link is lost", "a page is closed"])
 def test_guidance_stays_with_a_call_that_is_taken_up_again(leaves: str) -> None:
-    """It outlives the channel's hold on the call, in no other call and for no other caller."""
+    """Guidance stays with a call that is taken up again, and reaches no other call."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -440,7 +440,7 @@ def test_guidance_stays_with_a_call_that_is_taken_up_again(leaves: str) -> None:
 
 
 def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
-    """After a restart, a call whose worker never returns does not keep its words from Letta."""
+    """After a restart, a call whose worker never returns is closed in the end."""
     before = Bench()
 
     async def first(bench: Bench) -> None:
@@ -459,7 +459,7 @@ def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
 
 @pytest.mark.parametrize("how", ["taken up", "spooled"])
 def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
-    """Settings that give a caller another agent in the middle of a call lose none of its words."""
+    """A call keeps its agent and all its words when settings give its caller another agent."""
     before = Bench()
 
     async def first(bench: Bench) -> None:
@@ -515,7 +515,7 @@ def test_an_id_used_again_brings_no_other_callers_words() -> None:
 
 
 def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
-    """The sweep over lost calls closes none that a worker has taken up, or lost again, since."""
+    """The sweep of lost calls closes none that was taken up, or lost again, during the sweep."""
 
     async def body(bench: Bench) -> None:
         for n in range(3):
@@ -544,7 +544,7 @@ def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
 
 
 def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
-    """What an earlier worker left of a call that is live again is stored, and does not end it."""
+    """Turns from the spool of a call that is live again are stored without ending it."""
 
     async def body(bench: Bench) -> None:
         append = bench.journal.append
@@ -572,7 +572,7 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
 
 
 def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> None:
-    """A refused claim leaves a lost call lost: its words go to Letta in the end."""
+    """A lost call that another caller is refused is still closed in the end."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -587,7 +587,7 @@ def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> No
 
 
 def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
-    """Retention may be quicker than the sweep; the sidecar stays ready."""
+    """A lost call that retention erased before the sweep is no failure of the journal."""
     before = Bench()
 
     async def first(bench: Bench) -> None:
@@ -606,7 +606,7 @@ def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
 
 
 def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
-    """A turn that finds its call gone from the journal, as retention leaves it, opens it again."""
+    """A turn whose call is gone from the journal, as after retention, opens the call again."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -620,7 +620,7 @@ def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
 
 
 def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
-    """Ready again within seconds, with no call to show it; a failed read is no such failure."""
+    """The journal's error clears within seconds once writes work; a failed read sets none."""
 
     async def body(bench: Bench) -> None:
         recent, append = bench.journal.recent, bench.journal.append
@@ -654,7 +654,7 @@ def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
 def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
     letta_down: bool, early: bool
 ) -> None:
-    """Who calls again before the first call's last turn is stored is remembered all the same."""
+    """The last turn of a first call is in the memory of a second one that had already begun."""
 
     async def body(bench: Bench) -> None:
         first, ear = await bench.open("c1")
@@ -674,7 +674,7 @@ def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
 
 
 def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
-    """A drain ends no call and begins none."""
+    """While draining, live calls go on and no new one is opened."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -689,7 +689,7 @@ def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
 
 
 def test_a_gap_in_the_count_is_taken_and_counted() -> None:
-    """A turn with a number too high is stored all the same, and the gap is an event."""
+    """A turn whose number leaves a gap is stored, and the gap is counted."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -701,7 +701,7 @@ def test_a_gap_in_the_count_is_taken_and_counted() -> None:
 
 
 def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
-    """With no room nothing is stored, the error says so, and later turns go through."""
+    """On a full disk a turn is an error and not stored, and later turns work again."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -723,7 +723,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
 
 
 def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
-    """An error no part should raise, while a call's memory is brought, is logged and its own."""
+    """An unexpected error while one call's memory is loaded is logged and affects no other call."""
 
     async def body(bench: Bench) -> None:
         load = bench.store.load
@@ -744,7 +744,7 @@ def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
 
 
 def test_memory_changes_no_byte_while_nothing_changed() -> None:
-    """Reads that find the same blocks leave the text as it is, and tell nobody twice."""
+    """Reads that find the same blocks leave the text as it is, and notify nobody."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -762,7 +762,7 @@ def test_memory_changes_no_byte_while_nothing_changed() -> None:
 
 
 def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
-    """A withheld number gets no memory, a line in the log, and its turns are in the journal."""
+    """A call from a withheld number has no memory, one line in the log, and its turns stored."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1", CallerHints(phone="anonymous"))
@@ -776,7 +776,7 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
 
 
 def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
-    """One line is written of a call, though it is opened again or its words come from a spool."""
+    """An unusable number is logged once per call, though the call is reopened or spooled."""
 
     async def body(bench: Bench) -> None:
         for hints in (CallerHints(phone="+8656696"), CallerHints(phone="sip:alice1002@pbx")):
@@ -801,7 +801,7 @@ def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
 
 
 def test_who_is_nobody_is_in_the_log_where_one_agent_has_all_calls() -> None:
-    """With a fixed agent a refused number is told, too; a call that names nobody is not."""
+    """With a fixed agent, an unusable number is logged, and a call without a number is not."""
 
     async def body(bench: Bench) -> None:
         await bench.open("c1", CallerHints())
@@ -813,7 +813,7 @@ def test_who_is_nobody_is_in_the_log_where_one_agent_has_all_calls() -> None:
 
 
 def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
-    """A worker or VAPI may repeat itself after `forget`: acked, nothing stored, no agent made."""
+    """Late words of a call erased by `forget` are acked but not stored, and no agent is made."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -843,7 +843,7 @@ def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
 
 
 def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
-    """The words that a channel holds of it are taken, dropped, and asked for no more."""
+    """Words of a call that was erased while a channel held it are accepted but not stored."""
 
     async def body(bench: Bench) -> None:
         live, _ = await bench.open("c1")
@@ -859,7 +859,7 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
 
 
 def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
-    """However often a worker says so while Letta hangs, few tasks wait; each gets its answer."""
+    """A flood of speech starts and openings leaves few tasks waiting, and each is answered."""
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
@@ -869,7 +869,7 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
         for n in range(200):
             live.speech_started()
             live, ear = await bench.open("c1")
-            assert ear.views or n == 0  # while it is on its way, what is at hand comes at once
+            assert ear.views or n == 0  # during a read, the memory held comes at once
         assert trio.lowlevel.current_statistics().tasks_living < before + 20
         await ear.settled()
         bench.letta.delay_s = 0.0  # a poll may be under way at any moment

@@ -1,4 +1,4 @@
-"""What commits of an agent's memory tell."""
+"""The edits and the batch that are read from commits of an agent's memory."""
 
 import pytest
 
@@ -41,12 +41,12 @@ index 699b10b..0e63f3d 100644
 
 
 def test_a_new_block_is_its_value() -> None:
-    """Of a file that is made, the lines below its head are what was learned."""
+    """The edit of a new file consists of the lines below its head."""
     assert edits_of(NEW) == (Edit("human", (), ("Name: Ada",)),)
 
 
 def test_a_change_is_told_block_by_block() -> None:
-    """Lines that went and lines that came, of each block, also where they look like a diff's own."""
+    """Removed and added lines are listed per block, even if they look like a diff's own lines."""
     assert edits_of(CHANGED) == (
         Edit("human", ("Home: Lyon",), ("Home: Oslo", "--- a line of dashes")),
         Edit("calls", (), ("-- asked for a table",)),
@@ -59,7 +59,7 @@ def test_an_empty_diff_changed_nothing() -> None:
 
 
 def test_a_commit_names_its_batch_or_none() -> None:
-    """Only a subject of ours names a batch."""
+    """A commit names a batch only if its subject is one of ours."""
     batch = "7dc47e3f-6ed5-40c6-914c-dc016b3959a1"
     assert batch_of(f"voice batch {batch}: memory_insert 229fdeb035e0e175") == batch
     assert not batch_of("chore: initialize local memory")

@@ -1,4 +1,4 @@
-"""What a channel may be called: an open id, the same wherever it goes, or refused by name."""
+"""Names of channels: an open id that is the same everywhere, or is refused by name."""
 
 import json
 import re
@@ -68,20 +68,20 @@ TURN = TurnFrame("c1", "i1", 1, "caller", "hello", 1.0)
 
 
 def opening(channel: str) -> str:
-    """Return the `call.open` of a worker that says what it likes."""
+    """Return the `call.open` of a worker that gives this channel."""
     fields: dict[str, object] = {"call": "c1", "channel": channel, "hints": {}, "opened_at_s": 1.0}
     return json.dumps({"type": "call.open"} | fields, separators=(",", ":"))
 
 
 @given(names)
 def test_a_name_is_one_by_its_pattern_alone(name: str) -> None:
-    """From the first to the last character, ASCII alone, a newline at the end not forgiven."""
+    """A channel name matches the whole pattern: ASCII only, without a newline at the end."""
     assert is_channel(name) == bool(re.match(r"\A[a-z][a-z0-9-]{0,31}\Z", name))
 
 
 @given(names)
 def test_over_the_link_a_name_comes_through_or_is_refused_by_field_and_rule(name: str) -> None:
-    """A frame has the very name that was sent, or its error says which field, and the rule."""
+    """A frame keeps the name exactly as sent, or its error names the field and the rule."""
     if is_channel(name):
         frame = decode_from_worker(opening(name))
         assert isinstance(frame, CallOpen)
@@ -92,14 +92,14 @@ def test_over_the_link_a_name_comes_through_or_is_refused_by_field_and_rule(name
         decode_from_worker(opening(name))
     error = refused.value
     assert "malformed" == error.code
-    if not any("\ud800" <= character <= "\udfff" for character in name):  # else it is no JSON
+    if not any("\ud800" <= character <= "\udfff" for character in name):  # otherwise it is no JSON
         assert ("channel", "c1") == (error.field, error.call)
         assert f"field `channel`: {CHANNEL_RULE}" == error.message
 
 
 @given(names)
 def test_a_frame_of_ours_can_not_be_made_with_another_name(name: str) -> None:
-    """What a worker of ours would send is checked where it is made, not at the other end."""
+    """A `CallOpen` with an invalid channel can't be made, so a worker never sends one."""
     if is_channel(name):
         assert name == CallOpen("c1", name, Hints(), 1.0).channel
     else:
@@ -111,7 +111,7 @@ def test_a_frame_of_ours_can_not_be_made_with_another_name(name: str) -> None:
 def test_a_worker_is_told_at_once_that_no_channel_may_be_called_so(
     name: str, tmp_path: Path
 ) -> None:
-    """Opening a call raises, before anything of it is said, and names field and rule."""
+    """Opening a call with an invalid channel raises at once and names the field and the rule."""
     link = Link(
         "ws://127.0.0.1:1/link",
         worker="w1",
@@ -128,7 +128,7 @@ def test_a_worker_is_told_at_once_that_no_channel_may_be_called_so(
 @settings(max_examples=30, deadline=None)
 @given(names)
 def test_a_spool_file_gives_the_name_back_or_keeps_every_byte(name: str) -> None:
-    """A file that names no channel is seen to be damaged, so that it is set aside as it stands."""
+    """A spool file gives the channel back, or counts as damaged and is set aside unchanged."""
     raw = f"{opening(name)}\n{encode(TURN)}\n".encode()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "c1.jsonl"
@@ -157,7 +157,7 @@ class Ear:
 
 
 async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
-    """Open and restore a call for each name; return what was refused, and how."""
+    """Open and restore a call for each name; return the codes and names of the refused ones."""
     journal = await SqliteJournal.open(
         path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=lambda: 1.0
     )
@@ -193,7 +193,7 @@ async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
 
 
 def shown(call: Call) -> tuple[str, str]:
-    """Return the channel as `--json` says it, and as the message to Letta does."""
+    """Return the channel as `--json` shows it, and as the message to Letta does."""
     (told,) = re.findall(r'"channel": (".*")', show.json_line({"channel": call.channel}))
     batch = Batch("b", "l", call, "a", 1, (), 0, False, 0.0, 0.0, 0.0, last_part=False)
     (posted,) = re.findall(r' channel="([^"]*)"', render_batch(batch))
@@ -217,7 +217,7 @@ async def turns_in(path: Path, call: str) -> tuple[Turn, ...]:
 def test_the_journal_the_command_line_and_letta_have_the_name_that_was_sent(
     said: list[str],
 ) -> None:
-    """A call that was opened, and one that a dead worker left, is of that channel everywhere."""
+    """Opened and restored calls have the channel they were given, wherever it is shown."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.db"
         refused = anyio.run(opened_and_restored, path, said)
@@ -234,7 +234,7 @@ def test_the_journal_the_command_line_and_letta_have_the_name_that_was_sent(
 @settings(max_examples=10, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_a_row_of_another_version_is_read_whatever_it_says(name: str) -> None:
-    """A stored call of a name that is none is of the channel `other`, with all its words."""
+    """A stored call with an invalid channel is read as of `other`, with all its words."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.db"
         anyio.run(opened_and_restored, path, ["livekit"])
@@ -261,7 +261,7 @@ STATE = Gauges(
 @settings(max_examples=30, deadline=None)
 @given(st.lists(names, max_size=12))
 def test_the_labels_of_the_metrics_are_a_fixed_set(said: list[str]) -> None:
-    """Whatever channels there are, each call is counted, and no name but the known becomes a label."""
+    """Every call is counted whatever its channel, and only known channels become labels."""
     live = {name: n for n, name in enumerate(said, 1)}
 
     async def state() -> Gauges:

@@ -39,7 +39,7 @@ def test_no_setting_is_needed() -> None:
 
 
 def test_every_wrong_field_is_named_with_its_remedy() -> None:
-    """Three mistakes give three lines, not the first one only."""
+    """Three mistakes give three lines, not only the first."""
     fields = wrong(
         {"SIDECAR_PORT": "many", "SIDECAR_POST_MAX_TURNS": "0", "LETTA_BASE_URL": "letta:8283"}
     )
@@ -48,7 +48,7 @@ def test_every_wrong_field_is_named_with_its_remedy() -> None:
 
 
 def test_a_token_is_replaced_without_a_gap() -> None:
-    """The old token as that of the tenant `default`, the new as the link's: both open one tenant."""
+    """During a rotation the old and the new token both open the tenant `default`."""
     old, new = "the-old-token-long-enough", "the-new-token-long-enough"
     settings = load({"SIDECAR_TENANTS": json.dumps({"default": old}), "SIDECAR_LINK_TOKEN": new})
     assert settings.tokens == {old: "default", new: "default"}
@@ -56,44 +56,44 @@ def test_a_token_is_replaced_without_a_gap() -> None:
 
 
 def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
-    """A typing mistake is not silently the default."""
+    """A misspelt setting is refused, and the error suggests the right name."""
     assert "SIDECAR_FRESH_S" in wrong({"SIDECAR_FRESH": "1"})["SIDECAR_FRESH"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
 def test_beyond_this_machine_a_secret_is_needed(host: str) -> None:
-    """Binding to the network without a token is refused and names the setting that mends it."""
+    """Binding to the network without a token is refused and names the setting that fixes it."""
     assert "SIDECAR_LINK_TOKEN" in wrong({"SIDECAR_HOST": host})["SIDECAR_HOST"]
     assert load({"SIDECAR_HOST": host, "SIDECAR_LINK_TOKEN": SECRET}).host == host
 
 
 def test_half_of_livekit_is_refused() -> None:
-    """LiveKit's three settings come together or not at all."""
+    """Some of LiveKit's three settings without the others are refused."""
     assert "LIVEKIT_API_SECRET" in wrong({"LIVEKIT_URL": "ws://x"})["LIVEKIT_URL"]
 
 
 def test_two_tenants_with_one_token_are_refused() -> None:
-    """A token says who the tenant is, so no two share one."""
+    """Two tenants with the same token are refused, since the token names the tenant."""
     assert wrong({"SIDECAR_TENANTS": json.dumps({"a": SECRET, "b": SECRET})})
     assert wrong({"SIDECAR_TENANTS": json.dumps({"a": SECRET}), "SIDECAR_LINK_TOKEN": SECRET})
 
 
 @pytest.mark.parametrize("secret", ["", " ", "short", " " * 20])
 def test_a_secret_is_long_enough_not_to_be_guessed(secret: str) -> None:
-    """An unset variable in a file of tokens opens no door, on this machine neither."""
+    """A tenant's token or secret that is short enough to guess is refused."""
     assert "SIDECAR_TENANTS" in wrong({"SIDECAR_TENANTS": json.dumps({"acme": secret})})
     vapi = {"acme": {"key": secret, "secret": secret}}
     assert wrong({"SIDECAR_VAPI_TENANTS": json.dumps(vapi)})
 
 
 def test_one_agent_for_several_tenants_is_refused() -> None:
-    """Nothing is shared between tenants, not by a setting either."""
+    """One agent for several tenants is refused, since tenants share nothing."""
     tenants = json.dumps({"a": SECRET, "b": SECRET + "b"})
     assert "SIDECAR_AGENT_ID" in wrong({"SIDECAR_TENANTS": tenants, "SIDECAR_AGENT_ID": "agent-1"})
 
 
 def test_with_vapi_in_front_workers_need_a_token() -> None:
-    """Where only VAPI's secrets name tenants, nobody can say whose the workers are: set a token."""
+    """Where only VAPI's secrets name tenants, a LiveKit worker needs SIDECAR_LINK_TOKEN."""
     one = {"SIDECAR_VAPI_KEY": SECRET, "SIDECAR_VAPI_SECRET": SECRET}
     vapi = {"SIDECAR_VAPI_TENANTS": json.dumps({"acme": {"key": SECRET, "secret": SECRET}})}
     assert load({}).makes_token
@@ -126,7 +126,7 @@ def test_no_secret_is_printed() -> None:
 
 
 def test_wrong_values_are_not_repeated_in_the_error() -> None:
-    """A key pasted into the wrong field does not end up in a log."""
+    """A key pasted into the wrong setting is not repeated in the error."""
     with pytest.raises(ConfigError) as caught:
         load({"SIDECAR_PORT": "sk-canary", "LETTA_BASE_URL": "sk-canary"})
     assert "canary" not in str(caught.value)
@@ -145,7 +145,7 @@ WORKERS = {
 
 
 def good() -> dict[str, str]:
-    """A value of each setting that is taken, not its default."""
+    """A valid value of each setting other than its default."""
     texts = {
         "SIDECAR_HOST": "::1",
         "SIDECAR_TENANTS": json.dumps({"acme": SECRET + "a"}),
@@ -188,20 +188,20 @@ TOGETHER = {
 
 
 def alone(name: str) -> dict[str, str]:
-    """One setting with what must be set beside it."""
+    """One setting, with the others that it needs."""
     return {one: GOOD[one] for one in (name, *TOGETHER.get(name, ()))}
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_blank_variable_is_unset(variable: str) -> None:
-    """`X=` in an .env file, or an X of blanks, is as no X at all, whatever the setting."""
+    """A setting that is empty or blank, as `X=` in an .env file, counts as unset."""
     for blank in BLANKS:
         assert load({variable: blank}) == load({})
 
 
 @pytest.mark.parametrize("variable", [names[0] for names in environment_names().values()])
 def test_blanks_around_a_value_are_no_part_of_it(variable: str) -> None:
-    """A carriage return of a Windows editor, or a blank behind a value, changes no setting."""
+    """Blanks around a value, such as a Windows editor's carriage return, change no setting."""
     clean = alone(variable)
     assert load(clean) != load({})
     for around in ("{}\r", "{} ", "\t{} \r\n"):
@@ -209,7 +209,7 @@ def test_blanks_around_a_value_are_no_part_of_it(variable: str) -> None:
 
 
 def test_a_blank_first_name_leaves_it_to_the_second() -> None:
-    """`SIDECAR_AGENT_ID=` does not hide LETTA_AGENT_ID, nor a blank LLM_API_KEY OpenAI's."""
+    """A blank first name of a setting does not hide the value under its second name."""
     settings = load({"SIDECAR_AGENT_ID": "", "LETTA_AGENT_ID": "agent-1"})
     assert settings.agent_id == "agent-1"
     assert load({"LLM_API_KEY": " ", "OPENAI_API_KEY": "sk-1"}).llm_is_real
@@ -218,7 +218,7 @@ def test_a_blank_first_name_leaves_it_to_the_second() -> None:
 
 @given(st.sampled_from(sorted(WORKERS)), st.sampled_from(BLANKS), st.sampled_from(BLANKS))
 def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> None:
-    """What both ends read is the same at both, whatever blanks stand around it."""
+    """A worker and the sidecar read the same value from a variable, whatever blanks surround it."""
     environ = WORKERS | {name: f"{before}{WORKERS[name]}{after}"}
     worker, sidecar = LinkSettings.of(environ), load(environ)
     assert worker == LinkSettings.of(WORKERS)
@@ -233,7 +233,7 @@ def test_worker_and_sidecar_read_alike(name: str, before: str, after: str) -> No
 
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
-    """`LLM_API_KEY=` is no key, `LLM_MODEL=` no model and `VOICE_DISCLOSURE=` no silence."""
+    """A blank variable counts as unset in a worker's model and disclosure."""
     names = ("LLM_API_KEY", "OPENAI_API_KEY", "LLM_BASE_URL", "LLM_MODEL")
     assert language_model(dict.fromkeys(names, blank)).name == language_model({}).name
     clean = {"LLM_API_KEY": "sk-1", "LLM_BASE_URL": "http://llm.example/v1"}
@@ -241,7 +241,7 @@ def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
     assert language_model(padded | {"LLM_MODEL": blank}).name == language_model(clean).name
     code = "import voice_worker; print(repr(voice_worker.DISCLOSURE))"
     environ = {"PATH": "/bin", "VOICE_DISCLOSURE": blank, "LIVEKIT_AGENT_NAME": blank}
-    if blank in {"", " \r\n"}:  # a process each: two of the six will do
+    if blank in {"", " \r\n"}:  # each is a process, so two of the six are enough
         done = subprocess.run(
             [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
         )
@@ -249,7 +249,7 @@ def test_a_blank_variable_is_unset_to_the_parts_of_a_worker(blank: str) -> None:
 
 
 def test_a_worker_refuses_what_the_sidecar_refuses_of_its_model() -> None:
-    """A key and a user in the model's URL, or a URL that is none, are named to a worker, too."""
+    """A worker refuses a wrong model URL, or one with a password, as the sidecar does."""
     for url in ("llm", "http://me:secret@llm.example/v1"):
         environ = {"LLM_BASE_URL": url, "LLM_API_KEY": "sk-1"}
         with pytest.raises(ConfigError, match="LLM_BASE_URL"):
@@ -280,7 +280,7 @@ def test_a_worker_refuses_what_the_sidecar_refuses_of_its_model() -> None:
     ],
 )
 def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -> None:
-    """A worker and a sidecar refuse the same value, each by the name of the variable."""
+    """A worker and the sidecar refuse the same value, each by the name of the variable."""
     with pytest.raises(ConfigError, match=name) as worker:
         LinkSettings.of({name: text})
     assert [field for field, _ in worker.value.fields] == [name]
@@ -324,21 +324,21 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
     ],
 )
 def test_a_setting_is_checked_against_its_use(name: str, text: str, remedy: str) -> None:
-    """What would fail later, or be silently nobody's, is refused at the start with its remedy."""
+    """A value that would fail later, or silently match nobody, is refused with its remedy."""
     fields = wrong(alone(name) | {name: text} if name in TOGETHER else {name: text})
     assert remedy in fields[name]
     assert text[:40] not in fields[name] or name == "SIDECAR_DEFAULT_REGION"
 
 
 def test_a_worker_of_ours_gets_what_was_read() -> None:
-    """The voice worker that `run` starts sees clean values, LiveKit's own among them, no blank one."""
+    """A worker that `run` starts gets clean values and no blank variable of ours."""
     given = {"LIVEKIT_URL": "wss://x\r", "SIDECAR_LINK_URL": " ", "PATH": " /bin ", "LLM_MODEL": ""}
     assert for_a_worker(given) == {"LIVEKIT_URL": "wss://x", "PATH": " /bin "}
     assert said(given, "SIDECAR_LINK_URL") is None
 
 
 def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home, as containers have, is told which setting to set."""
+    """A user without a home directory gets an error that names SIDECAR_DATA_DIR."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
 
@@ -354,7 +354,7 @@ def test_who_has_no_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("home", ["", " ", "\r", "here", "."])
 def test_a_blank_home_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
-    """No state is kept at the root of the disk, or wherever a command is run, for want of a home."""
+    """A blank HOME counts as unset, so that data is not kept in `/` or the working directory."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setenv("HOME", home)
     ours = Path(pwd.getpwuid(os.getuid()).pw_dir)
@@ -368,7 +368,7 @@ def test_a_blank_home_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, home: str
 def test_a_directory_that_was_removed_breaks_no_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Settings are read where the working directory is gone: whole paths are as good as ever."""
+    """With the working directory removed, settings with an absolute path are still read."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -393,7 +393,7 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_map_of_an_editor_of_windows_is_read(tmp_path: Path) -> None:
-    """The mark of its encoding at the beginning is no part of a map."""
+    """A byte order mark at the start of a map file is skipped."""
     path = tmp_path / "map.json"
     path.write_text('{"id:ada": "agent-1"}\r\n', encoding="utf-8-sig")
     assert read_agent_map(path, {"default"}) == {"id:ada": "agent-1"}
@@ -419,7 +419,7 @@ def test_a_map_of_an_editor_of_windows_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_of_the_map_that_no_caller_can_have_is_refused(tmp_path: Path, entry: str) -> None:
-    """What reads like a number and is none, or stands for nobody, is named with its remedy."""
+    """An entry that looks like a number but is none, or names nobody, is refused with a remedy."""
     path = tmp_path / "map.json"
     for tenants, within in (({"t"}, ""), ({"t", "u"}, "t/")):
         path.write_text(json.dumps({f"{within}ada": "agent-1", within + entry: "agent-2"}))
@@ -433,7 +433,7 @@ def test_an_entry_of_the_map_that_no_caller_can_have_is_refused(tmp_path: Path, 
 
 
 def test_names_and_ids_of_an_owner_stay_in_the_map(tmp_path: Path) -> None:
-    """Identities, ids of a database and mail addresses are taken as they are written."""
+    """Identities, database ids and mail addresses are accepted as they are written."""
     entries = dict.fromkeys(("+12025550100", "alice1002", "8656696", "7", "a@x.example"), "agent-1")
     path = tmp_path / "map.json"
     path.write_text(json.dumps(entries))
@@ -441,7 +441,7 @@ def test_names_and_ids_of_an_owner_stay_in_the_map(tmp_path: Path) -> None:
 
 
 def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> None:
-    """One tenant's entry can't be meant for another's caller of the same name."""
+    """With several tenants, each entry of the map must name one of them."""
     path = tmp_path / "map.json"
     entries = {"acme/+12025550100": "agent-1", "globex/ada": "agent-2"}
     path.write_text(json.dumps(entries))
@@ -453,7 +453,7 @@ def test_with_several_tenants_an_entry_of_the_map_names_one(tmp_path: Path) -> N
 
 
 def test_an_app_server_is_asked_for_by_its_url() -> None:
-    """LETTA_APP_SERVER_URL chooses the App Server, and wants a WebSocket's scheme."""
+    """LETTA_APP_SERVER_URL chooses the App Server, and must have a WebSocket's scheme."""
     assert load({"LETTA_APP_SERVER_URL": "ws://127.0.0.1:4500/"}).letta_generation == "app-server"
     with pytest.raises(ConfigError) as wrong:
         load({"LETTA_APP_SERVER_URL": "http://127.0.0.1:4500"})
@@ -461,7 +461,7 @@ def test_an_app_server_is_asked_for_by_its_url() -> None:
 
 
 def test_a_lettas_password_may_have_blanks_in_it() -> None:
-    """Who runs a Letta chooses its password: it is sent as it was set."""
+    """Blanks inside a Letta password are sent unchanged."""
     settings = load({"LETTA_BASE_URL": "http://letta", "LETTA_API_KEY": " a pass  phrase \r"})
     assert settings.letta_api_key is not None
     assert settings.letta_api_key.get_secret_value() == "a pass  phrase"

@@ -1,4 +1,4 @@
-"""A caller who does not agree: memory serves the call, and nothing of it is kept."""
+"""Calls of a caller who does not agree: memory is served, and nothing is kept."""
 
 import json
 from collections.abc import AsyncIterator
@@ -96,7 +96,7 @@ def turn(live: LiveCall, n: int = 1) -> Turn:
 
 
 async def test_a_call_without_consent_leaves_nothing(bench: Bench) -> None:
-    """With "no" neither the call nor a turn of it reaches the journal, to its very end."""
+    """With consent "no" neither the call nor any turn of it reaches the journal."""
     live = await bench.opened("no")
     await live.record([turn(live)])
     await live.close("hung up")
@@ -107,7 +107,7 @@ async def test_a_call_without_consent_leaves_nothing(bench: Bench) -> None:
 
 
 async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
-    """The caller who is not recorded is remembered from earlier calls all the same."""
+    """A caller who is not recorded is still remembered from earlier calls."""
     live = await bench.opened("no")
     with anyio.fail_after(5):
         await bench.ear.settled.wait()
@@ -141,7 +141,7 @@ async def test_consent_taken_back_holds_from_then_on(bench: Bench) -> None:
 
 
 async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Bench) -> None:
-    """The stored call says "no": whoever takes it up again, or its spool, keeps nothing more."""
+    """A stored "no" outlives worker and sidecar: neither a reopening nor a spool adds turns."""
     live = await bench.opened("yes")
     await live.record([turn(live)])
     await live.refuse()
@@ -163,7 +163,7 @@ async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Ben
 
 
 async def test_a_lost_call_without_consent_is_no_orphan(bench: Bench) -> None:
-    """When the worker of such a call dies, there is nothing to close, and no fault."""
+    """When the worker of a call without consent dies, nothing is closed and nothing fails."""
     await bench.opened("no")
     bench.calls.orphan("acme/worker")
     assert bench.calls.live == ()
@@ -172,7 +172,7 @@ async def test_a_lost_call_without_consent_is_no_orphan(bench: Bench) -> None:
 
 
 async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: Bench) -> None:
-    """A spool file whose call was refused counts as done and is stored nowhere."""
+    """A spool file of a call without consent counts as done, and nothing of it is stored."""
     done = await bench.calls.restore(
         "acme",
         "one",
@@ -186,7 +186,7 @@ async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: Bench) -
 
 
 async def test_a_new_caller_who_does_not_agree_gets_no_agent(bench: Bench) -> None:
-    """No agent is made whose tags would name the caller, and the prompt does not wait for one."""
+    """An agent is looked up for a caller who does not agree, but never made or stored."""
     letta = FakeLetta(clock=bench.clock)
     rules = IdentityRules()
     identity = Identity(letta, bench.journal, rules=rules, emit=bench.events.emit)
@@ -201,7 +201,7 @@ async def test_a_new_caller_who_does_not_agree_gets_no_agent(bench: Bench) -> No
 
 
 def test_consent_goes_over_the_link() -> None:
-    """A worker's hint arrives as it was given, and a worker that says nothing was not asked."""
+    """A worker's consent hint arrives unchanged, and a missing one arrives as empty."""
     for consent in ("", "yes", "no"):
         hints = bounded_hints(Hints(caller="bob", consent=consent))
         frame = decode_from_worker(encode(CallOpen("one", "livekit", hints, 1.0)))
@@ -214,7 +214,7 @@ def test_consent_goes_over_the_link() -> None:
 
 
 def test_a_worker_keeps_no_word_without_consent() -> None:
-    """The worker's own outbox, and so its spool, takes no turn of such a call."""
+    """The worker's outbox, and so its spool, takes no turn of a call without consent."""
     outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
     assert (
         outbox.record(Utterance("i", "caller", "my secret"), at_s=2.0, now_s=0.0, room=True) == []
@@ -223,7 +223,7 @@ def test_a_worker_keeps_no_word_without_consent() -> None:
 
 @pytest.mark.parametrize("of_job", [True, False])
 def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
-    """Words from before the caller was known go nowhere when the answer, or the job's, is "no"."""
+    """On a "no" of the caller or the job, the outbox drops the turns recorded before it."""
     no, caller = Hints(consent="no"), Hints(caller="bob")
     meanwhile = no if of_job else Hints()
     outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
@@ -252,6 +252,6 @@ def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
     ],
 )
 def test_a_jobs_metadata_names_consent(said: object, consent: str) -> None:
-    """A LiveKit job's metadata says whether the caller agreed; what is not plainly yes is no."""
+    """A consent value in a job's metadata that is not plainly a yes is read as "no"."""
     metadata = json.dumps({"caller": "bob", "consent": said})
     assert hints_of_metadata(metadata).consent == consent

@@ -63,7 +63,7 @@ class Line:
 
 
 class Model:
-    """Says its words one by one; the last ones only when they are let go."""
+    """Streams two words; the second one waits for `go_on`."""
 
     def __init__(self) -> None:
         self.asked: list[list[Mapping[str, Any]]] = []
@@ -118,7 +118,7 @@ async def scene() -> AsyncGenerator[Scene]:
 
 
 async def test_memory_stands_just_before_the_callers_last_words() -> None:
-    """The prompt ends with the memory and then the words, and is there to be looked at."""
+    """The prompt ends with the memory and the caller's words, and can be looked at later."""
     async with scene() as here:
         here.model.go_on.set()
         await here.call.say("a", "Hello.", aloud=False)
@@ -131,7 +131,7 @@ async def test_memory_stands_just_before_the_callers_last_words() -> None:
 
 
 async def test_guidance_is_in_every_prompt_to_the_end_of_the_call() -> None:
-    """It stands before the memory, the same bytes each time, however long the call has become."""
+    """Guidance stays before the memory in each prompt, unchanged, however long the call gets."""
     async with scene() as here:
         here.model.go_on.set()
         here.line.guide("Offer a call back.")
@@ -151,7 +151,7 @@ async def test_guidance_is_in_every_prompt_to_the_end_of_the_call() -> None:
 
 
 async def test_words_said_again_are_not_answered_again() -> None:
-    """The same turn, during its reply and after it, changes nothing; the reply is told again."""
+    """A repeated turn is not answered again; after the reply, the page is sent the reply again."""
     async with scene() as here:
         await here.call.say("a", "Hello.", aloud=False)
         await here.until("reply.delta")
@@ -166,7 +166,7 @@ async def test_words_said_again_are_not_answered_again() -> None:
 
 
 async def test_the_next_words_cut_the_reply_off() -> None:
-    """A reply is kept as far as it was sent, before the words that interrupted it."""
+    """An interrupted reply is stored as far as it was sent, before the interrupting words."""
     async with scene() as here:
         await here.call.say("a", "Hello.", aloud=False)
         await here.until("reply.delta")
@@ -177,7 +177,7 @@ async def test_the_next_words_cut_the_reply_off() -> None:
 
 
 async def test_a_reply_read_aloud_is_kept_as_it_was_heard() -> None:
-    """It waits for the end of the reading; cut off, it is kept as far as it was spoken."""
+    """A reply read aloud is stored once it was spoken, or as far as it was spoken if cut off."""
     async with scene() as here:
         here.model.go_on.set()
         await here.call.say("a", "Hello.", aloud=True)
@@ -194,7 +194,7 @@ async def test_a_reply_read_aloud_is_kept_as_it_was_heard() -> None:
 
 
 async def test_what_a_full_journal_refused_is_stored_first_when_there_is_room() -> None:
-    """No word is lost to a full disk while the call lasts, and their order stays."""
+    """Turns that a full journal refused are stored in order as soon as there is room."""
     async with scene() as here:
         here.model.go_on.set()
         here.line.full = True
@@ -210,7 +210,7 @@ async def test_what_a_full_journal_refused_is_stored_first_when_there_is_room() 
 
 
 async def test_the_end_of_a_call_stores_what_could_not_be() -> None:
-    """Words that were refused are tried once more before the call is closed."""
+    """Turns that the journal refused are tried once more before the call is closed."""
     async with scene() as here:
         here.model.go_on.set()
         here.line.full = True
@@ -223,7 +223,7 @@ async def test_the_end_of_a_call_stores_what_could_not_be() -> None:
 
 
 async def test_a_model_that_fails_is_spoken_for() -> None:
-    """The caller hears an apology, and the page is told why."""
+    """When the model fails, the caller hears an apology and the page gets the reason."""
     async with scene() as here:
         here.model.fault = LlmError("refused")
         await here.call.say("a", "Hello.", aloud=False)
@@ -232,7 +232,7 @@ async def test_a_model_that_fails_is_spoken_for() -> None:
 
 
 async def test_a_call_that_another_page_has_taken_up_is_not_ended() -> None:
-    """The page that lost it neither speaks in it nor closes it."""
+    """A page that lost its call to another one neither speaks in it nor closes it."""
     async with scene() as here:
         here.line.listener = None
         await here.call.end("page closed")
@@ -242,7 +242,7 @@ async def test_a_call_that_another_page_has_taken_up_is_not_ended() -> None:
 
 
 async def test_a_call_goes_on_from_what_is_stored() -> None:
-    """Taken up again, it knows what was said, answers what was not, and repeats nothing."""
+    """A call taken up again knows its turns, answers the open one and stores none twice."""
     async with scene() as here:
         stored = [
             Turn(KEY, "a", 1, "caller", "Hello.", 1.0),
@@ -265,7 +265,7 @@ async def test_a_call_goes_on_from_what_is_stored() -> None:
 
 
 async def test_what_waits_for_a_full_journal_is_bounded() -> None:
-    """Beyond some turns new words are refused; what was taken is stored when there is room."""
+    """Beyond a bound new words are refused, and those already taken are stored later."""
     async with scene() as here:
         here.model.go_on.set()
         here.line.full = True

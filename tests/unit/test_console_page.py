@@ -20,7 +20,7 @@ VENDOR = STATIC / "vendor"
 
 
 class Page(HTMLParser):
-    """Collects what a test asks about."""
+    """Collects the attributes and the inline scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
-    """The page works under a policy that allows its own files alone; no file names a host."""
+    """The page's policy allows only its own files, and no file names a host."""
     page = Page()
     assert page.inline == []
     assert [n for _, n, _ in page.attributes if n.startswith("on") or n == "style"] == []
@@ -59,7 +59,7 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
 
 
 def test_every_script_that_is_imported_is_there() -> None:
-    """Modules import each other by relative paths that exist, and each one is used."""
+    """Modules import each other by relative paths that exist, and every module is imported."""
     imported: set[Path] = set()
     for name, text in SCRIPTS.items():
         for target in re.findall(r'from "([^"]+)"', text):
@@ -71,7 +71,7 @@ def test_every_script_that_is_imported_is_there() -> None:
 
 
 def test_words_are_never_taken_for_markup() -> None:
-    """What was said and remembered reaches the page as text only."""
+    """Words and memory are put into the page only as text."""
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|\bstyle=\$"
     )
@@ -79,7 +79,7 @@ def test_words_are_never_taken_for_markup() -> None:
 
 
 def test_page_and_session_speak_the_same_frames() -> None:
-    """The scripts take every frame the session sends, and send no other than it takes."""
+    """The scripts handle every frame that the session sends, and send only frames it takes."""
     source = Path(session.__file__).read_text() + Path(call.__file__).read_text()
     sent = set(re.findall(r'(?:_send|_tell)\(\s*"([\w.]+)"', source))
     cases = re.findall(r"case ([^:]+):", source)
@@ -97,7 +97,7 @@ def test_page_and_session_speak_the_same_frames() -> None:
 
 
 def test_what_is_vendored_is_what_it_says() -> None:
-    """Each vendored file is in the note beside it, with the hash it has and a licence."""
+    """The note beside the vendored files lists each one with its hash and a licence."""
     note = (VENDOR / "README.md").read_text()
     for path in VENDOR.glob("*.js"):
         assert f"`{path.name}`" in note
@@ -107,6 +107,6 @@ def test_what_is_vendored_is_what_it_says() -> None:
 
 
 def test_motion_and_darkness_follow_the_reader() -> None:
-    """The page heeds the reader's wish for a dark page and for no motion."""
+    """The page follows the reader's preference for a dark page and for no motion."""
     assert "prefers-color-scheme: dark" in STYLES["base.css"]
     assert "prefers-reduced-motion: reduce" in STYLES["base.css"]

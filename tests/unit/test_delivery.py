@@ -1,4 +1,4 @@
-"""The state table of a batch, and a world in which everything goes wrong around it."""
+"""The state table of a batch, and a state machine that runs it with random faults."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -48,20 +48,20 @@ def step(facts: Facts, event: BatchEvent, *, now_s: float = 1.0, **outcome: Any)
 
 class TestTable:
     def test_no_state_is_a_dead_end(self) -> None:
-        """Every state but the ends leads on, and every state can be reached."""
+        """Every state except the final ones has a next state, and every state can be reached."""
         sources = {state for state, _ in TRANSITIONS}
         assert set(State) - sources == ENDS
         assert set(State) == set(TRANSITIONS.values())
 
     def test_an_impossible_event_is_refused(self) -> None:
-        """What cannot happen is an error, not a silent step."""
+        """An event that can't happen in a state raises an error."""
         with pytest.raises(ValueError, match="settled"):
             after(State.SETTLED, BatchEvent.SENT)
         with pytest.raises(ValueError, match="sending"):
             step(FRESH, BatchEvent.FOUND)
 
     def test_doubt_ends_only_by_a_look_up_or_an_answer(self) -> None:
-        """From `unknown` a batch is sealed again only when it is absent for good."""
+        """From `unknown` a batch is sent again only once it is absent for good."""
         ways_out = {
             event: to
             for (state, event), to in TRANSITIONS.items()
@@ -92,9 +92,9 @@ class At:
 
 
 class Claimable:
-    """A batch, with what the journal and the relay keep of it from one step to the next.
+    """A batch, with what the journal and the relay keep of it between steps.
 
-    It is claimed with `Event.CLAIMED`. Jitter is left out: every wait is half of its ceiling.
+    It is claimed with `BatchEvent.CLAIMED`. Without jitter, every wait is half of its ceiling.
     """
 
     def __init__(self, *, turns: int = 1) -> None:
@@ -139,15 +139,15 @@ def a_batch(*, turns: int = 1) -> Playbook[At, Step]:
 
 
 def again(due_s: float, *, unknown: bool = False, over: bool = True) -> Release:
-    near: Any = pytest.approx(due_s)  # a placeholder
+    near: Any = pytest.approx(due_s)  # stands for a float
     return Release(near, unknown=unknown, over=over)
 
 
 class TestScripts:
-    """What becomes of one batch, step by step."""
+    """What happens to one batch, step by step."""
 
     def test_a_fresh_batch_is_sent_and_settled(self) -> None:
-        """A claim without doubt goes straight out, and a post that returned frees the lane."""
+        """A batch not in doubt is sent without a look-up, and settles when its post returns."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -157,7 +157,7 @@ class TestScripts:
         )
 
     def test_a_lost_batch_is_looked_up_and_found(self) -> None:
-        """A batch whose try may have landed is never sent without a look, and may be found."""
+        """A batch whose try may have landed is looked up, not sent again, and may be found."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -175,7 +175,7 @@ class TestScripts:
         )
 
     def test_absent_counts_past_the_horizon_alone(self) -> None:
-        """Absent is final only past the horizon of 35 s; a look falls right behind it."""
+        """Absent is final only after the horizon of 35 s, and is looked up right after it."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -195,7 +195,7 @@ class TestScripts:
         )
 
     def test_an_answer_ends_a_horizon(self) -> None:
-        """After an error in answer to a try, a batch that is absent goes out again at once."""
+        """After a try answered with an error, an absent batch is sent again at once."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -211,7 +211,7 @@ class TestScripts:
         )
 
     def test_a_busy_agent_may_be_busy_with_the_very_batch(self) -> None:
-        """A refusal takes no earlier doubt away: what is refused in doubt is looked up again."""
+        """A refusal does not end an earlier doubt: the batch is looked up again."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -235,7 +235,7 @@ class TestScripts:
         )
 
     def test_retry_after_is_heeded_within_reason(self) -> None:
-        """Letta's own wait counts where it is longer than ours, up to five minutes."""
+        """Letta's `Retry-After` counts where it is longer than our wait, up to five minutes."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -249,7 +249,7 @@ class TestScripts:
         )
 
     def test_the_third_rejection_is_a_dead_letter(self) -> None:
-        """Two rejections are tried again, the third is final."""
+        """Two rejections are tried again, and the third makes a dead letter."""
         assert (
             a_batch()
             >> At(0.0, BatchEvent.CLAIMED)
@@ -268,7 +268,7 @@ class TestScripts:
 
     @pytest.mark.parametrize(("turns", "end"), [(2, Split()), (1, Retire())])
     def test_what_is_too_large_is_split_down_to_one_turn(self, turns: int, end: Step) -> None:
-        """A batch no model takes goes out in halves, in doubt or not; a single turn is dead."""
+        """A batch that is too large is split in half, in doubt or not; one turn is given up."""
         assert (
             a_batch(turns=turns)
             >> At(0.0, BatchEvent.CLAIMED)
@@ -294,11 +294,11 @@ class TestScripts:
 class TestDecide:
     @pytest.mark.parametrize("now_s", [10.0, 40.0])
     def test_found_frees_the_lane_at_once(self, now_s: float) -> None:
-        """Found says that nothing is at work any more: nobody waits for the horizon."""
+        """A found batch settles at once, without waiting for its horizon."""
         assert step(DOUBTFUL, BatchEvent.FOUND, now_s=now_s) == Settle()
 
     def test_a_batch_given_up_in_doubt_keeps_its_lane_to_the_horizon(self) -> None:
-        """What is given up while its try may still be at work overlaps with nothing behind it."""
+        """A batch given up while its try may still run holds its lane until the horizon."""
         late_s = POLICY.give_up_s + 1.0
         out = replace(DOUBTFUL, horizon_s=late_s + 20.0)
         assert step(out, BatchEvent.RUNNING, now_s=late_s) == Retire(hold_until_s=late_s + 20.0)
@@ -306,7 +306,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", [BatchEvent.LOST, BatchEvent.FAILED])
     def test_an_unknown_outcome_leaves_doubt(self, event: BatchEvent) -> None:
-        """A try without a verdict is looked up; only an answer ends its horizon."""
+        """A try with an unknown outcome is looked up, and only an answer ends its horizon."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
         assert released.unknown
@@ -314,7 +314,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
     def test_not_taken_is_tried_again(self, event: BatchEvent) -> None:
-        """What Letta did not take comes again, without doubt, and is never given up early."""
+        """A batch that Letta did not take is due again later, without doubt."""
         released = step(FRESH, event)
         assert isinstance(released, Release)
         assert not released.unknown
@@ -322,20 +322,20 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", NOT_TAKEN)
     def test_not_taken_does_not_clear_an_earlier_doubt(self, event: BatchEvent) -> None:
-        """A busy agent may be busy with the very batch: it is looked up again."""
+        """A refused batch stays in doubt if it was, as the agent may be busy with that batch."""
         released = step(DOUBTFUL, event)
         assert isinstance(released, Release)
         assert released.unknown
 
     def test_busy_is_tried_again_soon(self) -> None:
-        """A busy agent is asked again within 0.25 to 5 s, however often."""
+        """A batch refused as busy is due again within 0.25 to 5 s, after any number of tries."""
         for attempt in range(30):
             released = step(replace(FRESH, attempt=attempt), BatchEvent.BUSY)
             assert isinstance(released, Release)
             assert 0.25 <= released.due_s - 1.0 <= 5.0
 
     def test_denied_is_patient(self) -> None:
-        """A refused key is retried slowly, at most a minute apart, until someone mends it."""
+        """A denied batch is tried again slowly, at most a minute apart, however often."""
         waits: list[float] = []
         for attempt in range(20):
             released = step(replace(FRESH, attempt=attempt), BatchEvent.DENIED)
@@ -346,7 +346,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("event", [*NOT_TAKEN, BatchEvent.LOST, BatchEvent.FAILED])
     def test_a_week_is_enough(self, event: BatchEvent) -> None:
-        """A batch older than the give-up age is given up when a try fails, not before it."""
+        """A batch older than the give-up age is given up when a try fails, and not before a try."""
         late_s = POLICY.give_up_s + 1.0
         assert step(FRESH, BatchEvent.CLAIMED, now_s=late_s) == Send(record_anew=False)
         assert step(FRESH, BatchEvent.DIGESTED, now_s=late_s) == Settle()
@@ -361,14 +361,14 @@ class TestDecide:
     def test_every_wait_is_bounded(
         self, event: BatchEvent, attempt: int, dice: float, in_doubt: bool
     ) -> None:
-        """No try waits longer than a minute, nor not at all."""
+        """Every wait is more than zero and at most a minute."""
         facts = replace(FRESH, attempt=attempt, in_doubt=in_doubt)
         released = decide(facts, Outcome(event), now_s=1.0, dice=dice, policy=POLICY)
         assert isinstance(released, Release)
         assert 0.0 < released.due_s - 1.0 <= POLICY.retry_cap_s
 
 
-# A world around the table: lanes with batches, a Letta that lies about nothing but answers badly.
+# A state machine around the table: lanes with batches, and a Letta that is honest but unreliable.
 
 LANES = 2
 PER_LANE = 3
@@ -402,10 +402,10 @@ class Kept:
 
 @dataclass
 class Oracle:
-    """A Letta that stores whatever arrives, twice if it comes twice, and knows what it has.
+    """A Letta that stores whatever arrives, twice if it comes twice, and can find it.
 
-    `tries` holds when each reached it, when it landed, and the batch. One that is still on its
-    way (a slow network) shows in no look-up.
+    `tries` holds when each try reached it, when it landed, and the batch. A look-up does not find a
+    try that is still on its way, as on a slow network.
     """
 
     tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
@@ -448,7 +448,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1))
     def crash_after_the_look(self, lane: int) -> None:
-        """The process dies between a look-up and what would follow from it."""
+        """The process dies after a look-up, before it acts on the answer."""
         batch = self.head(lane)
         if batch is not None and batch.state is State.UNKNOWN:
             self.letta.find(batch, now_s=self.now_s)
@@ -518,7 +518,7 @@ class Deliveries(RuleBasedStateMachine):
                 self.letta.tries.append((now_s, now_s + 0.5, batch))
                 return BatchEvent.LOST
             case "long":
-                # The client is cut off at once; the server works on, up to the deadline.
+                # The client is cut off at once, and the server works on until the deadline.
                 self.letta.tries.append((now_s, now_s + POLICY.post_timeout_s, batch))
                 return BatchEvent.LOST
             case "late":
@@ -559,7 +559,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Once Letta is well again, all is delivered, within a bounded time."""
+        """Once Letta works again, all is delivered within a bounded time."""
         if not self.lanes:
             return
         deadline_s = self.now_s + 10 * PER_LANE * POLICY.horizon_s

@@ -113,7 +113,7 @@ async def run_tools(
 
 
 async def test_a_machines_greeting_teaches_nothing() -> None:
-    """What a voicemail says of its owner is no fact of a caller's."""
+    """What a voicemail greeting says about its owner is not stored as a fact of the caller's."""
     told = transcript(
         ("caller", f"[{VOICEMAIL_NOTE}]\nHi, my name is Otto."), ("caller", "I like tea.")
     )
@@ -167,7 +167,7 @@ async def test_a_machines_greeting_teaches_nothing() -> None:
     ],
 )
 async def test_a_stated_fact_becomes_one_clean_line(speech: str, lines: list[str]) -> None:
-    """Facts are found in written text and in a recogniser's words alike."""
+    """Facts are found both in written text and in a speech recogniser's words."""
     assert [fact.line for fact in facts_of_speech(speech)] == lines
 
 
@@ -186,12 +186,12 @@ async def test_a_stated_fact_becomes_one_clean_line(speech: str, lines: list[str
     ],
 )
 async def test_what_states_nothing_leaves_nothing(speech: str) -> None:
-    """Questions, moods and noise are no facts."""
+    """Questions, moods and noise state no facts."""
     assert facts_of_speech(speech) == []
 
 
 async def test_each_fact_of_the_caller_is_stored_by_one_call() -> None:
-    """A transcript is digested by one tool call per step, from the caller's turns alone."""
+    """A transcript is digested by one tool call per step, and only from the caller's turns."""
     calls, reply = await run_tools(
         [
             letta_system(human=""),
@@ -210,7 +210,7 @@ async def test_each_fact_of_the_caller_is_stored_by_one_call() -> None:
 
 
 async def test_a_line_of_the_same_subject_is_replaced() -> None:
-    """A new home takes the old one's place instead of piling up."""
+    """A new fact on a subject replaces the old line instead of adding one."""
     calls, _ = await run_tools(
         [letta_system(human="Name: Ada\nHome: Lyon"), transcript(("caller", "I moved to Paris"))],
         EMBEDDED_TOOLS,
@@ -220,7 +220,7 @@ async def test_a_line_of_the_same_subject_is_replaced() -> None:
 
 
 async def test_what_stands_in_memory_is_not_stored_again() -> None:
-    """A fact that is known already costs no edit."""
+    """A fact that memory already holds leads to no edit."""
     calls, reply = await run_tools(
         [letta_system(human="Name: Ada"), transcript(("caller", "my name is ada"))],
         EMBEDDED_TOOLS,
@@ -229,7 +229,7 @@ async def test_what_stands_in_memory_is_not_stored_again() -> None:
 
 
 async def test_a_refused_edit_is_not_tried_for_ever() -> None:
-    """A tool error ends in going on, not in a loop."""
+    """An edit that a tool refuses is tried once, not in a loop."""
     calls, reply = await run_tools(
         [letta_system(human=""), transcript(("caller", "my name is ada"))],
         EMBEDDED_TOOLS,
@@ -240,7 +240,7 @@ async def test_a_refused_edit_is_not_tried_for_ever() -> None:
 
 
 async def test_a_sleeptime_agent_finishes_its_edits() -> None:
-    """Classic schemas are filled as they are offered, and memory_finish_edits ends the run."""
+    """Edits use the parameter names of the offered schema, and memory_finish_edits ends the run."""
     calls, reply = await run_tools(
         [letta_system(human="1\u2192 Name: Ada"), transcript(("caller", "call me Bea"))],
         SLEEPTIME_TOOLS,
@@ -251,7 +251,7 @@ async def test_a_sleeptime_agent_finishes_its_edits() -> None:
 
 
 async def test_required_parameters_of_a_schema_are_filled() -> None:
-    """A parameter the schema demands beyond the edit itself gets a neutral value."""
+    """A required parameter beyond the edit itself gets a neutral value."""
     calls, _ = await run_tools([transcript(("caller", "call me Bea"))], SLEEPTIME_TOOLS)
     assert calls[0][1] == {"label": "human", "new_string": "Name: Bea", "thinking": "demo"}
 
@@ -263,7 +263,7 @@ async def test_a_classic_agent_edits_and_then_speaks_by_its_tool() -> None:
 
 
 async def test_a_heartbeat_of_the_classic_server_does_not_end_the_digest() -> None:
-    """The server's own messages in the user's role are not what is digested."""
+    """A heartbeat from the server in the user's role does not end the digest."""
     heartbeat = said(json.dumps({"type": "heartbeat", "reason": "go on"}))
     calls, _ = await run_tools([transcript(("caller", "call me Bea")), heartbeat], CLASSIC_TOOLS)
     assert calls[0] == ("core_memory_append", {"label": "human", "content": "Name: Bea"})
@@ -278,7 +278,7 @@ async def test_a_remember_mark_stores_its_text_as_it_stands() -> None:
 
 
 async def test_two_steps_never_share_a_call_id() -> None:
-    """Call ids differ between runs even where the call is the same."""
+    """Call ids differ between runs even for the same call."""
     ids = {
         (
             await DemoModel().complete(
@@ -306,7 +306,10 @@ async def test_two_steps_never_share_a_call_id() -> None:
         ("what's my name, where do I live?", "Your name is Ada. You live in Lyon."),
         ("whats my name where do i live", "Your name is Ada. You live in Lyon."),
         (
-            "Hi. Do you remember what my name is, and also where I live? And what am I allergic to?",
+            (
+                "Hi. Do you remember what my name is, and also where I live?"
+                " And what am I allergic to?"
+            ),
             "Your name is Ada. You live in Lyon. You are allergic to nuts & seeds.",
         ),
         ("do you know what my dog is called and who I am", "Your dog is Rex. Your name is Ada."),
@@ -329,7 +332,7 @@ async def test_two_steps_never_share_a_call_id() -> None:
     ],
 )
 async def test_a_question_is_answered_from_memory(question: str, answer: str) -> None:
-    """The fenced memory in the prompt is where answers come from; a persona is no fact."""
+    """Questions are answered from the human block in the prompt, not from the persona."""
     memory = fenced(
         human="Name: Ada\nHome: Lyon\nAllergy: nuts &amp; seeds\nFavourite colour: green\nDog: Rex",
         persona="My name is Bot.",
@@ -338,13 +341,13 @@ async def test_a_question_is_answered_from_memory(question: str, answer: str) ->
 
 
 async def test_what_was_said_recently_wins_over_memory() -> None:
-    """Turns that Letta has not digested yet are known, and newer than the blocks."""
+    """Recent turns that Letta has not digested yet win over the blocks."""
     memory = fenced(human="Home: Lyon", recent=["i moved to paris"])
     assert await replied(memory, said("where do I live?")) == "You live in Paris."
 
 
 async def test_the_conversation_itself_is_remembered() -> None:
-    """A fact said a minute ago needs no memory."""
+    """A fact said earlier in the call is known without any memory."""
     talk = [said("my name is ada"), {"role": "assistant", "content": "Nice to meet you, Ada."}]
     assert await replied(*talk, said("who am I?")) == "Your name is Ada."
 
@@ -379,5 +382,5 @@ async def test_the_greeting_uses_the_name() -> None:
     ],
 )
 async def test_no_reply_is_ever_empty(messages: list[dict[str, Any]]) -> None:
-    """Odd input gets a reply that says what this model is."""
+    """Odd input gets a reply that says that this is the demo model."""
     assert "demo model" in await replied(*messages)

@@ -34,7 +34,7 @@ def error(message: str, **fields: Any) -> bytes:
 
 
 def forbidden(*loc: str) -> bytes:
-    """As pydantic says it, with what was sent beside it."""
+    """A refusal in pydantic's form, which repeats the input that was sent."""
     what = {
         "type": "extra_forbidden",
         "loc": ["body", *loc],
@@ -105,7 +105,7 @@ SAMPLING: Mapping[str, Any] = dict.fromkeys(
     1,
 )
 PENALTIES = "frequency_penalty presence_penalty"
-# What servers were seen to answer a body with everything in it, by who they are.
+# What servers were seen to answer a request with every parameter in it, by server.
 SPOKEN: list[tuple[str, int, bytes, str]] = [
     (
         "xAI",
@@ -138,9 +138,10 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "xAI by LiteLLM",
         400,
         error(
-            'litellm.BadRequestError: XaiException - {"code":"Client specified an invalid argument",'
-            '"error":"Argument not supported on this model: frequencyPenalty"}\nNo fallback model group'
-            " found for original model_group=grok-4. Fallbacks=[{'mf-1': ['deepseek-v3']}]"
+            "litellm.BadRequestError: XaiException - "
+            '{"code":"Client specified an invalid argument",'
+            '"error":"Argument not supported on this model: frequencyPenalty"}\nNo fallback model'
+            " group found for original model_group=grok-4. Fallbacks=[{'mf-1': ['deepseek-v3']}]"
         ),
         "frequency_penalty",
     ),
@@ -157,8 +158,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Anthropic by Bedrock",
         400,
         (
-            b'{"message": "The model returned the following errors: temperature and top_p cannot both be'
-            b' specified for this model. Please use only one."}'
+            b'{"message": "The model returned the following errors: temperature and top_p cannot'
+            b' both be specified for this model. Please use only one."}'
         ),
         "top_p",
     ),
@@ -168,8 +169,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         400,
         (
             b'[{"error": {"code": 400, "message": "Invalid JSON payload received. Unknown name'
-            b' \\"frequency_penalty\\": Cannot find field.\\nInvalid JSON payload received. Unknown name'
-            b' \\"seed\\": Cannot find field.", "status": "INVALID_ARGUMENT"}}]'
+            b' \\"frequency_penalty\\": Cannot find field.\\nInvalid JSON payload received.'
+            b' Unknown name \\"seed\\": Cannot find field.", "status": "INVALID_ARGUMENT"}}]'
         ),
         "frequency_penalty seed",
     ),
@@ -182,7 +183,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         json.dumps(
             {
                 "object": "error",
-                "message": '{"detail":[{"type":"extra_forbidden","loc":["body","frequency_penalty"],'
+                "message": '{"detail":[{"type":"extra_forbidden",'
+                '"loc":["body","frequency_penalty"],'
                 '"msg":"Extra inputs are not permitted","input":"stop and seed"}]}',
                 "type": "internal_error_proxy",
             }
@@ -193,8 +195,9 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Mistral",
         422,
         (
-            b'{"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body",'
-            b' "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}]}}'
+            b'{"object": "error", "message": {"detail": [{"type": "extra_forbidden",'
+            b' "loc": ["body", "stream_options", "include_usage"],'
+            b' "msg": "Extra inputs are not permitted"}]}}'
         ),
         "stream_options",
     ),
@@ -235,8 +238,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "Bedrock",
         400,
         (
-            b'{"message": "This model doesn\'t support the stopSequences field. Remove stopSequences and'
-            b' try again."}'
+            b'{"message": "This model doesn\'t support the stopSequences field.'
+            b' Remove stopSequences and try again."}'
         ),
         "stop",
     ),
@@ -275,8 +278,8 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "LiteLLM",
         400,
         error(
-            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while reasoning"
-            " is active. Only temperature=1 is supported. To drop unsupported params set"
+            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while"
+            " reasoning is active. Only temperature=1 is supported. To drop unsupported params set"
             " `litellm.drop_params = True`."
         ),
         "temperature",
@@ -291,8 +294,9 @@ SPOKEN: list[tuple[str, int, bytes, str]] = [
         "OpenRouter",
         404,
         (
-            b'{"error": {"message": "No endpoints found that support the provided \'tool_choice\' value.'
-            b' To learn more about provider routing, visit: https://openrouter.ai/docs", "code": 404}}'
+            b'{"error": {"message": "No endpoints found that support the provided'
+            b" 'tool_choice' value. To learn more about provider routing,"
+            b' visit: https://openrouter.ai/docs", "code": 404}}'
         ),
         "tool_choice",
     ),
@@ -365,7 +369,10 @@ TEMPLATES: list[tuple[int, bytes, Roles]] = [
             "No user query found in messages.",
             "* GenerateContentRequest.contents: contents is not specified",
             "messages: at least one message is required",
-            "Expected last role User or Tool (or Assistant with prefix True) for serving but got system",
+            (
+                "Expected last role User or Tool (or Assistant with prefix True)"
+                " for serving but got system"
+            ),
         )
     ),
     (
@@ -415,24 +422,24 @@ TEACH_NOTHING: list[tuple[int, bytes]] = [
 class TestLearning:
     @pytest.mark.parametrize(("status", "refusal", "name"), PARAMETERS)
     def test_a_parameter_that_is_named(self, status: int, refusal: bytes, name: str) -> None:
-        """What a server names as not taken is refused, and nothing else."""
+        """Exactly the parameter that a server names as unsupported is learnt as refused."""
         assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(frozenset({name}))
 
     @pytest.mark.parametrize(("who", "status", "refusal", "names"), SPOKEN)
     def test_what_servers_say(self, who: str, status: int, refusal: bytes, names: str) -> None:
-        """Each server's wording is understood, whatever else was sent; no more than that is lost."""
+        """From each server's wording, exactly the parameters that it names are learnt."""
         taught = ANY.after(said_in(status, refusal, (*BODY, *SAMPLING)))
         assert taught == Dialect(frozenset(names.split())), who
 
     def test_one_of_two_is_left(self) -> None:
-        """Of two that exclude each other the lesser goes, once; alone, neither is refused."""
+        """Of two parameters that exclude each other one is dropped, and a lone one is kept."""
         refusal = error("temperature and top_p cannot both be specified for this model")
         assert ANY.after(said_in(400, refusal, (*BODY, "top_p"))) == Dialect(frozenset({"top_p"}))
         assert ANY.after(said_in(400, refusal, tuple(BODY))) is None
 
     @pytest.mark.parametrize(("status", "refusal", "roles"), TEMPLATES)
     def test_what_a_template_demands(self, status: int, refusal: bytes, roles: Roles) -> None:
-        """A template's demand is known by its words, whichever server passes it on."""
+        """A template's demand is recognised by its words, whichever server passes it on."""
         assert ANY.after(said_in(status, refusal, tuple(BODY))) == Dialect(roles=roles)
 
     @pytest.mark.parametrize(("status", "refusal"), TEACH_NOTHING)
@@ -441,7 +448,7 @@ class TestLearning:
         assert ANY.after(said_in(status, refusal, tuple(BODY))) is None
 
     def test_a_demand_that_is_not_met_yet(self) -> None:
-        """Where turns alone don't help, the system message is what is left."""
+        """If alternating roles don't meet a template's demand, the system message goes next."""
         demand = TEMPLATES[0][1]
         turns = Dialect(roles=Roles.ALTERNATING)
         assert turns.after(said_in(400, demand, tuple(BODY))) == Dialect(roles=Roles.NO_SYSTEM)
@@ -449,13 +456,13 @@ class TestLearning:
 
     @given(st.sampled_from([400, 422, 500]), st.binary(max_size=200) | st.text().map(str.encode))
     def test_any_refusal(self, status: int, refusal: bytes) -> None:
-        """Whatever a server answers is read."""
+        """Any status and any body can be read as a refusal without an error."""
         ANY.after(said_in(status, refusal, tuple(BODY)))
 
 
 class TestWriting:
     def test_the_limit_has_two_names(self) -> None:
-        """A limit whose name is refused gets the other one, whichever was asked; else none."""
+        """A limit whose name is refused is sent under its other name, unless both are refused."""
         no_old, neither = (
             frozenset({"max_tokens"}),
             frozenset({"max_tokens", "max_completion_tokens"}),
@@ -468,7 +475,7 @@ class TestWriting:
         assert not {"max_tokens", "max_completion_tokens"} & set(Dialect(neither).written(BODY))
 
     def test_nothing_else_changes(self) -> None:
-        """A body is left as it is but for what is refused."""
+        """A body changes only in the parameters that are refused."""
         assert ANY.written(BODY) is BODY
         without = {name: value for name, value in BODY.items() if name != "stream_options"}
         assert Dialect(frozenset({"stream_options"})).written(BODY) == without
@@ -485,7 +492,7 @@ class TestWriting:
         st.sampled_from([Roles.ALTERNATING, Roles.NO_SYSTEM]),
     )
     def test_turns(self, messages: list[dict[str, Any]], roles: Roles) -> None:
-        """Any conversation becomes turns, user first, with every word of it in order, by role."""
+        """Any messages become alternating turns, the user's first, and keep all their words."""
         written = in_turns(messages, roles)
         kinds = [message["role"] for message in written]
         if roles is Roles.ALTERNATING and kinds[:1] in (["system"], ["developer"]):
@@ -497,14 +504,14 @@ class TestWriting:
                 assert not message["content"] or json.dumps(text)[1:-1] in said
 
     def test_memory_gets_no_system_messages_authority(self) -> None:
-        """Memory joins the caller's words; the system message holds its own alone."""
+        """Memory is joined to the caller's words, never to the system message."""
         system, user = in_turns(BODY["messages"], Roles.ALTERNATING)
         assert system == {"role": "system", "content": "Be Ada."}
         assert user == {"role": "user", "content": "MEMORY\n\nHello"}
 
     @pytest.mark.parametrize("roles", [Roles.ALTERNATING, Roles.NO_SYSTEM])
     def test_the_last_word_is_a_users(self, roles: Roles) -> None:
-        """Asked to greet, or to speak again, a model that wants a user's word has one."""
+        """Messages that don't end with a user's get one at the end, unless the last is a prefix."""
         system = {"role": "system", "content": "Be Ada."}
         spoke = {"role": "assistant", "content": "Hello?"}
         for messages in ([system], [system, spoke], [spoke], [{**system}, {**spoke}, spoke]):
@@ -513,7 +520,7 @@ class TestWriting:
         assert in_turns(begun, roles) == begun
 
     def test_tools_keep_their_order(self) -> None:
-        """Calls of tools and their results stand where they stood."""
+        """Tool calls and their results keep their places."""
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "t"}]}
         result = {"role": "tool", "tool_call_id": "t", "content": "4"}
         words = {"role": "assistant", "content": "Let me see."}
@@ -523,7 +530,7 @@ class TestWriting:
 
 
 class Server:
-    """Refuses what it does not take, one thing at a time."""
+    """Refuses its unsupported parameters, one at a time."""
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
@@ -541,7 +548,7 @@ class Server:
 @pytest.mark.anyio
 class TestAsking:
     async def test_each_refusal_teaches_one_thing(self) -> None:
-        """A request is written otherwise until it is taken; the next is right at once."""
+        """A refused request is changed until it is accepted, and the next one is right at once."""
         server, told = Server("max_tokens", "stream_options", "temperature"), list[Dialect]()
         dialects = Dialects(lambda _, dialect: told.append(dialect))
         assert await dialects.asked(BODY, server.ask) == "fine"
@@ -564,7 +571,7 @@ class TestAsking:
         ],
     )
     async def test_what_is_no_dialect_has_a_remedy(self, said: str, hint: str) -> None:
-        """A server that takes no tools is named as one: they are what an assistant relies on."""
+        """A refusal of tools has a hint, since assistants need them; other errors have none."""
 
         async def ask(_: bytes) -> str:
             raise Refusal(400, error(said))
@@ -575,7 +582,7 @@ class TestAsking:
         assert bool(refusal.value.hint) is bool(hint)
 
     async def test_no_more_than_so_often(self) -> None:
-        """A server that always finds something else is asked five times, and no more."""
+        """A server that refuses each new request is asked a bounded number of times."""
         many = dict.fromkeys(("top_p", "stop", "seed", "presence_penalty", "frequency_penalty"), 1)
         server = Server(*many, "temperature")
         with pytest.raises(Refusal):
@@ -583,7 +590,7 @@ class TestAsking:
         assert len(server.asked) == RETRIES + 1
 
     async def test_by_model(self) -> None:
-        """What one model does not take, another may; only so many are remembered."""
+        """Refused parameters are remembered by model, and for a bounded number of models."""
         dialects, server = Dialects(), Server("stream_options")
         for number in range(300):
             await dialects.asked({**BODY, "model": f"m{number}"}, server.ask)

@@ -1,4 +1,4 @@
-"""The documents speak of things that exist."""
+"""The documents name only things that exist."""
 
 import ast
 import re
@@ -18,12 +18,12 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 
 
 def named_tests(text: str) -> list[tuple[str, str]]:
-    """Each `file::test`, below tests/."""
+    """Each `file::test` below tests/ in a text."""
     return re.findall(r"`((?:unit|contract|e2e|chaos)/[\w/]+\.py)::([\w:]+)`", text)
 
 
 def absent(named: list[tuple[str, str]]) -> list[str]:
-    """Those that pytest would not run."""
+    """Those of the named tests that do not exist."""
     return [
         f"{file}::{test}"
         for file, test in named
@@ -32,14 +32,14 @@ def absent(named: list[tuple[str, str]]) -> list[str]:
 
 
 def test_every_failure_mode_names_tests_that_exist() -> None:
-    """A row's proof is a test that pytest would run."""
+    """Every test that a row of the failure modes names as its proof exists."""
     named = named_tests((ROOT / "docs/failure-modes.md").read_text())
     assert len(named) > 30
     assert absent(named) == []
 
 
 def test_there_is_a_page_for_each_way_to_extend_it() -> None:
-    """Channel, Letta, journal, tool and setting have a page, and ARCHITECTURE leads to each."""
+    """Channel, Letta, journal, tool and setting each have a page that ARCHITECTURE.md links to."""
     names = [page.stem for page in EXTENDING]
     assert names == ["channel", "journal", "letta", "setting", "tool"]
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
@@ -48,7 +48,7 @@ def test_there_is_a_page_for_each_way_to_extend_it() -> None:
 
 @pytest.mark.parametrize("page", EXTENDING, ids=lambda path: path.stem)
 def test_what_a_page_on_extending_names_exists(page: Path) -> None:
-    """Each file, each name of the package, each test and each import contract in it is there."""
+    """Each path, name of the package, test and import contract on the page exists."""
     text = " ".join(page.read_text().split())
     assert re.findall(r" ## ([A-Z][a-z]+(?: [a-z]+)?)", text)[:3] == [
         "Files",
@@ -58,7 +58,7 @@ def test_what_a_page_on_extending_names_exists(page: Path) -> None:
     paths = re.findall(r"`((?:sidecar|tests|docs|ops|examples)/[^`:]*|\w+\.(?:toml|yml|md))`", text)
     assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
     for name in re.findall(r"`(sidecar\.[\w.]+)`", text):
-        resolve_name(name)  # raises for one that is not there
+        resolve_name(name)  # raises if it does not exist
     assert absent(named_tests(text)) == []
     known = {contract["name"] for contract in CONTRACTS["contracts"]}
     contracts = re.findall(r"[Cc]ontract `([^`]+)`", text)
@@ -67,7 +67,7 @@ def test_what_a_page_on_extending_names_exists(page: Path) -> None:
 
 
 def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
-    """No word has two lines, each line has a meaning, and each word is one that the product uses."""
+    """Each word of the glossary is defined once and is used in the code."""
     text = (ROOT / "docs/glossary.md").read_text()
     entries = re.findall(r"^\| ([a-z][^|]*?) \| ([^|]+) \|$", text, re.MULTILINE)
     words = [word for word, _ in entries if word != "word"]
@@ -84,7 +84,7 @@ def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
 
 
 def texts_for_people() -> dict[str, str]:
-    """What is read first: the README, the commands' help and answers, the page, how to extend it."""
+    """The texts people read first: README, command help, the local page, how to extend it."""
     documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs/cli.md", *EXTENDING]
     scripts = (ROOT / "sidecar/channels/console/static").glob("*.js")
     commands = [*(ROOT / "sidecar/cli").glob("*.py"), ROOT / "sidecar/app/serve.py"]
@@ -101,7 +101,7 @@ def texts_for_people() -> dict[str, str]:
 
 
 def test_texts_for_people_use_the_fields_plain_verbs() -> None:
-    """No text that people read first makes a native engineer stop at a word."""
+    """No text that people read first has one of the odd words below."""
     odd = r"\b(heed(?:s|ed)?|at hand|comes of it|what is left|is no dead letter)\b"
     found = {name: re.findall(odd, text) for name, text in texts_for_people().items()}
     assert {name: words for name, words in found.items() if words} == {}
@@ -116,7 +116,7 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
 
 
 def test_the_make_targets_that_documents_name_exist() -> None:
-    """`make something` in a document works."""
+    """Each `make` target in a document exists."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Each setting of the sidecar and of the worker stands in its table, with its default."""
+"""Each setting of the sidecar and of the worker is in its table, with its default."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 HOME = "/home/somebody"
 SIDECAR_TABLES = (("README.md", "Settings"), ("docs/vapi.md", "Settings"))
 WORKER_TABLES = (("docs/livekit.md", "Settings of the worker"),)
-# What is no value of ours, in the words of its table.
+# Defaults that are no value in the code, in the words of the tables.
 IN_WORDS = {
     "SIDECAR_LINK_TOKEN": "made at the first start",
     "LETTA_AGENT_MODEL": "the server's",
@@ -41,7 +41,7 @@ OF_THE_WORKER_IN_WORDS = {
 OF_OTHERS = {
     "LETTA_REDIS_HOST": "a Letta server's own",
 }
-"""Named in a document, and read by neither the sidecar nor the worker."""
+"""Variables in a document that neither the sidecar nor the worker reads."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Row:
 
     Attributes:
         name: The variable.
-        second: The one that is read where the first is unset, or empty.
-        default: What the table says, without marks of code.
+        second: The variable that is read if the first is unset, or empty.
+        default: The default in the table, without backticks.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Row:
 
 
 def rows(document: str, heading: str) -> Iterator[Row]:
-    """Each variable of a table; one default stands for all of its line, or there is one for each."""
+    """Each variable of a table; a line's only default holds for all of its variables."""
     text = (ROOT / document).read_text()
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     table = section.split("\n| variable | default | |\n", 1)[1].split("\n\n", 1)[0]
@@ -80,13 +80,13 @@ def documented(tables: tuple[tuple[str, str], ...]) -> list[Row]:
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user whose directories have a known name."""
+    """A user whose home directory has a known name."""
     monkeypatch.setenv("HOME", HOME)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
 
 
 def shown(value: object) -> str:
-    """A default as the tables write it."""
+    """A default value in the form that the tables use."""
     match value:
         case None | "" | {}:
             return "none"
@@ -99,7 +99,7 @@ def shown(value: object) -> str:
 
 
 def defaults_of_the_sidecar() -> dict[str, str]:
-    """The default of each variable, as it must be written."""
+    """The default of each variable, as the tables must write it."""
     defaults = {
         names[0]: shown(Settings.model_fields[field].get_default(call_default_factory=True))
         for field, names in environment_names().items()
@@ -111,7 +111,7 @@ def defaults_of_the_sidecar() -> dict[str, str]:
 
 @pytest.mark.usefixtures("home")
 def test_every_setting_of_the_sidecar_is_documented_with_its_default() -> None:
-    """The tables name each variable once, with what holds where it is unset, and no other."""
+    """The tables name each variable once, with its default, and no other variable."""
     written = documented(SIDECAR_TABLES)
     assert {row.name: row.default for row in written} == defaults_of_the_sidecar()
     assert len(written) == len({row.name for row in written})
@@ -122,7 +122,7 @@ def test_every_setting_of_the_sidecar_is_documented_with_its_default() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_every_variable_of_the_worker_is_documented_with_its_default() -> None:
-    """Its table names each variable that its code reads; what both read has one default."""
+    """The worker's table names each variable that its code reads, with its default."""
     written = documented(WORKER_TABLES)
     names = [name for row in written for name in (row.name, row.second) if name]
     assert sorted(names) == sorted(worker_names())
@@ -146,7 +146,7 @@ def test_every_variable_of_the_worker_is_documented_with_its_default() -> None:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_no_document_names_a_variable_that_nothing_reads(document: Path) -> None:
-    """What is written down can be set: by the sidecar, the worker or OpenTelemetry it is read."""
+    """Each variable in a document is read by the sidecar, the worker or OpenTelemetry."""
     text = document.read_text()
     ours = {name for names in environment_names().values() for name in names} | worker_names()
     named = set(re.findall(rf"\b{OURS}\b", text))

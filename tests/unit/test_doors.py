@@ -1,4 +1,4 @@
-"""Every door that takes a bearer token reads it in the same way, and says no in its own."""
+"""Every door that takes a bearer token reads it in the same way, and refuses in its own."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -73,7 +73,7 @@ WITHOUT_A_SCHEME = {"a key alone": [KEY], "a key and blanks": [b" " + KEY + b" "
 async def answer_of(
     app: ASGIApp, values: Sequence[bytes], *, method: str = "POST", path: str = "/"
 ) -> tuple[int, bytes]:
-    """Return status and body of what a request of this machine is answered."""
+    """Return the status and body that answer a request from this machine."""
     sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def answer_of(
 
 
 class Doors:
-    """The doors, each as what it answers to some headers; `said` is what was logged."""
+    """Each door as a function of headers; `said` is what was logged."""
 
     def __init__(self, directory: Path, model_url: str) -> None:
         self.said: list[tuple[str, Mapping[str, object]]] = []
@@ -158,7 +158,7 @@ class Doors:
         return opened
 
     async def vapi_model(self, values: Sequence[bytes]) -> bool:
-        """VAPI's model endpoint; behind its door a rate that admits nothing answers 429."""
+        """VAPI's model endpoint: a rate limit of zero behind its door answers 429."""
         return await self._vapi("chat", self._model, values)
 
     async def vapi_server_url(self, values: Sequence[bytes]) -> bool:
@@ -176,7 +176,7 @@ class Doors:
         return status == 429
 
     async def own_model(self, values: Sequence[bytes]) -> bool:
-        """The model that an App Server of ours is given: a real server, as its parser counts."""
+        """The model that our App Server is given, on a real server with a real HTTP parser."""
         head = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         head += b"".join(b"Authorization: " + value + b"\r\n" for value in values)
         host, port = self._model_url.hostname, self._model_url.port
@@ -218,21 +218,21 @@ def all_of(doors: Doors) -> dict[str, Opens]:
 
 @pytest.mark.parametrize("case", OPEN)
 async def test_every_door_opens_to_its_token(doors: Doors, case: str) -> None:
-    """The case of the scheme, blanks, and the same header again make no difference anywhere."""
+    """The scheme's case, blanks and a repeated header change nothing at any door."""
     found = {name: await opens(OPEN[case]) for name, opens in all_of(doors).items()}
     assert dict.fromkeys(found, True) == found
 
 
 @pytest.mark.parametrize("case", SHUT)
 async def test_every_door_is_shut_to_all_else(doors: Doors, case: str) -> None:
-    """No door reads a token where another reads none; each says no as it always did."""
+    """No door opens to a malformed or wrong token, and each refuses with its own answer."""
     found = {name: await opens(SHUT[case]) for name, opens in all_of(doors).items()}
     assert dict.fromkeys(found, False) == found
 
 
 @pytest.mark.parametrize("case", WITHOUT_A_SCHEME)
 async def test_only_vapis_doors_take_a_key_without_its_scheme(doors: Doors, case: str) -> None:
-    """VAPI can be told to send a key as it stands; nobody else has to be understood so."""
+    """Only VAPI's doors accept a key without a scheme, as VAPI can be set to send one."""
     values = WITHOUT_A_SCHEME[case]
     found = {name for name, opens in all_of(doors).items() if await opens(values)}
     assert {"vapi model", "vapi server url"} == found
@@ -252,7 +252,7 @@ async def test_only_vapis_doors_take_a_key_without_its_scheme(doors: Doors, case
     ],
 )
 def test_the_page_is_opened_by_its_token_alone(token: str) -> None:
-    """A token in the page's first frame is compared as the others are, whatever its characters."""
+    """The page's first frame is admitted with the exact token only."""
     nothing: Any = None
     page = Console(nothing, token=KEY.decode())
     assert page.admits(KEY.decode())
@@ -260,6 +260,6 @@ def test_the_page_is_opened_by_its_token_alone(token: str) -> None:
 
 
 def test_an_empty_secret_is_nobodys() -> None:
-    """Where nothing was configured, showing nothing opens nothing."""
+    """An empty secret matches nothing, not even an empty token."""
     assert not is_secret(b"", b"")
     assert is_secret(KEY, KEY)

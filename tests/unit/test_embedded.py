@@ -45,7 +45,7 @@ SPEC = AgentSpec(
 
 
 class Scripted(Llm):
-    """Answers with the given replies, then with plain text; records what it was shown."""
+    """Answers with the given replies, then with plain text; keeps every prompt."""
 
     def __init__(self, *replies: Reply | Exception) -> None:
         self.replies = list(replies)
@@ -125,7 +125,7 @@ async def test_blocks_are_sorted_by_label_and_whole(tmp_path: Path) -> None:
 
 
 async def test_the_same_otid_is_digested_once(tmp_path: Path) -> None:
-    """A post that was stored is not run again, neither now nor after a restart."""
+    """A post that was stored does not run again, either now or after a restart."""
     llm = Scripted()
     async with opened(tmp_path, llm) as letta:
         agent_id, conversation = await agent_in(letta)
@@ -140,7 +140,7 @@ async def test_the_same_otid_is_digested_once(tmp_path: Path) -> None:
 
 
 class Gate:
-    """Holds the model at its first step until it is opened."""
+    """Holds each step of the model until it is opened."""
 
     def __init__(self) -> None:
         self.reached = anyio.Event()
@@ -152,7 +152,7 @@ class Gate:
 
 
 async def test_a_conversation_takes_one_post_at_a_time(tmp_path: Path) -> None:
-    """While a run is at work another post is refused as busy, and the same one joins it."""
+    """While a run is at work another post is refused as busy, and the same post joins the run."""
     llm, gate = Scripted(), Gate()
     llm.before_each = gate
     async with opened(tmp_path, llm) as letta:
@@ -177,7 +177,7 @@ async def test_a_conversation_takes_one_post_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_two_conversations_of_one_agent_lose_no_edit(tmp_path: Path) -> None:
-    """Runs of one agent follow one another, so both edits of one block stay."""
+    """Runs of one agent follow one another, so both edits of one block are kept."""
     async with opened(tmp_path) as letta:
         agent_id, first = await agent_in(letta)
         second = await letta.open_conversation(agent_id, label="call 2")
@@ -204,7 +204,7 @@ async def test_a_failed_model_leaves_nothing_and_the_post_may_run_again(tmp_path
 
 
 async def test_what_the_model_has_no_room_for_is_no_outage(tmp_path: Path) -> None:
-    """A post that exceeds the model's context is said to be too large, and leaves nothing."""
+    """A post that exceeds the model's context is an error "too large" and stores nothing."""
     llm = Scripted(calls("memory_insert", label="human", new_str="half"), PromptTooLong("400"))
     async with opened(tmp_path, llm) as letta:
         agent_id, conversation = await agent_in(letta)
@@ -216,7 +216,7 @@ async def test_what_the_model_has_no_room_for_is_no_outage(tmp_path: Path) -> No
 
 
 async def test_a_joined_run_that_fails_is_over_for_both(tmp_path: Path) -> None:
-    """Who joined a run learns that it left nothing."""
+    """Both posts of a failed run learn that it is over."""
     llm, gate = Scripted(LlmError("it broke")), Gate()
     llm.before_each = gate
     seen: list[bool] = []
@@ -239,7 +239,7 @@ async def test_a_joined_run_that_fails_is_over_for_both(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_post_leaves_nothing(tmp_path: Path) -> None:
-    """A post given up by its caller is no longer running and was not stored."""
+    """A cancelled post is no longer running and was not stored."""
     llm, gate = Scripted(), Gate()
     llm.before_each = gate
     async with opened(tmp_path, llm) as letta:
@@ -252,7 +252,7 @@ async def test_a_cancelled_post_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_run_has_a_deadline(tmp_path: Path) -> None:
-    """A model that hangs costs a run, not the lane."""
+    """A run of a model that hangs ends at its deadline and stores nothing."""
     llm, gate = Scripted(), Gate()
     llm.before_each = gate
     async with opened(tmp_path, llm, run_budget_s=0.05) as letta:
@@ -280,7 +280,7 @@ async def test_a_run_has_a_deadline(tmp_path: Path) -> None:
 async def test_an_edit_that_may_not_be_is_told_to_the_model(
     tmp_path: Path, call: Reply, answer: str
 ) -> None:
-    """Read-only blocks, limits and bad arguments are answered as tool errors; nothing changes."""
+    """An edit that is not allowed is answered as a tool error and changes nothing."""
     llm = Scripted(call)
     async with opened(tmp_path, llm) as letta:
         agent_id, conversation = await agent_in(letta)
@@ -293,7 +293,7 @@ async def test_an_edit_that_may_not_be_is_told_to_the_model(
 
 
 async def test_a_whole_block_may_be_rewritten(tmp_path: Path) -> None:
-    """memory_rethink sets the value, and text no file can hold is replaced in it."""
+    """memory_rethink sets the value, with characters that can't be stored replaced."""
     llm = Scripted(calls("memory_rethink", label="human", new_memory="Name: \ud800Ada"))
     async with opened(tmp_path, llm) as letta:
         agent_id, conversation = await agent_in(letta)
@@ -326,7 +326,7 @@ async def test_the_model_sees_blocks_in_lettas_layout(tmp_path: Path) -> None:
 
 
 async def test_unknown_names_are_told_apart(tmp_path: Path) -> None:
-    """A missing agent is not a missing conversation, and neither is an empty answer."""
+    """An unknown agent and an unknown conversation are different errors, never empty answers."""
     async with opened(tmp_path) as letta:
         agent_id, conversation = await agent_in(letta)
         other = await letta.create_agent(SPEC)
@@ -346,7 +346,7 @@ async def test_unknown_names_are_told_apart(tmp_path: Path) -> None:
 
 
 async def test_agents_are_found_by_all_their_tags_oldest_first(tmp_path: Path) -> None:
-    """Every tag must match; no tags asked for finds every agent."""
+    """An agent is found only if every tag matches; without tags, every agent is found."""
     times = iter([20.0, 10.0, 30.0])
     async with opened(tmp_path, clock=lambda: next(times)) as letta:
         young = await letta.create_agent(AgentSpec("young", "", [], ["a", "b"]))
@@ -379,7 +379,7 @@ async def test_a_deleted_agent_is_gone_with_all_it_held(tmp_path: Path) -> None:
     ],
 )
 async def test_a_spec_that_makes_no_sense_is_rejected(tmp_path: Path, blocks: list[Block]) -> None:
-    """Doubled labels and values over their limit make no agent."""
+    """A spec with a repeated label or a value over its limit is rejected and makes no agent."""
     async with opened(tmp_path) as letta:
         with pytest.raises(Rejected):
             await letta.create_agent(AgentSpec("x", "", blocks, []))
@@ -387,7 +387,7 @@ async def test_a_spec_that_makes_no_sense_is_rejected(tmp_path: Path, blocks: li
 
 
 async def test_the_file_is_private(tmp_path: Path) -> None:
-    """The file and what SQLite puts beside it are the owner's alone, whatever the umask."""
+    """The file and SQLite's files beside it are readable by their owner only, under any umask."""
     before = os.umask(0)
     try:
         async with opened(tmp_path / "new") as letta:
@@ -400,7 +400,7 @@ async def test_the_file_is_private(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    """A damaged file ends in an error that says what to do, and is left as it is."""
+    """A damaged file is an error that says what to do, and the file is left unchanged."""
     (tmp_path / "letta.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(LettaError, match=r"check .*letta\.db"):
         await EmbeddedLetta.open(tmp_path / "letta.db", llm=DemoModel())
@@ -408,7 +408,7 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 async def test_after_close_everything_is_unavailable(tmp_path: Path) -> None:
-    """Closing twice is safe; what comes later fails as the port says."""
+    """Closing twice is safe; a read or post after it fails with the port's errors."""
     async with opened(tmp_path) as letta:
         agent_id, conversation = await agent_in(letta)
     await letta.aclose()

@@ -1,4 +1,4 @@
-"""What the package shows to the outside: one short path for a LiveKit worker, and its version."""
+"""The package's public names: one short path for a LiveKit worker, and the version."""
 
 import json
 import re
@@ -36,13 +36,13 @@ def names_of(requirements: list[str]) -> set[str]:
 
 
 def of_server() -> set[str]:
-    """Return what the extra `server` is imported by."""
+    """Return the module names of the extra `server`."""
     packages = names_of(PROJECT["optional-dependencies"]["server"])
     return {{"phonenumberslite": "phonenumbers"}.get(n, n.replace("-", "_")) for n in packages}
 
 
 def test_the_public_path_exports_what_the_modules_behind_it_do() -> None:
-    """Each public name of those modules is in `sidecar.livekit`, and it has no other."""
+    """`sidecar.livekit` exports exactly the public names of the modules behind it."""
     combined = [name for module in BEHIND for name in module.__all__]
     assert set(combined) == set(sidecar.livekit.__all__)
     assert not [name for name, times in Counter(combined).items() if times > 1]
@@ -50,7 +50,7 @@ def test_the_public_path_exports_what_the_modules_behind_it_do() -> None:
 
 @pytest.mark.parametrize("name", sidecar.livekit.__all__)
 def test_a_public_name_is_the_one_of_its_module(name: str) -> None:
-    """What `sidecar.livekit` gives is the object itself, and it is documented."""
+    """A name of `sidecar.livekit` is the module's own object, and it is documented."""
     (owner,) = (module for module in BEHIND if name in module.__all__)
     assert getattr(sidecar.livekit, name) is getattr(owner, name)
     assert getattr(owner, name).__module__ == owner.__name__
@@ -58,7 +58,7 @@ def test_a_public_name_is_the_one_of_its_module(name: str) -> None:
 
 
 def test_documents_and_examples_use_the_public_path_alone() -> None:
-    """What a user copies imports nothing of the package but `sidecar.livekit`, by names it has."""
+    """Code that users copy imports from `sidecar.livekit` only, and only names that it has."""
     shown = {
         fence.document: "\n".join(fence.lines) for fence in fences() if fence.language == "python"
     }
@@ -78,8 +78,8 @@ def test_documents_and_examples_use_the_public_path_alone() -> None:
 
 
 def test_a_worker_imports_nothing_of_the_sidecar() -> None:
-    """`import sidecar.livekit` brings no package of the extra `server`, and no room of the sidecar."""
-    # What livekit-agents imports itself (prometheus-client) is its own affair.
+    """`import sidecar.livekit` imports no package of the extra `server` and no sidecar module."""
+    # livekit-agents imports prometheus-client itself; that doesn't count here.
     code = (
         "import sys, json, livekit.agents.inference; before = set(sys.modules)\n"
         "import sidecar.livekit; print(json.dumps(sorted(set(sys.modules) - before)))"
@@ -95,14 +95,14 @@ def test_a_worker_imports_nothing_of_the_sidecar() -> None:
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
-    """`sidecar.__version__` is what pyproject.toml says, and no other name is made up."""
+    """`sidecar.__version__` is the version in pyproject.toml, and other names are missing."""
     assert sidecar.__version__ == PROJECT["version"]
     with pytest.raises(AttributeError):
         _ = sidecar.__vision__
 
 
 def test_the_command_knows_what_the_sidecar_needs() -> None:
-    """What `sidecar` looks for before it starts is what the extra `server` installs."""
+    """The modules that `sidecar` looks for before it starts are those of the extra `server`."""
     assert set(command.SERVER_MODULES) == of_server()
 
 
@@ -110,7 +110,7 @@ def test_the_command_knows_what_the_sidecar_needs() -> None:
 def test_the_command_says_what_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a package of the sidecar is missing, `sidecar` is one line with the remedy and exit 2."""
+    """With a package missing, `sidecar` prints one line with the remedy and exits with 2."""
 
     def find_spec(name: str) -> object | None:
         return None if name == missing else object()
@@ -133,7 +133,7 @@ LOCKS = {
 
 
 def test_lock_files_hold_their_extras_and_agree() -> None:
-    """Each lock file has the packages of its extras, the worker's none of the sidecar's, at one version."""
+    """Lock files hold their extras at the same versions, and the workers' none of `server`."""
     extras = {name: names_of(lines) for name, lines in PROJECT["optional-dependencies"].items()}
     pinned: dict[str, dict[str, set[str]]] = {}
     for lock in LOCKS:
@@ -146,7 +146,7 @@ def test_lock_files_hold_their_extras_and_agree() -> None:
         wanted = names_of(PROJECT["dependencies"]).union(*(extras[extra] for extra in chosen))
         assert wanted <= pinned[lock].keys(), lock
         assert all(pinned["dev"][name] == found for name, found in pinned[lock].items()), lock
-    # livekit-agents has these two and their like for itself.
+    # livekit-agents depends on these itself.
     of_livekit = {"prometheus-client", "rich", "typer"}
     for lock in ("worker", "speech"):
         assert not (extras["server"] - of_livekit) & pinned[lock].keys()

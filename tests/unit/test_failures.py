@@ -1,4 +1,4 @@
-"""What the words of a failed run say of its batch."""
+"""What the error text of a failed run says about its batch."""
 
 import pytest
 
@@ -45,20 +45,20 @@ MENDABLE = [
 
 @pytest.mark.parametrize("words", TOO_LARGE)
 def test_too_large_is_known_in_each_providers_words(words: str) -> None:
-    """A context that is exceeded is definite, whichever provider says it."""
+    """A model's "context too long" is recognised in each provider's words."""
     assert says_too_large(words)
 
 
 @pytest.mark.parametrize("words", INVALID)
 def test_an_invalid_request_stays_invalid(words: str) -> None:
-    """A request that the model will never take is told from one that does not fit."""
+    """An invalid request is recognised as such, and not as one that is too large."""
     assert says_invalid(words)
     assert not says_too_large(words)
 
 
 @pytest.mark.parametrize("words", MENDABLE)
 def test_what_may_be_mended_is_tried_again(words: str) -> None:
-    """Words that are not known for certain count as an outage."""
+    """Unrecognised error text counts neither as too large nor as invalid."""
     assert not says_too_large(words)
     assert not says_invalid(words)
 
@@ -70,7 +70,7 @@ def test_what_may_be_mended_is_tried_again(words: str) -> None:
 def test_the_app_servers_turn_ends_by_what_failed_before(
     words: str, error: type[LettaError]
 ) -> None:
-    """The failure that a turn was aborted for tells what is to become of the batch."""
+    """The error that ended an App Server's turn decides how the post fails."""
     for frame, failure in (
         ({"stop_reason": "cancelled"}, f'{{"message": "{words}"}}'),
         ({"stop_reason": "error", "error": words}, ""),

@@ -1,4 +1,4 @@
-"""The workflow for a public forge runs what a person runs here, on each Python that is supported."""
+"""The workflow for a public forge runs what `make check` runs, on each supported Python."""
 
 import re
 import tomllib
@@ -25,7 +25,7 @@ def supported() -> list[str]:
 
 
 def test_each_step_of_the_workflow_is_a_make_target() -> None:
-    """What the forge runs can be run here, by the same name: all of `make check`, and no more."""
+    """The workflow runs exactly the make targets of `make check`."""
     makefile = (ROOT / "Makefile").read_text()
     check = re.search(r"^check: ([a-z -]+?) *##", makefile, re.MULTILINE)
     assert check is not None
@@ -34,7 +34,7 @@ def test_each_step_of_the_workflow_is_a_make_target() -> None:
 
 
 def test_the_tests_run_on_every_python_that_is_supported() -> None:
-    """The matrix is that of `requires-python`, and each run takes the Python of its own name."""
+    """The matrix lists each Python of `requires-python`, and each run uses its own."""
     tests = JOBS["tests"]
     assert tests["strategy"]["matrix"]["python"] == supported()
     assert tests["env"]["PYTHON"] == "python${{ matrix.python }}"
@@ -42,7 +42,7 @@ def test_the_tests_run_on_every_python_that_is_supported() -> None:
 
 
 def test_actions_are_named_by_the_hash_of_a_commit() -> None:
-    """No tag that somebody may move: forty hexadecimal digits, with the version beside them."""
+    """Each action is pinned to a commit's hash, with its version in a comment."""
     text = (ROOT / ".github/workflows/ci.yml").read_text()
     used = re.findall(r"uses: (.*)", text)
     assert len(used) == sum("uses" in step for step in STEPS)
@@ -51,6 +51,6 @@ def test_actions_are_named_by_the_hash_of_a_commit() -> None:
 
 
 def test_a_job_reads_the_tree_and_may_do_nothing_else() -> None:
-    """No right is given for the whole workflow, and each job has the one to read."""
+    """The workflow as a whole has no permission, and each job can only read."""
     assert WORKFLOW["permissions"] == {}
     assert [job["permissions"] for job in JOBS.values()] == [{"contents": "read"}] * len(JOBS)

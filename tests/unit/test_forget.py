@@ -1,4 +1,4 @@
-"""Forgetting a caller: what goes, what stays, and what is said when something can't go."""
+"""Forgetting a caller: what is erased, what is kept, and what is reported."""
 
 import errno
 import json
@@ -96,7 +96,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_a_caller_goes_from_every_place(world: World) -> None:
-    """Journal, spool, copies and the caller's own agent: nothing of the caller is in any file."""
+    """The caller is erased from journal, spool, copies and Letta, and no file holds its words."""
     agent_id = await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=f"listen, {SECRET} and so on")
     world.spooled("left", "bob", f"again: {SECRET}").close()
@@ -114,7 +114,7 @@ async def test_a_caller_goes_from_every_place(world: World) -> None:
 
 
 async def test_no_erased_call_comes_back(world: World) -> None:
-    """Calls of the journal and of the spool stay away; how many is said, and in no file who."""
+    """Erased calls of the journal and the spool stay away, and no file names them."""
     await world.call("01a0a3c4-6b1e-7aa2", ref=OWN, key=KEY, text=SECRET)
     world.spooled("AJ_9f2b11c07", "bob", SECRET).close()
     report = await world.forgetting.forget("acme", KEY)
@@ -127,7 +127,7 @@ async def test_no_erased_call_comes_back(world: World) -> None:
 
 
 async def test_a_dry_run_touches_nothing(world: World) -> None:
-    """The plan counts the same things, and everything is where it was."""
+    """A dry run counts what would be erased and erases nothing."""
     agent_id = await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     plan = await world.forgetting.plan("acme", KEY)
@@ -138,7 +138,7 @@ async def test_a_dry_run_touches_nothing(world: World) -> None:
 
 
 async def test_an_agent_found_by_its_tags_alone_goes_too(world: World) -> None:
-    """The caller's agent is erased when retention has long erased the calls, or it is a twin."""
+    """An agent that only its tags link to the caller is erased, too."""
     await world.letta.create_agent(spec_of_caller("acme", KEY))
     await world.letta.create_agent(spec_of_caller("acme", OTHER))
     report = await world.forgetting.forget("acme", KEY)
@@ -147,7 +147,7 @@ async def test_an_agent_found_by_its_tags_alone_goes_too(world: World) -> None:
 
 
 async def test_of_a_shared_agent_only_the_conversation_goes(world: World) -> None:
-    """An agent that others use stays, and what it may have learnt is named as left."""
+    """A shared agent stays, its conversation with the caller goes, and the report names it."""
     await world.call("one", ref=SHARED, key=KEY, text=SECRET)
     await world.call("two", ref=SHARED, key=OTHER, text="somebody else's words entirely")
     mine = await world.letta.open_conversation("agent-shared", label="one")
@@ -163,7 +163,7 @@ async def test_of_a_shared_agent_only_the_conversation_goes(world: World) -> Non
 
 
 async def test_with_letta_away_nothing_is_erased(world: World) -> None:
-    """A half-forgotten caller is worse than one to be forgotten again in a minute."""
+    """While Letta is unavailable nothing is erased, so no caller is erased in part."""
     await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     world.letta.down = True
@@ -173,7 +173,7 @@ async def test_with_letta_away_nothing_is_erased(world: World) -> None:
 
 
 async def test_a_live_caller_is_not_erased(world: World) -> None:
-    """A live call stops it before the spool or Letta is touched."""
+    """A live call stops the erasure before the spool or Letta is touched."""
     await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=SECRET, closed=False)
     world.spooled("left", "bob", SECRET).close()
@@ -184,7 +184,7 @@ async def test_a_live_caller_is_not_erased(world: World) -> None:
 
 
 async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) -> None:
-    """A call that was nobody's when its file was begun is its caller's from the first telling on."""
+    """A held spool file belongs to the caller whom it names later, and stops the erasure."""
     held = world.spooled("later", "", SECRET)
     held.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
     with pytest.raises(CallerBusy):
@@ -193,7 +193,7 @@ async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) ->
 
 
 async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
-    """What a live worker still writes can't be erased under it; another caller's is no matter."""
+    """A spool file that a worker still writes stops its own caller's erasure, and no other's."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     held = world.spooled("others", "eve", "nothing of his is in here")
     assert (await world.forgetting.plan("acme", KEY)).spool_files == 0
@@ -206,7 +206,7 @@ async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
 
 
 async def test_a_spool_file_that_names_nobody_is_told(world: World) -> None:
-    """A damaged file without a caller, and any file where tenants share a spool, is to be looked into."""
+    """Damaged files without a caller, and files of a spool that tenants share, are reported."""
     world.spool.mkdir()
     (world.spool / "AJ_9.damaged").write_text("half a line of somebody's")
     (world.spool / "AJ_8.damaged").write_text('{"type":"call.open","call":"c9","chan\nrubbish\n')
@@ -220,7 +220,7 @@ async def test_a_spool_file_that_names_nobody_is_told(world: World) -> None:
 
 
 async def test_what_is_left_in_a_file_is_found(world: World) -> None:
-    """Words in a file that nobody erases, as a copy an owner made, are reported with its path."""
+    """A file that nobody erases, such as an owner's copy, is reported if it holds the words."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     copy = world.root / "backup-of-mine.json"
     copy.write_text(json.dumps({"text": f"he said {SECRET}"}))
@@ -267,7 +267,7 @@ async def test_a_copy_that_can_not_be_erased_is_named(
 
 
 async def test_holes_and_other_peoples_files_cost_nothing(world: World) -> None:
-    """Words behind a hole of terabytes are found, and a spool's foreign files are not read."""
+    """Words behind a hole of terabytes are found, and foreign files in the spool are not read."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     holed = world.root / "disk.img"
     with holed.open("wb") as file:
@@ -283,7 +283,7 @@ async def test_holes_and_other_peoples_files_cost_nothing(world: World) -> None:
 
 
 async def test_what_another_caller_said_too_is_no_trace(world: World) -> None:
-    """The same sentence of another caller stays, and is not taken for this one's."""
+    """The same sentence of another caller is kept and not reported as a trace."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     await world.call("two", ref=AgentRef("acme", caller_key=OTHER), key=OTHER, text=SECRET)
     report = await world.forgetting.forget("acme", KEY)
@@ -292,7 +292,7 @@ async def test_what_another_caller_said_too_is_no_trace(world: World) -> None:
 
 
 async def test_forgetting_twice_is_no_error(world: World) -> None:
-    """Whom nobody knows is forgotten at once."""
+    """Forgetting a caller again finds nothing and is no error."""
     await world.agent()
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
     await world.forgetting.forget("acme", KEY)
@@ -301,7 +301,7 @@ async def test_forgetting_twice_is_no_error(world: World) -> None:
 
 
 def test_pieces_are_telling_and_few() -> None:
-    """Short turns have no piece, each piece survives JSON and XML, and there is a limit."""
+    """Short turns give no piece, pieces avoid escaped characters, and their number is bounded."""
     assert pieces_of(["yes", "ok thanks"], "k" * 32) == [b"k" * 32]
     (_, piece) = pieces_of(['he said "hello" & that was all there was to it'], "k")
     assert piece in b"that was all there was to it"

@@ -1,4 +1,4 @@
-"""The link's frames: whatever a peer sends is a frame or a named error."""
+"""The link's frames: any input is decoded to a frame or refused with a named error."""
 
 from json import dumps
 
@@ -21,7 +21,7 @@ def refusal(raw: str) -> LinkError:
 
 
 def turn(**fields: str) -> str:
-    """Return a turn's JSON, with some fields written otherwise."""
+    """Return a turn's JSON with some fields changed."""
     written = {
         "type": '"turn"',
         "call": '"c"',
@@ -36,7 +36,7 @@ def turn(**fields: str) -> str:
 
 @pytest.mark.parametrize("seq", [str(1 << 63), str(10**30), "-1"])
 def test_a_place_the_journal_can_not_hold_is_refused_by_name(seq: str) -> None:
-    """A turn whose seq is no 63-bit number is malformed, and never reaches the journal."""
+    """A turn whose seq is no 63-bit number is malformed, and the error names it."""
     error = refusal(turn(seq=seq))
     assert ("malformed", "seq", "c", "i") == (error.code, error.field, error.call, error.item)
 
@@ -46,7 +46,7 @@ def test_a_place_the_journal_can_not_hold_is_refused_by_name(seq: str) -> None:
     "raw", [DEEP, f'{{"type":"turn","x":{DEEP}}}', f'{{"type":"ack","call":{DEEP}}}']
 )
 def test_a_frame_nested_too_deep_is_malformed(decode: object, raw: str) -> None:
-    """Nesting beyond what a decoder bears is a wrong frame like any other."""
+    """A frame nested too deep for the decoder is malformed like any other wrong frame."""
     with pytest.raises(LinkError) as refused:
         decode(raw)  # type: ignore[operator]
     assert "malformed" == refused.value.code
@@ -54,14 +54,14 @@ def test_a_frame_nested_too_deep_is_malformed(decode: object, raw: str) -> None:
 
 
 def test_a_frame_too_large_names_its_turn() -> None:
-    """The worker learns which of its turns was too long."""
+    """The error for a frame that is too large names its turn."""
     error = refusal(turn(text=f'"{"x" * MAX_FRAME_BYTES}"'))
     assert ("too_large", "c", "i") == (error.code, error.call, error.item)
 
 
 @pytest.mark.parametrize("name", ['"' + "c" * 257 + '"', "7", "null", '"\\ud800"'])
 def test_a_name_that_is_none_is_not_told_back(name: str) -> None:
-    """An error names no call when the frame's own is no id."""
+    """The error names no call when the frame's call id is invalid."""
     error = refusal(turn(call=name))
     assert ("malformed", "") == (error.code, error.call)
 
@@ -78,7 +78,7 @@ json = st.recursive(
     json.map(dumps) | st.sampled_from([DEEP, "1e999", "NaN", "1" * 400]),
 )
 def test_any_value_in_any_field_is_a_frame_or_a_named_error(field: str, value: str) -> None:
-    """No value of a field brings anything but a frame, or an error that can be answered."""
+    """Any value in any field gives a frame, or an error with a hint."""
     try:
         decode_from_worker(turn(**{field: value}))
     except LinkError as error:

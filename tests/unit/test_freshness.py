@@ -1,4 +1,4 @@
-"""How fresh a snapshot is, and the breaker and backoff beside it."""
+"""How fresh a snapshot is, and the breaker and the backoff of reads."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ ORDER = ["fresh", "stale", "expired"]
 def test_a_snapshot_never_gets_fresher_with_time(
     read_at_s: float, age: float, fresh_s: float, more_s: float, later_s: float
 ) -> None:
-    """Freshness only goes one way while no read happens, also when the clock was set back."""
+    """Without a new read a snapshot never becomes fresher, even when the clock is set back."""
     policy = FreshnessPolicy(fresh_s, fresh_s + more_s)
     now_s = read_at_s + age
     first = judge(read_at_s, now_s=now_s, policy=policy)
@@ -34,13 +34,13 @@ def test_a_snapshot_never_gets_fresher_with_time(
 
 @given(st.floats(0, 1e10), st.floats(0, 1e9), st.floats(0, 100))
 def test_what_is_outdated_is_never_fresh(read_at_s: float, age: float, fresh_s: float) -> None:
-    """A snapshot that is known to have been overtaken is stale however young it is."""
+    """An outdated snapshot is never fresh, however young it is."""
     policy = FreshnessPolicy(fresh_s)
     assert judge(read_at_s, now_s=read_at_s + age, policy=policy, outdated=True) != "fresh"
 
 
 def test_no_snapshot_is_absent() -> None:
-    """Nothing read is not the same as something old."""
+    """Without a read the snapshot is absent, not stale."""
     assert judge(None, now_s=5.0, policy=FreshnessPolicy()) == "absent"
 
 
@@ -48,12 +48,12 @@ def test_no_snapshot_is_absent() -> None:
 def test_a_backoff_stays_within_its_cap(
     attempt: int, dice: float, base_s: float, cap_s: float
 ) -> None:
-    """No wait is negative or longer than the cap."""
+    """Every wait is longer than zero and at most the cap."""
     assert 0 < backoff_s(attempt, base_s=base_s, cap_s=cap_s, dice=dice) <= cap_s
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Calls that overlap, with random ends and times, against what a breaker promises."""
+    """Overlapping calls with random ends and times, checked against what a breaker promises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if ok:
             self.breaker.succeeded(now_s=self.now_s)
             self.in_a_row, self.heed_from_s = 0, self.now_s
-            if self.probe is not None:  # a call like any other by now
+            if self.probe is not None:  # from now on a call like any other
                 self.under_way.append(self.probe)
                 self.probe = None
             return
@@ -113,7 +113,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_shut_for_longer_than_the_cap(self) -> None:
-        assert self.breaker.retry_in_s(now_s=self.now_s) <= 8.0 + 1e-9  # sums of floats
+        assert self.breaker.retry_in_s(now_s=self.now_s) <= 8.0 + 1e-9  # for rounding
         assert self.breaker.is_open == (self.in_a_row >= 3)
 
 

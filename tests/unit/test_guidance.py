@@ -1,4 +1,4 @@
-"""What the owner asks a voice agent to follow: bounded, without repeats, to the end of the call."""
+"""Guidance of a call: bounded, without repeats, kept to the end of the call."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def call(caller_key: str = "ada") -> Call:
 
 
 def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
-    """Much guidance never grows a prompt past its bound; what makes room is the oldest."""
+    """The text of guidance is bounded, and the oldest pieces are dropped for the newest."""
     guidance = CallGuidance()
     assert guidance.add("  ") == 0
     assert guidance.text == ""
@@ -28,7 +28,7 @@ def test_guidance_is_bounded_and_the_newest_is_kept() -> None:
 
 
 def test_guidance_is_bounded_in_number() -> None:
-    """Of many short pieces the newest stay; what left is counted."""
+    """The number of pieces is bounded, the newest are kept, and dropped characters are counted."""
     guidance = CallGuidance()
     cut_chars = [guidance.add(f"piece {n:02}") for n in range(GUIDANCE_PIECES + 3)]
     assert cut_chars == [0] * GUIDANCE_PIECES + [len("piece 00")] * 3
@@ -38,7 +38,7 @@ def test_guidance_is_bounded_in_number() -> None:
 
 @pytest.mark.parametrize("again", ["Be brief.", " Be brief.\n", "z" * (GUIDANCE_CHARS + 9)])
 def test_the_same_again_is_no_news(again: str) -> None:
-    """A repeat, also of a piece that lost its end, changes no byte of a prompt."""
+    """Adding the same piece again changes nothing, even if its end was cut off."""
     guidance = CallGuidance()
     guidance.add(again)
     before = guidance.text
@@ -48,7 +48,7 @@ def test_the_same_again_is_no_news(again: str) -> None:
 
 
 def test_a_call_that_is_taken_up_again_has_its_guidance() -> None:
-    """It is kept for a while, and for as long as the call is expected back."""
+    """Guidance of a call is kept for a while, and as long as the call is expected back."""
     left = LeftGuidance(keep_s=120.0)
     guidance = left.take_up(call())
     guidance.add("Be brief.")
@@ -61,7 +61,7 @@ def test_a_call_that_is_taken_up_again_has_its_guidance() -> None:
 
 
 def test_no_other_caller_has_it() -> None:
-    """An id that another caller's call has used brings nothing of that call."""
+    """Another caller who reuses a call id gets none of its guidance."""
     left = LeftGuidance(keep_s=120.0)
     guidance = CallGuidance()
     guidance.add("Ada owes us 300.")

@@ -1,4 +1,4 @@
-"""The bounds of a connection in time and number, on a real socket."""
+"""The limits on how long a connection may take and on how many there are, on a real socket."""
 
 import resource
 from collections.abc import Callable
@@ -34,7 +34,7 @@ async def ended(stream: ByteStream) -> bool:
 
 
 async def test_a_body_that_nobody_reads_is_cut_off() -> None:
-    """A request answered before its body is whole has no say in how long its connection lasts."""
+    """A connection ends if its request was answered before the whole body came."""
     bound = listen("127.0.0.1", 0)
     host, port = bound.getsockname()
     async with (
@@ -52,7 +52,7 @@ async def test_a_body_that_nobody_reads_is_cut_off() -> None:
 async def test_slow_headers_are_cut_and_slow_answers_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Headers that do not come end the connection; a request that is whole may take its time."""
+    """A connection whose headers don't come ends; a complete request may take its time."""
     monkeypatch.setattr(DeadlineProtocol, "headers_s", 0.2)
     bound = listen("127.0.0.1", 0)
     host, port = bound.getsockname()
@@ -102,7 +102,7 @@ def waiting(goes_on: anyio.Event, begins: Callable[[], None]) -> Starlette:
 
 
 async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many connections stay without a request, the next one is served; a busy one stays."""
+    """Idle connections are closed to make room for a new request, and busy ones are kept."""
     monkeypatch.setattr(DeadlineProtocol, "headers_s", 60.0)
     goes_on, served = anyio.Event(), anyio.Event()
     app = waiting(goes_on, served.set)
@@ -119,7 +119,7 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
         with anyio.fail_after(5):
             await served.wait()
         idle = [await connected() for _ in range(8)]
-        for stream in idle[4:]:  # kept alive after a request, or with a half of one
+        for stream in idle[4:]:  # idle after a request, or within one
             await stream.send(health("/livez"))
             assert b"200 OK" in await answered(stream)
         await idle[3].send(health("/livez")[:-2])
@@ -133,7 +133,7 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_past_as_many_requests_the_next_is_told_to_come_back() -> None:
-    """Past the limit a request gets 503 and a time to come back, and `/livez` its answer still."""
+    """Past the limit a request gets 503 and when to retry, and `/livez` still answers."""
     goes_on, full = anyio.Event(), anyio.Event()
     begun = 0
 
@@ -172,7 +172,7 @@ async def test_past_as_many_requests_the_next_is_told_to_come_back() -> None:
 def test_connections_leave_files_for_the_rest(
     files: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connections that are taken leave open files for models, journal and accepting more."""
+    """The limit on connections leaves open files for models and the journal."""
 
     def limits(_: int) -> tuple[int, int]:
         return files, files

@@ -81,7 +81,7 @@ def from_shell(raw: str, region: str | None) -> str:
 
 @given(raw_phones, regions)
 def test_a_number_has_one_key_from_each_channel(raw: str, region: str | None) -> None:
-    """LiveKit's bridge, VAPI and the command line make of a carrier's text one caller, or nobody."""
+    """LiveKit's bridge, VAPI and the command line give a carrier's text the same caller key."""
     keys = {
         key_of(CallerHints(phone=raw), region),
         key_of(from_livekit(raw), region),
@@ -107,14 +107,14 @@ def test_a_number_has_one_key_from_each_channel(raw: str, region: str | None) ->
     ],
 )
 def test_the_command_line_says_why_a_caller_is_none(said: str, remedy: str) -> None:
-    """What names nobody is refused with the reason, and never taken for another caller."""
+    """A caller text that names nobody is refused with the reason."""
     with pytest.raises(typer.BadParameter, match=remedy):
         caller_key_of(said, "t", None)
 
 
 @given(raw_phones, raw_phones, regions)
 def test_two_callers_are_one_only_by_one_number(one: str, other: str, region: str | None) -> None:
-    """Two texts of carriers have one key only as spellings of one number's digits."""
+    """Two texts share a caller key only if they spell the same number."""
     first, second = (key_of(CallerHints(phone=raw), region) for raw in (one, other))
     if first and first == second:
         digits: set[str] = set()
@@ -131,7 +131,7 @@ def named(kind: str, name: str) -> CallerHints:
 
 @given(raw_names, raw_names, st.sampled_from(["caller", "identity"]))
 def test_two_names_are_never_one_caller(one: str, other: str, kind: str) -> None:
-    """An id or identity is compared as it stands; one that stands for nobody has no key."""
+    """Two different ids never share a caller key, and one that names nobody has no key."""
     first, second = (key_of(named(kind, raw), None) for raw in (one, other))
     if first and second:
         assert (first == second) == (one == other)
@@ -146,14 +146,14 @@ def test_two_names_are_never_one_caller(one: str, other: str, kind: str) -> None
 def test_a_name_is_never_a_numbers_owner(
     name: str, raw: str, kind: str, region: str | None
 ) -> None:
-    """Whatever somebody calls themselves, it is no number's key, nor another tenant's."""
+    """A chosen name never gets the caller key of a number, nor a number that of another tenant."""
     number = key_of(CallerHints(phone=raw), region)
     assert not number or number != key_of(named(kind, name), region)
     assert not number or number != key_of(CallerHints(phone=raw), region, tenant="u")
 
 
 def test_a_plain_numbers_key_is_what_it_was() -> None:
-    """What is stored under a number in E.164 is found by every later release."""
+    """The caller key of a number in E.164 is the same in every release."""
     key = hashlib.sha256(b"t\0tel:+12025550100").hexdigest()[:32]
     assert key_of(CallerHints(phone="+12025550100"), None) == key
     assert key_of(CallerHints(phone="(202) 555-0100"), "US") == key
@@ -174,7 +174,7 @@ def test_a_plain_numbers_key_is_what_it_was() -> None:
     ],
 )
 def test_who_cannot_be_resolved_has_nobodys_memory(hints: CallerHints, why: str) -> None:
-    """No hint, or one that is none, gives no agent and says why in a word, without the number."""
+    """A missing or unusable hint leads to no agent, and the reason is given without the number."""
     found = resolve("t", hints, RULES)
     assert not found.ref.known
     assert found.ref.lane == "t/nobody"
@@ -184,7 +184,7 @@ def test_who_cannot_be_resolved_has_nobodys_memory(hints: CallerHints, why: str)
 
 
 def test_who_stands_for_nobody_leaves_the_word_to_the_next_hint() -> None:
-    """A backend that says `anonymous` of everybody does not hide the number."""
+    """A hint such as `anonymous` names nobody, so that the number after it is used."""
     assert key_of(CallerHints(caller="anonymous", phone="+12025550100"), None) == key_of(
         CallerHints(phone="+12025550100"), None
     )
@@ -194,7 +194,7 @@ def test_who_stands_for_nobody_leaves_the_word_to_the_next_hint() -> None:
 
 
 def test_the_owners_word_goes_before_the_rules() -> None:
-    """A named agent, then the map, then the fixed agent, then the caller's own."""
+    """A named agent comes first, then the map's, then the fixed one, then the caller's own."""
     rules = IdentityRules(agent_id="agent-fixed", agent_map={"+12025550100": "agent-mapped"})
     named = resolve("t", CallerHints(agent_id="agent-named", phone="+12025550100"), rules)
     mapped = resolve("t", CallerHints(phone="+1 202 555 0100"), rules)
@@ -207,7 +207,7 @@ def test_the_owners_word_goes_before_the_rules() -> None:
 
 
 def test_an_identity_that_reads_like_a_number_is_not_that_number() -> None:
-    """Who chooses a phone number for a name gets no memory of the number's owner."""
+    """An identity that reads like a phone number gets no memory of the number's owner."""
     rules = IdentityRules(agent_map={"+12025550100": "agent-of-the-number", "ada": "agent-of-ada"})
     for identity in ("+12025550100", "+1 202 555 0100", "sip:+12025550100@pbx"):
         found = resolve("t", CallerHints(identity=identity), rules)
@@ -216,7 +216,7 @@ def test_an_identity_that_reads_like_a_number_is_not_that_number() -> None:
 
 
 def test_one_tenants_map_is_not_anothers() -> None:
-    """With several tenants a caller of the same number or name in another has no part in it."""
+    """With several tenants, an entry of one tenant's map matches no caller of another."""
     rules = IdentityRules(
         one_tenant=False, agent_map={"t/+12025550100": "agent-1", "t/ada": "agent-2"}
     )
@@ -227,20 +227,20 @@ def test_one_tenants_map_is_not_anothers() -> None:
 
 
 def test_a_worker_of_many_tenants_names_no_agent() -> None:
-    """Where tenants share a Letta, an agent id from a worker is not heeded."""
+    """Where tenants share a Letta, an agent id from a worker is ignored."""
     rules = IdentityRules(one_tenant=False)
     found = resolve("t", CallerHints(agent_id="agent-of-another", identity="x"), rules)
     assert found.ref.agent_id is None
 
 
 def test_a_lane_names_its_reference() -> None:
-    """A reference survives the way through the journal."""
+    """A lane's name can be turned back into the reference that it was made from."""
     for ref in (AgentRef("t", agent_id="agent-1"), AgentRef("t", caller_key="k"), AgentRef("t")):
         assert AgentRef.of_lane(ref.lane) == ref
 
 
 class Agents:
-    """A Letta's agents, with a pause in the middle of each request and a hook after creation."""
+    """A Letta's agents, with a pause in each request and switches to make requests fail."""
 
     def __init__(self) -> None:
         self.found: list[FoundAgent] = []
@@ -291,7 +291,7 @@ def identity(agents: Agents, learnt: Learnt, rules: IdentityRules = RULES) -> Id
 
 @pytest.mark.anyio
 async def test_two_calls_of_a_new_caller_at_once_create_one_agent() -> None:
-    """Ten calls at the same moment end with one agent, the same for all."""
+    """Ten calls of a new caller at the same moment create and share one agent."""
     agents, learnt = Agents(), Learnt()
     who = identity(agents, learnt)
     got: list[str] = []
@@ -308,7 +308,7 @@ async def test_two_calls_of_a_new_caller_at_once_create_one_agent() -> None:
 
 @pytest.mark.anyio
 async def test_two_sidecars_at_once_agree_on_the_oldest_agent() -> None:
-    """When another process created the agent at the same moment, ours is taken back."""
+    """Two sidecars that create an agent at the same moment keep only one, and both use it."""
     agents = Agents()
     both = [identity(agents, Learnt()), identity(agents, Learnt())]
     got: list[str] = []
@@ -325,7 +325,7 @@ async def test_two_sidecars_at_once_agree_on_the_oldest_agent() -> None:
 
 @pytest.mark.anyio
 async def test_a_caller_with_an_agent_is_found_by_all_tags_and_never_by_name() -> None:
-    """Agents of another tenant, or with the same name, are not this caller's."""
+    """An agent of another tenant is not the caller's, even with the same caller key and name."""
     agents = Agents()
     other = AgentRef("other", caller_key="k")
     theirs = await identity(agents, Learnt()).agent_of(other)
@@ -343,7 +343,7 @@ async def test_a_caller_without_an_agent_is_refused_where_none_may_be_made() -> 
 
 @pytest.mark.anyio
 async def test_letta_down_while_looking_is_tried_again_and_nothing_is_learnt() -> None:
-    """A failed look-up neither creates nor remembers an agent."""
+    """A failed look-up neither creates nor stores an agent."""
     agents, learnt = Agents(), Learnt()
     agents.fail = True
     who = identity(agents, learnt)
@@ -357,7 +357,7 @@ async def test_letta_down_while_looking_is_tried_again_and_nothing_is_learnt() -
 @pytest.mark.anyio
 @pytest.mark.parametrize("fails", [False, True], ids=["lists nothing", "lists nothing, then fails"])
 async def test_a_letta_whose_list_is_late_is_asked_for_one_agent(fails: bool) -> None:
-    """An agent that was made is the caller's from then on, whether or not the list has it."""
+    """An agent that was created is used from then on, even if the list doesn't show it."""
     agents, learnt = Agents(), Learnt()
     agents.lists = False
     agents.fail_after_creating = fails
@@ -375,7 +375,7 @@ async def test_a_letta_whose_list_is_late_is_asked_for_one_agent(fails: bool) ->
 
 @pytest.mark.anyio
 async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
-    """A caller who hangs up while the agent is made leaves none behind that nobody knows."""
+    """A new agent is stored even if the caller hangs up while it is created."""
     agents, scope = Agents(), anyio.CancelScope()
 
     class Slow(Learnt):

@@ -24,7 +24,7 @@ TURNS = [TurnFrame("c1", f"i{n}", n, "caller", f"word {n}", 1.0) for n in (1, 2)
 
 
 class Calls:
-    """Takes what the intake restores, or fails as told."""
+    """Stands in for the calls: takes what is restored, or fails as set."""
 
     def __init__(self) -> None:
         self.restored: list[tuple[str, str, CallerHints, Sequence[Turn]]] = []
@@ -76,7 +76,7 @@ def contents(directory: Path) -> list[bytes]:
 async def test_what_a_dead_worker_left_is_stored_and_the_file_deleted(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """Call, caller and turns reach the journal in order; then the file is gone."""
+    """Call, caller and turns are restored in order, and then the file is deleted."""
     path = left_behind(tmp_path)
     await intake.look()
     [(tenant, call, hints, turns)] = calls.restored
@@ -88,7 +88,7 @@ async def test_what_a_dead_worker_left_is_stored_and_the_file_deleted(
 async def test_the_file_of_a_living_worker_is_left_alone(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """While its writer lives, a spool file is not touched."""
+    """A spool file is not touched while its writer lives."""
     file = SpoolFile.create(tmp_path, "c1")
     file.append([OPEN, *TURNS])
     await intake.look()
@@ -101,7 +101,7 @@ async def test_the_file_of_a_living_worker_is_left_alone(
 async def test_what_can_not_be_stored_now_is_taken_up_later(
     calls: Calls, intake: SpoolIntake, tmp_path: Path, why: str
 ) -> None:
-    """With the call held by a worker, or the disk full, the file stays for the next look."""
+    """If the call is held by a worker or the disk is full, the file stays for the next look."""
     path = left_behind(tmp_path)
     calls.held = why == "held"
     calls.error = JournalFull("no room") if why == "full" else None
@@ -116,7 +116,7 @@ async def test_what_can_not_be_stored_now_is_taken_up_later(
 async def test_a_torn_last_line_costs_that_line_alone(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """A writer killed in mid-write loses nothing that was whole."""
+    """A last line torn by a killed writer loses only that line."""
     path = left_behind(tmp_path, raw=b'{"type":"turn","call":"c1","it')
     await intake.look()
     assert len(calls.restored[0][3]) == 2
@@ -127,7 +127,7 @@ async def test_a_torn_last_line_costs_that_line_alone(
 async def test_what_can_not_be_understood_is_set_aside_and_kept(
     calls: Calls, intake: SpoolIntake, tmp_path: Path, error: Exception | None
 ) -> None:
-    """Rubbish in a file, or a call that is another's: no byte of it is deleted."""
+    """A file with an unreadable line, or with another's call, is set aside unchanged."""
     path = left_behind(tmp_path, raw=b"rubbish\n" if error is None else b"")
     content = path.read_bytes()
     calls.error = error
@@ -137,7 +137,7 @@ async def test_what_can_not_be_understood_is_set_aside_and_kept(
 
 
 async def test_words_without_consent_are_not_set_aside(intake: SpoolIntake, tmp_path: Path) -> None:
-    """A damaged file of a caller who does not agree is deleted, words and all."""
+    """A damaged file of a caller who does not agree is deleted, not set aside."""
     refused = CallOpen("c1", "livekit", Hints(phone="+12025550100", consent="no"), 1.0)
     left_behind(tmp_path, raw=b"rubbish\n", opened=refused)
     await intake.look()
@@ -147,7 +147,7 @@ async def test_words_without_consent_are_not_set_aside(intake: SpoolIntake, tmp_
 async def test_a_withdrawal_in_the_spool_reaches_the_calls(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """A "no" that was spooled after the first opening holds for the whole file."""
+    """A later "no" in a spool file applies to the whole file."""
     file = SpoolFile.create(tmp_path, "c1")
     no = Hints(phone="+12025550100", consent="no")
     file.append([OPEN, *TURNS, CallOpen("c1", "livekit", no, 1.0)])
@@ -159,7 +159,7 @@ async def test_a_withdrawal_in_the_spool_reaches_the_calls(
 async def test_a_file_nested_too_deep_is_stored_but_for_that_line_and_let_go(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """A line no decoder bears costs itself; the file is kept, and nobody's lock stays on it."""
+    """A line nested too deep is skipped, and the file is set aside without a lock."""
     deep = b"[" * 5_000 + b"]" * 5_000
     left_behind(tmp_path, raw=b'{"type":"turn","x":' + deep + b"}\n")
     await intake.look()
@@ -177,7 +177,7 @@ async def test_a_file_that_fails_is_let_go_and_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
     fault: Exception,
 ) -> None:
-    """A disk that refuses one file costs the others nothing; whatever the fault, the lock is let go."""
+    """A fault at one file leaves it unlocked and does not keep others from being stored."""
     path = left_behind(tmp_path)
     other = SpoolFile.create(tmp_path, "c2")
     other.append([CallOpen("c2", "livekit", Hints(), 1.0)])
@@ -258,7 +258,7 @@ def _as_it_is(path: Path) -> tuple[object, ...]:
 async def test_a_file_that_no_worker_wrote_is_left_as_it_is(
     calls: Calls, tmp_path: Path, name: str
 ) -> None:
-    """Anybody's file in the spool is neither taken, renamed, read to its end nor erased; said once."""
+    """A foreign file in the spool is left exactly as it is, and reported once."""
     if name == "another.jsonl" and os.geteuid():
         pytest.skip("only root may give a file away")
     spool = tmp_path / "spool"
@@ -282,7 +282,7 @@ async def test_a_file_that_no_worker_wrote_is_left_as_it_is(
 async def test_one_trouble_is_said_once_until_it_is_another(
     intake: SpoolIntake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that refuses a file for an hour writes one line, not one every two seconds."""
+    """A fault that persists is logged once, and again only after another fault."""
     left_behind(tmp_path)
     said: list[object] = []
 
@@ -301,7 +301,7 @@ async def test_one_trouble_is_said_once_until_it_is_another(
 async def test_a_file_of_the_previous_release_is_taken_up(
     calls: Calls, intake: SpoolIntake, tmp_path: Path
 ) -> None:
-    """What an earlier version left is stored, also where its first line was torn."""
+    """Files of an earlier version are stored, even those whose first line is torn."""
     (tmp_path / "AJ_old.jsonl").write_text(OURS)
     torn = encode(OPEN)[:40]
     (tmp_path / "AJ_torn.jsonl").write_text(f"{torn}\n{OURS}")
@@ -322,7 +322,7 @@ async def test_a_spool_that_does_not_exist_is_empty(calls: Calls, tmp_path: Path
 async def test_a_look_that_is_asked_for_is_had_at_once(
     calls: Calls, intake: SpoolIntake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opens a call has the spool looked through though the next look is due in an hour."""
+    """A requested look happens at once, even if the next one is due in an hour."""
     monkeypatch.setattr("sidecar.jobs.intake.LOOK_EVERY_S", 3_600.0)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(intake.run)

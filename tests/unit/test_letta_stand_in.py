@@ -62,7 +62,7 @@ async def a_post(letta: RestLetta, text: str = "hello", batch_id: str = "b1") ->
 
 
 async def becomes(true: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    """Look until something is true; a process and a socket have no event to wait for."""
+    """Poll until something is true, as a process or a socket has no event to wait for."""
     with anyio.fail_after(within_s):
         while not await anyio.to_thread.run_sync(true):  # noqa: ASYNC110
             await anyio.sleep(0.02)
@@ -73,7 +73,7 @@ def otids(stand_in: LettaStandIn) -> list[str]:
 
 
 async def test_the_adapter_reads_posts_and_finds() -> None:
-    """What is posted over the real client changes the block that is read next."""
+    """A post through the real adapter changes the block that is read next."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         post = await a_post(letta, "my name is ada")
         assert await letta.find(post) == "absent"
@@ -100,7 +100,7 @@ async def test_the_same_otid_is_stored_once() -> None:
 
 
 async def test_without_dedupe_what_is_posted_twice_is_stored_twice() -> None:
-    """The proof that the sidecar itself posts once needs a server that would not help."""
+    """Without dedupe a batch posted twice is stored twice, so that a test can see it."""
     async with adapted(dedupe=False) as (letta, stand_in):
         post = await a_post(letta)
         await letta.post(post)
@@ -109,7 +109,7 @@ async def test_without_dedupe_what_is_posted_twice_is_stored_twice() -> None:
 
 
 async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
-    """However many runs of a batch have failed, it is stored soon after the model is well."""
+    """However many runs of a batch have failed, it is stored soon after the model works again."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         post = await a_post(letta, "batch b1: my name is ada")
         state = stand_in.state
@@ -129,7 +129,7 @@ async def test_a_model_that_was_down_for_hours_leaves_no_batch_behind() -> None:
 
 
 async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() -> None:
-    """A dead letter that had landed is found by its first time, however much came after it."""
+    """A stored batch is found by the time of its first try, however many came after it."""
     async with adapted(digest=demo_digest) as (letta, stand_in):
         sealed_at_s = time.time()
         post = await a_post(letta, "batch b1: my name is ada")
@@ -138,12 +138,12 @@ async def test_a_replayed_letter_that_was_stored_is_found_behind_newer_ones() ->
             await letta.post(
                 replace(post, batch_id=f"later-{n}", text="x", first_sent_at_s=time.time())
             )
-        stand_in.state.run_of_otid.clear()  # 3 hours later
+        stand_in.state.run_of_otid.clear()  # as it is after 3 hours
         assert await letta.find(replace(post, first_sent_at_s=sealed_at_s)) == "found"
 
 
 async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:
-    """Another post meets 409, and the message is listed after the run alone."""
+    """During a run another post gets 409, and the message is listed only after the run."""
     async with adapted(delay_s=30.0) as (letta, stand_in):
         post = await a_post(letta)
         other = Post("b2", post.agent_id, post.conversation_id, "hello", 0.0)
@@ -175,7 +175,7 @@ async def test_a_conversation_is_locked_while_a_run_is_at_work() -> None:
 async def test_a_fault_of_a_post_is_what_its_name_says(
     fault: Any, error: type[Exception], stored: int
 ) -> None:
-    """Each fault ends the post as the port says, and leaves or does not leave the message."""
+    """Each fault of a post raises its error of the port, and stores the message or doesn't."""
     async with adapted() as (letta, stand_in):
         post = await a_post(letta)
         stand_in.draw.script = FaultScript(posts=Faults(next=[fault]))
@@ -190,10 +190,10 @@ async def test_a_fault_of_a_post_is_what_its_name_says(
 
 
 async def test_reads_fail_when_told_to() -> None:
-    """A read meets an error, a cut connection or a suddenly empty list."""
+    """A read can fail with an error, a cut connection or an empty list."""
     async with adapted() as (letta, stand_in):
         post = await a_post(letta)
-        # aiohttp asks once more by itself when a kept connection is cut before the answer to a GET.
+        # aiohttp repeats a GET by itself if a kept connection is cut before the answer.
         for faults in (["unavailable"], ["cut_before", "cut_before"]):
             stand_in.draw.script = msgspec.convert({"reads": {"next": faults}}, FaultScript)
             with pytest.raises(LettaUnavailable):
@@ -204,7 +204,7 @@ async def test_reads_fail_when_told_to() -> None:
 
 
 async def test_a_read_that_meets_silence_ends_at_its_deadline() -> None:
-    """A server that says nothing costs a read its time, and no more."""
+    """A read of a server that never answers ends at its deadline."""
     async with adapted(read_timeout_s=0.2) as (letta, stand_in):
         stand_in.draw.script = FaultScript(reads=Faults(next=["hang"] * 3))
         with anyio.fail_after(5), pytest.raises(LettaUnavailable):
@@ -219,7 +219,7 @@ async def test_a_password_is_asked_for() -> None:
 
 
 async def test_without_redis_posts_go_out_in_the_foreground() -> None:
-    """Background posts meet 503; the adapter goes on without."""
+    """When background posts get 503, the adapter posts in the foreground."""
     async with adapted(redis=False) as (letta, stand_in):
         post = await a_post(letta)
         await letta.post(post)
@@ -228,7 +228,7 @@ async def test_without_redis_posts_go_out_in_the_foreground() -> None:
 
 
 async def test_a_missing_conversation_is_told_from_a_missing_agent() -> None:
-    """404 names what is gone."""
+    """A 404 names the missing agent or conversation."""
     async with adapted() as (letta, _):
         post = await a_post(letta)
         with pytest.raises(ConversationGone):
@@ -236,7 +236,7 @@ async def test_a_missing_conversation_is_told_from_a_missing_agent() -> None:
 
 
 async def test_everything_stored_outlives_the_process(tmp_path: Path) -> None:
-    """A restart finds agents, blocks and messages again; a torn last line is dropped."""
+    """Agents, blocks and messages are there after a restart, and a torn last line is dropped."""
     file = tmp_path / "letta.jsonl"
     async with adapted(file=file, digest=demo_digest) as (letta, _):
         post = await a_post(letta, "my name is ada")
@@ -258,7 +258,7 @@ async def test_everything_stored_outlives_the_process(tmp_path: Path) -> None:
 
 
 async def test_the_controls_merge_into_the_script() -> None:
-    """/_ctl changes what it names, refuses what it does not know, and /_stats counts."""
+    """`/_ctl` merges known settings and refuses others, and `/_stats` counts."""
     async with standing_in(StandInOptions()) as (url, stand_in), ClientSession(url) as client:
         await client.post("/_ctl", json={"posts": {"chances": {"busy": 1.0}}})
         await client.post("/_ctl", json={"posts": {"latency_s": 0.0}, "seed": 7})
@@ -274,7 +274,7 @@ async def test_the_controls_merge_into_the_script() -> None:
 
 
 async def test_the_same_seed_draws_the_same_faults() -> None:
-    """A run of faults can be repeated from its seed."""
+    """The same seed draws the same faults."""
     script = FaultScript(posts=Faults(chances={"busy": 0.3, "broken": 0.3}), seed=5)
 
     def drawn() -> list[Any]:
@@ -286,7 +286,7 @@ async def test_the_same_seed_draws_the_same_faults() -> None:
 
 
 async def test_the_command_survives_a_kill(tmp_path: Path) -> None:
-    """As a process, killed without warning, it has what it answered for."""
+    """A killed server process still has the post that it acknowledged."""
     port = free_port()
     command = [sys.executable, "-m", "sidecar.testing.letta_server", "--port", str(port)]
     command += ["--db", str(tmp_path / "db.jsonl"), "--delay-ms", "1", "--no-dedupe"]
@@ -320,7 +320,7 @@ def _is_up(port: int) -> bool:
 
 
 async def test_a_gateways_503_is_no_refusal_where_no_otid_protects() -> None:
-    """What a proxy says in Letta's place is looked up: Letta may have taken the post."""
+    """A proxy's 503 leaves a post in doubt, since Letta may have stored it."""
     async with adapted(dedupe=False, redis=False) as (letta, stand_in):
         post = await a_post(letta, "batch b1")
         stand_in.draw.script.posts.next = ["none", "gateway"]
@@ -332,7 +332,7 @@ async def test_a_gateways_503_is_no_refusal_where_no_otid_protects() -> None:
 
 
 async def test_a_gateways_503_need_not_be_waited_out_under_an_otid() -> None:
-    """Where a second post joins the run of the first, a look-up that finds nothing is final."""
+    """A proxy's 503 ends the post's horizon where a repeat would join the same run."""
     async with adapted() as (letta, stand_in):
         post = await a_post(letta, "batch b1")
         stand_in.draw.script.posts.next = ["gateway"]
@@ -345,7 +345,7 @@ async def test_a_gateways_503_need_not_be_waited_out_under_an_otid() -> None:
 
 
 async def test_a_lost_redis_behind_a_gateways_503_is_looked_up() -> None:
-    """When the protection is lost after such an answer, by a new process too, it is found."""
+    """If Redis is lost after a proxy's 503, a look-up still finds the stored batch."""
     async with adapted() as (letta, stand_in):
         post = await a_post(letta, "batch b1")
         stand_in.draw.script.posts.next = ["gateway"]
@@ -358,7 +358,7 @@ async def test_a_lost_redis_behind_a_gateways_503_is_looked_up() -> None:
 
 @pytest.mark.parametrize("redis", [True, False])
 async def test_a_run_that_overflows_is_told_from_a_model_that_is_down(redis: bool) -> None:
-    """A context that is exceeded is definite, and nothing is stored; a failed model may be well."""
+    """A context overflow is "too large", a failed model "unknown", and neither stores anything."""
     async with adapted(redis=redis) as (letta, stand_in):
         post = await a_post(letta, "batch b1")
         ends: Mapping[Fault, type[LettaError]] = {

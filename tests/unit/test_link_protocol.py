@@ -31,7 +31,7 @@ SCHEMA: dict[str, Any] = json.loads(schema.FILE.read_text())
 DEFINITIONS: dict[str, Any] = SCHEMA["$defs"]
 VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
 BEFORE_HELLO = {"hello_expected"}
-"""Said by closing the connection, not by a frame."""
+"""Reasons given by closing the connection, not in a frame."""
 
 
 def table(heading: str) -> list[list[str]]:
@@ -54,7 +54,7 @@ def examples() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def test_each_error_code_is_on_the_page_and_no_other() -> None:
-    """The table of codes is that of the code: which there are, which come again, and how."""
+    """The page's table of codes has the code's list, which are retryable and what each needs."""
     rows = {
         code.strip("`"): (retryable, does) for code, _, retryable, does in table("### Error codes")
     }
@@ -65,7 +65,7 @@ def test_each_error_code_is_on_the_page_and_no_other() -> None:
 
 @pytest.mark.parametrize("path", ENDS)
 def test_no_other_code_is_sent(path: str) -> None:
-    """Whatever code either end of the link names is one of the table."""
+    """Each error code in the source of either end is in the table."""
     raised = set(re.findall(r'(?:LinkError|CallError)\(\s*"(\w+)"', (ROOT / path).read_text()))
     assert raised
     assert raised <= {*get_args(frames.ErrorCode), *BEFORE_HELLO}
@@ -76,7 +76,7 @@ def test_no_other_code_is_sent(path: str) -> None:
     [("## Worker → sidecar", "from_worker"), ("## Sidecar → worker", "from_sidecar")],
 )
 def test_each_frame_is_on_the_page_with_its_fields(heading: str, end: str) -> None:
-    """Types, fields and the values of a field on the page are the schema's; `?`: may be left out."""
+    """The frames, fields, values and optional fields (`?`) on the page are those of the schema."""
     rows = {kind.strip("`"): fields for kind, fields, _ in table(heading)}
     assert kinds(end) == rows.keys()
     for kind, row in rows.items():
@@ -93,7 +93,7 @@ def test_each_frame_is_on_the_page_with_its_fields(heading: str, end: str) -> No
 
 
 def test_each_hint_is_on_the_page() -> None:
-    """What may be said of a caller, and that a hint may be left out."""
+    """The page lists every hint and its values, and says that all are optional."""
     told = " ".join(PAGE.split("`hints` says", 1)[1].split("\n\n", 1)[0].split())
     assert "All hints are optional." in told
     assert not DEFINITIONS["hints"]["required"]
@@ -112,13 +112,13 @@ def test_the_rule_of_a_channels_name_is_on_the_page() -> None:
 
 
 def test_the_schema_is_what_the_frames_say() -> None:
-    """The file is made from the frames: `make link-schema` after a change to one."""
+    """The schema file is what the frames generate, and is a valid JSON schema."""
     assert schema.FILE.read_text() == schema.text()
     jsonschema_rs.meta.validate(SCHEMA)
 
 
 def test_the_schema_is_in_the_wheel_and_the_page_says_where() -> None:
-    """Who writes a worker in another language has the schema with the package."""
+    """The wheel contains the schema, and the page says where."""
     shipped = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     place = schema.FILE.relative_to(ROOT).as_posix()
     assert place in shipped
@@ -126,7 +126,7 @@ def test_the_schema_is_in_the_wheel_and_the_page_says_where() -> None:
 
 
 def test_each_frame_has_an_example() -> None:
-    """What is only described is understood in as many ways as there are readers."""
+    """The page has an example of every frame."""
     shown = {example["type"] for _, lines in examples() for example in lines}
     assert kinds("from_worker") | kinds("from_sidecar") == shown
 
@@ -137,7 +137,7 @@ def test_each_frame_has_an_example() -> None:
 def test_each_example_is_of_the_schema_and_of_the_code(
     heading: str, lines: list[dict[str, Any]]
 ) -> None:
-    """Every line is a frame of one end, with fields of that frame alone; the sidecar's are whole."""
+    """Each example is valid by the schema and the decoder; the sidecar's have every field."""
     ends = [end for end in ("from_worker", "from_sidecar") if lines[0]["type"] in kinds(end)]
     if heading == "Left behind":
         ends.append("spooled")
@@ -165,7 +165,7 @@ anything = st.recursive(
 
 @given(st.data())
 def test_the_schema_and_the_code_agree_on_every_frame(data: st.DataObject) -> None:
-    """A frame with any field left out, added or of any value is one to both, or to neither."""
+    """The schema and the decoder accept the same frames, whatever fields are changed."""
     frame = dict(data.draw(st.sampled_from([line for _, lines in examples() for line in lines])))
     fields = sorted(DEFINITIONS[frame["type"]]["properties"].keys() - {"type"})
     for name in data.draw(st.lists(st.sampled_from([*fields, "of_a_later_version"]), max_size=2)):
@@ -186,7 +186,7 @@ def test_the_schema_and_the_code_agree_on_every_frame(data: st.DataObject) -> No
 
 
 def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
-    """Close codes and bounds."""
+    """The page's close codes and limits are those of the code."""
     codes = {code for code, *_ in table("## Closing") if code.isdigit()}
     assert codes == {
         str(code) for code in (frames.CLOSE_DRAINING, frames.CLOSE_PROTOCOL, frames.CLOSE_DENIED)

@@ -53,7 +53,7 @@ def turn(n: int) -> TurnFrame:
 
 
 class Journal(MemoryJournal):
-    """A journal whose disk can hold back, and whose appends fail as told."""
+    """A journal whose disk can stall, and whose appends can fail."""
 
     def __init__(self) -> None:
         super().__init__(clock=lambda: 1.0)
@@ -80,7 +80,7 @@ class Journal(MemoryJournal):
         self.fails[item] = list(errors)
 
     def stall(self, call: str = "") -> None:
-        """Hold back appends, or those of one call, and openings of calls."""
+        """Stall openings of calls, and appends of all calls or of one."""
         self.disk = anyio.Event()
         self.stalled_for = call
 
@@ -89,7 +89,7 @@ class Journal(MemoryJournal):
 
 
 class Peer:
-    """A worker on a socket that exists in this process alone."""
+    """A worker on a socket in this process."""
 
     def __init__(self) -> None:
         self.heard: list[FromSidecar] = []
@@ -119,7 +119,7 @@ class Peer:
 
     @property
     def unread(self) -> int:
-        """Frames that the sidecar has not read."""
+        """Frames that the sidecar has not read yet."""
         return self.to_sidecar.statistics().current_buffer_used
 
     def leaves(self) -> None:
@@ -204,7 +204,7 @@ FULL = JournalFull("full")
 
 
 async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
-    """The welcome tells the time of day, by which a worker dates what it tells."""
+    """The welcome frame has the sidecar's time of day, from which a worker dates its turns."""
     async with world.connected() as peer:
         [welcome] = [frame for frame in peer.heard if isinstance(frame, Welcome)]
     assert 1_764_400_000.0 == welcome.now_s
@@ -214,7 +214,7 @@ async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
 
 
 async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
-    """The error names field and rule; the turns are to come again, and are stored under a right one."""
+    """A wrong channel is an error with the rule, and the turns are stored once it is corrected."""
     wrong = encode(OPEN).replace('"livekit"', '"My Worker"')
     async with world.connected(wrong, turn(1)) as peer:
         await peer.until(lambda: len(peer.errors) == 2)
@@ -231,7 +231,7 @@ async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
 
 
 async def test_a_worker_that_comes_back_has_all_guidance_again(world: World) -> None:
-    """What its lost connection did not bring is told at the reopening, in order."""
+    """Reopening a call brings all its guidance again, in order, with what was missed."""
     async with world.connected(OPEN) as peer:
         await peer.until(lambda: bool(world.calls.live))
         world.calls.live[0].guide("Offer a call back.")
@@ -253,7 +253,7 @@ ERASED = CallError("unknown_call", "erased")
 async def test_no_turn_overtakes_one_that_was_refused(
     world: World, errors: list[JournalError]
 ) -> None:
-    """After a turn failed, those behind it are refused until it has come again."""
+    """After a failed turn, later ones of its call are refused until it is sent again."""
     error = errors[0]
     world.journal.will_fail("t1", *errors)
     async with world.connected(OPEN, turn(1)) as peer:
@@ -269,7 +269,7 @@ async def test_no_turn_overtakes_one_that_was_refused(
 
 
 async def test_turns_sent_before_the_refusal_was_heard_do_not_overtake(world: World) -> None:
-    """It does not help a turn to be in the same batch of frames as the one that failed."""
+    """Turns sent before their worker heard of the failed one are refused as well."""
     world.journal.will_fail("t2", FULL)
     async with world.connected(OPEN) as peer:
         for n in (1, 2, 3, 4):
@@ -282,7 +282,7 @@ async def test_turns_sent_before_the_refusal_was_heard_do_not_overtake(world: Wo
 
 
 async def test_a_repeat_of_a_stored_turn_is_not_awaited(world: World) -> None:
-    """A repeat that fails holds nothing up: the worker may have forgotten that turn by its ack."""
+    """A failed repeat of a stored turn holds up no turn behind it."""
     async with world.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.acked == ["t1"])
         world.journal.will_fail("t1", FULL)
@@ -293,7 +293,7 @@ async def test_a_repeat_of_a_stored_turn_is_not_awaited(world: World) -> None:
 
 
 async def test_one_calls_refusal_is_no_other_calls(world: World) -> None:
-    """A call whose turn was refused holds up no other call of the worker."""
+    """A refused turn of one call holds up no other call of the worker."""
     world.journal.will_fail("t1", FULL)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
     async with world.connected(OPEN, other, turn(1)) as peer:
@@ -303,7 +303,7 @@ async def test_one_calls_refusal_is_no_other_calls(world: World) -> None:
 
 
 async def test_a_turn_that_can_not_be_stored_costs_itself_alone(world: World) -> None:
-    """The turns gathered with one that is at fault are stored; it alone is refused, for good."""
+    """A turn that can't be stored is refused for good, and those sent with it are stored."""
     bad = CallError("bad_value", "a text is no Unicode")
     world.journal.stall()
     world.journal.will_fail("t2", bad, bad)
@@ -317,7 +317,7 @@ async def test_a_turn_that_can_not_be_stored_costs_itself_alone(world: World) ->
 
 
 async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> None:
-    """However many turns have gathered, and however long their ids are, no ack is too long."""
+    """However many turns are acked at once, and however long their ids, each ack fits a frame."""
     world.journal.stall()
     items = [f"{n}{chr(1) * 256}"[:256] for n in range(1_000)]
     async with world.connected(OPEN) as peer:
@@ -347,7 +347,7 @@ async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> 
 async def test_an_error_names_the_call_and_the_turn(
     world: World, frame: str, code: str, named: tuple[str, str]
 ) -> None:
-    """A worker can tell which of its turns was refused, and the link goes on."""
+    """An error names the call and the turn, and the link goes on."""
     async with world.connected(OPEN, frame, turn(2)) as peer:
         await peer.until(lambda: peer.acked == ["t2"])
         assert [(code, *named)] == [(e.code, e.call, e.item) for e in peer.errors]
@@ -358,7 +358,7 @@ async def test_an_error_names_the_call_and_the_turn(
 
 
 async def test_the_reader_waits_for_no_disk(world: World) -> None:
-    """While a call can't be stored, nonsense is answered; then all is done in order."""
+    """While a call waits to be stored a bad frame is answered, then all frames are processed."""
     world.journal.stall()
     async with world.connected(OPEN, SpeechStarted(CALL), turn(1), CLOSE, "{") as peer:
         await peer.until(lambda: [e.code for e in peer.errors] == ["malformed"])
@@ -371,7 +371,7 @@ async def test_the_reader_waits_for_no_disk(world: World) -> None:
 async def test_a_worker_that_leaves_while_its_call_is_stored_leaves_an_orphan(
     world: World,
 ) -> None:
-    """A call that reaches the disk after its worker has gone is closed like any lost one."""
+    """A call stored after its worker left becomes an orphan."""
     world.journal.stall()
     async with world.connected(OPEN) as peer:
         await anyio.wait_all_tasks_blocked()
@@ -384,7 +384,7 @@ async def test_a_worker_that_leaves_while_its_call_is_stored_leaves_an_orphan(
 async def test_ended_calls_are_forgotten_but_for_the_newest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that ended long ago has to be opened again before it takes a late turn."""
+    """A call that ended long ago must be opened again before it takes a late turn."""
     monkeypatch.setattr("sidecar.channels.link.server.KEEP_ENDED", 1)
     opens = [CallOpen(f"c{n}", "livekit", Hints(caller="ada"), 1.0) for n in (1, 2)]
     async with world.connected() as peer:
@@ -402,7 +402,7 @@ async def test_ended_calls_are_forgotten_but_for_the_newest(
 
 
 async def test_closing_what_has_left_is_no_error(world: World) -> None:
-    """A drain closes every connection, also those closed already or left by their worker."""
+    """A drain closes every connection, even if it was closed already or the worker left."""
     async with world.connected() as one, world.connected() as other:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(world.server.close_all)
@@ -415,7 +415,7 @@ async def test_closing_what_has_left_is_no_error(world: World) -> None:
 
 
 async def test_what_waits_for_the_disk_is_bounded_in_bytes(world: World) -> None:
-    """Beyond some megabytes nothing more is read; when the disk is back all is stored and acked."""
+    """Beyond a limit in bytes no frame is read; once the disk works, all turns are stored."""
     async with world.connected(OPEN) as peer:
         await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
         world.journal.stall()
@@ -434,7 +434,7 @@ async def test_what_waits_for_the_disk_is_bounded_in_bytes(world: World) -> None
 async def test_what_one_worker_has_waiting_holds_no_other_up(
     world: World,
 ) -> None:
-    """With all that may be held in use by some, the turns of another are stored all the same."""
+    """A worker that uses up the shared limit does not keep another's turns from being stored."""
     world.server.held = Allowance(100_000)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
     async with world.connected(OPEN) as full, world.connected(other, worker="w2") as quick:
@@ -450,7 +450,7 @@ async def test_what_one_worker_has_waiting_holds_no_other_up(
 
 
 async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(world: World) -> None:
-    """What was held for a connection is held no longer than it lives."""
+    """Frames held for a connection are released when it ends."""
     async with world.connected(OPEN) as peer:
         await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
         world.journal.stall()
@@ -463,7 +463,7 @@ async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(world: World)
 async def test_a_worker_that_reads_nothing_is_read_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers that wait for their reader are bounded in bytes; none of them is lost."""
+    """Answers to a worker that does not read are bounded in bytes, and none is lost."""
     monkeypatch.setattr(link, "MAX_UNSENT_BYTES", 20_000)
     async with world.connected() as peer:
         peer.reads = anyio.Event()
@@ -480,7 +480,7 @@ async def test_a_worker_that_reads_nothing_is_read_no_more(
 async def test_a_connection_holds_so_many_calls_and_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call too many is refused, and is taken when another is over."""
+    """A call past the limit is refused, and is accepted once another has ended."""
     monkeypatch.setattr(link, "MAX_CALLS", 1)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
     async with world.connected(OPEN, other) as peer:

@@ -1,4 +1,4 @@
-"""Who is on the line in a LiveKit room, and whom the job's metadata speaks for."""
+"""The caller in a LiveKit room, and the person whom the job's metadata names."""
 
 import asyncio
 import json
@@ -61,19 +61,19 @@ pytestmark = [
     ],
 )
 def test_job_metadata_names_the_caller(metadata: str, hints: Hints) -> None:
-    """The owner's backend names caller and agent; whatever else stands there says nothing."""
+    """A job's metadata can name a caller and an agent, and anything else in it is ignored."""
     assert hints == hints_of_metadata(metadata)
 
 
 def test_only_the_sip_bridge_vouches_for_a_number() -> None:
-    """A browser that gives itself a `sip.phoneNumber` is not believed."""
+    """A `sip.phoneNumber` counts only for a SIP participant, not for a browser that sets it."""
     attributes = {"sip.phoneNumber": "+12025550100"}
     assert Hints(identity="eve") == hints_of_person(person_of("eve", attributes, sip=False))
     assert Hints(phone="+12025550100") == hints_of_person(person_of("sip_1", attributes, sip=True))
 
 
 async def opened(sidecar: FakeSidecar, ctx: JobContext, tmp_path: Path, **options: Any) -> Hints:
-    """Return the hints a job opens its call with."""
+    """Return the hints with which a job opens its call."""
     emit = Telemetry(strict=True, logger=Quiet()).emit
     async with sidecar.serving() as url:
         made = studio(lambda _: "")
@@ -104,19 +104,19 @@ async def test_a_caller_in_the_room_is_identified_at_once(
 async def test_a_caller_who_joins_later_is_identified_then(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """The call opens with whoever joins first; other agents don't count."""
+    """The call opens for the first person who joins, and other agents don't count."""
     with job("{}", FakeRoom()) as ctx:
         assert Hints(identity="ada") == await opened(sidecar, ctx, tmp_path)
 
 
 async def test_who_comes_by_telephone_is_preferred(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """Beside a watcher the SIP participant is the caller."""
+    """If a SIP participant and another person are there, the SIP participant is the caller."""
     with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
         assert Hints(phone="+12025550100") == await opened(sidecar, ctx, tmp_path)
 
 
 class FakeSession:
-    """A session in a room, whose ears the test links."""
+    """A session in a room; the test sets which participant it listens to."""
 
     def __init__(self) -> None:
         self.linked_participant: Any = None
@@ -141,7 +141,7 @@ PEOPLE = (
 
 
 def test_two_numbers_under_one_identity_are_two_callers() -> None:
-    """Where every caller by telephone has the same identity, the number tells them apart."""
+    """Callers by telephone who share one identity are told apart by their numbers."""
     with job("{}", room := FakeRoom()) as ctx:
         session: Any = FakeSession()
         who = identification(ctx, session)
@@ -168,8 +168,8 @@ THE_KEEPER = Hints(caller="keeper")
 PHONE, PHONE_2 = Hints(phone="+12025550100"), Hints(phone="+12025550101")
 IS_ADA, IS_WANDA = Hints(identity="ada"), Hints(identity="wanda")
 
-# What happens, step by step: `+` joins, `-` leaves, `>` is listened to, `!` says something.
-# Then of whom each call of the job is, in their order.
+# Steps: `+` joins, `-` leaves, `>` is listened to, `!` says something, `*` was there before.
+# Then the hints of each call of the job, in order.
 MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] = {
     "a person alone": (KEEPER, [("+", ADA), (">", ADA)], [THE_KEEPER]),
     "a telephone alone": (KEEPER, [("+", SIP), (">", SIP)], [THE_KEEPER]),
@@ -300,7 +300,7 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
 
 @pytest.mark.parametrize("case", MEANT)
 def test_the_jobs_metadata_speaks_for_one(case: str) -> None:
-    """Whoever comes, in whatever order: the caller that the job names is one person, or nobody."""
+    """The caller that the job names is never more than one person, whatever people do."""
     metadata, steps, calls = MEANT[case]
     with job(metadata, room := FakeRoom()) as ctx:
         session: Any = FakeSession()
@@ -334,7 +334,7 @@ def test_the_jobs_metadata_speaks_for_one(case: str) -> None:
     ("metadata", "told"), [(KEEPER, 1), ({"consent": "yes"}, 1), ({"agent_id": "agent-1"}, 0)]
 )
 def test_a_doubt_is_said_once(metadata: dict[str, Any], told: int) -> None:
-    """Where several may be whom the job means, the log says so in one line."""
+    """If the job's caller may be one of several people, the log says so in one line."""
     telemetry = Telemetry(strict=True, logger=Quiet())
     room = FakeRoom(ADA, WANDA)  # type: ignore[arg-type]
     with job(metadata, room) as ctx:
@@ -346,7 +346,7 @@ def test_a_doubt_is_said_once(metadata: dict[str, Any], told: int) -> None:
 
 
 def test_on_a_shared_line_the_job_names_whom_the_agent_hears_first() -> None:
-    """Who shares a line by intent need not come alone to be whom the job means."""
+    """On a shared line the job's caller is the first one heard, even with others present."""
     with job(KEEPER, FakeRoom(ADA, WANDA)) as ctx:  # type: ignore[arg-type]
         session: Any = FakeSession()
         who = identification(ctx, session, shared_line=True)
@@ -368,7 +368,7 @@ _STEPS = st.lists(
 
 
 class FakeLine:
-    """A link of which each call's memory is its own caller's."""
+    """A link that gives each call its own caller's memory."""
 
     waits = Waits()
     clock = staticmethod(time.time)
@@ -397,7 +397,7 @@ def key_of(person: Person | None) -> str:
 
 
 class Party:
-    """A job with its room, its ears and its calls."""
+    """A job with its room, its session and its calls."""
 
     def __init__(
         self, ctx: JobContext, *, shared: bool, clock: Callable[[], float] = time.time
@@ -489,7 +489,7 @@ class Party:
 async def test_words_said_before_a_split_are_of_whom_was_heard_then(
     spoke_s: tuple[float, float], recognised_s: float, whose: str
 ) -> None:
-    """A recogniser takes its time: what it reports after a switch may be the one's before it."""
+    """Words recognised after a switch belong to the person who was heard when they were said."""
     switch_s = time.time()
     with job("{}", FakeRoom(ADA, WANDA)) as ctx:  # type: ignore[arg-type]
         party = Party(ctx, shared=False, clock=lambda: switch_s)
@@ -532,9 +532,9 @@ async def test_words_said_before_a_split_are_of_whom_was_heard_then(
 def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
     metadata: dict[str, str], steps: list[tuple[str, Person, bool]], shared: bool
 ) -> None:
-    """However people come, go and are listened to, memory and words are those of the one linked."""
-    # While another person is in the room there is no memory, unless the line is shared. And nobody
-    # speaks as the caller whom the job names after somebody else did, but who bears that name.
+    """Memory and words are always those of the one linked person, whatever people do."""
+    # Unless the line is shared, there is no memory while another person is in the room. At most one
+    # person speaks as the caller whom the job names, not counting one who bears that very name.
 
     async def run() -> Party:
         with job(json.dumps(metadata), FakeRoom()) as ctx:
@@ -553,7 +553,7 @@ def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
 
 
 async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """With a participant named, the others in the room are of no account."""
+    """With a participant named, the other people in the room are ignored."""
     with job("{}", FakeRoom(ADA, SIP)) as ctx:  # type: ignore[arg-type]
         hints = await opened(sidecar, ctx, tmp_path, participant_identity="ada")
         assert Hints(identity="ada") == hints
@@ -562,7 +562,7 @@ async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_
 async def test_an_agent_named_by_the_job_goes_with_the_caller_in_the_room(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """Metadata with an agent alone is joined by who is on the line."""
+    """If the metadata names only an agent, the caller is the person on the line."""
     with job({"agent_id": "agent-1"}, FakeRoom(SIP)) as ctx:  # type: ignore[arg-type]
         hints = await opened(sidecar, ctx, tmp_path)
         assert Hints(agent_id="agent-1", phone="+12025550100") == hints
@@ -571,7 +571,7 @@ async def test_an_agent_named_by_the_job_goes_with_the_caller_in_the_room(
 async def test_a_job_for_one_participant_names_its_caller(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """A participant job knows its caller before any room is joined."""
+    """A job for a participant knows its caller before it joins the room."""
     with job("{}", FakeRoom()) as ctx:
         ctx.job.participant.CopyFrom(
             models.ParticipantInfo(

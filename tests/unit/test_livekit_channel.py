@@ -1,4 +1,4 @@
-"""LiveKit's side: memory in the prompt, turns as heard, who is on the line."""
+"""LiveKit's side: memory in the prompt, turns as heard, and the caller."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ def remembering(text: str) -> Callable[[str], Memory]:
 async def remembered(
     sidecar: FakeSidecar, spool_dir: Path, made: Studio, agent: Agent | None = None
 ) -> AsyncGenerator[OnAir]:
-    """Run a session as a job does: remember, start, and in the end finish."""
+    """Run a session as a job does, from `remember` to `finish`."""
     telemetry = Telemetry(strict=True, logger=Quiet())
     async with sidecar.serving() as url:
         with job() as ctx:
@@ -133,7 +133,7 @@ def chat(*turns: tuple[str, str]) -> llm.ChatContext:
 def test_memory_stands_just_before_the_callers_last_words(
     turns: list[tuple[str, str]], place: int
 ) -> None:
-    """One message, before the last user message; in a greeting behind the instructions."""
+    """Memory is one message before the last user message, or after the instructions."""
     context = chat(*turns)
     before = context.to_dict()
 
@@ -146,7 +146,7 @@ def test_memory_stands_just_before_the_callers_last_words(
 
 
 async def test_the_prompt_of_a_turn_holds_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """What the sidecar pushed is in the very prompt, once, and not in the conversation."""
+    """The prompt holds the pushed memory once, and the conversation does not hold it."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda _: "Hello Ada.")
     async with remembered(sidecar, tmp_path, made) as air:
@@ -161,7 +161,7 @@ async def test_the_prompt_of_a_turn_holds_the_memory(sidecar: FakeSidecar, tmp_p
 
 
 async def test_with_no_memory_the_prompt_is_untouched(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """A caller of whom nothing is known gets the agent's own prompt, byte for byte."""
+    """Without memory the agent's own prompt is sent unchanged, byte for byte."""
     plain = studio(lambda _: "Hello.")
     async with on_air(plain, Agent(instructions="Be brief.")):
         plain.ear.says("Hello there.")
@@ -175,7 +175,7 @@ async def test_with_no_memory_the_prompt_is_untouched(sidecar: FakeSidecar, tmp_
 
 
 async def test_a_turn_costs_one_llm_call(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """The generation begun before the end of the turn is kept, with memory in it."""
+    """The reply begun before the end of the turn is used, so each turn is one LLM call."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda text: f"You said {text}", ttft_s=0.05)
     async with remembered(sidecar, tmp_path, made):
@@ -190,7 +190,7 @@ async def test_a_turn_costs_one_llm_call(sidecar: FakeSidecar, tmp_path: Path) -
 async def test_guidance_is_in_the_next_prompts_beside_the_memory(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """Guidance stands in a message of its own from the next prompt on, the same bytes each time."""
+    """Guidance is a message in every later prompt, with the same bytes each time."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda text: f"You said {text}", ttft_s=0.05)
     async with remembered(sidecar, tmp_path, made) as air:
@@ -218,7 +218,7 @@ async def test_guidance_is_in_the_next_prompts_beside_the_memory(
 async def test_the_sidecar_has_the_agent_say_something_and_hang_up(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """What is to be said is said and comes back as the agent's turn; hanging up ends the job."""
+    """A say is spoken and recorded as the agent's turn, and a hang-up shuts the job down."""
     made = studio(lambda text: f"You said {text}", ttft_s=0.05)
     async with remembered(sidecar, tmp_path, made) as air:
         await sidecar.push(Say(call=air.call.call_id, text="One moment, please."))
@@ -232,7 +232,7 @@ async def test_the_sidecar_has_the_agent_say_something_and_hang_up(
 
 
 async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """A caller of whom nothing is known gets the guidance of the call, and no empty message."""
+    """Without memory, guidance is in the prompt and no empty message is."""
     made = studio(lambda _: "Hello.")
     async with remembered(sidecar, tmp_path, made) as air:
         await sidecar.push(Guidance(call=air.call.call_id, text="Offer a call back."))
@@ -257,7 +257,7 @@ async def test_guidance_needs_no_memory(sidecar: FakeSidecar, tmp_path: Path) ->
     ],
 )
 def test_memory_can_join_a_message(turns: list[tuple[str, str]], joined: list[str]) -> None:
-    """Joined, memory and guidance add no second message of a role; the conversation stays as it is."""
+    """Memory and guidance can join other messages, and the conversation stays unchanged."""
     context = chat(*turns)
     before = context.to_dict()
     prompt: Any = with_memory(context, FENCED, "GUIDE", joined=True)
@@ -266,7 +266,7 @@ def test_memory_can_join_a_message(turns: list[tuple[str, str]], joined: list[st
 
 
 def alternate(prompt: list[dict[str, Any]]) -> None:
-    """Raise as a model's server does whose template wants roles by turns."""
+    """Raise the error of a model server whose template requires alternating roles."""
     kinds = [kind for kind in roles(prompt) if kind != "system"]
     if any(kind != ("user", "assistant")[n % 2] for n, kind in enumerate(kinds)):
         said = "Conversation roles must alternate user/assistant/user/assistant/..."
@@ -276,7 +276,7 @@ def alternate(prompt: list[dict[str, Any]]) -> None:
 async def test_a_model_that_wants_turns_hears_of_the_caller(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a template refuses the memory as a message of its own, it joins the caller's words."""
+    """When a template refuses memory as a separate message, it is joined to the caller's words."""
     monkeypatch.setattr(in_prompts, "_in_turns", set[str]())
     sidecar.memory_of = remembering(FENCED)
     prompts: list[list[dict[str, Any]]] = []
@@ -300,7 +300,7 @@ async def test_a_model_that_wants_turns_hears_of_the_caller(
 async def test_another_refusal_of_a_model_is_the_agents(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """What is not about the memory's place goes to LiveKit as it came, and nothing is asked twice."""
+    """A model's other errors go to LiveKit unchanged, and the request is not repeated."""
     sidecar.memory_of = remembering(FENCED)
 
     def reply(_: str) -> str:
@@ -318,7 +318,7 @@ async def test_another_refusal_of_a_model_is_the_agents(
 
 
 async def test_a_tool_call_does_not_double_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """The second step of a turn with a tool holds the memory once, too."""
+    """Each prompt of a turn with a tool call holds the memory once."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda _: "It rains.")
 
@@ -340,7 +340,7 @@ async def test_a_tool_call_does_not_double_the_memory(sidecar: FakeSidecar, tmp_
 
 
 async def test_speculation_leaves_no_trace(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """However often a turn's prompt is made, one turn is recorded and the context stays clean."""
+    """However many prompts a turn needs, it is recorded once and the context stays clean."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
@@ -359,7 +359,7 @@ async def test_speculation_leaves_no_trace(sidecar: FakeSidecar, tmp_path: Path)
 async def test_an_error_of_ours_does_not_reach_the_voice(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in memory or recording is counted; the caller is answered all the same."""
+    """A fault in memory or recording is counted, and the caller still gets a reply."""
     made = studio(lambda _: "Hello.")
     async with remembered(sidecar, tmp_path, made) as air:
 
@@ -377,7 +377,7 @@ async def test_an_error_of_ours_does_not_reach_the_voice(
 
 
 async def test_an_agent_that_was_never_told_to_remember_works() -> None:
-    """The mixin without `remember` is an agent like any other."""
+    """An agent with the mixin works without `remember`."""
     made = studio(lambda _: "Hello.")
     async with on_air(made, Friend()):
         made.ear.says("Hi.")
@@ -408,7 +408,7 @@ async def test_turns_are_recorded_as_heard(sidecar: FakeSidecar, tmp_path: Path)
 
 
 async def test_speech_starts_a_read_of_the_memory(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """The memory is fetched while the caller speaks, before anybody asks for a prompt."""
+    """Memory is read when the caller begins to speak, before any prompt."""
     made = studio(lambda _: "Yes.")
     async with remembered(sidecar, tmp_path, made):
         made.ear.starts()
@@ -420,7 +420,7 @@ async def test_speech_starts_a_read_of_the_memory(sidecar: FakeSidecar, tmp_path
 async def test_an_interrupted_reply_is_recorded_as_heard(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """After a barge-in the turn holds what was heard of it, and says that it was cut off."""
+    """An interrupted reply is recorded as far as it was heard, and marked as interrupted."""
     made = studio(lambda text: STORY if "story" in text else "Sure.")
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.says("Tell me a story.")
@@ -444,7 +444,7 @@ async def test_an_interrupted_reply_is_recorded_as_heard(
 async def test_a_hang_up_in_mid_sentence_keeps_the_words(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """What the caller had said when the line went dead is a turn, once."""
+    """Words that the caller was saying when the line went dead become one turn."""
     made = studio(lambda _: "Hello.")
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.starts()
@@ -460,7 +460,7 @@ async def test_a_hang_up_in_mid_sentence_keeps_the_words(
 
 
 async def test_the_job_ends_with_the_session(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """When the session closes the job is shut down, so that `finish` is called."""
+    """When the session closes the job is shut down, so that `finish` runs."""
     made = studio(lambda _: "Hello.")
     async with remembered(sidecar, tmp_path, made) as air:
         await air.hang_up()
@@ -468,7 +468,7 @@ async def test_the_job_ends_with_the_session(sidecar: FakeSidecar, tmp_path: Pat
 
 
 async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: Path) -> None:
-    """`finish` leaves what nobody acked where the sidecar looks for it."""
+    """`finish` leaves unacked turns, with the call's open and close, in the spool."""
     made = studio(lambda _: "Hello.")
     emit = Telemetry(strict=True, logger=Quiet()).emit
     with job() as ctx, pytest.MonkeyPatch.context() as patch:
@@ -490,7 +490,7 @@ async def test_with_the_sidecar_away_the_last_words_are_in_the_spool(tmp_path: P
 
 
 class Choosy(Friend):
-    """An agent that leaves some turns without an answer. `asked` of each turn it was shown."""
+    """Answers some turns and drops or changes others; `asked` lists the turns it got."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -515,11 +515,11 @@ class Choosy(Friend):
 async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
     sidecar: FakeSidecar, tmp_path: Path, dropped: str, said: str, stored: str
 ) -> None:
-    """What an agent ends with `StopResponse`, or a hook that raises, is stored before what follows."""
+    """A turn dropped by `StopResponse` or a failed hook is stored before the next one."""
     made, agent = studio(lambda _: "Fine."), Choosy()
     async with remembered(sidecar, tmp_path, made, agent) as air:
         made.ear.says(dropped)
-        await made.until(lambda: bool(agent.asked))  # LiveKit says nothing of what is dropped
+        await made.until(lambda: bool(agent.asked))  # LiveKit has no event for a dropped turn
         made.ear.says(said)
         await made.until_committed(2)
         await made.until(lambda: air.call.outbox.settled)
@@ -531,7 +531,7 @@ async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
 async def test_words_over_an_agent_that_can_not_be_interrupted_are_a_turn(
     sidecar: FakeSidecar, tmp_path: Path, discard: bool
 ) -> None:
-    """What is said while `allow_interruptions=False` speaks is stored, whether answered or not."""
+    """Words over an agent that can't be interrupted are stored, answered or not."""
     made = studio(lambda _: "Fine.", discard_audio_if_uninterruptible=discard)
     async with remembered(sidecar, tmp_path, made) as air:
         speech = made.session.say(STORY, allow_interruptions=False)
@@ -552,7 +552,7 @@ async def test_words_over_an_agent_that_can_not_be_interrupted_are_a_turn(
 async def test_words_of_a_turn_that_is_cleared_are_a_turn(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """`clear_user_turn` takes words from the agent, not from what was heard."""
+    """A turn dropped by `clear_user_turn` is still stored."""
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.starts()
@@ -570,7 +570,7 @@ async def test_words_of_a_turn_that_is_cleared_are_a_turn(
 async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no turn follows those that are dropped, their words don't wait for the end of the call."""
+    """Dropped words that no turn follows are stored soon, not only when the call ends."""
     monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.2)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made, Choosy()) as air:
@@ -586,7 +586,7 @@ async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
 async def test_a_turn_that_is_late_is_told_once(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Words that were told while the session still held them are not told with their turn again."""
+    """Words that were sent before their turn was committed are not sent again with it."""
     monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.0)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
@@ -600,7 +600,7 @@ async def test_a_turn_that_is_late_is_told_once(
 async def test_a_turn_ended_before_its_final_is_stored_once(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """`commit_user_turn` commits the interim; the same words said again, and dropped, count, too."""
+    """An interim committed by `commit_user_turn` is stored once, as are later dropped words."""
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made, Choosy()) as air:
         made.ear.starts()
@@ -611,7 +611,7 @@ async def test_a_turn_ended_before_its_final_is_stored_once(
         await made.until_committed(2)
         for said in ("stop there", "stop there"):
             made.ear.says(said)
-            await anyio.sleep(0.8)  # LiveKit says nothing of a turn that it dropped
+            await anyio.sleep(0.8)  # LiveKit has no event for a dropped turn
         await air.hang_up()
     assert ["go on", "Fine.", "stop there stop there"] == sidecar.texts("AJ_1")
 
@@ -628,7 +628,7 @@ class Colleague(Friend):
 async def test_words_around_a_hand_over_are_stored_once(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """`update_agent` drops what was not committed yet from the conversation, not from what was heard."""
+    """Words that a handover drops from the conversation are still stored, and only once."""
     sidecar.memory_of = remembering(FENCED)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
@@ -653,7 +653,7 @@ async def test_words_around_a_hand_over_are_stored_once(
 async def test_what_is_said_beside_the_conversation_is_stored(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """`say(add_to_chat_ctx=False)` is a turn as heard, also one that is cut off, and once."""
+    """`say(add_to_chat_ctx=False)` is recorded once as heard, even if it is cut off."""
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
         await made.session.say("One moment.", add_to_chat_ctx=False)
@@ -681,7 +681,7 @@ async def test_what_is_said_beside_the_conversation_is_stored(
 async def test_words_in_a_room_nobody_joined_are_nobodys(
     sidecar: FakeSidecar, tmp_path: Path, metadata: object, hints: Hints
 ) -> None:
-    """A call that never had a caller is told as the job knows it, its turns are not lost."""
+    """A call that nobody joined opens with the job's own hints, and its turns are stored."""
     made = studio(lambda _: "Anybody there?")
     emit = Telemetry(strict=True, logger=Quiet()).emit
     async with sidecar.serving() as url:
@@ -700,7 +700,7 @@ async def test_words_in_a_room_nobody_joined_are_nobodys(
 
 
 async def test_a_jobs_no_holds_before_anybody_joins(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """Where the job says "no", not a word goes out or to disk, whoever is on the line."""
+    """When the job's consent is "no", no turn is sent or written to disk."""
     made = studio(lambda _: "Anybody there?")
     emit = Telemetry(strict=True, logger=Quiet()).emit
     async with sidecar.serving() as url:
@@ -714,13 +714,13 @@ async def test_a_jobs_no_holds_before_anybody_joins(sidecar: FakeSidecar, tmp_pa
 
 
 async def test_finish_without_remember_is_nothing() -> None:
-    """`on_session_end=finish` does no harm where a job did not remember."""
+    """`on_session_end=finish` does nothing if the job did not call `remember`."""
     with job() as ctx:
         await finish(ctx)
 
 
 def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blank and unset settings have their defaults; a token is optional."""
+    """Blank and unset settings have their defaults, and a token is optional."""
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     spool = default_spool_dir()
     token_file = spool.parent / "link-token"
@@ -739,7 +739,7 @@ def test_the_environment_says_where_the_sidecar_is(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_worker_of_the_same_user_finds_the_token(tmp_path: Path) -> None:
-    """Without a token set, the one in the data directory is read, each time anew; one set counts."""
+    """Without SIDECAR_LINK_TOKEN, the data directory's token is read anew at each use."""
     environ = {"SIDECAR_DATA_DIR": str(tmp_path)}
     shown = LinkSettings.of(environ).shown
     assert callable(shown)
@@ -763,6 +763,6 @@ def test_a_worker_of_the_same_user_finds_the_token(tmp_path: Path) -> None:
 def test_the_token_of_this_machine_is_shown_to_no_other(
     url: str, here: bool, tmp_path: Path
 ) -> None:
-    """Only a sidecar on this machine is shown the token that it has made."""
+    """The token that a sidecar made is shown only to a sidecar on this machine."""
     environ = {"SIDECAR_DATA_DIR": str(tmp_path), "SIDECAR_LINK_URL": url}
     assert callable(LinkSettings.of(environ).shown) is here

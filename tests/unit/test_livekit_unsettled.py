@@ -1,4 +1,4 @@
-"""What a caller has said that no turn holds: told once, in order, whatever the session drops."""
+"""Words a caller said that no turn holds: sent once and in order, whatever the session drops."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from sidecar.worker.livekit.unsettled import Unsettled
 
 pytestmark = pytest.mark.unit
 
-# Few words, so that the same ones come again; some differ in sign or case alone.
+# Few words, so that they repeat; some differ in sign or case alone.
 WORDS = st.sampled_from(["yes", "Yes.", "no", "5", "-5", "yes no", "no no", "five", "…"])
 
 
@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass
 class Ended:
-    """A turn that the session took for ended, and what becomes of it."""
+    """A turn that the session has ended, and what will become of it."""
 
     pieces: list[Piece]
     began_s: float
@@ -44,8 +44,8 @@ class Ended:
 class Conversation(RuleBasedStateMachine):
     """A caller who speaks, and a session that commits, drops, changes and forgets turns.
 
-    What a turn holds is kept here as LiveKit's `AudioRecognition` keeps it: the finals since the
-    last turn ended, and the interim.
+    It keeps what a turn holds as LiveKit's `AudioRecognition` does: the finals since the last turn
+    ended, and the interim.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class Conversation(RuleBasedStateMachine):
         self.began_s = 0.0
         self.ended: list[Ended] = []
         self.waiting: list[Piece] = []
-        """What is to be told yet, in order."""
+        """Pieces not sent yet, in order."""
         self.due: list[str] = []
-        """What was to be told so far."""
+        """What should have been sent so far."""
         self.told: list[str] = []
 
     def tick(self) -> float:
@@ -97,21 +97,21 @@ class Conversation(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.interim))
     @rule(fate=st.sampled_from(["committed", "dropped"]))
     def turn_is_ended_before_its_final(self, fate: str) -> None:
-        """`commit_user_turn`: the interim is reported as final; its own final never comes."""
+        """`commit_user_turn`: the interim is reported as final, and its own final never comes."""
         self.report(self.interim)
         self.end_turn(fate)
 
     @precondition(lambda self: bool(self.finals))
     @rule()
     def turn_is_cleared(self) -> None:
-        """`clear_user_turn`: the session forgets what was heard, and tells nobody."""
+        """`clear_user_turn`: the session drops what was heard without an event."""
         self.interim = ""
         self.end_turn("dropped")
 
     @precondition(lambda self: bool(self.ended))
     @rule()
     def session_comes_to_a_turn(self) -> None:
-        """A hook may be slow: more may have been said meanwhile."""
+        """The session's hook may be slow, so more may have been said since the turn ended."""
         turn = self.ended.pop(0)
         if turn.fate == "dropped":
             return
@@ -147,20 +147,20 @@ class Conversation(RuleBasedStateMachine):
 
 
 def test_each_word_heard_is_told_once() -> None:
-    """Whatever a session does with its turns, all that was heard is told, in order, and once."""
+    """Whatever a session does with its turns, all words are sent once and in order."""
     run_state_machine_as_test(
         Conversation, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )
 
 
 def settle(heard: Unsettled, text: str, **options: Any) -> tuple[str, str]:
-    """Return what a committed turn leaves and tells."""
+    """Return what is sent before a committed turn, and the text sent for it."""
     left, told = heard.settled(text, **options)
     return " ".join(final.untold for final in left), told
 
 
 def test_a_turn_takes_its_own_words_and_no_others() -> None:
-    """The interim of the next utterance outlives a turn, also one of the same words."""
+    """A turn takes its own words and leaves the next interim, even with the same words."""
     heard = Unsettled()
     heard.heard("i am", final=False)
     heard.heard("I am Ada.", final=True)
@@ -170,7 +170,7 @@ def test_a_turn_takes_its_own_words_and_no_others() -> None:
 
 
 def test_everything_heard_and_not_settled_is_kept() -> None:
-    """Final transcripts and the interim behind them make the last turn together."""
+    """What is not in a turn yet is kept: final transcripts and the interim after them."""
     heard = Unsettled()
     heard.heard("My number", final=True)
     heard.heard("is fi", final=False)
@@ -182,7 +182,7 @@ def test_everything_heard_and_not_settled_is_kept() -> None:
     ("ended_s", "rest"), [(1.5, "and hurry"), (0.5, "call me Ada and hurry"), (9.0, "")]
 )
 def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, rest: str) -> None:
-    """A slow hook that changes the text takes what came before the end of its turn alone."""
+    """A changed turn takes the words heard before its end, and leaves later ones."""
     heard = Unsettled()
     heard.heard("call me Ada", final=True, at_s=1)
     heard.heard("and hurry", final=True, at_s=2)
@@ -194,12 +194,12 @@ def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, r
     ("text", "told"),
     [
         ("yes please", "yes please"),  # said again: the session had forgotten the first
-        ("yes yes please", "yes please"),  # one turn, of which the first word was told
+        ("yes yes please", "yes please"),  # one turn, of which the first word was sent
         ("something else", "something else"),
     ],
 )
 def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
-    """Of a turn that holds words which were told, the others are told."""
+    """A turn sends only those of its words that were not sent before."""
     heard = Unsettled()
     heard.heard("yes", final=True, at_s=1)
     assert "yes" == heard.tell()
@@ -210,7 +210,7 @@ def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
 
 
 def test_what_is_typed_is_told_though_it_was_said_before() -> None:
-    """Typed words are new, unless they repeat what the session has dropped and nobody told."""
+    """Typed words are always sent, in place of the same spoken words if those are unsent."""
     heard = Unsettled()
     heard.heard("yes", final=True)
     assert ("", "yes") == settle(heard, "yes", spoken=False)
@@ -222,7 +222,7 @@ def test_what_is_typed_is_told_though_it_was_said_before() -> None:
 
 
 def test_words_are_told_when_their_time_is_up() -> None:
-    """What was reported by a time is told once; a turn that holds it tells the rest, in order."""
+    """Words reported by a given time are sent once, and their turn sends only the rest."""
     heard = Unsettled()
     for at_s, word in enumerate(["one", "two", "three"]):
         heard.heard(word, final=True, at_s=at_s)
@@ -235,7 +235,7 @@ def test_words_are_told_when_their_time_is_up() -> None:
 
 
 def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
-    """Of what was told only the newest is remembered."""
+    """Of the words already sent, only the newest are remembered."""
     heard = Unsettled()
     for at_s in range(1_000):
         heard.heard("word", final=True, at_s=at_s)
@@ -256,7 +256,7 @@ def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
     ],
 )
 def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, rest: str) -> None:
-    """A final transcript that grew from a told interim is told by what it adds, where it began."""
+    """A final transcript that extends a sent interim sends only what it adds."""
     heard = Unsettled()
     heard.heard(interim, final=False)
     assert interim == heard.tell()
@@ -266,7 +266,7 @@ def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, res
 
 
 def test_words_of_before_are_told_there() -> None:
-    """Final words that were said before all was told are told at once, and not with a turn."""
+    """Final words said before the last send are sent at once, not with a turn."""
     heard = Unsettled()
     assert "" == heard.tell()
     assert "I am Ada." == heard.heard("I am Ada.", final=True, of_before=True)

@@ -1,4 +1,4 @@
-"""The log can fail, hang or fill up; who emits an event does not feel it."""
+"""A log that fails, hangs or fills up does not disturb the parts that emit events."""
 
 import contextlib
 import io
@@ -26,14 +26,14 @@ class Broken:
 
 
 def test_a_log_that_cannot_be_written_stops_nobody() -> None:
-    """An event whose line fails is counted, as is the failure; nothing is raised."""
+    """A log line that fails raises nothing, and the event and the failure are counted."""
     events = Telemetry(strict=True, logger=Broken())
     events.emit(telemetry.drained, undelivered=0, live_calls=0, took_s=0.0)
     assert events.counts == {"drained": 1, "log_failed": 1}
 
 
 def test_lines_reach_the_stream_in_order() -> None:
-    """What was written before the close is in the stream, line by line."""
+    """Every line written before the close reaches the stream, in order."""
     stream = io.StringIO()
     writer = LogWriter(stream)
     for number in range(100):
@@ -43,7 +43,7 @@ def test_lines_reach_the_stream_in_order() -> None:
 
 
 def test_a_reader_that_hangs_holds_nobody_up() -> None:
-    """With a full pipe that nobody reads, lines are dropped and counted, and writing returns."""
+    """With a full pipe that nobody reads, writing returns, and lines are dropped and counted."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
 
@@ -63,7 +63,7 @@ def test_a_reader_that_hangs_holds_nobody_up() -> None:
 
 
 def test_a_stream_that_fails_is_counted() -> None:
-    """A closed stream costs lines, not the thread: later ones are tried again."""
+    """Lines to a closed stream are counted as dropped, and the thread goes on with later ones."""
     stream = io.StringIO()
     stream.close()
     writer = LogWriter(stream)

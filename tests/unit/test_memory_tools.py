@@ -36,7 +36,8 @@ held = st.lists(
 )
 PARTS = ["description", "/description", "metadata", "/metadata", "value", "/value"]
 BLOCK = re.compile(
-    r"<([^<>]+)>\n<description>\n([^<>]*)\n</description>\n<metadata>\n(?:- [a-z_]+=\w+\n)+</metadata>"
+    r"<([^<>]+)>\n<description>\n([^<>]*)\n</description>\n"
+    r"<metadata>\n(?:- [a-z_]+=\w+\n)+</metadata>"
     r"\n<value>\n([^<>]*)\n</value>\n</\1>\n"
 )
 
@@ -46,14 +47,14 @@ def by_label(*blocks: Block) -> dict[str, Block]:
 
 
 def read_back(text: str) -> str:
-    """Read what is escaped; `html.unescape` would read a control as nothing."""
+    """Undo the escaping; `html.unescape` would drop control characters."""
     text = re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), text)
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
 @given(held)
 def test_the_prompt_read_back_holds_the_blocks_and_no_other(blocks: list[Block]) -> None:
-    """Whatever labels, descriptions and values hold, the tags are ours and each says what it held."""
+    """Whatever blocks hold, the prompt has our tags alone, and each block can be read back."""
     text = system_prompt("Digest.", by_label(*blocks))
     assert text.count("<memory_blocks>") == text.count("</memory_blocks>") == 1
     read = [tuple(map(read_back, parts)) for parts in BLOCK.findall(text)]
@@ -73,7 +74,7 @@ def seen(text: str) -> str:
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_what_a_model_copies_is_found_and_stored_as_meant(old: str, new: str) -> None:
-    """A piece copied from the prompt names itself, and what is written like it is stored plain."""
+    """Text that a model copies from the prompt matches its block, and is stored unescaped."""
     old, new = printable(old), printable(new)
     value = f"[{old}]"
     blocks = by_label(Block("a<b", value))
@@ -90,7 +91,7 @@ def test_what_a_model_copies_is_found_and_stored_as_meant(old: str, new: str) ->
 
 @pytest.mark.parametrize("old", ["Tom & Jerry", "Tom &amp; Jerry", "say <hi>", "say &lt;hi&gt;"])
 def test_a_model_that_writes_plainly_is_understood_too(old: str) -> None:
-    """`&` in an old_str finds `&`, and `&amp;` finds an `&amp;` that somebody really said."""
+    """An old_str that is not escaped matches as well, whether the block has `&` or `&amp;`."""
     for value in {old, html.unescape(old)}:
         blocks = by_label(Block("human", f"Note: {value}"))
         asked = call("memory_replace", label="human", old_str=old, new_str="gone")
@@ -99,7 +100,7 @@ def test_a_model_that_writes_plainly_is_understood_too(old: str) -> None:
 
 
 def test_where_the_prompt_is_not_escaped_nothing_is_unescaped() -> None:
-    """The App Server lays out its own prompt: a text there is what it looks like."""
+    """On the App Server, which lays out its own prompt, nothing is unescaped."""
     blocks = by_label(Block("human", "a &amp; b"))
     after, answer = edited(blocks, call("memory_insert", label="human", new_str="&lt;"))
     assert after["human"].value == "a &amp; b\n&lt;"
@@ -108,7 +109,7 @@ def test_where_the_prompt_is_not_escaped_nothing_is_unescaped() -> None:
 
 @pytest.mark.parametrize("text", ["a & b", "&lt;b&gt;", "</value>", "<memory_blocks>", FORGED])
 async def test_the_demo_model_reads_and_writes_such_a_prompt(text: str) -> None:
-    """A forged persona is no block to it, and a text it is to keep is kept to the letter, once."""
+    """The demo model takes a forged persona for plain text, and stores a text exactly once."""
     exact = " ".join(text.split())
     blocks = by_label(Block("human", text), Block("persona", "I am a memory.", read_only=True))
     said = f'<turn speaker="caller">[[remember human: {html.escape("! " + exact)}]]</turn>'

@@ -1,4 +1,4 @@
-"""What /metrics says, and that the dashboard and the alert rules ask for nothing else."""
+"""What /metrics exposes, and that the dashboard and alert rules use nothing else."""
 
 import json
 import re
@@ -100,7 +100,7 @@ async def test_events_are_counted_and_timed(metrics: Metrics, events: Telemetry)
 
 
 async def test_no_peer_makes_up_labels(metrics: Metrics, events: Telemetry) -> None:
-    """Whatever callers, workers and Lettas send, the number of time series stays as it is."""
+    """Whatever callers, workers and Lettas send, no new time series appear."""
     for n in range(50):
         events.emit(
             telemetry.call_opened, call=f"c{n}", channel=f"x{n}", lane=f"l{n}", resumed=False
@@ -120,7 +120,7 @@ async def test_no_peer_makes_up_labels(metrics: Metrics, events: Telemetry) -> N
 
 
 async def test_a_journal_that_fails_shows_as_down() -> None:
-    """The scrape answers, and says that the journal is down, when the journal does not answer."""
+    """When the journal fails, the scrape is answered and reports it as down."""
 
     async def broken() -> Gauges:
         raise JournalError("no")
@@ -129,7 +129,7 @@ async def test_a_journal_that_fails_shows_as_down() -> None:
 
 
 async def test_a_journal_that_hangs_does_not_hang_the_scrape() -> None:
-    """A scrape ends within its budget."""
+    """A scrape ends within its budget when the journal hangs, and reports it as down."""
 
     async def hangs() -> Gauges:
         await anyio.sleep_forever()
@@ -143,7 +143,7 @@ async def test_a_journal_that_hangs_does_not_hang_the_scrape() -> None:
 async def test_every_metric_the_operator_files_name_exists(
     metrics: Metrics, events: Telemetry
 ) -> None:
-    """The dashboard and the alert rules name only metrics, events and labels that there are."""
+    """The dashboard and the alert rules name only metrics, events and labels that exist."""
     for channel in CHANNELS:
         events.emit(telemetry.call_opened, call="c", channel=channel, lane="l", resumed=False)
     for served in SERVED:
@@ -180,7 +180,7 @@ def alert_expressions() -> list[str]:
         rule["expr"]
         for group in rules["groups"]
         for rule in group["rules"]
-        if rule["alert"] != "SidecarDown"  # by Prometheus' own `up`
+        if rule["alert"] != "SidecarDown"  # it uses Prometheus' own `up`
     ]
 
 
@@ -195,7 +195,7 @@ def test_every_alert_says_what_to_do() -> None:
 
 @pytest.mark.parametrize(("served", "age_s"), [("fresh", 1.5), ("disk", 90.0), ("none", None)])
 def test_a_turn_carries_how_its_memory_was_had(served: str, age_s: float | None) -> None:
-    """What a worker puts on a turn is what the sidecar reads from it."""
+    """The sidecar reads the same values from a turn's metrics that a worker wrote."""
     metrics = prompt_metrics(served, age_s=age_s, wait_s=0.05)  # type: ignore[arg-type]
     assert prompt_of(metrics) == (served, age_s, 0.05)
     assert prompt_of({"llm_node_ttft": 0.3}) is None

@@ -1,4 +1,4 @@
-"""What answers in a Letta's place is told from one, at every call of the adapter."""
+"""An answer from something other than a Letta is recognised at every call of the adapter."""
 
 import json
 import time
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 POST = Post("b1", "agent-1", "conv-1", "hello", 0.0)
 SPEC = AgentSpec("ada", "", (), ("caller-1",), model="demo/m", embedding="demo/e")
 _ENDLESS = 16
-"""So many bounds an answer has at least: the machine's own buffers take more than one."""
+"""An endless answer is at least so many times the bound, as buffers hold more than one."""
 PAGE = "<html><body>Please log in</body></html>"
 ANSWERS = {
     "login page": (PAGE, "text/html"),
@@ -54,7 +54,7 @@ CALLS: dict[str, Callable[[Letta], Awaitable[object]]] = {
 
 @asynccontextmanager
 async def answered(body: str, content_type: str) -> AsyncGenerator[RestLetta]:
-    """An adapter on a server that answers everything alike, with 200."""
+    """An adapter on a server that answers every request with this body and status 200."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=body, content_type=content_type)
@@ -76,7 +76,7 @@ async def answered(body: str, content_type: str) -> AsyncGenerator[RestLetta]:
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("call", CALLS)
 async def test_no_other_answer_passes_for_a_lettas(call: str, answer: str) -> None:
-    """Whatever stands there says nothing about memory, agents or batches, and is named."""
+    """An answer that is not Letta's raises NotLetta at every call."""
     async with answered(*ANSWERS[answer]) as letta:
         with pytest.raises(NotLetta):
             await CALLS[call](letta)
@@ -84,7 +84,7 @@ async def test_no_other_answer_passes_for_a_lettas(call: str, answer: str) -> No
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_a_post_that_something_else_answers_is_in_doubt(answer: str) -> None:
-    """Nothing is taken for digested, and nothing for refused, on another one's word."""
+    """A post answered by something else is neither digested nor refused, but in doubt."""
     async with answered(*ANSWERS[answer]) as letta:
         with pytest.raises((NotLetta, OutcomeUnknown)):
             await letta.post(POST)
@@ -92,7 +92,7 @@ async def test_a_post_that_something_else_answers_is_in_doubt(answer: str) -> No
 
 @pytest.mark.parametrize("answer", ["login page", "empty", "text"])
 async def test_nothing_is_deleted_by_a_login_page(answer: str) -> None:
-    """A deletion that something else answered counts as not made."""
+    """A deletion answered by something else counts as failed."""
     async with answered(*ANSWERS[answer]) as letta:
         for deleted in (
             letta.delete_agent("agent-1"),
@@ -106,7 +106,7 @@ async def test_nothing_is_deleted_by_a_login_page(answer: str) -> None:
 async def streaming(
     piece: bytes, *, status: int = 200, content_type: str = "application/json"
 ) -> AsyncGenerator[tuple[RestLetta, list[int]]]:
-    """An adapter on a server that answers without an end, and how much it could send each time."""
+    """An adapter on a server that answers without end, and how many bytes each answer sent."""
     sent: list[int] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -137,7 +137,7 @@ async def streaming(
 async def test_an_answer_without_an_end_is_not_read_to_it(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is held of an answer, or of a refusal, is bounded, however much is sent."""
+    """However long an answer or an error is, only a bounded part of it is read."""
     monkeypatch.setattr(requests, "ANSWER_BYTES", 4 << 20)
     async with streaming(b"[" + b" " * 65_535, status=status) as (letta, sent):
         with pytest.raises(LettaUnavailable):
@@ -149,7 +149,7 @@ async def test_an_answer_without_an_end_is_not_read_to_it(
 
 
 async def test_an_event_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that is all one line leaves its post in doubt, long before it fills the memory."""
+    """An event stream without line ends leaves the post in doubt, and is not read to the end."""
     monkeypatch.setattr(requests, "ANSWER_BYTES", 4 << 20)
     monkeypatch.setattr(requests, "LINE_BYTES", 1 << 20)
     async with streaming(b"data: " + b"x" * 65_530, content_type="text/event-stream") as (
@@ -162,7 +162,7 @@ async def test_an_event_without_an_end_is_not_read_to_it(monkeypatch: pytest.Mon
 
 
 async def test_a_list_that_knows_no_pages_has_an_end() -> None:
-    """Of a server that answers each page with its first, each agent is known, and once."""
+    """If a server answers each page with the first one, each agent is listed once."""
     named = [{"id": f"agent-{n}", "name": "ada", "tags": ["caller-1"]} for n in range(100)]
     async with answered(json.dumps(named), "application/json") as letta:
         found = await letta.find_agents(["caller-1"])
@@ -170,7 +170,7 @@ async def test_a_list_that_knows_no_pages_has_an_end() -> None:
 
 
 async def test_a_relay_before_a_login_page_backs_off_and_says_so() -> None:
-    """Delivery behind a login page is degraded after its eighth failure, and not busy with it."""
+    """Behind a login page the relay's breaker opens after eight failures, and tries are few."""
     failed = anyio.Event()
     asked = 0
 

@@ -70,7 +70,7 @@ def answering(status: int = 200, body: str = "", *, content_type: str = "applica
 
 
 async def test_a_reply_comes_in_pieces() -> None:
-    """A streamed reply is yielded as it comes, and its pieces are the whole."""
+    """A streamed reply is yielded in pieces that make up the whole reply."""
     async with talking() as (llm, server):
         pieces = await streamed(llm, "my name is ada")
         assert "".join(pieces) == "Nice to meet you, Ada."
@@ -79,7 +79,7 @@ async def test_a_reply_comes_in_pieces() -> None:
 
 
 async def test_tool_calls_are_returned() -> None:
-    """A model that wants a tool called says so, with its arguments as JSON text."""
+    """A tool call is returned with its name and with its arguments as JSON text."""
     parameters: dict[str, Any] = {
         "type": "object",
         "properties": {"label": {}, "new_str": {}},
@@ -99,7 +99,7 @@ async def test_a_whole_reply_is_returned() -> None:
 
 
 async def test_the_connection_is_kept() -> None:
-    """Two replies, streamed and whole, use one connection and carry the key as a bearer."""
+    """Streamed and whole replies share one connection and send the key as a bearer token."""
     seen: list[tuple[Any, str]] = []
 
     @web.middleware
@@ -124,7 +124,7 @@ async def test_the_connection_is_kept() -> None:
     [(401, "LLM_API_KEY"), (404, "LLM_MODEL"), (429, "rate"), (500, ""), (302, "")],
 )
 async def test_a_refusal_is_an_error_without_words_or_keys(status: int, hint: str) -> None:
-    """What the provider writes into its error does not reach our message; redirects are none."""
+    """A refusal or redirect is an error that repeats nothing of the provider's text."""
     async with talking(answering(status, f"you said {WORDS} with {KEY}")) as (llm, _):
         for attempt in (streamed(llm), llm.complete([said(WORDS)])):
             with pytest.raises(LlmError, match=str(status)) as refusal:
@@ -152,7 +152,7 @@ NO_ROOM = "This model's maximum context length is 8192 tokens"
 async def test_a_prompt_that_is_too_long_is_told_from_an_outage(
     status: int, body: dict[str, object]
 ) -> None:
-    """However a server says that its context is too small, asking again is known to be in vain."""
+    """A context that is too small raises PromptTooLong, in whichever words a server says it."""
     async with talking(answering(status, json.dumps(body))) as (llm, _):
         for attempt in (streamed(llm), llm.complete([said(WORDS)])):
             with pytest.raises(PromptTooLong):
@@ -160,7 +160,7 @@ async def test_a_prompt_that_is_too_long_is_told_from_an_outage(
 
 
 async def test_words_of_a_caller_are_no_word_of_the_server() -> None:
-    """What is only said again of the request does not count as the server's own reason."""
+    """Words of the request that an error repeats don't count as the server's reason."""
     echoed = {"detail": [{"msg": "bad", "input": NO_ROOM}]}
     async with talking(answering(422, json.dumps(echoed))) as (llm, _):
         with pytest.raises(LlmError) as refused:
@@ -169,7 +169,7 @@ async def test_words_of_a_caller_are_no_word_of_the_server() -> None:
 
 
 async def test_an_app_server_is_told_too() -> None:
-    """Where our model is served to an App Server, it hears of it in words it knows."""
+    """An App Server that uses our model is told of a context overflow in words it knows."""
     refusal = {"error": {"message": NO_ROOM}}
     async with (
         talking(answering(400, json.dumps(refusal))) as (llm, _),
@@ -186,7 +186,7 @@ async def test_an_app_server_is_told_too() -> None:
 
 
 async def test_silence_before_the_first_piece_is_an_error() -> None:
-    """A stream that says nothing within its time has failed."""
+    """A stream without a first piece within its time is an error."""
     late = ModelFaults(first_token_delay_s=30)
     async with talking(faults=late, first_token_timeout_s=0.1) as (llm, _):
         with pytest.raises(LlmError, match="silent"):
@@ -194,7 +194,7 @@ async def test_silence_before_the_first_piece_is_an_error() -> None:
 
 
 async def test_no_answer_at_all_is_an_error() -> None:
-    """A server that hangs costs the budget and no more."""
+    """A request to a server that hangs ends with an error when its time is up."""
     budgets: dict[str, Any] = {"first_token_timeout_s": 0.1, "total_timeout_s": 0.1}
     async with talking(faults=ModelFaults(hang=True), **budgets) as (llm, _):
         with anyio.fail_after(5):
@@ -205,7 +205,7 @@ async def test_no_answer_at_all_is_an_error() -> None:
 
 
 async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
-    """The pieces that came were yielded; then the error says that there are more."""
+    """When a stream breaks off, its pieces are yielded and then an error is raised."""
     pieces: list[str] = []
     async with talking(faults=ModelFaults(fail_mid_stream=1)) as (llm, _):
 
@@ -231,7 +231,7 @@ async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
     ],
 )
 async def test_a_stream_of_nonsense_is_an_error(body: str, why: str) -> None:
-    """Whatever comes over the wire ends in an `LlmError`."""
+    """A stream that can't be read raises an `LlmError`."""
     async with talking(answering(body=body, content_type="text/event-stream")) as (llm, _):
         with pytest.raises(LlmError, match=why) as failure:
             await streamed(llm)
@@ -240,14 +240,14 @@ async def test_a_stream_of_nonsense_is_an_error(body: str, why: str) -> None:
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"choices": []}', '{"choices": [{}]}'])
 async def test_an_answer_of_nonsense_is_an_error(body: str) -> None:
-    """An answer of another shape is no reply."""
+    """A whole answer of another shape raises an `LlmError`."""
     async with talking(answering(body=body)) as (llm, _):
         with pytest.raises(LlmError):
             await llm.complete([said(WORDS)])
 
 
 async def test_a_stream_without_its_last_mark_is_whole() -> None:
-    """Some endpoints end at finish_reason, without [DONE]."""
+    """A stream that ends at finish_reason without [DONE] is complete."""
     chunk = {"choices": [{"delta": {"content": "Hi."}, "finish_reason": "stop"}]}
     body = f"data: {json.dumps(chunk)}\n\n"
     async with talking(answering(body=body, content_type="text/event-stream")) as (llm, _):
@@ -255,7 +255,7 @@ async def test_a_stream_without_its_last_mark_is_whole() -> None:
 
 
 async def test_an_unreachable_endpoint_is_an_error() -> None:
-    """A refused connection is named, and so is a closed client."""
+    """A refused connection and a closed client are errors that say so."""
     llm = OpenAiLlm("http://127.0.0.1:9/v1", KEY, "gpt-test")
     assert llm.name == "gpt-test at 127.0.0.1"
     with pytest.raises(LlmError, match="cannot be reached"):
@@ -267,7 +267,7 @@ async def test_an_unreachable_endpoint_is_an_error() -> None:
 
 
 async def test_the_server_obeys_its_controls() -> None:
-    """Faults are switched by /_ctl, counted down, and requests are logged within bounds."""
+    """Faults are set by /_ctl and counted down, and the log of requests is bounded."""
     server = OpenAiServer()
     async with served(server.app()) as url, ClientSession(url) as client:
         chat = "/v1/chat/completions"
@@ -286,7 +286,7 @@ async def test_the_server_obeys_its_controls() -> None:
 
 
 def sending(body: bytes, content_type: str, *, size: int = 1 << 20) -> web.Application:
-    """Sends a body in pieces, with this content type or none."""
+    """A server that sends a body in pieces, with this content type or none."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -304,7 +304,7 @@ def sending(body: bytes, content_type: str, *, size: int = 1 << 20) -> web.Appli
 
 @pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))
 async def test_every_kind_of_answer(name: str) -> None:
-    """Each is heard as its words, and else is an error; a tool call is nothing to hear here."""
+    """Every kind of answer is yielded as its words, or raises an error if it has none."""
     body, heard, content_type = {**ANSWERS, **CALLS}[name]
     async with talking(sending(body, content_type, size=97)) as (llm, _):
         if heard:
@@ -319,7 +319,7 @@ async def test_every_kind_of_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(CUT))
 async def test_a_reply_that_stops_in_the_middle(name: str) -> None:
-    """The words that came are yielded; then the error says that there are more."""
+    """When a reply stops in the middle, its words are yielded and then an error is raised."""
     body, heard, content_type = CUT[name]
     pieces: list[str] = []
     async with talking(sending(body, content_type, size=97)) as (llm, _):
@@ -335,7 +335,7 @@ async def test_a_reply_that_stops_in_the_middle(name: str) -> None:
 
 
 async def test_an_agents_text_may_be_cut() -> None:
-    """What nobody hears is a reply as far as it came, and a broken call is its agent's to mend."""
+    """A whole answer that was cut is returned as it is, also with a broken tool call."""
     function = {"name": "memory_insert", "arguments": '{"label": "hu'}
     calls = [{"id": "t1", "type": "function", "function": function}]
     for message, text, found in (
@@ -349,7 +349,7 @@ async def test_an_agents_text_may_be_cut() -> None:
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 async def test_tool_calls_of_every_kind(name: str) -> None:
-    """A whole answer is read with its calls; calls in a stream nobody asked for are an error."""
+    """A whole answer's tool call is returned; one in an unrequested stream is an error."""
     body, _, content_type = CALLS[name]
     async with talking(sending(body, content_type)) as (llm, _):
         if content_type == "application/json":
@@ -360,7 +360,7 @@ async def test_tool_calls_of_every_kind(name: str) -> None:
 
 
 async def test_an_agent_may_have_nothing_to_add() -> None:
-    """A whole answer without words is one; an error beside it is not."""
+    """A whole answer without words is an empty reply, unless there is an error beside it."""
     async with talking(sending(whole({"content": None}), "application/json")) as (llm, _):
         assert await llm.complete([said("done?")]) == Reply("")
     failed = whole({"content": None}, error={"code": "x"})
@@ -372,7 +372,7 @@ async def test_an_agent_may_have_nothing_to_add() -> None:
 @pytest.mark.parametrize("first", [b"", data(says("One moment."))])
 @pytest.mark.parametrize("silent", [b": ping\n\n", data(THOUGHT), data(says(" "))])
 async def test_what_nobody_hears_is_silence(first: bytes, silent: bytes) -> None:
-    """Comments, thought and blanks without end put no deadline off, before a word or after it."""
+    """Comments, thoughts and blanks extend no deadline, either before a word or after it."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -390,10 +390,10 @@ async def test_what_nobody_hears_is_silence(first: bytes, silent: bytes) -> None
 
 
 class Strict:
-    """A server that takes one dialect alone, and says of anything else what it does not take.
+    """A server that accepts only one dialect, and refuses every other with the reason.
 
     Args:
-        refuses: Returns what it answers a body with, as status and text; None: it takes it.
+        refuses: Returns the status and text that refuse a body; None to accept it.
     """
 
     def __init__(self, refuses: Callable[[dict[str, Any]], tuple[int, str] | None]) -> None:
@@ -422,7 +422,7 @@ def wants_turns(body: dict[str, Any]) -> tuple[int, str] | None:
 
 
 async def test_a_dialect_is_learnt_once() -> None:
-    """A template that wants roles by turns gets them, from the first refusal on; no word is lost."""
+    """A template's demand for alternating roles is learnt once, and no word is lost."""
     server = Strict(wants_turns)
     async with talking(server.app()) as (llm, _):
         messages = [{"role": "system", "content": "Be Ada."}, said("MEMORY"), said("Hello")]
@@ -433,7 +433,7 @@ async def test_a_dialect_is_learnt_once() -> None:
 
 
 async def test_a_dialect_is_learnt_from_an_error_in_a_stream() -> None:
-    """A server that refuses a stream with 200 and an error is understood, too."""
+    """A refusal sent as an error in a stream with status 200 is learnt, too."""
 
     def refuses(body: dict[str, Any]) -> tuple[int, str] | None:
         if wants_turns(body):
@@ -449,7 +449,7 @@ async def test_a_dialect_is_learnt_from_an_error_in_a_stream() -> None:
 
 
 async def test_half_a_character_costs_no_reply() -> None:
-    """A text that was cut within a character is sent with a mark in its place."""
+    """Half a character at the end of a text is sent as a replacement character."""
     server = Strict(lambda _: None)
     async with talking(server.app()) as (llm, _):
         assert await streamed(llm, "cut \ud83d")
@@ -457,7 +457,7 @@ async def test_half_a_character_costs_no_reply() -> None:
 
 
 async def test_a_refusal_that_teaches_nothing_is_final() -> None:
-    """What names nothing that could be left out is an error at once."""
+    """A refusal that names no parameter is an error at once."""
     server = Strict(lambda _: (400, '{"message": "no"}'))
     async with talking(server.app()) as (llm, _):
         with pytest.raises(LlmError, match="400"):
@@ -466,7 +466,7 @@ async def test_a_refusal_that_teaches_nothing_is_final() -> None:
 
 
 async def test_vapis_upstream_learns_from_a_server() -> None:
-    """Over HTTP, too, a refusal is read, and the request sent as the server takes it."""
+    """VAPI's upstream learns from a refusal over HTTP and sends the request again."""
 
     def refuses(body: dict[str, Any]) -> tuple[int, str] | None:
         if "max_tokens" in body:

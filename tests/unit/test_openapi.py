@@ -1,4 +1,4 @@
-"""The published OpenAPI names the routes there are."""
+"""The published OpenAPI names exactly the existing routes."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The container, compose, Kubernetes and systemd files say what the sidecar and the worker heed."""
+"""The ops files set only what sidecar and worker read, and agree with what both do."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ GIVEN = {
     "LIVEKIT_API_KEY": "key",
     "LIVEKIT_API_SECRET": "secret",
 }
-"""What an operator must set, as one would."""
+"""Values for what an operator must set."""
 SYSTEM = {"PATH", "HOME", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 SECRETS = {
     name
@@ -38,11 +38,11 @@ SECRETS = {
     for name in names
 }
 PATHS = {"/livez", "/readyz", "/metrics"}
-"""Asked of a running sidecar in e2e/test_shipping.py."""
+"""Requested from a running sidecar in e2e/test_shipping.py."""
 
 
 def interpolated(value: object, given: Mapping[str, str]) -> str:
-    """Return a value of a compose file as compose fills it in."""
+    """Return a value of a compose file with its variables filled in, as compose does."""
 
     def fill(match: re.Match[str]) -> str:
         name, how, rest = match[1], match[2], match[3]
@@ -59,7 +59,7 @@ def compose() -> dict[str, Any]:
 
 
 def of_compose(name: str, given: Mapping[str, str] = GIVEN) -> dict[str, str]:
-    """The environment of a compose service, with its image's."""
+    """The environment of a compose service, including its image's."""
     service = compose()["services"][name]
     said = {key: interpolated(value, given) for key, value in service["environment"].items()}
     return STAGES[name].env | said
@@ -80,7 +80,7 @@ def container(name: str) -> dict[str, Any]:
 
 
 def of_pod(name: str) -> dict[str, str]:
-    """The environment of a container, with its image's; optional keys are not in the secret."""
+    """The environment of a container, including its image's, without optional secret keys."""
     found = dict(STAGES[name].env)
     for entry in container(name)["env"]:
         if "value" in entry:
@@ -109,7 +109,7 @@ def of_unit(name: str) -> dict[str, str]:
 
 
 def loaded(env: Mapping[str, str]) -> Settings:
-    """What the sidecar makes of an environment; raises where it would not start."""
+    """The settings of an environment; raises where the sidecar would not start."""
     for name in env:
         assert name in SYSTEM or name in {
             n for names in environment_names().values() for n in names
@@ -131,14 +131,14 @@ WORKERS = {
 
 @pytest.mark.parametrize("where", SIDECARS)
 def test_the_sidecar_starts_with_what_the_file_sets(where: str) -> None:
-    """Each variable exists, each value is taken, and what is open to a network has a token."""
+    """The sidecar takes each variable with its value, and has a token if it isn't on loopback."""
     settings = loaded(SIDECARS[where]())
     assert settings.loopback or TOKEN in settings.tokens
     assert settings.loopback == (where == "systemd")
 
 
 def test_the_container_does_not_start_without_a_token() -> None:
-    """Run as it is, the image is open to a network: without a token it says so and exits 2."""
+    """Without a token the image's settings are refused, and compose does not start."""
     with pytest.raises(ConfigError, match="SIDECAR_LINK_TOKEN"):
         loaded(STAGES["sidecar"].env)
     with pytest.raises(AssertionError, match="compose stops: SIDECAR_LINK_TOKEN"):
@@ -147,13 +147,13 @@ def test_the_container_does_not_start_without_a_token() -> None:
 
 @pytest.mark.parametrize("where", WORKERS)
 def test_the_worker_heeds_each_variable_it_is_given(where: str) -> None:
-    """No variable of a worker is a name that nothing reads."""
+    """Each variable of a worker is one that the worker reads."""
     assert set(WORKERS[where]()) - SYSTEM <= worker_names()
 
 
 @pytest.mark.parametrize("where", WORKERS)
 def test_worker_and_sidecar_find_each_other(where: str) -> None:
-    """The worker's link leads to the sidecar's port, with its token, and both see one spool."""
+    """The worker's link has the sidecar's port and token, and both use the same spool."""
     settings, link = loaded(SIDECARS[where]()), LinkSettings.of(WORKERS[where]())
     host = {"compose": "sidecar", "kubernetes": "127.0.0.1", "systemd": "127.0.0.1"}[where]
     assert link.url == f"ws://{host}:{settings.port}/link"
@@ -163,7 +163,7 @@ def test_worker_and_sidecar_find_each_other(where: str) -> None:
 
 
 def test_the_spool_is_one_volume_for_both() -> None:
-    """In compose and in the pod, worker and sidecar mount the same volume where the spool is."""
+    """In compose and in the pod, worker and sidecar mount the same volume for the spool."""
     spool = STAGES["worker"].env["SIDECAR_SPOOL_DIR"]
     assert Path(spool).parent.as_posix() in STAGES["worker"].volumes
     services = compose()["services"]
@@ -178,7 +178,7 @@ def test_the_spool_is_one_volume_for_both() -> None:
 
 
 def test_what_is_kept_lies_on_a_volume() -> None:
-    """Nothing that must survive lies in a container's own layer."""
+    """The data directory and the spool are on volumes, not in a container's own layer."""
     settings = loaded(STAGES["sidecar"].env | GIVEN)
     for path in (settings.data_dir, settings.spool):
         assert any(path.is_relative_to(volume) for volume in STAGES["sidecar"].volumes)
@@ -187,7 +187,7 @@ def test_what_is_kept_lies_on_a_volume() -> None:
 
 
 def test_the_ports_are_the_sidecars_and_the_workers() -> None:
-    """Published, exposed and probed ports are the ones that are listened on."""
+    """Published, exposed and probed ports are those that sidecar and worker listen on."""
     port = loaded(STAGES["sidecar"].env | GIVEN).port
     assert STAGES["sidecar"].ports == (port,)
     assert compose()["services"]["sidecar"]["ports"] == [f"127.0.0.1:{port}:{port}"]
@@ -221,7 +221,7 @@ def seconds(text: str) -> float:
 
 
 def test_whoever_stops_them_waits_for_the_drain() -> None:
-    """No orchestrator kills what still drains: it waits longer than the budgets add up to."""
+    """Each orchestrator waits longer before it kills than a drain may take."""
     worker_s = float(STAGES["worker"].command[-1])
     assert STAGES["worker"].command[-2] == "--drain-timeout"
 
@@ -244,7 +244,7 @@ def test_whoever_stops_them_waits_for_the_drain() -> None:
 
 
 def test_the_sidecar_is_a_native_sidecar_container() -> None:
-    """It starts before the worker and is stopped after it."""
+    """The sidecar starts before the worker and stops after it."""
     (sidecar,) = pod()["initContainers"]
     assert sidecar["name"] == "sidecar"
     assert sidecar["restartPolicy"] == "Always"
@@ -252,7 +252,7 @@ def test_the_sidecar_is_a_native_sidecar_container() -> None:
 
 
 def test_nothing_runs_as_root_or_writes_to_its_own_files() -> None:
-    """A user without rights, a read-only root file system, no capability, no new privileges."""
+    """Nothing runs as root, writes to its root file system or can gain privileges."""
     uid = int(STAGES["sidecar"].user.partition(":")[0])
     assert STAGES["sidecar"].user == STAGES["worker"].user
     assert uid > 0
@@ -276,7 +276,7 @@ def test_nothing_runs_as_root_or_writes_to_its_own_files() -> None:
 
 
 def test_no_secret_is_written_down() -> None:
-    """Secrets reach containers by reference alone, and no layer of the image holds one."""
+    """Secrets reach containers by reference only, and no layer of the image holds one."""
     assert len(SECRETS) > 8
     assert all(name in SECRETS for name in ("SIDECAR_LINK_TOKEN", "LETTA_API_KEY"))
     for word, rest in instructions():
@@ -299,7 +299,7 @@ def let_into_the_image() -> list[str]:
 
 
 def test_the_image_is_built_from_what_is_named_and_nothing_else() -> None:
-    """What is copied exists, is let in, and is under version control; all else is kept out."""
+    """The image's sources exist and are let in by .dockerignore, and nothing else is."""
     let_in = let_into_the_image()
     copied = [
         source.rstrip("/")
@@ -321,7 +321,7 @@ def locks() -> Iterator[str]:
 
 
 def test_dependencies_come_from_lock_files_with_hashes() -> None:
-    """Each install in the image is of a lock file, by hash, or of what was built from the source."""
+    """Each install in the image is from a lock file with hashes, or of a wheel built there."""
     installs = [
         line
         for word, rest in instructions()
@@ -339,7 +339,7 @@ def test_dependencies_come_from_lock_files_with_hashes() -> None:
 
 
 def test_metrics_are_prometheus_alone() -> None:
-    """The network policy lets one kind of pod in, at the sidecar's port, and covers the pod."""
+    """The network policy covers the pod and lets only chosen pods reach the sidecar's port."""
     policy = manifests()["NetworkPolicy"]["spec"]
     labels = manifests()["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()

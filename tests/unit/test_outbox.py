@@ -1,4 +1,4 @@
-"""What a worker still owes the sidecar, in order, whatever happens to link and disk."""
+"""What a worker still has to send, in order, whatever happens to link and disk."""
 
 import pytest
 from hypothesis import example, given
@@ -44,7 +44,7 @@ def items(frames: list[object]) -> list[str]:
 
 
 def test_a_call_is_opened_then_told_then_closed() -> None:
-    """Frames of a call go out as open, turns in order of seq, close."""
+    """A call's frames are sent in order: open, turns by seq, close."""
     box = outbox()
     say(box, "a")
     say(box, "b")
@@ -58,7 +58,7 @@ def test_a_call_is_opened_then_told_then_closed() -> None:
 
 
 def test_a_new_connection_is_told_what_was_not_acked() -> None:
-    """After a reconnect only unacked turns go out again, in order, behind a new open."""
+    """After a reconnect the open is sent again, then only the turns that are not acked."""
     box = outbox()
     for item in "abc":
         say(box, item)
@@ -74,7 +74,7 @@ def test_a_new_connection_is_told_what_was_not_acked() -> None:
 
 
 def test_the_same_item_is_one_turn() -> None:
-    """A channel that reports an utterance twice makes one turn of it, acked or not."""
+    """A repeated item makes no second turn, even after its ack."""
     box = outbox()
     say(box, "a")
     box.acked(["a"], closed=False)
@@ -89,7 +89,7 @@ def test_silence_is_no_turn(text: str) -> None:
 
 
 def test_nothing_is_sent_before_it_is_known_who_calls() -> None:
-    """A call without hints waits, and then says everything in order."""
+    """A call without hints sends nothing until its caller is known, and then all in order."""
     box = outbox(hints=None)
     say(box, "a")
     assert [] == due(box)
@@ -105,7 +105,7 @@ def test_nothing_is_sent_before_it_is_known_who_calls() -> None:
 
 
 def test_a_speech_start_is_told_once_and_not_after_a_reconnect() -> None:
-    """A reconnect is answered by memory anyway: an old speech start asks for nothing."""
+    """A speech start is sent once and not again after a reconnect, which brings memory anyway."""
     box = outbox()
     due(box)
     box.speech_started()
@@ -117,7 +117,7 @@ def test_a_speech_start_is_told_once_and_not_after_a_reconnect() -> None:
 
 
 def test_a_turn_refused_for_now_goes_again_with_all_behind_it() -> None:
-    """After a retryable refusal the order of seq holds: nothing overtakes the refused turn."""
+    """After a retryable refusal, the turn and all behind it wait and are sent again in order."""
     box = outbox()
     for item in "abc":
         say(box, item)
@@ -132,7 +132,7 @@ def test_a_turn_refused_for_now_goes_again_with_all_behind_it() -> None:
 
 
 def test_an_unknown_call_is_opened_again() -> None:
-    """A sidecar that lost a call is told it anew, with every turn it did not ack."""
+    """A call that the sidecar lost is opened again, with every turn that is not acked."""
     box = outbox()
     say(box, "a")
     due(box)
@@ -142,7 +142,7 @@ def test_an_unknown_call_is_opened_again() -> None:
 
 
 def test_text_too_long_for_a_frame_becomes_turns_that_fit() -> None:
-    """No text is cut: an oversized utterance goes out in parts, each within the frame limit."""
+    """A text too long for a frame is sent in parts, and no character is lost."""
     text = "\x01" * (MAX_FRAME_BYTES // 2)  # the worst case: six bytes of JSON per character
     frames = say(outbox(), "a", text)
 
@@ -153,7 +153,7 @@ def test_text_too_long_for_a_frame_becomes_turns_that_fit() -> None:
 
 
 def test_a_name_too_long_is_left_out_never_cut() -> None:
-    """A caller's id cut short might be somebody else's: it is dropped whole."""
+    """A caller's id that is too long is left out, as a shortened one might be somebody else's."""
     hints = bounded_hints(Hints(caller="a" * 1025, phone="+12025550100", identity="\ud800"))
     assert Hints(phone="+12025550100") == hints
 
@@ -177,7 +177,7 @@ def test_whatever_a_channel_reports_is_a_frame_the_sidecar_takes(
 
 
 def test_what_waits_too_long_is_due_on_disk() -> None:
-    """Half a second after it was recorded an unacked turn, then a close, asks for the disk."""
+    """An unacked turn or close is due on disk half a second after it was recorded."""
     box = outbox()
     box.record(Utterance("a", "caller", "x"), at_s=0.0, now_s=10.0, room=True)
     assert 10.5 == box.due_on_disk_s(after_s=0.5)
@@ -194,7 +194,7 @@ def spool(box: Unacked) -> list[object]:
 
 
 def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> None:
-    """While the caller is not known the file says what is; it is told the caller at once."""
+    """A call is spooled with the job's hints until its caller is known, and then with those."""
     job = Hints(agent_id="agent-7")
     box = Unacked("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=job)
     assert box.due_on_disk_s(after_s=0.5) is None
@@ -216,7 +216,7 @@ def test_a_call_of_nobody_yet_goes_to_disk_and_then_under_its_callers_name() -> 
 
 
 def test_a_call_that_ends_unidentified_is_told_as_the_job_knows_it() -> None:
-    """What was said to nobody in particular goes out with the job's own hints; else nothing does."""
+    """A call that ends unidentified is sent with the job's hints if it has turns."""
     silent, spoken = (
         Unacked("AJ_1", "livekit", opened_at_s=1.0, hints=None, meanwhile=Hints(agent_id="agent-7"))
         for _ in range(2)
@@ -232,7 +232,7 @@ def test_a_call_that_ends_unidentified_is_told_as_the_job_knows_it() -> None:
 
 
 def test_a_call_opened_again_after_its_end_is_closed_again() -> None:
-    """A late turn may open the call anew on the sidecar: the end is told again behind it."""
+    """A late turn after the end opens the call again, and the close is sent again after it."""
     box = outbox()
     box.close(at_s=3.0, reason="", now_s=0.0)
     due(box)
@@ -250,7 +250,7 @@ def test_a_call_opened_again_after_its_end_is_closed_again() -> None:
 
 
 class Model:
-    """An outbox with a disk, a wire and a sidecar around it, and what each of them holds."""
+    """An outbox with its disk, wire and sidecar, and the turns that each of them holds."""
 
     def __init__(self) -> None:
         self.box = outbox()
@@ -283,7 +283,7 @@ class Model:
         self.now_s += 1.0
 
     def take(self) -> None:
-        """The sidecar has room: it takes one turn, unless it awaits one before it."""
+        """The sidecar stores one turn, unless it waits for an earlier one."""
         for item in self.wire[:1]:
             self.wire.pop(0)
             if self.awaited in {"", item}:
@@ -292,7 +292,7 @@ class Model:
             self.answers.append((item, not self.awaited))
 
     def refuse(self) -> None:
-        """The sidecar has no room for one turn, and awaits it unless it has it."""
+        """The sidecar refuses one turn, and then waits for it unless it has it."""
         for item in self.wire[:1]:
             self.wire.pop(0)
             self.answers.append((item, False))
@@ -319,7 +319,7 @@ STEPS = ["say", "spool", "read", "send", "pause", "take", "refuse", "hear", "rew
 @example(steps=["say", "say", "send", "refuse", "refuse", "hear", "hear"])
 @example(steps=["say", "say", "send", "refuse", "take", "hear", "hear"])
 def test_no_turn_is_lost_or_overtakes_another(steps: list[str]) -> None:
-    """In any order of events each turn is stored or still owed, and none overtakes another."""
+    """In any order of events each turn is stored or kept, and none overtakes another."""
     model = Model()
     for step in steps:
         getattr(model, step)()

@@ -29,5 +29,5 @@ pytestmark = pytest.mark.unit
 def test_a_direct_request_of_this_machine(
     headers: Mapping[str, str], client: str, direct: bool
 ) -> None:
-    """A tunnel, a proxy, a browser's page and another host are told from a program here."""
+    """A tunnel, a proxy, a page in a browser or another host is no direct request of ours."""
     assert from_this_machine(headers, client) is direct

@@ -11,7 +11,7 @@ from sidecar.access import phone
 
 pytestmark = pytest.mark.unit
 
-NUMBERS = {  # of those that are kept for films and books, so that nobody has them
+NUMBERS = {  # reserved for films and books, so nobody has them
     "US": ("+12025550100", "(202) 555-0100"),
     "GB": ("+442079460018", "020 7946 0018"),
     "DE": ("+493023125014", "030 / 23125-014"),
@@ -37,14 +37,14 @@ WORDS = (
 
 
 def typed(word: str) -> str:
-    """Return the keys that spell a word, as the letters stand on a telephone."""
+    """Return the digits that spell a word on a telephone's keypad."""
     keys = ("abc", "def", "ghi", "jkl", "mno", "pqrs", "tuv", "wxyz")
     return "".join(str(2 + n) for c in word for n, on in enumerate(keys) if c in on)
 
 
 @pytest.mark.parametrize(("region", "both"), NUMBERS.items())
 def test_a_number_is_the_same_in_each_spelling(region: str, both: tuple[str, str]) -> None:
-    """With a plus, as its country writes it, in a URI, with blanks around it: one number."""
+    """All spellings of a number are read as one: with a plus, national, in a URI, spaced."""
     e164, national = both
     spaced = f"{e164[:3]} {e164[3:6]}-{e164[6:]}"
     for raw in (
@@ -77,14 +77,14 @@ def test_a_number_is_the_same_in_each_spelling(region: str, both: tuple[str, str
     ],
 )
 def test_a_prefix_is_read_as_the_country_dials_it(raw: str, region: str | None, e164: str) -> None:
-    """A number with its own country's code, or dialled abroad, is the one it reaches."""
+    """A number with its country's code or an international prefix is read as the one it reaches."""
     assert phone.read(raw, region=region).e164 == e164
 
 
 @pytest.mark.parametrize("region", [None, "US", "DE", "GB", "ES", "SG"])
 @pytest.mark.parametrize("word", WORDS)
 def test_a_withheld_number_is_nobody_in_each_spelling(word: str, region: str | None) -> None:
-    """Words in any case, on a keypad, behind a country code or cut to ten digits are no number."""
+    """A word for a withheld number is no number in any case, on a keypad or behind a code."""
     keys = typed(word.replace(" ", ""))
     for raw in (
         word,
@@ -111,7 +111,7 @@ def test_a_withheld_number_is_nobody_in_each_spelling(word: str, region: str | N
 
 
 def test_the_keypad_spellings_are_those_that_carriers_send() -> None:
-    """The rows of digits by which reports in the field name these words are among them."""
+    """The digits that carriers really send for these words are among the keypad spellings."""
     for digits in ("8656696", "7378742833", "266696687", "86282452253", "2562533", "7748283"):
         assert digits in map(typed, WORDS)
         for region in (None, "US", "DE"):
@@ -121,7 +121,7 @@ def test_the_keypad_spellings_are_those_that_carriers_send() -> None:
 
 @pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR", "IT", "ES", "SG", "NU"])
 def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None:
-    """Zeros, nines and 1234567890 stand for no number, whatever their length and country."""
+    """Rows of one digit, or of digits in order, are no number, whatever their length."""
     rows = [digit * length for digit in "0123456789" for length in range(1, 16)]
     rows += ["1234567", "12345678", "123456789", "1234567890", "0123456789", "9876543210"]
     assert phone.read("+38612345678", region=region).e164 == "+38612345678"
@@ -193,7 +193,7 @@ def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None
     ],
 )
 def test_what_has_not_a_numbers_shape_is_none(raw: str, region: str | None) -> None:
-    """Letters, hosts, controls, digits of other scripts and halves of a number give no number."""
+    """Letters, hosts, controls, foreign digits and halves of a number are no number."""
     assert phone.read(raw, region=region).e164 == ""
     assert phone.read(raw, region=region).why
     assert not phone.is_e164(raw)
@@ -204,7 +204,7 @@ def test_what_has_not_a_numbers_shape_is_none(raw: str, region: str | None) -> N
     [";ext=12", ";ext=34", " x12", " ext. 12", " extension 12", "#12", ",,12", ";postd=12", "p12"],
 )
 def test_a_number_with_an_extension_is_nobody(tail: str) -> None:
-    """Who sits behind an extension is neither the number's owner nor another extension."""
+    """A number with an extension is not read as the number without it."""
     for raw in (
         f"+12025550100{tail}",
         f"sip:+12025550100{tail}@trunk.example",
@@ -217,7 +217,7 @@ def test_a_number_with_an_extension_is_nobody(tail: str) -> None:
 
 
 def test_every_country_has_its_callers() -> None:
-    """An example of each kind of number in each plan is one caller, as E.164 and as it is spaced."""
+    """Examples of each kind of number in each country are read, as E.164 and spaced."""
     examples = [
         number
         for region in phonenumbers.SUPPORTED_REGIONS
@@ -239,14 +239,14 @@ def test_every_country_has_its_callers() -> None:
 
 
 def test_what_two_countries_may_mean_is_nobody() -> None:
-    """Without its plus, a German mobile number is no longer number in Germany, nor a Danish one in Oregon."""
+    """A number without its plus that may also be one of another country is ambiguous."""
     assert phone.read("4915112345678", region="DE").why == "ambiguous"
     assert phone.read("4587123456", region="US").why == "ambiguous"
     assert phone.read("+4915112345678", region="DE").e164 == "+4915112345678"
 
 
 def test_some_texts_stand_for_nobody_and_some_read_like_a_number() -> None:
-    """Names and ids are neither, though they hold digits, a plus or a word for a withheld number."""
+    """Names and ids with digits, a plus or a withheld word are neither a number nor nobody."""
     for text in (
         "ada",
         "alice1002",
@@ -305,7 +305,7 @@ def numbers_meant(raw: str, region: str | None) -> set[str]:
 
 @given(spelled, regions)
 def test_a_number_or_a_reason(raw: str, region: str | None) -> None:
-    """Whatever a carrier sends is a number as E.164 writes it, or none with a reason."""
+    """Any text of a carrier is read as an E.164 number, or as none with a reason."""
     found = phone.read(raw, region=region)
     assert bool(found.e164) != bool(found.why)
     if found.e164:
@@ -317,7 +317,7 @@ def test_a_number_or_a_reason(raw: str, region: str | None) -> None:
 def test_two_texts_are_one_number_only_by_their_digits(
     one: str, other: str, region: str | None
 ) -> None:
-    """Texts that are read as one number have its digits, and at most a prefix beside them."""
+    """Texts read as the same number have its digits, with at most a prefix beside them."""
     first, second = (phone.read(raw, region=region).e164 for raw in (one, other))
     if first and first == second:
         assert first in numbers_meant(one, region) & numbers_meant(other, region)

@@ -1,4 +1,4 @@
-"""Where guidance and memory stand in a prompt: the same place in every channel."""
+"""Guidance and memory have the same place in the prompts of every channel."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +33,13 @@ def livekit(history: Sequence[Said], guidance: str, memory: str, *, strict: bool
     for role, text in history:
         context.add_message(role=role, content=text)  # type: ignore[arg-type]
     prompt = with_memory(context, memory, guidance, joined=strict)
-    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - livekit says no more than `dict`
+    # LiveKit types the result as no more than `dict`.
+    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return read(written)
 
 
 def vapi(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -> Prompt:
-    """The prompt that goes on to the model behind VAPI."""
+    """The prompt that is sent on to the model behind VAPI."""
     asked = {"messages": chat(history), "stream": True}
     given = OFFER if guidance else None
     body = passed_on(asked, memory, guidance=given, model="m", max_tokens=10)
@@ -46,7 +47,7 @@ def vapi(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -
 
 
 def console(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -> Prompt:
-    """The prompt of a call of the local page, whose rules are always the page's own."""
+    """The prompt of a call of the local page, with the page's own rules replaced by ours."""
     messages = prompt_of(chat(history[1:]), guidance=guidance, memory=memory)
     prompt = read(written(messages, strict=strict))
     return [(role, text.replace(SYSTEM, RULES[1])) for role, text in prompt]
@@ -56,7 +57,7 @@ CHANNELS = [livekit, vapi, console]
 
 
 def everywhere(histories: Mapping[str, tuple[Prompt, Any]]) -> Any:
-    """Each history in each channel that can have it: the page has rules, always the same."""
+    """Each history in each channel; in the page's channel only those that begin with rules."""
     cases = [
         pytest.param(place, *case, id=f"{place.__name__}: {name}")
         for name, case in histories.items()
@@ -71,13 +72,13 @@ def chat(history: Sequence[Said]) -> list[dict[str, str]]:
 
 
 def written(messages: Sequence[Mapping[str, Any]], *, strict: bool) -> Sequence[Mapping[str, Any]]:
-    """The messages as a server takes them; a strict one wants roles by turns."""
+    """The messages as a server takes them; a strict one requires alternating roles."""
     dialect = replace(Dialect(), roles=Roles.ALTERNATING if strict else Roles.ANY)
     return dialect.written({"model": "m", "messages": messages})["messages"]
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Roles and contents; how many line breaks stand between joined texts says nothing."""
+    """Roles and contents, with double line breaks between joined texts made single."""
     return [(m["role"], str(m["content"]).replace("\n\n", "\n")) for m in messages]
 
 
@@ -99,7 +100,7 @@ HISTORIES: dict[str, tuple[Prompt, int]] = {
 def test_every_channel_places_alike(
     place: Callable[..., Prompt], history: Prompt, expected: int
 ) -> None:
-    """Guidance, then memory, just before the caller's last message; all else stays as it is."""
+    """Guidance and memory are placed just before the caller's last message in each channel."""
     guidance, memory = ("system", GUIDE), ("user", MEMORY)
     before, after = history[:expected], history[expected:]
     assert place(history, GUIDE, MEMORY, strict=False) == [*before, guidance, memory, *after]
@@ -131,7 +132,7 @@ STRICT: dict[str, tuple[Prompt, Prompt]] = {
 def test_for_a_strict_template_they_join_their_neighbours_alike(
     place: Callable[..., Prompt], history: Prompt, expected: Prompt
 ) -> None:
-    """The guidance ends the owner's instructions, the memory opens the caller's last message."""
+    """For a strict template guidance ends the instructions and memory begins the last message."""
     assert place(history, GUIDE, MEMORY, strict=True) == expected
 
 
@@ -139,7 +140,7 @@ def test_for_a_strict_template_they_join_their_neighbours_alike(
 def test_a_prompt_is_the_same_bytes_and_the_last_ones_prefix(
     place: Callable[..., Prompt],
 ) -> None:
-    """What a provider cached of the last prompt, up to the memory, opens the next one as well."""
+    """The next prompt begins with what a provider cached of the last one, up to the memory."""
     history: Prompt = [RULES, ("user", "a"), ("assistant", "b"), ("user", "c")]
     before = json.dumps(place(history, GUIDE, MEMORY, strict=False))
     assert json.dumps(place(history, GUIDE, MEMORY, strict=False)) == before
@@ -148,7 +149,7 @@ def test_a_prompt_is_the_same_bytes_and_the_last_ones_prefix(
 
 
 def test_what_is_no_message_moves_nothing() -> None:
-    """A tool's call and its result, behind the words they answer, stay together."""
+    """A tool's call and its result stay together after the message that they answer."""
     assert place_of(["system", "user", "", ""]) == 1
     assert place_of(["system", "user", "assistant", "tool"]) == 1
     assert place_of([""]) == 0

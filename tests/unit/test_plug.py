@@ -1,4 +1,4 @@
-"""The plug in the line to Letta: what is behind it meets a real outage."""
+"""The plug in the line to Letta, which gives the parts behind it a real outage."""
 
 import uuid
 
@@ -28,7 +28,7 @@ async def made() -> tuple[PluggedLetta, FakeLetta, Post]:
 
 
 async def test_plugged_in_it_is_not_there() -> None:
-    """Everything goes through, and comes back as it came."""
+    """While plugged in, every request and answer passes unchanged."""
     plug, fake, post = await made()
     assert plug.name == fake.name
     assert [block.value for block in await plug.read_blocks(post.agent_id)] == ["Name: Ada"]
@@ -37,7 +37,7 @@ async def test_plugged_in_it_is_not_there() -> None:
 
 
 async def test_pulled_nothing_gets_through() -> None:
-    """A post is certainly not taken, a read fails, and both may be tried again later."""
+    """While unplugged, a post is not accepted, other requests fail, and all work again later."""
     plug, fake, post = await made()
     plug.pull()
     with pytest.raises(NotAccepted):
@@ -61,7 +61,7 @@ async def test_pulled_nothing_gets_through() -> None:
 
 
 async def test_what_is_under_way_is_cut_off() -> None:
-    """A post in flight when the plug is pulled has an unknown outcome: it is looked up later."""
+    """A post under way when the plug is pulled has an unknown outcome."""
 
     class Slow(FakeLetta):
         @override

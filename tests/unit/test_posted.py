@@ -22,7 +22,7 @@ TURN = re.compile(
 
 
 def test_the_whole_message() -> None:
-    """A batch reads as documented, to the byte."""
+    """A batch is rendered exactly as documented, byte for byte."""
     call = Call("acme/room-1", AgentRef("acme", caller_key="k"), "livekit", "5e", 0.0)
     turns = (
         Turn(call.key, "a", 1, "caller", "I'm <Ada> & co", 1_795_370_400.9),
@@ -40,13 +40,13 @@ def test_the_whole_message() -> None:
 
 
 def shown(text: str) -> str:
-    """Return a text as the message may show it: controls replaced."""
+    """Return a text as the message shows it, with controls replaced."""
     return printable(text)
 
 
 @given(batches())
 def test_no_text_closes_the_tag_or_forges_a_turn(batch: Batch) -> None:
-    """Whatever is said, the message holds the batch's turns, each whole, and nothing else."""
+    """Whatever is said, the message holds exactly the batch's turns, each one whole."""
     first, _, rest = render_batch(batch).partition("\n")
     head, _, body = rest.partition("\n")
     assert first == PREAMBLE
@@ -63,7 +63,7 @@ def test_no_text_closes_the_tag_or_forges_a_turn(batch: Batch) -> None:
 def test_it_is_well_formed_and_can_be_sent(batch: Batch) -> None:
     """The message is UTF-8, and its tags parse as XML with every attribute in its place."""
     text = render_batch(batch).partition("\n")[2]
-    # Noncharacters are no XML, though they are Unicode; nothing else may offend the parser.
+    # XML excludes noncharacters; the parser must accept everything else.
     tag = ET.fromstring(text.replace("\ufffe", "").replace("\uffff", "").encode())
     assert tag.attrib["batch"] == batch.batch_id
     assert tag.attrib["part"] == str(batch.part)
@@ -73,12 +73,12 @@ def test_it_is_well_formed_and_can_be_sent(batch: Batch) -> None:
 
 @given(batches())
 def test_the_same_batch_is_the_same_text(batch: Batch) -> None:
-    """A second post of a batch is byte for byte the first."""
+    """A batch is rendered to the same bytes each time."""
     assert render_batch(batch) == render_batch(batch)
 
 
 @given(st.floats() | st.sampled_from([1e300, -1e300, 1e18, 253_402_300_800.0]))
 def test_any_time_a_worker_says_can_be_shown(at_s: float) -> None:
-    """A time that no calendar has is shown as the nearest one, to people and to Letta."""
+    """A time beyond the calendar is shown as the nearest one in it, to people and to Letta."""
     assert 1970 <= utc_of(at_s).year <= 9999
     assert len(show.moment(at_s)) == len("2026-11-22 18:00:00")

@@ -1,4 +1,4 @@
-"""What of a text is shown."""
+"""Which characters of a text are shown, and how the others are replaced."""
 
 import contextlib
 import io
@@ -34,12 +34,12 @@ HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs"}
 
 
 def is_safe(text: str) -> bool:
-    """Whether nothing in a text commands a terminal, turns a line around or hides."""
+    """Whether nothing in a text controls a terminal, reverses a line or hides text."""
     return all(unicodedata.category(c) not in HIDDEN or c in SHOWN for c in text)
 
 
 def test_every_character_of_unicode_is_judged_by_its_kind() -> None:
-    """Controls, formats, separators and surrogates are replaced; nothing else changes."""
+    """Controls, formats, separators and surrogates are replaced, and nothing else is."""
     for code in range(sys.maxunicode + 1):
         char = chr(code)
         if unicodedata.category(char) != "Cn":
@@ -48,14 +48,14 @@ def test_every_character_of_unicode_is_judged_by_its_kind() -> None:
 
 @given(st.text())
 def test_a_line_stays_one_line(text: str) -> None:
-    """Nothing breaks a line that was meant to be one."""
+    """A text made printable as a line has no line break."""
     assert is_safe(printable_line(text))
     assert len(printable_line(text).splitlines()) <= 1
 
 
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_is_safe_on_a_terminal_and_loses_nothing(value: object) -> None:
-    """What a program reads is what was meant; what a terminal shows commands nothing."""
+    """JSON made printable is safe on a terminal and is parsed to the same value."""
     for indent in (None, 2):
         shown = printable_json(json.dumps(value, ensure_ascii=False, indent=indent))
         assert is_safe(shown)
@@ -64,7 +64,7 @@ def test_json_is_safe_on_a_terminal_and_loses_nothing(value: object) -> None:
 
 @pytest.mark.parametrize("char", ["\x7f", "\x9b", "\u202e", "\ufeff", "\U000e0041", "\ud800"])
 def test_json_spells_what_is_not_shown(char: str) -> None:
-    """A character that is not shown stands there by its number."""
+    """A character that is not shown is written as a JSON escape."""
     shown = printable_json(json.dumps(char, ensure_ascii=False))
     assert shown.isascii()
     assert json.loads(shown) == char
@@ -96,7 +96,7 @@ def in_the_prompt(text: str) -> str:
 
 
 def in_a_workers_log(text: str) -> str:
-    """Return what a worker's log gets of an event, by LiveKit's job logger."""
+    """Return what LiveKit's job logger writes for an event."""
     lines: list[str] = []
 
     class Handler(logging.Handler):
@@ -133,13 +133,13 @@ PLACES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("place", PLACES)
 @given(text=st.text(min_size=1, max_size=50))
 def test_no_place_shows_what_is_not_printable(place: str, text: str) -> None:
-    """Whatever somebody says or an agent writes, it is safe wherever it is shown."""
+    """Whatever a caller or an agent says, it is safe wherever it is shown."""
     assert is_safe(PLACES[place](text))
 
 
 @pytest.mark.parametrize("json_lines", [True, False])
 def test_the_log_shows_nothing_else_either(json_lines: bool) -> None:
-    """A field of a log line, and the text of an exception, command no terminal and start no line."""
+    """Text in log fields and exceptions can neither control a terminal nor forge a line."""
     code = (
         "import structlog; from sidecar.log import configure_logging\n"
         f"configure_logging(level='info', json={json_lines})\n"

@@ -1,4 +1,4 @@
-"""What redaction takes out of a turn, and what it leaves."""
+"""What redaction removes from a turn, and what it leaves."""
 
 import re
 
@@ -53,13 +53,13 @@ def test_card_numbers_are_taken_out(number: str) -> None:
     ],
 )
 def test_a_dictated_card_number_is_found_between_other_digits(said: str, as_kept: str) -> None:
-    """The expiry date behind it, an amount before it and odd gaps do not hide a card number."""
+    """An expiry date, an amount and odd gaps beside a card number do not hide it."""
     assert kept(said, "cards") == as_kept
 
 
 @given(st.text(alphabet="0123456789 .,-", max_size=80))
 def test_no_card_number_is_left_between_gaps(text: str) -> None:
-    """After redaction no 13 to 19 digits between two gaps of at most two characters pass the check."""
+    """After redaction no 13 to 19 digits with small gaps pass the card check."""
     left = kept(text, "cards").replace("[card]", "#")
     for run in re.findall(r"\d(?:[ .,-]{0,2}\d){12,}", left):
         groups = re.findall(r"\d+", run)
@@ -71,7 +71,7 @@ def test_no_card_number_is_left_between_gaps(text: str) -> None:
 
 @pytest.mark.parametrize("number", ["4242424242424241", "0000000000000000", "+14155550123"])
 def test_other_numbers_stay(number: str) -> None:
-    """A number without a right check digit, and a phone number, is no card number."""
+    """A number with a wrong check digit, or a phone number, is not taken for a card number."""
     assert kept(f"Order {number} please", "cards") == f"Order {number} please"
 
 
@@ -105,7 +105,7 @@ def test_national_ids_are_taken_out(number: str) -> None:
 
 @pytest.mark.parametrize("number", ["12345678A", "666-12-1234", "185057800608499"])
 def test_numbers_with_a_wrong_check_stay(number: str) -> None:
-    """What fails the check of its country is not that country's number."""
+    """A number that fails its country's check is kept."""
     assert kept(number, "national-ids") == number
 
 
@@ -116,13 +116,13 @@ def test_nothing_is_taken_out_unless_asked() -> None:
 
 
 def test_an_owners_callable_runs_in_order() -> None:
-    """A callable of the owner's own runs where it stands in the list."""
+    """A callable of the owner's runs at its place in the list."""
     assert kept("ann@example.org here", f"emails,{__name__}:shouting") == "[E-MAIL] HERE"
 
 
 @pytest.mark.parametrize("name", ["raising", "careless"])
 def test_a_failing_callable_keeps_nothing(name: str) -> None:
-    """When the owner's callable fails, the words are not kept and the failure is seen."""
+    """If the owner's callable fails, a fixed text is kept in place of the words."""
     assert kept("secret words", f"{__name__}:{name}") == FAILED
 
 
@@ -130,7 +130,7 @@ def test_a_failing_callable_keeps_nothing(name: str) -> None:
     "spec", ["no.such.module:x", "sidecar.privacy:nothing", "sidecar.privacy:FAILED"]
 )
 def test_a_callable_that_is_none_is_named(spec: str) -> None:
-    """A callable that can't be had stops the start and names the setting."""
+    """A callable that can't be imported stops the start and names the setting."""
     with pytest.raises(ConfigError, match="SIDECAR_REDACT"):
         redaction(spec)
 
@@ -142,5 +142,5 @@ def test_an_unknown_pattern_is_refused() -> None:
 
 
 def test_luhn_knows_the_known_example() -> None:
-    """The example of the standard's annex passes, and no neighbour of it does."""
+    """Only the right check digit of the standard's example passes."""
     assert [d for d in range(10) if luhn(f"7992739871{d}")] == [3]

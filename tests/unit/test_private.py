@@ -1,4 +1,4 @@
-"""What is this user's alone, whatever the umask and whoever else is on the machine."""
+"""State is private to this user, whatever the umask and whoever else is on the machine."""
 
 import os
 import stat
@@ -55,7 +55,7 @@ MAKES: Mapping[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.usefixtures("umask")
 def test_parents_are_this_users_alone(make: Callable[[Path], object], tmp_path: Path) -> None:
-    """Every directory that is made on the way is 0700 under any umask; what was there is left."""
+    """New directories are 0700 under any umask, and existing ones keep their mode."""
     there = tmp_path / "there"
     there.mkdir()
     there.chmod(0o755)
@@ -66,7 +66,7 @@ def test_parents_are_this_users_alone(make: Callable[[Path], object], tmp_path: 
 
 
 def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
-    """A directory that can't be had is said to be so."""
+    """A path that can't be a directory is an error."""
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
     for name in ("file", "nowhere", "file/below"):
@@ -76,7 +76,7 @@ def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("others", [0o755, 0o750, 0o701, 0o720, 0o704, 0o1777])
 def test_a_data_directory_open_to_others_is_refused(others: int, tmp_path: Path) -> None:
-    """A directory that others may look into is refused by name, with the command that closes it."""
+    """A data directory open to others is refused, with the command that closes it."""
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(others)
@@ -96,7 +96,7 @@ def test_a_data_directory_open_to_others_is_refused(others: int, tmp_path: Path)
 def test_a_data_directory_of_another_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory of another user is refused, however closed it is to the rest."""
+    """A data directory of another user is refused, even if it is closed to all others."""
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     us = os.geteuid()
@@ -136,7 +136,7 @@ def below(directory: Path) -> list[Path]:
 def test_a_directory_that_cant_be_made_is_refused_before_and_at_the_start(
     judge: Callable[[Settings], object], variable: str, place: str, around: Path
 ) -> None:
-    """A check comes to the verdict of a start, with the setting and a remedy; nothing is left."""
+    """A check and a start refuse an impossible directory alike, and leave nothing behind."""
     before = below(around)
     directories = {"SIDECAR_DATA_DIR": str(around / "new" / "data"), variable: str(around / place)}
     with pytest.raises(ConfigError, match=variable) as refused:
@@ -151,7 +151,7 @@ def test_a_directory_that_cant_be_made_is_refused_before_and_at_the_start(
 def test_a_path_too_long_for_a_database_is_refused(
     judge: Callable[[Settings], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What counts is the whole path, also of a directory that is named from where we are."""
+    """The length limit applies to the whole path, also if it is given as a relative one."""
     monkeypatch.chdir(tmp_path)
     for place in ("/".join(["x" * 100] * 5), str(tmp_path / "/".join(["y"] * 250))):
         with pytest.raises(ConfigError, match="at most 480 bytes") as refused:
@@ -161,7 +161,7 @@ def test_a_path_too_long_for_a_database_is_refused(
 
 
 def test_the_longest_path_holds_a_database(tmp_path: Path) -> None:
-    """A directory of just the length that is taken is one where each file of ours opens."""
+    """A data directory of the greatest length can hold the databases."""
     data = tmp_path.resolve()
     while len(str(data)) < 477:
         data /= "x"
@@ -173,7 +173,7 @@ def test_the_longest_path_holds_a_database(tmp_path: Path) -> None:
 
 
 def test_a_check_leaves_nothing_behind(around: Path) -> None:
-    """What was not there is gone afterwards, what was there stays, and a start then makes it."""
+    """A check removes the directories that it made, and a start makes them."""
     (around / "there").mkdir()
     before = below(around)
     settings = load({"SIDECAR_DATA_DIR": str(around / "there" / "a" / "data")})
@@ -195,7 +195,7 @@ class TestWhatIsInIt:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A file that one command as another user left is named, with the command that mends it."""
+        """A file that another user left is named, with the command that gives it back."""
         path = tmp_path / "data" / name
         settings = load({"SIDECAR_DATA_DIR": str(path.parent)})
         prepare_data_dir(settings)
@@ -216,7 +216,7 @@ class TestWhatIsInIt:
     def test_of_another_kind(
         self, name: str, judge: Callable[[Settings], object], tmp_path: Path
     ) -> None:
-        """A directory for a file, or a file for a directory, is named, and is not touched."""
+        """A directory in a file's place, or the reverse, is named and not touched."""
         path = tmp_path / "data" / name
         settings = load({"SIDECAR_DATA_DIR": str(path.parent)})
         prepare_data_dir(settings)
@@ -233,7 +233,7 @@ class TestWhatIsInIt:
 def test_what_another_has_left_in_a_data_directory_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was put there while it was open is named, and not opened as ours; a note may stay."""
+    """A state file of another user is refused by name, while another file may stay."""
     us = os.geteuid()
     ours = SimpleNamespace(st_uid=us + 1, st_mode=stat.S_IFDIR | 0o700)
     (tmp_path / "note.txt").touch()
@@ -251,7 +251,7 @@ def test_what_another_has_left_in_a_data_directory_is_refused(
 
 class TestToken:
     def test_it_is_made_once(self, tmp_path: Path) -> None:
-        """The first start makes it, each later one and each worker reads the same; 0600."""
+        """The token is made once with mode 0600, and later starts and workers read the same."""
         made = link_token(tmp_path)
         assert link_token(tmp_path) == made == token_in(tmp_path / LINK_TOKEN_FILE)
         assert len(made) >= 32
@@ -260,14 +260,14 @@ class TestToken:
 
     @pytest.mark.parametrize("left", ["", "short", "\n", "two words that are long", "\x00" * 40])
     def test_what_is_no_token_is_made_anew(self, left: str, tmp_path: Path) -> None:
-        """A file that a power cut or a hand left without a token is no token, at either end."""
+        """A file without a token is an error to a reader, and a start makes a new token."""
         (tmp_path / LINK_TOKEN_FILE).write_text(left)
         with pytest.raises(ValueError, match="no token"):
             token_in(tmp_path / LINK_TOKEN_FILE)
         assert link_token(tmp_path) == token_in(tmp_path / LINK_TOKEN_FILE)
 
     def test_one_of_the_users_own_is_kept(self, tmp_path: Path) -> None:
-        """A token that a user has put there opens the sidecar from then on."""
+        """A token that the user put into the file is kept."""
         (tmp_path / LINK_TOKEN_FILE).write_text("  my-own-token-0123456789\n")
         assert link_token(tmp_path) == "my-own-token-0123456789"
 
@@ -278,7 +278,7 @@ def link_token_of_another(tmp_path: Path) -> str:
 
 
 def test_the_secret_of_an_installation_stays(tmp_path: Path) -> None:
-    """It is made once and kept; one cut short is made anew."""
+    """The secret is made once and kept, and made anew if the file was cut short."""
     made = installation_secret(tmp_path)
     assert installation_secret(tmp_path) == made
     assert mode(tmp_path / "secret") == 0o600
@@ -289,7 +289,7 @@ def test_the_secret_of_an_installation_stays(tmp_path: Path) -> None:
 def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault while it is written leaves what was there, and nothing beside it."""
+    """A failed write leaves the old content, and no other file beside it."""
     path = tmp_path / "file"
     write_whole(path, b"before")
 

@@ -44,7 +44,7 @@ def snapshot(*of: Block, read_at_s: float = 1.0) -> Snapshot:
 
 @given(st.lists(blocks, max_size=5), st.lists(turns, max_size=5))
 def test_no_value_closes_the_fence_or_opens_a_tag(held: list[Block], said: list[Turn]) -> None:
-    """Whatever a block or a turn holds, the tags in the text are the ones we wrote."""
+    """Whatever a block or a turn holds, the only tags in the text are ours."""
     text = render(snapshot(*held), said, nonce=NONCE, limits=LIMITS).text
     shown = [b for b in held if b.value.strip()]
     if not shown and not said:
@@ -62,7 +62,7 @@ def test_no_value_closes_the_fence_or_opens_a_tag(held: list[Block], said: list[
 
 @given(st.lists(blocks, max_size=5, unique_by=lambda b: b.label), st.randoms())
 def test_the_order_blocks_are_read_in_changes_no_byte(held: list[Block], random: object) -> None:
-    """The same blocks in any order, read at any time, give the same bytes."""
+    """The order of blocks and the time of the read change no byte of the text."""
     shuffled = list(held)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     first = render(snapshot(*held, read_at_s=1), [], nonce=NONCE, limits=LIMITS)
@@ -80,7 +80,7 @@ def test_the_order_blocks_are_read_in_changes_no_byte(held: list[Block], random:
 def test_what_is_shown_and_what_is_cut_add_up(
     held: list[Block], said: list[Turn], block_chars: int, total_chars: int, recent_chars: int
 ) -> None:
-    """No limit is passed, and every character left out is counted."""
+    """No limit is exceeded, and all characters left out are counted."""
     limits = PromptLimits(block_chars, total_chars, recent_chars)
     rendered = render(snapshot(*held), said, nonce=NONCE, limits=limits)
     all_chars = sum(len(b.value) for b in held if b.value.strip())
@@ -91,7 +91,7 @@ def test_what_is_shown_and_what_is_cut_add_up(
 
 
 def test_a_huge_value_is_cut_and_the_prompt_says_so() -> None:
-    """A value of a megabyte is shown up to its limit, with the rest counted."""
+    """A huge value is cut at its limit, and the text says how many characters are missing."""
     rendered = render(
         snapshot(Block("human", "x" * 1_000_000)), [], nonce=NONCE, limits=PromptLimits()
     )
@@ -103,7 +103,7 @@ def test_a_huge_value_is_cut_and_the_prompt_says_so() -> None:
 @pytest.mark.parametrize("mark", ['"', "&", "\U0001f980", "\x00"])
 @pytest.mark.parametrize("of_a_block", [1, 400, 60_000])
 def test_the_largest_memory_fits_into_a_frame_of_the_link(mark: str, of_a_block: int) -> None:
-    """At the settings' upper bounds no labels, descriptions, values or turns make too long a frame."""
+    """At the settings' upper bounds the memory of any agent still fits into a frame."""
     most = {f"SIDECAR_{name}_CHARS": "50000" for name in ("MEMORY", "BLOCK", "RECENT")}
     settings = load(most)
     text = mark * of_a_block
@@ -118,7 +118,7 @@ def test_the_largest_memory_fits_into_a_frame_of_the_link(mark: str, of_a_block:
 
 
 def test_the_newest_of_what_was_said_survives_the_limit() -> None:
-    """Of the recent turns the oldest are left out first."""
+    """The oldest of the recent turns are left out first."""
     said = [Turn("t/c", str(n), n, "caller", f"turn number {n}", 0.0) for n in range(10)]
     text = render(None, said, nonce=NONCE, limits=PromptLimits(recent_chars=28)).text
     assert "turn number 9" in text
@@ -127,14 +127,14 @@ def test_the_newest_of_what_was_said_survives_the_limit() -> None:
 
 
 def test_nothing_known_puts_nothing_into_the_prompt() -> None:
-    """Empty blocks and no turns give no text at all, not an empty fence."""
+    """With only empty blocks and no turns the text is empty, without a fence."""
     empty = snapshot(Block("human", "  "))
     assert render(empty, [], nonce=NONCE, limits=LIMITS) == NOTHING
     assert render(None, [], nonce=NONCE, limits=LIMITS) == NOTHING
 
 
 def test_the_nonce_is_the_calls_own_and_needs_the_secret() -> None:
-    """A call keeps its nonce over a restart; another call or installation has another."""
+    """The nonce depends only on the call and the installation's secret."""
     assert nonce_of(b"s" * 32, "t/a") == nonce_of(b"s" * 32, "t/a")
     assert nonce_of(b"s" * 32, "t/a") != nonce_of(b"s" * 32, "t/b")
     assert nonce_of(b"s" * 32, "t/a") != nonce_of(b"z" * 32, "t/a")

@@ -1,4 +1,4 @@
-"""Several calls that hear one caller: two jobs in one room, in virtual time."""
+"""Several calls that hear the same caller: two jobs in one room, in virtual time."""
 
 from collections.abc import Awaitable, Callable
 
@@ -30,7 +30,7 @@ async def joined(
 
 
 def heard(live: LiveCall, at_s: float, text: str = "") -> Turn:
-    """One utterance, as a job of its own hears it: its id is the job's own, its words are not."""
+    """One utterance in a job's own call, with an id of that job and the same words in both."""
     return Turn(live.key, f"{live.key} {at_s:g}", 0, "caller", text or f"words {at_s:g}", at_s)
 
 
@@ -40,7 +40,7 @@ async def stored(bench: Bench) -> list[str]:
 
 
 def test_two_jobs_in_a_room_are_one_record() -> None:
-    """What both hear is stored once, of the job that was there first; both have memory."""
+    """What both jobs hear is stored once, in the call that opened first, and both have memory."""
 
     async def body(bench: Bench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
@@ -68,7 +68,7 @@ def lost(bench: Bench, live: LiveCall) -> Callable[[], Awaitable[None]]:
 
 @pytest.mark.parametrize("how", ["closed", "lost"])
 def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
-    """When the first is gone, what it had not come to is stored of the second, and what follows."""
+    """When the first job is gone, the second's call stores what is missing and what follows."""
 
     async def body(bench: Bench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
@@ -84,7 +84,7 @@ def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
         await two.record([heard(two, 3.0)])
         assert await stored(bench) == ["words 1", "words 2", "words 3"]
         again = await joined(bench, "J1", owner=one.owner)
-        async with anyio.create_task_group() as tasks:  # it comes back with what it had not sent
+        async with anyio.create_task_group() as tasks:  # it returns with its unsent turns
             tasks.start_soon(again.record, [heard(again, 2.0), heard(again, 4.0)])
             await anyio.sleep(1.0)
             await two.close("hung up", at_s=3.5)
@@ -94,7 +94,7 @@ def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
 
 
 def test_an_utterance_that_both_settled_is_not_doubled_by_its_time() -> None:
-    """The clocks of two jobs differ by some milliseconds; words just stored are the same words."""
+    """The same words at nearly the same time are one utterance, as jobs' clocks differ."""
 
     async def body(bench: Bench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
@@ -114,7 +114,7 @@ def test_an_utterance_that_both_settled_is_not_doubled_by_its_time() -> None:
 def test_another_room_caller_or_call_of_the_same_job_has_its_own_record(
     room: str, hints: object, owner: str
 ) -> None:
-    """Only what another worker hears of the same caller in the same room is one record."""
+    """Another room, another caller or the same worker makes a separate record."""
 
     async def body(bench: Bench) -> None:
         one = await joined(bench, "J1")
@@ -128,7 +128,7 @@ def test_another_room_caller_or_call_of_the_same_job_has_its_own_record(
 
 
 def test_what_a_dead_second_job_left_is_stored_only_where_the_first_had_not_come() -> None:
-    """A spool of a room that is recorded waits for the record, and adds what it lacks."""
+    """A spool of the second job waits while the first records, then adds what is missing."""
 
     async def body(bench: Bench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
@@ -162,7 +162,7 @@ STEPS = st.lists(st.sampled_from(["J1", "J2", "say", "leave J1", "leave J2"]), m
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_whoever_comes_and_goes_each_word_is_stored_once(steps: list[str]) -> None:
-    """Two jobs join, hear, are lost and come back in any order: what any heard is stored once."""
+    """However two jobs join, leave and return, every word that either heard is stored once."""
 
     async def body(bench: Bench) -> None:
         live: dict[str, LiveCall] = {}
@@ -170,7 +170,7 @@ def test_whoever_comes_and_goes_each_word_is_stored_once(steps: list[str]) -> No
         waiting: dict[str, list[Turn]] = {"J1": [], "J2": []}
 
         async def hand_over(name: str, call: LiveCall) -> None:
-            """As the link does: in order, and again on the next connection what was not acked."""
+            """Send in order, as the link does, and send unacked turns again after a reconnect."""
             while waiting[name] and live.get(name) is call:
                 turns = list(waiting[name])
                 await call.record(turns)

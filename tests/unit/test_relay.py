@@ -44,7 +44,7 @@ def unix_s() -> float:
 
 
 class Log:
-    """A logger that keeps what it is told."""
+    """A logger that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, object]]] = []
@@ -102,7 +102,7 @@ class World:
             tasks.cancel_scope.cancel()
 
     async def say(self, name: str, n: int, *, ref: AgentRef = REF, close: bool = True) -> None:
-        """Hold a call of `n` turns."""
+        """Store a call of `n` turns."""
         call = Call(f"acme/{name}", ref, "livekit", ref.caller_key or "", unix_s())
         await self.journal.open_call(call)
         await self.journal.append(
@@ -112,7 +112,7 @@ class World:
             await self.journal.close_call(call.key, at_s=unix_s())
 
     async def delivered(self, *, within_s: float = RECOVERED_S) -> None:
-        """Return when the journal holds nothing undelivered."""
+        """Return when the journal has nothing undelivered."""
         with anyio.fail_after(within_s):
             while (await self.journal.counts()).undelivered:  # noqa: ASYNC110 - costs nothing here
                 await anyio.sleep(0.5)
@@ -147,7 +147,7 @@ def virtual(test: Callable[[], Awaitable[None]]) -> None:
 
 class TestDelivery:
     def test_a_call_arrives(self) -> None:
-        """What was said reaches the agent's own conversation once, in order, and is settled."""
+        """A call's turns reach its agent's conversation once and in order, and are settled."""
 
         async def test() -> None:
             world = World()
@@ -167,7 +167,7 @@ class TestDelivery:
         virtual(test)
 
     def test_one_conversation_per_call(self) -> None:
-        """The parts of a call share a conversation; another call of the caller has its own."""
+        """All batches of a call go into one conversation, and another call has its own."""
 
         async def test() -> None:
             world = World()
@@ -191,7 +191,7 @@ class TestDelivery:
         virtual(test)
 
     def test_a_live_call_waits_for_enough_or_for_age(self) -> None:
-        """Nothing is posted early, and the oldest turn waits no longer than its age."""
+        """A live call's turns are posted once there are enough, or when the oldest is too old."""
 
         async def test() -> None:
             world = World()
@@ -205,7 +205,7 @@ class TestDelivery:
         virtual(test)
 
     def test_the_end_of_a_call_wakes_the_relay(self) -> None:
-        """A call that closes is delivered at once, not at the next look."""
+        """A call that closes is delivered at once, not at the next poll."""
 
         async def test() -> None:
             world = World()
@@ -218,7 +218,7 @@ class TestDelivery:
         virtual(test)
 
     def test_one_post_per_agent_many_agents_at_once(self) -> None:
-        """Calls of one agent go one after the other, those of others beside them, bounded."""
+        """Calls of one agent go one after another, those of others in parallel up to a bound."""
 
         async def test() -> None:
             faults = [Fault.SLOW] * 40
@@ -240,7 +240,7 @@ class TestDelivery:
         virtual(test)
 
     def test_two_lanes_of_one_agent_take_turns(self) -> None:
-        """Two callers who turn out to have one agent never post to it at once."""
+        """Two callers who share an agent never have posts to it at the same time."""
 
         async def test() -> None:
             async def same(_ref: AgentRef) -> str:
@@ -259,7 +259,7 @@ class TestDelivery:
 
 class TestOrder:
     def test_what_was_said_first_is_heard_first_across_calls(self) -> None:
-        """A caller whose call was killed rings back: the words of before reach Letta before."""
+        """When a caller calls again after a lost call, the earlier turns reach Letta first."""
 
         async def test() -> None:
             world = World()
@@ -277,7 +277,7 @@ class TestOrder:
         virtual(test)
 
     def test_the_tail_of_a_killed_call_goes_before_the_next_call(self) -> None:
-        """Last words that come out of the spool during the next call are heard before its own."""
+        """Last turns that come from the spool during the next call go before that call's turns."""
 
         async def test() -> None:
             world = World()
@@ -308,7 +308,7 @@ class TestOrder:
     def test_no_word_overtakes_an_earlier_call(
         self, faults: list[Fault], steps: list[tuple[str, float]]
     ) -> None:
-        """Whatever ends or returns, and when: what was stored before a call opened goes before it."""
+        """Whatever ends or returns, turns stored before a call opened go before its own."""
 
         async def test() -> None:
             world = World(faults)
@@ -351,7 +351,7 @@ class TestOrder:
 
 class TestTooLarge:
     def test_a_full_conversation_is_left_for_a_new_one(self) -> None:
-        """A batch that no longer fits behind those before it goes into a new conversation, whole."""
+        """A batch that no longer fits into its conversation goes into a new one as a whole."""
 
         async def test() -> None:
             world = World()
@@ -374,7 +374,7 @@ class TestTooLarge:
     def test_a_batch_too_large_for_the_model_goes_in_parts(
         self, faults: list[Fault], context_chars: int, turns: int
     ) -> None:
-        """However small the context: all arrives in order, or is a dead letter, within minutes."""
+        """However small the context, turns arrive in order or are dead letters within minutes."""
 
         async def test() -> None:
             world = World(faults)
@@ -392,7 +392,7 @@ class TestTooLarge:
         virtual(test)
 
     def test_what_never_fits_is_a_dead_letter_at_once(self) -> None:
-        """One turn that no context takes is set aside within seconds; the next call goes on."""
+        """A turn too large for any context is a dead letter within seconds; the lane goes on."""
 
         async def test() -> None:
             world = World()
@@ -413,7 +413,7 @@ class TestTooLarge:
 class TestFaults:
     @pytest.mark.parametrize("fault", [f for f in Fault if f is not Fault.REJECT])
     def test_each_fault_alone(self, fault: Fault) -> None:
-        """After any one fault the words arrive once and in order, the next call behind them."""
+        """After any single fault the turns arrive once and in order, and so does the next call."""
 
         async def test() -> None:
             world = World([fault])
@@ -430,7 +430,7 @@ class TestFaults:
     @settings(max_examples=60, deadline=None)
     @given(fault_scripts, st.integers(1, 4))
     def test_any_faults_together(self, faults: list[Fault], callers: int) -> None:
-        """Whatever comes together: nothing lost, doubled or misordered, one post per agent."""
+        """Under any faults no turn is lost, doubled or misordered, and no agent's posts overlap."""
 
         async def test() -> None:
             world = World(faults)
@@ -449,7 +449,7 @@ class TestFaults:
     @settings(max_examples=30, deadline=None)
     @given(fault_scripts, st.lists(st.floats(0.0, 40.0), min_size=1, max_size=4))
     def test_the_relay_dies_at_any_moment(self, faults: list[Fault], lives_s: list[float]) -> None:
-        """A relay that is stopped anywhere, again and again, still delivers each turn once."""
+        """A relay that is stopped at any moments still delivers each turn once."""
 
         async def test() -> None:
             world = World(faults)
@@ -467,7 +467,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_relay_that_is_started_again_takes_back_what_it_had_claimed(self) -> None:
-        """A claim whose answer never came, and a batch not given back in time, are delivered."""
+        """A batch whose claim was not answered or whose release was cut off is still delivered."""
 
         async def test() -> None:
             world = World([Fault.SLOW])
@@ -512,7 +512,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_lost_post_waits_for_its_horizon(self) -> None:
-        """A post that may still land is not sent again before it no longer can."""
+        """A post that may still land is not sent again before its horizon."""
 
         async def test() -> None:
             world = World([Fault.CUT_EMPTY])
@@ -527,7 +527,7 @@ class TestFaults:
         virtual(test)
 
     def test_an_answered_failure_is_sent_again_at_once(self) -> None:
-        """After a 500 that stored nothing the batch goes out again within a second."""
+        """After a 500 that stored nothing the batch is sent again within a second."""
 
         async def test() -> None:
             world = World([Fault.ERROR_EMPTY])
@@ -556,7 +556,7 @@ class TestFaults:
         virtual(test)
 
     def test_busy_is_retried_soon_and_opens_no_breaker(self) -> None:
-        """An agent that is busy for a while gets its batch soon after; others are not held up."""
+        """A busy agent gets its batch within two minutes, and the breaker stays closed."""
 
         async def test() -> None:
             world = World([Fault.BUSY] * 20)
@@ -568,7 +568,7 @@ class TestFaults:
         virtual(test)
 
     def test_rejected_three_times_is_a_dead_letter(self) -> None:
-        """A definite rejection is tried thrice, then kept as a dead letter; the lane goes on."""
+        """After three rejections a batch is a dead letter, the lane goes on, and a replay works."""
 
         async def test() -> None:
             world = World([Fault.REJECT] * 3)
@@ -588,7 +588,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_refused_key_is_never_final(self) -> None:
-        """With a wrong key nothing is dropped: the day it is mended, all is delivered."""
+        """A wrong key makes no dead letter, and all is delivered once the key works."""
 
         async def test() -> None:
             world = World([Fault.DENY] * 500)
@@ -604,7 +604,7 @@ class TestFaults:
         virtual(test)
 
     def test_after_its_time_it_is_a_dead_letter(self) -> None:
-        """What could not be delivered for the give-up time is given up, loudly, and kept."""
+        """A batch that can't be delivered within the give-up time becomes a dead letter."""
 
         async def test() -> None:
             policy = DeliveryPolicy(give_up_s=6 * 3_600.0)
@@ -620,7 +620,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_replayed_letter_has_all_its_time_again(self) -> None:
-        """A letter replayed after the give-up time is looked up by its first time, and tried on."""
+        """A replayed letter has its full time again, and keeps the time of its first try."""
 
         async def test() -> None:
             policy = DeliveryPolicy(give_up_s=3_600.0)
@@ -642,7 +642,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_journal_that_fails_is_asked_again(self) -> None:
-        """A settle the journal did not take is repeated until it does; nothing is sent twice."""
+        """A settle that the journal refused is repeated until it works; nothing is sent twice."""
 
         async def test() -> None:
             world = World()
@@ -663,7 +663,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_change_is_told_before_its_batch_is_settled(self) -> None:
-        """Who sees that nothing is undelivered finds the old memory marked as outdated already."""
+        """Memory is marked as outdated before the batch that changed it is settled."""
 
         async def test() -> None:
             happened: list[str] = []
@@ -683,7 +683,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_listener_that_fails_hurts_nothing(self) -> None:
-        """What `on_settled` raises, or never returns from, is logged; delivery goes on."""
+        """If `on_settled` raises or never returns, that is logged and delivery goes on."""
 
         async def test() -> None:
             calls = 0
@@ -707,7 +707,7 @@ class TestFaults:
         virtual(test)
 
     def test_a_stalled_claim_is_recorded_anew(self) -> None:
-        """A claim that sat for long is not sent on its old horizon."""
+        """A claim that was held up gets a new horizon when its post is sent."""
 
         async def test() -> None:
             async def slow(_ref: AgentRef) -> str:
@@ -730,7 +730,7 @@ class TestAddress:
         "error", [LettaUnavailable("away"), LettaDenied("key"), Rejected("no agent")]
     )
     def test_an_agent_that_cannot_be_had_is_waited_for(self, error: SidecarError) -> None:
-        """While no agent can be found or made nothing is posted, nothing is dead, it is said."""
+        """While no agent can be found or made nothing is given up, and each failure is logged."""
 
         async def test() -> None:
             failures = iter(range(6))
@@ -750,7 +750,7 @@ class TestAddress:
         virtual(test)
 
     def test_a_deleted_conversation_is_replaced(self) -> None:
-        """When a call's conversation is gone, a new one takes the rest of the call."""
+        """If a call's conversation is gone, the rest of the call goes into a new one."""
 
         async def test() -> None:
             world = World()
@@ -769,7 +769,7 @@ class TestAddress:
         virtual(test)
 
     def test_a_callers_deleted_agent_is_looked_for_again(self) -> None:
-        """A caller whose agent was deleted gets another, once it is gone for sure."""
+        """A caller whose agent was deleted gets another one."""
 
         async def test() -> None:
             async def find_or_create(_ref: AgentRef) -> str:
@@ -791,7 +791,7 @@ class TestAddress:
         virtual(test)
 
     def test_one_wrong_answer_costs_no_agent(self) -> None:
-        """A Letta that says "no such agent" once does not make the relay forget it."""
+        """Two "no such agent" answers in a row don't make the relay forget the agent."""
 
         async def test() -> None:
             world = World([Fault.NONE, Fault.AGENT_GONE, Fault.AGENT_GONE])
@@ -812,7 +812,7 @@ class TestAddress:
         virtual(test)
 
     def test_nobodys_call_is_never_posted(self) -> None:
-        """A call without anybody's memory goes to no agent."""
+        """A call of an unknown caller is posted to no agent."""
 
         async def test() -> None:
             world = World()
@@ -826,7 +826,7 @@ class TestAddress:
 
 class TestBreaker:
     def test_a_letta_that_is_down_is_probed(self) -> None:
-        """With Letta down only probes go out; when it is back all is delivered soon."""
+        """While Letta is down only probes are sent, and all is delivered soon after it is back."""
 
         async def test() -> None:
             world = World()
@@ -848,7 +848,7 @@ class TestBreaker:
         virtual(test)
 
     def test_a_call_that_ends_meanwhile_is_not_forgotten(self) -> None:
-        """What becomes due while the breaker is open is delivered when it closes."""
+        """Turns that become due while the breaker is open are delivered when it closes."""
 
         async def test() -> None:
             world = World()
@@ -865,7 +865,7 @@ class TestBreaker:
         virtual(test)
 
     def test_callers_without_an_agent_hold_nobody_up(self) -> None:
-        """Lanes for which no agent may be made are no sign of a Letta that is down."""
+        """Callers for whom no agent may be made do not open the breaker."""
 
         async def test() -> None:
             async def resolve(ref: AgentRef) -> str:
@@ -888,7 +888,7 @@ class TestBreaker:
         virtual(test)
 
     def test_posts_slower_than_their_deadline_are_no_outage(self) -> None:
-        """Agents that digest for longer than a post may take cost each other nothing."""
+        """Posts that are slower than their deadline do not open the breaker."""
 
         async def test() -> None:
             world = World([Fault.SLOW] * 100, policy=DeliveryPolicy(post_timeout_s=60.0))
@@ -903,7 +903,7 @@ class TestBreaker:
         virtual(test)
 
     def test_a_letta_that_answers_nothing_is_probed(self) -> None:
-        """Posts that hang open the breaker by the look-ups that fail behind them."""
+        """Posts that hang open the breaker through the look-ups that fail after them."""
 
         async def test() -> None:
             world = World([Fault.HANG_EMPTY] * 12)
@@ -941,7 +941,7 @@ class TestFlush:
         virtual(test)
 
     def test_it_keeps_to_its_budget(self) -> None:
-        """With a Letta that hangs, a flush ends in time and says what is left."""
+        """With a Letta that hangs, a flush ends in time and returns how many turns are left."""
 
         async def test() -> None:
             world = World([Fault.HANG_EMPTY])
@@ -981,7 +981,7 @@ class TestFlush:
         virtual(test)
 
     def test_it_does_not_wait_for_what_is_later_than_its_budget(self) -> None:
-        """When nothing can be tried again in time, a flush does not sit its budget out."""
+        """If nothing can be retried in time, a flush does not wait for its whole budget."""
 
         async def test() -> None:
             world = World([Fault.DENY] * 99)
@@ -996,7 +996,7 @@ class TestFlush:
 
 
 def test_no_event_carries_words() -> None:
-    """Nothing a caller said is in any event, whatever went wrong."""
+    """No event has any words of a caller, whatever went wrong."""
 
     async def test() -> None:
         world = World([f for f in Fault for _ in range(2)])

@@ -31,10 +31,10 @@ class Shared:
     """A variable of both ends.
 
     Attributes:
-        texts: What it may say, good and bad.
-        worker: What the worker makes of an environment.
-        sidecar: What the sidecar makes of its settings; the same.
-        beside: What else is set.
+        texts: Values of it, good and bad.
+        worker: Returns what the worker reads from an environment.
+        sidecar: Returns the same from the sidecar's settings.
+        beside: Other variables that are set.
     """
 
     texts: tuple[str, ...]
@@ -54,7 +54,7 @@ def state_dir(environ: Mapping[str, str]) -> object:
 
 
 def model(llm: Llm) -> object:
-    """Where a model's requests go, and what they show."""
+    """Where a model's requests are sent, and the headers that they carry."""
     made: Any = llm
     return llm.name, getattr(made, "_url", None), getattr(made, "_headers", None)
 
@@ -104,7 +104,7 @@ TABLE = {
 
 
 def taken(read: Callable[[], object]) -> object:
-    """Return what is made of an environment: a value, or the names of the settings refused."""
+    """Return the value that is read, or the names of the settings that were refused."""
     try:
         return read()
     except ConfigError as error:
@@ -120,7 +120,7 @@ def taken(read: Callable[[], object]) -> object:
     ],
 )
 def test_both_ends_make_the_same_of_a_variable(name: str, text: str) -> None:
-    """A worker and a sidecar with the same environment hold the same value, or both refuse it."""
+    """From the same value, worker and sidecar read the same, or both refuse it."""
     shared = TABLE[name]
     environ = {**shared.beside, name: text}
     at_worker = taken(lambda: shared.worker(environ))
@@ -129,14 +129,14 @@ def test_both_ends_make_the_same_of_a_variable(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_both_ends_have_the_same_default(name: str) -> None:
-    """Where a variable is unset, worker and sidecar do without it alike."""
+    """An unset variable has the same default for worker and sidecar."""
     shared = TABLE[name]
     assert shared.worker(shared.beside) == shared.sidecar(load(shared.beside))
     assert shared.worker({**shared.beside, name: shared.texts[0]}) != shared.worker(shared.beside)
 
 
 class Watched(Mapping[str, str]):
-    """An environment that notes which variables are asked for; all are blank."""
+    """An environment of blank values that records which variables are read."""
 
     def __init__(self) -> None:
         self.asked: set[str] = set()
@@ -156,7 +156,7 @@ class Watched(Mapping[str, str]):
 
 
 def test_the_table_has_every_variable_of_both_ends() -> None:
-    """What the worker reads and the sidecar knows, too, stands in the table above."""
+    """Each variable that the worker reads and the sidecar knows is in the table above."""
     worker = Watched()
     LinkSettings.of(worker)
     language_model(worker)

@@ -115,7 +115,7 @@ def virtual(test: Callable[[Bench], Awaitable[None]]) -> None:
 
 
 def test_many_who_ask_at_once_share_one_read() -> None:
-    """Single flight: a hundred refreshes while one read is under way cost one request."""
+    """A hundred refreshes while a read is under way share that one read."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 0.3
@@ -129,7 +129,7 @@ def test_many_who_ask_at_once_share_one_read() -> None:
 
 
 def test_a_read_from_before_a_change_does_not_answer_for_it() -> None:
-    """After a settled batch the memory shown is the one read after it."""
+    """A read that began before a change leaves the memory outdated until the next read."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 1.0
@@ -152,7 +152,7 @@ def test_a_read_from_before_a_change_does_not_answer_for_it() -> None:
 
 @given(st.lists(st.sampled_from(["change", "read", "time"]), max_size=30))
 def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> None:
-    """Whatever reads and changes overlap, what is not outdated was read after the last change."""
+    """However reads and changes overlap, memory not outdated was read after the last change."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 1.0
@@ -175,7 +175,7 @@ def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> N
 
 
 def test_while_letta_is_down_the_last_good_copy_serves_and_the_breaker_spares_it() -> None:
-    """Failures leave the copy in place; after five in a row reads are refused but for probes."""
+    """Failures keep the copy, and after five in a row only probes read until one succeeds."""
 
     async def body(bench: Bench) -> None:
         await bench.snapshots.refresh(A).done.wait()
@@ -196,7 +196,7 @@ def test_while_letta_is_down_the_last_good_copy_serves_and_the_breaker_spares_it
 
 
 def test_a_hanging_letta_ends_at_the_deadline() -> None:
-    """A read that gets no answer is given up after its time-out and counted as a failure."""
+    """A read without an answer ends at its time-out and counts as a failure."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 10_000.0
@@ -211,7 +211,7 @@ def test_a_hanging_letta_ends_at_the_deadline() -> None:
 
 
 def test_a_missing_agent_does_not_open_the_breaker_for_the_others() -> None:
-    """One wrong agent id is that agent's trouble alone."""
+    """A missing agent does not open the breaker for other agents."""
 
     async def body(bench: Bench) -> None:
         bench.source.error = AgentNotFound("gone")
@@ -226,7 +226,7 @@ def test_a_missing_agent_does_not_open_the_breaker_for_the_others() -> None:
 
 
 def test_the_memory_of_an_agent_that_is_gone_is_served_no_more() -> None:
-    """One 404 may be a fault; after three in a row the copy is erased, here and on disk."""
+    """After three 404s in a row an agent's copy is erased from memory and from disk."""
 
     async def body(bench: Bench) -> None:
         await bench.snapshots.refresh(A).done.wait()
@@ -240,7 +240,7 @@ def test_the_memory_of_an_agent_that_is_gone_is_served_no_more() -> None:
 
 
 def test_memory_that_is_suddenly_empty_is_not_believed_at_once() -> None:
-    """An empty list after a full one keeps the last good copy, until it is empty for long."""
+    """An empty answer replaces a full copy only after it has been empty for long."""
 
     async def body(bench: Bench) -> None:
         await bench.snapshots.refresh(A).done.wait()
@@ -257,7 +257,7 @@ def test_memory_that_is_suddenly_empty_is_not_believed_at_once() -> None:
 
 
 def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
-    """The last good copy is at hand at once and marked as unconfirmed."""
+    """The copy on disk is served at once, marked as read from disk, until a read confirms it."""
 
     async def body(bench: Bench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=1.0)
@@ -273,7 +273,7 @@ def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
 
 
 def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
-    """What settles from now on is not taken to be in a copy that says it was read later."""
+    """A copy dated in the future is taken to be no younger than now."""
 
     async def body(bench: Bench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=9e12)
@@ -285,7 +285,7 @@ def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
 
 
 def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
-    """However large memories are, so much of them is held; live calls keep theirs, the disk all."""
+    """Copies held for later calls are bounded in bytes; live calls' and those on disk are not."""
 
     async def body(bench: Bench) -> None:
         bench.snapshots.watch(A)
@@ -308,7 +308,7 @@ def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("wurlfc")), max_size=60))
 def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> None:
-    """Whatever is watched, read, loaded, forgotten or changed: a watched agent stays at hand."""
+    """However agents are used, a watched agent stays in memory."""
 
     async def body(bench: Bench) -> None:
         snapshots, watched = bench.snapshots, Counter[str]()
@@ -343,7 +343,7 @@ def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> No
 
 
 def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
-    """A watched agent is read each poll; after the call ends it is left alone."""
+    """A watched agent is read at each poll, and no more after its call ends."""
 
     async def body(bench: Bench) -> None:
         bench.snapshots.watch(A)
@@ -357,7 +357,7 @@ def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
 
 
 def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
-    """Reads that were under way when Letta hung do not lengthen the wait once it is well."""
+    """Reads that all hung at once cost one cool-down of the breaker, not several."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 10_000.0
@@ -375,7 +375,7 @@ def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
 
 
 def test_a_thousand_live_agents_are_polled_over_fifty_connections() -> None:
-    """The poll never passes for an outage, and each agent is read about once per period."""
+    """A poll of a thousand agents causes no failed reads, and reads each about once per period."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 0.3
@@ -394,7 +394,7 @@ def test_a_thousand_live_agents_are_polled_over_fifty_connections() -> None:
 
 
 def test_one_reads_fault_ends_neither_the_others_nor_the_sidecar() -> None:
-    """An error no adapter should raise, or a disk that erases nothing, is logged; reads go on."""
+    """An unexpected error in a read or on the disk is logged, and reads go on."""
 
     async def body(bench: Bench) -> None:
         await bench.snapshots.refresh(A).done.wait()
@@ -417,7 +417,7 @@ def test_one_reads_fault_ends_neither_the_others_nor_the_sidecar() -> None:
 
 @pytest.mark.parametrize("at_s", [0.5, 1.5], ids=["while it reads", "while it saves"])
 def test_a_read_under_way_brings_nothing_forgotten_back(at_s: float) -> None:
-    """What a read brings that began before the agent was forgotten is neither held nor kept."""
+    """A read that began before its agent was forgotten brings nothing back."""
 
     async def body(bench: Bench) -> None:
         bench.source.delay_s = 1.0
@@ -433,7 +433,7 @@ def test_a_read_under_way_brings_nothing_forgotten_back(at_s: float) -> None:
 
 
 def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) -> None:
-    """Killed between write and rename, a copy stays in one place, and forgetting erases it."""
+    """A copy left half written by a kill is replaced by the next one, and erased with it."""
     store = DirectoryStore(tmp_path)
     snapshot = Snapshot.of(A, [Block("human", "Ada")], read_at_s=1.0)
     anyio.run(store.save, snapshot)
@@ -448,7 +448,7 @@ def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) ->
 
 
 def test_forgetting_an_agent_erases_what_is_held_and_kept() -> None:
-    """Nothing of a forgotten agent is served again from memory or disk."""
+    """A forgotten agent's copy is erased from memory and from disk."""
 
     async def body(bench: Bench) -> None:
         await bench.snapshots.refresh(A).done.wait()

@@ -1,4 +1,4 @@
-"""What strangers can cause as often as they like fills no log."""
+"""Log lines that strangers can cause are limited in number."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 class Clock:
-    """Seconds that a test moves."""
+    """A clock that a test moves."""
 
     now_s = 0.0
 
@@ -35,7 +35,7 @@ class Lines:
 
 
 def test_few_of_a_kind_are_logged_and_the_rest_counted() -> None:
-    """A flood of refusals is ten lines a minute and reason, each is counted, and the number told."""
+    """A flood of refusals writes ten lines a minute per reason, with a count of those left out."""
     clock, log = Clock(), Lines()
     events = Telemetry(strict=True, logger=log, sparing=Sparing(clock=clock))
     for n in range(5_000):
@@ -51,7 +51,7 @@ def test_few_of_a_kind_are_logged_and_the_rest_counted() -> None:
 
 
 def test_what_is_no_strangers_is_always_logged() -> None:
-    """Events of our own calls are logged each time, however many there are."""
+    """Events of our own calls are always logged; only a known list of events is limited."""
     log = Lines()
     events = Telemetry(strict=True, logger=log)
     for n in range(100):
@@ -70,7 +70,7 @@ def test_what_is_no_strangers_is_always_logged() -> None:
 
 
 def test_kinds_are_bounded() -> None:
-    """A stranger who makes each reason anew fills neither the log nor the memory."""
+    """New reasons from a stranger fill neither the log nor the memory."""
     sparing = Sparing(burst=2, clock=Clock())
     passed = sum(sparing.admits(n) is not None for n in range(10_000))
     assert passed < 300
@@ -78,7 +78,7 @@ def test_kinds_are_bounded() -> None:
 
 
 def test_lines_of_libraries_are_spared_too() -> None:
-    """What a library logs of each bad request is a few lines a minute."""
+    """A library's log lines about bad requests are limited in number, too."""
     spared = Spared()
 
     def passes(text: str) -> bool:

@@ -34,7 +34,7 @@ def turn(seq: int, text: str = "hello") -> TurnFrame:
 
 
 def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
-    """A file gives back the call, its turns in order, and its end."""
+    """A file returns the call's opening, its turns in order, and its end."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     file.append([OPENED, turn(1), turn(2, "zwei\nlines, ünïcode")])
     file.append([CLOSED])
@@ -49,7 +49,7 @@ def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
 
 
 def test_files_set_aside_go_with_the_transcripts_of_their_age(tmp_path: Path) -> None:
-    """What nobody could read is kept as long as a transcript, and no longer."""
+    """Files set aside are kept as long as transcripts, and no longer."""
     for name, written_s in (("AJ_old", 1_000.0), ("AJ_new", 9_000.0)):
         file = SpoolFile.create(tmp_path, name)
         file.append([OPENED])
@@ -61,7 +61,7 @@ def test_files_set_aside_go_with_the_transcripts_of_their_age(tmp_path: Path) ->
 
 
 def test_a_file_is_not_taken_while_its_writer_lives(tmp_path: Path) -> None:
-    """The lock of a live writer keeps the sidecar's hands off; its death gives it away."""
+    """A file can be taken only after its writer has released the lock."""
     writer = SpoolFile.create(tmp_path, "AJ_1")
     writer.append([OPENED, turn(1)])
 
@@ -76,7 +76,7 @@ def test_a_file_is_not_taken_while_its_writer_lives(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_nothing_to_take(tmp_path: Path) -> None:
-    """Two sidecars may look at one directory: the slower one finds nothing and says so."""
+    """Taking a file that another sidecar has already removed returns None."""
     assert SpoolFile.take(tmp_path / "gone.jsonl") is None
 
 
@@ -99,7 +99,7 @@ NO = Hints(caller="ada", consent="no")
 def test_the_first_who_is_named_stands_and_a_no_holds(
     tmp_path: Path, told: list[Hints], stands: Hints
 ) -> None:
-    """Of a call opened several times, who is named first is the caller; one "no" is enough."""
+    """Of several openings the first named caller counts, and a single "no" does."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     for n, hints in enumerate(told, start=1):
         file.append([CallOpen("AJ_1", "livekit", hints, 1.0), turn(n)])
@@ -123,7 +123,7 @@ def test_a_file_set_aside_covers_no_earlier_one(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
-    """A writer killed in the middle of a line loses that line, and says nothing false."""
+    """A line torn by a killed writer is skipped, and the file is known to be torn."""
     path = spool_path(tmp_path, "AJ_1")
     whole = f"{encode(OPENED)}\n{encode(turn(1))}\n"
     path.write_text(whole + encode(turn(2))[:20])
@@ -137,7 +137,7 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_writer_goes_on_after_a_torn_line(tmp_path: Path) -> None:
-    """What an earlier process left torn does not swallow the next one's first frame."""
+    """A torn line of an earlier process does not damage the next one's first frame."""
     path = spool_path(tmp_path, "AJ_1")
     path.write_text(f"{encode(OPENED)}\n{encode(turn(1))[:15]}")
 
@@ -151,7 +151,7 @@ def test_a_writer_goes_on_after_a_torn_line(tmp_path: Path) -> None:
 
 
 def test_damaged_lines_are_counted_and_can_be_set_aside(tmp_path: Path) -> None:
-    """A line that is no frame is counted; the file can be kept where nobody takes it again."""
+    """Lines that are no frames are counted, and a file set aside is not taken again."""
     path = spool_path(tmp_path, "AJ_1")
     path.write_bytes(f"{encode(OPENED)}\n".encode() + b'{"type":"turn"}\n\xff\xfe\n')
 
@@ -167,7 +167,7 @@ def test_damaged_lines_are_counted_and_can_be_set_aside(tmp_path: Path) -> None:
 def test_an_append_that_fails_leaves_no_half_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk leaves the file as it was before, readable to its end."""
+    """A failed append leaves the file as it was, without half a line."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     file.append([OPENED, turn(1)])
     write = os.write
@@ -190,7 +190,7 @@ def test_an_append_that_fails_leaves_no_half_line(
 def test_a_file_removed_before_the_lock_was_had_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer never writes into a file that a reader deleted under its hands."""
+    """A writer whose file was removed before it had the lock makes a new one."""
     path = spool_path(tmp_path, "AJ_1")
     lock = fcntl.flock
     raced = False
@@ -211,7 +211,7 @@ def test_a_file_removed_before_the_lock_was_had_is_made_anew(
 
 
 def test_a_worker_never_writes_into_anothers_file(tmp_path: Path) -> None:
-    """Where somebody's file has the name of a call, the call's gets another one, always the same."""
+    """If another's file has a call's name, the call always gets the same other file."""
     theirs = tmp_path / "AJ_1.jsonl"
     theirs.write_text('{"prompt": "hi"}\n')
     target = tmp_path / "target"
@@ -234,7 +234,7 @@ def test_a_worker_never_writes_into_anothers_file(tmp_path: Path) -> None:
 def test_a_worker_writes_no_more_than_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that would become too large to be taken up is refused its frames, whole ones kept."""
+    """An append that would make a file too large to be read fails, and the rest is kept."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     file.append([OPENED, turn(1)])
     monkeypatch.setattr(spool, "MAX_FILE_BYTES", file.path.stat().st_size + 10)
@@ -247,7 +247,7 @@ def test_a_worker_writes_no_more_than_is_read(
 
 @pytest.mark.parametrize("call", ["../../etc/passwd", "a/b", "", "x" * 300, "ünïcode", ".hidden"])
 def test_no_call_id_leads_out_of_the_directory(tmp_path: Path, call: str) -> None:
-    """Whatever a call is named, its file is a plain name in the spool directory."""
+    """Whatever a call's id is, its file is directly in the spool directory."""
     path = spool_path(tmp_path, call)
 
     assert tmp_path == path.parent
@@ -255,7 +255,7 @@ def test_no_call_id_leads_out_of_the_directory(tmp_path: Path, call: str) -> Non
 
 
 def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
-    """Directory and file hold callers' words: nobody else may read them."""
+    """Directory and file are readable by their owner only, under any umask."""
     before = os.umask(0)
     try:
         file = SpoolFile.create(tmp_path / "spool", "AJ_1")
@@ -267,7 +267,7 @@ def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
 
 
 def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ends find the same directory when nothing is configured."""
+    """The default directory follows XDG_STATE_HOME, and is the same at both ends."""
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     assert Path("/var/state/letta-sidecar/spool") == default_spool_dir()
     monkeypatch.delenv("XDG_STATE_HOME")
@@ -275,7 +275,7 @@ def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_read_back_is_bounded_and_goes_on_where_it_ended(tmp_path: Path) -> None:
-    """A file is read back in parts, each of so many turns and bytes, in order and to its end."""
+    """A file is read in parts bounded in turns and bytes, in order and to its end."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     big = [turn(n, "x" * 100_000) for n in range(1, 31)]
     file.append([OPENED, *big])
@@ -292,7 +292,7 @@ def test_what_is_read_back_is_bounded_and_goes_on_where_it_ended(tmp_path: Path)
 
 
 def test_reading_a_file_holds_no_more_than_what_is_asked_for(tmp_path: Path) -> None:
-    """Of a file near the limit, a part is had for a few megabytes."""
+    """Reading a part of a large file takes only a few megabytes of memory."""
     file = SpoolFile.create(tmp_path, "AJ_1")
     for n in range(1, 51):
         file.append([turn(n, "x" * 1_000_000)])
@@ -315,7 +315,7 @@ def test_reading_a_file_holds_no_more_than_what_is_asked_for(tmp_path: Path) -> 
 def test_a_file_reads_the_same_in_pieces_of_any_size(
     lines: list[str], torn_chars: int, piece_bytes: int
 ) -> None:
-    """Whatever a read returns of a file, its frames are found, and what is none is counted."""
+    """Whatever sizes a file is read in, the same frames are found and damaged lines counted."""
     made = {
         "turn": encode(turn(1)),
         "junk": '{"type":"turn"}',

@@ -1,4 +1,4 @@
-"""Every test says what it promises and which layer it is of; read from the text, nothing is run."""
+"""Every test states its promise and its layer; the guard reads source text and runs nothing."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def faults_of(source: str, layer: str) -> list[str]:
-    """What is wrong with the tests of a module in the folder of a layer: `name: why`, in order."""
+    """What is wrong with a module's tests in the folder of a layer, as `name: why`, in order."""
     module = ast.parse(source)
     own = [
         node.value
@@ -62,7 +62,7 @@ def _fault_of_promise(test: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def test_every_test_states_one_promise_and_one_layer() -> None:
-    """A test has a docstring of one sentence, and the mark of the folder it is in, and no other."""
+    """Each test has a docstring of one sentence, and only the mark of its own folder's layer."""
     faults = [
         f"{path.relative_to(ROOT)}::{fault}"
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -72,7 +72,7 @@ def test_every_test_states_one_promise_and_one_layer() -> None:
 
 
 def test_no_test_hides_where_pytest_does_not_look() -> None:
-    """A function named as a test is in a module named as one; elsewhere it would never run."""
+    """No function named like a test is in a module where pytest does not look for it."""
     hidden = [
         f"{path.relative_to(ROOT)}::{node.name}"
         for path in sorted((ROOT / "tests").rglob("*.py"))
@@ -99,7 +99,7 @@ def test_no_test_hides_where_pytest_does_not_look() -> None:
     ],
 )
 def test_the_guard_sees_each_fault(marks: str, docstring: str, why: str) -> None:
-    """Of a sound test nothing is said; each fault is named, in a function and in a class."""
+    """A sound test has no fault, and each fault is named, in a function and in a class."""
     test = f"async def test_it(self):\n    {docstring!r}\n"
     for body in (test, "class TestIt:\n" + "".join(f"    {line}\n" for line in test.splitlines())):
         found = faults_of(f"pytestmark = {marks}\n{body}", "unit")

@@ -1,4 +1,4 @@
-"""Tools: each id runs once within its deadline, and what the example says of a tool is true."""
+"""Tools: each id runs once within its deadline, and the example declares them correctly."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 class Slow:
-    """A tool that takes its time, and counts its runs."""
+    """A tool that takes `takes_s` and counts its runs."""
 
     def __init__(self, takes_s: float) -> None:
         self.takes_s = takes_s
@@ -49,7 +49,7 @@ class Nothing:
 
 
 async def test_an_id_runs_once_and_answers_every_time() -> None:
-    """Who asks again meanwhile waits for the run under way, and who asks later gets its answer."""
+    """Repeats of an id wait for its run or get its answer, and the tool runs once."""
     runs, slow = ToolRuns(), Slow(1.0)
     answers: list[Answered] = []
 
@@ -65,14 +65,14 @@ async def test_an_id_runs_once_and_answers_every_time() -> None:
 
 
 async def test_requests_without_an_id_each_run() -> None:
-    """Where a platform gives no id, none is taken for a repeat of another."""
+    """Requests without an id each run."""
     runs, slow = ToolRuns(), Slow(0.0)
     texts = [(await runs.run(slow.tool, "", None, {})).text for _ in range(2)]
     assert texts == ["answer 1", "answer 2"]
 
 
 async def test_a_run_ends_at_its_deadline() -> None:
-    """A tool that takes too long is cancelled, and the model is told so, each time it asks."""
+    """A tool that exceeds its deadline is cancelled, and each request of that id says so."""
     runs, slow = ToolRuns(), Slow(60.0)
     began_s = trio.current_time()
     assert await runs.run(slow.tool, "one", None, {}) == Answered(TOO_LONG, failed=True)
@@ -82,7 +82,7 @@ async def test_a_run_ends_at_its_deadline() -> None:
 
 
 async def test_a_run_that_fails_keeps_nobody_waiting() -> None:
-    """Who waits for a run that raised is told that it failed."""
+    """A repeat of a run that raised is answered as failed."""
 
     async def fails(*_: object, **__: object) -> str:
         raise RuntimeError
@@ -94,7 +94,7 @@ async def test_a_run_that_fails_keeps_nobody_waiting() -> None:
 
 
 async def test_no_more_runs_are_kept_than_said() -> None:
-    """However many ids a call brings, only the last are held."""
+    """Only the newest answers of a call are kept."""
     runs, slow = ToolRuns(), Slow(0.0)
     for number in range(RUNS_KEPT + 1):
         await runs.run(slow.tool, str(number), None, {})
@@ -103,14 +103,14 @@ async def test_no_more_runs_are_kept_than_said() -> None:
 
 
 async def test_nothing_is_told_of_a_call_that_is_not_known() -> None:
-    """`recall` without a call answers as one who remembers nothing."""
+    """`recall` without a known call answers that nothing is remembered."""
     recall = Recall(Archive(Nothing(), emit=lambda _event, **_fields: None, clock=lambda: 0.0))
     answered = await ToolRuns().run(recall.tool, "one", None, {"query": "her dog"})
     assert answered == Answered("Nothing about this is remembered.")
 
 
 def test_the_example_declares_the_tools_as_they_are() -> None:
-    """Name, description and parameters in the example's assistant are those of the tool."""
+    """The example's assistant declares the tool's name, description and parameters."""
     recall = Recall(Archive(Nothing(), emit=lambda _event, **_fields: None, clock=lambda: 0.0))
     assistant = json.loads((EXAMPLES / "assistant.json").read_text())
     declared = [one["function"] for one in assistant["model"]["tools"]]

@@ -1,4 +1,4 @@
-"""Spans: which exporter is asked for, what stands in them, and what a lost collector costs."""
+"""Spans: which exporter is chosen, what spans hold, and what a lost collector costs."""
 
 import os
 import subprocess
@@ -84,7 +84,7 @@ def tracer(*, text: bool = False) -> tuple[OtelTracer, InMemorySpanExporter]:
 def test_the_standard_variables_say_which_exporter(
     environ: Mapping[str, str], asked: tuple[str, str]
 ) -> None:
-    """Nothing is exported unless an endpoint or an exporter is named; the specific one wins."""
+    """Traces are exported only with an endpoint or exporter set, and the specific one wins."""
     assert exporter_of(environ) == asked
 
 
@@ -98,7 +98,7 @@ def test_the_standard_variables_say_which_exporter(
 def test_the_sdk_reads_its_variables_as_we_do(
     monkeypatch: pytest.MonkeyPatch, endpoint: str, asked: str
 ) -> None:
-    """A carriage return behind an endpoint reaches no exporter, and a blank one is unset."""
+    """A carriage return behind an endpoint is removed, and a blank endpoint counts as unset."""
     made: list[Any] = []
 
     def exporting(exporter: object, **_: object) -> None:
@@ -116,7 +116,7 @@ def test_the_sdk_reads_its_variables_as_we_do(
     [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")],
 )
 def test_an_exporter_that_there_is_not_is_a_wrong_setting(name: str, value: str) -> None:
-    """`sidecar check` names the variable and what it may be."""
+    """An unknown exporter or protocol is refused by its variable, with the allowed values."""
     with pytest.raises(ConfigError) as caught:
         load({name: value})
     assert caught.value.fields[0][0] == name
@@ -126,7 +126,7 @@ def test_an_exporter_that_there_is_not_is_a_wrong_setting(name: str, value: str)
 @pytest.mark.parametrize("value", ["abc", "0", "-1", "1e3", "\u0661", "9" * 11])
 @pytest.mark.parametrize("name", ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_EXPORTER_OTLP_TIMEOUT"])
 def test_a_number_that_the_sdk_can_not_use_is_a_wrong_setting(name: str, value: str) -> None:
-    """It is named with its remedy where traces are asked for, and costs nothing where none are."""
+    """A bad number is refused with its remedy if traces are on, and ignored if they are off."""
     assert load({name: value})
     with pytest.raises(ConfigError) as caught:
         load({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", name: value})
@@ -154,7 +154,7 @@ UNUSABLE: dict[str, tuple[str, ...]] = {
 def test_a_variable_that_would_lose_the_traces_is_a_wrong_setting(
     asked: dict[str, str], name: str
 ) -> None:
-    """It is named with its remedy; where no traces are asked for, it costs nothing."""
+    """An unusable variable is refused with its remedy if traces are on, else ignored."""
     variable = f"OTEL_EXPORTER_OTLP_{name}"
     for value in UNUSABLE[name]:
         with pytest.raises(ConfigError) as caught:
@@ -182,7 +182,7 @@ def test_a_variable_that_would_lose_the_traces_is_a_wrong_setting(
 def test_a_figure_that_the_sdk_does_not_take_is_a_wrong_setting(
     asked: dict[str, str], name: str, values: tuple[str, ...]
 ) -> None:
-    """At some of them the SDK's own import fails: it is named before anything is loaded."""
+    """A figure that the SDK does not accept is refused by name before the SDK is loaded."""
     for value in values:
         with pytest.raises(ConfigError) as caught:
             load({**asked, name: value})
@@ -191,7 +191,7 @@ def test_a_figure_that_the_sdk_does_not_take_is_a_wrong_setting(
 
 
 def test_what_collectors_ask_for_is_taken(tmp_path: Path) -> None:
-    """A token with a blank or escaped, a certificate, an endpoint of gRPC without a scheme."""
+    """Values that collectors need are accepted, such as blanks in tokens and certificates."""
     pem = tmp_path / "ca.pem"
     pem.write_text("-----BEGIN CERTIFICATE-----\n")
     usual = {
@@ -207,14 +207,14 @@ def test_what_collectors_ask_for_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_timeout_may_be_a_fraction() -> None:
-    """As the SDK takes it."""
+    """A timeout may be a fraction, as in the SDK."""
     asked = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "2.5"}
     assert load({**asked, "OTEL_BSP_MAX_QUEUE_SIZE": "512"})
 
 
 @pytest.mark.parametrize("raw", WRONG)
 def test_a_wrong_traceparent_is_none(raw: str) -> None:
-    """What is no W3C traceparent is ignored, never an error: a trace of its own begins."""
+    """An invalid traceparent is ignored without an error, and the span begins its own trace."""
     assert traceparent_or_none(raw) == ""
     made, exporter = tracer()
     made.start("work", parent=raw, links=[raw]).end()
@@ -224,7 +224,7 @@ def test_a_wrong_traceparent_is_none(raw: str) -> None:
 
 
 def test_without_traces_the_name_of_a_span_is_passed_on() -> None:
-    """A part that makes no spans keeps the trace of those around it together."""
+    """Without traces, a span passes its parent's traceparent on."""
     with NO_TRACES.start("work", parent=GIVEN) as span:
         span.set({TEXT: "x"})
         assert span.traceparent == GIVEN
@@ -232,7 +232,7 @@ def test_without_traces_the_name_of_a_span_is_passed_on() -> None:
 
 
 def test_a_span_belongs_to_its_parent_and_is_linked() -> None:
-    """Trace id, parent and links are those of the traceparents given; its own names it."""
+    """A span takes trace id, parent and links from traceparents, and has its own traceparent."""
     made, exporter = tracer()
     child = made.start("child", parent=GIVEN, links=[GIVEN], attributes={"a": 1, "b": None})
     made.start("grandchild", parent=child.traceparent, start_s=5.0).end()
@@ -248,7 +248,7 @@ def test_a_span_belongs_to_its_parent_and_is_linked() -> None:
 
 
 def test_an_unsampled_trace_stays_unsampled() -> None:
-    """Where the caller's side has decided not to sample, nothing is exported here."""
+    """A span of a trace that is not sampled is not exported."""
     made, exporter = tracer()
     span = made.start("child", parent=GIVEN[:-1] + "0")
     assert span.traceparent.endswith("-00")
@@ -258,7 +258,7 @@ def test_an_unsampled_trace_stays_unsampled() -> None:
 
 @pytest.mark.parametrize(("text", "shown"), [(False, None), (True, "my code is [x]")])
 def test_words_are_exported_by_opt_in_and_redacted(text: bool, shown: str | None) -> None:
-    """Callers' words are in no span unless the owner opted in, and then as the journal has them."""
+    """Words are exported only if the owner opted in, and then redacted as in the journal."""
     made, exporter = tracer(text=text)
 
     def fail() -> None:
@@ -276,7 +276,7 @@ def test_words_are_exported_by_opt_in_and_redacted(text: bool, shown: str | None
 
 
 class Flaky(SpanExporter):
-    """A collector that comes and goes, or hangs until it is let go."""
+    """A collector that can be away, or hang until `let_go` is set."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.away = True
@@ -295,7 +295,7 @@ class Flaky(SpanExporter):
 
 
 async def test_a_collector_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """One event when spans are first lost, one when they arrive again, no other line."""
+    """One event is emitted when spans are first lost and one when they arrive again."""
     said: list[tuple[str, dict[str, object]]] = []
 
     def emit(event: Event, /, **fields: object) -> None:
@@ -319,7 +319,7 @@ async def test_a_collector_that_is_away_is_said_once(caplog: pytest.LogCaptureFi
 
 
 async def test_a_collector_that_hangs_holds_nobody_up() -> None:
-    """Starting, ending and flushing spans go on; a full queue drops spans without a word."""
+    """With a hanging collector spans can still be started, ended and flushed in time."""
     exporter = Flaky(hangs=True)
     made = OtelTracer.exporting(exporter, service="s", text=False, emit=unheard)
     with anyio.fail_after(30):
@@ -331,15 +331,18 @@ async def test_a_collector_that_hangs_holds_nobody_up() -> None:
 
 
 def test_with_no_variable_set_opentelemetry_is_not_even_imported() -> None:
-    """Off means off: the sidecar process loads none of it."""
-    code = "import sys, sidecar.app.serve; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    """Without traces the sidecar process does not import OpenTelemetry."""
+    code = (
+        "import sys, sidecar.app.serve; "
+        "sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 async def test_spans_go_to_the_tracer_provider_that_a_workers_owner_has_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the process has a provider of its own, no second exporter is made beside it."""
+    """If the process has a tracer provider of its own, spans go there and to no other exporter."""
     exporter = InMemorySpanExporter()
     owners = TracerProvider(shutdown_on_exit=False)
     owners.add_span_processor(SimpleSpanProcessor(exporter))
@@ -357,7 +360,7 @@ async def test_spans_go_to_the_tracer_provider_that_a_workers_owner_has_set(
 async def test_a_wrong_variable_costs_a_job_its_traces_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker with a wrong OTEL_* variable takes the call, and says why it has no trace."""
+    """A job with a wrong OTEL_* variable has no trace but goes on, and the reason is logged."""
     said: list[tuple[str, object]] = []
 
     def emit(event: Event, /, **fields: object) -> None:

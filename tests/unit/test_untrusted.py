@@ -1,4 +1,4 @@
-"""JSON from outside: whatever it is, its reader says so, and half a character costs no more."""
+"""JSON from outside: bad input is refused by its reader, and half a character is replaced."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ READS = {"loads", "load", "decode", "convert", "Decoder"}
 
 @given(TEXTS)
 def test_half_a_character_is_read_alike_everywhere(text: str) -> None:
-    """A caller's request and a model's answer lose what can't be shown of a character, no more."""
+    """In a request and in an answer only halves of characters are replaced."""
     raw = json.dumps({"text": text}).encode()
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert object_of(raw)["text"] == whole
@@ -45,7 +45,7 @@ def test_half_a_character_is_read_alike_everywhere(text: str) -> None:
     st.text(st.characters(codec="utf-8", exclude_characters='"\\'), max_size=20), st.integers(0, 80)
 )
 def test_a_text_cut_by_its_bytes_is_read(text: str, at: int) -> None:
-    """What ends within a character ends in a mark of one, in a request and in an answer."""
+    """A text cut within a character ends in a replacement, in a request and in an answer."""
     cut = json.dumps(text, ensure_ascii=False)[1:-1].encode()[:at]
     if cut.endswith(b"\\"):
         return
@@ -60,7 +60,7 @@ def test_a_text_cut_by_its_bytes_is_read(text: str, at: int) -> None:
 
 @given(st.binary(max_size=60))
 def test_making_characters_whole_changes_nothing_that_is(raw: bytes) -> None:
-    """What is UTF-8 without half an escape stays as it is, byte for byte."""
+    """Valid UTF-8 without escapes stays as it is, byte for byte."""
     whole = whole_characters(raw)
     assert whole_characters(whole) == whole
     if b"\\" not in raw and raw == raw.decode("utf-8", "ignore").encode():
@@ -69,7 +69,7 @@ def test_making_characters_whole_changes_nothing_that_is(raw: bytes) -> None:
 
 @pytest.mark.parametrize("raw", NO_JSON)
 def test_what_is_no_json_is_refused_by_each_reader(raw: bytes) -> None:
-    """Nothing of what the parsers raise passes as a fault of ours."""
+    """Whatever a parser raises, the reader refuses the input as JSON that can't be read."""
     with pytest.raises(RequestRefused):
         object_of(raw)
     with pytest.raises(ValueError, match="JSON"):
@@ -77,7 +77,7 @@ def test_what_is_no_json_is_refused_by_each_reader(raw: bytes) -> None:
 
 
 class _Connection:
-    """One end of a socket on which one frame has come."""
+    """One end of a socket that has received one frame."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
@@ -91,7 +91,7 @@ class _Connection:
 @pytest.mark.anyio
 @pytest.mark.parametrize("raw", NO_JSON)
 async def test_a_frame_that_is_none_is_no_app_servers(raw: bytes) -> None:
-    """It is told as what it is, however deep it is nested."""
+    """A frame that is no JSON, however deeply nested, is reported as not a Letta's."""
     socket: Any = AppServerSocket(_Connection(raw))  # type: ignore[arg-type]
     with pytest.raises(NotLetta):
         async with asking("the agent", 5.0):
@@ -99,7 +99,7 @@ async def test_a_frame_that_is_none_is_no_app_servers(raw: bytes) -> None:
 
 
 def test_each_reader_of_json_knows_all_that_reading_raises() -> None:
-    """A module that reads JSON catches `MALFORMED`, or is known here to read its own."""
+    """Each module that reads JSON catches `MALFORMED`, or is listed here with its reason."""
     root = Path(sidecar.__file__).parent
     unguarded: set[str] = set()
     for path in root.rglob("*.py"):

@@ -35,7 +35,7 @@ def said(hints: CallerHints = ADA, call_id: str = "1", stamp_ms: float = 0.0) ->
 
 
 class Failing(MemoryJournal):
-    """A journal with what another holds, that fails while a test says so."""
+    """A journal with another one's content, which fails while `fails` is set."""
 
     def __init__(self, other: MemoryJournal) -> None:
         self.__dict__.update(other.__dict__)
@@ -106,7 +106,7 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[VapiBen
 @pytest.mark.anyio
 class TestVapiCalls:
     async def test_a_report_has_the_last_word(self) -> None:
-        """Settled turns come from histories, the end from the report; then the call is closed."""
+        """Settled turns come from histories, the end from the report, and then the call closes."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
@@ -118,7 +118,7 @@ class TestVapiCalls:
 
     @pytest.mark.parametrize("posted", [True, False])
     async def test_a_report_of_the_last_assistant_alone(self, posted: bool) -> None:
-        """It takes back no earlier turn that it resembles, and loses no words that were seen last."""
+        """A report of only the last assistant keeps earlier turns and the words seen last."""
         greeting = {"role": "assistant", "content": "Thank you for calling Acme."}
         bye = {"role": "bot", "message": "Thank you for calling Acme. Goodbye."}
         async with opened() as world:
@@ -136,7 +136,7 @@ class TestVapiCalls:
 
     @pytest.mark.parametrize("reported", [True, False])
     async def test_a_window_that_moves_on(self, reported: bool) -> None:
-        """The caller's words that one history ends with are kept where the next holds them no more."""
+        """The caller's last words of one history are kept when the next history lacks them."""
         told = ["Hello.", "Oslo, please.", "Which day?", "Yes.", "On Friday?", "Yes.", "Booked."]
         roles = ["assistant", "user"] * 4
         history = [{"role": r, "content": t} for r, t in zip(roles, told, strict=False)]
@@ -148,7 +148,7 @@ class TestVapiCalls:
             assert [text for text, _ in await world.texts()] == (told if reported else told[:6])
 
     async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
-        """Histories of many calls at once are stored a little later, each the newest, each once."""
+        """The newest histories of many calls are stored a little later, each only once."""
         async with opened() as world:
             calls = [await world.call(said(call_id=str(number))) for number in range(1, 41)]
             for call in calls:
@@ -163,7 +163,7 @@ class TestVapiCalls:
                 assert [turn.text for turn in turns] == ["My name is Ada.", "hello ada"]
 
     async def test_silence_ends_a_call(self) -> None:
-        """Without a report, what was seen last is stored and the unheard reply marked."""
+        """Without a report, the last history is stored and an unheard reply is marked."""
         async with opened() as world:
             call = await world.call()
             stream = call.written.begin(2, "Bye.", trio.CancelScope())  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ class TestVapiCalls:
             assert not world.calls.live
 
     async def test_a_report_after_all(self) -> None:
-        """A report that comes after the silence still corrects, and wakes nothing."""
+        """A report after the silence still corrects turns, and the call stays closed."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
@@ -189,7 +189,7 @@ class TestVapiCalls:
             assert not world.calls.live
 
     async def test_words_heard_and_never_asked_about(self) -> None:
-        """A final transcript after the newest history counts at a silent end, once."""
+        """A final transcript after the newest history is stored once when the call gets silent."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=5.0)
@@ -202,7 +202,7 @@ class TestVapiCalls:
 
     @pytest.mark.parametrize("stamp_ms", [0.0, 9.0])
     async def test_words_whose_message_names_no_time(self, stamp_ms: float) -> None:
-        """Without a time they count after what was seen before them, and not after what comes next."""
+        """Words without a time go after what was seen before and before what comes next."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=stamp_ms)
@@ -218,7 +218,7 @@ class TestVapiCalls:
             assert [turn.text for turn in turns] == [stretch.text for stretch in longer]
 
     async def test_a_greeting_that_the_model_wrote(self) -> None:
-        """Without a report and a history that has it, it is stored as not confirmed."""
+        """A greeting that neither a report nor a history has is stored as not confirmed."""
         async with opened() as world:
             call = await world.call()
             stream = call.written.begin(0, "", trio.CancelScope())  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ class TestVapiCalls:
     async def test_a_voicemails_greeting_is_no_callees_words(
         self, seen: str, reported: bool
     ) -> None:
-        """Each of its turns says that nobody was on the line; one on its way to Letta is corrected."""
+        """Each turn of a voicemail says that nobody was on the line, even if one was posted."""
         async with opened() as world:
             call = await world.call()
             if seen != "never":
@@ -258,7 +258,7 @@ class TestVapiCalls:
             assert notes == ({VOICEMAIL_NOTE} if words else set())
 
     async def test_an_older_history_is_no_news(self) -> None:
-        """A webhook that was overtaken changes nothing."""
+        """An older history changes nothing."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=9.0)
@@ -269,7 +269,7 @@ class TestVapiCalls:
 
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_two_callers_in_one_call(self, restarted: bool) -> None:
-        """From the body on that names another number, neither has memory, and nothing is stored."""
+        """Once a second number is named in a call, it gets no memory and no more is stored."""
         async with opened() as world:
             call = await world.call()
             await call.take(HISTORY, stamp_ms=1.0)
@@ -285,7 +285,7 @@ class TestVapiCalls:
             assert [text for text, _ in await world.texts()][:2] == ["My name is Ada.", "hello ada"]
 
     async def test_a_caller_named_otherwise_after_a_restart(self) -> None:
-        """Where a restart has lost the names, another kind of name costs memory, and no word."""
+        """After a restart, a body with another kind of name gets no memory but keeps its words."""
         async with opened() as world:
             call = (await world.vapi.of("acme", said(CallerHints(caller="ada-1")))).call  # type: ignore[union-attr]
             await call.take(HISTORY, stamp_ms=1.0)
@@ -314,7 +314,7 @@ class TestVapiCalls:
         ],
     )
     async def test_a_number_spelled_differently_is_the_same_caller(self, phone: str) -> None:
-        """However a body spells the number of its call, it is the call's own, and drops nothing."""
+        """Another spelling of the call's number is the same caller, with the call's memory."""
         async with opened() as world:
             call = await world.call()
             found = await world.vapi.of("acme", said(CallerHints(phone=phone)))
@@ -332,7 +332,7 @@ class TestVapiCalls:
     async def test_a_name_that_fits_two_callers(
         self, first: CallerHints, less: CallerHints, other: CallerHints
     ) -> None:
-        """What one body leaves out of a caller's name does not make another caller the same."""
+        """A body that names less of its caller does not let another caller into the call."""
         async with opened() as world:
             await world.call(said(first))
             found = await world.vapi.of("acme", said(less))
@@ -343,7 +343,7 @@ class TestVapiCalls:
     @pytest.mark.parametrize("hints", [CallerHints(), CallerHints(phone="anonymous")])
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_body_that_names_nobody(self, hints: CallerHints, restarted: bool) -> None:
-        """It gets no memory of the call whose id it names; the words are kept that go on with it."""
+        """A body that names nobody gets no memory, and its words count only as a continuation."""
         other = stretches_of([{"role": "user", "content": "I am somebody else."}])
         async with opened() as world:
             await (await world.call()).take(HISTORY, stamp_ms=1.0)
@@ -363,7 +363,7 @@ class TestVapiCalls:
             assert await world.vapi.told(found, other) is None
 
     async def test_a_journal_that_fails_makes_no_reported_call_less_final(self) -> None:
-        """A late history that comes while the journal can't say how a call stands changes nothing."""
+        """A late history changes no reported call, even while the journal fails."""
         async with opened() as world:
             call = await world.call()
             await call.report(HISTORY)
@@ -380,7 +380,7 @@ class TestVapiCalls:
             assert await world.texts() == before
 
     async def test_a_caller_who_could_not_be_stored_is_tried_again(self) -> None:
-        """While the journal fails a call stays nobody's; the next body that names its caller has it."""
+        """If the journal fails when a caller is named, the next body that names it tries again."""
         async with opened() as world:
             call = await world.call(said(CallerHints()))
             failing = world.vapi._calls._journal = Failing(world.journal)
@@ -396,7 +396,7 @@ class TestVapiCalls:
             assert call.live.call.caller_key
 
     async def test_the_caller_is_named_later(self) -> None:
-        """A call whose first bodies name nobody is the caller's once one does, with all its words."""
+        """A caller who is named late in the call gets its memory and all of its words."""
         async with opened() as world:
             earlier = await world.call()
             await earlier.take(HISTORY, stamp_ms=1.0)
@@ -417,7 +417,7 @@ class TestVapiCalls:
             assert not found.own
 
     async def test_commands_go_to_the_calls_own_control_url(self) -> None:
-        """Guidance, a sentence and a hang-up reach VAPI as the interface of every channel has them."""
+        """Guidance, a say and a hang-up are sent to the call's own control URL."""
         sent: list[tuple[str, str]] = []
 
         async def post(url: str, command: Mapping[str, Any]) -> int:
@@ -435,7 +435,7 @@ class TestVapiCalls:
         assert sorted(sent) == [(url, "add-message"), (url, "end-call"), (url, "say")]
 
     async def test_who_does_not_agree_is_not_kept(self) -> None:
-        """A refused consent, also later in the call, keeps everything from then on out."""
+        """Once consent is refused, nothing more of the call is stored."""
         async with opened() as world:
             call = await world.call()
             refused = CallerHints(phone=ADA.phone, consent="no")
@@ -444,7 +444,7 @@ class TestVapiCalls:
             assert await world.texts() == []
 
     async def test_longer_words_supersede_and_a_repeat_does_not(self) -> None:
-        """More of the caller's words cancel the older reply; the same words leave it alone."""
+        """More of the caller's words cancel the older reply, and the same words do not."""
         async with opened() as world:
             call = await world.call()
             scopes = [trio.CancelScope() for _ in range(3)]

@@ -49,15 +49,15 @@ PING = b": ping\n\n"
 
 
 def unended(frame: dict[str, Any]) -> bytes:
-    """A frame whose end of line never comes."""
+    """A frame whose line never ends."""
     return data(frame).rstrip()
 
 
 class Scripted:
-    """A model's server that answers by a script: bytes to send, seconds to wait, an error to raise.
+    """A model's server that follows a script: bytes to send, seconds to wait, errors to raise.
 
     Args:
-        script: Of each request, by its body.
+        script: Returns the steps of the answer to a request's body.
     """
 
     def __init__(self, script: Callable[[dict[str, Any]], Sequence[Any]]) -> None:
@@ -112,7 +112,7 @@ class Heard:
 
     @property
     def text(self) -> str:
-        """What it would say; fails where it would end the call."""
+        """What VAPI would say; fails if VAPI would end the call."""
         *frames, end, rest = self.body.decode("utf-8", "replace").split("\n\n")
         assert (end, rest) == ("data: [DONE]", "")
         chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames]
@@ -121,7 +121,7 @@ class Heard:
 
     @property
     def answer(self) -> str:
-        """What it would say of a whole answer."""
+        """What VAPI would say of a whole answer."""
         return json.loads(self.body)["choices"][0]["message"]["content"]
 
 
@@ -201,7 +201,7 @@ async def served(upstream: Scripted, **limits: Any) -> AsyncGenerator[Endpoint]:
 
 class TestGuidance:
     async def test_guidance_is_in_every_prompt_until_the_call_ends(self) -> None:
-        """It stands before the caller's last words, once, also where VAPI repeats it; no other way."""
+        """Guidance is in each prompt once, before the caller's last words, even if VAPI adds it."""
         rules = {"role": "system", "content": "Be kind."}
         words = {"role": "user", "content": "Hello"}
         told = {"role": "system", "content": "Offer a call back."}
@@ -237,7 +237,7 @@ class TestGuidance:
             assert str(third).count("Offer a call back.") == 1
 
     async def test_a_body_that_names_nobody_gets_none(self) -> None:
-        """What the owner says of a caller goes into that caller's prompts alone."""
+        """Guidance is only in prompts whose body names the call's caller."""
         async with opened(data(says("Hi.")) + DONE) as world:
             (await world.call()).live.guide("She owes us 300.")
             await world.ask(call={"id": "1", "type": "inboundPhoneCall"})
@@ -248,7 +248,7 @@ class TestAnswers:
     @pytest.mark.parametrize("size", [1, 7, 1 << 20])
     @pytest.mark.parametrize("name", sorted(ANSWERS))
     async def test_a_caller_hears_words_or_the_fallback(self, name: str, size: int) -> None:
-        """Of every kind of answer, however it is cut: its words, and else the fallback at once."""
+        """Every kind of answer, cut anywhere, is heard as its words or else as the fallback."""
         body, heard, _ = ANSWERS[name]
         pieces = [body[n : n + size] for n in range(0, min(len(body), 4_000), size)]
         async with opened(*pieces) as world:
@@ -269,7 +269,7 @@ class TestAnswers:
     @pytest.mark.parametrize("size", [1, 7, 1 << 20])
     @pytest.mark.parametrize("name", sorted(CUT))
     async def test_a_reply_that_stops_in_the_middle(self, name: str, size: int) -> None:
-        """The words that came are heard, then the fallback, once: no line is dead after half."""
+        """A reply that stops in the middle is heard as far as it came, then one fallback."""
         body, heard, _ = CUT[name]
         async with opened(*(body[n : n + size] for n in range(0, len(body), size))) as world:
             got = await world.ask()
@@ -290,7 +290,7 @@ class TestAnswers:
         "finish", ["model_length", "SAFETY", "insufficient_system_resource", "sensitive", "abort"]
     )
     async def test_each_server_has_names_for_a_stop(self, finish: str) -> None:
-        """A stop is one by whatever name, after half of a sentence or before any word."""
+        """Every name for a stop is known, and half a sentence or nothing gets the fallback."""
         for first, heard in ((data(says("Half a")), "Half a "), (b"", "")):
             async with opened(first, data(chunk({}, finish)), DONE) as world:
                 assert (await world.ask()).text == f"{heard}{FALLBACK_TEXT}"
@@ -300,7 +300,7 @@ class TestAnswers:
         "text", ["Done.", "Done!", "Was it “this?”", "Ende. 👋", "好的。", "हाँ।"]
     )
     async def test_a_reply_that_stops_after_a_sentence(self, text: str, finish: str) -> None:
-        """Whatever its server would have added, a caller who heard a sentence can answer it."""
+        """A reply that was stopped after a whole sentence gets no fallback."""
         async with opened(data(says(text), chunk({}, finish)), DONE) as world:
             got = await world.ask()
             assert (got.text, got.ended_s) == (text, 0.0)
@@ -308,7 +308,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("name", sorted(CALLS))
     async def test_a_tool_call_is_an_answer(self, name: str) -> None:
-        """VAPI is given a tool to run at once, and no fallback beside it."""
+        """A tool call is passed to VAPI at once, without a fallback."""
         async with opened(CALLS[name].body) as world:
             got = await world.ask()
             assert b'"endCall"' in got.body
@@ -317,7 +317,7 @@ class TestAnswers:
 
 
 def for_ever(piece: bytes, every_s: float = 0.05) -> list[Any]:
-    """A model that goes on for a minute."""
+    """A model that repeats one piece for a minute."""
     return [piece, every_s] * round(60 / every_s)
 
 
@@ -336,7 +336,7 @@ SILENT = {
 class TestSilence:
     @pytest.mark.parametrize("kind", SILENT)
     async def test_before_the_first_word(self, kind: str) -> None:
-        """What no caller can hear, twenty times a second, puts the fallback off by nothing."""
+        """Frames that a caller can't hear do not delay the fallback."""
         async with opened(*for_ever(SILENT[kind])) as world:
             got = await world.ask()
             assert got.text == FALLBACK_TEXT
@@ -344,7 +344,7 @@ class TestSilence:
 
     @pytest.mark.parametrize("kind", SILENT)
     async def test_between_two_words(self, kind: str) -> None:
-        """After a first word the line is silent no longer than the limit, whatever else comes."""
+        """After a word, the line is silent no longer than the limit, whatever frames come."""
         word = data(says("One moment."))
         async with opened(word, 3.0, word, *for_ever(SILENT[kind])) as world:
             got = await world.ask()
@@ -359,7 +359,7 @@ class TestSilence:
             assert (await world.ask()).text == "word " * 10
 
     async def test_after_the_last_word(self) -> None:
-        """A server that holds its connection open, or breaks it, after the end changes nothing."""
+        """After the end of a reply, an open or broken connection changes nothing."""
         for rest in ([60.0], [DONE, 60.0], [LlmError("broke off")], [60.0, data(USAGE)]):
             async with opened(data(says("Bye."), STOP), *rest) as world:
                 got = await world.ask()
@@ -372,7 +372,7 @@ class TestSilence:
             assert (await world.ask()).text == f"One  {FALLBACK_TEXT}"
 
     async def test_a_tool_call_goes_out_whole_or_not_at_all(self) -> None:
-        """Nothing of a call goes out before its arguments are whole, and words wait for none."""
+        """A tool call is sent once its arguments are complete, and words don't wait for it."""
         begun = data(call('{"to":', "transfer", id="t1"))
         rest = [1.0, data(call(' "+49"}')), 1.0, data(chunk({}, "tool_calls")), DONE]
         async with opened(data(says("One moment.")), begun, *rest) as world:
@@ -389,7 +389,7 @@ class TestSilence:
             assert b"transfer" not in got.body
 
     async def test_a_long_tool_call_is_not_kept_from_vapi(self) -> None:
-        """VAPI, which gives up after a while of nothing, gets a call in time as far as it came."""
+        """A slow tool call is sent to VAPI in time as far as it came, as VAPI would give up."""
         slow = [1.0, data(call("1, "))] * 30
         ends = [data(call("1]"), chunk({}, "tool_calls")), DONE]
         async with opened(data(ROLE, call("[", "sum", id="t1")), *slow, *ends) as world:
@@ -399,7 +399,7 @@ class TestSilence:
             assert got.text == ""
 
     async def test_the_first_word_waits_for_nothing(self) -> None:
-        """Words go out at once, also after thought of which nothing went out."""
+        """Words are sent at once, even after thoughts of which nothing was sent."""
         async with opened(data(ROLE, THOUGHT), 5.0, data(says("Yes.")), 2.0, data(STOP)) as world:
             got = await world.ask()
             assert [round(at_s, 1) for at_s, _ in got.pieces] == [5.0, 7.0, 7.0]
@@ -421,7 +421,7 @@ class TestBudgets:
         return got
 
     async def test_a_hundred_at_once_spend_no_more_than_a_day_has(self) -> None:
-        """What is left of a day is given out once, and never more, however many ask at once."""
+        """However many requests come at once, they spend no more than is left of the day."""
         usage: dict[str, Any] = {"choices": [], "usage": {"total_tokens": 1_000}}
         reply = [1.0, data(says("Fine."), STOP, usage), DONE]
         async with opened(*reply, day_tokens=2_000, max_tokens=1_000) as world:
@@ -443,14 +443,14 @@ class TestBudgets:
         "steps", [[LlmError("cannot be reached")], [Refusal(503)], [Refusal(400, b"no")]]
     )
     async def test_a_failure_gives_back_what_was_set_aside(self, steps: list[Any]) -> None:
-        """What a server refused, or never got, cost nothing, of the day and of the call."""
+        """A request that a server refused or never got costs nothing of any budget."""
         async with opened(*steps, day_tokens=2_000, call_tokens=2_000, max_tokens=1_500) as world:
             for _ in range(3):
                 assert (await world.ask()).text == FALLBACK_TEXT
             assert world.budget.used("acme", now_s=world.clock()) == 0
 
     async def test_what_is_not_counted_is_estimated(self) -> None:
-        """Without the server's count the request and each chunk cost, and an image what it costs."""
+        """Without the server's count, prompt, chunks and images are estimated."""
         image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
         content = [{"type": "text", "text": "What is it?"}, image]
         for steps in ([PLAIN], [data(says("Fine")), LlmError("broke off")], [60.0]):
@@ -459,7 +459,7 @@ class TestBudgets:
                 assert 48_169 < world.budget.used("acme", now_s=world.clock()) < 48_300
 
     async def test_what_the_server_counts_is_the_cost(self) -> None:
-        """A file is reserved at the most it may cost, and costs what the server says it did."""
+        """A file is reserved at its greatest cost, and costs what the server counts."""
         part = {"type": "file", "file": {"file_id": "f-1"}}
         messages = [{"role": "user", "content": [part]}]
         async with opened(PLAIN.replace(DONE, data(USAGE) + DONE), day_tokens=500_000) as world:
@@ -474,7 +474,7 @@ class TestBudgets:
 
 class TestRequests:
     async def test_a_dialect_is_learnt_from_a_refusal(self) -> None:
-        """Each turn gets its words: what the server does not take is learnt by the first."""
+        """Each refusal of a server is learnt once, and each turn gets its words."""
 
         def script(asked: dict[str, Any]) -> list[Any]:
             if "max_tokens" in asked:
@@ -506,7 +506,7 @@ class TestRequests:
     async def test_a_dialect_is_learnt_from_an_error_in_place_of_words(
         self, wrap: Callable[[dict[str, Any]], bytes], status: int | None, stream: bool
     ) -> None:
-        """A server that refuses with 200 and an error is understood as one that refuses."""
+        """A refusal sent as an error with status 200 is learnt like any other."""
         said = "Error rendering prompt with jinja template: roles must alternate"
 
         def script(asked: dict[str, Any]) -> list[Any]:
@@ -525,7 +525,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("status", [429, 502, "rate_limit"])
     async def test_an_error_that_is_no_refusal_is_not_asked_again(self, status: object) -> None:
-        """Another error in place of words is a failure, and one after words is one, too."""
+        """An error that is no refusal fails the reply, before words or after them."""
         failed = data({"error": {"message": "max_tokens unsupported", "code": status}})
         for first in (b"", data(says("One"))):
             async with opened(first, failed) as world:
@@ -533,7 +533,7 @@ class TestRequests:
                 assert len(world.upstream.asked) == (1 if first or status != "rate_limit" else 2)
 
     async def test_learning_takes_no_longer_than_the_fallback(self) -> None:
-        """A server that refuses slowly, again and again, costs a caller no more than its limit."""
+        """A server that refuses slowly again and again does not delay the fallback."""
 
         class Slow(Scripted):
             @override
@@ -549,7 +549,7 @@ class TestRequests:
             assert (got.text, got.ended_s) == (FALLBACK_TEXT, FALLBACK_S)
 
     async def test_what_the_owner_did_not_allow_is_left_out_and_said(self) -> None:
-        """A tool that the model's server would run, and its effort, do not go on without leave."""
+        """Server-run tools and the effort setting are removed unless the owner allowed them."""
         tools = [{"type": "web_search"}, {"type": "function", "function": {"name": "endCall"}}]
         for allow, passed, said in (((), 1, 1), (("web_search", "reasoning_effort"), 2, 0)):
             async with opened(PLAIN, allow=allow) as world:
@@ -560,7 +560,7 @@ class TestRequests:
                 assert world.telemetry.counts["vapi_held_back"] == said
 
     async def test_what_cannot_be_written_again_is_refused(self) -> None:
-        """A body so deep that it can be read and hardly written is refused, whatever its depth."""
+        """A body too deeply nested to be written again is refused, and causes no fault."""
         messages = '[{"role": "user", "content": "Hi"}]'
         async with opened(PLAIN) as world:
             statuses: list[int] = []

@@ -1,4 +1,4 @@
-"""No request to VAPI's routes holds the loop: CPU time of the loop's thread, callback by callback."""
+"""No request to VAPI's routes holds the event loop, by CPU time of each callback."""
 
 import asyncio
 import gc
@@ -37,12 +37,12 @@ from tests.unit.test_vapi_webhook import CALL, RECALL, Source
 pytestmark = pytest.mark.unit
 
 HOLD_S = 0.05
-_TRIES = 3  # what else runs on the machine makes the same work cost more, never less
+_TRIES = 3  # other load on the machine only ever makes the same work slower
 SECRET = b"secret-0123456789abcdef"
 
 
 class Loop:
-    """The longest time on the CPU that one callback of the running loop took."""
+    """Measures the longest CPU time of one callback of the running loop."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.longest_s = 0.0
@@ -192,7 +192,7 @@ HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """What the test run itself holds is not looked through by the collector meanwhile."""
+    """Keep the garbage collector from scanning the test run's own objects."""
     gc.collect()
     gc.freeze()
     yield
@@ -205,7 +205,7 @@ def collected() -> Iterator[None]:
 async def test_no_history_holds_the_loop(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The largest bodies of every shape, asked, told, corrected, reported and searched."""
+    """The largest histories of every shape hold the loop in no request of any kind."""
     loop = Loop(monkeypatch)
     history = HISTORIES[shape]()
     changed = [
@@ -244,7 +244,7 @@ async def test_no_history_holds_the_loop(
 
 @pytest.mark.anyio
 async def test_no_escapes_hold_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body of nothing but halves of characters is read, one of that and no JSON is refused."""
+    """A body full of half characters is read, or refused if it is no JSON, without a hold."""
     loop = Loop(monkeypatch)
     halves = b"\\ud83d" * 160_000
     async with serving(tmp_path / "journal.db") as routes:
@@ -256,7 +256,7 @@ async def test_no_escapes_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.anyio
 async def test_ended_calls_hold_no_words(tmp_path: Path) -> None:
-    """However many and long calls have ended, what stays in memory is less than some of their words."""
+    """Ended calls, however many and long, keep only a part of their words in memory."""
     calls = 12
     history = alternating(100, lambda n: f"{n} word " * 100)
     async with serving(tmp_path / "journal.db") as routes:
@@ -275,4 +275,4 @@ async def test_ended_calls_hold_no_words(tmp_path: Path) -> None:
         held_bytes = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
     said_bytes = calls * sum(len(one["content"]) for one in history)
-    assert held_bytes < said_bytes / 3  # the newest one is at hand while its memory is read
+    assert held_bytes < said_bytes / 3  # the newest one is in memory while its memory is read

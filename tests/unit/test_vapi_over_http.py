@@ -1,4 +1,4 @@
-"""Replies for VAPI from servers on real sockets, which do to HTTP whatever servers do."""
+"""Replies for VAPI from servers on real sockets that treat HTTP in every way."""
 
 import contextlib
 import gzip
@@ -31,7 +31,7 @@ Answering = Callable[[SocketStream], Awaitable[None]]
 
 
 def sends(*pieces: bytes | float) -> Answering:
-    """Answers with these bytes, each by itself, and waits these seconds between them."""
+    """Sends each of these bytes on its own, and waits these seconds between them."""
 
     async def answer(stream: SocketStream) -> None:
         for piece in pieces:
@@ -72,7 +72,7 @@ def each_byte(raw: bytes) -> Answering:
 
 @asynccontextmanager
 async def served(answer: Answering) -> AsyncGenerator[str]:
-    """A server of one kind of answer; it breaks each connection once it has answered."""
+    """A server with one kind of answer, which breaks each connection after it."""
 
     async def serve(stream: SocketStream) -> None:
         asked = BufferedByteReceiveStream(stream)
@@ -91,7 +91,7 @@ async def served(answer: Answering) -> AsyncGenerator[str]:
 
 
 async def heard_of(answer: Answering, *, fallback_s: float = 5.0) -> str:
-    """What a caller hears; fails where VAPI gets a stream that it can't read."""
+    """What a caller hears; fails if VAPI gets a stream that it can't read."""
     sent: list[bytes] = []
 
     async def send(part: Any) -> None:
@@ -115,7 +115,7 @@ async def heard_of(answer: Answering, *, fallback_s: float = 5.0) -> str:
 
 @pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))
 async def test_each_kind_of_answer_in_single_bytes(name: str) -> None:
-    """Cut within each line and character on its way, every kind of answer is heard the same."""
+    """Every kind of answer is heard the same if it comes in single bytes."""
     body, heard, _ = {**ANSWERS, **CALLS}[name]
     raw = chunked(body[:4_000], 1)
     assert await heard_of(sends(raw)) == (FALLBACK if heard is None else heard)
@@ -123,7 +123,7 @@ async def test_each_kind_of_answer_in_single_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(CUT))
 async def test_each_kind_of_stop_in_single_bytes(name: str) -> None:
-    """So is every kind of reply that stops in the middle: its words, then the fallback."""
+    """A reply that stops in the middle and comes in single bytes is heard with the fallback."""
     body, heard, _ = CUT[name]
     assert await heard_of(sends(chunked(body, 1))) == f"{heard} {FALLBACK}"
 
@@ -152,7 +152,7 @@ SOUND: dict[str, Answering] = {
 
 @pytest.mark.parametrize("name", sorted(SOUND))
 async def test_a_reply_that_came(name: str) -> None:
-    """Whatever a server does to HTTP, a reply whose last word came is heard, without a fallback."""
+    """However a server uses HTTP, a complete reply is heard without the fallback."""
     text = await heard_of(SOUND[name])
     assert text == ("Fine, thanks." if name == "another content type" else TEXT)
 
@@ -173,7 +173,7 @@ BROKEN: dict[str, Answering] = {
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
 async def test_a_server_that_is_none(name: str) -> None:
-    """What is no answer is the fallback, at once."""
+    """A server's answer that can't be read leads to the fallback at once."""
     assert await heard_of(BROKEN[name]) == FALLBACK
 
 
@@ -186,14 +186,14 @@ BROKEN_OFF: dict[str, Answering] = {
 
 @pytest.mark.parametrize("name", sorted(BROKEN_OFF))
 async def test_a_server_that_breaks_off(name: str) -> None:
-    """Words without an end, of a body without one, are heard with the fallback after them."""
+    """Words without an end, or from a body without one, are followed by the fallback."""
     assert await heard_of(BROKEN_OFF[name]) == f"{TEXT} {FALLBACK}"
 
 
 @pytest.mark.parametrize("silent", [b"", b": ping\n\n", data(THOUGHT), data(says(" ")), b"\n"])
 @pytest.mark.parametrize("words", [b"", WORDS])
 async def test_silence(words: bytes, silent: bytes) -> None:
-    """A server that stalls, pings or thinks on and on is not waited for, before a word or after."""
+    """A server that stalls, pings or only thinks leads to the fallback in time."""
     head = chunked(words, 40, end=b"")
     answer = (
         for_ever(head, b"%x\r\n%b\r\n" % (len(silent), silent)) if silent else sends(head, 60.0)

@@ -106,7 +106,7 @@ class Served(VapiBench):
 
 @asynccontextmanager
 async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[Served]:
-    """A sidecar; with the journal of another, that one started anew."""
+    """A sidecar, new or started anew on another one's journal."""
     world = Served(journal=journal)
     async with trio.open_nursery() as nursery:
         for part in (world.snapshots, world.calls, world.vapi, world.archive):
@@ -117,7 +117,7 @@ async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[Served]
 
 
 async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> None:
-    """Deliver what may come after a report: histories, by either route, and what has none."""
+    """Deliver what may come after a report: histories by every route, and other messages."""
     for history in histories:
         for kind in ("conversation-update", "knowledge-base-request", "assistant-request"):
             assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
@@ -153,7 +153,7 @@ class TestWebhook:
         assert sent == ["add-message"]
 
     async def test_a_tool_runs_once_also_when_it_is_repeated_meanwhile(self) -> None:
-        """A repeat while the first is under way waits for it; all get the same answer."""
+        """Repeats of a tool call wait for the first run, and all get the same answer."""
         async with opened() as world:
             answers: list[Any] = []
 
@@ -175,7 +175,7 @@ class TestWebhook:
 
     @pytest.mark.parametrize("reported", [True, False])
     async def test_no_tool_repeats_what_was_erased(self, reported: bool) -> None:
-        """After the call and `forget`, the id of an earlier tool brings none of its words again."""
+        """After `forget`, a repeated tool call returns none of the erased words."""
         async with opened() as world:
             sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
             said = [{"role": "user", "content": "My boat is called Rex."}]
@@ -190,7 +190,7 @@ class TestWebhook:
             assert "Rex" not in str(await world.deliver(sent))
 
     async def test_a_tool_answers_within_its_budget(self) -> None:
-        """Archival memory that hangs: the tool answers from what is at hand, in time."""
+        """If archival memory hangs, the tool still answers in time."""
         async with opened() as world:
             world.source.search_s = 3_600.0
             await world.deliver(message("status-update", call=CALL, status="in-progress"))
@@ -203,7 +203,7 @@ class TestWebhook:
             assert "result" in answered["results"][0]
 
     async def test_a_delivery_that_was_here_before(self) -> None:
-        """The same signed bytes again get no memory a second time; what only tells is taken."""
+        """A repeated signed delivery gets no memory again, while a repeated report is accepted."""
         async with opened() as world:
             for kind in ("assistant-request", "knowledge-base-request", "tool-calls"):
                 sent = SENT[kind].message
@@ -216,7 +216,7 @@ class TestWebhook:
                 assert await world.deliver(report, headers) == (200, {})
 
     async def test_a_report_alone_is_a_whole_call(self) -> None:
-        """A call of which nothing but its report was seen is stored with every word, once."""
+        """A call known only by its report is stored with every word, once."""
         async with opened() as world:
             for _ in range(2):
                 sent = {**SENT["end-of-call-report"].message, "call": CALL}
@@ -230,7 +230,7 @@ class TestWebhook:
             assert not world.calls.live
 
     async def test_what_comes_late_wakes_no_call(self) -> None:
-        """Messages that were overtaken by the report leave the call closed and as it is."""
+        """Messages that come after the report leave the call closed and unchanged."""
         async with opened() as world:
             await world.deliver({**SENT["end-of-call-report"].message, "call": CALL})
             before = await world.texts()
@@ -241,7 +241,7 @@ class TestWebhook:
             assert await world.texts() == before
 
     async def test_a_final_transcript_of_nobody_is_refused_and_said(self) -> None:
-        """Words that name nobody are not taken for those of a call whose caller is known."""
+        """A final transcript that names nobody is not stored in a call with a known caller."""
         async with opened() as world:
             await world.deliver(message("conversation-update", call=CALL, messages=VAPI_HISTORY))
             nobody = {key: value for key, value in CALL.items() if key != "customer"}
@@ -252,7 +252,7 @@ class TestWebhook:
 
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_reported_call_is_final(self, restarted: bool) -> None:
-        """No late word, shorter, longer or other, of any kind, opens it or changes what was said."""
+        """Late messages of any kind neither reopen a reported call nor change its turns."""
         report = {**SENT["end-of-call-report"].message, "call": CALL}
         other = [{"role": "user", "message": "I never said that."}, *VAPI_HISTORY[2:]]
         late = [
@@ -277,7 +277,7 @@ class TestWebhook:
 
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_further_report_corrects_what_it_names(self, restarted: bool) -> None:
-        """Another report of a reported call has the last word on what it holds, and ends it again."""
+        """A further report corrects a reported call, and the call stays closed."""
         report = {**SENT["end-of-call-report"].message, "call": CALL}
         heard = [dict(one) for one in VAPI_HISTORY]
         heard[1]["message"] = "My frog is called Rex."
@@ -314,7 +314,7 @@ class TestWebhook:
     async def test_no_ended_reason_brings_words_into_the_log(
         self, reason: object, logged: str | None
     ) -> None:
-        """Of why a call ended, a word of VAPI's is logged; whatever else stands there is `other`."""
+        """Only known reasons for a call's end are logged, and any other text as `other`."""
         async with opened() as world:
             said: list[Mapping[str, object]] = []
 
@@ -329,7 +329,7 @@ class TestWebhook:
             assert "canary" not in str(said)
 
     async def test_no_more_tools_run_than_a_few(self) -> None:
-        """Of thousands of tools in one message some dozen run; strange ones have no fault."""
+        """Of thousands of tool calls in one message 32 run, and strange ones cause no fault."""
         async with opened() as world:
             deep = {"id": "d", "function": {"name": "recall", "arguments": "[" * 9_999}}
             asked = [deep, *({**RECALL, "id": f"a{n}"} for n in range(9_000))]
@@ -340,7 +340,7 @@ class TestWebhook:
             assert len(answered["results"]) == 32
 
     async def test_a_message_without_a_type_is_refused(self) -> None:
-        """What is no server message is told so."""
+        """A body without a type is refused with an error that says so."""
         async with opened() as world:
             status, answered = await world.deliver({"call": CALL})
             assert status == 400

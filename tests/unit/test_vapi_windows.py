@@ -1,4 +1,4 @@
-"""Windows of VAPI calls in which everybody says the same words again and again, against the truth."""
+"""Windows of VAPI calls in which the same words come again and again, against the truth."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,7 +74,7 @@ def guesses(text: str) -> list[str]:
 def test_who_is_always_answered_is_stored_as_it_was_said(
     data: st.DataObject, window: int, asides: bool
 ) -> None:
-    """Replies that went out whole tell the same words again from the same request again."""
+    """If all replies went out whole, a call is stored as it was said, repeated words included."""
     truth: Said = [("agent", "Hello.")]
     call = Following()
     fresh = False
@@ -106,7 +106,7 @@ def test_who_is_always_answered_is_stored_as_it_was_said(
 @given(data=st.data(), window=st.integers(1, 6))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_no_window_corrects_what_was_posted(data: st.DataObject, window: int) -> None:
-    """Whatever a window resembles, and whether or not its replies were heard, Letta is told no other."""
+    """Whatever a window resembles, it corrects nothing that was posted to Letta."""
     truth: Said = [("agent", "Hello.")]
     call = Following()
     call.see(Sighting(stretches([*truth, ("caller", "My name is Ada.")])))
@@ -130,7 +130,7 @@ def test_no_window_corrects_what_was_posted(data: st.DataObject, window: int) ->
 
 
 def test_a_window_that_resembles_the_beginning() -> None:
-    """One that begins almost like the call is a window of it, after a reply that went out whole."""
+    """After a whole reply, a window that resembles the call's beginning continues the call."""
     call = Following()
     begun: Said = [("caller", "Okay."), ("agent", "Sure."), ("caller", "Okay then.")]
     call.see(Sighting(stretches(begun), asked=True))
@@ -143,7 +143,7 @@ def test_a_window_that_resembles_the_beginning() -> None:
 
 
 def test_a_window_that_begins_within_what_one_speaker_said() -> None:
-    """Messages of one speaker that a window has lost are not said anew by those it still has."""
+    """If a window begins within what a speaker said, the words it has are not stored again."""
     call = Following()
     for messages in (
         [("agent", "Hello."), ("caller", "Oslo please.")],
@@ -157,7 +157,7 @@ def test_a_window_that_begins_within_what_one_speaker_said() -> None:
 
 
 def test_final_transcripts_tell_two_turns_from_one() -> None:
-    """Words that were transcribed twice and are known once are another turn."""
+    """Words with two final transcripts that are stored once make another turn."""
     for heard, times in ((1, 1), (2, 2)):
         call = Following()
         call.see(Sighting(stretches([("agent", "Hello."), ("caller", "No.")])))
@@ -186,6 +186,6 @@ NO = Stretch("caller", "No.")
 def test_each_final_transcript_is_an_utterance(
     known: str, heard: list[Stretch], before: Stretch | None, text: str
 ) -> None:
-    """The same words again at the open end are said again, as often as they were transcribed."""
+    """The same words at the open end are stored as often as they were transcribed."""
     ended = with_words((Stretch("caller", known),), heard, before=before)
     assert [stretch.text for stretch in ended[open_from(ended) :]] == [text]

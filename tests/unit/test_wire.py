@@ -47,14 +47,14 @@ def read(pieces: Iterable[bytes]) -> ChatReader:
 
 
 def passed(pieces: Iterable[bytes]) -> tuple[bytes, Passing]:
-    """What goes out of a stream, and the stream."""
+    """What is sent on of a stream, and the `Passing` that read it."""
     passing = Passing()
     out = [passing.feed(piece) for piece in pieces]
     return b"".join([*out, passing.close()]), passing
 
 
 def spoken(stream: bytes) -> str:
-    """What VAPI would say; fails where it would end the call."""
+    """What VAPI would say; fails if VAPI would end the call."""
     *frames, end, rest = stream.decode("utf-8", "replace").split("\n\n")
     assert (end, rest) == ("data: [DONE]", "")
     chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames]
@@ -67,7 +67,7 @@ def spoken(stream: bytes) -> str:
 class TestReading:
     @pytest.mark.parametrize("name", NAMES)
     def test_what_is_heard_of_it(self, name: str) -> None:
-        """Each kind of answer is read as its words, or as none with a reason that repeats nothing."""
+        """Each kind of answer is read as its words, or fails with a reason that repeats none."""
         answer = ANSWERS[name]
         reader = read([answer.body])
         assert bool(reader.failure) is (answer.heard is None)
@@ -77,14 +77,14 @@ class TestReading:
 
     @given(st.sampled_from(NAMES), st.lists(st.integers(0, 4_000), max_size=40))
     def test_the_pieces_do_not_matter(self, name: str, cuts: list[int]) -> None:
-        """However an answer is cut on its way, also within a character, it is read the same."""
+        """An answer is read the same wherever it is cut, even within a character."""
         body = ANSWERS[name].body
         one, other = read([body]), read(pieces_of(body, cuts))
         assert (one.text, one.failure, one.tokens) == (other.text, other.failure, other.tokens)
 
     @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
     def test_any_bytes(self, body: bytes, cuts: list[int]) -> None:
-        """Bytes of any kind are read to their end, and are no reply without words."""
+        """Any bytes are read without an error, and are no reply unless they hold one."""
         reader = read(pieces_of(body, cuts))
         assert reader.failure or reader.words or reader.tools
 
@@ -95,7 +95,7 @@ class TestReading:
         assert (reader.tools, reader.words, reader.failure) == (True, False, "")
 
     def test_what_it_cost(self) -> None:
-        """The server's own count is read, wherever it stands; one that is none is not."""
+        """The server's token count is read wherever it is, and invalid ones are ignored."""
         usages: tuple[Any, ...] = (None, {"total_tokens": True}, {"total_tokens": -1}, [], "x")
         for usage in usages:
             body = data(says("Hi."), {**USAGE, "usage": usage}, USAGE, STOP)
@@ -103,19 +103,19 @@ class TestReading:
             assert read([data(says("Hi."), {**USAGE, "usage": usage})]).tokens == 0
 
     def test_the_last_word_is_the_last(self) -> None:
-        """A reply that was finished is one, whatever of the rest is missing."""
+        """A reply that was finished counts, even if the rest of the stream is broken."""
         for rest in (b"data: {", b'data: {"choices": [], "us', b"data: {broken}\n"):
             assert read([data(says("Bye."), STOP) + rest]).failure == ""
 
     def test_an_answer_without_end(self) -> None:
-        """No more than its limit is kept of a line, or of a reply."""
+        """A line or a reply that is too long ends the reading."""
         assert "no end" in read([b"data: {" + b"x" * ANSWER_BYTES]).failure
         endless = [data(says("word " * 1_000))] * (ANSWER_BYTES // 5_000 + 1)
         assert "no end" in read(endless).failure
 
     @pytest.mark.parametrize("text", ["", " ", "\n", "…", "--", "\u200b", "!?", '"'])
     def test_what_no_voice_says(self, text: str) -> None:
-        """Blanks and marks alone are nothing to hear."""
+        """Blanks and punctuation alone are not audible."""
         assert not is_audible(text)
         assert is_audible(f"{text}a")
 
@@ -128,7 +128,7 @@ class TestAloud:
         st.lists(st.integers(0, 100), max_size=10),
     )
     def test_the_pieces_do_not_matter(self, parts: list[str], cuts: list[int]) -> None:
-        """However thought and words are cut, the same words are said, and no thought before them."""
+        """However thoughts and words are cut, the same words are said and no leading thoughts."""
 
         def said(pieces: Iterable[str]) -> str:
             aloud = Aloud()
@@ -166,7 +166,7 @@ class TestAloud:
 class TestPassing:
     @pytest.mark.parametrize("name", NAMES)
     def test_vapi_is_given_what_it_can_read(self, name: str) -> None:
-        """Every reply goes out as frames with choices and an end; of another nothing goes out."""
+        """Every reply is sent on as frames that VAPI can read, and anything else is not sent."""
         answer = ANSWERS[name]
         out, passing = passed([answer.body])
         assert bool(passing.reader.failure) is (answer.heard is None)
@@ -174,7 +174,7 @@ class TestPassing:
 
     @given(st.sampled_from(NAMES), st.lists(st.integers(0, 4_000), max_size=40))
     def test_the_pieces_do_not_matter(self, name: str, cuts: list[int]) -> None:
-        """Cut anywhere, the same words go out, whether they pass unread or not."""
+        """Wherever an answer is cut, the same words are sent on and read."""
         answer = ANSWERS[name]
         out, passing = passed(pieces_of(answer.body, cuts))
         assert (spoken(out) if out else None) == answer.heard
@@ -182,14 +182,14 @@ class TestPassing:
 
     @given(st.lists(st.sampled_from([says("a word"), THOUGHT, says(""), USAGE, says(" ")])))
     def test_what_passes_unread_is_counted(self, frames: list[dict[str, object]]) -> None:
-        """What was passed on and what is read of it later are the same words."""
+        """The words that were sent on unread are the words that are read later."""
         said = [json.loads(json.dumps(frame)) for frame in frames]
         out, passing = passed([data(says("First.")), *(data(frame) for frame in said), DONE])
         words = [f["choices"][0]["delta"].get("content", "") for f in said if f["choices"]]
         assert spoken(out) == passing.reader.text == "First." + "".join(words)
 
     def test_nothing_goes_out_before_a_word(self) -> None:
-        """Roles, blanks, comments, thought and usage are held; with the first word all goes out."""
+        """Nothing is sent before a word, and then all held frames are sent with it."""
         passing = Passing()
         held = data(chunk({"role": "assistant"}), THOUGHT, USAGE, says(" "), says("…"))
         assert passing.feed(b": ping\n\n" + held) == b""
@@ -199,7 +199,7 @@ class TestPassing:
 
     @pytest.mark.parametrize("name", CALLS)
     def test_a_tool_for_vapi_to_run(self, name: str) -> None:
-        """A tool call goes out at once, and its stream is ended."""
+        """A tool call is sent at once, with whole arguments, and its stream is ended."""
         out, passing = passed([CALLS[name].body])
         assert passing.heard
         assert spoken(out) == ""
@@ -218,7 +218,7 @@ class TestPassing:
         "arguments", ["", "null", "{'why': 'bye'}", '{"a": 1}}', '{"b": "\\"}"}']
     )
     def test_a_call_that_its_model_ended_goes_out_as_it_is(self, arguments: str) -> None:
-        """What a model wrote to its end is its tool's to read, be it JSON or not."""
+        """A tool call that the model ended is sent unchanged, even if it is no JSON."""
         out, passing = passed([data(call(arguments, "endCall", id="t1"), chunk({}, "tool_calls"))])
         assert passing.reader.failure == ""
         (frame, _) = out.decode().split("\n\n", 1)
@@ -239,7 +239,7 @@ class TestPassing:
     def test_every_frame_has_a_delta_and_one_is_the_last(
         self, odd: dict[str, Any], ends: tuple[dict[str, Any], ...]
     ) -> None:
-        """However a server ends a reply, its frames have a delta of text, and one finish reason."""
+        """However a server ends a reply, each frame has a text delta and one a finish reason."""
         for end in (DONE, b""):
             out, _ = passed([data(odd), data(says("Hi.")), data(odd, *ends) + end])
             assert spoken(out) == "Hi."
@@ -247,7 +247,7 @@ class TestPassing:
 
     @pytest.mark.parametrize("call", [{}, None, {"index": 0, "function": {"arguments": ""}}])
     def test_an_empty_part_of_a_tool_call(self, call: Any) -> None:
-        """A part of a tool call without a name or arguments is nothing, and puts no fallback off."""
+        """A part of a tool call without a name or arguments does not count as heard."""
         passing = Passing()
         assert passing.feed(data(chunk({"tool_calls": [call]}))) == b""
         assert not passing.heard
@@ -256,7 +256,7 @@ class TestPassing:
         assert not passing.look()
 
     def test_usual_frames_pass_as_they_came(self) -> None:
-        """After the first word the bytes are the model's own, several frames at once, too."""
+        """After the first word the model's own bytes are passed on, several frames at once, too."""
         passing = Passing()
         passing.feed(data(says("One")))
         for came in (data(says(" two")), data(says(" three"), says(" {four}\n\n data: "))):
@@ -279,7 +279,7 @@ class TestPassing:
         ],
     )
     def test_what_a_caller_hears(self, came: bytes, heard: bool) -> None:
-        """A look says whether what came last holds something to hear, whatever came before."""
+        """A look tells whether the newest frames hold something to hear."""
         passing = Passing()
         passing.feed(data(says("One")))
         passing.feed(data(says(" two")))
@@ -308,11 +308,11 @@ class TestPassing:
         ],
     )
     def test_the_first_frames(self, frames: list[dict[str, Any]], goes_out: bool) -> None:
-        """A word goes out with the frame it is in, in every script, and so does a tool call."""
+        """A word in any script, and a tool call, is sent with the frame it comes in."""
         assert bool(Passing().feed(data(*frames))) is goes_out
 
     def test_an_error_after_words(self) -> None:
-        """Words that came with an error go out, the error does not, and no end."""
+        """Words that came with an error are sent, but neither the error nor an end is."""
         out, passing = passed([data(says("One")), data(says(" two"), {"error": {"code": "x"}})])
         assert out == data(says("One"), says(" two"))
         assert passing.reader.failure.endswith(": x")
@@ -332,7 +332,7 @@ class TestFrames:
     @pytest.mark.parametrize("whole", [False, True], ids=["streamed", "whole"])
     @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
     def test_what_we_write_we_read(self, reply: Reply, whole: bool) -> None:
-        """Words and tool calls come back as they were, streamed or whole, and the usage with them."""
+        """Words, tool calls and usage that we write are read unchanged, streamed or whole."""
         writer = ChatWriter("m", created_s=1.0, answer_id="x")
         usage = {"total_tokens": 15}
         if whole:
@@ -350,5 +350,5 @@ class TestFrames:
         assert reader.tools is bool(reply.tool_calls)
 
     def test_what_we_say_has_choices_in_every_frame(self) -> None:
-        """A spoken fallback is frames that VAPI can read, finished and ended."""
+        """A spoken fallback consists of frames that VAPI can read, with an end."""
         assert spoken(ChatWriter("m", created_s=1.0, answer_id="x").spoken("Sorry?")) == "Sorry?"

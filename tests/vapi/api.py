@@ -1,4 +1,4 @@
-"""As much of VAPI's API as the example's script uses."""
+"""The parts of VAPI's API that the example's script uses."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +8,7 @@ from typing_extensions import override
 
 
 class Api(ThreadingHTTPServer):
-    """Keeps what it was asked: method, path and body of each request."""
+    """Keeps the method, path and body of each request."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
@@ -27,7 +27,7 @@ class _Asked(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    do_POST = do_PATCH = _take  # noqa: N815 - the names http.server calls
+    do_POST = do_PATCH = _take  # noqa: N815 - the names that http.server calls
 
     @override
     def log_message(self, format: str, *args: object) -> None:

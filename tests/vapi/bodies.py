@@ -75,7 +75,7 @@ class Sent(NamedTuple):
     Attributes:
         type: VAPI's type of it, as `module:Class`.
         message: Its body, without the envelope.
-        answer: VAPI's type of the answer; empty where any answer will do, as nobody reads it.
+        answer: VAPI's type of the answer; empty where VAPI reads no answer.
     """
 
     type: str
@@ -84,7 +84,7 @@ class Sent(NamedTuple):
 
 
 def message(kind: str, **more: object) -> dict[str, Any]:
-    """Return a server message with what each of them carries."""
+    """Return a server message with the fields that all of them have."""
     return {
         "type": kind,
         "timestamp": NOW_MS + 30_000,
@@ -104,7 +104,7 @@ def speech(role: str, status: str) -> Sent:
 
 
 def transcript(kind: str, text: str, *, type_: str = "transcript") -> Sent:
-    """Return a transcript of the caller."""
+    """Return a transcript of the caller's words."""
     return Sent(
         "server_message_transcript:ServerMessageTranscript",
         message(type_, role="user", transcriptType=kind, transcript=text),

@@ -3,10 +3,10 @@
 Reads from standard input a JSON list of ``{"name", "type", "body"}``, where `type` is
 ``module:Class`` below `vapi.types`; writes a JSON object of complaints by name.
 
-The SDK's models take any unknown field and any word in an enumeration, and their own
-deserialiser checks nothing; Python's names of fields pass for those of the wire. So a body is
-validated by pydantic, and then what came out is walked beside what went in: a word outside an
-enumeration and a field that no type declares by this name are complaints as well.
+The SDK's models accept any unknown field, any word in an enumeration, and Python's names of fields
+in place of those of the wire; their own deserialiser checks nothing. So a body is validated by
+pydantic, and the result is then compared with the input: a word outside an enumeration, and a field
+that no type declares by this name, are complaints as well.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import pydantic
 
 
 def complaints(type_name: str, body: object) -> list[str]:
-    """Return what is wrong with a body, empty when nothing is."""
+    """Return what is wrong with a body; empty when nothing is."""
     module, _, name = type_name.partition(":")
     declared = getattr(importlib.import_module(f"vapi.types.{module}"), name)
     try:
@@ -60,7 +60,7 @@ def _words(annotation: object) -> Iterator[str]:
 
 
 def main() -> None:
-    """Judge what comes in."""
+    """Judge the bodies from standard input."""
     asked = json.load(sys.stdin)
     json.dump({one["name"]: complaints(one["type"], one["body"]) for one in asked}, sys.stdout)
 

@@ -1,4 +1,4 @@
-"""The stand-in for the model's server, as a process of its own."""
+"""The stand-in for the model's server, as a separate process."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ from tests.sidecar_process import eventually, get
 
 
 class Model:
-    """Runs while its context is open; shows what it was asked, and fails as told.
+    """Runs while its context is open; returns its requests and can be made to fail.
 
     Args:
-        say: What it answers whatever it is asked; empty is the demo model.
+        say: Its answer to every request; if empty, the demo model answers.
     """
 
     def __init__(self, *, say: str = "") -> None:
@@ -40,11 +40,11 @@ class Model:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # it may be in the middle of a fault that takes long
+        self._process.kill()  # it may be in the middle of a long fault
         self._process.wait(10)
 
     def begin_anew(self) -> None:
-        """Be well, and forget what it was asked."""
+        """Remove all faults, and forget all requests."""
         self.faults(**msgspec.structs.asdict(ModelFaults()), clear=True)
 
     def faults(self, **faults: object) -> None:
@@ -54,7 +54,7 @@ class Model:
         urllib.request.urlopen(request, timeout=5).close()
 
     def prompts(self) -> list[dict[str, Any]]:
-        """The bodies of requests that came for a caller, not for the embedded Letta."""
+        """The bodies of requests for a caller's reply, without those of the embedded Letta."""
         seen = json.loads(get(f"{self.url}/_log?tail=1000")[1])
         return [
             one["body"]
