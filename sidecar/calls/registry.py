@@ -21,6 +21,7 @@ from sidecar.calls.call import Listener, LiveCall
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.records import Heard, Records
+from sidecar.calls.storing import Storing
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
@@ -29,7 +30,6 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.model import (
     CHANNEL_RULE,
-    TURN_SECONDS,
     AgentRef,
     Batch,
     Call,
@@ -38,11 +38,10 @@ from sidecar.model import (
     Turn,
     call_key,
     is_channel,
-    prompt_of,
 )
 from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
-from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Tracer
+from sidecar.tracing import CONVERSATION, NO_TRACES, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +102,15 @@ class Calls:
         self._policy = policy
         self._emit = emit
         self._clock = clock
+        self._records = Records()
+        self._orphans: dict[str, float] = {}
+        self._storing = Storing(
+            journal,
+            self._records,
+            on_stored=self._is_stored,
+            emit=emit,
+            tracer=tracer,
+        )
         self._feed = MemoryFeed(
             journal,
             snapshots,
@@ -113,18 +121,14 @@ class Calls:
             emit=emit,
             tracer=tracer,
             clock=clock,
-            journal_failed=self._say_journal_failed,
+            journal_failed=self._storing.emit_failed,
         )
         self._live: dict[str, LiveCall] = {}
-        self._orphans: dict[str, float] = {}
-        self._records = Records()
         self._left_guidance = LeftGuidance(keep_s=policy.orphan_s)
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _tell_nobody
         """Called when a new call has been opened."""
         self.draining = False
-        self.journal_error: str = ""
-        """Why turns can't be stored at present; empty while they can."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
@@ -138,7 +142,12 @@ class Calls:
                 await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
                 await self._close_orphans()
                 self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
-                await self._try_journal()
+                await self._storing.try_again()
+
+    @property
+    def journal_error(self) -> str:
+        """Why turns can't be stored at present; empty while they can."""
+        return self._storing.error
 
     @property
     def live(self) -> Sequence[LiveCall]:
@@ -236,13 +245,13 @@ class Calls:
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
             try:
-                await self._store_call(live)
+                await self._storing.store_call(live)
             except CallError:
                 del self._live[key]
                 self._records.leave(live)
                 raise
             except JournalError as error:
-                self._journal_failed(error)  # the call goes on; `record` stores it first
+                self._storing.failed(error)  # the call goes on; `record` stores it first
         self._emit(
             telemetry.call_opened,
             call=key,
@@ -253,6 +262,9 @@ class Calls:
         self.on_opened()
         self._feed.begin(live)
         return live
+
+    def _is_stored(self, key: str) -> None:
+        self._orphans.pop(key, None)
 
     def _enter(self, live: LiveCall) -> None:
         self._live[live.key] = live
@@ -371,104 +383,14 @@ class Calls:
         await self._feed.digested(ref, batch)
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """Make turns of a live call durable; drop them where the caller did not agree.
-
-        Where another call keeps the record, this returns when that record has reached these turns.
-        """
-        turns = await self._records.own(live, turns)
-        if not turns:
-            return
-        if not live.kept:
-            self._records.reached(live, turns)
-            self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
-            return
-        for turn in turns:
-            if turn.seq:
-                if live.last_seq and turn.seq > live.last_seq + 1:
-                    self._emit(
-                        telemetry.turn_seq_gap,
-                        call=live.key,
-                        expected=live.last_seq + 1,
-                        got=turn.seq,
-                    )
-                live.last_seq = max(live.last_seq, turn.seq)
-        try:
-            if not await self._append(live, turns):
-                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
-                return
-        except CallError:
-            raise  # the turn is at fault, not the journal
-        except JournalError as error:
-            self._journal_failed(error)
-            raise
-        self.journal_error = ""
-        self._records.reached(live, turns)
-        live.turns += len(turns)
-        for turn in turns:
-            self._say_recorded(live, turn)
-
-    def _say_recorded(self, live: LiveCall, turn: Turn) -> None:
-        """Report that a turn is stored, and what was measured for it."""
-        self._emit(
-            telemetry.turn_recorded,
-            call=live.key,
-            speaker=turn.speaker,
-            chars=len(turn.text),
-            pii_text=turn.text,
-        )
-        measured = {name: turn.metrics[name] for name in TURN_SECONDS if name in turn.metrics}
-        if measured:
-            self._emit(telemetry.turn_measured, call=live.key, **measured)
-        if prompt := prompt_of(turn.metrics):
-            served, age_s, wait_s = prompt
-            self._emit(
-                telemetry.prompt_served,
-                call=live.key,
-                version="",
-                served=served,
-                age_s=age_s,
-                wait_s=wait_s,
-            )
-
-    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
-        """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
-
-        A call that retention has erased meanwhile is stored again.
-
-        Returns:
-            False when the call turns out to be one that the caller refused, or that was erased
-            with its caller.
-        """
-        await self._store_call(live)
-        if not live.kept:
-            return False
-        parents = [turn.traceparent or live.traceparent for turn in turns]
-        about = {
-            CONVERSATION: live.call.call_id,
-            "sidecar.turns": len(turns),
-            TEXT: "\n".join(f"{turn.speaker}: {turn.text}" for turn in turns),
-        }
-        with self._tracer.start(
-            "store turns", parent=parents[0], links=parents[1:], attributes=about
-        ) as span:
-            traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
-            try:
-                await self._journal.append(traced)
-            except CallError as error:
-                if error.code != "unknown_call":
-                    raise
-                live.stored = False  # erased since it was stored
-                await self._store_call(live)
-                if not live.kept:
-                    return False
-                await self._journal.append(traced)
-        return True
+        """Make turns of a live call durable; see `Storing.record`."""
+        await self._storing.record(live, turns)
 
     async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
         """End a live call."""
         if not live.closed:
             if not live.elsewhere:
-                await self._store_call(live)
+                await self._storing.store_call(live)
             if live.stored:
                 await self._journal.close_call(live.key, at_s=self._clock(), final=final)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
@@ -484,48 +406,7 @@ class Calls:
             try:
                 live.call = await self._journal.open_call(replace(live.call, consent="no"))
             except JournalError as error:
-                self._journal_failed(error)
-
-    # ---------------------------------------------------------------------------------------
-
-    async def _store_call(self, live: LiveCall) -> None:
-        """Store a call, unless it is stored already or another call keeps its record.
-
-        Nothing is kept of a call that was erased with its caller.
-        """
-        if live.kept and not live.stored and self._records.keeps(live):
-            try:
-                live.call = await self._journal.open_call(live.call)
-            except CallError as error:
-                if error.code != "erased":
-                    raise
-                live.kept = False
-                self._emit(telemetry.erased_call_refused, call=live.key)
-                return
-            live.stored = True
-            live.kept = live.call.consent != "no"
-            self._orphans.pop(live.key, None)
-
-    def _journal_failed(self, error: JournalError) -> None:
-        """A write failed: turns can't be stored until one succeeds."""
-        self.journal_error = f"{type(error).__name__}: {error.message}"
-        self._say_journal_failed(error)
-
-    def _say_journal_failed(self, error: JournalError) -> None:
-        self._emit(
-            telemetry.journal_failed,
-            error=f"{type(error).__name__}: {error.message}",
-            hint=error.hint,
-        )
-
-    async def _try_journal(self) -> None:
-        """Test whether turns can be stored again: without a live call nothing else would show."""
-        if self.journal_error:
-            try:
-                await self._journal.try_write()
-            except JournalError:
-                return
-            self.journal_error = ""
+                self._storing.failed(error)
 
     def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
         """Report that guidance came for a live call."""
@@ -558,7 +439,7 @@ class Calls:
                 self._orphans.pop(key, None)  # erased meanwhile
                 continue
             except JournalError as error:
-                self._journal_failed(error)
+                self._storing.failed(error)
                 continue
             if self._orphans.get(key) == since_s and key not in self._live:
                 del self._orphans[key]

@@ -1,0 +1,178 @@
+"""From a live call into the journal: its turns, the call itself, and whether the journal works."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sidecar import telemetry
+from sidecar.calls.call import LiveCall
+from sidecar.calls.records import Records
+from sidecar.errors import CallError, JournalError
+from sidecar.journal.record import Record
+from sidecar.model import TURN_SECONDS, Turn, prompt_of
+from sidecar.telemetry import Emit
+from sidecar.tracing import CONVERSATION, TEXT, Tracer
+
+
+class Storing:
+    """Stores live calls and their turns.
+
+    Args:
+        journal: Where they go.
+        records: Which call keeps the record of a room.
+        on_stored: Called with the key of a call that is now stored.
+        emit: Where events go.
+        tracer: Makes spans.
+
+    Attributes:
+        error: Why turns can't be stored at present; empty while they can.
+    """
+
+    def __init__(
+        self,
+        journal: Record,
+        records: Records,
+        *,
+        on_stored: Callable[[str], None],
+        emit: Emit,
+        tracer: Tracer,
+    ) -> None:
+        self.error = ""
+        self._journal = journal
+        self._records = records
+        self._on_stored = on_stored
+        self._emit = emit
+        self._tracer = tracer
+
+    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+        """Make turns of a live call durable; drop them where the caller did not agree.
+
+        Where another call keeps the record, this returns when that record has reached these turns.
+        """
+        turns = await self._records.own(live, turns)
+        if not turns:
+            return
+        if not live.kept:
+            self._records.reached(live, turns)
+            self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+            return
+        for turn in turns:
+            if turn.seq:
+                if live.last_seq and turn.seq > live.last_seq + 1:
+                    self._emit(
+                        telemetry.turn_seq_gap,
+                        call=live.key,
+                        expected=live.last_seq + 1,
+                        got=turn.seq,
+                    )
+                live.last_seq = max(live.last_seq, turn.seq)
+        try:
+            if not await self._append(live, turns):
+                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+                return
+        except CallError:
+            raise  # the turn is at fault, not the journal
+        except JournalError as error:
+            self.failed(error)
+            raise
+        self.error = ""
+        self._records.reached(live, turns)
+        live.turns += len(turns)
+        for turn in turns:
+            self._say_recorded(live, turn)
+
+    def _say_recorded(self, live: LiveCall, turn: Turn) -> None:
+        """Report that a turn is stored, and what was measured for it."""
+        self._emit(
+            telemetry.turn_recorded,
+            call=live.key,
+            speaker=turn.speaker,
+            chars=len(turn.text),
+            pii_text=turn.text,
+        )
+        measured = {name: turn.metrics[name] for name in TURN_SECONDS if name in turn.metrics}
+        if measured:
+            self._emit(telemetry.turn_measured, call=live.key, **measured)
+        if prompt := prompt_of(turn.metrics):
+            served, age_s, wait_s = prompt
+            self._emit(
+                telemetry.prompt_served,
+                call=live.key,
+                version="",
+                served=served,
+                age_s=age_s,
+                wait_s=wait_s,
+            )
+
+    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
+        """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
+
+        A call that retention has erased meanwhile is stored again.
+
+        Returns:
+            False when the call turns out to be one that the caller refused, or that was erased
+            with its caller.
+        """
+        await self.store_call(live)
+        if not live.kept:
+            return False
+        parents = [turn.traceparent or live.traceparent for turn in turns]
+        about = {
+            CONVERSATION: live.call.call_id,
+            "sidecar.turns": len(turns),
+            TEXT: "\n".join(f"{turn.speaker}: {turn.text}" for turn in turns),
+        }
+        with self._tracer.start(
+            "store turns", parent=parents[0], links=parents[1:], attributes=about
+        ) as span:
+            traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
+            try:
+                await self._journal.append(traced)
+            except CallError as error:
+                if error.code != "unknown_call":
+                    raise
+                live.stored = False  # erased since it was stored
+                await self.store_call(live)
+                if not live.kept:
+                    return False
+                await self._journal.append(traced)
+        return True
+
+    async def store_call(self, live: LiveCall) -> None:
+        """Store a call, unless it is stored already or another call keeps its record.
+
+        Nothing is kept of a call that was erased with its caller.
+        """
+        if live.kept and not live.stored and self._records.keeps(live):
+            try:
+                live.call = await self._journal.open_call(live.call)
+            except CallError as error:
+                if error.code != "erased":
+                    raise
+                live.kept = False
+                self._emit(telemetry.erased_call_refused, call=live.key)
+                return
+            live.stored = True
+            live.kept = live.call.consent != "no"
+            self._on_stored(live.key)
+
+    def failed(self, error: JournalError) -> None:
+        """A write failed: turns can't be stored until one succeeds."""
+        self.error = f"{type(error).__name__}: {error.message}"
+        self.emit_failed(error)
+
+    def emit_failed(self, error: JournalError) -> None:
+        """Emit that an operation of the journal failed."""
+        self._emit(
+            telemetry.journal_failed,
+            error=f"{type(error).__name__}: {error.message}",
+            hint=error.hint,
+        )
+
+    async def try_again(self) -> None:
+        """Test whether turns can be stored again: without a live call nothing else would show."""
+        if self.error:
+            try:
+                await self._journal.try_write()
+            except JournalError:
+                return
+            self.error = ""
