@@ -4,7 +4,9 @@
 SHELL := /bin/bash
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+	command -v $$p >/dev/null && \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && \
+	echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 LETTA_VENV := .letta-venv
@@ -21,16 +23,22 @@ ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint \
+	types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
 
+# A text that is too long for one line goes on in a second one that begins with the same target.
 help: ## Show this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' \
+	  '$$1 == last {printf " %s", $$2; next} \
+	  {printf "%s  make %-13s %s", end, $$1, $$2; last = $$1; end = "\n"} END {print ""}'
 
 $(BIN)/uv: requirements/uv.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found. Install one, or say PYTHON=/path/to/python3." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found." \
+	  "Install one, or say PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/uv.txt
 	@touch $@
 
 $(VENV)/.run: $(BIN)/uv requirements/run.txt
@@ -48,26 +56,32 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 $(LETTA_VENV)/.installed: $(BIN)/uv requirements/letta-server.txt
 	@echo "installing a real Letta server for the tests into $(LETTA_VENV) (about 1 GB)"
 	@$(PYTHON) -m venv --clear $(LETTA_VENV)
-	@$(BIN)/uv pip sync --quiet --python $(LETTA_VENV)/bin/python --require-hashes requirements/letta-server.txt
+	@$(BIN)/uv pip sync --quiet --python $(LETTA_VENV)/bin/python --require-hashes \
+	  requirements/letta-server.txt
 	@touch $@
 
 $(APP_SERVER_VENV)/.installed: $(BIN)/uv requirements/app-server.txt
-	@command -v git >/dev/null || { echo "the Letta App Server needs git, which is not installed" >&2; exit 1; }
-	@echo "installing the Letta App Server into $(APP_SERVER_VENV) (a download of 79 MB, 300 MB on disk)"
+	@command -v git >/dev/null || \
+	  { echo "the Letta App Server needs git, which is not installed" >&2; exit 1; }
+	@echo "installing the Letta App Server into $(APP_SERVER_VENV)" \
+	  "(a download of 79 MB, 300 MB on disk)"
 	@$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(APP_SERVER_VENV)
-	@UV_HTTP_TIMEOUT=15 $(BIN)/uv pip sync --python $(APP_SERVER_VENV)/bin/python --require-hashes requirements/app-server.txt
+	@UV_HTTP_TIMEOUT=15 $(BIN)/uv pip sync --python $(APP_SERVER_VENV)/bin/python --require-hashes \
+	  requirements/app-server.txt
 	@touch $@
 
 $(VAPI_TYPES_VENV)/.installed: $(BIN)/uv requirements/vapi-types.txt
 	@echo "installing VAPI's own types for the tests into $(VAPI_TYPES_VENV)"
 	@$(PYTHON) -m venv --clear $(VAPI_TYPES_VENV)
-	@$(BIN)/uv pip sync --quiet --python $(VAPI_TYPES_VENV)/bin/python --require-hashes requirements/vapi-types.txt
+	@$(BIN)/uv pip sync --quiet --python $(VAPI_TYPES_VENV)/bin/python --require-hashes \
+	  requirements/vapi-types.txt
 	@touch $@
 
 $(LITELLM_VENV)/.installed: $(BIN)/uv requirements/litellm.txt
 	@echo "installing the LiteLLM proxy into $(LITELLM_VENV) (about 600 MB)"
 	@$(PYTHON) -m venv --clear $(LITELLM_VENV)
-	@$(BIN)/uv pip sync --quiet --python $(LITELLM_VENV)/bin/python --require-hashes requirements/litellm.txt
+	@$(BIN)/uv pip sync --quiet --python $(LITELLM_VENV)/bin/python --require-hashes \
+	  requirements/litellm.txt
 	@touch $@
 
 $(DOCS_VENV)/.installed: $(BIN)/uv requirements/docs.txt
@@ -88,9 +102,11 @@ setup-dev: $(VENV)/.dev ## Install what the tests and checks need
 
 letta-server: $(LETTA_VENV)/.installed ## Install the real Letta server that the tests start
 
-app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server (Letta's current generation)
+app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server
+app-server: ## (Letta's current generation)
 
-debian: ## Install the Debian packages that the tests use (redis-server, espeak-ng, git, systemd, chromium)
+debian: ## Install the Debian packages that the tests use
+debian: ## (redis-server, espeak-ng, git, systemd, chromium)
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
 	command -v git >/dev/null || missing="$$missing git"; \
@@ -99,7 +115,8 @@ debian: ## Install the Debian packages that the tests use (redis-server, espeak-
 	if [ -n "$$missing" ]; then \
 	  as=""; [ "$$(id -u)" = 0 ] || as=sudo; \
 	  echo "installing$$missing"; \
-	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 
 $(VENV)/.speech: $(VENV)/.run requirements/speech.txt
@@ -107,16 +124,23 @@ $(VENV)/.speech: $(VENV)/.run requirements/speech.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/speech.txt
 	@touch $@
 
-speech: $(VENV)/.speech ## Install speech that runs offline, for voice_worker.py without VOICE_STT and VOICE_TTS
+speech: $(VENV)/.speech ## Install speech that runs offline,
+speech: ## for voice_worker.py without VOICE_STT and VOICE_TTS
 
 run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
-	@case "$$LETTA_API_KEY$$LETTA_BASE_URL$$LETTA_APP_SERVER_URL $$SIDECAR_LETTA" in " "|" auto"|" app-server") \
+	@case "$$LETTA_API_KEY$$LETTA_BASE_URL$$LETTA_APP_SERVER_URL $$SIDECAR_LETTA" in \
+	  " "|" auto"|" app-server") \
 	  $(MAKE) --no-print-directory app-server || \
-	  echo "The Letta App Server could not be installed, for the reason above. SIDECAR_LETTA=embedded does not try." >&2;; esac
-	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then $(MAKE) --no-print-directory speech; fi
+	  echo "The Letta App Server could not be installed, for the reason above." \
+	    "SIDECAR_LETTA=embedded does not try." >&2;; esac
+	@if [ -n "$$LIVEKIT_URL" ] && [ -z "$$VOICE_PARTS" ] && \
+	  { [ -z "$$VOICE_STT" ] || [ -z "$$VOICE_TTS" ]; }; then \
+	  $(MAKE) --no-print-directory speech; fi
 	@$(BIN)/sidecar run --restart
 
-test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed $(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types ## Everything: checks, and all tests on the real parts
+test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
+	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types
+test: ## Everything: checks, and all tests on the real parts
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
@@ -136,17 +160,21 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.dev ## Measure, against a baseline in the same run (ONLY=prompt_path|journal|delivery|idle|vapi|letta)
+bench: $(VENV)/.dev ## Measure, against a baseline in the same run
+bench: ## (ONLY=prompt_path|journal|delivery|idle|vapi|letta)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
-bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed ## Measure the VAPI endpoint beside the LiteLLM proxy, installed on demand
+bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed
+bench-litellm: ## Measure the VAPI endpoint beside the LiteLLM proxy, installed on demand
 	@$(BIN)/python -m benchmarks litellm
 
-chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost, doubled or misordered turns (LETTA=stand-in|classic|app-server)
+chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost,
+chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server)
 	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
-	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header"; \
+	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \
+	compile="$$compile --no-emit-index-url --no-emit-find-links --no-header"; \
 	$$compile requirements/uv.in -o requirements/uv.txt && \
 	$$compile requirements/build.in -o requirements/build.txt && \
 	$$compile requirements/vapi-types.in -o requirements/vapi-types.txt && \
@@ -176,5 +204,7 @@ vapi-demo: $(VENV)/.run ## Play two VAPI calls of one caller against a sidecar: 
 	@$(BIN)/python examples/vapi/demo.py
 
 clean: ## Remove what was installed and built; the data directory stays
-	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) $(LITELLM_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .screenshots
+	@rm -rf $(VENV) $(LETTA_VENV) $(APP_SERVER_VENV) $(VAPI_TYPES_VENV) $(DOCS_VENV) $(SHIP_VENV) \
+	  $(LITELLM_VENV) .run dist site build *.egg-info .pytest_cache .ruff_cache .hypothesis \
+	  .import_linter_cache .screenshots
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,8 @@ class Fence:
         document: Path from the root.
         heading: The last heading before it.
         language: The language that it names; empty if none.
-        lines: Its lines without indentation, blank lines and comments.
+        lines: Its lines without indentation, blank lines and comments; a line that ends in a
+            backslash is one with the next.
     """
 
     document: str
@@ -43,7 +44,8 @@ def fences() -> Iterator[Fence]:
             if part[1] is not None:
                 heading = part[1]
                 continue
-            lines = [re.sub(r"(^|\s+)#\s.*$", "", line.strip()) for line in part[4].splitlines()]
+            joined = re.sub(r"\\\n *", "", part[4])
+            lines = [re.sub(r"(^|\s+)#\s.*$", "", line.strip()) for line in joined.splitlines()]
             yield Fence(document, heading, part[3], tuple(line for line in lines if line))
 
 

@@ -77,7 +77,8 @@ CREATE TABLE batches(
   error       TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX batches_of_call ON batches(call, lo);
-CREATE INDEX batches_open ON batches(lane, id) WHERE state IN ('sealed', 'sending', 'unknown', 'retry');
+CREATE INDEX batches_open ON batches(lane, id)
+    WHERE state IN ('sealed', 'sending', 'unknown', 'retry');
 CREATE INDEX batches_dead ON batches(id) WHERE state = 'dead';
 CREATE INDEX batches_dead_of_lane ON batches(lane, call) WHERE state = 'dead';
 

@@ -8,8 +8,10 @@ export const keyOf = (id) => `${state.tenant}/console-${id}`;
 export const mine = (key = state.selected) => state.mine.get(key);
 
 // An exchange is what the caller said and what was replied:
-// { id, said, atS, stored, kept, marks, reply, replied, over, interrupted, replyStored, timing, memory }
-// `marks` are moments on this page's clock, in ms: speechEnd, sent, told (sent for good), first, drawn.
+// { id, said, atS, stored, kept, marks, reply, replied, over, interrupted, replyStored, timing,
+// memory }
+// `marks` are moments on this page's clock, in ms: speechEnd, sent, told (sent for good), first,
+// drawn.
 
 export function startCall(caller, consent) {
   const key = keyOf(crypto.randomUUID());

@@ -24,8 +24,8 @@ receive({
     const before = state.memory.get(frame.call);
     if (before?.frozen) return;
     const over = state.mine.has(frame.call) && !state.mine.get(frame.call).live;
-    // Changes are measured against the first read of a call. A call that ended before there was one,
-    // since Letta was away, is measured against nothing.
+    // Changes are measured against the first read of a call. A call that ended before there was
+    // one, since Letta was away, is measured against nothing.
     const late = over && before && !before.base && frame.content;
     const first = frame.read_at_s ? valuesOf(frame.blocks) : null;
     const base = before?.base ?? (late ? new Map() : first);

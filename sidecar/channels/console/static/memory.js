@@ -13,13 +13,25 @@ export function Memory() {
     <section class="panel memory" aria-labelledby="memory-title">
       <header class="panel-head">
         <h2 id="memory-title">Memory</h2>
-        ${memory && (memory.frozen ? frozenAt(memory) : html`<${Served} served=${memory.served} readAtS=${memory.read_at_s} />`)}
+        ${
+          memory &&
+          (memory.frozen
+            ? frozenAt(memory)
+            : html`<${Served} served=${memory.served} readAtS=${memory.read_at_s} />`)
+        }
       </header>
       <div class="panel-body" tabindex="0" role="region" aria-label="The agent’s memory blocks">
-        ${memory ? shown(memory, held) : html`<p class="quiet">${held ? "Reading the memory …" : state.selected ? "The memory of a call is shown while it is live." : "The agent’s memory blocks are shown here once a call has started."}</p>`}
+        ${memory ? shown(memory, held) : html`<p class="quiet">${notShown(held)}</p>`}
       </div>
     </section>
   `;
+}
+
+function notShown(held) {
+  if (held) return "Reading the memory …";
+  return state.selected
+    ? "The memory of a call is shown while it is live."
+    : "The agent’s memory blocks are shown here once a call has started.";
 }
 
 function frozenAt({ changedAtMs, read_at_s: readAtS }) {
@@ -67,7 +79,16 @@ function shown(memory, held) {
     }
     ${held && !held.live && !memory.changedAtMs && html`<p class="quiet">${waiting(held)}</p>`}
     ${parts.map((part) => html`<${Block} key=${part.block.label} ...${part} />`)}
-    ${!memory.blocks.length && html`<p class="quiet">${held && !held.caller ? "A caller without a name has no memory." : "No memory yet. Letta creates it after reading the first call."}</p>`}
+    ${
+      !memory.blocks.length &&
+      html`<p class="quiet">
+        ${
+          held && !held.caller
+            ? "A caller without a name has no memory."
+            : "No memory yet. Letta creates it after reading the first call."
+        }
+      </p>`
+    }
     ${
       !memory.frozen &&
       html`<details class="exact">
@@ -122,7 +143,10 @@ function Block({ block, lines }) {
         ${lines.map(
           (line, i) =>
             html`<li key=${`${line.kind}${i}${line.text}`} class=${line.kind}>
-              ${line.kind !== "same" && html`<span class="unseen">${line.kind === "new" ? "added: " : "removed: "}</span>`}${line.text}
+              ${
+                line.kind !== "same" &&
+                html`<span class="unseen">${line.kind === "new" ? "added: " : "removed: "}</span>`
+              }${line.text}
             </li>`,
         )}
         ${!lines.length && html`<li class="quiet">empty</li>`}

@@ -36,7 +36,14 @@ export function Outbox() {
             data-undelivered=${outbox?.undelivered ?? ""}
             data-stored=${outbox?.turns ?? ""}
           >
-            ${outbox ? html`<strong class="figure">${outbox.undelivered}</strong> of ${counted(outbox.turns, "turn")} not yet in Letta` : "…"}
+            ${
+              outbox
+                ? html`<strong class="figure">${outbox.undelivered}</strong> of ${counted(
+                    outbox.turns,
+                    "turn",
+                  )} not yet in Letta`
+                : "…"
+            }
           </p>
         </div>
         <${Proofs} />
@@ -60,7 +67,9 @@ function Lane({ lane }) {
       <h3>${lane.name}${lane.name !== "Settled" && html` <span class="count">${turns}</span>`}</h3>
       <p class="quiet small">${lane.about}</p>
       <ul>
-        ${items.map((one) => html`<${Card} key=${one.batch ?? one.lane} one=${one} lane=${lane.name} />`)}
+        ${items.map(
+          (one) => html`<${Card} key=${one.batch ?? one.lane} one=${one} lane=${lane.name} />`,
+        )}
       </ul>
     </li>
   `;
@@ -78,7 +87,9 @@ function Card({ one, lane }) {
         <span class="quiet">${` ${counted(one.turns, "turn")}`}</span>
       </p>
       <p class="quiet small">
-        ${since ? `${age(since)} ${how}` : ""}${one.attempt > 1 || one.state === "retry" ? `, ${one.attempt} tries` : ""}${WORDS[one.state] ? `, ${WORDS[one.state]}` : ""}
+        ${since ? `${age(since)} ${how}` : ""}${
+          one.attempt > 1 || one.state === "retry" ? `, ${one.attempt} tries` : ""
+        }${WORDS[one.state] ? `, ${WORDS[one.state]}` : ""}
       </p>
       ${one.error && lane !== "Settled" && html`<p class="small error">${one.error}</p>`}
       ${lane === "Dead" && html`<${Dead} batch=${one.batch} />`}

@@ -35,9 +35,27 @@ function Page() {
         <span class="dot" aria-hidden="true"></span>${LINKS[state.link]}
       </p>
     </header>
-    ${state.notice && html`<p class="notice" role="alert">${state.notice}<button type="button" class="small" onClick=${() => complain("")}>Dismiss</button></p>`}
+    ${
+      state.notice &&
+      html`<p class="notice" role="alert">
+        ${state.notice}<button type="button" class="small" onClick=${() => complain("")}>
+          Dismiss
+        </button>
+      </p>`
+    }
     <nav class="views" aria-label="Parts of the page">
-      ${Object.entries(VIEWS).map(([view, name]) => html`<button type="button" key=${view} data-view=${view} aria-current=${state.view === view ? "true" : "false"} onClick=${() => go(view)}>${name}${badge(view)}</button>`)}
+      ${Object.entries(VIEWS).map(
+        ([view, name]) =>
+          html`<button
+            type="button"
+            key=${view}
+            data-view=${view}
+            aria-current=${state.view === view ? "true" : "false"}
+            onClick=${() => go(view)}
+          >
+            ${name}${badge(view)}
+          </button>`,
+      )}
     </nav>
     <main class=${`shows-${state.view}`}>
       <${Rail} />

@@ -59,14 +59,17 @@ function plugWords() {
   }
   if (!plugged?.restoredMs) return "";
   if (!plugged.drainedMs) return "Letta is back. The outbox drains with the next try.";
-  return `Letta was away; ${counted(plugged.most, "turn")} waited. All were delivered ${took(plugged.restoredMs, plugged.drainedMs)} after it came back.`;
+  const drained = took(plugged.restoredMs, plugged.drainedMs);
+  const waited = `Letta was away; ${counted(plugged.most, "turn")} waited.`;
+  return `${waited} All were delivered ${drained} after it came back.`;
 }
 
 function killWords() {
   const { killed } = state;
   if (!killed) return "";
   if (!killed.backMs) return "Killed. Waiting for the next process …";
-  const back = `Process ${killed.pid} was killed; ${state.pid} took over ${took(killed.atMs, killed.backMs)} later.`;
+  const later = took(killed.atMs, killed.backMs);
+  const back = `Process ${killed.pid} was killed; ${state.pid} took over ${later} later.`;
   if (killed.lost === null) return `${back} Counting …`;
   return `${back} ${killed.stored} of ${counted(killed.said, "turn")} stored, ${killed.lost} lost.`;
 }

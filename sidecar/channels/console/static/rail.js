@@ -38,9 +38,11 @@ export function Rail() {
 function Row({ one, live }) {
   const held = state.mine.get(one.call);
   const name = held ? held.caller || "No name" : nameOf(one);
+  const channel = CHANNELS[one.channel] ?? one.channel;
+  const turns = one.turns ? `${counted(one.turns, "turn")}, ` : "";
   const about = live
-    ? `${CHANNELS[one.channel] ?? one.channel}, ${one.turns ? `${counted(one.turns, "turn")}, ` : ""}${seconds(Date.now() / 1000 - one.opened_at_s)}`
-    : `${CHANNELS[one.channel] ?? one.channel}, ${moment(one.opened_at_s)}`;
+    ? `${channel}, ${turns}${seconds(Date.now() / 1000 - one.opened_at_s)}`
+    : `${channel}, ${moment(one.opened_at_s)}`;
   return html`
     <li>
       <button

@@ -13,7 +13,8 @@ const SHOWN = 60; // exchanges drawn; earlier ones on demand
 const WHERE_AUDIO_GOES = () =>
   ear.local
     ? "Your browser turns speech into text on this machine. The sidecar gets only the words."
-    : "Your browser turns speech into text. Some browsers, including Chrome, send the audio to their vendor for this. The sidecar gets only the words.";
+    : "Your browser turns speech into text. Some browsers, including Chrome, send the audio to " +
+      "their vendor for this. The sidecar gets only the words.";
 
 export function Talk() {
   const call = mine();
@@ -34,7 +35,10 @@ function Welcome() {
       <h2 id="talk-title">A caller who is remembered</h2>
       <ol>
         <li><strong>Call</strong> under a name, and say something about yourself.</li>
-        <li><strong>Hang up.</strong> Letta reads the call and learns from it; you see what it learned.</li>
+        <li>
+          <strong>Hang up.</strong> Letta reads the call and learns from it; you see what it
+          learned.
+        </li>
         <li>
           <strong>Call again</strong> and ask. Then pull Letta’s plug, or kill the sidecar, and try
           again.
@@ -98,15 +102,40 @@ function Mine({ call }) {
       <div>
         <h2 id="talk-title">${call.caller || "A caller without a name"}</h2>
         <p class="quiet small">
-          ${call.live ? html`<span class="pulse" aria-hidden="true"></span>on the line for ${seconds(Date.now() / 1000 - call.atS)}` : call.opening ? "calling …" : `ended after ${counted(call.exchanges.length, "caller turn")}`}${call.kept ? "" : " · not kept"}
+          ${
+            call.live
+              ? onTheLine(call.atS)
+              : call.opening
+                ? "calling …"
+                : `ended after ${counted(call.exchanges.length, "caller turn")}`
+          }${call.kept ? "" : " · not kept"}
         </p>
       </div>
-      ${call.live && html`<button type="button" class="end" onClick=${() => endCall(call.key)}>${phone}Hang up</button>`}
+      ${
+        call.live &&
+        html`<button type="button" class="end" onClick=${() => endCall(call.key)}>
+          ${phone}Hang up
+        </button>`
+      }
     </header>
     <div class="scroll" ref=${bottom} tabindex="0" role="region" aria-label="What was said">
-      ${hidden > 0 && html`<button type="button" class="earlier" onClick=${() => setMore(more + SHOWN)}>Show ${Math.min(SHOWN, hidden)} of ${hidden} earlier turns</button>`}
+      ${
+        hidden > 0 &&
+        html`<button type="button" class="earlier" onClick=${() => setMore(more + SHOWN)}>
+          Show ${Math.min(SHOWN, hidden)} of ${hidden} earlier turns
+        </button>`
+      }
       <ol class="turns">
-        ${shown.map((one) => html`<${Exchange} key=${one.id} exchange=${one} callKey=${call.key} live=${call.live} prompt=${state.prompts.get(one.id)} />`)}
+        ${shown.map(
+          (one) =>
+            html`<${Exchange}
+              key=${one.id}
+              exchange=${one}
+              callKey=${call.key}
+              live=${call.live}
+              prompt=${state.prompts.get(one.id)}
+            />`,
+        )}
       </ol>
       ${call.live && !call.exchanges.length && html`<${Suggestions} call=${call} />`}
       ${!call.live && !call.opening && html`<${Again} call=${call} />`}
@@ -130,7 +159,10 @@ function Suggestions({ call }) {
       <p class="quiet">
         ${again ? "Ask about an earlier call:" : "Say something worth remembering:"}
       </p>
-      ${words.map((text) => html`<button type="button" key=${text} onClick=${() => say(call, text)}>${text}</button>`)}
+      ${words.map(
+        (text) =>
+          html`<button type="button" key=${text} onClick=${() => say(call, text)}>${text}</button>`,
+      )}
     </div>
   `;
 }
@@ -139,7 +171,9 @@ function Again({ call }) {
   return html`
     <div class="again">
       <p class="quiet">
-        ${`The call has ended. ${call.kept ? "What Letta learns from it appears under Memory." : "Nothing of it was kept."}`}
+        ${`The call has ended. ${
+          call.kept ? "What Letta learns from it appears under Memory." : "Nothing of it was kept."
+        }`}
       </p>
       <button
         type="button"
@@ -196,7 +230,18 @@ function Composer({ call }) {
           onInput=${typed}
           enterkeyhint="send"
         />
-        ${ear.there && html`<button type="button" class="round mic" aria-pressed=${listening ? "true" : "false"} aria-describedby="audio-goes" onClick=${toggle}>${mic}<span class="unseen">Use the microphone</span></button>`}
+        ${
+          ear.there &&
+          html`<button
+            type="button"
+            class="round mic"
+            aria-pressed=${listening ? "true" : "false"}
+            aria-describedby="audio-goes"
+            onClick=${toggle}
+          >
+            ${mic}<span class="unseen">Use the microphone</span>
+          </button>`
+        }
         <button type="submit" class="round primary">
           ${arrow}<span class="unseen">Send</span>
         </button>
@@ -224,6 +269,16 @@ function Composer({ call }) {
   `;
 }
 
+function onTheLine(sinceS) {
+  const long = seconds(Date.now() / 1000 - sinceS);
+  return html`<span class="pulse" aria-hidden="true"></span>on the line for ${long}`;
+}
+
+function whenItWas({ opened_at_s: openedS, closed_at_s: closedS }) {
+  const long = closedS ? `, ${seconds(closedS - openedS)} long` : ", not closed yet";
+  return `${moment(openedS)}${long}`;
+}
+
 function Other() {
   const live = state.live.find((one) => one.call === state.selected);
   const about = live ?? state.past.find((one) => one.call === state.selected);
@@ -236,13 +291,20 @@ function Other() {
           ${about ? `Call via ${CHANNELS[about.channel] ?? about.channel}` : "A call"}
         </h2>
         <p class="quiet small">
-          ${live ? html`<span class="pulse" aria-hidden="true"></span>on the line for ${seconds(Date.now() / 1000 - live.opened_at_s)}` : about ? `${moment(about.opened_at_s)}${about.closed_at_s ? `, ${seconds(about.closed_at_s - about.opened_at_s)} long` : ", not closed yet"}` : ""}
+          ${live ? onTheLine(live.opened_at_s) : about ? whenItWas(about) : ""}
         </p>
       </div>
     </header>
     <div class="scroll" ref=${bottom} tabindex="0" role="region" aria-label="What was said">
-      ${watched?.earlier > 0 && html`<p class="quiet small">${counted(watched.earlier, "earlier turn")} not shown.</p>`}
-      ${watched && !watched.turns.length && html`<p class="quiet">No turn of this call is stored.</p>`}
+      ${
+        watched?.earlier > 0 &&
+        html`<p class="quiet small">${counted(watched.earlier, "earlier turn")} not shown.</p>`
+      }
+      ${
+        watched &&
+        !watched.turns.length &&
+        html`<p class="quiet">No turn of this call is stored.</p>`
+      }
       <ol class="turns">
         ${watched?.turns.map((turn) => html`<${Heard} key=${turn.id} turn=${turn} />`)}
       </ol>

@@ -78,9 +78,16 @@ export class Exchange extends Component {
           (exchange.reply || (live && !exchange.over)) &&
           html`<div class="replied">
             <p class=${exchange.over ? "reply" : "reply speaking"}>
-              ${exchange.reply}${exchange.interrupted && exchange.over ? html` <span class="tag">interrupted</span>` : ""}
+              ${exchange.reply}${
+                exchange.interrupted && exchange.over
+                  ? html` <span class="tag">interrupted</span>`
+                  : ""
+              }
             </p>
-            ${exchange.said && html`<${Meta} exchange=${exchange} open=${open} toggle=${this.toggle} />`}
+            ${
+              exchange.said &&
+              html`<${Meta} exchange=${exchange} open=${open} toggle=${this.toggle} />`
+            }
             ${open && html`<${Detail} exchange=${exchange} prompt=${prompt} />`}
           </div>`
         }
@@ -116,7 +123,15 @@ function Meta({ exchange, open, toggle }) {
 function Bar({ timed }) {
   const scale = 100 / Math.max(timed.total, 1e-6);
   return html`<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">
-    ${timed.legs.map((leg) => html`<rect class=${leg.whose} x=${leg.from * scale} width=${leg.took * scale} height="6" />`)}
+    ${timed.legs.map(
+      (leg) =>
+        html`<rect
+          class=${leg.whose}
+          x=${leg.from * scale}
+          width=${leg.took * scale}
+          height="6"
+        />`,
+    )}
   </svg>`;
 }
 
@@ -165,11 +180,21 @@ function Detail({ exchange, prompt }) {
         </tbody>
       </table>
       <p class="legend quiet small">
-        ${Object.entries(WHOSE).map(([whose, name]) => html`<span key=${whose}><span class=${`key ${whose}`} aria-hidden="true"></span>${name}</span>`)}
+        ${Object.entries(WHOSE).map(
+          ([whose, name]) =>
+            html`<span key=${whose}
+              ><span class=${`key ${whose}`} aria-hidden="true"></span>${name}</span
+            >`,
+        )}
       </p>
       <h3>The exact prompt</h3>
       ${prompt === undefined && html`<p class="quiet small">Loading …</p>`}
-      ${prompt === null && html`<p class="quiet small">No longer available: the sidecar keeps the latest twenty, until it restarts.</p>`}
+      ${
+        prompt === null &&
+        html`<p class="quiet small">
+          No longer available: the sidecar keeps the latest twenty, until it restarts.
+        </p>`
+      }
       ${
         prompt &&
         html`<div class="prompt" tabindex="0" role="region" aria-label="Messages of the prompt">
@@ -230,9 +255,15 @@ export class Heard extends Component {
           served &&
           html`<p class="meta">
             ${metrics.llm_node_ttft && html`<${Bar} timed=${measured(metrics)} />`}
-            ${metrics.e2e_latency && html`<span>${millis(metrics.e2e_latency)} to the first word</span>`}
+            ${
+              metrics.e2e_latency &&
+              html`<span>${millis(metrics.e2e_latency)} to the first word</span>`
+            }
             <span class="ours">sidecar ${millis(metrics.memory_wait_s ?? 0)}</span>
-            ${metrics.llm_node_ttft && html`<span>model ${millis(measured(metrics).legs[1].took)}</span>`}
+            ${
+              metrics.llm_node_ttft &&
+              html`<span>model ${millis(measured(metrics).legs[1].took)}</span>`
+            }
             ${metrics.tts_node_ttfb && html`<span>voice ${millis(metrics.tts_node_ttfb)}</span>`}
             <span>${hadMemory(served, metrics.memory_age_s ?? null)}</span>
           </p>`

@@ -35,4 +35,9 @@ export const SERVED = {
 };
 
 // Channels are open ids: one called `constructor` is no property of every object.
-export const CHANNELS = { __proto__: null, console: "local page", livekit: "LiveKit", vapi: "VAPI" };
+export const CHANNELS = {
+  __proto__: null,
+  console: "local page",
+  livekit: "LiveKit",
+  vapi: "VAPI",
+};
