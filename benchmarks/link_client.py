@@ -95,7 +95,7 @@ class Client:
             now_s = time.perf_counter()
             if isinstance(frame, ErrorFrame):
                 raise LinkError(frame.code, frame.message)
-            if isinstance(frame, Memory) and frame.settled:
+            if isinstance(frame, Memory) and frame.newest:
                 self._settled.add(frame.call)
                 self._room.set()
             if isinstance(frame, Ack):

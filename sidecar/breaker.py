@@ -36,7 +36,7 @@ class Breaker:
     cool_cap_s: float = 30.0
     _failures: int = 0
     _open_until_s: float = 0.0
-    _heed_from_s: float = -math.inf
+    _counts_from_s: float = -math.inf
     _probing: bool = False
 
     @property
@@ -66,13 +66,13 @@ class Breaker:
         """Close the breaker; return whether it was open."""
         was_open = self.is_open
         self._failures = 0
-        self._heed_from_s = now_s
+        self._counts_from_s = now_s
         self._probing = False
         return was_open
 
     def failed(self, *, now_s: float, began_s: float) -> bool:
         """Count a failure of a call that began at `began_s`; return whether that opened it."""
-        if began_s < self._heed_from_s:
+        if began_s < self._counts_from_s:
             return False
         self._failures += 1
         self._probing = False
@@ -80,7 +80,7 @@ class Breaker:
             return False
         over = self._failures - self.failure_limit
         self._open_until_s = now_s + min(self.cool_cap_s, self.cool_s * 2 ** min(over, 30))
-        self._heed_from_s = self._open_until_s
+        self._counts_from_s = self._open_until_s
         return over == 0
 
     def abandoned(self) -> None:

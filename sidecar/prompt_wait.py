@@ -60,16 +60,16 @@ class PromptWait:
         self._looking = False
         self.changed()
 
-    def memory_came(self, *, empty: bool, settled: bool) -> None:
+    def memory_came(self, *, empty: bool, newest: bool) -> None:
         """Newer memory came.
 
         Args:
             empty: It has nothing to put into a prompt.
-            settled: No newer one is on its way just now.
+            newest: No newer one is on its way just now.
         """
-        self._told = self._told or settled or not empty
+        self._told = self._told or newest or not empty
         self._at_hand = not empty
-        if settled:
+        if newest:
             self._read_began_at_s = None
             self._confirmed = True
         self.changed()

@@ -22,7 +22,7 @@ from typing import ClassVar, NoReturn, Self
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MORTAL = ROOT / "tests/mortal.py"
+DIES_WITH_PARENT = ROOT / "tests/dies_with_parent.py"
 
 STOP_S = 10.0
 REQUEST_S = 5.0
@@ -122,7 +122,7 @@ class Stack(ABC):
             raise StackError(f"{name} would die with this thread: start it from the main one")
         with (self._dir / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-SE", str(MORTAL), str(farewell.value), user, *command],
+                [sys.executable, "-SE", str(DIES_WITH_PARENT), str(farewell.value), user, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sidecar.app.local_letta import OpenLetta
 from sidecar.app.sidecar import opened
-from sidecar.app.voice_worker import Kept, worker_part
+from sidecar.app.voice_worker import Restarting, worker_part
 from sidecar.config.settings import Settings
 from sidecar.http.server import lift_file_limit
 from sidecar.log import configure_logging
@@ -14,7 +14,7 @@ from sidecar.private import LINK_TOKEN_FILE
 from sidecar.telemetry import Telemetry
 
 
-async def serve(settings: Settings, worker: Path | None, kept: Kept | None = None) -> None:
+async def serve(settings: Settings, worker: Path | None, kept: Restarting | None = None) -> None:
     """Serve until a signal (`sidecar run`).
 
     Args:

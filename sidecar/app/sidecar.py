@@ -235,7 +235,7 @@ class Sidecar:
             if self._intake is not None:
                 parts.start_soon(self._keep, "spool", self._intake.run)
             async with serving(app, bound):
-                parts.start_soon(_heed_signals, stopped, unhurried)
+                parts.start_soon(_watch_signals, stopped, unhurried)
                 if extra is not None:
                     parts.start_soon(self._keep, "voice worker", partial(extra, stopped))
                 await anyio.to_thread.run_sync(self._admin.announce, self._directory, here)
@@ -347,7 +347,7 @@ def _url_of_this_machine(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _heed_signals(stopped: anyio.Event, unhurried: anyio.CancelScope) -> None:
+async def _watch_signals(stopped: anyio.Event, unhurried: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if stopped.is_set():

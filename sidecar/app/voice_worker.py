@@ -18,7 +18,7 @@ WORKER_STOP_S = 15.0
 GROUP_LOOK_S = 1.0
 
 
-class Kept(Protocol):
+class Restarting(Protocol):
     """A parent that starts the sidecar again when it is killed; `sidecar.cli.restart`."""
 
     @property
@@ -37,7 +37,7 @@ class Kept(Protocol):
 
 
 def worker_part(
-    worker: Path, settings: Settings, kept: Kept | None
+    worker: Path, settings: Settings, kept: Restarting | None
 ) -> Callable[[anyio.Event], Awaitable[None]]:
     """Return a part that keeps the voice worker running as a separate process.
 

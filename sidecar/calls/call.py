@@ -31,7 +31,7 @@ class MemoryView:
 class Listener(Protocol):
     """A channel's callbacks for one call. They return at once and never raise."""
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
         """Newer memory has come. `settled`: no read for still newer memory is under way."""
         ...
 

@@ -76,7 +76,7 @@ class MemoryFeed:
         """
         live.wait.opened()
         if live.bringing:
-            self._tell(live, settled=False)
+            self._tell(live, newest=False)
         else:
             live.bringing = True
             self._spawn(self._bring_memory, live)
@@ -162,14 +162,14 @@ class MemoryFeed:
     async def _bring(self, live: LiveCall) -> None:
         """Report the snapshot that is in memory or on disk, then read the newest memory."""
         if not live.call.ref.known:
-            self._tell(live, settled=True)
+            self._tell(live, newest=True)
             return
         await self._renew_recent(live)
         agent_id = await self._find_agent(live)
         if live.closed:
             return
         if agent_id is None:
-            self._tell(live, settled=True)
+            self._tell(live, newest=True)
             return
         if live.agent_id is None:
             live.agent_id = agent_id
@@ -178,7 +178,7 @@ class MemoryFeed:
         held = await self._snapshots.load(agent_id)
         if held is not None:
             await self._leave_out_digested(live)
-            self._tell(live, settled=False)
+            self._tell(live, newest=False)
         live.wait.read_began()
         await self._tell_newest(live, live.traceparent)
 
@@ -200,7 +200,7 @@ class MemoryFeed:
                 return agent_id
             attempt += 1
             self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)
-            self._tell(live, settled=True)
+            self._tell(live, newest=True)
             await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
         return None
 
@@ -216,11 +216,11 @@ class MemoryFeed:
             await self._renew_recent(live)
             if read is not None and not read.done.is_set():
                 if live.memory.version != live.told_version:
-                    self._tell(live, settled=False)
+                    self._tell(live, newest=False)
                 live.wait.looked()
                 await read.done.wait()
             if not live.closed:
-                self._tell(live, settled=True)
+                self._tell(live, newest=True)
                 span.set({"sidecar.memory.served": live.memory.served})
 
     async def _on_read(self, agent_id: str) -> None:
@@ -231,13 +231,13 @@ class MemoryFeed:
                 continue
             await self._leave_out_digested(live)
             if live.memory.version != live.told_version:
-                self._tell(live, settled=False)
+                self._tell(live, newest=False)
 
-    def _tell(self, live: LiveCall, *, settled: bool) -> None:
+    def _tell(self, live: LiveCall, *, newest: bool) -> None:
         view = live.memory
         live.told_version = view.version
-        live.wait.memory_came(empty=not view.text, settled=settled)
-        live.listener.on_memory(view, settled=settled)
+        live.wait.memory_came(empty=not view.text, newest=newest)
+        live.listener.on_memory(view, newest=newest)
 
     async def _leave_out_digested(self, live: LiveCall) -> None:
         """Remove from `recent` the turns that the snapshot holds by now."""

@@ -179,7 +179,7 @@ class Calls:
     ) -> LiveCall:
         """Open a call, or reopen it, and start to load its memory.
 
-        Promises: returns without asking Letta. The first `on_memory` with `settled=True` means
+        Promises: returns without asking Letta. The first `on_memory` with `newest=True` means
         that no newer memory is expected for now.
 
         Args:

@@ -46,7 +46,7 @@ class Forget(msgspec.Struct, frozen=True):
     really: bool = False
 
 
-class Order(msgspec.Struct, frozen=True):
+class CommandRequest(msgspec.Struct, frozen=True):
     """Asks for a command into a live call.
 
     Attributes:
@@ -146,11 +146,11 @@ class Admin:
 
     async def _command(self, request: Request) -> Response:
         """Pass a command on to the call's channel; only the transcript shows its effect."""
-        asked = await _asked(request, Order)
+        asked = await _asked(request, CommandRequest)
         if asked is None:
             return _malformed()
         if asked.command != "hang-up" and not asked.text:
-            return JSONResponse({"error": "text: say what to heed or to say"}, 400)
+            return JSONResponse({"error": "text: give the guidance, or the words to say"}, 400)
         live_calls = {one.key: one for one in self._live()}
         found = calls_named(asked.call, live_calls)
         if not found:

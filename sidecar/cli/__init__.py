@@ -110,7 +110,7 @@ def main() -> None:
         sys.exit(1)
     except SidecarError as error:
         wrong = isinstance(error, ConfigError)
-        sys.stderr.write(printable(f"sidecar: {_told(error) if wrong else error}\n"))
+        sys.stderr.write(printable(f"sidecar: {_message_of(error) if wrong else error}\n"))
         if "--json" in sys.argv:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
@@ -124,7 +124,7 @@ def _run_and_flush() -> None:
         sys.stdout.flush()
 
 
-def _told(error: ConfigError) -> str:
+def _message_of(error: ConfigError) -> str:
     """Return what is wrong, with the remedy of each field that the message does not name."""
     unsaid = [f"\n  {field}: {fix}" for field, fix in error.fields if fix not in error.message]
     return error.message + "".join(unsaid)

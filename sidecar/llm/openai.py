@@ -154,7 +154,7 @@ class OpenAiLlm(Llm):
             headers["traceparent"] = traceparent
         try:
             with anyio.fail_after(max(0.0, due_s - time.monotonic())):
-                return await posted(self._connected(), self._url, raw, headers)
+                return await opened_response(self._connected(), self._url, raw, headers)
         except TimeoutError as error:
             raise LlmError(
                 "the language model did not answer in time", hint="is LLM_BASE_URL reachable?"
@@ -172,7 +172,7 @@ class OpenAiLlm(Llm):
         return self._session
 
 
-async def posted(
+async def opened_response(
     session: aiohttp.ClientSession, url: URL, raw: bytes, headers: Mapping[str, str]
 ) -> aiohttp.ClientResponse:
     """Send a request and return the response once its headers say that it succeeded.

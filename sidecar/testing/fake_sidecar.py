@@ -41,7 +41,7 @@ from sidecar.wire.frames import (
 
 def no_memory(call: str) -> Memory:
     """Return the memory frame that a sidecar sends for a call without an agent."""
-    return Memory(call=call, text="", version="", read_at_s=0.0, served="none", settled=True)
+    return Memory(call=call, text="", version="", read_at_s=0.0, served="none", newest=True)
 
 
 def _headers_of(socket: ServerConnection) -> RawHeaders:

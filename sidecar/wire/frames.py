@@ -143,7 +143,7 @@ class Memory(msgspec.Struct, tag="memory", frozen=True):
         version: Changes when `text` changes.
         read_at_s: Unix time of the read that `text` comes from; 0 when there is none.
         served: How the memory was served.
-        settled: Answers a `speech.started`, or ends the cold start: no newer text is on its way.
+        newest: Answers a `speech.started`, or ends the cold start: no newer text is on its way.
     """
 
     call: str
@@ -151,7 +151,7 @@ class Memory(msgspec.Struct, tag="memory", frozen=True):
     version: str
     read_at_s: float
     served: Literal["fresh", "stale", "disk", "none"]
-    settled: bool = False
+    newest: bool = False
 
 
 class Ack(msgspec.Struct, tag="ack", frozen=True):

@@ -54,22 +54,22 @@ class LinkedCall:
         hang_up: Called when the call has to end; optional, as `guidance`.
     """
 
-    def __init__(self, link: Line, outbox: Unacked) -> None:
+    def __init__(self, link: Line, unacked: Unacked) -> None:
         self.memory: Memory | None = None
         self.guidance: Callable[[str], None] | None = None
         self.say: Callable[[str], None] | None = None
         self.hang_up: Callable[[], None] | None = None
-        self.outbox = outbox
+        self.unacked = unacked
         self.spool: SpoolFile | None = None
         self._link = link
         self._wait = PromptWait()
-        if outbox.identified:
+        if unacked.identified:
             self._wait.opened()
 
     @property
     def call_id(self) -> str:
         """The call's id on the link."""
-        return self.outbox.call
+        return self.unacked.call
 
     @property
     def now_s(self) -> float:
@@ -79,12 +79,12 @@ class LinkedCall:
     @property
     def identified(self) -> bool:
         """Whether it is known who is on the line."""
-        return self.outbox.identified
+        return self.unacked.identified
 
     def identify(self, hints: Hints) -> None:
         """Say who is on the line, if `open_call` did not; only the first answer counts."""
-        if not self.outbox.identified:
-            self.outbox.identify(bounded_hints(hints))
+        if not self.unacked.identified:
+            self.unacked.identify(bounded_hints(hints))
             self._wait.opened()
             self._link.wake()
 
@@ -94,8 +94,8 @@ class LinkedCall:
         Args:
             traceparent: The span of the speech (W3C Trace Context), or empty.
         """
-        self.outbox.speech_started(traceparent=traceparent)
-        if self._link.connected and self.outbox.identified:
+        self.unacked.speech_started(traceparent=traceparent)
+        if self._link.connected and self.unacked.identified:
             self._wait.read_began()
         self._link.wake()
 
@@ -110,7 +110,7 @@ class LinkedCall:
 
     def close(self, reason: str = "") -> None:
         """End the call. Only the first close counts."""
-        self.outbox.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
+        self.unacked.close(at_s=self.now_s, reason=reason, now_s=anyio.current_time())
         self._link.wake()
 
     async def ready(self, budget_s: float | None = None) -> None:
@@ -133,16 +133,16 @@ class LinkedCall:
         in the spool by the end of `Link.run`.
         """
         with anyio.move_on_after(budget_s):
-            while not self.outbox.settled and not (self._link.away and self.outbox.durable):
+            while not self.unacked.all_acked and not (self._link.away and self.unacked.durable):
                 await self._wait.change()
-        return self.outbox.settled
+        return self.unacked.all_acked
 
     # Called by the link
 
     def take_memory(self, memory: Memory) -> None:
         """A `memory` frame came."""
         self.memory = memory
-        self._wait.memory_came(empty=not memory.text, settled=memory.settled)
+        self._wait.memory_came(empty=not memory.text, newest=memory.newest)
 
     def link_lost(self) -> None:
         """No read is in flight any more."""

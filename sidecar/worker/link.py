@@ -138,7 +138,7 @@ class Link:
     @property
     def unacked(self) -> int:
         """Turns of all calls without an ack."""
-        return sum(call.outbox.unacked for call in self._calls.values())
+        return sum(call.unacked.count for call in self._calls.values())
 
     def open_call(
         self,
@@ -171,7 +171,7 @@ class Link:
             raise LinkError(
                 "bad_value", f"a channel is {CHANNEL_RULE}", field="channel", hint="name it so"
             )
-        outbox = Unacked(
+        unacked = Unacked(
             call_id,
             channel,
             opened_at_s=opened_at_s + self._ahead_s(),
@@ -180,8 +180,8 @@ class Link:
             room=room,
             meanwhile=bounded_hints(meanwhile),
         )
-        call = LinkedCall(self, outbox)
-        call = self._calls.setdefault(outbox.call, call)
+        call = LinkedCall(self, unacked)
+        call = self._calls.setdefault(unacked.call, call)
         self.wake()
         return call
 
@@ -190,10 +190,10 @@ class Link:
 
         A call that was forgotten, since it had ended and was acked, is held again.
         """
-        outbox = self._calls.get(call.call_id, call).outbox
-        held = sum(call.outbox.in_memory for call in self._calls.values())
-        held_bytes = sum(call.outbox.bytes_in_memory for call in self._calls.values())
-        frames = outbox.record(
+        unacked = self._calls.get(call.call_id, call).unacked
+        held = sum(call.unacked.in_memory for call in self._calls.values())
+        held_bytes = sum(call.unacked.bytes_in_memory for call in self._calls.values())
+        frames = unacked.record(
             said,
             at_s=(self._clock() if said.at_s is None else said.at_s) + self._ahead_s(),
             now_s=anyio.current_time(),
@@ -204,16 +204,16 @@ class Link:
         for frame in frames:
             self._emit(
                 telemetry.turn_recorded,
-                call=outbox.call,
+                call=unacked.call,
                 speaker=said.speaker,
                 chars=len(frame.text),
                 pii_text=frame.text,
             )
         # The disk is full or far too slow: what waits for it fills the memory limit once more.
-        over = outbox.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes
-        if over and (dropped := outbox.drop_overflow()):
+        over = unacked.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes
+        if over and (dropped := unacked.drop_overflow()):
             self._emit(
-                telemetry.turns_dropped, call=outbox.call, turns=dropped, why="no room on disk"
+                telemetry.turns_dropped, call=unacked.call, turns=dropped, why="no room on disk"
             )
         self.wake()
 
@@ -328,14 +328,14 @@ class Link:
         self._sidecar_clock.told(now_s, asked_s=asked_s, answered_s=anyio.current_time())
         if not known and (ahead_s := self._ahead_s()):
             for call in self._calls.values():
-                call.outbox.put_forward(ahead_s)
+                call.unacked.put_forward(ahead_s)
 
     async def _serve(self, socket: ClientConnection) -> None:
         now_s = anyio.current_time()
         self._connected = True
         self._away = False
         for call in self._calls.values():
-            call.outbox.rewind()
+            call.unacked.rewind()
         if self._lost_at_s is not None:
             self._emit(
                 telemetry.link_restored, unacked=self.unacked, down_s=now_s - self._lost_at_s
@@ -364,10 +364,10 @@ class Link:
         """Send all due frames; return the seconds until one that is held back is due, or None."""
         held_s: float | None = None
         for call in list(self._calls.values()):
-            while frame := call.outbox.next_frame(now_s=anyio.current_time()):
+            while frame := call.unacked.next_frame(now_s=anyio.current_time()):
                 with anyio.fail_after(SEND_S):
                     await socket.send(encode(frame))
-            if wait_s := call.outbox.held_for_s(now_s=anyio.current_time()):
+            if wait_s := call.unacked.held_for_s(now_s=anyio.current_time()):
                 held_s = min(held_s or wait_s, wait_s)
         return held_s
 
@@ -410,7 +410,7 @@ class Link:
             case Memory() if call:
                 call.take_memory(frame)
             case Ack() if call:
-                call.outbox.acked(frame.items, closed=frame.closed)
+                call.unacked.acked(frame.items, closed=frame.closed)
                 self._spooler.wake()
                 call.changed()
                 self._retire(call)
@@ -443,20 +443,20 @@ class Link:
         if call is None:
             if error.retryable:
                 for each in self._calls.values():
-                    each.outbox.refused_for_now("", until_s=until_s, reopen=False)
+                    each.unacked.refused_for_now("", until_s=until_s, reopen=False)
             return
         if error.code in OPEN_AGAIN:
-            call.outbox.refused_for_now(error.item, until_s=until_s, reopen=True)
+            call.unacked.refused_for_now(error.item, until_s=until_s, reopen=True)
         elif error.retryable:
-            call.outbox.refused_for_now(error.item, until_s=until_s, reopen=False)
-        elif call.outbox.refused_for_good(error.item):
+            call.unacked.refused_for_now(error.item, until_s=until_s, reopen=False)
+        elif call.unacked.refused_for_good(error.item):
             self._emit(telemetry.turns_dropped, call=call.call_id, turns=1, why=error.code)
             call.changed()
         self._wake_send.set()
 
     def _retire(self, call: LinkedCall) -> None:
         """Forget a call that has ended and is acked, once its spool file is gone."""
-        if call.outbox.closed and call.outbox.settled and call.spool is None:
+        if call.unacked.closed and call.unacked.all_acked and call.spool is None:
             self._calls.pop(call.call_id, None)
 
 

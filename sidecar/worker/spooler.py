@@ -68,7 +68,7 @@ class Spooler:
                 file, call.spool = call.spool, None
                 if file:
                     await anyio.to_thread.run_sync(file.close)
-                    call.outbox.unspool()
+                    call.unacked.unspool()
 
     async def run(self) -> None:
         """Maintain the files until cancelled."""
@@ -91,26 +91,26 @@ class Spooler:
 
     async def _tend(self, call: LinkedCall) -> float | None:
         """Do what is due on a call's file; return when more is, None for the next wake."""
-        box = call.outbox
-        if call.spool and box.settled:
+        unacked = call.unacked
+        if call.spool and unacked.all_acked:
             await self._reclaim(call)
             return None
-        if box.disk_only and not box.overflowing and self._has_room(box):
+        if unacked.disk_only and not unacked.overflowing and self._has_room(unacked):
             await self._read_back(call)
-        due_s = box.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
+        due_s = unacked.due_on_disk_s(after_s=0.0 if self._away() else SPOOL_AFTER_S)
         if due_s is not None and due_s <= anyio.current_time():
             return None if await self._put_on_disk(call) else anyio.current_time() + DISK_PAUSE_S
         return due_s
 
-    def _has_room(self, box: Unacked) -> bool:
+    def _has_room(self, unacked: Unacked) -> bool:
         return (
-            box.in_memory <= self._max_in_memory // 2
-            and box.bytes_in_memory <= self._max_bytes_in_memory // 2
+            unacked.in_memory <= self._max_in_memory // 2
+            and unacked.bytes_in_memory <= self._max_bytes_in_memory // 2
         )
 
     async def _put_on_disk(self, call: LinkedCall) -> bool:
         """Append what is only in memory to the call's file; return False when the write fails."""
-        frames = call.outbox.unspooled()
+        frames = call.unacked.unspooled()
         if not frames:
             return True
 
@@ -136,35 +136,35 @@ class Spooler:
                 hint=f"make {self._directory} writable and give it room",
             )
             return False
-        call.outbox.spooled(frames)
+        call.unacked.spooled(frames)
         turns = sum(isinstance(frame, TurnFrame) for frame in frames)
         self._emit(telemetry.turns_spooled, call=call.call_id, turns=turns)
         call.changed()
         self._moved()
-        if call.outbox.settled:  # acked meanwhile, so that the link may have forgotten the call
+        if call.unacked.all_acked:  # acked meanwhile, so that the link may have forgotten the call
             await self._reclaim(call)
         return True
 
     async def _read_back(self, call: LinkedCall) -> None:
         """Read turns that are only on disk back into memory, as many as there is room for."""
-        file, after_seq = call.spool, call.outbox.read_back_after_seq
+        file, after_seq = call.spool, call.unacked.read_back_after_seq
         if file is None:
             return
         read = partial(
             file.read_own,
             after_seq=after_seq,
-            most=max(1, self._max_in_memory - call.outbox.in_memory),
-            most_bytes=self._max_bytes_in_memory - call.outbox.bytes_in_memory,
+            most=max(1, self._max_in_memory - call.unacked.in_memory),
+            most_bytes=self._max_bytes_in_memory - call.unacked.bytes_in_memory,
         )
         turns = await anyio.to_thread.run_sync(read)
         if not turns:
             self._emit(
                 telemetry.turns_dropped,
                 call=call.call_id,
-                turns=call.outbox.lose_disk_only(),
+                turns=call.unacked.lose_disk_only(),
                 why="the spool file lost them",
             )
-        call.outbox.read_back(turns, now_s=anyio.current_time())
+        call.unacked.read_back(turns, now_s=anyio.current_time())
         self._moved()
 
     async def _reclaim(self, call: LinkedCall) -> None:
@@ -174,8 +174,8 @@ class Spooler:
         """
         file, call.spool = call.spool, None
         if file is not None:
-            stays = file.inherited and not call.outbox.refused
+            stays = file.inherited and not call.unacked.refused
             await anyio.to_thread.run_sync(file.close if stays else file.remove)
-        call.outbox.unspool()
+        call.unacked.unspool()
         self._reclaimed(call)
         self._moved()

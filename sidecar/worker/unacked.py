@@ -204,7 +204,7 @@ class Unacked:
 
     def _name_the_ended(self) -> None:
         """Identify a call that ended unidentified by what is known, so that its turns go out."""
-        if self._close is not None and self._hints is None and self.unacked:
+        if self._close is not None and self._hints is None and self.count:
             self.identify(self._meanwhile)
 
     def put_forward(self, by_s: float) -> None:
@@ -225,7 +225,7 @@ class Unacked:
         return self._close is not None
 
     @property
-    def unacked(self) -> int:
+    def count(self) -> int:
         """Turns without an ack, wherever they are."""
         return len(self._kept) + self._disk_only + len(self._overflow)
 
@@ -240,9 +240,9 @@ class Unacked:
         return len(self._overflow)
 
     @property
-    def settled(self) -> bool:
+    def all_acked(self) -> bool:
         """Whether every turn, and the end of the call if it came, is acked."""
-        return not self.unacked and (self._close is None or self._close_acked)
+        return not self.count and (self._close is None or self._close_acked)
 
     @property
     def bytes_in_memory(self) -> int:
@@ -261,7 +261,7 @@ class Unacked:
 
     def next_frame(self, *, now_s: float) -> FromWorker | None:
         """Return the frame to send next, and count it as sent; None when nothing is due now."""
-        over = self._close is not None and self.settled
+        over = self._close is not None and self.all_acked
         if self._hints is None or over or now_s < self._held_until_s:
             return None
         if self._open_due:

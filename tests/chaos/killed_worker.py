@@ -48,9 +48,9 @@ class Worker:
         self._ledger.write((" ".join(map(str, words)) + "\n").encode())
 
     def watch_acks(self, call: LinkedCall) -> None:
-        """Note each ack at the moment the outbox gets it."""
-        outbox = call.outbox
-        forget = outbox.acked
+        """Note each ack at the moment the unacked gets it."""
+        unacked = call.unacked
+        forget = unacked.acked
 
         def acked(items: Iterable[str], *, closed: bool) -> int:
             items = list(items)
@@ -58,7 +58,7 @@ class Worker:
                 self.note("acked", call.call_id, item)
             return forget(items, closed=closed)
 
-        outbox.acked = acked
+        unacked.acked = acked
 
     async def hold_calls(self, slot: int) -> None:
         """Hold one call after another."""
@@ -92,8 +92,8 @@ class Worker:
                 return
 
 
-def _late(outbox: Unacked, due_s: Callable[..., float | None], *, after_s: float) -> float | None:
-    return due_s(outbox, after_s=max(after_s, SPOOLS_LATE_S))
+def _late(unacked: Unacked, due_s: Callable[..., float | None], *, after_s: float) -> float | None:
+    return due_s(unacked, after_s=max(after_s, SPOOLS_LATE_S))
 
 
 async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> None:

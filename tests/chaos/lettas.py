@@ -30,7 +30,7 @@ from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 from tests.ports import free_port
-from tests.stack import MORTAL
+from tests.stack import DIES_WITH_PARENT
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -43,9 +43,9 @@ class Stuck(Exception):
 
 def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a process that dies with this one; its output is appended to `log`."""
-    mortal = [sys.executable, str(MORTAL), str(int(signal.SIGKILL)), ""]
+    dying = [sys.executable, str(DIES_WITH_PARENT), str(int(signal.SIGKILL)), ""]
     with log.open("ab") as out:
-        return subprocess.Popen([*mortal, *command], stdout=out, stderr=out, cwd=ROOT, env=env)
+        return subprocess.Popen([*dying, *command], stdout=out, stderr=out, cwd=ROOT, env=env)
 
 
 class Letta(Protocol):

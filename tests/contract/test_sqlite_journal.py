@@ -17,6 +17,7 @@ import anyio.to_thread
 import apsw
 import pytest
 from blockbuster import blockbuster_ctx
+from typing_extensions import override
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.journal.policy import PostPolicy
@@ -317,6 +318,7 @@ class TestThreads:
         asked: list[str] = []
 
         class Asking(Transaction):
+            @override
             def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
                 asked.extend(str(row[3]) for row in execute(plans, f"EXPLAIN QUERY PLAN {sql}"))
                 return super().rows(sql, *values)
@@ -523,6 +525,7 @@ class Interrupted(Transaction):
         self._writer = Transaction(writer)
         self._next = 2
 
+    @override
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read, and then let the other connection commit."""
         found = super().rows(sql, *values)
@@ -536,8 +539,10 @@ async def test_a_report_of_several_statements_is_on_one_commit(
 ) -> None:
     """Totals agree with each other, though turns are stored between the statements."""
     await journal.append([turn(1)])
-    with apsw.Connection(str(path)) as reader, apsw.Connection(str(path)) as writer:
-        counts = reads.counts(Interrupted(reader, writer))
+    reader, writer = apsw.Connection(str(path)), apsw.Connection(str(path))
+    counts = reads.counts(Interrupted(reader, writer))
+    for connection in (reader, writer):
+        connection.close()
     assert (counts.turns, counts.undelivered) == (1, 1)
     assert (await journal.counts()).turns > 1
 

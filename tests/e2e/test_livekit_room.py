@@ -68,7 +68,7 @@ class Fake(FakeSidecar):
         fact = self.facts.get(self.hints(call).phone, "")
         text = fenced(fact) if fact else ""
         return Memory(
-            call=call, text=text, version=fact, read_at_s=time.time(), served="fresh", settled=True
+            call=call, text=text, version=fact, read_at_s=time.time(), served="fresh", newest=True
         )
 
 

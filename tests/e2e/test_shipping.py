@@ -194,7 +194,7 @@ async def test_a_worker_without_the_sidecars_packages_takes_a_call(
     fact = '<memory-a>\n<block label="human">\nName: Ada\n</block>\n</memory-a>'
     sidecar = FakeSidecar(
         memory_of=lambda call: Memory(
-            call=call, text=fact, version="1", read_at_s=0.0, served="fresh", settled=True
+            call=call, text=fact, version="1", read_at_s=0.0, served="fresh", newest=True
         )
     )
     home = tmp_path / "worker"

@@ -81,8 +81,8 @@ class Ear:
         self.guidance: list[str] = []
         self._heard = anyio.Event()
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        self.views.append((view, settled))
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
+        self.views.append((view, newest))
         self._heard.set()
         self._heard = anyio.Event()
 
@@ -93,8 +93,8 @@ class Ear:
 
     def on_hang_up(self) -> None: ...
 
-    async def settled(self) -> MemoryView:
-        while not any(settled for _, settled in self.views):
+    async def newest(self) -> MemoryView:
+        while not any(newest for _, newest in self.views):
             await self._heard.wait()
         return self.views[-1][0]
 
@@ -182,11 +182,11 @@ def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        assert (await ear.settled()).text == ""
+        assert (await ear.newest()).text == ""
         await live.close("bye")
         bench.letta.values["agent-0"] = "Her name is Ada."
         again, ear = await bench.open("c2")
-        view = await ear.settled()
+        view = await ear.newest()
         assert "Her name is Ada." in view.text
         assert view.served == "fresh"
         assert list(bench.letta.agents) == ["agent-0"]
@@ -202,7 +202,7 @@ def test_no_caller_sees_another_callers_memory_or_words() -> None:
         ears: dict[tuple[str, str], LiveCall] = {}
         for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
             live, ear = await bench.open("c1" + hints.phone, hints, tenant=tenant)
-            await ear.settled()
+            await ear.newest()
             await live.record([turn(live, "i", f"words of {tenant} {hints.phone}")])
             assert live.agent_id is not None
             bench.letta.values[live.agent_id] = f"secret of {tenant} {hints.phone}"
@@ -210,7 +210,7 @@ def test_no_caller_sees_another_callers_memory_or_words() -> None:
         assert len(bench.letta.agents) == 3
         for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
             _, ear = await bench.open("c2" + hints.phone, hints, tenant=tenant)
-            text = (await ear.settled()).text
+            text = (await ear.newest()).text
             for other in ears:
                 mine = other == (tenant, hints.phone)
                 assert (f"secret of {other[0]} {other[1]}" in text) == mine
@@ -224,11 +224,11 @@ def test_who_calls_again_at_once_is_remembered_before_letta_knows() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         await live.record([turn(live, "i1", "my cat is called Tom")])
         await live.close("bye")
         _, ear = await bench.open("c2")
-        assert "my cat is called Tom" in (await ear.settled()).text
+        assert "my cat is called Tom" in (await ear.newest()).text
         [batch] = await bench.journal.claim(10, now_s=bench.clock(), post_timeout_s=1.0)
         bench.letta.values["agent-0"] = "Has a cat, Tom."
         await bench.journal.settle(batch, now_s=bench.clock())
@@ -249,7 +249,7 @@ def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         await live.record([turn(live, "i1", "my dog is called Rex")])
         await live.close("bye")
         bench.letta.delay_s = 10_000.0
@@ -280,7 +280,7 @@ def test_a_read_under_way_is_waited_for_from_its_start() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         bench.letta.delay_s = 1.0
         live.speech_started()
         await anyio.sleep(0.1)
@@ -302,7 +302,7 @@ def test_a_read_that_only_renews_the_memory_is_not_waited_for(
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         bench.letta.values["agent-0"] = "a fact"
         live.speech_started()
         await anyio.sleep(1.0)
@@ -330,13 +330,13 @@ def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         bench.letta.values["agent-0"] = "old fact"
         live.speech_started()
         await anyio.sleep(1.0)
         bench.letta.down = True
         _, ear = await bench.open("c2")
-        view = await ear.settled()
+        view = await ear.newest()
         assert "old fact" in view.text
         bench.letta.down = False
         bench.letta.values["agent-0"] = "new fact"
@@ -352,7 +352,7 @@ def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
     async def body(bench: Bench) -> None:
         bench.letta.down = True
         live, ear = await bench.open("c1")
-        assert (await ear.settled()).served == "none"
+        assert (await ear.newest()).served == "none"
         await live.record([turn(live, "i1", "hello")])
         bench.letta.down = False
         await anyio.sleep(60.0)
@@ -367,7 +367,7 @@ def test_speech_starts_a_read_and_its_end_is_told() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         ear.views.clear()
         bench.letta.delay_s = 0.3
         live.speech_started()
@@ -469,7 +469,7 @@ def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
     async def second(bench: Bench) -> None:
         if how == "taken up":
             live, ear = await bench.open("c1")
-            await ear.settled()
+            await ear.newest()
             await live.record([turn(live, "i2", "again")])
             await live.close("bye")
             assert live.agent_id == "agent-0"
@@ -509,7 +509,7 @@ def test_an_id_used_again_brings_no_other_callers_words() -> None:
                 await bench.open("c1", hints)
             assert refused.value.code == "call_claimed"
         _, ear = await bench.open("c1")
-        assert "my secret" in (await ear.settled()).text
+        assert "my secret" in (await ear.newest()).text
 
     virtual(body, Bench(rules=IdentityRules(agent_id="agent-0")))
 
@@ -658,11 +658,11 @@ def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
 
     async def body(bench: Bench) -> None:
         first, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         if early:
             await first.record([turn(first, "i0", "early words")])
         second, ear = await bench.open("c2")
-        await ear.settled()
+        await ear.newest()
         bench.letta.down = letta_down
         await first.record([turn(first, "i1", "my last words")])
         await first.close("bye")
@@ -705,7 +705,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         append = bench.journal.append
 
         async def full(_: Sequence[Turn]) -> None:
@@ -737,7 +737,7 @@ def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
         bench.store.load = load
         await live.record([turn(live, "i1", "hello")])
         _, ear = await bench.open("c2", BOB)
-        assert (await ear.settled()).text == ""
+        assert (await ear.newest()).text == ""
         assert bench.telemetry.counts["part_failed"] == 1
 
     virtual(body)
@@ -748,7 +748,7 @@ def test_memory_changes_no_byte_while_nothing_changed() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         bench.letta.values["agent-0"] = "a fact"
         live.speech_started()
         await anyio.sleep(1.0)
@@ -766,7 +766,7 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1", CallerHints(phone="anonymous"))
-        assert (await ear.settled()).text == ""
+        assert (await ear.newest()).text == ""
         await live.record([turn(live, "i1", "hello")])
         assert bench.telemetry.counts["caller_unresolved"] == 1
         assert len(await bench.journal.turns(live.key)) == 1
@@ -817,13 +817,13 @@ def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         await live.record([turn(live, "i1", "hello")])
         await live.close("hung up")
         await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
         bench.letta.agents.clear()
         late, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         await late.record([turn(late, "i1", "hello"), turn(late, "i2", "more")])
         late.speech_started()
         await anyio.sleep(60.0)
@@ -863,7 +863,7 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
 
     async def body(bench: Bench) -> None:
         live, ear = await bench.open("c1")
-        await ear.settled()
+        await ear.newest()
         bench.letta.delay_s = 3.0
         before = trio.lowlevel.current_statistics().tasks_living
         for n in range(200):
@@ -871,12 +871,12 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
             live, ear = await bench.open("c1")
             assert ear.views or n == 0  # during a read, the memory held comes at once
         assert trio.lowlevel.current_statistics().tasks_living < before + 20
-        await ear.settled()
+        await ear.newest()
         bench.letta.delay_s = 0.0  # a poll may be under way at any moment
         await anyio.sleep(60.0)
         assert trio.lowlevel.current_statistics().tasks_living < before + 3
         ear.views.clear()
         live.speech_started()
-        await ear.settled()
+        await ear.newest()
 
     virtual(body)

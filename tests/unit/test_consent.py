@@ -33,11 +33,11 @@ pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
 class Ear:
     def __init__(self) -> None:
-        self.settled = anyio.Event()
+        self.newest = anyio.Event()
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
-        if settled:
-            self.settled.set()
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
+        if newest:
+            self.newest.set()
 
     def on_guidance(self, text: str) -> None:
         raise AssertionError(text)
@@ -110,7 +110,7 @@ async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
     """A caller who is not recorded is still remembered from earlier calls."""
     live = await bench.opened("no")
     with anyio.fail_after(5):
-        await bench.ear.settled.wait()
+        await bench.ear.newest.wait()
     assert live.agent_id == "agent-7"
 
 
@@ -215,28 +215,28 @@ def test_consent_goes_over_the_link() -> None:
 
 def test_a_worker_keeps_no_word_without_consent() -> None:
     """The worker's outbox, and so its spool, takes no turn of a call without consent."""
-    outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
+    unacked = Unacked("one", "livekit", opened_at_s=1.0, hints=Hints(consent="no"))
     assert (
-        outbox.record(Utterance("i", "caller", "my secret"), at_s=2.0, now_s=0.0, room=True) == []
+        unacked.record(Utterance("i", "caller", "my secret"), at_s=2.0, now_s=0.0, room=True) == []
     )
 
 
 @pytest.mark.parametrize("of_job", [True, False])
 def test_a_worker_forgets_what_was_said_before_the_no(*, of_job: bool) -> None:
-    """On a "no" of the caller or the job, the outbox drops the turns recorded before it."""
+    """On a "no" of the caller or the job, a worker drops the turns recorded before it."""
     no, caller = Hints(consent="no"), Hints(caller="bob")
     meanwhile = no if of_job else Hints()
-    outbox = Unacked("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
+    unacked = Unacked("one", "livekit", opened_at_s=1.0, hints=None, meanwhile=meanwhile)
     for n, room in enumerate((True, False, False)):
-        outbox.record(Utterance(f"i{n}", "caller", "my secret"), at_s=2.0, now_s=0.0, room=room)
+        unacked.record(Utterance(f"i{n}", "caller", "my secret"), at_s=2.0, now_s=0.0, room=room)
         if n == 1:
-            outbox.spooled(outbox.unspooled())
-    outbox.identify(caller if of_job else no)
-    assert outbox.unacked == outbox.bytes_in_memory == 0
-    assert not any(isinstance(frame, TurnFrame) for frame in outbox.unspooled())
-    outbox.close(at_s=3.0, reason="", now_s=0.0)
+            unacked.spooled(unacked.unspooled())
+    unacked.identify(caller if of_job else no)
+    assert unacked.count == unacked.bytes_in_memory == 0
+    assert not any(isinstance(frame, TurnFrame) for frame in unacked.unspooled())
+    unacked.close(at_s=3.0, reason="", now_s=0.0)
     frames: list[object] = []
-    while frame := outbox.next_frame(now_s=0.0):
+    while frame := unacked.next_frame(now_s=0.0):
         frames.append(frame)
     assert [type(frame) for frame in frames] == [CallOpen, CallClose]
     assert isinstance(frames[0], CallOpen)

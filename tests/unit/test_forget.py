@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio
 import pytest
@@ -237,10 +237,10 @@ async def test_a_file_that_can_not_be_read_is_not_called_clean(
     (world.root / "notes.log").write_text(f"... {SECRET} ...")
     opened = Path.open
 
-    def refusing(path: Path, *args: Any, **options: Any) -> Any:
+    def refusing(path: Path, mode: str = "r") -> IO[Any]:
         if path == sealed:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(path, *args, **options)
+        return opened(path, mode)
 
     monkeypatch.setattr(Path, "open", refusing)
     await world.call("one", ref=OWN, key=KEY, text=SECRET)

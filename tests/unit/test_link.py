@@ -108,8 +108,8 @@ async def waited_s(call: LinkedCall) -> float:
     return anyio.current_time() - started_s
 
 
-def memory(text: str, *, settled: bool = True, served: str = "fresh") -> Memory:
-    return Memory(call=CALL, text=text, version=text, read_at_s=1.0, served=served, settled=settled)  # type: ignore[arg-type]
+def memory(text: str, *, newest: bool = True, served: str = "fresh") -> Memory:
+    return Memory(call=CALL, text=text, version=text, read_at_s=1.0, served=served, newest=newest)  # type: ignore[arg-type]
 
 
 def turns_on_disk(spool_dir: Path) -> list[str]:
@@ -159,10 +159,10 @@ async def test_a_call_goes_on_with_no_sidecar_at_its_start(
         call.record(Utterance("i2", "agent", "two"))
         await until(lambda: worker.telemetry.counts["link_lost"] == 1)
         async with sidecar.serving(free_port):
-            assert not call.outbox.settled
-            await until(lambda: call.outbox.settled)
+            assert not call.unacked.all_acked
+            await until(lambda: call.unacked.all_acked)
             call.record(Utterance("i3", "caller", "three"))
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
 
     assert ["one", "two", "three"] == sidecar.texts(CALL)
     assert 1 == worker.telemetry.counts["link_restored"]
@@ -177,7 +177,7 @@ async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
         call = worker.call()
         async with sidecar.serving(free_port):
             call.record(Utterance("i1", "caller", "one"))
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
             sidecar.acks = False
             call.record(Utterance("i2", "agent", "two"))
             await sidecar.until(lambda: len(sidecar.received) >= 4)
@@ -186,7 +186,7 @@ async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
         async with sidecar.serving(free_port):
             call.record(Utterance("i4", "agent", "four"))
             call.close()
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
 
     assert ["one", "two", "three", "four"] == sidecar.texts(CALL)
     assert [CALL] == sidecar.closed
@@ -203,7 +203,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
                 sidecar.cut()
             await anyio.lowlevel.checkpoint()
         call.close()
-        await until(lambda: call.outbox.settled, 20.0)
+        await until(lambda: call.unacked.all_acked, 20.0)
 
     assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
     assert sidecar.connections >= 3
@@ -219,7 +219,7 @@ async def test_a_drain_is_honoured(sidecar: FakeSidecar, tmp_path: Path) -> None
         call.record(Utterance("i1", "caller", "one"))
         await until(lambda: sidecar.connections == 2)
         assert anyio.current_time() - started_s >= 0.4
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
 
     assert ["one"] == sidecar.texts(CALL)
 
@@ -232,7 +232,7 @@ async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
 
     assert ["one"] == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -248,7 +248,7 @@ async def test_a_call_that_is_refused_for_now_is_opened_again(
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
 
     assert ["one"] == sidecar.texts(CALL)
     assert 2 == len(sidecar.of_type(CallOpen))
@@ -263,7 +263,7 @@ async def test_a_turn_refused_for_good_is_dropped_loudly(
         call = worker.call()
         call.record(Utterance("i1", "caller", "one"))
         call.record(Utterance("i2", "caller", "two"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
 
     assert ["two"] == sidecar.texts(CALL)
     assert 1 == worker.telemetry.counts["turns_dropped"]
@@ -349,11 +349,11 @@ async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
         call.close("hung up")
         assert await call.flushed(5.0)
         call.record(Utterance("i2", "caller", "late"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
         sidecar.cut()
         await until(lambda: not worker.link.connected)
         call.record(Utterance("i3", "caller", "later"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
         call.record(Utterance("i3", "caller", "later"))
         await until(lambda: not worker.link._calls)
 
@@ -400,7 +400,7 @@ async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
         call.close("hung up")
         await until(began.is_set)
         async with sidecar.serving(free_port):
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
         threading.Timer(0.2, goes_on.set).start()
 
     assert ["one"] == sidecar.texts(CALL)
@@ -431,7 +431,7 @@ async def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(
         call.close("hung up")
 
         async def ack_late() -> None:
-            await until(lambda: call.outbox.durable)
+            await until(lambda: call.unacked.durable)
             await sidecar.ack_all()
 
         async with anyio.create_task_group() as tasks:
@@ -534,7 +534,7 @@ async def test_an_acked_spool_is_deleted(
         async with sidecar.serving(free_port):
             await until(lambda: not spool_files(tmp_path))
             call.record(Utterance("i2", "caller", "two"))
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
 
     assert ["one", "two"] == sidecar.texts(CALL)
     assert [] == spool_files(tmp_path)
@@ -569,12 +569,12 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: call.outbox.in_memory <= 9)
-        assert 50 == call.outbox.unacked
-        assert call.outbox.in_memory <= 9
+            await until(lambda: call.unacked.in_memory <= 9)
+        assert 50 == call.unacked.count
+        assert call.unacked.in_memory <= 9
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.outbox.settled, 15.0)
+            await until(lambda: call.unacked.all_acked, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -591,12 +591,12 @@ async def test_large_turns_of_an_outage_are_bounded_in_bytes(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: not call.outbox.overflowing)
-            assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
-        assert call.outbox.disk_only > 20
+            await until(lambda: not call.unacked.overflowing)
+            assert call.unacked.bytes_in_memory < (1 << 20) + 410_000
+        assert call.unacked.disk_only > 20
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.outbox.settled, 15.0)
+            await until(lambda: call.unacked.all_acked, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -614,7 +614,7 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
             call.record(Utterance(f"i{n}", "caller", "x"))
         await until(lambda: worker.telemetry.counts["part_failed"] > 0)
         assert worker.telemetry.counts["turns_dropped"] > 0
-        assert call.outbox.in_memory <= 9
+        assert call.unacked.in_memory <= 9
 
 
 # Memory
@@ -638,10 +638,10 @@ async def test_another_calls_memory_is_never_taken(sidecar: FakeSidecar, tmp_pat
         call = worker.call()
         await until(lambda: worker.link.connected)
         await sidecar.push(
-            Memory(call="AJ_2", text="x", version="x", read_at_s=1, served="fresh", settled=True)
+            Memory(call="AJ_2", text="x", version="x", read_at_s=1, served="fresh", newest=True)
         )
         call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.outbox.settled)  # the ack comes behind what was pushed
+        await until(lambda: call.unacked.all_acked)  # the ack comes behind what was pushed
         assert call.memory is None
 
 
@@ -673,12 +673,12 @@ async def test_an_unsettled_empty_memory_does_not_end_a_cold_start(
 ) -> None:
     """`none yet, still reading` is waited out; an old copy from disk goes at once."""
     sidecar.welcome = patient()
-    sidecar.memory_of = lambda _: memory("", settled=False, served="none")
+    sidecar.memory_of = lambda _: memory("", newest=False, served="none")
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
         await until(lambda: call.memory is not None)
         assert not goes_at_once(call)
-        await sidecar.push(memory("old", settled=False, served="disk"))
+        await sidecar.push(memory("old", newest=False, served="disk"))
         await waited_s(call)
 
 
@@ -791,7 +791,7 @@ async def test_a_worker_dates_by_the_sidecars_clock(
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "before the sidecar was there", at_s=clock() - 1))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
         assert near(call.now_s)
         call.record(Utterance("i1", "caller", "after"))
         clock.by_s = 0.0
@@ -816,7 +816,7 @@ async def test_a_sidecar_that_tells_no_clock_is_told_the_workers(
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "hello"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
     assert near(sidecar.stored[CALL]["i0"].at_s, 120.0)
 
 
@@ -832,7 +832,7 @@ async def test_what_was_recorded_while_the_sidecar_was_away_is_dated_when_it_is_
         call.close("hung up")
         await until(lambda: turns_on_disk(tmp_path) == ["nobody there"])
         async with sidecar.serving(free_port):
-            await until(lambda: call.outbox.settled and not spool_files(tmp_path))
+            await until(lambda: call.unacked.all_acked and not spool_files(tmp_path))
     assert near(sidecar.stored[CALL]["i0"].at_s)
 
 

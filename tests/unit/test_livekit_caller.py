@@ -388,7 +388,7 @@ class FakeLine:
 
 
 def owner_of(call: LinkedCall) -> str:
-    hints = call.outbox.opening().hints
+    hints = call.unacked.opening().hints
     return hints.caller or hints.phone or hints.identity
 
 
@@ -447,7 +447,7 @@ class Party:
     def _remember(self) -> None:
         call = self.recorder.call
         if call.identified:
-            call.take_memory(Memory("J", owner_of(call), "v", 1.0, "fresh", settled=True))
+            call.take_memory(Memory("J", owner_of(call), "v", 1.0, "fresh", newest=True))
 
     def _people(self) -> list[Person]:
         return [p for p in PEOPLE[:3] if p.identity in self.room.remote_participants]

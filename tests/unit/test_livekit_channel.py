@@ -75,7 +75,7 @@ class OnAir:
 
 def remembering(text: str) -> Callable[[str], Memory]:
     return lambda call: Memory(
-        call=call, text=text, version="v1", read_at_s=time.time(), served="fresh", settled=True
+        call=call, text=text, version="v1", read_at_s=time.time(), served="fresh", newest=True
     )
 
 
@@ -350,7 +350,7 @@ async def test_speculation_leaves_no_trace(sidecar: FakeSidecar, tmp_path: Path)
         made.ear.final("a table for two")
         made.ear.stops()
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
 
     assert len(made.model.prompts) >= 2
     assert ["I would like a table for two", "Fine."] == sidecar.texts("AJ_1")
@@ -394,7 +394,7 @@ async def test_turns_are_recorded_as_heard(sidecar: FakeSidecar, tmp_path: Path)
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.says("I am Ada.")
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
 
     turns = list(sidecar.stored["AJ_1"].values())
     assert [("caller", "I am Ada."), ("agent", "Nice to meet you.")] == [
@@ -431,7 +431,7 @@ async def test_an_interrupted_reply_is_recorded_as_heard(
         made.ear.stops()
         made.ear.final("Stop please.")
         await made.until_committed(4)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
 
     story = next(t for t in sidecar.stored["AJ_1"].values() if t.speaker == "agent")
     assert story.interrupted
@@ -522,7 +522,7 @@ async def test_words_of_a_turn_that_the_session_drops_are_a_turn(
         await made.until(lambda: bool(agent.asked))  # LiveKit has no event for a dropped turn
         made.ear.says(said)
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     assert dropped not in [item.text_content for item in made.items]
     assert [dropped, stored, "Fine."] == sidecar.texts("AJ_1")
 
@@ -542,7 +542,7 @@ async def test_words_over_an_agent_that_can_not_be_interrupted_are_a_turn(
         await speech
         made.ear.says("go on")
         await made.until(lambda: any(item.text_content == "Fine." for item in made.items))
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     heard = " ".join(t.text for t in sidecar.stored["AJ_1"].values() if t.speaker == "caller")
     assert "wait a moment go on" == heard
     agents = [t.text for t in sidecar.stored["AJ_1"].values() if t.speaker == "agent"]
@@ -563,7 +563,7 @@ async def test_words_of_a_turn_that_is_cleared_are_a_turn(
         await made.until(lambda: len(made.ear.stt.streams) > 1)
         made.ear.says("go on")
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     assert ["my number is five", "go on", "Fine."] == sidecar.texts("AJ_1")
 
 
@@ -571,7 +571,7 @@ async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropped words that no turn follows are stored soon, not only when the call ends."""
-    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.2)
+    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNCOMMITTED_S", 0.2)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made, Choosy()) as air:
         for n, said in enumerate(["stop there", "and stop here"], start=1):
@@ -579,7 +579,7 @@ async def test_an_agent_that_only_listens_has_its_words_stored_meanwhile(
             await sidecar.until(lambda n=n: len(sidecar.texts("AJ_1")) == n)
         made.ear.says("go on")
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     assert ["stop there", "and stop here", "go on", "Fine."] == sidecar.texts("AJ_1")
 
 
@@ -587,13 +587,13 @@ async def test_a_turn_that_is_late_is_told_once(
     sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words that were sent before their turn was committed are not sent again with it."""
-    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNSETTLED_S", 0.0)
+    monkeypatch.setattr("sidecar.worker.livekit.recorder.UNCOMMITTED_S", 0.0)
     made = studio(lambda _: "Fine.")
     async with remembered(sidecar, tmp_path, made) as air:
         made.ear.says("My number")
         await sidecar.until(lambda: sidecar.texts("AJ_1") == ["My number"])
         await made.until_committed(2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     assert ["My number", "Fine."] == sidecar.texts("AJ_1")
 
 
@@ -642,7 +642,7 @@ async def test_words_around_a_hand_over_are_stored_once(
         await made.until(lambda: any(item.text_content == "Bert here." for item in made.items))
         made.ear.says("go on")
         await made.until(lambda: [i.text_content for i in made.items].count("Fine.") == 2)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     heard = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "caller"]
     assert "I am Ada. my number is five go on" == " ".join(heard)
     said = [turn.text for turn in sidecar.stored["AJ_1"].values() if turn.speaker == "agent"]
@@ -664,7 +664,7 @@ async def test_what_is_said_beside_the_conversation_is_stored(
         speech.interrupt()
         await speech
         await made.until(lambda: len(sidecar.texts("AJ_1")) == 3)
-        await made.until(lambda: air.call.outbox.settled)
+        await made.until(lambda: air.call.unacked.all_acked)
     one, two, story = sidecar.stored["AJ_1"].values()
     assert ("One moment.", "Here I am.") == (one.text, two.text)
     assert story.interrupted

@@ -233,7 +233,7 @@ class TestLimits:
         assert budget.reserve("acme", 1, now_s=20.0) is None
         assert budget.reserve("zen", 100, now_s=20.0)
         assert budget.reserve("acme", 100, now_s=86_401.0)
-        budget.settle(reserved, 30, now_s=86_402.0)
+        budget.charge(reserved, 30, now_s=86_402.0)
         assert budget.used("acme", now_s=86_402.0) == 130
 
     @given(
@@ -250,12 +250,12 @@ class TestLimits:
                 under_way.append((reserved, int(tokens * share)))
             for _ in range(min(ended, len(under_way))):
                 one, cost = under_way.pop(0)
-                budget.settle(one, cost, now_s=1.0)
+                budget.charge(one, cost, now_s=1.0)
                 used += cost
             assert used + sum(cost for _, cost in under_way) <= limit
             assert budget.used("acme", now_s=1.0) <= limit
         for one, cost in under_way:
-            budget.settle(one, cost, now_s=1.0)
+            budget.charge(one, cost, now_s=1.0)
             used += cost
         assert budget.used("acme", now_s=1.0) == used
 

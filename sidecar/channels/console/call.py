@@ -87,7 +87,7 @@ class ConsoleCall:
 
     # What the listener of a call hears -----------------------------------------------------
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
         """See `sidecar.calls.Listener`."""
         self._look()
 

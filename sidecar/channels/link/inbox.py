@@ -208,9 +208,9 @@ class _CallListener:
         self._call_id = call_id
         self._send = send
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
         self._send(
-            Memory(self._call_id, view.text, view.version, view.read_at_s, view.served, settled)
+            Memory(self._call_id, view.text, view.version, view.read_at_s, view.served, newest)
         )
 
     def on_guidance(self, text: str) -> None:

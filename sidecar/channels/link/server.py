@@ -217,7 +217,7 @@ class _Connection:
         """Queue a frame; never waits."""
         if isinstance(frame, Memory):
             waiting = self._memory.pop(frame.call, None)
-            if waiting is not None and waiting.settled and not frame.settled:
+            if waiting is not None and waiting.newest and not frame.newest:
                 frame = Memory(
                     frame.call, frame.text, frame.version, frame.read_at_s, frame.served, True
                 )

@@ -105,7 +105,7 @@ class VapiCall:
         self._stamp_ms = 0.0
         self._last: tuple[Stretch, ...] = ()
         self._waiting: deque[Sighting] = deque(maxlen=_WAITING_KEPT)
-        self._settled: tuple[Stretch, ...] = ()
+        self._over: tuple[Stretch, ...] = ()
         self._prompted = False
         self._followed = Followed(None)
         self._finals: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class VapiCall:
 
     # What the listener of a call hears ---------------------------------------------------------
 
-    def on_memory(self, view: MemoryView, *, settled: bool) -> None:
+    def on_memory(self, view: MemoryView, *, newest: bool) -> None:
         """See `sidecar.calls.Listener`. Memory is read at the prompt."""
 
     def on_guidance(self, text: str) -> None:
@@ -207,7 +207,7 @@ class VapiCall:
             return 0
         return self._finals[fingerprint(stretches[-1].text)]
 
-    async def store_settled(self) -> None:
+    async def store_turns(self) -> None:
         """Store the turns that the histories so far show to be over.
 
         Raises:
@@ -226,11 +226,11 @@ class VapiCall:
     async def _follow(self, shown: Sighting) -> None:
         cost = _cost_of(shown.stretches)
         stretches = await apart(cost, self._annotated, shown.stretches)
-        settled = stretches[: open_from(stretches)]
+        over = stretches[: open_from(stretches)]
         before = self._followed
-        if settled and settled == self._settled and not before.windowed:
-            asked_at = len(settled) if shown.asked else before.asked_at
-            self._followed = replace(before, tail=stretches[len(settled) :], asked_at=asked_at)
+        if over and over == self._over and not before.windowed:
+            asked_at = len(over) if shown.asked else before.asked_at
+            self._followed = replace(before, tail=stretches[len(over) :], asked_at=asked_at)
             return  # most histories end here: they repeat the turns of an earlier one
         shown = replace(shown, stretches=stretches)
         is_final = any(
@@ -252,7 +252,7 @@ class VapiCall:
         followed = await self._store(cost, following)
         if followed is not None:
             self._followed = followed
-            self._settled = () if followed.windowed else settled
+            self._over = () if followed.windowed else over
 
     async def continues(self, stretches: Sequence[Stretch]) -> bool:
         """Whether a history is of this call: it shares a turn of the caller's, if any is known.
@@ -272,9 +272,9 @@ class VapiCall:
         return not known or any(stretch.key in known for stretch in self._annotated(stretches))
 
     async def take(self, stretches: tuple[Stretch, ...], *, stamp_ms: float) -> None:
-        """Do `saw` and `store_settled` for a history that asks for no reply."""
+        """Do `saw` and `store_turns` for a history that asks for no reply."""
         if self.saw(stretches, stamp_ms=stamp_ms, asked=False):
-            await self.store_settled()
+            await self.store_turns()
 
     def heard(self, stretches: Sequence[Stretch], *, stamp_ms: float) -> None:
         """Note final transcripts; those that no history holds are used when the call ends.

@@ -154,11 +154,11 @@ class VapiCalls:
             while waiting := list(self._unstored):
                 async with anyio.create_task_group() as storing:
                     for key in waiting[: 1 + len(waiting) // _STORE_SHARE]:
-                        storing.start_soon(self._store_settled, self._unstored.pop(key))
+                        storing.start_soon(self._store_turns, self._unstored.pop(key))
 
-    async def _store_settled(self, call: VapiCall) -> None:
+    async def _store_turns(self, call: VapiCall) -> None:
         try:
-            await call.store_settled()
+            await call.store_turns()
         except JournalError as error:  # the next history brings it again
             self._journal_failed(call.live.key, error)
 

@@ -301,7 +301,7 @@ class Completions:
         reserved = 0
         if turn.reserved is not None:
             reserved = turn.reserved.tokens
-            self._budget.settle(turn.reserved, tokens, now_s=self._wall())
+            self._budget.charge(turn.reserved, tokens, now_s=self._wall())
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]

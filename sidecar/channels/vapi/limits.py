@@ -40,7 +40,7 @@ class RateCap:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Tokens that a request may still use; released by `Budget.settle`."""
+    """Tokens that a request may still use; released by `Budget.charge`."""
 
     tenant: str
     day: int
@@ -69,7 +69,7 @@ class Budget:
         self._used[tenant] = (day, used + tokens)
         return Reservation(tenant, day, tokens)
 
-    def settle(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
+    def charge(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
         """Replace a reservation with what was used, counted today. Call it once for each."""
         day = _day(now_s)
         back = reservation.tokens if reservation.day == day else 0

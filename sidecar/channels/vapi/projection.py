@@ -134,21 +134,21 @@ def follow(
         now_s: Unix time, for stretches whose history names none.
         is_final: What the caller said in the tail comes from a final transcript.
     """
-    settled = entries_of(stored)
-    known = [*settled, *(Entry(0, stretch) for stretch in before.tail)]
+    held = entries_of(stored)
+    known = [*held, *(Entry(0, stretch) for stretch in before.tail)]
     known = [replace(entry, place=n) for n, entry in enumerate(known)]
     about = CallSoFar(
         [entry.stretch for entry in known],
-        len(settled),
+        len(held),
         asked_at=before.asked_at,
         is_final=is_final,
         windowed=before.windowed,
     )
     pairs, whole = _laid(known, about, shown)
     if whole:
-        merged = continued(known[: len(settled)], known[len(settled) :], shown.stretches, pairs)
+        merged = continued(known[: len(held)], known[len(held) :], shown.stretches, pairs)
     else:
-        merged = extended(known, shown.stretches, pairs, open_at=len(settled))
+        merged = extended(known, shown.stretches, pairs, open_at=len(held))
     end = open_from([entry.stretch for entry in merged])
     asked_at = _moved(before.asked_at, merged)
     if shown.asked and _asks_about(shown.stretches, merged[end:]):

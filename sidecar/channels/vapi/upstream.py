@@ -17,7 +17,7 @@ import msgspec
 from yarl import URL
 
 from sidecar.errors import LlmError
-from sidecar.llm.openai import posted
+from sidecar.llm.openai import opened_response
 from sidecar.llm.port import Llm, Reply
 from sidecar.llm.reader import BROKE_OFF
 from sidecar.llm.writer import DONE, ChatWriter
@@ -84,7 +84,7 @@ class HttpUpstream:
     async def ask(self, body: bytes, traceparent: str = "") -> Answer:
         """See `Upstream.ask`."""
         traced = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
-        return _HttpAnswer(await posted(self._connected(), self._chat_url, body, traced))
+        return _HttpAnswer(await opened_response(self._connected(), self._chat_url, body, traced))
 
     async def warm(self) -> None:
         """See `Upstream.warm`."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _BUSY_MS = 5_000
 
 
-class Reader(Protocol):
+class CarriesReads(Protocol):
     """Carries reads out; an `Executor` does."""
 
     def read(self, operation: Callable[[Transaction], T]) -> Awaitable[T]:
@@ -38,7 +38,7 @@ class SqliteReports:
         reader: Carries the reads out.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: CarriesReads) -> None:
         self._reader = reader
 
     async def counts(self) -> JournalCounts:

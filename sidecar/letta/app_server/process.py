@@ -2,9 +2,9 @@
 
 Theory of operation. The server lives in its own folder, which one process owns at a time (a
 file lock). It is started in a new session, so a terminal's Ctrl-C does not reach it before the
-outbox is empty, and it is made to end with this process (`mortal`). A server that was left behind
-nevertheless is recognized by the path of its token file in its command line, and is ended before
-another is started: two servers must not write one agent's memory.
+outbox is empty, and it is made to end with this process (`dies_with_parent`). A server that was
+left behind nevertheless is recognized by the path of its token file in its command line, and is
+ended before another is started: two servers must not write one agent's memory.
 
 Its model is an OpenAI-compatible endpoint, given to `start`. The server reads that endpoint's URL
 and key from a file, which is written before each start.
@@ -35,7 +35,7 @@ from sidecar.errors import LettaUnavailable
 from sidecar.private import make_directory
 from sidecar.untrusted import MALFORMED
 
-MORTAL: Final = Path(__file__).with_name("mortal.py")
+DIES_WITH_PARENT: Final = Path(__file__).with_name("dies_with_parent.py")
 START_S: Final = 60.0
 """A server that does not answer within this time of its start is ended and counts as failed."""
 _STOP_S: Final = 5.0
@@ -214,7 +214,7 @@ class AppServerProcess:
         command = [str(self._program), "server", "--backend", "local", *listening]
         with await anyio.to_thread.run_sync(_private, self._log) as log:
             self._process = await anyio.open_process(
-                [*_mortal(), *command, "--ws-token-file", str(self._token_file)],
+                [*_dying_with_parent(), *command, "--ws-token-file", str(self._token_file)],
                 env=self._environ(),
                 cwd=self._home / "work",
                 stdin=subprocess.DEVNULL,
@@ -329,8 +329,8 @@ def _is_there(pid: int) -> bool:
     return state not in {"Z", "X"}
 
 
-def _mortal() -> list[str]:
-    return [sys.executable, "-SE", str(MORTAL), str(os.getpid())]
+def _dying_with_parent() -> list[str]:
+    return [sys.executable, "-SE", str(DIES_WITH_PARENT), str(os.getpid())]
 
 
 def _private(path: Path) -> IO[bytes]:

@@ -230,8 +230,8 @@ class EmbeddedLetta(Letta):
             blocks = await digested(self._llm, instructions, before, post.text, archive=kept)
             changed = [block for label, block in blocks.items() if block != before[label]]
             try:
-                settle = partial(self._store.settle, now_s=self._clock())
-                await self._stored(settle, post, changed, kept)
+                store = partial(self._store.store_digested, now_s=self._clock())
+                await self._stored(store, post, changed, kept)
             except LettaUnavailable as error:
                 raise OutcomeUnknown(error.message, over=True, hint=error.hint) from error
 

@@ -228,7 +228,7 @@ class EmbeddedStore:
         self._require_agent(post.agent_id)
         return self._has(post.batch_id)
 
-    def settle(
+    def store_digested(
         self, post: Post, changed: Sequence[Block], archived: Sequence[str], *, now_s: float
     ) -> None:
         """Store a digested post, the blocks it changed and what it archived, all or nothing.

@@ -23,9 +23,9 @@ from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.livekit.beside import Beside
-from sidecar.worker.livekit.unsettled import FinalTranscript, Unsettled
+from sidecar.worker.livekit.uncommitted import FinalTranscript, Uncommitted
 
-UNSETTLED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
+UNCOMMITTED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
 LATE_S: Final = 5.0  # a recogniser reports words at most so long after they were said
 
 _Event = TypeVar("_Event")
@@ -101,7 +101,7 @@ class CallRecorder:
         self._emit = emit
         self._clock = clock
         self._ended = ended
-        self._unsettled = Unsettled()
+        self._uncommitted = Uncommitted()
         self._prompt: dict[str, float] = {}
         self._guidance = CallGuidance()
         call.guidance = self._take_guidance
@@ -127,7 +127,7 @@ class CallRecorder:
 
     def follow(self) -> None:
         """Check who is on the line; if it is somebody else now, split the call here."""
-        if self._listeners is None or self.call.outbox.closed:
+        if self._listeners is None or self.call.unacked.closed:
             return
         hints = self._listeners.changed()
         if hints is None:
@@ -138,8 +138,8 @@ class CallRecorder:
             if self._speech is not None:
                 self._speech.end()
                 self._speech = None
-            if rest := self._unsettled.tell():
-                self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
+            if rest := self._uncommitted.tell():
+                self._record_uncommitted(self.call, rest, at_s=self._clock(), interrupted=True)
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
             self.call = self._open_next(hints)
@@ -193,10 +193,10 @@ class CallRecorder:
             self._speech.end()
         if self._overdue is not None:
             self._overdue.cancel()
-        if self.call.outbox.closed:
+        if self.call.unacked.closed:
             return
-        if rest := self._unsettled.rest():
-            self._tell_unsettled(self.call, rest, at_s=self._clock(), interrupted=True)
+        if rest := self._uncommitted.rest():
+            self._record_uncommitted(self.call, rest, at_s=self._clock(), interrupted=True)
         self.call.close(reason)
 
     def _take_guidance(self, text: str) -> None:
@@ -232,8 +232,8 @@ class CallRecorder:
     def _transcribed(self, event: UserInputTranscribedEvent) -> None:
         self.follow()
         text, at_s, before = event.transcript, event.created_at, self._said_before(event)
-        if late := self._unsettled.heard(text, final=event.is_final, at_s=at_s, of_before=before):
-            self._tell_unsettled(self._before or self.call, late, at_s=at_s)
+        if late := self._uncommitted.heard(text, final=event.is_final, at_s=at_s, of_before=before):
+            self._record_uncommitted(self._before or self.call, late, at_s=at_s)
         elif self._listeners is not None and event.is_final and text.strip():
             self._listeners.heard()
         if event.is_final and self._overdue is None:
@@ -250,17 +250,17 @@ class CallRecorder:
     def _look_for_overdue(self) -> None:
         """Record, after a while, what the session dropped: the next turn may come much later."""
         loop = asyncio.get_running_loop()
-        self._overdue = loop.call_later(UNSETTLED_S, self._guarded(self._tell_overdue), None)
+        self._overdue = loop.call_later(UNCOMMITTED_S, self._guarded(self._tell_overdue), None)
 
     def _tell_overdue(self, _: None) -> None:
         self._overdue = None
-        if self.call.outbox.closed:
+        if self.call.unacked.closed:
             return
         self.follow()
         speaking = self._session is not None and self._session.user_state == "speaking"
-        if not speaking and (due := self._unsettled.tell_until(self._clock() - UNSETTLED_S)):
+        if not speaking and (due := self._uncommitted.tell_until(self._clock() - UNCOMMITTED_S)):
             self._tell_finals(due)
-        if self._unsettled.rest():
+        if self._uncommitted.rest():
             self._look_for_overdue()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
@@ -281,7 +281,7 @@ class CallRecorder:
             began_s = began_s if isinstance(began_s, int | float) else None
             # Typed text has no confidence.
             spoken = item.transcript_confidence is not None
-            text = self._settle(text, began_s, _ended_s(measured), spoken=spoken)
+            text = self._commit(text, began_s, _ended_s(measured), spoken=spoken)
             if not text:
                 return
         metrics = _seconds(measured)
@@ -303,25 +303,27 @@ class CallRecorder:
         span.set({"sidecar.turn.interrupted": item.interrupted, TEXT: text})
         span.end()
 
-    def _settle(
+    def _commit(
         self, text: str, began_s: float | None, ended_s: float | None, *, spoken: bool
     ) -> str:
         """Return what to record of a turn; record dropped words before it as their own turn."""
-        left, text = self._unsettled.settled(text, began_s=began_s, ended_s=ended_s, spoken=spoken)
+        left, text = self._uncommitted.committed(
+            text, began_s=began_s, ended_s=ended_s, spoken=spoken
+        )
         if left:
             self._tell_finals(left)
         return text
 
     def _tell_finals(self, finals: Sequence[FinalTranscript]) -> None:
         words = " ".join(final.untold.strip() for final in finals)
-        self._tell_unsettled(self.call, words, at_s=finals[0].at_s)
+        self._record_uncommitted(self.call, words, at_s=finals[0].at_s)
 
-    def _tell_unsettled(
+    def _record_uncommitted(
         self, call: LinkedCall, words: str, *, at_s: float, interrupted: bool = False
     ) -> None:
         """Record words of the caller that no turn of the session holds."""
         self._told += 1
-        item_id = f"unsettled.{self._told}"
+        item_id = f"uncommitted.{self._told}"
         call.record(Utterance(item_id, "caller", words, at_s=at_s, interrupted=interrupted))
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:

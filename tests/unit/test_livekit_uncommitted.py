@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
-from sidecar.worker.livekit.unsettled import Unsettled
+from sidecar.worker.livekit.uncommitted import Uncommitted
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +51,7 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock_s = 1_764_400_000.0
-        self.unsettled = Unsettled()
+        self.uncommitted = Uncommitted()
         self.finals: list[Piece] = []
         self.interim = ""
         self.interim_heard = ""
@@ -71,7 +71,7 @@ class Conversation(RuleBasedStateMachine):
         if not self.finals:
             self.began_s = self.tick()
         piece = Piece(text, self.tick())
-        assert "" == self.unsettled.heard(text, final=True, at_s=piece.at_s)
+        assert "" == self.uncommitted.heard(text, final=True, at_s=piece.at_s)
         self.finals.append(piece)
         self.waiting.append(piece)
         self.interim = self.interim_heard = ""
@@ -82,7 +82,7 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(text=WORDS)
     def reports_an_interim(self, text: str) -> None:
-        self.unsettled.heard(text, final=False, at_s=self.tick())
+        self.uncommitted.heard(text, final=False, at_s=self.tick())
         self.interim = self.interim_heard = text
 
     @rule(text=WORDS)
@@ -117,7 +117,7 @@ class Conversation(RuleBasedStateMachine):
             return
         text = " ".join(piece.text for piece in turn.pieces)
         text = text if turn.fate == "committed" else "something else"
-        left, text = self.unsettled.settled(text, began_s=turn.began_s, ended_s=turn.ended_s)
+        left, text = self.uncommitted.committed(text, began_s=turn.began_s, ended_s=turn.ended_s)
         self.told += [*(final.untold for final in left), text]
 
         before = [piece for piece in self.waiting if piece.at_s < turn.pieces[0].at_s]
@@ -129,7 +129,7 @@ class Conversation(RuleBasedStateMachine):
     @rule(ago_s=st.sampled_from([0.0, 1.0, 3.0]))
     def time_is_up(self, ago_s: float) -> None:
         until_s = self.clock_s - ago_s
-        self.told += [final.untold for final in self.unsettled.tell_until(until_s)]
+        self.told += [final.untold for final in self.uncommitted.tell_until(until_s)]
         self.due += [piece.text for piece in self.waiting if piece.at_s <= until_s]
         self.waiting = [piece for piece in self.waiting if piece.at_s > until_s]
 
@@ -137,7 +137,7 @@ class Conversation(RuleBasedStateMachine):
     def all_that_was_heard_is_told_or_kept(self) -> None:
         waiting = [piece.text for piece in self.waiting]
         heard = " ".join([*self.due, *waiting, self.interim_heard])
-        assert " ".join([*self.told, self.unsettled.rest()]).split() == heard.split()
+        assert " ".join([*self.told, self.uncommitted.rest()]).split() == heard.split()
 
     @override
     def teardown(self) -> None:
@@ -153,25 +153,25 @@ def test_each_word_heard_is_told_once() -> None:
     )
 
 
-def settle(heard: Unsettled, text: str, **options: Any) -> tuple[str, str]:
+def commit(heard: Uncommitted, text: str, **options: Any) -> tuple[str, str]:
     """Return what is sent before a committed turn, and the text sent for it."""
-    left, told = heard.settled(text, **options)
+    left, told = heard.committed(text, **options)
     return " ".join(final.untold for final in left), told
 
 
 def test_a_turn_takes_its_own_words_and_no_others() -> None:
     """A turn takes its own words and leaves the next interim, even with the same words."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard("i am", final=False)
     heard.heard("I am Ada.", final=True)
     heard.heard("i am", final=False)
-    assert ("", "I am Ada.") == settle(heard, "I am Ada.")
+    assert ("", "I am Ada.") == commit(heard, "I am Ada.")
     assert "i am" == heard.rest()
 
 
 def test_everything_heard_and_not_settled_is_kept() -> None:
     """What is not in a turn yet is kept: final transcripts and the interim after them."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard("My number", final=True)
     heard.heard("is fi", final=False)
     heard.heard("is five", final=False)
@@ -183,10 +183,10 @@ def test_everything_heard_and_not_settled_is_kept() -> None:
 )
 def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, rest: str) -> None:
     """A changed turn takes the words heard before its end, and leaves later ones."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard("call me Ada", final=True, at_s=1)
     heard.heard("and hurry", final=True, at_s=2)
-    assert ("", "Call me A.") == settle(heard, "Call me A.", began_s=0, ended_s=ended_s)
+    assert ("", "Call me A.") == commit(heard, "Call me A.", began_s=0, ended_s=ended_s)
     assert rest == heard.rest()
 
 
@@ -200,48 +200,48 @@ def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, r
 )
 def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
     """A turn sends only those of its words that were not sent before."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard("yes", final=True, at_s=1)
     assert "yes" == heard.tell()
     assert "" == heard.rest()
     heard.heard("yes please", final=True, at_s=2)
-    assert ("", told) == settle(heard, text, began_s=1.5, ended_s=3)
+    assert ("", told) == commit(heard, text, began_s=1.5, ended_s=3)
     assert "" == heard.rest()
 
 
 def test_what_is_typed_is_told_though_it_was_said_before() -> None:
     """Typed words are always sent, in place of the same spoken words if those are unsent."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard("yes", final=True)
-    assert ("", "yes") == settle(heard, "yes", spoken=False)
+    assert ("", "yes") == commit(heard, "yes", spoken=False)
     assert "" == heard.rest()
     heard.heard("no", final=True)
     assert "no" == heard.tell()
-    assert ("", "no") == settle(heard, "no", spoken=False)
-    assert ("", "no no") == settle(heard, "no no", spoken=False)
+    assert ("", "no") == commit(heard, "no", spoken=False)
+    assert ("", "no no") == commit(heard, "no no", spoken=False)
 
 
 def test_words_are_told_when_their_time_is_up() -> None:
     """Words reported by a given time are sent once, and their turn sends only the rest."""
-    heard = Unsettled()
+    heard = Uncommitted()
     for at_s, word in enumerate(["one", "two", "three"]):
         heard.heard(word, final=True, at_s=at_s)
     heard.heard("fo", final=False)
     assert [("one", 0), ("two", 1)] == [(f.untold, f.at_s) for f in heard.tell_until(1)]
     assert [] == heard.tell_until(1)
     assert "three fo" == heard.rest()
-    assert ("", "three") == settle(heard, "one two three", began_s=0, ended_s=4)
+    assert ("", "three") == commit(heard, "one two three", began_s=0, ended_s=4)
     assert "fo" == heard.rest()
 
 
 def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
     """Of the words already sent, only the newest are remembered."""
-    heard = Unsettled()
+    heard = Uncommitted()
     for at_s in range(1_000):
         heard.heard("word", final=True, at_s=at_s)
         heard.tell_until(at_s)
     assert len(heard._finals) <= 100
-    assert ("", "") == settle(heard, "word word", ended_s=2_000)
+    assert ("", "") == commit(heard, "word word", ended_s=2_000)
 
 
 @pytest.mark.parametrize(
@@ -257,18 +257,18 @@ def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
 )
 def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, rest: str) -> None:
     """A final transcript that extends a sent interim sends only what it adds."""
-    heard = Unsettled()
+    heard = Uncommitted()
     heard.heard(interim, final=False)
     assert interim == heard.tell()
     assert late == heard.heard(final, final=True)
     assert rest == heard.rest()
-    assert ("", rest) == settle(heard, final)
+    assert ("", rest) == commit(heard, final)
 
 
 def test_words_of_before_are_told_there() -> None:
     """Final words said before the last send are sent at once, not with a turn."""
-    heard = Unsettled()
+    heard = Uncommitted()
     assert "" == heard.tell()
     assert "I am Ada." == heard.heard("I am Ada.", final=True, of_before=True)
     assert "" == heard.rest()
-    assert ("", "") == settle(heard, "I am Ada.")
+    assert ("", "") == commit(heard, "I am Ada.")

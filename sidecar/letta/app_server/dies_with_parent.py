@@ -1,9 +1,9 @@
 """Become a command that does not outlive the process that started it.
 
-Run as a script, `python -SE mortal.py PARENT_PID COMMAND…`: Linux sends SIGTERM to the command as
-soon as its parent is gone, even after `kill -9`, and still does after `exec`. Elsewhere a command
-that was left behind is found at the next start (`process.end_leftovers`). Only its user can read
-the files that the command creates.
+Run as a script, `python -SE dies_with_parent.py PARENT_PID COMMAND…`: Linux sends SIGTERM to the
+command as soon as its parent is gone, even after `kill -9`, and still does after `exec`. Elsewhere
+a command that was left behind is found at the next start (`process.end_leftovers`). Only its user
+can read the files that the command creates.
 """
 
 import ctypes

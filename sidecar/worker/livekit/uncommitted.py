@@ -22,7 +22,7 @@ class FinalTranscript:
     untold: str
 
 
-class Unsettled:
+class Uncommitted:
     """Final transcripts that are in no turn, and the latest interim.
 
     Before the session commits a turn, it reports every word of it as final, including an interim
@@ -60,7 +60,7 @@ class Unsettled:
         self._finals.append(FinalTranscript(text, at_s, text if late is None else ""))
         return late or ""
 
-    def settled(
+    def committed(
         self,
         text: str,
         *,
