@@ -5,6 +5,7 @@ link does about it, the frames that it sends. There is no socket, and disk and t
 the script.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -274,9 +275,10 @@ def restored(*, unacked: int = 0) -> Tells:
 class Socket:
     """A connection in memory, as far as the link uses one of `websockets`."""
 
-    def __init__(self, sent: Callable[[FromWorker], None]) -> None:
+    def __init__(self, sent: Callable[[str | bytes], None]) -> None:
         self._sent = sent
-        self._to_worker, self._from_sidecar = trio.open_memory_channel[str](100)
+        self._inbox: deque[str] = deque()
+        self._changed = anyio.Event()
         self.close_code: int | None = None
         self.close_reason: str | None = None
 
@@ -289,27 +291,29 @@ class Socket:
 
     def push(self, raw: str) -> None:
         """Let the sidecar send."""
-        self._to_worker.send_nowait(raw)
+        self._inbox.append(raw)
+        self._changed.set()
 
     def end(self, code: int, reason: str = "") -> None:
         """Let the connection end, if it has not yet."""
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason
-            self._to_worker.close()
+            self._changed.set()
 
     async def send(self, raw: str) -> None:
         await anyio.lowlevel.checkpoint()
         if self.close_code is not None:
             raise ConnectionClosedError(None, None)
-        frame = decode_from_worker(raw)
-        assert frame
-        self._sent(frame)
+        self._sent(raw)
 
     async def recv(self) -> str:
-        try:
-            return await self._from_sidecar.receive()
-        except trio.EndOfChannel:
-            raise ConnectionClosedError(None, None) from None
+        await anyio.lowlevel.checkpoint()
+        while not self._inbox:
+            if self.close_code is not None:
+                raise ConnectionClosedError(None, None)
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        return self._inbox.popleft()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         while True:
@@ -371,8 +375,13 @@ class Wire:
         await self._asked.wait()
         if self._answer is Refuses:
             raise ConnectionRefusedError
-        self._socket = Socket(self._done.append)
+        self._socket = Socket(self._take)
         return self._socket
+
+    def _take(self, raw: str | bytes) -> None:
+        frame = decode_from_worker(raw)
+        assert frame
+        self._done.append(frame)
 
     async def _play(self, happens: Happens) -> list[Does]:
         self._done.clear()
