@@ -517,3 +517,8 @@ def started(wire: Wire) -> Playbook[Happens, Does]:
 def welcomed(wire: Wire) -> Playbook[Happens, Does]:
     """A script of a link that the sidecar has welcomed."""
     return started(wire) >> Accepts() << HELLO >> WELCOME
+
+
+def in_call(wire: Wire) -> Playbook[Happens, Does]:
+    """A script of a link that has told the sidecar of its call."""
+    return welcomed(wire) >> Opens() << opened()

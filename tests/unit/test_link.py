@@ -64,6 +64,7 @@ from tests.link_wire import (
     a_wire,
     closed,
     dropped,
+    in_call,
     lost,
     memory,
     opened,
@@ -191,9 +192,7 @@ def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:
 def test_a_sidecar_that_dies_mid_call_costs_no_turn(wire: Wire) -> None:
     """Turns unacked at the cut and turns of the outage arrive after it, once and in order."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> Ack(CALL, ["i1"])
@@ -244,9 +243,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
 def test_a_drain_is_honoured(wire: Wire) -> None:
     """After a drain the worker comes back no sooner than it was told, and loses nothing."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> Drain(retry_after_s=0.5)
         >> Closes(CLOSE_DRAINING, "0.5")
         << lost("closed 4503", retry_in_s=0.5)
@@ -269,9 +266,7 @@ def test_a_drain_is_honoured(wire: Wire) -> None:
 def test_a_full_journal_is_tried_again_in_order(wire: Wire) -> None:
     """A retryable refusal keeps the turn, and nothing behind it is lost."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> said(2, "two")
@@ -293,9 +288,7 @@ def test_a_call_that_is_refused_for_now_is_opened_again(wire: Wire, code: str) -
     """A sidecar that forgot the call, or can't have it yet, is told it again with the same turn."""
     pause_s = link.CLAIMED_PAUSE_S if code == "call_claimed" else link.REFUSED_PAUSE_S
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> refusal(code, item="i1")
@@ -313,9 +306,7 @@ def test_a_call_that_is_refused_for_now_is_opened_again(wire: Wire, code: str) -
 def test_a_turn_refused_for_good_is_dropped_loudly(wire: Wire) -> None:
     """What the sidecar will never take is given up with an error event; the rest goes on."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> said(2, "two")
@@ -384,9 +375,7 @@ async def test_the_token_is_shown_and_a_wrong_one_keeps_the_turns(tmp_path: Path
 def test_frames_of_a_later_version_and_rubbish_are_passed_over(wire: Wire) -> None:
     """A frame the worker can't read is counted and changes nothing."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("before")
         >> Writes('{"type":"future","x":1}')
         >> Writes("[1,2")
@@ -404,9 +393,7 @@ def test_frames_of_a_later_version_and_rubbish_are_passed_over(wire: Wire) -> No
 def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(wire: Wire) -> None:
     """A call that is over and forgotten is taken up again for late words, on whatever connection."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> HangsUp("hung up")
@@ -442,9 +429,7 @@ def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(wire: Wire) -> Non
 def test_with_the_sidecar_away_words_are_on_disk_at_once(wire: Wire) -> None:
     """What was under way when the sidecar died, and what is said then, waits for no ack."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "under way")
         << turn(1, "under way")
         >> Cuts()
@@ -500,9 +485,7 @@ def test_a_hang_up_waits_for_no_ack_that_can_not_come(wire: Wire) -> None:
 def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(wire: Wire) -> None:
     """Words in the spool are no reason to leave while an ack may come."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> said(1, "one")
         << turn(1, "one")
         >> HangsUp("hung up")
@@ -520,9 +503,7 @@ def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(wire: Wire) -> N
 def test_late_words_with_the_sidecar_away_are_in_the_spool(wire: Wire) -> None:
     """A late turn nobody acks is left behind like any other."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> HangsUp()
         << closed()
         >> Flushes(5.0)
@@ -721,9 +702,7 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
 def test_the_newest_memory_is_at_hand(wire: Wire) -> None:
     """Memory that the sidecar pushes is what the next prompt reads."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("first")
         >> Prompts()
         << Goes("first")
@@ -736,9 +715,7 @@ def test_the_newest_memory_is_at_hand(wire: Wire) -> None:
 def test_another_calls_memory_is_never_taken(wire: Wire) -> None:
     """A memory frame of another call does not touch this one."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> Memory("AJ_2", text="x", version="x", read_at_s=1.0, served="fresh", settled=True)
         >> Prompts()
         >> Passes(0.8)
@@ -748,23 +725,13 @@ def test_another_calls_memory_is_never_taken(wire: Wire) -> None:
 
 def test_a_cold_start_ends_with_the_first_memory(wire: Wire) -> None:
     """The first prompt of a call waits for its memory, and goes the moment it is there."""
-    assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
-        >> Prompts()
-        >> Passes(0.5)
-        >> memory("", served="none")
-        << Goes("")
-    )
+    assert in_call(wire) >> Prompts() >> Passes(0.5) >> memory("", served="none") << Goes("")
 
 
 def test_a_cold_start_waits_no_longer_than_it_may(wire: Wire) -> None:
     """With a silent sidecar the first prompt waits `cold_start_s` once, the next not at all."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> Prompts()
         >> Passes(WELCOME.cold_start_s - 0.01)
         >> Passes(0.01)
@@ -777,9 +744,7 @@ def test_a_cold_start_waits_no_longer_than_it_may(wire: Wire) -> None:
 def test_an_unsettled_empty_memory_does_not_end_a_cold_start(wire: Wire) -> None:
     """`none yet, still reading` is waited out; an old copy from disk goes at once."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("", settled=False, served="none")
         >> Prompts()
         >> Passes(0.5)
@@ -791,9 +756,7 @@ def test_an_unsettled_empty_memory_does_not_end_a_cold_start(wire: Wire) -> None
 def test_a_read_in_flight_is_waited_for_and_no_longer(wire: Wire) -> None:
     """At the prompt a read that speech started gets `memory_wait_s` from the start of the speech."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("", served="none")
         >> SpeechStarts()
         << SpeechStarted(CALL)
@@ -810,9 +773,7 @@ def test_a_read_in_flight_is_waited_for_and_no_longer(wire: Wire) -> None:
 def test_a_hanging_letta_costs_nothing_after_a_long_speech(wire: Wire) -> None:
     """The wait is counted from the start of the speech, not from the prompt."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("", served="none")
         >> SpeechStarts()
         << SpeechStarted(CALL)
@@ -827,9 +788,7 @@ def test_a_hanging_letta_costs_nothing_after_a_long_speech(wire: Wire) -> None:
 def test_a_settled_read_lets_the_prompt_go(wire: Wire) -> None:
     """The answer to a speech start ends the wait at once, and is what the prompt gets."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("", served="none")
         >> SpeechStarts()
         << SpeechStarted(CALL)
@@ -842,9 +801,7 @@ def test_a_settled_read_lets_the_prompt_go(wire: Wire) -> None:
 def test_with_the_link_down_a_prompt_goes_with_what_it_has(wire: Wire) -> None:
     """A dead sidecar adds nothing to a prompt: the last memory serves."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("last", settled=False, served="disk")
         >> Cuts()
         << lost("closed 1006")
@@ -857,9 +814,7 @@ def test_with_the_link_down_a_prompt_goes_with_what_it_has(wire: Wire) -> None:
 def test_a_link_lost_while_a_read_is_in_flight_ends_the_wait(wire: Wire) -> None:
     """A prompt does not wait for an answer that can't come any more."""
     assert (
-        welcomed(wire)
-        >> Opens()
-        << opened()
+        in_call(wire)
         >> memory("", served="none")
         >> SpeechStarts()
         << SpeechStarted(CALL)
