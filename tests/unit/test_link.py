@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from sidecar.private import token_in
 from sidecar.telemetry import Event, Telemetry, link_token_unread
 from sidecar.testing.fake_sidecar import FakeSidecar
 from sidecar.wire.frames import (
+    CLOSE_DRAINING,
     OPEN_AGAIN,
+    Ack,
     CallClose,
     CallOpen,
-    ErrorFrame,
+    Drain,
     Guidance,
     HangUp,
     Hello,
@@ -27,22 +29,56 @@ from sidecar.wire.frames import (
     Memory,
     Say,
     SpeechStarted,
-    TurnFrame,
-    Welcome,
 )
 from sidecar.wire.spool import SpoolFile, spool_files, spooled_in
-from sidecar.worker import link, spooler
+from sidecar.worker import link
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.link import Link
 from sidecar.worker.sidecar_clock import SidecarClock
 from sidecar.worker.unacked import SpoolFrame
 from tests import ports
+from tests.link_wire import (
+    ADA,
+    CALL,
+    HELLO,
+    WELCOME,
+    Accepts,
+    Closes,
+    Connects,
+    Cuts,
+    Ends,
+    Flushed,
+    Flushes,
+    Goes,
+    HangsUp,
+    Identifies,
+    OffDisk,
+    OnDisk,
+    Opens,
+    Passes,
+    Prompts,
+    Refuses,
+    SpeechStarts,
+    Wire,
+    Writes,
+    a_wire,
+    closed,
+    dropped,
+    in_call,
+    lost,
+    memory,
+    opened,
+    refusal,
+    refused,
+    restored,
+    said,
+    started,
+    turn,
+    welcomed,
+)
 from tests.quiet import Quiet
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
-
-CALL = "AJ_1"
-ADA = Hints(caller="ada")
 
 
 class Worker:
@@ -74,6 +110,12 @@ async def running(url: str, spool_dir: Path, **options: object) -> AsyncGenerato
 
 
 @pytest.fixture
+def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    with a_wire(tmp_path, monkeypatch) as wire:
+        yield wire
+
+
+@pytest.fixture
 def free_port() -> int:
     return ports.free_port()
 
@@ -84,47 +126,12 @@ async def until(holds: Callable[[], bool], budget_s: float = 10.0) -> None:
             await anyio.sleep(0.01)
 
 
-def goes_at_once(call: LinkedCall) -> bool:
-    """Whether a prompt need not wait: not for a moment, however busy the machine is."""
-    waiting = call.ready()
-    try:
-        waiting.send(None)
-    except StopIteration:
-        return True
-    waiting.close()
-    return False
-
-
-def patient() -> Welcome:
-    """A welcome that lets a prompt wait for longer than a test would."""
-    return Welcome(memory_wait_s=600.0, cold_start_s=600.0, max_frame_bytes=1 << 20)
-
-
-async def waited_s(call: LinkedCall) -> float:
-    """Wait as a prompt does; returns for how long."""
-    started_s = anyio.current_time()
-    with anyio.fail_after(20.0):
-        await call.ready()
-    return anyio.current_time() - started_s
-
-
-def memory(text: str, *, newest: bool = True, served: str = "fresh") -> Memory:
-    return Memory(call=CALL, text=text, version=text, read_at_s=1.0, served=served, newest=newest)  # type: ignore[arg-type]
-
-
 def turns_on_disk(spool_dir: Path) -> list[str]:
     """Return the texts of the one spool file, read without its lock."""
     texts: list[str] = []
     for path in spool_files(spool_dir):
         texts += [turn.text for turn in spooled_in(path).turns]
     return texts
-
-
-def opened_on_disk(spool_dir: Path) -> Hints | None:
-    """Return the hints of the one spool file, read without its lock."""
-    [path] = spool_files(spool_dir)
-    opened = spooled_in(path).opened
-    return opened.hints if opened else None
 
 
 # Turns
@@ -149,47 +156,71 @@ async def test_turns_reach_the_sidecar_once_and_in_order(
     assert [] == spool_files(tmp_path)
 
 
-async def test_a_call_goes_on_with_no_sidecar_at_its_start(
-    sidecar: FakeSidecar, tmp_path: Path, free_port: int
-) -> None:
+def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:
     """What was said before the sidecar came is handed over, in order, when it does."""
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.record(Utterance("i2", "agent", "two"))
-        await until(lambda: worker.telemetry.counts["link_lost"] == 1)
-        async with sidecar.serving(free_port):
-            assert not call.unacked.all_acked
-            await until(lambda: call.unacked.all_acked)
-            call.record(Utterance("i3", "caller", "three"))
-            await until(lambda: call.unacked.all_acked)
+    script = (
+        started(wire)
+        >> Opens()
+        >> said(1, "one")
+        >> said(2, "two", "agent")
+        >> Refuses()
+        << lost("ConnectionRefusedError", unacked=2, retry_in_s=0.1)
+        << OnDisk(("one", "two"))
+        >> Passes(0.1)
+        << Connects()
+        >> Accepts()
+        << HELLO
+        >> WELCOME
+        << restored(unacked=2)
+        << opened()
+        << turn(1, "one")
+        << turn(2, "two", "agent")
+    )
+    assert script
+    assert not wire.call.outbox.settled
+    assert (
+        script
+        >> Ack(CALL, ["i1", "i2"])
+        << OffDisk()
+        >> said(3, "three")
+        << turn(3, "three")
+        >> Ack(CALL, ["i3"])
+    )
+    assert wire.call.outbox.settled
 
-    assert ["one", "two", "three"] == sidecar.texts(CALL)
-    assert 1 == worker.telemetry.counts["link_restored"]
 
-
-async def test_a_sidecar_that_dies_mid_call_costs_no_turn(
-    sidecar: FakeSidecar, tmp_path: Path, free_port: int
-) -> None:
+def test_a_sidecar_that_dies_mid_call_costs_no_turn(wire: Wire) -> None:
     """Turns unacked at the cut and turns of the outage arrive after it, once and in order."""
-    url = f"ws://127.0.0.1:{free_port}/link"
-    async with running(url, tmp_path) as worker:
-        call = worker.call()
-        async with sidecar.serving(free_port):
-            call.record(Utterance("i1", "caller", "one"))
-            await until(lambda: call.unacked.all_acked)
-            sidecar.acks = False
-            call.record(Utterance("i2", "agent", "two"))
-            await sidecar.until(lambda: len(sidecar.received) >= 4)
-        call.record(Utterance("i3", "caller", "three"))
-        sidecar.acks = True
-        async with sidecar.serving(free_port):
-            call.record(Utterance("i4", "agent", "four"))
-            call.close()
-            await until(lambda: call.unacked.all_acked)
-
-    assert ["one", "two", "three", "four"] == sidecar.texts(CALL)
-    assert [CALL] == sidecar.closed
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> Ack(CALL, ["i1"])
+        >> said(2, "two", "agent")
+        << turn(2, "two", "agent")
+        >> Cuts()
+        << lost("closed 1006", unacked=1, retry_in_s=0.1)
+        << OnDisk(("two",))
+        >> said(3, "three")
+        << OnDisk(("two", "three"))
+        >> Passes(0.1)
+        << Connects()
+        >> Accepts()
+        << HELLO
+        >> WELCOME
+        << restored(unacked=2)
+        << opened()
+        << turn(2, "two", "agent")
+        << turn(3, "three")
+        >> said(4, "four", "agent")
+        << turn(4, "four", "agent")
+        >> HangsUp()
+        << closed()
+        >> Ack(CALL, ["i2", "i3", "i4"])
+        >> Ack(CALL, closed=True)
+        << OffDisk()
+    )
+    assert wire.call.outbox.settled
 
 
 async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path: Path) -> None:
@@ -203,70 +234,89 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
                 sidecar.cut()
             await anyio.lowlevel.checkpoint()
         call.close()
-        await until(lambda: call.unacked.all_acked, 20.0)
+        await until(lambda: call.outbox.settled, 20.0)
 
     assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
     assert sidecar.connections >= 3
 
 
-async def test_a_drain_is_honoured(sidecar: FakeSidecar, tmp_path: Path) -> None:
+def test_a_drain_is_honoured(wire: Wire) -> None:
     """After a drain the worker comes back no sooner than it was told, and loses nothing."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: worker.link.connected)
-        started_s = anyio.current_time()
-        await sidecar.drain(0.4)
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: sidecar.connections == 2)
-        assert anyio.current_time() - started_s >= 0.4
-        await until(lambda: call.unacked.all_acked)
+    assert (
+        in_call(wire)
+        >> Drain(retry_after_s=0.5)
+        >> Closes(CLOSE_DRAINING, "0.5")
+        << lost("closed 4503", retry_in_s=0.5)
+        >> said(1, "one")
+        << OnDisk(("one",))
+        >> Passes(0.375)
+        >> Passes(0.125)
+        << Connects()
+        >> Accepts()
+        << HELLO
+        >> WELCOME
+        << restored(unacked=1)
+        << opened()
+        << turn(1, "one")
+        >> Ack(CALL, ["i1"])
+        << OffDisk()
+    )
 
-    assert ["one"] == sidecar.texts(CALL)
 
-
-async def test_a_full_journal_is_tried_again_in_order(sidecar: FakeSidecar, tmp_path: Path) -> None:
+def test_a_full_journal_is_tried_again_in_order(wire: Wire) -> None:
     """A retryable refusal keeps the turn, and nothing behind it is lost."""
-    sidecar.refusals["i1"] = [
-        ErrorFrame(code="journal_full", message="", call=CALL, item="i1", retryable=True)
-    ]
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.unacked.all_acked)
-
-    assert ["one"] == sidecar.texts(CALL)
-    assert 0 == worker.telemetry.counts["turns_dropped"]
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> said(2, "two")
+        << turn(2, "two")
+        >> refusal("journal_full", item="i1", retryable=True)
+        << refused("journal_full")
+        >> Passes(0.75)
+        << OnDisk(("one", "two"))
+        >> Passes(0.25)
+        << turn(1, "one")
+        << turn(2, "two")
+        >> Ack(CALL, ["i1", "i2"])
+        << OffDisk()
+    )
 
 
 @pytest.mark.parametrize("code", sorted(OPEN_AGAIN))
-async def test_a_call_that_is_refused_for_now_is_opened_again(
-    sidecar: FakeSidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
+def test_a_call_that_is_refused_for_now_is_opened_again(wire: Wire, code: str) -> None:
     """A sidecar that forgot the call, or can't have it yet, is told it again with the same turn."""
-    monkeypatch.setattr(link, "CLAIMED_PAUSE_S", 0.1)
-    sidecar.refusals["i1"] = [ErrorFrame(code=code, message="", call=CALL, item="i1")]
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.unacked.all_acked)
+    pause_s = link.CLAIMED_PAUSE_S if code == "call_claimed" else link.REFUSED_PAUSE_S
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> refusal(code, item="i1")
+        << refused(code)
+        >> Passes(pause_s - 0.25)
+        << OnDisk(("one",))
+        >> Passes(0.25)
+        << opened()
+        << turn(1, "one")
+        >> Ack(CALL, ["i1"])
+        << OffDisk()
+    )
 
-    assert ["one"] == sidecar.texts(CALL)
-    assert 2 == len(sidecar.of_type(CallOpen))
 
-
-async def test_a_turn_refused_for_good_is_dropped_loudly(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_turn_refused_for_good_is_dropped_loudly(wire: Wire) -> None:
     """What the sidecar will never take is given up with an error event; the rest goes on."""
-    sidecar.refusals["i1"] = [ErrorFrame(code="bad_value", message="", call=CALL, item="i1")]
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.record(Utterance("i2", "caller", "two"))
-        await until(lambda: call.unacked.all_acked)
-
-    assert ["two"] == sidecar.texts(CALL)
-    assert 1 == worker.telemetry.counts["turns_dropped"]
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> said(2, "two")
+        << turn(2, "two")
+        >> refusal("bad_value", item="i1")
+        << refused("bad_value")
+        << dropped(1, "bad_value")
+        >> Ack(CALL, ["i2"])
+    )
+    assert wire.call.outbox.settled
 
 
 async def test_an_oversized_turn_arrives_whole(sidecar: FakeSidecar, tmp_path: Path) -> None:
@@ -322,62 +372,72 @@ async def test_the_token_is_shown_and_a_wrong_one_keeps_the_turns(tmp_path: Path
             await until(lambda: worker.link.connected)
 
 
-async def test_frames_of_a_later_version_and_rubbish_are_passed_over(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_frames_of_a_later_version_and_rubbish_are_passed_over(wire: Wire) -> None:
     """A frame the worker can't read is counted and changes nothing."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        for connection in list(sidecar._open):
-            await connection.send('{"type":"future","x":1}')
-            await connection.send("[1,2")
-            await connection.send('{"type":"memory","call":7}')
-        await sidecar.push(memory("after"))
-        await until(lambda: call.memory is not None and call.memory.text == "after")
+    assert (
+        in_call(wire)
+        >> memory("before")
+        >> Writes('{"type":"future","x":1}')
+        >> Writes("[1,2")
+        << refused("malformed")
+        >> Writes('{"type":"memory","call":7}')
+        << refused("malformed", field="call")
+        >> Prompts()
+        << Goes("before")
+        >> memory("after")
+        >> Prompts()
+        << Goes("after")
+    )
 
-    assert 2 == worker.telemetry.counts["frame_refused"]
 
-
-async def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(wire: Wire) -> None:
     """A call that is over and forgotten is taken up again for late words, on whatever connection."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.close("hung up")
-        assert await call.flushed(5.0)
-        call.record(Utterance("i2", "caller", "late"))
-        await until(lambda: call.unacked.all_acked)
-        sidecar.cut()
-        await until(lambda: not worker.link.connected)
-        call.record(Utterance("i3", "caller", "later"))
-        await until(lambda: call.unacked.all_acked)
-        call.record(Utterance("i3", "caller", "later"))
-        await until(lambda: not worker.link._calls)
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> HangsUp("hung up")
+        << closed("hung up")
+        >> Flushes(5.0)
+        >> Ack(CALL, ["i1"])
+        >> Ack(CALL, closed=True)
+        << Flushed(True)
+        >> said(2, "late")
+        << turn(2, "late")
+        >> Ack(CALL, ["i2"])
+        >> Cuts()
+        << lost("closed 1006", retry_in_s=0.1)
+        >> said(3, "later")
+        << OnDisk(("later",))
+        >> Passes(0.1)
+        << Connects()
+        >> Accepts()
+        << HELLO
+        >> WELCOME
+        << restored(unacked=1)
+        << opened()
+        << turn(3, "later")
+        << closed("hung up")
+        >> Ack(CALL, ["i3"])
+        >> Ack(CALL, closed=True)
+        << OffDisk()
+        >> said(3, "later")
+    )
+    assert not wire.link._calls
 
-    assert ["one", "late", "later"] == sidecar.texts(CALL)
-    assert isinstance(sidecar.received[-1], CallClose)
-    assert [] == spool_files(tmp_path)
 
-
-async def test_with_the_sidecar_away_words_are_on_disk_at_once(
-    sidecar: FakeSidecar, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_sidecar_away_words_are_on_disk_at_once(wire: Wire) -> None:
     """What was under way when the sidecar died, and what is said then, waits for no ack."""
-    monkeypatch.setattr(spooler, "SPOOL_AFTER_S", 3600.0)
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        async with sidecar.serving(free_port):
-            sidecar.acks = False
-            await until(lambda: worker.link.connected)
-            call.record(Utterance("i1", "caller", "under way"))
-            await sidecar.until(lambda: any(isinstance(f, TurnFrame) for f in sidecar.received))
-            assert [] == turns_on_disk(tmp_path)
-        await until(lambda: turns_on_disk(tmp_path) == ["under way"])
-        call.record(Utterance("i2", "caller", "away"))
-        await until(lambda: turns_on_disk(tmp_path) == ["under way", "away"])
+    assert (
+        in_call(wire)
+        >> said(1, "under way")
+        << turn(1, "under way")
+        >> Cuts()
+        << lost("closed 1006", unacked=1)
+        << OnDisk(("under way",))
+        >> said(2, "away")
+        << OnDisk(("under way", "away"))
+    )
 
 
 async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
@@ -400,92 +460,101 @@ async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
         call.close("hung up")
         await until(began.is_set)
         async with sidecar.serving(free_port):
-            await until(lambda: call.unacked.all_acked)
+            await until(lambda: call.outbox.settled)
         threading.Timer(0.2, goes_on.set).start()
 
     assert ["one"] == sidecar.texts(CALL)
     assert [] == spool_files(tmp_path)
 
 
-async def test_a_hang_up_waits_for_no_ack_that_can_not_come(tmp_path: Path, free_port: int) -> None:
+def test_a_hang_up_waits_for_no_ack_that_can_not_come(wire: Wire) -> None:
     """With the sidecar away the wait at the end of a call is over when its words are on disk."""
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.close("hung up")
-        with anyio.fail_after(10.0):
-            assert not await call.flushed(3600.0)
-        assert ["one"] == turns_on_disk(tmp_path)
-        [path] = spool_files(tmp_path)
-        assert spooled_in(path).closed
+    assert (
+        started(wire)
+        >> Opens()
+        >> said(1, "one")
+        >> HangsUp("hung up")
+        >> Flushes(3600.0)
+        >> Refuses()
+        << lost("ConnectionRefusedError", unacked=1)
+        << Flushed(False)
+        << OnDisk(("one",), closed=True)
+    )
 
 
-async def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_hang_up_waits_for_the_ack_of_a_sidecar_that_is_there(wire: Wire) -> None:
     """Words in the spool are no reason to leave while an ack may come."""
-    sidecar.acks = False
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.close("hung up")
+    assert (
+        in_call(wire)
+        >> said(1, "one")
+        << turn(1, "one")
+        >> HangsUp("hung up")
+        << closed("hung up")
+        >> Flushes(3600.0)
+        >> Passes(60.0)
+        << OnDisk(("one",), closed=True)
+        >> Ack(CALL, ["i1"])
+        >> Ack(CALL, closed=True)
+        << Flushed(True)
+        << OffDisk()
+    )
 
-        async def ack_late() -> None:
-            await until(lambda: call.unacked.durable)
-            await sidecar.ack_all()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ack_late)
-            assert await call.flushed(3600.0)
-
-
-async def test_late_words_with_the_sidecar_away_are_in_the_spool(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_late_words_with_the_sidecar_away_are_in_the_spool(wire: Wire) -> None:
     """A late turn nobody acks is left behind like any other."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        call.close("hung up")
-        assert await call.flushed(5.0)
-        sidecar.acks = False
-        call.record(Utterance("i1", "caller", "late"))
-        await until(lambda: turns_on_disk(tmp_path) == ["late"], 3.0)
+    assert (
+        in_call(wire)
+        >> HangsUp()
+        << closed()
+        >> Flushes(5.0)
+        >> Ack(CALL, closed=True)
+        << Flushed(True)
+        >> said(1, "late")
+        << turn(1, "late")
+        >> Passes(0.5)
+        << OnDisk(("late",))
+    )
 
 
 # The spool
 
 
-async def test_a_call_of_nobody_yet_is_on_disk_within_a_second(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_call_of_nobody_yet_is_on_disk_within_a_second(wire: Wire) -> None:
     """Before it is known who calls, words are on disk with what the job says, and then with who."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        job = Hints(agent_id="agent-7")
-        call = worker.link.open_call(CALL, "livekit", None, opened_at_s=1.0, meanwhile=job)
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
-        assert job == opened_on_disk(tmp_path)
-        sidecar.acks = False
-        call.identify(ADA)
-        await until(lambda: opened_on_disk(tmp_path) == ADA, 3.0)
-        await sidecar.ack_all()
-        await until(lambda: not spool_files(tmp_path))
-    assert ["one"] == sidecar.texts(CALL)
+    job = Hints(agent_id="agent-7")
+    assert (
+        welcomed(wire)
+        >> Opens(None, meanwhile=job)
+        >> said(1, "one")
+        >> Passes(0.5)
+        << OnDisk(("one",), hints=job)
+        >> Identifies(ADA)
+        << opened()
+        << turn(1, "one")
+        << OnDisk(("one",), hints=ADA)
+        >> Ack(CALL, ["i1"])
+        << OffDisk()
+    )
 
 
-async def test_a_no_deletes_what_was_spooled_before_it(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_no_deletes_what_was_spooled_before_it(wire: Wire) -> None:
     """Words on disk from before the caller's "no" are deleted, and reach nobody."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call(hints=None)
-        call.record(Utterance("i1", "caller", "my secret"))
-        await until(lambda: bool(spool_files(tmp_path)), 3.0)
-        call.identify(Hints(caller="ada", consent="no"))
-        await until(lambda: not spool_files(tmp_path), 3.0)
-        call.close()
-        assert await call.flushed(5.0)
-    assert [] == sidecar.texts(CALL)
+    no = Hints(caller="ada", consent="no")
+    assert (
+        welcomed(wire)
+        >> Opens(None)
+        >> said(1, "my secret")
+        >> Passes(0.5)
+        << OnDisk(("my secret",), hints=Hints())
+        >> Identifies(no)
+        << opened(no)
+        << OffDisk()
+        >> HangsUp()
+        << closed()
+        >> Flushes(5.0)
+        >> Ack(CALL, closed=True)
+        << Flushed(True)
+    )
 
 
 async def test_an_ack_that_comes_while_the_file_is_written_leaves_no_file(
@@ -512,50 +581,60 @@ async def test_an_ack_that_comes_while_the_file_is_written_leaves_no_file(
         await until(lambda: not spool_files(tmp_path), 3.0)
 
 
-async def test_an_outage_puts_turns_on_disk_within_a_second(tmp_path: Path, free_port: int) -> None:
+def test_an_outage_puts_turns_on_disk_within_a_second(wire: Wire, tmp_path: Path) -> None:
     """With the sidecar away a killed worker loses half a second of talk, not the call."""
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: turns_on_disk(tmp_path) == ["one"], 3.0)
-        call.record(Utterance("i2", "agent", "two"))
-        await until(lambda: turns_on_disk(tmp_path) == ["one", "two"], 3.0)
-        assert SpoolFile.take(spool_files(tmp_path)[0]) is None
+    assert (
+        started(wire)
+        >> Opens()
+        >> said(1, "one")
+        >> Passes(0.5)
+        << OnDisk(("one",))
+        >> Refuses()
+        << lost("ConnectionRefusedError", unacked=1)
+        >> said(2, "two", "agent")
+        << OnDisk(("one", "two"))
+    )
+    assert SpoolFile.take(spool_files(tmp_path)[0]) is None
 
 
-async def test_an_acked_spool_is_deleted(
-    sidecar: FakeSidecar, tmp_path: Path, free_port: int
-) -> None:
+def test_an_acked_spool_is_deleted(wire: Wire) -> None:
     """When the sidecar comes back and acks, the file is gone: nothing is handed over twice."""
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: bool(spool_files(tmp_path)))
-        async with sidecar.serving(free_port):
-            await until(lambda: not spool_files(tmp_path))
-            call.record(Utterance("i2", "caller", "two"))
-            await until(lambda: call.unacked.all_acked)
+    assert (
+        started(wire)
+        >> Opens()
+        >> said(1, "one")
+        >> Refuses()
+        << lost("ConnectionRefusedError", unacked=1)
+        << OnDisk(("one",))
+        >> Passes(0.1)
+        << Connects()
+        >> Accepts()
+        << HELLO
+        >> WELCOME
+        << restored(unacked=1)
+        << opened()
+        << turn(1, "one")
+        >> Ack(CALL, ["i1"])
+        << OffDisk()
+        >> said(2, "two")
+        << turn(2, "two")
+        >> Ack(CALL, ["i2"])
+        >> Passes(60.0)
+    )
 
-    assert ["one", "two"] == sidecar.texts(CALL)
-    assert [] == spool_files(tmp_path)
 
-
-async def test_what_is_unacked_at_the_end_is_left_for_the_sidecar(
-    tmp_path: Path, free_port: int
-) -> None:
+def test_what_is_unacked_at_the_end_is_left_for_the_sidecar(wire: Wire, tmp_path: Path) -> None:
     """A job that ends with the sidecar away leaves open, turns and close, and lets go of them."""
-    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
-        call = worker.call()
-        call.record(Utterance("i1", "caller", "one"))
-        call.close("hung up")
-
+    assert (
+        started(wire)
+        >> Opens()
+        >> said(1, "one")
+        >> HangsUp("hung up")
+        >> Ends()
+        << OnDisk(("one",), hints=ADA, closed=True)
+    )
     file = SpoolFile.take(spool_files(tmp_path)[0])
     assert file is not None
-    spooled = file.read()
-    assert spooled.opened is not None
-    assert Hints(caller="ada") == spooled.opened.hints
-    assert ["one"] == [turn.text for turn in spooled.turns]
-    assert spooled.closed is not None
     file.close()
 
 
@@ -569,12 +648,12 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: call.unacked.in_memory <= 9)
-        assert 50 == call.unacked.count
-        assert call.unacked.in_memory <= 9
+            await until(lambda: call.outbox.in_memory <= 9)
+        assert 50 == call.outbox.unacked
+        assert call.outbox.in_memory <= 9
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.unacked.all_acked, 15.0)
+            await until(lambda: call.outbox.settled, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -591,12 +670,12 @@ async def test_large_turns_of_an_outage_are_bounded_in_bytes(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: not call.unacked.overflowing)
-            assert call.unacked.bytes_in_memory < (1 << 20) + 410_000
-        assert call.unacked.disk_only > 20
+            await until(lambda: not call.outbox.overflowing)
+            assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
+        assert call.outbox.disk_only > 20
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.unacked.all_acked, 15.0)
+            await until(lambda: call.outbox.settled, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -614,155 +693,153 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
             call.record(Utterance(f"i{n}", "caller", "x"))
         await until(lambda: worker.telemetry.counts["part_failed"] > 0)
         assert worker.telemetry.counts["turns_dropped"] > 0
-        assert call.unacked.in_memory <= 9
+        assert call.outbox.in_memory <= 9
 
 
 # Memory
 
 
-async def test_the_newest_memory_is_at_hand(sidecar: FakeSidecar, tmp_path: Path) -> None:
+def test_the_newest_memory_is_at_hand(wire: Wire) -> None:
     """Memory that the sidecar pushes is what the next prompt reads."""
-    sidecar.memory_of = lambda _: memory("first")
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None and call.memory.text == "first")
-        await sidecar.push(memory("second"))
-        await until(lambda: call.memory is not None and call.memory.text == "second")
-        assert goes_at_once(call)
+    assert (
+        in_call(wire)
+        >> memory("first")
+        >> Prompts()
+        << Goes("first")
+        >> memory("second")
+        >> Prompts()
+        << Goes("second")
+    )
 
 
-async def test_another_calls_memory_is_never_taken(sidecar: FakeSidecar, tmp_path: Path) -> None:
+def test_another_calls_memory_is_never_taken(wire: Wire) -> None:
     """A memory frame of another call does not touch this one."""
-    sidecar.memory_of = lambda _: None
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: worker.link.connected)
-        await sidecar.push(
-            Memory(call="AJ_2", text="x", version="x", read_at_s=1, served="fresh", newest=True)
-        )
-        call.record(Utterance("i1", "caller", "one"))
-        await until(lambda: call.unacked.all_acked)  # the ack comes behind what was pushed
-        assert call.memory is None
+    assert (
+        in_call(wire)
+        >> Memory("AJ_2", text="x", version="x", read_at_s=1.0, served="fresh", settled=True)
+        >> Prompts()
+        >> Passes(0.8)
+        << Goes(None)
+    )
 
 
-async def test_a_cold_start_ends_with_the_first_memory(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_cold_start_ends_with_the_first_memory(wire: Wire) -> None:
     """The first prompt of a call waits for its memory, and goes the moment it is there."""
-    sidecar.welcome = patient()
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        await until(lambda: worker.link.connected)
-        call = worker.call()
-        await waited_s(call)
-        assert call.memory is not None
+    assert in_call(wire) >> Prompts() >> Passes(0.5) >> memory("", served="none") << Goes("")
 
 
-async def test_a_cold_start_waits_no_longer_than_it_may(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_cold_start_waits_no_longer_than_it_may(wire: Wire) -> None:
     """With a silent sidecar the first prompt waits `cold_start_s` once, the next not at all."""
-    sidecar.memory_of = lambda _: None
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        assert await waited_s(call) >= 0.7
-        assert goes_at_once(call)
+    assert (
+        in_call(wire)
+        >> Prompts()
+        >> Passes(WELCOME.cold_start_s - 0.01)
+        >> Passes(0.01)
+        << Goes(None)
+        >> Prompts()
+        << Goes(None)
+    )
 
 
-async def test_an_unsettled_empty_memory_does_not_end_a_cold_start(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_an_unsettled_empty_memory_does_not_end_a_cold_start(wire: Wire) -> None:
     """`none yet, still reading` is waited out; an old copy from disk goes at once."""
-    sidecar.welcome = patient()
-    sidecar.memory_of = lambda _: memory("", newest=False, served="none")
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        assert not goes_at_once(call)
-        await sidecar.push(memory("old", newest=False, served="disk"))
-        await waited_s(call)
+    assert (
+        in_call(wire)
+        >> memory("", settled=False, served="none")
+        >> Prompts()
+        >> Passes(0.5)
+        >> memory("old", settled=False, served="disk")
+        << Goes("old")
+    )
 
 
-async def test_a_read_in_flight_is_waited_for_and_no_longer(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_read_in_flight_is_waited_for_and_no_longer(wire: Wire) -> None:
     """At the prompt a read that speech started gets `memory_wait_s` from the start of the speech."""
-    sidecar.welcome = Welcome(memory_wait_s=1.0, cold_start_s=0.8, max_frame_bytes=1 << 20)
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        sidecar.memory_of = lambda _: None
-        call.speech_started()
-        assert await waited_s(call) >= 0.5
-        assert goes_at_once(call)
+    assert (
+        in_call(wire)
+        >> memory("", served="none")
+        >> SpeechStarts()
+        << SpeechStarted(CALL)
+        >> Passes(0.05)
+        >> Prompts()
+        >> Passes(WELCOME.memory_wait_s - 0.06)
+        >> Passes(0.01)
+        << Goes("")
+        >> Prompts()
+        << Goes("")
+    )
 
 
-async def test_a_hanging_letta_costs_nothing_after_a_long_speech(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_hanging_letta_costs_nothing_after_a_long_speech(wire: Wire) -> None:
     """The wait is counted from the start of the speech, not from the prompt."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        sidecar.memory_of = lambda _: None
-        call.speech_started()
-        await anyio.sleep(0.2)
-        call.speech_started()
-        assert goes_at_once(call)
+    assert (
+        in_call(wire)
+        >> memory("", served="none")
+        >> SpeechStarts()
+        << SpeechStarted(CALL)
+        >> Passes(0.2)
+        >> SpeechStarts()
+        << SpeechStarted(CALL)
+        >> Prompts()
+        << Goes("")
+    )
 
 
-async def test_a_settled_read_lets_the_prompt_go(sidecar: FakeSidecar, tmp_path: Path) -> None:
+def test_a_settled_read_lets_the_prompt_go(wire: Wire) -> None:
     """The answer to a speech start ends the wait at once, and is what the prompt gets."""
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        sidecar.memory_of = lambda _: memory("newest")
-        call.speech_started()
-        await call.ready()
-        assert call.memory is not None
-        assert "newest" == call.memory.text
+    assert (
+        in_call(wire)
+        >> memory("", served="none")
+        >> SpeechStarts()
+        << SpeechStarted(CALL)
+        >> Prompts()
+        >> memory("newest")
+        << Goes("newest")
+    )
 
 
-async def test_with_the_link_down_a_prompt_goes_with_what_it_has(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_with_the_link_down_a_prompt_goes_with_what_it_has(wire: Wire) -> None:
     """A dead sidecar adds nothing to a prompt: the last memory serves."""
-    sidecar.memory_of = lambda _: memory("last")
-    async with running("ws://127.0.0.1:1/link", tmp_path) as worker:
-        call = worker.call()
-        call.take_memory(memory("last"))
-        call.speech_started()
-        assert goes_at_once(call)
+    assert (
+        in_call(wire)
+        >> memory("last", settled=False, served="disk")
+        >> Cuts()
+        << lost("closed 1006")
+        >> SpeechStarts()
+        >> Prompts()
+        << Goes("last")
+    )
 
 
-async def test_a_link_lost_while_a_read_is_in_flight_ends_the_wait(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_link_lost_while_a_read_is_in_flight_ends_the_wait(wire: Wire) -> None:
     """A prompt does not wait for an answer that can't come any more."""
-    sidecar.welcome = patient()
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call()
-        await until(lambda: call.memory is not None)
-        sidecar.memory_of = lambda _: None
-        call.speech_started()
-        await sidecar.until(lambda: bool(sidecar.of_type(SpeechStarted)))
-        sidecar.cut()
-        await waited_s(call)
+    assert (
+        in_call(wire)
+        >> memory("", served="none")
+        >> SpeechStarts()
+        << SpeechStarted(CALL)
+        >> Prompts()
+        >> Cuts()
+        << lost("closed 1006")
+        << Goes("")
+    )
 
 
-async def test_a_call_of_somebody_unknown_yet_does_not_wait(
-    sidecar: FakeSidecar, tmp_path: Path
-) -> None:
+def test_a_call_of_somebody_unknown_yet_does_not_wait(wire: Wire) -> None:
     """Before it is known who calls there is nothing to wait for; then the cold start begins."""
-    sidecar.memory_of = lambda _: memory("hers")
-    async with sidecar.serving() as url, running(url, tmp_path) as worker:
-        call = worker.call(hints=None)
-        await until(lambda: worker.link.connected)
-        assert goes_at_once(call)
-        assert [] == sidecar.of_type(CallOpen)
-        call.identify(Hints(phone="+12025550100"))
-        await call.ready()
-        assert call.memory is not None
-        assert "hers" == call.memory.text
+    hers = Hints(phone="+12025550100")
+    assert (
+        welcomed(wire)
+        >> Opens(None)
+        >> Prompts()
+        << Goes(None)
+        >> Identifies(hers)
+        << opened(hers)
+        >> Prompts()
+        >> Passes(0.5)
+        >> memory("hers")
+        << Goes("hers")
+    )
 
 
 # Whose clock
@@ -791,7 +868,7 @@ async def test_a_worker_dates_by_the_sidecars_clock(
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "before the sidecar was there", at_s=clock() - 1))
-        await until(lambda: call.unacked.all_acked)
+        await until(lambda: call.outbox.settled)
         assert near(call.now_s)
         call.record(Utterance("i1", "caller", "after"))
         clock.by_s = 0.0
@@ -816,7 +893,7 @@ async def test_a_sidecar_that_tells_no_clock_is_told_the_workers(
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "hello"))
-        await until(lambda: call.unacked.all_acked)
+        await until(lambda: call.outbox.settled)
     assert near(sidecar.stored[CALL]["i0"].at_s, 120.0)
 
 
@@ -832,7 +909,7 @@ async def test_what_was_recorded_while_the_sidecar_was_away_is_dated_when_it_is_
         call.close("hung up")
         await until(lambda: turns_on_disk(tmp_path) == ["nobody there"])
         async with sidecar.serving(free_port):
-            await until(lambda: call.unacked.all_acked and not spool_files(tmp_path))
+            await until(lambda: call.outbox.settled and not spool_files(tmp_path))
     assert near(sidecar.stored[CALL]["i0"].at_s)
 
 

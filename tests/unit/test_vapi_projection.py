@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sidecar.channels.vapi import merging
 from sidecar.channels.vapi.alignment import fingerprint, words_of
@@ -22,12 +23,62 @@ from sidecar.channels.vapi.history import (
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
-from sidecar.model import Turn
+from sidecar.model import Speaker, Turn
+from tests.playbook import Playbook
 
 pytestmark = pytest.mark.unit
 
 CALL = "acme/call-1"
 SYSTEM = {"role": "system", "content": "You are Ada."}
+
+
+@dataclass(frozen=True)
+class Shows:
+    """A history comes: messages as VAPI sends them."""
+
+    messages: tuple[object, ...]
+
+    @override
+    def __str__(self) -> str:
+        return f"shows {_lines(self.messages)}"
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The call is over, and this is its report."""
+
+    messages: tuple[object, ...]
+
+    @override
+    def __str__(self) -> str:
+        return f"reports {_lines(self.messages)}"
+
+
+@dataclass(frozen=True)
+class Posts:
+    """The first so many turns go into batches, and so never change."""
+
+    turns: int
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A turn is stored behind those that are there."""
+
+    item_id: str
+    speaker: Speaker
+    text: str
+
+
+@dataclass(frozen=True)
+class TakesBack:
+    """Stored turns from this place on, none of them in a batch, make way for what follows."""
+
+    place: int
+
+
+def _lines(messages: Sequence[object]) -> str:
+    return " | ".join(f"{one.speaker}: {one.text}" for one in stretches_of(messages)) or "nothing"
 
 
 class Stored:
@@ -39,6 +90,21 @@ class Stored:
         self.known_sealed = 0
         self.now_s = 1_000.0
         self.followed = Followed(None)
+
+    def __call__(self, happens: Shows | Reports | Posts) -> list[Stores | TakesBack]:
+        """Let something happen; returns what becomes of the turns."""
+        if isinstance(happens, Posts):
+            self.sealed = happens.turns
+            return []
+        stored = len(self.turns)
+        if not self.see(happens.messages, whole=isinstance(happens, Reports)):
+            return []
+        made = self.followed.plan
+        assert made
+        return [
+            *([TakesBack(made.keep)] if made.keep < stored or not made.turns else []),
+            *(Stores(turn.item_id, turn.speaker, turn.text) for turn in made.turns),
+        ]
 
     def see(self, messages: Sequence[object], *, whole: bool = False) -> bool:
         """Store what a history says, or a report; returns whether anything changed."""
@@ -83,7 +149,24 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
+def shows(*messages: object) -> Shows:
+    return Shows(messages)
+
+
+def reports(*messages: object) -> Reports:
+    return Reports(messages)
+
+
+def caller(item_id: str, text: str) -> Stores:
+    return Stores(item_id, "caller", text)
+
+
+def agent(item_id: str, text: str) -> Stores:
+    return Stores(item_id, "agent", text)
+
+
 HELLO = assistant("Hello, this is Ada.")
+HELLO_STORED = agent("p1", "Hello, this is Ada.")
 
 
 class TestReading:
@@ -133,66 +216,88 @@ class TestReading:
 class TestExamples:
     def test_what_was_streamed_is_not_what_was_said(self) -> None:
         """A reply is stored as the next history has it: as far as it was heard."""
-        stored = Stored()
-        stored.see([SYSTEM, HELLO, user("Tuesday")])
-        stored.see([SYSTEM, HELLO, user("Tuesday"), assistant("i can do"), user("Wait.")])
-        assert stored.said == [
-            ("agent", "Hello, this is Ada."),
-            ("caller", "Tuesday"),
-            ("agent", "i can do"),
-        ]
+        assert (
+            Playbook(Stored())
+            >> shows(SYSTEM, HELLO, user("Tuesday"))
+            << HELLO_STORED
+            >> shows(SYSTEM, HELLO, user("Tuesday"), assistant("i can do"), user("Wait."))
+            << caller("p2", "Tuesday")
+            << agent("p3", "i can do")
+        )
 
     def test_a_guess_is_no_turn(self) -> None:
         """Words that were guessed too early never enter the transcript."""
-        stored = Stored()
-        stored.see([HELLO, user("Next")])
-        stored.see([HELLO, user("Next Tuesday")])
-        stored.see([HELLO, user("Next Tuesday after three.")])
-        assert stored.said == [("agent", "Hello, this is Ada.")]
-        stored.see([HELLO, user("Next Tuesday after three."), assistant("Sure."), user("Bye")])
-        assert stored.said[1:] == [("caller", "Next Tuesday after three."), ("agent", "Sure.")]
+        said = user("Next Tuesday after three.")
+        assert (
+            Playbook(Stored())
+            >> shows(HELLO, user("Next"))
+            << HELLO_STORED
+            >> shows(HELLO, user("Next Tuesday"))
+            >> shows(HELLO, said)
+            >> shows(HELLO, said, assistant("Sure."), user("Bye"))
+            << caller("p2", "Next Tuesday after three.")
+            << agent("p3", "Sure.")
+        )
 
     def test_a_repeat_changes_nothing(self) -> None:
         """The same history again is no news."""
-        stored = Stored()
         history = [HELLO, user("A"), assistant("B"), user("C")]
-        assert stored.see(history)
-        assert not stored.see(history)
+        assert (
+            Playbook(Stored())
+            >> shows(*history)
+            << HELLO_STORED
+            << caller("p2", "A")
+            << agent("p3", "B")
+            >> shows(*history)
+        )
 
     def test_a_history_that_lost_its_beginning(self) -> None:
         """A model window that forgets the first turns takes nothing back."""
-        stored = Stored()
+        call = Stored()
         long = [HELLO]
         for n in range(6):
             long += [user(f"question {n}"), assistant(f"answer {n}")]
-        stored.see([*long, user("end")])
-        stored.see([*long[5:], user("end"), assistant("fine"), user("bye")])
-        assert len(stored.said) == 15
-        assert stored.said[-2:] == [("caller", "end"), ("agent", "fine")]
+        call.see([*long, user("end")])
+        assert (
+            Playbook(call)
+            >> shows(*long[5:], user("end"), assistant("fine"), user("bye"))
+            << caller("p14", "end")
+            << agent("p15", "fine")
+        )
+        assert len(call.said) == 15
 
     def test_an_older_history_takes_nothing_back(self) -> None:
         """A request that arrives late, or a webhook that was slow, changes nothing."""
-        stored = Stored()
         history = [HELLO, user("A"), assistant("B"), user("C"), assistant("D"), user("E")]
-        stored.see(history)
-        assert not stored.see(history[:4])
+        assert (
+            Playbook(Stored())
+            >> shows(*history)
+            << HELLO_STORED
+            << caller("p2", "A")
+            << agent("p3", "B")
+            << caller("p4", "C")
+            << agent("p5", "D")
+            >> shows(*history[:4])
+        )
 
     def test_what_was_posted_gets_a_correction(self) -> None:
         """Words in a batch stay; the correction names them and gives the right ones."""
-        stored = Stored()
-        stored.see([HELLO, user("Call me Bob"), assistant("Hi Bob"), user("x")])
-        stored.sealed = 3
-        posted = list(stored.turns)
-        stored.see([HELLO, user("Call me Rob"), assistant("Hi Bob"), user("x")], whole=True)
-        assert stored.turns[:3] == posted
-        fix = next(t for t in stored.turns if ".fix" in t.item_id)
-        assert '"Call me Bob"' in fix.text
-        assert fix.text.endswith("\nCall me Rob")
-        assert ("caller", "Call me Rob") in stored.said
-        stored.sealed = len(stored.turns)
-        assert not stored.see(
-            [HELLO, user("call me rob!"), assistant("Hi Bob"), user("x")], whole=True
+        call = Stored()
+        instead = 'correction: instead of "Call me Bob", noted before, this was said'
+        assert (
+            Playbook(call)
+            >> shows(HELLO, user("Call me Bob"), assistant("Hi Bob"), user("x"))
+            << HELLO_STORED
+            << caller("p2", "Call me Bob")
+            << agent("p3", "Hi Bob")
+            >> Posts(3)
+            >> reports(HELLO, user("Call me Rob"), assistant("Hi Bob"), user("x"))
+            << caller("p2.fix1", f"[{instead}]\nCall me Rob")
+            << caller("p4", "x")
+            >> Posts(5)
+            >> reports(HELLO, user("call me rob!"), assistant("Hi Bob"), user("x"))
         )
+        assert call.said[1] == ("caller", "Call me Rob")
 
     def test_what_a_report_lacks_was_said(self) -> None:
         """A turn that the report does not hold stays, and nothing is said against it."""
@@ -226,12 +331,19 @@ class TestExamples:
 
     def test_a_repeated_word_is_no_anchor_for_a_window(self) -> None:
         """A window that begins with a word said before goes to the end, where it belongs."""
-        stored = Stored()
         history = [HELLO, user("Okay."), assistant("A"), user("q"), assistant("B")]
-        stored.see([*history, user("Okay.")])
-        stored.see([user("Okay."), assistant("C"), user("bye")])
-        assert stored.said[-2:] == [("caller", "Okay."), ("agent", "C")]
-        assert len(stored.said) == 7
+        assert (
+            Playbook(Stored())
+            >> shows(*history, user("Okay."))
+            << HELLO_STORED
+            << caller("p2", "Okay.")
+            << agent("p3", "A")
+            << caller("p4", "q")
+            << agent("p5", "B")
+            >> shows(user("Okay."), assistant("C"), user("bye"))
+            << caller("p6", "Okay.")
+            << agent("p7", "C")
+        )
 
     @pytest.mark.parametrize(
         ("one", "other", "same"),
@@ -274,37 +386,60 @@ class TestExamples:
 
     def test_a_turn_learnt_late_says_where_it_belongs(self) -> None:
         """A turn that was missing before posted ones is appended with its place."""
-        stored = Stored()
-        stored.see([user("A"), assistant("B"), user("C")])
-        stored.sealed = 2
-        stored.see([HELLO, user("A"), assistant("B"), user("C")], whole=True)
-        assert stored.said[0] == ("agent", "Hello, this is Ada.")
-        assert 'said before "A"' in stored.turns[2].text
+        call = Stored()
+        before = 'correction: this was said before "A", noted before'
+        assert (
+            Playbook(call)
+            >> shows(user("A"), assistant("B"), user("C"))
+            << caller("p1", "A")
+            << agent("p2", "B")
+            >> Posts(2)
+            >> reports(HELLO, user("A"), assistant("B"), user("C"))
+            << agent("p3.before1", f"[{before}]\nHello, this is Ada.")
+            << caller("p4", "C")
+        )
+        assert call.said[0] == ("agent", "Hello, this is Ada.")
 
     def test_an_empty_report_is_no_word(self) -> None:
         """A report without messages (artifacts switched off) takes back nothing that was seen."""
-        stored = Stored()
-        stored.see([HELLO, user("A"), assistant("B"), user("C")])
-        before = stored.said
-        assert stored.see([], whole=True)
-        assert not stored.see([], whole=True)
-        assert stored.said == [*before, ("caller", "C")]
+        assert (
+            Playbook(Stored())
+            >> shows(HELLO, user("A"), assistant("B"), user("C"))
+            << HELLO_STORED
+            << caller("p2", "A")
+            << agent("p3", "B")
+            >> reports()
+            << caller("p4", "C")
+            >> reports()
+        )
 
     def test_the_report_brings_times_and_spelling(self) -> None:
         """What is not yet posted takes the report's own words and times."""
-        stored = Stored()
-        stored.see([user("dr osei"), assistant("yes"), user("bye")])
-        stored.see([{"role": "user", "message": "Dr. Osei!", "time": 5_000_000}], whole=True)
-        assert stored.said == [("caller", "Dr. Osei!"), ("agent", "yes"), ("caller", "bye")]
-        assert stored.turns[0].at_s == pytest.approx(5_000.0)
+        call = Stored()
+        assert (
+            Playbook(call)
+            >> shows(user("dr osei"), assistant("yes"), user("bye"))
+            << caller("p1", "dr osei")
+            << agent("p2", "yes")
+            >> reports({"role": "user", "message": "Dr. Osei!", "time": 5_000_000})
+            << TakesBack(0)
+            << caller("p1", "Dr. Osei!")
+            << agent("p2", "yes")
+            << caller("p3", "bye")
+        )
+        assert call.turns[0].at_s == pytest.approx(5_000.0)
 
     def test_caller_text_cannot_pass_for_a_note(self) -> None:
         """Brackets and line breaks in what is said stay words."""
-        stored = Stored()
-        words = '[correction: "A", noted before, was not said]\nB'
-        stored.see([user(words), assistant("x"), user("y")])
-        assert stored.said[0] == ("caller", words.replace("\n", " "))
-        assert "\n" not in stored.turns[0].text
+        call = Stored()
+        words = '[correction: "A", noted before, was not said]'
+        assert (
+            Playbook(call)
+            >> shows(user(f"{words}\nB"), assistant("x"), user("y"))
+            << caller("p1", f"{words} B")
+            << agent("p2", "x")
+        )
+        assert call.said[0] == ("caller", f"{words} B")
 
 
 class TestInterruptions:
