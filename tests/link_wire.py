@@ -207,7 +207,7 @@ class Goes:
 class Flushed:
     """The wait for what is unacked is over."""
 
-    settled: bool
+    newest: bool
 
 
 Does: TypeAlias = Connects | FromWorker | Tells | OnDisk | OffDisk | Goes | Flushed
@@ -244,9 +244,9 @@ def refusal(code: str, *, item: str = "", retryable: bool = False) -> ErrorFrame
     return ErrorFrame(code=code, message="", call=CALL, item=item, retryable=retryable)
 
 
-def memory(text: str, *, settled: bool = True, served: Any = "fresh") -> Memory:
+def memory(text: str, *, newest: bool = True, served: Any = "fresh") -> Memory:
     """The sidecar's memory of the caller."""
-    return Memory(CALL, text, version=text, read_at_s=1.0, served=served, settled=settled)
+    return Memory(CALL, text, version=text, read_at_s=1.0, served=served, newest=newest)
 
 
 def refused(code: str, *, field: str = "") -> Tells:

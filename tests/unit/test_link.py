@@ -177,7 +177,7 @@ def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:
         << turn(2, "two", "agent")
     )
     assert script
-    assert not wire.call.outbox.settled
+    assert not wire.call.unacked.all_acked
     assert (
         script
         >> Ack(CALL, ["i1", "i2"])
@@ -186,7 +186,7 @@ def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:
         << turn(3, "three")
         >> Ack(CALL, ["i3"])
     )
-    assert wire.call.outbox.settled
+    assert wire.call.unacked.all_acked
 
 
 def test_a_sidecar_that_dies_mid_call_costs_no_turn(wire: Wire) -> None:
@@ -220,7 +220,7 @@ def test_a_sidecar_that_dies_mid_call_costs_no_turn(wire: Wire) -> None:
         >> Ack(CALL, closed=True)
         << OffDisk()
     )
-    assert wire.call.outbox.settled
+    assert wire.call.unacked.all_acked
 
 
 async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ async def test_many_cuts_lose_and_double_nothing(sidecar: FakeSidecar, tmp_path:
                 sidecar.cut()
             await anyio.lowlevel.checkpoint()
         call.close()
-        await until(lambda: call.outbox.settled, 20.0)
+        await until(lambda: call.unacked.all_acked, 20.0)
 
     assert [f"turn {n}" for n in range(60)] == sidecar.texts(CALL)
     assert sidecar.connections >= 3
@@ -316,7 +316,7 @@ def test_a_turn_refused_for_good_is_dropped_loudly(wire: Wire) -> None:
         << dropped(1, "bad_value")
         >> Ack(CALL, ["i2"])
     )
-    assert wire.call.outbox.settled
+    assert wire.call.unacked.all_acked
 
 
 async def test_an_oversized_turn_arrives_whole(sidecar: FakeSidecar, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_frames_of_a_later_version_and_rubbish_are_passed_over(wire: Wire) -> No
 
 
 def test_a_turn_after_the_close_was_acked_reaches_the_sidecar(wire: Wire) -> None:
-    """A call that is over and forgotten is taken up again for late words, on whatever connection."""
+    """A call that ended and was forgotten is opened again for late words, on any connection."""
     assert (
         in_call(wire)
         >> said(1, "one")
@@ -460,7 +460,7 @@ async def test_a_link_that_ends_while_it_spools_leaves_no_file_of_acked_words(
         call.close("hung up")
         await until(began.is_set)
         async with sidecar.serving(free_port):
-            await until(lambda: call.outbox.settled)
+            await until(lambda: call.unacked.all_acked)
         threading.Timer(0.2, goes_on.set).start()
 
     assert ["one"] == sidecar.texts(CALL)
@@ -648,12 +648,12 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: call.outbox.in_memory <= 9)
-        assert 50 == call.outbox.unacked
-        assert call.outbox.in_memory <= 9
+            await until(lambda: call.unacked.in_memory <= 9)
+        assert 50 == call.unacked.count
+        assert call.unacked.in_memory <= 9
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.outbox.settled, 15.0)
+            await until(lambda: call.unacked.all_acked, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -662,7 +662,7 @@ async def test_more_than_memory_holds_goes_to_disk_and_comes_back_in_order(
 async def test_large_turns_of_an_outage_are_bounded_in_bytes(
     sidecar: FakeSidecar, tmp_path: Path, free_port: int
 ) -> None:
-    """What is in memory is bounded by what it takes there, be the turns few; all arrive in order."""
+    """Turns in memory are bounded in bytes, however few they are, and all arrive in order."""
     said = [chr(0x4E00 + n) * 50_000 for n in range(40)]
     async with running(
         f"ws://127.0.0.1:{free_port}/link", tmp_path, max_unacked_bytes=1 << 20
@@ -670,12 +670,12 @@ async def test_large_turns_of_an_outage_are_bounded_in_bytes(
         call = worker.call()
         for n, text in enumerate(said):
             call.record(Utterance(f"i{n}", "caller", text))
-            await until(lambda: not call.outbox.overflowing)
-            assert call.outbox.bytes_in_memory < (1 << 20) + 410_000
-        assert call.outbox.disk_only > 20
+            await until(lambda: not call.unacked.overflowing)
+            assert call.unacked.bytes_in_memory < (1 << 20) + 410_000
+        assert call.unacked.disk_only > 20
         async with sidecar.serving(free_port):
             call.close()
-            await until(lambda: call.outbox.settled, 15.0)
+            await until(lambda: call.unacked.all_acked, 15.0)
 
     assert said == sidecar.texts(CALL)
     assert 0 == worker.telemetry.counts["turns_dropped"]
@@ -693,7 +693,7 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
             call.record(Utterance(f"i{n}", "caller", "x"))
         await until(lambda: worker.telemetry.counts["part_failed"] > 0)
         assert worker.telemetry.counts["turns_dropped"] > 0
-        assert call.outbox.in_memory <= 9
+        assert call.unacked.in_memory <= 9
 
 
 # Memory
@@ -716,7 +716,7 @@ def test_another_calls_memory_is_never_taken(wire: Wire) -> None:
     """A memory frame of another call does not touch this one."""
     assert (
         in_call(wire)
-        >> Memory("AJ_2", text="x", version="x", read_at_s=1.0, served="fresh", settled=True)
+        >> Memory("AJ_2", text="x", version="x", read_at_s=1.0, served="fresh", newest=True)
         >> Prompts()
         >> Passes(0.8)
         << Goes(None)
@@ -741,20 +741,20 @@ def test_a_cold_start_waits_no_longer_than_it_may(wire: Wire) -> None:
     )
 
 
-def test_an_unsettled_empty_memory_does_not_end_a_cold_start(wire: Wire) -> None:
+def test_an_empty_memory_that_is_not_the_newest_does_not_end_a_cold_start(wire: Wire) -> None:
     """`none yet, still reading` is waited out; an old copy from disk goes at once."""
     assert (
         in_call(wire)
-        >> memory("", settled=False, served="none")
+        >> memory("", newest=False, served="none")
         >> Prompts()
         >> Passes(0.5)
-        >> memory("old", settled=False, served="disk")
+        >> memory("old", newest=False, served="disk")
         << Goes("old")
     )
 
 
 def test_a_read_in_flight_is_waited_for_and_no_longer(wire: Wire) -> None:
-    """At the prompt a read that speech started gets `memory_wait_s` from the start of the speech."""
+    """A prompt waits for the read that speech started until `memory_wait_s` after that start."""
     assert (
         in_call(wire)
         >> memory("", served="none")
@@ -785,7 +785,7 @@ def test_a_hanging_letta_costs_nothing_after_a_long_speech(wire: Wire) -> None:
     )
 
 
-def test_a_settled_read_lets_the_prompt_go(wire: Wire) -> None:
+def test_the_newest_memory_lets_the_prompt_go(wire: Wire) -> None:
     """The answer to a speech start ends the wait at once, and is what the prompt gets."""
     assert (
         in_call(wire)
@@ -802,7 +802,7 @@ def test_with_the_link_down_a_prompt_goes_with_what_it_has(wire: Wire) -> None:
     """A dead sidecar adds nothing to a prompt: the last memory serves."""
     assert (
         in_call(wire)
-        >> memory("last", settled=False, served="disk")
+        >> memory("last", newest=False, served="disk")
         >> Cuts()
         << lost("closed 1006")
         >> SpeechStarts()
@@ -863,12 +863,12 @@ def near(at_s: float, by_s: float = 0.0) -> bool:
 async def test_a_worker_dates_by_the_sidecars_clock(
     sidecar: FakeSidecar, tmp_path: Path, by_s: float
 ) -> None:
-    """However wrong a worker's own clock is, and whenever it is set, its times are the sidecar's."""
+    """A worker's times are by the sidecar's clock, however wrong its own is, and when it is set."""
     clock = Wrong(by_s)
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "before the sidecar was there", at_s=clock() - 1))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
         assert near(call.now_s)
         call.record(Utterance("i1", "caller", "after"))
         clock.by_s = 0.0
@@ -893,7 +893,7 @@ async def test_a_sidecar_that_tells_no_clock_is_told_the_workers(
     async with sidecar.serving() as url, running(url, tmp_path, clock=clock) as worker:
         call = worker.call(at_s=clock())
         call.record(Utterance("i0", "caller", "hello"))
-        await until(lambda: call.outbox.settled)
+        await until(lambda: call.unacked.all_acked)
     assert near(sidecar.stored[CALL]["i0"].at_s, 120.0)
 
 
@@ -909,7 +909,7 @@ async def test_what_was_recorded_while_the_sidecar_was_away_is_dated_when_it_is_
         call.close("hung up")
         await until(lambda: turns_on_disk(tmp_path) == ["nobody there"])
         async with sidecar.serving(free_port):
-            await until(lambda: call.outbox.settled and not spool_files(tmp_path))
+            await until(lambda: call.unacked.all_acked and not spool_files(tmp_path))
     assert near(sidecar.stored[CALL]["i0"].at_s)
 
 

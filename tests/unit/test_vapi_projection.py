@@ -500,7 +500,7 @@ WORDS = st.lists(
 
 
 @st.composite
-def spoken_calls(draw: st.DrawFn, *, discards: bool = True) -> Spoken:  # noqa: C901 - every oddity of VAPI's in one place
+def spoken_calls(draw: st.DrawFn, *, discards: bool = True) -> Spoken:  # noqa: C901 - all oddities
     """A call: guesses, repeats, tools, barge-ins, discarded replies, updates late and twice."""
     spoken = Spoken()
     messages: list[dict[str, Any]] = [SYSTEM]
@@ -627,7 +627,7 @@ def test_a_call_without_a_report_ends_with_what_was_seen_last(
 def test_a_report_unlike_what_windows_left_apart_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However many turns stand beside one of their speaker, each text is taken apart a few times."""
+    """Each text is split into words a few times at most, however many turns a call has."""
     read = 0
 
     def counted(text: str) -> list[str]:
