@@ -305,8 +305,31 @@ class TestExamples:
         stored.see([HELLO, user("A"), assistant("heard by nobody"), user("B")])
         stored.sealed = 3
         stored.see([HELLO, user("A B")], whole=True)
-        assert ("agent", "heard by nobody") in stored.said
-        assert not any("was not said" in t.text for t in stored.turns)
+        assert stored.said == [
+            ("agent", "Hello, this is Ada."),
+            ("caller", "A"),
+            ("agent", "heard by nobody"),
+            ("caller", "B"),
+        ]
+        assert not any("correction" in t.text for t in stored.turns)
+
+    @pytest.mark.parametrize("sealed", range(8))
+    @pytest.mark.parametrize("answered", range(3))
+    def test_words_around_a_discarded_reply_are_stored_once(
+        self, answered: int, sealed: int
+    ) -> None:
+        """A report that joins the caller's words around a reply nobody heard doubles none."""
+        stored = Stored()
+        before: list[Any] = [HELLO]
+        for n in range(answered):
+            before += [user(f"question {n}"), assistant(f"answer {n}")]
+        unheard = [user("A"), assistant("heard by nobody"), user("B")]
+        stored.see([*before, *unheard, assistant("Fine."), user("Bye")])
+        stored.sealed = min(sealed, len(stored.turns))
+        stored.see([*before, user("A B"), assistant("Fine."), user("Bye")], whole=True)
+        said = [text for speaker, text in stored.said if speaker == "caller"]
+        assert said == [*(f"question {n}" for n in range(answered)), "A", "B", "Bye"]
+        assert not any("correction" in t.text for t in stored.turns)
 
     @pytest.mark.parametrize("sealed", [0, 4])
     @pytest.mark.parametrize(

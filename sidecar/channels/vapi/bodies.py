@@ -61,9 +61,13 @@ def about(body: Object, *, trust_web: bool) -> About:
     variables = child(overrides, "variableValues")
     kind = _short(call.get("type"))
     trusted = trust_web or kind in _BY_PHONE
-    trusted = variables if trust_web or kind == _OUTBOUND else NONE
+    own_variables = variables if trust_web or kind == _OUTBOUND else NONE
     said = metadata.get("lettaConsent"), variables.get("letta_consent"), body.get("lettaConsent")
-    agreed = metadata.get("lettaConsent"), trusted.get("letta_consent"), body.get("lettaConsent")
+    agreed = (
+        metadata.get("lettaConsent"),
+        own_variables.get("letta_consent"),
+        body.get("lettaConsent"),
+    )
     consent: Consent = ""
     if any(consent_of(word) == "no" for word in said):
         consent = "no"
@@ -75,11 +79,13 @@ def about(body: Object, *, trust_web: bool) -> About:
             phone=phone,
             consent=consent,
             caller=_first(
-                metadata.get("lettaCaller"), trusted.get("letta_caller"), body.get("lettaCaller")
+                metadata.get("lettaCaller"),
+                own_variables.get("letta_caller"),
+                body.get("lettaCaller"),
             ),
             agent_id=_first(
                 metadata.get("lettaAgentId"),
-                trusted.get("letta_agent_id"),
+                own_variables.get("letta_agent_id"),
                 body.get("lettaAgentId"),
             ),
         )

@@ -111,9 +111,25 @@ def pairs_of(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> list[tupl
 
 
 def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
-    """Whether a report begins with the call and agrees with most of what is stored."""
+    """Whether a report begins with the call and agrees with most of what is stored.
+
+    It also does where it has all of the caller's words and lacks replies: VAPI discards a reply
+    that nobody heard, and joins the caller's words before and after it.
+    """
     pairs = pairs_of(stored, stretches)
-    return bool(pairs) and begins(pairs, stored, stretches) and len(pairs) * 2 >= len(stored)
+    if not pairs or not begins(pairs, stored, stretches):
+        return False
+    return len(pairs) * 2 >= len(stored) or _has_all_of_the_caller(stored, stretches)
+
+
+def _has_all_of_the_caller(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
+    known = [word for entry in stored for word in _callers_words(entry.stretch)]
+    told = [word for stretch in stretches for word in _callers_words(stretch)]
+    return bool(known) and told[: len(known)] == known
+
+
+def _callers_words(stretch: Stretch) -> Sequence[str]:
+    return words_of(stretch.text) if stretch.speaker == "caller" else ()
 
 
 def begins(pairs: Sequence[Pair], stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
@@ -138,8 +154,12 @@ def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]
     """Return stretches, split into the turns as which they are stored.
 
     Windows may leave two neighbouring turns of one speaker stored apart, with no reply between
-    them; a whole history without that reply has them as one stretch. Each text is read once.
+    them; a whole history without that reply has them as one stretch. So it has the caller's turns
+    around a reply that VAPI has discarded. Each text is read once.
     """
+    speakers = {stretch.speaker for stretch in new}
+    if len(speakers) == 1:
+        old = [entry for entry in old if entry.stretch.speaker in speakers]
     if not any(one.stretch.speaker == other.stretch.speaker for one, other in pairwise(old)):
         return new
     stored = Runs([(entry.stretch.speaker, words_of(entry.stretch.text)) for entry in old])
