@@ -1,4 +1,4 @@
-"""`SqliteReports`: what people ask of the journal, answered from its SQLite file."""
+"""`SqliteReports`: reports for people, read from the journal's SQLite file."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ _BUSY_MS = 5_000
 
 
 class Reader(Protocol):
-    """Carries reads out; an `Executor` does."""
+    """Runs reads; an `Executor` is one."""
 
     def read(self, operation: Callable[[Transaction], T]) -> Awaitable[T]:
         """See `Executor.read`."""
@@ -32,10 +32,10 @@ class Reader(Protocol):
 
 
 class SqliteReports:
-    """Keeps `Reports`: each answer is on the state of one commit, and holds no append up.
+    """Implements `Reports`: each report is on the state of one commit, and delays no append.
 
     Args:
-        reader: Carries the reads out.
+        reader: Runs the reads.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -104,7 +104,7 @@ class SqliteReports:
 async def reports_of_file(path: Path) -> AsyncGenerator[SqliteReports]:
     """Open a journal's file for reading only, also while a sidecar owns and writes it.
 
-    Takes no lock that a start of the sidecar would meet. Reads block the loop: for a command, not
+    Takes no lock that would stop a sidecar from starting. Reads block the loop: for a command, not
     for a server.
 
     Raises:
