@@ -25,9 +25,9 @@ class Outbox(Addresses, Undelivered, Protocol):
         """Treat every batch that is marked as being sent as in doubt, due now.
 
         To be called before the first claim, when nothing is under way. Times that an earlier
-        process stored by another clock are limited to what is possible by this one: no
-        batch was sealed later than now, no try lands after `now_s + horizon_s`, no lane waits
-        for its batch longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s`.
+        process stored by another clock are limited to what is possible by this one: no batch was
+        sealed later than now, no try lands after `now_s + horizon_s`, no lane waits for its batch
+        longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s`.
 
         Args:
             now_s: Unix time.
@@ -42,8 +42,8 @@ class Outbox(Addresses, Undelivered, Protocol):
         For a lane with no open batch, one is sealed first: from the call that is due, or from
         another call of the same caller if its pending turns were said earlier, due or not.
 
-        Promises: a batch is durable, and marked `sending` with `horizon_s = now_s +
-        post_timeout_s`, before it is returned; no other claim returns its lane until the batch is
+        Promises: before a batch is returned it is durable, and marked `sending` with
+        `horizon_s = now_s + post_timeout_s`; no other claim returns its lane until the batch is
         settled, released or retired. Batches that an earlier process left as `sending`, and those
         released as unknown, come back with `in_doubt` and keep the horizon of the try in doubt.
         """

@@ -79,8 +79,8 @@ class Record(Transcripts, Protocol):
         Args:
             call: Its key.
             at_s: Unix time.
-            final: Its channel has said the last about it. That mark stays, even if the call is
-                opened again.
+            final: Its channel has given its final account of it. That mark stays, even if the
+                call is opened again.
 
         Raises:
             CallError: the call was never opened (`unknown_call`).
