@@ -232,7 +232,11 @@ class _Room(rtc.EventEmitter[Any]):
 
 @contextmanager
 def _job(name: str, metadata: str) -> Generator[JobContext]:
-    with fake_job_context(job_id=name, job_metadata=metadata, room=_Room()) as ctx:  # type: ignore[arg-type]
+    with fake_job_context(
+        job_id=name,
+        job_metadata=metadata,
+        room=_Room(),  # type: ignore[arg-type]
+    ) as ctx:
         try:
             yield ctx
         finally:

@@ -80,7 +80,8 @@ class Page:
 @contextmanager
 def opened(sidecar: SidecarProcess, *, token: str | None = None) -> Generator[Page]:
     here = f"127.0.0.1:{sidecar.port}"
-    with connect(f"ws://{here}/console/ws", origin=f"http://{here}") as websocket:  # type: ignore[arg-type]
+    origin = f"http://{here}"
+    with connect(f"ws://{here}/console/ws", origin=origin) as websocket:  # type: ignore[arg-type]
         page = Page(websocket)
         page.send(type="hello", token=sidecar.token if token is None else token)
         yield page

@@ -337,7 +337,8 @@ class Sidecar:
                 attempt = 0
             attempt += 1
             self._emit(telemetry.part_failed, part=name, error=error, hint=hint)
-            await anyio.sleep(backoff_s(attempt, base_s=0.5, cap_s=30.0, dice=random.random()))  # noqa: S311
+            dice = random.random()  # noqa: S311
+            await anyio.sleep(backoff_s(attempt, base_s=0.5, cap_s=30.0, dice=dice))
 
 
 def _url_of_this_machine(host: str, port: int) -> str:

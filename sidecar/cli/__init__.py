@@ -1,9 +1,10 @@
 """The command line. Imports are lazy: help is instant.
 
-Looking (`calls`, `outbox list`, `export`) reads the journal's file beside a running sidecar;
-changing (`outbox replay`, `forget`) is asked of the running sidecar, or done here when none runs.
+Commands that look (`calls`, `outbox list`, `export`) read the journal's file, even while a sidecar
+runs. Commands that change (`outbox replay`, `forget`) ask the running sidecar to do it, or do it
+here when none runs.
 
-Exit codes: 0 done; 1 it failed, or what was asked for is not there; 2 the configuration or the
+Exit codes: 0 done; 1 it failed, or what was asked for does not exist; 2 the configuration or the
 command line is wrong, each field named. With `--json` an error is JSON as well.
 """
 
@@ -36,7 +37,7 @@ _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
 
 
 class _InGroups(TyperGroup):
-    """Lists the commands by what they are for: what erases comes last."""
+    """Lists the commands by their purpose; those that erase come last."""
 
     @override
     def list_commands(self, ctx: Any) -> list[str]:
@@ -45,7 +46,7 @@ class _InGroups(TyperGroup):
 
     @override
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; with --json, tell wrong use as JSON as well."""
+        """Run a command; with --json, report wrong use as JSON as well."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -94,18 +95,18 @@ app.command()(ready.ready)
 
 def main() -> None:
     """Run the command line and exit."""
-    # A stream that was closed is nobody's to read: what goes there is dropped.
+    # Nobody reads a stream that was closed: what is written to it is dropped.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets what it has
+        if isinstance(stream, TextIOWrapper):  # escapes what the encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         _run_and_flush()
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process complains as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python reports it again at exit
         sys.stderr.write(f"sidecar: the output can't be written: {error.strerror}\n")
         sys.exit(1)
     except SidecarError as error:
@@ -134,7 +135,7 @@ def _version(asked: bool) -> None:
     """Print the version of the installed package and exit.
 
     Raises:
-        Exit: always, once asked.
+        Exit: the version was asked for.
     """
     if asked:
         from sidecar import __version__  # noqa: PLC0415 - read when asked for

@@ -190,10 +190,10 @@ def move(
 
 
 def _check_place(option: str, place: str) -> None:
-    """Check the name of a Letta; an empty one is that of the settings.
+    """Check the name of a Letta; an empty one means the Letta of the settings.
 
     Raises:
-        BadParameter: it names none.
+        BadParameter: it names no Letta.
         ConfigError: the settings are wrong, or have no key for it.
     """
     settings = reach.settings()

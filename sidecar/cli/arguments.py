@@ -1,8 +1,8 @@
-"""What is checked of each argument and option of each command, before it runs.
+"""Checks each argument and option of each command, before the command runs.
 
-A value that is blank, no text of one line, too long or out of all bounds is wrong use: exit code 2,
-by the name of what it was given to. An empty value is no way to leave an option out: it is what a
-shell makes of a variable that nobody set.
+A value that is blank, not text of one line, too long or out of bounds is wrong use: exit code 2,
+with the name of the argument or option. An empty value does not leave an option out: it is what a
+shell makes of a variable that is not set.
 """
 
 import math
@@ -45,17 +45,17 @@ class _Checked(TyperCommand):
                 try:
                     check_value(value, lines=name in _OF_LINES)
                 except ValueError as error:
-                    wrong: Any = typer.BadParameter  # of typer's own, partly typed, Click
+                    wrong: Any = typer.BadParameter  # from typer's own Click, partly typed
                     raise wrong(str(error), ctx=ctx, param=param) from None
         return rest
 
 
 def check_value(value: object, *, lines: bool = False) -> None:
-    """Check one value as the command line was given it.
+    """Check one value from the command line.
 
     Args:
         value: Of any type that a command takes; a path is that of a file.
-        lines: A text may have several.
+        lines: A text may have several lines.
 
     Raises:
         ValueError: it can't be what is meant; the text is the remedy and never repeats the value.
@@ -83,7 +83,7 @@ def _check_lines(text: str) -> None:
 def _check_file(path: Path) -> None:
     if not str(path).strip():
         raise ValueError("it is blank: name a file, or leave it out")
-    # Its name may be no UTF-8; an empty one has become the directory we are in.
+    # The name may not be UTF-8; an empty one has become the current directory.
     environment.plain(os.fsencode(path).decode("utf-8", "replace"))
     environment.path(str(path))
     if os.path.isdir(path):  # noqa: PTH112 - raises nothing

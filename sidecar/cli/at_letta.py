@@ -1,4 +1,4 @@
-"""What commands ask of Letta themselves: agents, their memory, a move, a caller forgotten."""
+"""What commands ask Letta themselves: agents, their memory, a move, forgetting a caller."""
 
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -58,10 +58,10 @@ async def create_agent(name: str, tenant: str) -> str:
 
 
 class _Silent:
-    """A log for commands, which say themselves what they did."""
+    """A log that stays empty: commands print themselves what they did."""
 
     def info(self, event: str, **fields: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 async def list_agents(tenant: str) -> list[FoundAgent]:
@@ -73,7 +73,7 @@ async def list_agents(tenant: str) -> list[FoundAgent]:
 async def forget_caller(
     journal: Erasure, tenant: str, caller_key: str, *, really: bool
 ) -> Forgotten:
-    """Tell what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
+    """Return what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
     async with letta_at_hand() as (settings, letta):
         directory = prepare_data_dir(settings)
         forgetting = build_forgetting(
@@ -122,10 +122,10 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
 async def move_agents(
     agent_id: str, source_place: str, target_place: str, *, really: bool
 ) -> list[Move]:
-    """Tell what a move would do, or move (`sidecar agents move`). An empty id: every agent.
+    """Return what a move would do, or move (`sidecar agents move`). An empty id: every agent.
 
-    An agent that the target does not take, or that could not be moved whole, ends it; those before
-    are moved, and are found by the next try.
+    The move ends at an agent that the target does not take, or that could not be moved whole. The
+    agents before it are moved, and the next try finds them.
 
     Raises:
         ConfigError, LettaError: a Letta can't be opened, or failed.

@@ -48,7 +48,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
     """Return the key of the caller that was named.
 
     Raises:
-        BadParameter: it is none of the forms that are taken.
+        BadParameter: the name has none of the accepted forms, or does not identify one caller.
     """
     from sidecar.access import phone  # noqa: PLC0415
     from sidecar.model import caller_key  # noqa: PLC0415
@@ -78,7 +78,7 @@ def caller_key_of(said: str, tenant: str, region: str | None) -> str:
 
 
 def _key_beginning(said: str) -> str:
-    """Return the one key of the journal that begins so, as `calls list` shows it; empty: none does.
+    """Return the one caller key that begins with `said`, as in `calls list`; empty: none does.
 
     Raises:
         BadParameter: several do.
@@ -95,7 +95,7 @@ def _first_line() -> str:
     """Return the first line of standard input.
 
     Raises:
-        BadParameter: there is none, or it is no name of a caller.
+        BadParameter: there is none, or it can't be the name of a caller.
     """
     try:
         line = sys.stdin.readline(environment.TEXT_LIMIT_CHARS + 1).strip()

@@ -116,7 +116,7 @@ def hang_up(
 
 
 def _command(call: str, command: str, text: str, *, as_json: bool) -> None:
-    """Have the running sidecar pass a command on.
+    """Send a command to a live call, through the running sidecar.
 
     Raises:
         NotThere: the call is not live.
@@ -155,7 +155,7 @@ def tail(
 
 
 async def _said_since(journal: "Reports", from_s: float, *, once: bool) -> "AsyncIterator[Turn]":
-    """Yield each turn that is stored from a Unix time on; with `once`, those stored already."""
+    """Yield each turn stored from a Unix time on; with `once`, only those stored already."""
     import anyio  # noqa: PLC0415
 
     seen: set[tuple[str, str]] = set()
@@ -196,7 +196,7 @@ def _lasted(row: "CallRow") -> str:
 
 
 def _measured(turn: "Turn") -> list[str]:
-    """Return what was measured of a turn, and how its prompt had its memory, within the width."""
+    """Return lines with a turn's metrics and its prompt's memory, no wider than `show.WIDTH`."""
     from sidecar.model import TURN_SECONDS, prompt_of  # noqa: PLC0415
 
     told = [f"{name} {turn.metrics[name]:.2f} s" for name in TURN_SECONDS if name in turn.metrics]
@@ -212,6 +212,6 @@ def _measured(turn: "Turn") -> list[str]:
 
 def _line(turn: "Turn", indent: int = _INDENT) -> str:
     cut = " [cut off]" if turn.interrupted else ""
-    # A line of what was said is not at the place of a line of ours.
+    # Indented, so that no line of what was said looks like a line of the transcript.
     text = turn.text.replace("\n", "\n" + " " * indent)
     return f"{show.moment(turn.at_s)[11:]}  {turn.speaker:6}  {text}{cut}"

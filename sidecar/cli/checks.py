@@ -1,4 +1,4 @@
-"""What `sidecar doctor` looks at: each finding says what is, and, where it is wrong, the remedy."""
+"""What `sidecar doctor` checks: each finding says what was found and, if wrong, the remedy."""
 
 import contextlib
 import json
@@ -48,17 +48,17 @@ _CLOCK_WRONG_S = 5.0
 _CONNECT_S = 3.0
 _NONE_RUNS = "not running on this data directory"
 _ANSWER_S = 15.0
-_BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock before it was never set
+_BUILT_S = 1_735_689_600.0  # 2025-01-01: a clock that shows an earlier time was never set
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: Short and stable: programs may look for it.
+        what: Name of the check, short and stable: programs may look for it.
         verdict: `bad` stops the sidecar or loses words; `warning` is worth a look.
-        found: What is.
+        found: What was found.
         fix: One line, empty when nothing is to be done.
     """
 
@@ -69,9 +69,9 @@ class Finding:
 
 
 def usable(settings: Settings) -> None:
-    """Load what the settings name: files and callables, which a start would find missing.
+    """Load the files and callables that the settings name, which a start would find missing.
 
-    It leaves nothing behind that was not there.
+    It leaves nothing behind that was not there before.
 
     Raises:
         ConfigError: one of them can't be used.
@@ -80,7 +80,7 @@ def usable(settings: Settings) -> None:
     from sidecar.app.vapi import transient_assistant  # noqa: PLC0415 - slow to load
 
     redaction(settings.redact)
-    # Whether a directory can be made, only making it tells: of /proc, of a full or foreign disk.
+    # Only making a directory shows whether it can be made: in /proc, on a full or foreign disk.
     unmake(state_directories(settings.data_dir.expanduser(), settings.spool.expanduser()))
     transient_assistant(settings)
     if settings.letta_generation == "local":
@@ -98,7 +98,7 @@ def usable(settings: Settings) -> None:
 
 
 def binds(settings: Settings) -> None:
-    """Try whether the address is one of this machine; the port may be taken, by our own sidecar.
+    """Check that the address is one of this machine; our own sidecar may have taken the port.
 
     Raises:
         ConfigError: it is not.
@@ -109,13 +109,13 @@ def binds(settings: Settings) -> None:
 
 
 def of_traces() -> dict[str, str]:
-    """Return what OpenTelemetry's variables come to here, beside our own settings."""
+    """Return what OpenTelemetry's variables amount to, to be shown with our own settings."""
     exporter, protocol = exporter_of(os.environ)
     return {"OTEL_TRACES_EXPORTER": exporter if exporter == "none" else f"{exporter} ({protocol})"}
 
 
 def run(settings: Settings) -> Iterator[Finding]:
-    """Look at everything, quick things first. Blocking; no check takes over 20 s."""
+    """Run all checks, the quick ones first. Blocking; no check takes over 20 s."""
     from sidecar.cli.undelivered import lanes  # noqa: PLC0415 - it knows a Finding
 
     directory = settings.data_dir.expanduser()
@@ -135,7 +135,10 @@ def run(settings: Settings) -> Iterator[Finding]:
 
 
 def run_without_settings(error: ConfigError) -> Iterator[Finding]:
-    """Say which settings are wrong, a public bind without a secret among them, and look at the rest."""
+    """Report the wrong settings, and run the checks that need no settings.
+
+    A public bind without a secret is one of the wrong settings.
+    """
     for field, remedy in error.fields:
         yield Finding("settings", "bad", f"{field} is wrong", f"{field}: {remedy}")
     yield sqlite_version()
@@ -220,7 +223,7 @@ def _fsync_s(directory: Path) -> float:
 
 
 def clock() -> Finding:
-    """Look whether this machine's clock was ever set; a classic Letta's is compared with it later."""
+    """Check that this machine's clock was ever set; a classic Letta's is compared with it later."""
     if time.time() < _BUILT_S:
         return Finding(
             "clock", "bad", "it shows a time before 2025", "set it: timedatectl set-ntp true"
@@ -229,7 +232,7 @@ def clock() -> Finding:
 
 
 def binding(settings: Settings) -> Finding:
-    """Look at who can reach the sidecar. Settings without a long secret for it are refused before."""
+    """Report who can reach the sidecar; a public bind without a long secret was refused before."""
     where = f"{settings.host}:{settings.port}"
     if settings.loopback:
         opened = "with a token"
@@ -241,7 +244,7 @@ def binding(settings: Settings) -> Finding:
 
 
 def free_port(settings: Settings) -> Finding | None:
-    """Look whether a start could listen; None: it could. Nothing of ours runs."""
+    """Check whether a start could listen; None: it could. For when no sidecar of ours runs."""
     from sidecar.http.server import listen  # noqa: PLC0415
 
     try:
@@ -305,7 +308,7 @@ async def _letta(settings: Settings) -> list[Finding]:
 
 
 def _local_letta(settings: Settings) -> Finding:
-    """Look which Letta of this machine would remember; nothing is started."""
+    """Check which Letta of this machine would be used; nothing is started."""
     from sidecar.app.local_letta import why_away, why_embedded  # noqa: PLC0415
     from sidecar.letta.embedded.store import why_unreadable  # noqa: PLC0415
 
@@ -328,13 +331,14 @@ def _local_letta(settings: Settings) -> Finding:
 
 
 def _version_and_skew(url: str) -> tuple[str, float | None]:
-    """Return the version a classic server tells at its health route, and how far our clock is."""
+    """Return the version at a classic server's health route, and how far our clock is ahead."""
     import http.client  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
     try:
-        with urllib.request.urlopen(f"{url}/v1/health/", timeout=_CONNECT_S) as answer:  # noqa: S310
+        health = f"{url}/v1/health/"
+        with urllib.request.urlopen(health, timeout=_CONNECT_S) as answer:  # noqa: S310
             date = answer.headers.get("date")
             version = str(json.loads(answer.read(4096)).get("version", ""))[:32]
     except urllib.error.HTTPError as error:
@@ -344,7 +348,7 @@ def _version_and_skew(url: str) -> tuple[str, float | None]:
         return "", None
     try:
         return version, time.time() - parsedate_to_datetime(date or "").timestamp()
-    except (ValueError, OverflowError):  # no date, or none that is one
+    except (ValueError, OverflowError):  # no date, or not a valid one
         return version, None
 
 
@@ -414,12 +418,12 @@ def _connects(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_S):
             return True
-    except (OSError, UnicodeError):  # no such host, or no name of one
+    except (OSError, UnicodeError):  # no such host, or not a valid name
         return False
 
 
 def running(directory: Path) -> Finding:
-    """Look whether a sidecar runs on this data directory, and how it stands."""
+    """Check whether a sidecar runs on this data directory, and in which state."""
     from sidecar.cli.reach import CommandRefused, ask_readiness  # noqa: PLC0415
 
     try:

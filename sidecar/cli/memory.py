@@ -1,4 +1,4 @@
-"""`sidecar memory`: what an agent learned, and from which call, where its Letta keeps that."""
+"""`sidecar memory`: what an agent learned, and from which call, if its Letta keeps that."""
 
 import contextlib
 from collections.abc import Sequence
@@ -91,12 +91,14 @@ def diff(
     else:
         found = list(changes[:1])
     if not found:
-        show.say(f"no such change among the newest {limit}, or more than one begins with this")
-        raise typer.Exit(1)
+        raise reach.NotThere(
+            f"no such change among the newest {limit}, or more than one begins with this",
+            hint="see `sidecar memory log`",
+        )
     if as_json:
         show.as_json([_as_json(one, calls) for one in found])
         return
-    for one in reversed(found):  # as it came to be
+    for one in reversed(found):  # the oldest first
         at = show.moment(one.at_s)
         show.say(f"{one.change_id[:_SHOWN]}  {at} UTC  {_source(one, calls)}")
         for edit in one.edits:
@@ -168,7 +170,7 @@ def _source(change: "Change", calls: dict[str, str]) -> str:
 
 
 def _lines(change: "Change") -> list[str]:
-    """Return the lines of a change, those that went first."""
+    """Return the lines of a change, for each block the removed ones first."""
     lines: list[str] = []
     for edit in change.edits:
         lines += [f"{edit.label} - {line}" for line in edit.removed]

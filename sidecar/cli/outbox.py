@@ -161,11 +161,11 @@ async def _dead(journal: "Reports") -> list[str]:
 
 
 def _change(verb: str, names: list[str] | None, *, every: bool, as_json: bool) -> None:
-    """Carry one of the two changes out.
+    """Replay or drop dead letters.
 
     Raises:
-        Exit: 1 when one of them was no dead letter.
-        BadParameter: neither batches nor `--all` were named.
+        Exit: 1 when one of the batches was not a dead letter.
+        BadParameter: neither batches nor `--all` were named, or both.
     """
     if bool(names) == every:
         raise typer.BadParameter("name dead letters, or use --all")
@@ -195,7 +195,7 @@ _PAST = {"replay": "replayed", "drop": "dropped"}
 
 
 def _full(name: str, dead: list[str]) -> str:
-    """Return the one dead batch that begins so, or the name as it is where none does.
+    """Return the id of the one dead letter that begins with `name`; if none does, the name.
 
     Raises:
         NotThere: several do.

@@ -1,4 +1,4 @@
-"""How a command reaches the journal: it reads beside the owner, and changes through the owner.
+"""How a command reaches the journal: it reads the file, and changes it through the owner.
 
 The journal has one owner. While a sidecar runs, a change is requested from it
 (`sidecar/channels/admin.py`); when none runs, the command opens the journal itself.
@@ -36,7 +36,7 @@ def data_dir() -> Path:
     """Return the data directory the settings name; it may not have been made yet.
 
     Raises:
-        ConfigError: a setting is wrong, or no directory is or can be made there.
+        ConfigError: a setting is wrong, or no directory exists or can be made there.
     """
     return _directory_of(settings())
 
@@ -65,10 +65,10 @@ class NotThere(SidecarError):
 
 
 async def only_call(journal: "Reports", name: str) -> "CallRow":
-    """Return the one call of the journal that a name fits, as `calls_named` reads it.
+    """Return the one call of the journal that a name matches, by the rules of `calls_named`.
 
     Raises:
-        NotThere: none is, or several are.
+        NotThere: none does, or several do.
     """
     keys = calls_named(name, await journal.call_keys())
     found = await journal.call_row(only_one(keys, name))
@@ -78,10 +78,10 @@ async def only_call(journal: "Reports", name: str) -> "CallRow":
 
 
 def only_one(keys: Sequence[str], name: str) -> str:
-    """Return the only one of the calls that a name fits.
+    """Return the only one of the calls that match a name.
 
     Raises:
-        NotThere: none does, or several do.
+        NotThere: there is none, or there are several.
     """
     if not keys:
         raise NotThere(f"no call matches {name}", hint="see `sidecar calls list`")
@@ -118,10 +118,10 @@ def changing(
     read: Callable[[dict[str, Any]], T],
     body: object = None,
 ) -> T:
-    """Change the journal: here where no sidecar runs, else by the one that does.
+    """Change the journal: here if no sidecar runs, else through the one that does.
 
     Args:
-        path: Of the running sidecar's route.
+        path: Path of the running sidecar's route.
         own: What to do with a journal of our own.
         read: Turns the route's answer into what `own` returns.
         body: JSON for the route.

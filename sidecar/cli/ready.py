@@ -1,4 +1,4 @@
-"""`sidecar ready`: what a container's health check and a script that waits ask."""
+"""`sidecar ready`: for a container's health check, and for a script that waits."""
 
 from typing import Annotated
 

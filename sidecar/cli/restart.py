@@ -1,14 +1,14 @@
 """`sidecar run --restart`: a small parent that starts the sidecar again when it is killed.
 
-The parent holds no call and no journal: it waits for its child, passes signals on, and leaves with
-its exit code. Only a child that was killed by a signal nobody sent to the parent is started again:
-a wrong setting, or an end that was asked for, is final. The page's token is handed down, so that an
-open page comes back by itself.
+The parent holds no call and no journal: it waits for its child, passes signals on, and exits with
+its exit code. It starts the child again only if a signal killed it and the parent received none: a
+wrong setting, or an end that was asked for, is final. The parent passes the page's token to each
+child, so that an open page reconnects by itself.
 
-Parent and child hold the two ends of one socket. Down it goes one line, the token and the process
-groups of earlier children in which something still runs (the voice worker, whose calls go on);
-up it one word once the child serves. When the parent dies, the child reads the end of the line and
-drains as on SIGTERM.
+Parent and child hold the two ends of one socket. The parent sends one line: the token, and the
+process groups of earlier children in which something still runs (the voice worker, whose calls go
+on). The child sends one byte once it serves. When the parent dies, the child reads the end of the
+stream and drains as on SIGTERM.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Parent:
         """Start the command and wait for its end; returns its code and whether it came up."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            # A group of its own: the terminal's Ctrl-C reaches the parent alone, and once.
+            # Its own process group: the terminal's Ctrl-C reaches only the parent, and only once.
             self._child = child = subprocess.Popen(  # noqa: S603 - our own command
                 [*self._command, "--parent-fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -89,13 +89,13 @@ class Parent:
 
 
 class Child:
-    """The child's end.
+    """The child's end of the socket.
 
     Args:
         fd: Number of the inherited socket.
 
     Attributes:
-        page_token: What the page is admitted with.
+        page_token: The token that admits the page.
         earlier_groups: Process groups of killed predecessors in which something still runs.
     """
 
@@ -118,7 +118,7 @@ class Child:
 
 
 def _runs(group: int) -> bool:
-    """Whether a process of this group is left."""
+    """Whether a process of this group still exists."""
     try:
         os.killpg(group, 0)
     except OSError:

@@ -14,7 +14,7 @@ from sidecar.printable import printable, printable_json
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 WIDTH = 80
-# As little as a column beside the first may get before a table is no use.
+# The fewest columns of the terminal that a column beside the first may get in a table.
 _NARROW = 8
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 def as_json(value: object) -> None:
     """Write a value as JSON, indented; dataclasses become objects.
 
-    What would command a terminal is spelt by its number, so that a program loses nothing.
+    Characters that would control a terminal are escaped by number, so a program loses nothing.
     """
     sys.stdout.write(_dumped(value, indent=2) + "\n")
 
@@ -55,13 +55,13 @@ class _Encoder(json.JSONEncoder):
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
     """Write a table no wider than the terminal, 80 columns where there is none.
 
-    What a row is named by stays in one piece, to be copied. Where that leaves too little room for
-    the rest, each row is a few lines instead.
+    The first cell names its row and is never broken, so that it can be copied. If that leaves too
+    little room for the rest, each row is written as a few lines instead.
 
     Args:
         columns: Headings; one that starts with `>` is aligned to the right.
         rows: Cells as text.
-        empty: Said in place of a table without rows.
+        empty: Written in place of a table without rows.
     """
     if not rows:
         say(empty)
@@ -97,7 +97,7 @@ def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def each(work: Sequence[T], what: str) -> Iterable[T]:
-    """Go through work that may be long, with a bar on standard error where that is a terminal."""
+    """Iterate over work that may be long, with a bar on standard error if that is a terminal."""
     if not sys.stderr.isatty():
         return work
     from rich.console import Console  # noqa: PLC0415 - only where a bar is drawn
@@ -108,7 +108,7 @@ def each(work: Sequence[T], what: str) -> Iterable[T]:
 
 @contextmanager
 def busy(what: str) -> Generator[None]:
-    """Show on standard error, where that is a terminal, that something of unknown length runs."""
+    """Show on standard error, if that is a terminal, that something of unknown length runs."""
     if not sys.stderr.isatty():
         yield
         return
@@ -119,7 +119,7 @@ def busy(what: str) -> Generator[None]:
 
 
 def as_they_come(work: Iterable[T], what: str) -> Generator[T]:
-    """Yield what comes, and show that more is waited for."""
+    """Yield each item as it comes, and show the wait for the next one."""
     coming = iter(work)
     while True:
         with busy(what):

@@ -1,6 +1,6 @@
-"""The durable record: turns in order, and what of them Letta has."""
+"""The durable record: turns in order, and which of them Letta has digested."""
 
 from typing import Final
 
 JOURNAL_FILE: Final = "journal.db"
-"""Its name in the data directory."""
+"""Name of the journal's file in the data directory."""

@@ -9,7 +9,7 @@ class Backlog:
     """What Letta has not digested.
 
     Attributes:
-        undelivered: Turns that are neither settled nor dead.
+        undelivered: Turns that are neither digested by Letta nor given up.
         dead_batches: Batches that were given up.
         oldest_undelivered_s: Unix time at which the oldest undelivered turn was appended.
     """
@@ -23,5 +23,5 @@ class Undelivered(Protocol):
     """Counts what is undelivered."""
 
     async def backlog(self) -> Backlog:
-        """Return what is undelivered; costs no more in a journal that holds years of calls."""
+        """Return what is undelivered; the cost does not grow with the calls that are stored."""
         ...

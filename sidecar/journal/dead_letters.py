@@ -36,13 +36,13 @@ class DeadLetters(Protocol):
         ...
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
-        """Put a dead letter back into its lane, to be looked up first; False when it is none.
+        """Put a dead letter back into its lane, to be looked up first; False: it is not one.
 
-        It is given up no sooner than any batch from now on; `sealed_at_s` stays, since a trace of
-        it may be as old as that.
+        From now on it has as much time as any batch before it is given up. `sealed_at_s` stays,
+        because a trace of the batch at Letta may be as old as that.
         """
         ...
 
     async def drop(self, batch_id: str, *, now_s: float) -> bool:
-        """Give a dead letter up for good: retention may erase it. False when it is none."""
+        """Give a dead letter up for good: retention may erase it. False: it is not one."""
         ...

@@ -1,4 +1,4 @@
-"""What was learnt of Letta: where the turns of a caller and of a call go."""
+"""What was learnt from Letta: the agent of each lane, and the conversation of each call."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from sidecar.model import AgentRef
 class Directory(Protocol):
     """Remembers durably which agent a lane's caller has.
 
-    Every method may raise `JournalError`; then nothing was learnt.
+    Every method may raise `JournalError`; then nothing was stored.
     """
 
     async def agent_of(self, ref: AgentRef) -> str | None:
@@ -16,15 +16,15 @@ class Directory(Protocol):
         ...
 
     async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
-        """Remember the agent id of a lane. Another one than before forgets its conversations."""
+        """Remember the agent id of a lane. A changed id forgets the lane's conversations."""
         ...
 
 
 class Addresses(Directory, Protocol):
-    """Remembers the conversation of each call as well, and forgets what is gone."""
+    """Also remembers the conversation of each call, and forgets agents that no longer exist."""
 
     async def forget_agent(self, ref: AgentRef) -> None:
-        """Forget a learnt agent that is gone, and with it the conversations of its lane."""
+        """Forget a lane's agent that no longer exists, and the conversations of the lane."""
         ...
 
     async def learn_conversation(self, call: str, conversation_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What retention and forgetting need of the journal: what is held, and all of it erased."""
+"""What retention and forgetting need of the journal: what it holds of a caller, and erasure."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -38,32 +38,39 @@ class CallerHolding:
 class Erasure(Transcripts, Protocol):
     """Erases calls: those that are old enough, or all of one caller.
 
-    Every method may raise `JournalError`; unless it says so, nothing was erased then.
+    Every method may raise `JournalError`; then nothing was erased, unless the error says so.
     """
 
     async def erase_settled(self, *, before_s: float) -> int:
-        """Erase calls that ended before and hold nothing undelivered or dead; return the turns.
+        """Erase calls that ended before `before_s` and hold nothing undelivered or dead.
 
-        A call that was never closed has ended with its last turn. What keeps an erased caller's
-        calls from coming back (`erase_caller`) goes at the same age.
+        A call that was never closed ended with its last turn. What keeps an erased caller's calls
+        from coming back (`erase_caller`) is erased at the same age.
+
+        Returns:
+            How many turns were erased.
         """
         ...
 
     async def held_of_caller(self, caller_key: str) -> CallerHolding:
-        """Return what is held of a caller, in whatever state; an empty key holds nothing."""
+        """Return what the journal holds of a caller, in any state; nothing for an empty key."""
         ...
 
     async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
-        """Erase every call of a caller, undelivered and dead ones too; return the turns.
+        """Erase every call of a caller, undelivered and dead ones too.
 
-        Promises: of the words nothing stays in the journal, nor in its log. The lanes of others
-        go on. The agent learnt for the caller is forgotten. The calls can't be opened again
-        (`Record.open_call`) until `erase_settled` passes `now_s`; what is kept for that names nobody.
+        Promises: none of the words stays in the journal or in its log. The lanes of others go on.
+        The agent learnt for the caller is forgotten. The calls can't be opened again
+        (`Record.open_call`) until `erase_settled` is called with a `before_s` after `now_s`; what
+        is kept for that identifies nobody.
 
         Args:
-            caller_key: Of the caller.
+            caller_key: Key of the caller.
             also: Keys of other calls of the caller, which the journal need not hold.
             now_s: Unix time.
+
+        Returns:
+            How many turns were erased.
 
         Raises:
             CallerBusy: a call is live or a batch under way; nothing was erased.
@@ -71,5 +78,5 @@ class Erasure(Transcripts, Protocol):
         ...
 
     async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
-        """Return those of some pieces of UTF-8 text that a stored turn holds. Looks at every turn."""
+        """Return which pieces of UTF-8 text occur in a stored turn. Reads every turn."""
         ...

@@ -13,21 +13,22 @@ from sidecar.model import Batch
 
 
 class Outbox(Addresses, Undelivered, Protocol):
-    """The queue to Letta. One relay at a time claims of it.
+    """The queue to Letta. Only one relay at a time claims from it.
 
-    What is written takes effect in the order in which it was asked for. Every method may raise
-    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    Writes take effect in the order in which the methods are called. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing was stored.
     """
 
     async def take_back(
         self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
     ) -> None:
-        """Take every batch that is marked as being sent for one in doubt, due now.
+        """Treat every batch that is marked as being sent as in doubt, due now.
 
-        For whoever claims, before its first claim: nothing is under way then. What an earlier
-        process stored by another clock is drawn in to the longest it can mean by this one: no
-        batch was sealed later than now, no try lands after `now_s + horizon_s`, no lane waits
-        for its batch longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s`.
+        To be called before the first claim, when nothing is under way. Times that an earlier
+        process stored by another clock are limited to what is possible by this one: no batch was
+        sealed later than now, no try lands after `now_s + horizon_s`, no lane waits for its batch
+        longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s` or `horizon_s`,
+        whichever is longer.
 
         Args:
             now_s: Unix time.
@@ -39,19 +40,20 @@ class Outbox(Addresses, Undelivered, Protocol):
     async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
         """Take up to `limit` due lanes and return the batch each has to deliver.
 
-        A lane with no open batch gets one sealed first: of the call that is due, or of another call
-        of the same caller when what is pending there was said before, due or not. Promises: a batch
-        is durable, and marked `sending` with `horizon_s = now_s + post_timeout_s`, before it is
-        returned; until it is settled, released or retired no other claim returns its lane. Batches
-        that an earlier process left as `sending`, and those released as unknown, come back with
-        `in_doubt`; their horizon stays that of the try in doubt.
+        For a lane with no open batch, one is sealed first: from the call that is due, or from
+        another call of the same caller if its pending turns were said earlier, due or not.
+
+        Promises: before a batch is returned it is durable, and marked `sending` with
+        `horizon_s = now_s + post_timeout_s`; no other claim returns its lane until the batch is
+        settled, released or retired. Batches that an earlier process left as `sending`, and those
+        released as unknown, come back with `in_doubt` and keep the horizon of the try in doubt.
         """
         ...
 
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
-        """Record a try anew, with a new horizon, and return the batch so renewed.
+        """Record another try, with a new horizon, and return the updated batch.
 
-        For a batch in doubt that was not found, and for one whose claim has aged unsent.
+        For a batch in doubt that was not found, and for one that was claimed long ago and not sent.
         """
         ...
 
@@ -68,7 +70,7 @@ class Outbox(Addresses, Undelivered, Protocol):
             batch: As claimed.
             due_s: Unix time of the next try.
             unknown: The try may have landed (state `unknown`); False: it surely did not (`retry`).
-            over: With `unknown`: Letta is no longer at work on it, the horizon is now.
+            over: With `unknown`: Letta no longer works on it, so the horizon is now.
             error: What happened, without a caller's words.
             now_s: Unix time.
         """
@@ -83,14 +85,15 @@ class Outbox(Addresses, Undelivered, Protocol):
             batch: As claimed.
             error: What happened, without a caller's words.
             now_s: Unix time.
-            hold_until_s: No other batch leaves the lane before: the server may still be at work.
+            hold_until_s: No other batch leaves the lane before this Unix time, since Letta may
+                still be working on this one.
         """
         ...
 
     async def split(self, batch: Batch, *, now_s: float) -> None:
-        """Replace a batch of several turns by two of half its turns, due now, the first one first.
+        """Replace a batch of several turns by its two halves, due now, in order.
 
-        For one of which Letta certainly holds nothing. Repeating it does no harm.
+        Only for a batch of which Letta certainly holds nothing. Repeating it does no harm.
         """
         ...
 
@@ -105,6 +108,6 @@ class Outbox(Addresses, Undelivered, Protocol):
     async def wait(self, timeout_s: float) -> None:
         """Return when something may have become due since the last claim, or after `timeout_s`.
 
-        A due time that merely arrives wakes nobody: ask `next_due_s` how long to wait.
+        A due time that arrives does not end the wait: take `timeout_s` from `next_due_s`.
         """
         ...

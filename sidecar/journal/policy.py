@@ -1,7 +1,7 @@
 """When what is pending goes to Letta, and how much of it at once. Pure.
 
-The first two figures have no default here: they are the settings', and whoever opens the journal
-with others moves what is due (`sidecar.app.journal`).
+The first two figures have no default here. They come from the settings; opening the journal with
+other figures changes when pending turns are due (`sidecar.app.journal`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class PostPolicy:
         max_turns: This many turns of a call are pending.
         max_age_s: The oldest pending turn of a call was appended this long ago.
         batch_turns: No batch holds more turns than this.
-        batch_chars: Nor, beyond its first turn, more characters of text.
+        batch_chars: No batch of several turns holds more characters of text than this.
 
     A closed call is due at once.
     """
@@ -39,7 +39,7 @@ class PostPolicy:
             return None
         if closed or pending >= self.max_turns:
             return now_s
-        # A turn that was stored by a clock that was ahead is no younger than now.
+        # A clock that was ahead may have stored a time after now.
         return min(oldest_s, now_s) + self.max_age_s
 
     def cut(self, chars: Sequence[int]) -> int:

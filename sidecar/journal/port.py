@@ -1,9 +1,9 @@
-"""The journal whole: a durable, ordered record of turns, with one cursor per call.
+"""The whole journal: a durable, ordered record of turns, with one cursor per call.
 
-Turns of a call are a log; what is pending is a range of it, so coalescing costs nothing. Each room
-takes the port it needs: `record`, `outbox`, `dead_letters`, `reports`, `erasure`, `directory`,
-`transcripts` or `backlog`. `sidecar/journal/sqlite/` keeps them all; the contract suite is
-tests/contract/test_journal.py.
+The turns of a call are a log, and its pending turns are a range of that log, so coalescing costs
+nothing. Each part of the sidecar takes the port it needs: `record`, `outbox`, `dead_letters`,
+`reports`, `erasure`, `directory`, `transcripts` or `backlog`. `sidecar/journal/sqlite/` implements
+them all; the contract suite is tests/contract/test_journal.py.
 """
 
 from typing import Protocol
@@ -16,7 +16,7 @@ from sidecar.journal.reports import Reports
 
 
 class Journal(Record, Outbox, DeadLetters, Reports, Erasure, Protocol):
-    """Every port, kept by one engine; for whoever opens it and hands it on."""
+    """Every port, implemented by one engine; for code that opens a journal and passes it on."""
 
     async def aclose(self) -> None:
         """Finish what is queued and close. Safe to call twice."""

@@ -10,33 +10,33 @@ from sidecar.model import AgentRef, Call, Turn
 class Record(Transcripts, Protocol):
     """The durable record of calls and turns, a log for each call.
 
-    Calls whose `ref` is nobody's are stored and never delivered: their turns count as settled.
-    What is written takes effect in the order in which it was asked for. Every method may raise
-    `JournalFull` or `JournalCorrupt`; then nothing of it was stored.
+    Calls whose `ref` is not `known` are stored and never delivered: their turns count as digested.
+    Writes take effect in the order in which the methods are called. Every method may raise
+    `JournalFull` or `JournalCorrupt`; then nothing was stored.
     """
 
     async def open_call(self, call: Call) -> Call:
-        """Store a call and return it as stored. The same key again returns the first one.
+        """Store a call and return it as stored; a repeated key returns the call stored first.
 
         A new call makes what is pending of its caller's earlier calls due at once: what was said
         first is delivered first (`Outbox.claim`).
         A call that was closed and is opened again is live again. Its `consent` is joined
-        (`sidecar.model.joined_consent`). Whose memory it belongs to never changes: where the rules
-        have given its caller another agent since, the stored `ref` stands to the end of the call,
-        as does an empty `caller_key`.
+        (`sidecar.model.joined_consent`). Opening it again never changes whose memory it belongs to:
+        if the rules have given its caller another agent since, the call keeps its stored `ref` to
+        the end, and likewise an empty `caller_key`.
 
         Raises:
             CallError: the key is stored with another `caller_key` (`call_claimed`), or the call was
-                erased with its caller (`erased`): nothing of it is to be stored again.
+                erased with its caller (`erased`): nothing of it may be stored again.
         """
         ...
 
     async def identify(self, call: Call) -> Call:
-        """Give a stored call without a caller that of `call`; return it as stored.
+        """Give a stored call that has no caller the caller of `call`; return it as stored.
 
-        For a channel whose first word of a call names nobody. A call of nobody gets the agent
-        with the caller, and what was said in it before is delivered with the rest. One that is
-        somebody's already, or another agent's, stays as it is.
+        For a channel whose first message about a call does not name the caller. A call whose `ref`
+        is not `known` gets that of `call` as well, and what was said in it before is delivered with
+        the rest. A call that already has a caller, or another agent, stays as it is.
 
         Raises:
             CallError: the call was never opened (`unknown_call`), or erased (`erased`).
@@ -48,12 +48,13 @@ class Record(Transcripts, Protocol):
 
         Promises: on return they survive a crash of this process and of the host (fsynced); a
         turn whose (call, item_id) is stored already is dropped, so append may be repeated; all
-        of `turns` or none of them are stored. A turn for a closed call is taken as well.
+        of `turns` or none of them are stored. A turn for a closed call is accepted as well.
         Does not promise order between calls, or that Letta has seen anything.
 
         Raises:
             CallError: a call was never opened (`unknown_call`), or a turn can't be stored
-                (`bad_value`): a text is no Unicode (a lone surrogate), a `seq` beyond `MAX_SEQ`.
+                (`bad_value`): a text is not Unicode (a lone surrogate), or a `seq` is beyond
+                `MAX_SEQ`.
         """
         ...
 
@@ -65,7 +66,7 @@ class Record(Transcripts, Protocol):
 
         Returns:
             How many turns of the call, from its first, are in batches. More than `keep`: nothing
-            was changed. A call of nobody has none in batches.
+            was changed. A call that is never delivered has none in batches.
 
         Raises:
             CallError: as for `append`.
@@ -78,8 +79,8 @@ class Record(Transcripts, Protocol):
         Args:
             call: Its key.
             at_s: Unix time.
-            final: Its channel has had the last word on it. That mark stays, also where the call
-                is opened again.
+            final: Its channel has given its final account of it. That mark stays, even if the
+                call is opened again.
 
         Raises:
             CallError: the call was never opened (`unknown_call`).
@@ -99,11 +100,12 @@ class Record(Transcripts, Protocol):
             ref: Whose memory.
             caller_key: Only turns of calls of this caller; empty returns none.
             except_call: Key of the call that asks.
-            since_s: Turns settled before this Unix time are left out (they are in the snapshot).
+            since_s: Turns that Letta had digested before this Unix time are left out (they are in
+                the snapshot).
             limit: At most this many, the newest, oldest first. Dead letters are included.
         """
         ...
 
     async def try_write(self) -> None:
-        """Write what changes nothing, durably: returns when turns can be stored, else raises."""
+        """Make a durable write that changes nothing: return if turns can be stored, else raise."""
         ...

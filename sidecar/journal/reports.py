@@ -1,4 +1,4 @@
-"""What people ask of the journal: how delivery stands, which calls there were."""
+"""Reports on the journal for people: the state of delivery, and the calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class CallRow:
     Attributes:
         call: As stored.
         turns: How many turns it has.
-        undelivered: How many of them are neither settled nor given up.
+        undelivered: How many of them are neither digested by Letta nor given up.
     """
 
     call: Call
@@ -26,7 +26,7 @@ class CallRow:
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """How one lane stands, for people.
+    """The state of one lane, for people.
 
     Attributes:
         lane: Its name.
@@ -34,7 +34,7 @@ class LaneStatus:
         pending: Turns not yet in any batch.
         state: State of its open batch (`sidecar.journal.states`), or `idle`.
         attempt: Tries of the open batch so far.
-        oldest_s: Unix time of its oldest turn that is not settled, or None.
+        oldest_s: Unix time of its oldest undelivered turn, or None.
         error: What the last try ended with, or empty.
     """
 
@@ -58,7 +58,7 @@ class JournalCounts(Backlog):
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A batch as it stands, for people.
+    """The state of one batch, for people.
 
     Attributes:
         batch_id: Its id.
@@ -86,7 +86,7 @@ class BatchRow:
 
 
 class Reports(Transcripts, Undelivered, Protocol):
-    """Answers for people, each on the state of one commit; changes nothing.
+    """Reports for people, each on the state of one commit; they change nothing.
 
     Every method may raise `JournalError`.
     """
@@ -96,7 +96,7 @@ class Reports(Transcripts, Undelivered, Protocol):
         ...
 
     async def counts(self) -> JournalCounts:
-        """Return totals, for people: looks at every call."""
+        """Return totals, for people; reads every call."""
         ...
 
     async def batches(
@@ -106,8 +106,8 @@ class Reports(Transcripts, Undelivered, Protocol):
 
         Args:
             states: Of `sidecar.journal.states`.
-            limit: At most this many, from the end that comes first.
-            newest_first: The other way round.
+            limit: At most this many, from the start of the order.
+            newest_first: In the reverse order.
         """
         ...
 
@@ -137,7 +137,7 @@ class Reports(Transcripts, Undelivered, Protocol):
         ...
 
     async def caller_keys(self, beginning: str) -> list[str]:
-        """Return the keys of callers who have called that begin with these hex digits, sorted."""
+        """Return the caller keys in the journal that begin with these hex digits, sorted."""
         ...
 
     async def agents_of(self, caller_key: str) -> list[str]:

@@ -21,7 +21,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a batch stands. The journal stores these words."""
+    """The state of a batch. The journal stores these words."""
 
     PENDING = "pending"
     SEALED = "sealed"

@@ -9,7 +9,7 @@ class Transcripts(Protocol):
     """Reads calls and their turns."""
 
     async def call(self, key: str) -> Call | None:
-        """Return a call as stored, live or closed; None for one that is not."""
+        """Return a call as stored, live or closed; None for one that is not stored."""
         ...
 
     async def turns(self, call: str) -> tuple[Turn, ...]:

@@ -1,4 +1,4 @@
-"""What every journal promises, whatever keeps it."""
+"""What every journal promises, on every engine."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -92,14 +92,14 @@ class TestCalls:
     async def test_another_caller_is_refused(
         self, journal: Journal, ref: AgentRef, caller_key: str
     ) -> None:
-        """No caller gets the call, and with it the memory, of another one."""
+        """No caller can open another caller's call, and so get that caller's memory."""
         await journal.open_call(call())
         with pytest.raises(CallError) as refused:
             await journal.open_call(call(ref=ref, caller_key=caller_key))
         assert refused.value.code == "call_claimed"
 
     async def test_a_refused_consent_stays_refused(self, journal: Journal) -> None:
-        """What the caller agreed to is stored with the call; a "no" is never taken back."""
+        """The caller's consent is stored with the call, and a "no" is never changed."""
         stored = [
             (await journal.open_call(replace(call(), consent=consent))).consent
             for consent in ("", "yes", "", "no", "yes")
@@ -112,7 +112,7 @@ class TestCalls:
     async def test_the_first_ref_stands(
         self, journal: Journal, clock: Clock, first: AgentRef, caller_key: str
     ) -> None:
-        """A call whose caller has another agent by now goes on with the one it began with."""
+        """A call whose caller has since got another agent goes on with the one it began with."""
         began = call(ref=first, caller_key=caller_key)
         await journal.open_call(began)
         assert await journal.open_call(call(ref=OTHER)) == began
@@ -138,7 +138,7 @@ class TestCalls:
         assert [one.item_id for one in batch.turns] == ["item-1", "item-2"]
 
     async def test_a_call_of_one_fixed_agent_is_given_its_caller(self, journal: Journal) -> None:
-        """Whose agent is known gets the caller alone; another agent than its own is not taken."""
+        """A call with a fixed agent gets a caller, but only together with that same agent."""
         fixed = AgentRef("acme", agent_id="a")
         await journal.open_call(call(ref=fixed, caller_key=""))
         assert (await journal.identify(call(ref=OTHER, caller_key="x"))).caller_key == ""
@@ -148,7 +148,7 @@ class TestCalls:
         assert (stored.ref, stored.caller_key) == (fixed, "k1")
 
     async def test_a_call_that_is_not_there_is_given_no_caller(self, journal: Journal) -> None:
-        """A call that was never opened is nobody's to name."""
+        """Giving a caller to a call that was never opened is an error."""
         assert await journal.call("acme/one") is None
         with pytest.raises(CallError, match="no such call"):
             await journal.identify(call())
@@ -172,7 +172,7 @@ class TestCalls:
         assert await journal.turns("acme/one") == ()
 
     async def test_closing_twice_keeps_the_first_time(self, journal: Journal) -> None:
-        """Closing is repeatable."""
+        """Closing a call again is no error, and keeps the first time."""
         await journal.open_call(call())
         await journal.close_call("acme/one", at_s=7.0)
         await journal.close_call("acme/one", at_s=9.0)
@@ -195,7 +195,7 @@ class TestTurns:
         ],
     )
     async def test_a_turn_comes_back_as_it_was(self, journal: Journal, text: str) -> None:
-        """Every text that is Unicode round-trips, with all that goes with it."""
+        """Every Unicode text round-trips, with all other fields of its turn."""
         said = replace(
             turn(1, text=text), interrupted=True, metrics={"stt_s": 0.25}, traceparent="00-x"
         )
@@ -204,7 +204,7 @@ class TestTurns:
         assert await journal.turns("acme/one") == (said,)
 
     async def test_a_lone_surrogate_is_refused(self, journal: Journal) -> None:
-        """What UTF-8 cannot hold is refused with a code of the link, without the text."""
+        """Text that UTF-8 cannot encode is refused as a `bad_value`, without repeating it."""
         await journal.open_call(call())
         with pytest.raises(CallError) as refused:
             await journal.append([turn(1, text="secret \ud800")])
@@ -213,7 +213,7 @@ class TestTurns:
         assert await journal.turns("acme/one") == ()
 
     async def test_a_seq_that_is_too_large_is_refused(self, journal: Journal) -> None:
-        """A place in the call beyond 63 bits is the turn's fault, never the journal's."""
+        """A `seq` beyond 63 bits is refused as an error of the turn, not of the journal."""
         await journal.open_call(call())
         with pytest.raises(CallError) as refused:
             await journal.append([replace(turn(1), seq=1 << 63)])
@@ -284,7 +284,7 @@ class TestDue:
         await claim_none(journal, clock)
 
     async def test_nobodys_call_is_never_due(self, journal: Journal, clock: Clock) -> None:
-        """A call without anybody's memory is stored, never delivered, and counts as done."""
+        """A call with neither agent nor caller is stored, never delivered, and counts as done."""
         await journal.open_call(call(ref=AgentRef("acme"), caller_key=""))
         await journal.append([turn(n) for n in range(1, 6)])
         await journal.close_call("acme/one", at_s=clock())
@@ -296,7 +296,7 @@ class TestDue:
         assert await journal.lanes() == []
 
     async def test_a_trial_write_changes_nothing(self, journal: Journal, clock: Clock) -> None:
-        """To find out whether turns can be stored makes nothing due and stores none."""
+        """`try_write` stores no turn and makes nothing due."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         before = await journal.counts(), await journal.next_due_s()
@@ -304,7 +304,7 @@ class TestDue:
         assert (await journal.counts(), await journal.next_due_s()) == before
 
     async def test_hurry_makes_pending_turns_due(self, journal: Journal, clock: Clock) -> None:
-        """Draining posts what would else have waited for more turns."""
+        """`hurry` makes turns due that would otherwise have waited for more turns."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         await journal.hurry(now_s=clock())
@@ -320,7 +320,7 @@ class TestDue:
                 await journal.append([turn(1)])
 
     async def test_wait_does_not_miss_what_came_before(self, journal: Journal) -> None:
-        """What became due before the wait began ends it too; then a wait waits again."""
+        """What became due before a wait began ends that wait too, but not the next one."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         with anyio.fail_after(5):
@@ -369,7 +369,7 @@ class TestBatches:
         )
 
     async def test_one_batch_per_lane(self, journal: Journal, clock: Clock) -> None:
-        """Two calls of one agent go out one after the other; another agent's goes beside them."""
+        """Calls of one agent go out one after another; another agent's goes out in parallel."""
         for name, ref in (("one", REF), ("two", REF), ("three", OTHER)):
             await journal.open_call(call(name, ref))
             await journal.append([turn(1, name)])
@@ -409,7 +409,7 @@ class TestBatches:
         assert (first.lane, second.lane) == (REF.lane, OTHER.lane)
 
     async def test_a_first_claim_knows_its_try(self, journal: Journal, clock: Clock) -> None:
-        """A fresh batch was tried 0 times, is not in doubt, and its horizon is the post's."""
+        """A new batch has 0 tries, is not in doubt, and its horizon is the end of the post."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
@@ -465,7 +465,7 @@ class TestBatches:
         assert again.horizon_s == pytest.approx(clock())
 
     async def test_another_try_is_recorded(self, journal: Journal, clock: Clock) -> None:
-        """A resend renews the horizon and counts the try; a crash after it leaves that one."""
+        """A resend renews the horizon and counts as a try, which may be in doubt in its turn."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
@@ -484,7 +484,7 @@ class TestBatches:
         assert (await claim_one(journal, clock)).attempt == 2
 
     async def test_a_hold_keeps_the_lane_closed(self, journal: Journal, clock: Clock) -> None:
-        """After a batch is given up with a hold nothing of the lane is claimed before its end."""
+        """After a batch is given up with a hold, its lane is not claimed before the hold ends."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
@@ -514,7 +514,7 @@ class TestBatches:
     async def test_a_new_call_makes_its_callers_earlier_words_due(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """What is pending of a caller's earlier call is due when they call again; no one else's."""
+        """When a caller calls again, the turns of the earlier call are due, and no one else's."""
         shared = AgentRef("acme", agent_id="agent-shared")
         for name, caller in (("ada", "k1"), ("bob", "k2"), ("hidden", "")):
             await journal.open_call(call(name, shared, caller))
@@ -530,7 +530,7 @@ class TestBatches:
     async def test_what_a_caller_said_first_goes_first(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """Words of an earlier call that are stored late go before later ones that are due sooner."""
+        """Words said earlier but stored late go before later words that are due sooner."""
         await journal.open_call(call("one"))
         await journal.open_call(call("two"))
         await journal.append([turn(50, "two", at_s=clock() + 50)])
@@ -544,7 +544,7 @@ class TestBatches:
     async def test_a_callers_words_wait_for_no_other_caller(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """On a shared agent a call that is due is not held up by what others are just saying."""
+        """On a shared agent, a call that is due does not wait for live calls of other callers."""
         shared = AgentRef("acme", agent_id="agent-shared")
         await journal.open_call(call("ada", shared, "k1"))
         await journal.append([turn(1, "ada")])
@@ -558,7 +558,7 @@ class TestBatches:
     async def test_a_clock_that_was_set_at_a_restart_holds_no_lane(
         self, journal: Journal, clock: Clock, jump_s: float
     ) -> None:
-        """Whatever was stored by another clock: each lane is tried within the policy's own waits."""
+        """After the clock was set, each lane is tried within the waits that the policy allows."""
         for name in ("retry", "unknown", "held", "live"):
             ref = AgentRef("acme", caller_key=name)
             await journal.open_call(call(name, ref, name))
@@ -590,7 +590,7 @@ class TestBatches:
         assert set(tried) == {"retry", "unknown", "held", "live"}
 
     async def test_a_split_batch_is_two_in_order(self, journal: Journal, clock: Clock) -> None:
-        """A batch that is too large comes back as fresh halves, and they as theirs, in order."""
+        """A split batch comes back as two new batches in order, and each can be split again."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 6)])
         await journal.close_call("acme/one", at_s=clock())
@@ -614,7 +614,7 @@ class TestBatches:
         await claim_none(journal, clock)
 
     async def test_settling_twice_is_once(self, journal: Journal, clock: Clock) -> None:
-        """A settle whose answer was lost may be repeated, also when the lane has gone on."""
+        """A settle whose answer was lost may be repeated, even when the next batch is under way."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 7)])
         await journal.close_call("acme/one", at_s=clock())
@@ -691,7 +691,7 @@ class TestDeadLetters:
 
 class TestLearnt:
     async def test_an_agent_is_remembered(self, journal: Journal, clock: Clock) -> None:
-        """What was learnt of a lane goes with its batches; a fixed agent needs no learning."""
+        """A batch carries the learnt agent and conversation; a fixed agent needs no learning."""
         fixed = AgentRef("acme", agent_id="agent-9")
         assert await journal.agent_of(REF) is None
         await journal.learn_agent(REF, "agent-1")
@@ -710,7 +710,7 @@ class TestLearnt:
     async def test_another_agent_forgets_conversations(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """A conversation belongs to one agent: learning another forgets it, the same keeps it."""
+        """Learning another agent forgets the lane's conversations; learning the same keeps them."""
         await journal.open_call(call())
         await journal.open_call(call("two", OTHER))
         for key, ref in (("acme/one", REF), ("acme/two", OTHER)):
@@ -730,7 +730,7 @@ class TestRecent:
     async def test_undigested_turns_of_the_same_caller(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """Who calls again is shown what the other call said, newest last, up to the limit."""
+        """`recent` returns the turns of a caller's other calls, newest last, up to the limit."""
         await journal.open_call(call())
         await journal.open_call(call("two"))
         await journal.append([turn(1), turn(2), turn(3), turn(4, "two")])
@@ -749,7 +749,7 @@ class TestRecent:
             assert found == (), (ref, key)
 
     async def test_settled_turns_leave(self, journal: Journal, clock: Clock) -> None:
-        """Turns settled before the snapshot was read are in it; later ones are shown."""
+        """Turns digested before the snapshot was read are left out; later ones are returned."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
@@ -769,7 +769,7 @@ class TestRecent:
     async def test_what_settled_by_a_clock_that_was_ahead_leaves(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """After a restart by the right time, what was settled before is in the next read."""
+        """After a restart with the clock put right, turns digested before it are left out."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         await journal.settle(await claim_one(journal, clock), now_s=clock())
@@ -781,7 +781,7 @@ class TestRecent:
         assert recent == ()
 
     async def test_dead_letters_are_shown(self, journal: Journal, clock: Clock) -> None:
-        """What Letta rejected is still said in the prompt: no word is lost on the way."""
+        """Turns that Letta rejected are still returned for the prompt, so that no word is lost."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         await journal.retire(await claim_one(journal, clock), error="400", now_s=clock())
@@ -815,7 +815,7 @@ class TestTotals:
         assert await ended(states=("settled", "dead"), limit=9) == rows[::-1]
 
     async def test_counts_and_lanes(self, journal: Journal, clock: Clock) -> None:
-        """Totals tell live calls, pending turns and their age; lanes tell where each stands."""
+        """Totals count live calls and undelivered turns with their age; lanes give their state."""
         await journal.open_call(call())
         await journal.open_call(call("two", OTHER))
         await journal.append([turn(1), turn(2), turn(3)])
@@ -851,7 +851,7 @@ class TestTotals:
         assert [c.key for c in await journal.live_calls()] == ["acme/two", "acme/three"]
 
     async def test_retention(self, journal: Journal, clock: Clock) -> None:
-        """Ended calls are erased when all is settled; a call left open ended with its last turn."""
+        """Ended calls are erased once digested; a call left open ended with its last turn."""
         for name in ("done", "waiting", "left"):
             await journal.open_call(call(name, AgentRef("acme", agent_id=name)))
             await journal.append([turn(n, name) for n in range(1, 4)])
@@ -872,7 +872,7 @@ class TestTotals:
 
 class TestRewriting:
     async def test_what_is_in_no_batch_is_replaced(self, journal: Journal, clock: Clock) -> None:
-        """Turns after the kept ones give way to others, in order, and those are delivered."""
+        """The turns after the kept ones are replaced, and the new ones are delivered in order."""
         await journal.open_call(call())
         await journal.append([turn(1), turn(2)])
         assert await journal.rewrite("acme/one", [turn(2, text="as heard"), turn(3)], keep=1) == 0
@@ -880,7 +880,7 @@ class TestRewriting:
         assert numbers(await claim_one(journal, clock)) == [1, 2, 3]
 
     async def test_what_is_in_a_batch_never_changes(self, journal: Journal, clock: Clock) -> None:
-        """A rewrite that reaches into a batch changes nothing and says how far batches reach."""
+        """A rewrite that reaches into a batch changes nothing; it returns how far batches reach."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
@@ -895,7 +895,7 @@ class TestRewriting:
     async def test_it_waits_no_longer_than_what_it_replaces(
         self, journal: Journal, clock: Clock
     ) -> None:
-        """Words that are mended again and again are delivered all the same."""
+        """Turns that are rewritten again and again are still delivered in time."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         for mended in range(1, 4):
@@ -913,7 +913,7 @@ class TestRewriting:
         assert (await journal.counts()).undelivered == 0
 
     async def test_a_call_of_nobody_may_be_rewritten(self, journal: Journal, clock: Clock) -> None:
-        """What is never delivered may be mended at any time."""
+        """A call that is never delivered may be rewritten at any time."""
         await journal.open_call(call("anon", AgentRef("acme"), ""))
         await journal.append([turn(1, "anon"), turn(2, "anon")])
         assert await journal.rewrite("acme/anon", [turn(5, "anon")], keep=1) == 0

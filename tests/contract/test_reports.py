@@ -1,4 +1,4 @@
-"""What people get told of a journal, by the process that owns it and by a command beside it."""
+"""Reports on a journal, from the process that owns it and from a command that reads its file."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -100,7 +100,7 @@ async def test_calls_are_listed_with_their_figures(world: World) -> None:
 
 
 async def test_callers_are_found_by_the_beginning_of_their_key(world: World) -> None:
-    """Each caller's key is listed once, sorted, where it begins with the digits that are given."""
+    """The caller keys that begin with the given digits are listed once each, sorted."""
     await world.call("one", BOB)
     await world.call("two", ADA)
     await world.call("three", ADA)
@@ -120,7 +120,7 @@ async def test_a_callers_agents_are_those_its_calls_went_to(world: World) -> Non
 
 
 async def test_turns_are_followed_by_the_time_they_were_stored(world: World) -> None:
-    """The turns stored at or after a moment come in that order, each with its moment."""
+    """Turns stored at or after a moment come in the order of storage, each with its time."""
     await world.call("one", ADA, "a", "b")
     world.clock.now_s += 5
     await world.call("two", BOB, "c")
@@ -130,7 +130,7 @@ async def test_turns_are_followed_by_the_time_they_were_stored(world: World) -> 
 
 
 async def test_a_batch_is_found_by_its_first_characters(world: World) -> None:
-    """A batch comes with its own turns alone; no such id, or several that fit, give None."""
+    """A batch comes with only its own turns; an id that matches none or several gives None."""
     await world.call("one", ADA, "a", "b", "c")
     await world.call("two", BOB, "d", "e")
     one, two = await world.journal.claim(2, now_s=NOW_S, post_timeout_s=1.0)

@@ -60,7 +60,7 @@ def turn(n: int, text: str = "hello") -> Turn:
 async def keep_calls(
     journal: SqliteJournal, first: int, end: int, *, caller_key: str, settled: bool
 ) -> None:
-    """Calls of one caller with an agent of their own, of two turns each, that have ended."""
+    """Store ended calls of one caller with their own agent, of two turns each."""
 
     def store(tx: Transaction) -> None:
         for n in range(first, end):
@@ -83,7 +83,7 @@ async def keep_calls(
 async def steps_of(
     journal: SqliteJournal, ask: Callable[[Transaction], object], *, writing: bool = False
 ) -> int:
-    """How many steps SQLite's machine takes for a read or a write, in tens."""
+    """Return how many steps SQLite's virtual machine takes for a read or a write, in tens."""
     steps = 0
 
     def step() -> bool:
@@ -104,7 +104,7 @@ async def steps_of(
 
 
 def schema_of(connection: apsw.Connection) -> set[tuple[str, str, tuple[str, ...]]]:
-    """Tables and indexes, each with the names of its columns."""
+    """Return tables and indexes, each with the names of its columns."""
     named = execute(connection, "SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL")
     return {
         (
@@ -124,7 +124,7 @@ class TestBackup:
     async def test_a_backup_is_a_journal_with_all_that_was_acked(
         self, journal: SqliteJournal, path: Path, tmp_path: Path
     ) -> None:
-        """Taken while turns are written: each acked before is in it, those in it have no gap."""
+        """A backup made during writes has every turn acked before it, and no gap between turns."""
         await journal.append([turn(n) for n in range(1, 6)])
         target = tmp_path / "copy.db"
 
@@ -147,7 +147,7 @@ class TestBackup:
     async def test_a_backup_overwrites_nothing_and_leaves_no_half(
         self, journal: SqliteJournal, path: Path, tmp_path: Path
     ) -> None:
-        """A file that is there stays as it was, and a copy that fails is gone."""
+        """An existing file stays as it was, and a copy that failed is removed."""
         (tmp_path / "kept").write_text("mine")
         with pytest.raises(JournalError, match="is there already"):
             await anyio.to_thread.run_sync(back_up, path, tmp_path / "kept")
@@ -173,7 +173,8 @@ class TestOwner:
             "import anyio, pathlib, sys; from sidecar.journal.sqlite import SqliteJournal\n"
             "from sidecar.journal.policy import PostPolicy\n"
             "async def main():\n"
-            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]), policy=PostPolicy(max_turns=20, max_age_s=60.0))\n"
+            "    await SqliteJournal.open(pathlib.Path(sys.argv[1]),"
+            " policy=PostPolicy(max_turns=20, max_age_s=60.0))\n"
             "    print('open', flush=True)\n"
             "    await anyio.sleep_forever()\n"
             "anyio.run(main)\n"
@@ -195,7 +196,7 @@ class TestOwner:
         await journal.aclose()
 
     async def test_a_closed_journal_says_so(self, path: Path) -> None:
-        """A closed journal refuses, and does not hang."""
+        """A closed journal raises an error, and does not hang."""
         journal = await SqliteJournal.open(path, policy=POLICY)
         await journal.aclose()
         with pytest.raises(JournalError, match="closed"):
@@ -243,7 +244,7 @@ class TestPrivacy:
 
 class TestThreads:
     async def test_a_cancelled_append_is_stored(self, journal: SqliteJournal) -> None:
-        """Who stops waiting for an append does not undo it."""
+        """Cancelling the wait for an append does not undo the append."""
         with anyio.CancelScope() as scope:
             scope.cancel()
             await journal.append([turn(1)])
@@ -283,7 +284,7 @@ class TestThreads:
     async def test_who_reads_the_file_holds_no_append_up(
         self, journal: SqliteJournal, path: Path
     ) -> None:
-        """A backup or a shell on the file delays what empties the log, and no turn."""
+        """A backup or a shell that reads the file delays the emptying of the log, but no append."""
         await journal.open_call(Call("acme/two", REF, "livekit", "k2", 0.0))
         await journal.append([turn(1)])
         await journal.close_call(CALL.key, at_s=1.0)
@@ -301,7 +302,7 @@ class TestThreads:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(erase)
             while not refused:
-                with anyio.fail_after(4):  # a checkpoint once waited 5 s for the reader
+                with anyio.fail_after(4):  # less than the 5 s for which SQLite waits for a reader
                     await journal.append([Turn("acme/two", f"i{n}", n, "caller", "hi", 1.0)])
                 await anyio.sleep(0.02)
                 n += 1
@@ -313,7 +314,7 @@ class TestThreads:
     async def test_counting_what_is_undelivered_looks_at_no_settled_call(
         self, journal: SqliteJournal, path: Path
     ) -> None:
-        """However many calls the journal has kept, a look at the backlog costs the same."""
+        """Reading the backlog costs the same, however many settled calls the journal keeps."""
         plans = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         asked: list[str] = []
 
@@ -333,7 +334,7 @@ class TestThreads:
     async def test_what_a_callers_calls_cost_does_not_grow_with_them(
         self, path: Path, settled: bool
     ) -> None:
-        """Recent words, and what another caller has, cost as much with 2,000 calls as with 100."""
+        """Recent turns, and what another caller has, cost as much with 2,000 calls as with 100."""
         journal = await SqliteJournal.open(path, policy=POLICY)
         ref = AgentRef("acme", caller_key="k1")
         now_s = 0.0
@@ -384,7 +385,7 @@ class TestThreads:
         assert cost[1] <= 1.2 * cost[0] + 200, cost
 
     async def test_one_bad_append_spoils_no_other(self, journal: SqliteJournal) -> None:
-        """An operation that fails leaves those that were committed with it alone."""
+        """An operation that fails does not undo those that were committed with it."""
         errors: list[str] = []
 
         async def append(call: str, n: int) -> None:
@@ -456,7 +457,7 @@ class TestForeignFiles:
         assert path.read_bytes() == before  # noqa: ASYNC240 - tiny
 
     async def test_a_newer_format_is_refused(self, journal: SqliteJournal, path: Path) -> None:
-        """A file that a newer sidecar wrote is not guessed at."""
+        """A file that a newer sidecar wrote is refused."""
         await journal.aclose()
         newer = apsw.Connection(str(path))
         execute(newer, "PRAGMA user_version = 99")
@@ -468,7 +469,7 @@ class TestForeignFiles:
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
-        """A file of any earlier version keeps what it holds, and takes all that a new one does."""
+        """A file of any earlier version keeps what it holds, and gets the schema of a new one."""
         await journal.append([turn(n) for n in range(3)])
         now_s = time.time()
         (batch,) = await journal.claim(1, now_s=now_s, post_timeout_s=1.0)
@@ -518,7 +519,7 @@ class TestForeignFiles:
 
 
 class Interrupted(Transaction):
-    """A read beside which another connection gives a caller one more turn after each statement."""
+    """A read during which another connection appends a turn after each statement."""
 
     def __init__(self, reader: apsw.Connection, writer: apsw.Connection) -> None:
         super().__init__(reader)
@@ -537,7 +538,7 @@ class Interrupted(Transaction):
 async def test_a_report_of_several_statements_is_on_one_commit(
     journal: SqliteJournal, path: Path
 ) -> None:
-    """Totals agree with each other, though turns are stored between the statements."""
+    """Totals agree with each other, even if turns are stored between the statements."""
     await journal.append([turn(1)])
     reader, writer = apsw.Connection(str(path)), apsw.Connection(str(path))
     counts = reads.counts(Interrupted(reader, writer))
@@ -548,7 +549,7 @@ async def test_a_report_of_several_statements_is_on_one_commit(
 
 
 async def test_metrics_round_trip_exactly(journal: SqliteJournal) -> None:
-    """What LiveKit measured comes back to the last bit."""
+    """A turn's metrics come back exactly, to the last bit."""
     metrics = {"stt_s": 0.1 + 0.2, "tiny": 5e-324, "zero": 0.0}
     said = Turn(CALL.key, "m", 1, "agent", "x", 1.0, metrics=metrics)
     await journal.append([said])

@@ -176,8 +176,8 @@ def test_a_wrong_token_is_shown_the_door(unheard: SidecarProcess, token: str) ->
 def test_a_foreign_page_cannot_open_the_socket(unheard: SidecarProcess, origin: str) -> None:
     """A browser's socket from another site is refused before any frame."""
     url = f"ws://127.0.0.1:{unheard.port}/console/ws"
-    with pytest.raises(InvalidStatus) as refused, connect(url, origin=origin):  # type: ignore[arg-type]
-        pass
+    with pytest.raises(InvalidStatus) as refused:
+        connect(url, origin=origin)  # type: ignore[arg-type]
     assert refused.value.response.status_code == 403
 
 

@@ -326,7 +326,9 @@ def test_two_hundred_turns_are_no_heavier_than_twenty(
             """(() => {
               window.changed = 0;
               new MutationObserver((all) => { window.changed += all.length; }).observe(
-                document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+                document.body,
+                { subtree: true, childList: true, characterData: true, attributes: true },
+              );
               const draft = (text) => {
                 const field = document.getElementById("said");
                 field.value = text;
@@ -339,7 +341,9 @@ def test_two_hundred_turns_are_no_heavier_than_twenty(
                 for (let n = from; n < until; n += 1) {
                   draft(`This is turn ${n}.`);
                   const shown = () => [...document.querySelectorAll(".exchange")].at(-1);
-                  while (!(shown()?.innerText.includes(`turn ${n}.`) && shown().querySelector("button.meta"))) await frame();
+                  const isDone = () => shown()?.innerText.includes(`turn ${n}.`)
+                    && shown().querySelector("button.meta");
+                  while (!isDone()) await frame();
                 }
                 return (window.changed - before) / (until - from);
               };

@@ -53,7 +53,11 @@ SIP = Person(
 @contextmanager
 def job(metadata: object = None, room: FakeRoom | None = None) -> Generator[JobContext]:
     text = metadata if isinstance(metadata, str) else json.dumps(metadata or {"caller": "ada"})
-    with fake_job_context(job_id="AJ_1", job_metadata=text, room=room or FakeRoom()) as ctx:  # type: ignore[arg-type]
+    with fake_job_context(
+        job_id="AJ_1",
+        job_metadata=text,
+        room=room or FakeRoom(),  # type: ignore[arg-type]
+    ) as ctx:
         ctx.job.room.sid = "RM_1"
         try:
             yield ctx

@@ -117,7 +117,12 @@ class Bench:
         self.calls = Calls(
             self.journal,
             self.snapshots,
-            Identity(self.letta, self.journal, rules=rules, emit=self.telemetry.emit),  # type: ignore[arg-type]
+            Identity(
+                self.letta,  # type: ignore[arg-type]
+                self.journal,
+                rules=rules,
+                emit=self.telemetry.emit,
+            ),
             rules=rules,
             policy=CallPolicy(orphan_s=120.0),
             secret=b"0" * 32,

@@ -67,7 +67,7 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """What it wrote for programs."""
+        """Its output, read as JSON."""
         return json.loads(self.out)
 
 
@@ -103,7 +103,7 @@ class Cli:
 
 
 async def fill(path: Path, text: str = EVIL) -> None:
-    """Make a journal with a turn in each call, its words by default as bad as words can be."""
+    """Make a journal with one turn in each call, whose text is hostile by default."""
     journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
     for call in CALLS:
         await journal.open_call(call)
@@ -128,7 +128,7 @@ def test_each_command_is_in_one_group_and_what_erases_is_last() -> None:
 
 
 def test_help_has_a_heading_for_each_group(command: Cli) -> None:
-    """Run, look, mend, move, erase, in that order."""
+    """Help lists running, inspecting, repairing, moving and erasing, in that order."""
     told = command.ok("--help")
     places = [
         told.index(f"\n{heading}:\n") for heading in ("Run", "Inspect", "Repair", "Move", "Erase")
@@ -176,7 +176,7 @@ def test_what_a_row_is_named_by_is_never_broken(
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_every_id_of_a_list_is_taken_by_the_command_that_shows_it(command: Cli, width: int) -> None:
-    """What `calls list` and `outbox list` print of a call, a caller and a lane names it elsewhere."""
+    """Each id of a call, a caller or a lane that a list prints is accepted by other commands."""
     listed = command.run("calls", "list", COLUMNS=str(width)).out
     for call in CALLS:
         assert short_id(call.key) in listed.split()
@@ -194,7 +194,7 @@ def test_every_id_of_a_list_is_taken_by_the_command_that_shows_it(command: Cli, 
 
 
 def test_a_beginning_that_is_nobodys_key_is_no_caller(command: Cli) -> None:
-    """Digits of a number are not taken for a key, and a key that nobody has is told."""
+    """Digits of a number are not mistaken for a key, and a key that nobody has is an error."""
     for name in ("12025550", "0000000", "f" * 9):
         done = command.run("export", "--caller", name)
         assert done.code == 2
@@ -202,7 +202,7 @@ def test_a_beginning_that_is_nobodys_key_is_no_caller(command: Cli) -> None:
 
 
 def test_a_move_prints_both_ids_whole(command: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 80 columns the agent and what it became stand in one piece each."""
+    """At 80 columns the ids of the agent and of the agent it became are both unbroken."""
     there = f"agent-{'0' * 36}"
     moves = [Move(AGENT, "Ada Lovelace of Acme", "moved", "blocks", there, (("human", 9),))]
 
@@ -239,7 +239,7 @@ def test_an_ambiguous_name_says_which_there_are(command: Cli) -> None:
 
 @given(st.lists(st.text(min_size=1), unique=True, min_size=1), st.text(max_size=10))
 def test_a_whole_key_always_names_its_call(ids: list[str], name: str) -> None:
-    """No other call's beginning or short id comes before a call's own key; others are all named."""
+    """A full key names only its own call, and every other match of a name is listed."""
     keys = [f"t/{call_id}" for call_id in ids]
     for key in keys:
         assert calls_named(key, keys) == [key]
@@ -249,7 +249,7 @@ def test_a_whole_key_always_names_its_call(ids: list[str], name: str) -> None:
 
 
 def test_words_forge_no_line_and_command_no_terminal(command: Cli) -> None:
-    """Whatever was said: on a terminal it is safe and stays its turn; as JSON it is whole."""
+    """No words can control a terminal or forge a line of output, and JSON keeps them whole."""
     call = CALLS[0].key
     for args in (
         ("calls", "list"),
@@ -271,7 +271,7 @@ def test_words_forge_no_line_and_command_no_terminal(command: Cli) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_of_another_encoding_ends_no_command(tmp_path: Path, encoding: str) -> None:
-    """What a terminal can't show is spelt; JSON stays JSON, and loses nothing."""
+    """What a terminal can't show is escaped; JSON stays JSON, and loses nothing."""
     (tmp_path / "data").mkdir(mode=0o700)
     anyio.run(fill, tmp_path / "data" / "journal.db", "Grüße, 東京")
     environ = {"PATH": "/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
@@ -293,7 +293,7 @@ def test_a_terminal_of_another_encoding_ends_no_command(tmp_path: Path, encoding
 def test_the_memory_of_a_caller_is_asked_for_by_the_caller(
     command: Cli, monkeypatch: pytest.MonkeyPatch, verb: str, caller: str, agent: str
 ) -> None:
-    """Who knows a number needs no agent's id: the journal says who remembers it."""
+    """A caller may be named in place of an agent: the journal knows who remembers the caller."""
     asked: list[str] = []
 
     async def changes(agent_id: str, limit: int) -> list[Any]:
@@ -308,7 +308,7 @@ def test_the_memory_of_a_caller_is_asked_for_by_the_caller(
 
 
 def test_a_caller_whom_no_agent_remembers_is_an_error(command: Cli) -> None:
-    """Nobody's memory is not an empty one; and one of the two is named, not both and not neither."""
+    """A caller without an agent gets an error, not empty memory, as does naming both or neither."""
     done = command.run("memory", "log", "--caller", "id:carol")
     assert done.code == 1
     assert "no agent remembers this caller" in done.err
@@ -329,7 +329,7 @@ def looked(tmp_path: Path, *, now_s: float, running: bool = True) -> Finding:
 
 @pytest.mark.parametrize("state", RELEASES)
 def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
-    """A lane that is held is a finding: how many, since when, by what, and the command to look."""
+    """A delayed lane is a finding with how many, since when, why, and the command to inspect."""
     error, held_by = RELEASES[state]
 
     async def fail() -> None:
@@ -364,7 +364,7 @@ def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
 
 
 def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Path) -> None:
-    """Words of the last two minutes are no finding; with nobody to send them they become one."""
+    """New turns are no finding; an hour later, with no sidecar to send them, they are one."""
     assert looked(tmp_path / "no", now_s=0.0).verdict == "ok"
     now_s = time.time()
     assert looked(tmp_path, now_s=now_s).found == "3 waiting, none delayed"
@@ -381,7 +381,7 @@ def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Pa
 def test_where_nothing_can_be_written_there_is_no_traceback(
     tmp_path: Path, args: str, place: str, code: int
 ) -> None:
-    """A full disk behind the output is an error in one line, a stream that was closed is nobody's."""
+    """A full disk behind the output is an error in one line; a closed stream is no error."""
     (tmp_path / "data").mkdir(mode=0o700)
     anyio.run(fill, tmp_path / "data" / "journal.db")
     environ = {"PATH": "/usr/bin:/bin", "SIDECAR_DATA_DIR": str(tmp_path / "data")}
@@ -399,7 +399,7 @@ def test_where_nothing_can_be_written_there_is_no_traceback(
 
 
 def test_doctor_finds_a_memory_that_can_t_be_read(command: Cli, tmp_path: Path) -> None:
-    """A file of the embedded Letta that is none stops a start: it is bad, with the place to mend."""
+    """An unreadable file of the embedded Letta is a bad finding that says which file to repair."""
     (tmp_path / "data" / "letta.db").write_bytes(b"no database, but long enough to be read as one")
     done = command.run("doctor", "--json")
     (letta,) = [one for one in done.json if one["what"] == "letta"]
@@ -420,7 +420,7 @@ def test_doctor_finds_a_memory_that_can_t_be_read(command: Cli, tmp_path: Path) 
 def test_a_full_disk_is_no_reason_to_move_memory_away(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, remedy: str
 ) -> None:
-    """Only a file that is no embedded Letta's may be moved away: any other holds what is known."""
+    """Only a file that is not a database may be moved away: any other may hold memory."""
 
     def fail(_: Path) -> None:
         raise error

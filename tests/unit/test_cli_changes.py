@@ -21,7 +21,7 @@ Rows = dict[str, list[tuple[object, ...]]]
 
 
 async def keep(path: Path) -> str:
-    """Store a live call whose turn is due in a day, and a dead letter of another caller's."""
+    """Store a live call whose turn is due in a day, and a dead letter of another caller."""
     policy = PostPolicy(max_turns=20, max_age_s=DAY_S)
     journal = await SqliteJournal.open(path, policy=policy)
     for name, key in (("live", ADA), ("over", BOB)):
@@ -59,7 +59,7 @@ class Kept:
         self._cli = Cli(monkeypatch, data_dir)
 
     def changed(self, *args: str, code: int = 0) -> set[str]:
-        """Run a command; return the tables in which a row is another than before."""
+        """Run a command; return the tables in which a row changed."""
         before = rows(self.path)
         done = self._cli.run(*args, SIDECAR_POST_MAX_AGE_S=f"{DAY_S:g}")
         assert done.code == code, done
@@ -80,7 +80,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kept:
 
 
 def test_a_batch_that_does_not_exist_is_dropped_without_a_change(kept: Kept) -> None:
-    """Dropping what is no dead letter changes no row of the journal."""
+    """Dropping a batch that is not a dead letter changes no row of the journal."""
     assert kept.changed("outbox", "drop", "no-such-batch", code=1) == set()
 
 
@@ -90,7 +90,7 @@ def test_a_batch_that_does_not_exist_is_dropped_without_a_change(kept: Kept) -> 
 def test_a_change_to_one_dead_letter_hastens_no_other_call(
     kept: Kept, verb: str, tables: set[str]
 ) -> None:
-    """What is pending stays due when the settings say, whatever is done to a dead letter."""
+    """Dropping or replaying a dead letter does not change when other turns are due."""
     due_s = kept.due_times_s()
     assert kept.changed("outbox", verb, kept.dead) == tables
     assert kept.due_times_s() == due_s
@@ -102,7 +102,7 @@ def test_looking_at_what_is_held_of_a_caller_changes_nothing(kept: Kept) -> None
 
 
 def test_forgetting_one_caller_hastens_nobody_elses_call(kept: Kept) -> None:
-    """What another caller said stays due when the settings say."""
+    """Forgetting one caller does not change when another caller's turns are due."""
     due_s = kept.due_times_s()
     kept.changed("forget", "--caller", "tel:+12025550148", "--yes")
     assert kept.due_times_s() == {"default/live": due_s["default/live"]}

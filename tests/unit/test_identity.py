@@ -286,7 +286,12 @@ REF = AgentRef("t", caller_key="k")
 
 
 def identity(agents: Agents, learnt: Learnt, rules: IdentityRules = RULES) -> Identity:
-    return Identity(agents, learnt, rules=rules, emit=Telemetry(strict=True).emit)  # type: ignore[arg-type]
+    return Identity(
+        agents,  # type: ignore[arg-type]
+        learnt,
+        rules=rules,
+        emit=Telemetry(strict=True).emit,
+    )
 
 
 @pytest.mark.anyio

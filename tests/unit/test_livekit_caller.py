@@ -502,7 +502,11 @@ async def test_words_said_before_a_split_are_of_whom_was_heard_then(
                 party.recorder.look()
             before = "listening" if state == "speaking" else "speaking"
             party.recorder._user_state_changed(
-                UserStateChangedEvent(old_state=before, new_state=state, created_at=came_s)  # type: ignore[arg-type]
+                UserStateChangedEvent(
+                    old_state=before,
+                    new_state=state,  # type: ignore[arg-type]
+                    created_at=came_s,
+                )
             )
         party.session.linked_participant = WANDA
         party.recorder._transcribed(

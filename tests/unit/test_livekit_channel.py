@@ -59,7 +59,9 @@ class Friend(CallerMemory, Agent):
 
     def __init__(self, **options: Any) -> None:
         # LiveKit leaves the event type of speech engines open.
-        super().__init__(instructions="Be brief.", **options)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            instructions="Be brief.", **options
+        )
 
 
 @dataclass

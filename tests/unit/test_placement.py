@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from livekit.agents import llm
@@ -34,8 +34,11 @@ def livekit(history: Sequence[Said], guidance: str, memory: str, *, strict: bool
         context.add_message(role=role, content=text)  # type: ignore[arg-type]
     prompt = with_memory(context, memory, guidance, joined=strict)
     # LiveKit types the result as no more than `dict`.
-    written: list[Any] = prompt.to_provider_format("openai")[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return read(written)
+    written = cast(
+        "tuple[list[Any], object]",
+        prompt.to_provider_format("openai"),  # pyright: ignore[reportUnknownMemberType]
+    )
+    return read(written[0])
 
 
 def vapi(history: Sequence[Said], guidance: str, memory: str, *, strict: bool) -> Prompt:

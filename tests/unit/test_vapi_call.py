@@ -287,8 +287,9 @@ class TestVapiCalls:
     async def test_a_caller_named_otherwise_after_a_restart(self) -> None:
         """After a restart, a body with another kind of name gets no memory but keeps its words."""
         async with opened() as world:
-            call = (await world.vapi.of("acme", said(CallerHints(caller="ada-1")))).call  # type: ignore[union-attr]
-            await call.take(HISTORY, stamp_ms=1.0)
+            named = await world.vapi.of("acme", said(CallerHints(caller="ada-1")))
+            assert named is not None
+            await named.call.take(HISTORY, stamp_ms=1.0)
             journal = world.journal
         async with opened(journal) as world:
             found = await world.vapi.of("acme", said(CallerHints(phone="+12025550100")))

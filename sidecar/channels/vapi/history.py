@@ -212,11 +212,9 @@ def _text(content: object) -> str:
         return content
     if isinstance(content, list):
         parts: list[object] = content  # pyright: ignore[reportUnknownVariableType]
-        return " ".join(
-            str(part["text"])  # pyright: ignore[reportUnknownArgumentType]
-            for part in parts
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str)  # pyright: ignore[reportUnknownMemberType]
-        )
+        objects: list[Mapping[str, object]] = [one for one in parts if isinstance(one, Mapping)]
+        texts = [one.get("text") for one in objects]
+        return " ".join(text for text in texts if isinstance(text, str))
     return ""
 
 

@@ -15,7 +15,7 @@ def back_up(path: Path, target: Path) -> int:
     """Copy the journal at `path` as it is at one moment; returns the size of the copy in bytes.
 
     Every turn acked before the call is in it, and no half of a transaction. The copy is one file,
-    0600, fsynced, and a journal like any other. It holds up no writer. Blocking.
+    0600, fsynced, and a journal like any other. Writers do not wait for it. Blocking.
 
     Raises:
         JournalError: there is no journal, it can't be read, or the copy can't be written; what was
@@ -54,7 +54,7 @@ def _copy(path: Path, target: Path) -> None:
         try:
             with copy.backup("main", source, "main") as backup:
                 backup.step(-1)
-            # Copied with the rest: without it the copy would want a log file beside it.
+            # The copy is in the WAL mode of its source: without this it would need a log file.
             execute(copy, "PRAGMA journal_mode = DELETE")
         finally:
             copy.close()

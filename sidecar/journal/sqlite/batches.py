@@ -1,8 +1,8 @@
-"""What the journal writes of batches: cut, taken, sent again, given back, ended.
+"""What the journal writes about batches: cut, claimed, sent again, given back, ended.
 
-The invariants are those of `writes.py`. A batch is under way while its state is `sending`; an
-operation on one that is not changes nothing, so each may be repeated until it is known to be
-stored.
+The invariants are those of `writes.py`. A batch is under way while its state is `sending`. An
+operation that ends or releases any other batch changes nothing, so it may be repeated until it is
+known to be stored.
 """
 
 import uuid
@@ -36,7 +36,7 @@ def claim(
 def take_back(
     tx: Transaction, *, now_s: float, wait_s: float, horizon_s: float, policy: PostPolicy
 ) -> None:
-    """Take what is marked as being sent for in doubt; draw in what another clock left."""
+    """Treat what is marked as being sent as in doubt; limit the times another clock stored."""
     _draw_in(tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=policy)
     tx.run(
         "UPDATE batches SET state = ? WHERE state = ?",
@@ -51,14 +51,14 @@ def _draw_in(
     tx: Transaction, *, now_s: float, wait_s: float, horizon_s: float, policy: PostPolicy
 ) -> None:
     tx.run(
-        "UPDATE batches SET horizon_s = min(horizon_s, ?1 + ?2), sealed_at_s = min(sealed_at_s, ?1),"
-        " replayed_s = min(replayed_s, ?1)"
+        "UPDATE batches SET horizon_s = min(horizon_s, ?1 + ?2),"
+        " sealed_at_s = min(sealed_at_s, ?1), replayed_s = min(replayed_s, ?1)"
         " WHERE state IN ('sealed', 'sending', 'unknown', 'retry')"
         " AND (horizon_s > ?1 + ?2 OR sealed_at_s > ?1 OR replayed_s > ?1)",
         now_s,
         horizon_s,
     )
-    # What has settled is in memory that is read from now on, whatever time it says.
+    # Memory that is read from now on holds every settled batch, whatever its stored time.
     tx.run("UPDATE batches SET ended_s = ?1 WHERE state = 'settled' AND ended_s > ?1", now_s)
     tx.run("UPDATE calls SET settled_s = ?1 WHERE settled_s > ?1", now_s)
     tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s + policy.max_age_s)
@@ -74,10 +74,11 @@ def _draw_in(
 
 
 def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) -> int | None:
-    """Return a replayed batch or a half of the lane, or one newly cut; None: nothing is due."""
+    """Return a replayed or split batch of the lane, or a newly cut one; None: nothing is due."""
     sealed_before = tx.row(
         "SELECT id FROM batches WHERE lane = ?"
-        " AND state IN ('sealed', 'sending', 'unknown', 'retry') ORDER BY sealed_at_s, call, lo LIMIT 1",
+        " AND state IN ('sealed', 'sending', 'unknown', 'retry')"
+        " ORDER BY sealed_at_s, call, lo LIMIT 1",
         lane,
     )
     if sealed_before is not None:
@@ -91,7 +92,7 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
         return None
     caller_key, call_id = due
     if caller_key:
-        # Among what is pending in the lane, not among all calls that are kept of the caller.
+        # Searches what is pending in the lane, not all calls of the caller in the journal.
         ((call_id,),) = tx.rows(
             "SELECT c.id FROM calls c JOIN turns t ON t.call = c.id AND t.n = c.sealed + 1"
             " WHERE c.lane = ? AND c.due_s IS NOT NULL AND +c.caller_key = ?"
@@ -188,14 +189,14 @@ def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: floa
 
 
 def settle(tx: Transaction, batch_id: str, *, now_s: float) -> None:
-    """End a batch well; its call's cursor moves over it."""
+    """Mark a batch as digested by Letta; its call's cursor moves past it."""
     _end(tx, batch_id, BatchEvent.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
 
 
 def retire(
     tx: Transaction, batch_id: str, *, error: str, now_s: float, hold_until_s: float
 ) -> None:
-    """Make a batch a dead letter; its call's cursor moves over it."""
+    """Make a batch a dead letter; its call's cursor moves past it."""
     _end(
         tx,
         batch_id,
@@ -239,7 +240,7 @@ def _end(
 
 
 def free_lane(tx: Transaction, lane: int, *, now_s: float, hold_until_s: float) -> None:
-    """Close a lane's open batch; the next is due behind the lanes that wait already."""
+    """Close a lane's open batch; the next one is due after the lanes that already wait."""
     tx.run(
         "UPDATE lanes SET open_batch = NULL, hold_s = ?2,"
         " due_s = max(?1, ?2, iif("
@@ -319,7 +320,7 @@ def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
 
 
 def replay(tx: Transaction, batch_id: str, *, now_s: float) -> bool:
-    """Put a dead letter back into its lane; what became of its last try is looked up first."""
+    """Put a dead letter back into its lane, in doubt: its last try is looked up first."""
     if not tx.run(
         "UPDATE batches SET state = ?, horizon_s = 0, replayed_s = ?, ended_s = NULL"
         " WHERE batch_id = ? AND state = ?",

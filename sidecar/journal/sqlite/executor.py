@@ -1,4 +1,4 @@
-"""Who carries the journal's operations out, and where: the seam between its SQL and a thread."""
+"""What runs the journal's operations: the interface between its SQL and a thread or loop."""
 
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -11,29 +11,29 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Carries operations out on one database.
+    """Runs operations on one database.
 
-    Promises: writes take effect in the order of the calls, each wholly or not at all, durably where
-    the database is; a read sees every write that has returned; whoever stops waiting for an
-    operation does not stop it.
+    Promises: writes take effect in the order in which they are submitted, each wholly or not at
+    all, and durably if the database is on disk; a read sees every write that has returned; a caller
+    that stops waiting for an operation does not stop it.
     """
 
     @property
     def has_room(self) -> bool:
-        """Whether writes that grow the database are taken."""
+        """Whether writes that grow the database are accepted."""
         ...
 
     def write(self, operation: Callable[[Transaction], T], *, grows: bool = False) -> Awaitable[T]:
-        """Carry out a write; with `grows` it stores more, and is refused when the disk is full.
+        """Run a write; with `grows` it stores more, and is refused when the disk is full.
 
         Raises:
-            CallError: the operation's own.
+            CallError: the operation raised it.
             JournalError: nothing of it was stored; or the journal is closed.
         """
         ...
 
     def read(self, operation: Callable[[Transaction], T]) -> Awaitable[T]:
-        """Carry out a read.
+        """Run a read.
 
         Raises:
             JournalError: the read failed, or the journal is closed.
@@ -45,18 +45,18 @@ class Executor(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Finish what was asked for and close the database. Safe to call twice."""
+        """Finish the submitted operations and close the database. Safe to call twice."""
         ...
 
 
 class Bell:
-    """Rings when something may have become due; who waits hears it, also when it rang before."""
+    """Rings when something may have become due; a ring also ends a wait that begins after it."""
 
     def __init__(self) -> None:
         self._rung = anyio.Event()
 
     def ring(self) -> None:
-        """Wake whoever waits, or who waits next. On the loop."""
+        """End the wait that is under way, or the next one. Call it on the loop."""
         self._rung.set()
 
     async def wait(self, timeout_s: float) -> None:

@@ -17,7 +17,7 @@ from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
 SCHEMA_VERSION = 5
-# What makes a file of version N one of N + 1; a new file is made by schema.sql alone.
+# SQL that upgrades a file from version N to N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
     "ALTER TABLE calls ADD COLUMN consent TEXT NOT NULL DEFAULT ''",
@@ -53,12 +53,12 @@ _WRITE_FAULTS = frozenset(
 def execute(
     connection: apsw.Connection, sql: str, values: Sequence[Any] = ()
 ) -> list[tuple[Any, ...]]:
-    """Run SQL and return its rows. The one place that meets apsw's untyped values."""
+    """Run SQL and return its rows. The only place that handles apsw's untyped values."""
     return cast("Any", connection).execute(sql, values).fetchall()
 
 
 def journal_error(error: Exception, path: Path) -> JournalError:
-    """Return what `error` means for the journal at `path`, as one of ours."""
+    """Return the `JournalError` that `error` means for the journal at `path`."""
     if isinstance(error, JournalError):
         return error
     if isinstance(error, apsw.FullError) or is_write_fault(error):
@@ -83,7 +83,7 @@ def journal_error(error: Exception, path: Path) -> JournalError:
 
 
 def is_write_fault(error: Exception) -> bool:
-    """Whether the disk refused a write, which undoes the transaction and may pass."""
+    """Whether the disk refused a write, which undoes the transaction and may be temporary."""
     return isinstance(error, apsw.FullError) or (
         isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _WRITE_FAULTS
     )
@@ -96,7 +96,7 @@ class FileLock:
         path: The journal's file.
 
     Raises:
-        JournalLocked: another process, named, holds it.
+        JournalLocked: another process holds it; the error names that process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,13 +110,13 @@ class FileLock:
                 f"process {holder} holds {path}",
                 hint="stop it, or give this sidecar a SIDECAR_DATA_DIR of its own",
             ) from error
-        # No matter when the disk is full: the number only helps a person.
+        # This may fail on a full disk: the number only helps a person.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         os.close(self._fd)
 
 
@@ -137,7 +137,7 @@ class Reserve:
         self.held = False
 
     def take(self) -> bool:
-        """Allocate the reserve unless it is held; returns whether it is. Tried 4 times a second."""
+        """Allocate the reserve unless held; returns whether it is. Tried 4 times a second."""
         now_s = time.monotonic()
         if self.held or now_s - self._tried_s < self._RETRY_S:
             return self.held
@@ -165,7 +165,7 @@ def open_writer(path: Path) -> apsw.Connection:
     """Open the file for writing, create it when there is none, and recover a torn tail.
 
     Raises:
-        JournalCorrupt: it is damaged, or is no journal, or a newer sidecar's.
+        JournalCorrupt: it is damaged, is not a journal, or was written by a newer sidecar.
         JournalFull: there is no room to create it.
     """
     try:
@@ -182,7 +182,7 @@ def open_writer(path: Path) -> apsw.Connection:
 
 
 def open_in_memory() -> apsw.Connection:
-    """Return a connection to a new database in memory, which ends with it."""
+    """Return a connection to a new database in memory, which ends with the connection."""
     connection = apsw.Connection(":memory:")
     _create(connection)
     return connection

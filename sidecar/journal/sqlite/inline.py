@@ -1,4 +1,4 @@
-"""Carries operations out on the caller's own loop: no thread, any loop, virtual time."""
+"""Runs operations on the event loop itself: no thread, any kind of loop, virtual time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ _MEMORY: Final = Path(":memory:")
 
 
 class Inline:
-    """Keeps what `Executor` promises on the loop itself: a database in memory, or reads of a file.
+    """An `Executor` on the loop itself, for a database in memory or for reads of a file.
 
     On a disk each write would block the loop for an fsync: that is what `Threads` is for.
 
@@ -67,7 +67,7 @@ class Inline:
 
 
 async def _outcome(job: Job) -> object:
-    """Return the value of a job that was carried out, after others had their turn."""
+    """Return the value of a finished job, after other tasks had a chance to run."""
     await anyio.lowlevel.checkpoint()
     if job.error is not None:
         raise job.error

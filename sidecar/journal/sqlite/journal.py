@@ -1,4 +1,4 @@
-"""`SqliteJournal`: every port of the journal, kept by SQL and whoever carries it out."""
+"""`SqliteJournal`: every port of the journal, implemented by SQL that an `Executor` runs."""
 
 import math
 import time
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 RESERVE_BYTES = 4 << 20
 
 _MANY_TURNS = 500
-"""Are looked through in a thread: to redact so many costs milliseconds."""
+"""From this many on, turns are checked in a thread: redacting them takes milliseconds."""
 _CHECKPOINT_TRIES = 40
 _CHECKPOINT_AGAIN_S = 0.05
 
 
 class SqliteJournal(SqliteReports):
-    """A journal in one SQLite file, for one process on an asyncio loop: build that with `open`.
+    """A journal in one SQLite file, for one process on an asyncio loop: `open` creates one.
 
-    Promises beyond `Journal`: an append whose caller is cancelled is stored all the same; reads
+    Promises beyond `Journal`: an append whose caller is cancelled is still stored; reads
     do not delay appends; when the disk is full, settling and erasing go on.
     Costs: one fsync per group of operations that wait at the same time.
 
     Args:
-        executor: Carries the operations out; closed with the journal.
+        executor: Runs the operations; closed with the journal.
         policy: When turns are due.
         secret: Keys the tombstones.
         clock: Unix time in seconds.
@@ -119,7 +119,7 @@ class SqliteJournal(SqliteReports):
 
     @property
     def has_room(self) -> bool:
-        """Whether appends are being taken: False from a full disk on until space returns."""
+        """Whether appends are accepted: False from when the disk is full until space returns."""
         return self._executor.has_room
 
     # Calls and turns
@@ -206,11 +206,11 @@ class SqliteJournal(SqliteReports):
             erased += some
         await self._executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
         if erased:
-            await self._emptied_log()  # else it is emptied after the next time, or in due course
+            await self._emptied_log()  # if not now: after the next erasure, or in due course
         return erased
 
     async def _emptied_log(self) -> bool:
-        """Empty the log, in several tries that each keep appends for a moment only."""
+        """Empty the log, in several tries that each delay appends only for a moment."""
         for _ in range(_CHECKPOINT_TRIES):
             if await self._executor.read(reads.checkpoint):
                 return True
@@ -226,8 +226,8 @@ class SqliteJournal(SqliteReports):
 
         Raises:
             CallerBusy: see `Journal.erase_caller`.
-            JournalError: the calls are erased, and the log could not be emptied: a program
-                holds the file open. Repeat it.
+            JournalError: the calls are erased, but the log could not be emptied, because a
+                program holds the file open. Call it again.
         """
         erased = await self._executor.write(
             lambda tx: forgetting.erase_caller(
@@ -242,7 +242,7 @@ class SqliteJournal(SqliteReports):
         return erased
 
     async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
-        """See `Journal.said_of`. Some calls at a time: other reads wait for no more than those."""
+        """See `Journal.said_of`. Reads some calls at a time, so that other reads wait less."""
         left, found, after = set(pieces), set[bytes](), 0
         while left:
             last, said = await self._executor.read(
@@ -255,7 +255,7 @@ class SqliteJournal(SqliteReports):
             after = last
         return found
 
-    # What was learnt of Letta
+    # What was learnt from Letta
 
     async def agent_of(self, ref: AgentRef) -> str | None:
         """See `Journal.agent_of`."""
@@ -347,7 +347,7 @@ class SqliteJournal(SqliteReports):
         """See `Journal.drop`."""
         return await self._executor.write(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
 
-    # How it stands
+    # The state of delivery
 
     async def next_due_s(self) -> float | None:
         """See `Journal.next_due_s`."""
@@ -399,13 +399,13 @@ def _secret(path: Path) -> bytes:
 
 
 def _check_text(*texts: str) -> None:
-    """Refuse what UTF-8 cannot hold, before anything of it is stored.
+    """Refuse text that UTF-8 cannot encode, before any of it is stored.
 
     Raises:
         CallError: a lone surrogate (`bad_value`).
     """
     for text in texts:
-        # Not by the codec's own error: that one carries the text.
+        # Compared, because the codec's own error would carry the text.
         if text.isascii():
             continue
         if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):

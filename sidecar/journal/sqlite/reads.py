@@ -56,7 +56,7 @@ _RECENT = f"""
 
 
 def call_of_row(row: tuple[Any, ...]) -> Call:
-    """Return the call of a `SELECT_CALL` row; a channel that no name says is `OTHER_CHANNEL`."""
+    """Return the call of a `SELECT_CALL` row; an invalid channel becomes `OTHER_CHANNEL`."""
     key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, consent, final = row
     return Call(
         key,
@@ -179,8 +179,8 @@ def batches(
 ) -> list[BatchRow]:
     """Return the batches in one of these states, in the order in which they were sealed.
 
-    Those under way, and dead ones, are found by their partial indexes, whose condition must stand
-    here word for word; settled ones, of which there are many, by their number from the end.
+    Batches under way and dead ones are found by partial indexes, whose conditions must appear here
+    word for word; settled ones, of which there are many, by their row from the end.
     """
     words = ", ".join(f"'{State(state).value}'" for state in states)
     among, by = (f"= {words}", "b.id") if len(states) == 1 else (f"IN ({words})", "+b.id")
@@ -294,12 +294,14 @@ def turns_since(tx: Transaction, appended_s: float) -> list[tuple[float, Turn]]:
 def said_of(
     tx: Transaction, pieces: Sequence[bytes], *, after: int
 ) -> tuple[int | None, set[bytes]]:
-    """Return which pieces some calls hold, and the last of these; None when there are no more.
+    """Search the next calls for pieces; return the last of these calls, and the pieces found.
+
+    None in place of a call: there are no more calls.
 
     Args:
         tx: Of the reader.
-        pieces: Of UTF-8 text.
-        after: Number of the last call that was looked at.
+        pieces: Pieces of UTF-8 text.
+        after: Row of the last call that was searched.
     """
     (last,) = tx.rows(
         "SELECT max(id) FROM (SELECT id FROM calls WHERE id > ? ORDER BY id LIMIT ?)",
@@ -325,7 +327,7 @@ def said_of(
 def checkpoint(tx: Transaction) -> bool:
     """Move the write-ahead log into the file and empty it: erased text stays in neither.
 
-    Appends wait for it, and it for whoever reads the file (a backup, a shell): not for long.
+    Appends wait for it, and it waits for readers of the file (a backup, a shell); not for long.
 
     Returns:
         False when another reader or writer was in the way; repeat it.

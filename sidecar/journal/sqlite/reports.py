@@ -1,4 +1,4 @@
-"""`SqliteReports`: what people ask of the journal, answered from its SQLite file."""
+"""`SqliteReports`: reports for people, read from the journal's SQLite file."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,8 +23,8 @@ T = TypeVar("T")
 _BUSY_MS = 5_000
 
 
-class CarriesReads(Protocol):
-    """Carries reads out; an `Executor` does."""
+class RunsReads(Protocol):
+    """Runs reads; an `Executor` is one."""
 
     def read(self, operation: Callable[[Transaction], T]) -> Awaitable[T]:
         """See `Executor.read`."""
@@ -32,13 +32,13 @@ class CarriesReads(Protocol):
 
 
 class SqliteReports:
-    """Keeps `Reports`: each answer is on the state of one commit, and holds no append up.
+    """Implements `Reports`: each report is on the state of one commit, and delays no append.
 
     Args:
-        reader: Carries the reads out.
+        reader: Runs the reads.
     """
 
-    def __init__(self, reader: CarriesReads) -> None:
+    def __init__(self, reader: RunsReads) -> None:
         self._reader = reader
 
     async def counts(self) -> JournalCounts:
@@ -104,7 +104,7 @@ class SqliteReports:
 async def reports_of_file(path: Path) -> AsyncGenerator[SqliteReports]:
     """Open a journal's file for reading only, also while a sidecar owns and writes it.
 
-    Takes no lock that a start of the sidecar would meet. Reads block the loop: for a command, not
+    Takes no lock that would stop a sidecar from starting. Reads block the loop: for a command, not
     for a server.
 
     Raises:

@@ -1,7 +1,7 @@
 """Two threads on one file: writes committed in groups, and reads that never delay them.
 
 A commit costs one fsync whatever it holds, so all operations that wait are committed together:
-at 200 appends a second each is alone, at 10,000 a second some hundred share one.
+at 200 appends a second each has its own, at 10,000 a second some hundred share one.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ _GROUP_LIMIT = 512
 
 
 class Threads:
-    """Keeps what `Executor` promises for one file, on an asyncio loop.
+    """An `Executor` for one file, on an asyncio loop.
 
     Args:
         path: Of the journal.
-        lock: Let go when both threads have ended.
+        lock: Released when both threads have ended.
         reserve: Disk kept aside.
-        connections: One to write with, one to read with; each is its thread's alone from here on.
+        connections: One to write with, one to read with; from here on only its thread uses each.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Threads:
 
     @property
     def has_room(self) -> bool:
-        """See `Executor.has_room`: False from a full disk on until space returns."""
+        """See `Executor.has_room`: False from when the disk is full until space returns."""
         return self._reserve.held
 
     def write(
@@ -88,7 +88,7 @@ class _Queued(Job):
     grows: bool = False
 
     def settle(self) -> None:
-        """Hand the result over, on the loop; nobody may wait for it any more."""
+        """Hand the result over, on the loop; its caller may have stopped waiting."""
         if self.future.done():
             return
         if self.error is not None:
@@ -100,8 +100,8 @@ class _Queued(Job):
 class _Worker:
     """A thread that owns one connection and takes jobs in order.
 
-    What waits here is bounded by those who bring it: a link's call, a page and a request each wait
-    for what they have brought before they bring more, and are themselves bounded in bytes.
+    The queue is bounded by those that submit: a link's call, a page and a request each wait for
+    what they submitted before they submit more, and are themselves bounded in bytes.
 
     Args:
         name: Of the thread.
@@ -140,7 +140,7 @@ class _Worker:
         self._thread.join()
 
     def _groups(self) -> Iterator[list[_Queued]]:
-        """Yield what waits, some hundred jobs at most at a time, until told to stop."""
+        """Yield the waiting jobs, at most some hundred at a time, until `stop`."""
         while True:
             group: list[_Queued] = []
             job = self._jobs.get()
@@ -184,7 +184,7 @@ class Writer(_Worker):
     """Commits operations in groups: each wholly or not at all, in the order submitted.
 
     When the disk is full, operations that grow the journal fail with `JournalFull` until the
-    reserve can be taken again; those that settle and erase go on, on the space it freed.
+    reserve can be taken again; those that settle and erase go on, in the space it freed.
 
     Args:
         connection: Used by this thread alone from here on.

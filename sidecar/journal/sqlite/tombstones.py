@@ -1,7 +1,7 @@
 """What is kept of a call that was erased with its caller, so that nothing brings it back.
 
-A tombstone is a keyed hash of the call's key and when it was set: who reads the file alone can't
-tell whose it is, nor look whether a call they know of is among them.
+A tombstone is a keyed hash of the call's key, and the time it was set. From the file alone nobody
+can tell whose it is, or find out whether a call they know of has one.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from sidecar.journal.sqlite.transactions import Transaction
 
 
 def seal_of(secret: bytes, call: str) -> bytes:
-    """Return what a tombstone holds of a call's key: nobody without the secret can tell whose it is."""
+    """Return the keyed hash of a call's key: without the secret nobody can tell whose it is."""
     return hmac.digest(secret, b"erased call\0" + call.encode(), hashlib.sha256)
 
 
@@ -28,5 +28,5 @@ def is_buried(tx: Transaction, seal: bytes) -> bool:
 
 
 def clear(tx: Transaction, *, before_s: float) -> None:
-    """Remove the tombstones that were set before."""
+    """Remove the tombstones that were set before `before_s`."""
     tx.run("DELETE FROM tombstones WHERE erased_s < ?", before_s)

@@ -1,4 +1,4 @@
-"""Operations on one connection: each carried out wholly or not at all."""
+"""Operations on one connection: each runs wholly or not at all."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ class Transaction:
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
-        """Have all statements of a read see the same commit; one statement does so by itself."""
+        """Let all statements of a read see the same commit; a single statement does so anyway."""
         if self._connection.in_transaction:
             yield
             return
@@ -55,7 +55,7 @@ class Job:
 
 
 def read(connection: apsw.Connection, job: Job, path: Path) -> None:
-    """Carry out a read, on the state of the last commit."""
+    """Run a read, on the state of the last commit."""
     try:
         job.value = job.operation(Transaction(connection))
     except Exception as error:  # noqa: BLE001 - whoever waits gets it
@@ -63,13 +63,13 @@ def read(connection: apsw.Connection, job: Job, path: Path) -> None:
 
 
 def commit(connection: apsw.Connection, jobs: Sequence[Job], path: Path) -> bool:
-    """Carry out writes in one transaction, in order; one that fails spoils no other.
+    """Run writes in one transaction, in order; one that fails undoes no other.
 
     Returns:
         Whether something may be due earlier than before.
 
     Raises:
-        apsw.Error: nothing of them was stored.
+        apsw.Error: none of them was stored.
     """
     transaction = Transaction(connection)
     execute(connection, "BEGIN IMMEDIATE")

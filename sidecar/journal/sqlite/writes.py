@@ -1,9 +1,10 @@
-"""What the journal writes of calls and turns, each function one operation inside a transaction.
+"""What the journal writes about calls and turns, each function one operation inside a transaction.
 
 Invariants, kept by every operation here and in `batches.py`:
 
-* A lane's `due_s` is NULL while its open batch is being sent, else the time its open batch waits
-  for, else the earliest `due_s` of its calls and of what was replayed, but not before `hold_s`.
+* A lane's `due_s` is NULL while its open batch is being sent. Otherwise it is the time of the open
+  batch's next try, or, without an open batch, the earliest `due_s` of its calls and of what was
+  replayed, but not before `hold_s`.
 * A call's `due_s` is NULL exactly when nothing of it is pending (`sealed = head`).
 * `open_batch` names the one batch of a lane that may be under way.
 """
@@ -29,10 +30,10 @@ _ERASE_CALLS = 50
 def open_call(
     tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy
 ) -> Call:
-    """Store a call, or wake the stored one; return it as stored.
+    """Store a call, or reopen the stored one; return it as stored.
 
     Raises:
-        CallError: it was erased with its caller (`erased`), or is another caller's.
+        CallError: it was erased with its caller (`erased`), or belongs to another caller.
     """
     row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
     if row is None:
@@ -81,7 +82,7 @@ def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
 
 
 def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy) -> Call:
-    """Give a call of nobody its caller; what it holds becomes pending.
+    """Give a call its caller, and its agent if it had none; then its turns become pending.
 
     Raises:
         CallError: it was erased with its caller (`erased`), or never opened.
@@ -154,7 +155,7 @@ def _append_to_call(
             call_id,
         )
         return
-    # The oldest pending turn is of now, or `due_s` already stands on an older one.
+    # The oldest pending turn was appended now, or `due_s` already counts from an older one.
     due = policy.due_s(
         pending=head - sealed, oldest_s=now_s, closed=closed_at_s is not None, now_s=now_s
     )
@@ -182,7 +183,7 @@ def rewrite(
 ) -> int:
     """Replace the turns of a call after the first `keep`; return how many are in batches.
 
-    What replaces waits no longer for its post than what it replaced would have.
+    The new turns wait no longer for their post than the replaced ones would have.
     """
     row = tx.row("SELECT id, deliver, sealed FROM calls WHERE key = ?", key)
     if row is None:
@@ -243,11 +244,11 @@ def hurry(tx: Transaction, *, now_s: float) -> None:
     tx.wakes = True
 
 
-# What was learnt of Letta
+# What was learnt from Letta
 
 
 def learn_agent(tx: Transaction, ref: AgentRef, agent_id: str | None) -> None:
-    """Store or forget the agent of a lane; another one knows none of its conversations."""
+    """Store or forget the agent of a lane; a change forgets the old agent's conversations."""
     lane = _lane_id(tx, ref)
     (before,) = tx.rows("SELECT agent_id FROM lanes WHERE id = ?", lane)[0]
     if before == agent_id:
@@ -266,9 +267,9 @@ def learn_conversation(tx: Transaction, key: str, conversation_id: str) -> None:
 
 
 def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
-    """Erase some calls that ended before; return how many turns, None when no call was left.
+    """Erase some calls that ended before `before_s`; return how many turns, None: no call left.
 
-    Some at a time: an append waits for the transaction it shares a group with.
+    Only some at a time, because an append waits for the transaction it shares with them.
     """
     calls = tx.rows(
         "SELECT id FROM calls c WHERE coalesce(closed_at_s, last_s) < ? AND head = acked"
@@ -291,7 +292,7 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
 
 
 def reschedule_call(tx: Transaction, call_id: int, *, now_s: float, policy: PostPolicy) -> None:
-    """Work a call's due time out anew, and make its lane due no later."""
+    """Compute a call's due time again, and make its lane due no later."""
     lane, closed_at_s, pending, oldest_s, deliver = tx.rows(
         "SELECT lane, closed_at_s, head - sealed,"
         " (SELECT appended_s FROM turns t WHERE t.call = c.id AND t.n = c.sealed + 1), deliver"
@@ -309,7 +310,7 @@ def reschedule_call(tx: Transaction, call_id: int, *, now_s: float, policy: Post
 
 
 def hasten_lane(tx: Transaction, lane: int, due_s: float) -> None:
-    """Make an idle lane due at `due_s`, or when its hold ends, unless it is due before."""
+    """Make an idle lane due at `due_s`, or when its hold ends, unless it is due earlier."""
     if tx.run(
         "UPDATE lanes SET due_s = max(?1, hold_s) WHERE id = ?2 AND open_batch IS NULL"
         " AND (due_s IS NULL OR due_s > max(?1, hold_s))",
