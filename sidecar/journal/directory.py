@@ -27,6 +27,6 @@ class Addresses(Directory, Protocol):
         """Forget a lane's agent that no longer exists, and the conversations of the lane."""
         ...
 
-    async def learn_conversation(self, call: str, conversation_id: str) -> None:
+    async def learn_conversation(self, key: str, conversation_id: str) -> None:
         """Remember Letta's conversation of a call. A later one replaces it."""
         ...

@@ -16,7 +16,7 @@ class Outbox(Addresses, Undelivered, Protocol):
     """The queue to Letta. Only one relay at a time claims from it.
 
     Writes take effect in the order in which the methods are called. Every method may raise
-    `JournalFull` or `JournalCorrupt`; then nothing was stored.
+    `JournalError`; then nothing was stored.
     """
 
     async def take_back(

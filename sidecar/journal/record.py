@@ -12,7 +12,7 @@ class Record(Transcripts, Protocol):
 
     Calls whose `ref` is not `known` are stored and never delivered: their turns count as digested.
     Writes take effect in the order in which the methods are called. Every method may raise
-    `JournalFull` or `JournalCorrupt`; then nothing was stored.
+    `JournalError`; then nothing was stored.
     """
 
     async def open_call(self, call: Call) -> Call:
@@ -58,7 +58,7 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def rewrite(self, call: str, turns: Sequence[Turn], *, keep: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, keep: int) -> int:
         """Replace the turns of a call after the first `keep` by these, in one step.
 
         For a channel that learns later what was really said. A turn in a batch never changes:
@@ -73,11 +73,11 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
+    async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
         """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
 
         Args:
-            call: Its key.
+            key: Of the call.
             at_s: Unix time.
             final: Its channel has given its final account of it. That mark stays, even if the
                 call is opened again.

@@ -12,6 +12,6 @@ class Transcripts(Protocol):
         """Return a call as stored, live or closed; None for one that is not stored."""
         ...
 
-    async def turns(self, call: str) -> tuple[Turn, ...]:
+    async def turns(self, key: str) -> tuple[Turn, ...]:
         """Return all turns of a call, in order; empty for an unknown call."""
         ...

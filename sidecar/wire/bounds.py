@@ -27,12 +27,12 @@ def bounded_hints(hints: Hints) -> Hints:
     )
 
 
-def call_id(raw: str) -> str:
+def bounded_call_id(raw: str) -> str:
     """Return the id of a call on the link; a long one is replaced by its hash."""
     return _bounded(raw, MAX_ID_CHARS)
 
 
-def item_id(raw: str) -> str:
+def bounded_item_id(raw: str) -> str:
     """Return the id of an utterance, with room for the mark of a part (`#12`)."""
     return _bounded(raw, MAX_ID_CHARS - 8)
 

@@ -65,13 +65,14 @@ def default_spool_dir() -> Path:
     return default_data_dir() / "spool"
 
 
-def spool_path(directory: Path, call: str) -> Path:
+def spool_path(directory: Path, call_id: str) -> Path:
     """Return the file of a call. An id that is not a plain file name is replaced by its hash."""
-    return directory / (f"{call}{_SUFFIX}" if _PLAIN_NAME.fullmatch(call) else _hashed_name(call))
+    plain = _PLAIN_NAME.fullmatch(call_id)
+    return directory / (f"{call_id}{_SUFFIX}" if plain else _hashed_name(call_id))
 
 
-def _hashed_name(call: str) -> str:
-    return f"{hashlib.sha256(call.encode()).hexdigest()[:32]}{_SUFFIX}"
+def _hashed_name(call_id: str) -> str:
+    return f"{hashlib.sha256(call_id.encode()).hexdigest()[:32]}{_SUFFIX}"
 
 
 def damaged_files(directory: Path) -> list[Path]:
@@ -236,7 +237,7 @@ class SpoolFile:
         return self._own_from_bytes > 0
 
     @classmethod
-    def create(cls, directory: Path, call: str) -> Self:
+    def create(cls, directory: Path, call_id: str) -> Self:
         """Open the file of a call for writing and lock it; a missing directory is made, mode 0700.
 
         If a file of that name is not a worker's, it is left alone, and the call's file is named by
@@ -246,14 +247,14 @@ class SpoolFile:
             OSError: no permission, or (BlockingIOError) another process holds the file.
         """
         make_directory(directory)
-        path = spool_path(directory, call)
+        path = spool_path(directory, call_id)
         while True:
             try:
                 descriptor = _opened(path, os.O_RDWR | os.O_CREAT)
             except ForeignFile:
-                if path.name == _hashed_name(call):
+                if path.name == _hashed_name(call_id):
                     raise
-                path = directory / _hashed_name(call)
+                path = directory / _hashed_name(call_id)
                 continue
             if _locked(descriptor, path):
                 return cls(path, descriptor)

@@ -69,7 +69,7 @@ class LinkedCall:
     @property
     def call_id(self) -> str:
         """The call's id on the link."""
-        return self.unacked.call
+        return self.unacked.call_id
 
     @property
     def now_s(self) -> float:

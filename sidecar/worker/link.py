@@ -181,7 +181,7 @@ class Link:
             meanwhile=bounded_hints(meanwhile),
         )
         call = LinkedCall(self, unacked)
-        call = self._calls.setdefault(unacked.call, call)
+        call = self._calls.setdefault(unacked.call_id, call)
         self.wake()
         return call
 
@@ -204,7 +204,7 @@ class Link:
         for frame in frames:
             self._emit(
                 telemetry.turn_recorded,
-                call=unacked.call,
+                call=unacked.call_id,
                 speaker=said.speaker,
                 chars=len(frame.text),
                 pii_text=frame.text,
@@ -213,7 +213,7 @@ class Link:
         over = unacked.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes
         if over and (dropped := unacked.drop_overflow()):
             self._emit(
-                telemetry.turns_dropped, call=unacked.call, turns=dropped, why="no room on disk"
+                telemetry.turns_dropped, call=unacked.call_id, turns=dropped, why="no room on disk"
             )
         self.wake()
 

@@ -20,9 +20,9 @@ from sidecar.model import Channel, Utterance
 from sidecar.wire.bounds import (
     MAX_HINT_CHARS,
     MAX_TURN_CHARS,
-    call_id,
+    bounded_call_id,
+    bounded_item_id,
     held_bytes,
-    item_id,
     sendable,
 )
 from sidecar.wire.frames import (
@@ -58,7 +58,7 @@ class Unacked:
     """The unacked part of one call.
 
     Args:
-        call: Id of the call.
+        call_id: The id of the call.
         channel: Where it comes from.
         opened_at_s: Unix time.
         hints: Who is on the line, or None while that is not known: nothing is sent until then.
@@ -70,7 +70,7 @@ class Unacked:
 
     def __init__(
         self,
-        call: str,
+        call_id: str,
         channel: Channel,
         *,
         opened_at_s: float,
@@ -79,12 +79,12 @@ class Unacked:
         room: str = "",
         meanwhile: Hints = NOBODY,
     ) -> None:
-        self.call = call_id(call)
+        self.call_id = bounded_call_id(call_id)
         self._channel: Channel = channel
         self._opened_at_s = max(0.0, opened_at_s)
         self._hints = hints
         self._traceparent = traceparent
-        self._room = call_id(room) if room else ""
+        self._room = bounded_call_id(room) if room else ""
         self._meanwhile = meanwhile
         self._close: CallClose | None = None
         self._close_since_s = 0.0
@@ -149,7 +149,7 @@ class Unacked:
             now_s: Monotonic time.
             room: Whether memory has room for it; if not, it leaves memory once it is on disk.
         """
-        item = item_id(said.item_id)
+        item = bounded_item_id(said.item_id)
         clean = sendable(said.text)
         if self.refused or not clean.strip() or item in self._items:
             return []
@@ -160,7 +160,7 @@ class Unacked:
         for part, start in enumerate(range(0, len(clean), MAX_TURN_CHARS), start=1):
             self._seq += 1
             frame = TurnFrame(
-                call=self.call,
+                call=self.call_id,
                 item=item if part == 1 else f"{item}#{part}",
                 seq=self._seq,
                 speaker=said.speaker,
@@ -196,7 +196,7 @@ class Unacked:
         """End the call. Only the first close counts."""
         if self._close is None:
             self._close = CallClose(
-                call=self.call, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
+                call=self.call_id, at_s=max(0.0, at_s), reason=sendable(reason)[:MAX_HINT_CHARS]
             )
             self._close_since_s = now_s
             self._close_due = True
@@ -271,7 +271,7 @@ class Unacked:
             return self.opening()
         if self._speech_due:
             self._speech_due = False
-            return SpeechStarted(call=self.call, traceparent=self._speech_traceparent)
+            return SpeechStarted(call=self.call_id, traceparent=self._speech_traceparent)
         while self._unsent:
             frame = self._unsent.popleft()
             if frame.item in self._kept:
@@ -366,7 +366,7 @@ class Unacked:
     def opening(self) -> CallOpen:
         """Return the call's first frame, with what is known of the call by now."""
         return CallOpen(
-            call=self.call,
+            call=self.call_id,
             channel=self._channel,
             hints=self._hints or self._meanwhile,
             opened_at_s=self._opened_at_s,

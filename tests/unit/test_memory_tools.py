@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.demo.model import DemoModel
@@ -47,12 +47,17 @@ def by_label(*blocks: Block) -> dict[str, Block]:
 
 
 def read_back(text: str) -> str:
-    """Undo the escaping; `html.unescape` would drop control characters."""
-    text = re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), text)
-    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    """Undo the escaping, in one pass; `html.unescape` would drop control characters."""
+    named = {"lt": "<", "gt": ">", "amp": "&"}
+    return re.sub(
+        r"&(?:#(\d+)|(lt|gt|amp));",
+        lambda found: chr(int(found[1])) if found[1] else named[found[2]],
+        text,
+    )
 
 
 @given(held)
+@example([Block("&lt;", "&amp;lt;", "&#60;")])
 def test_the_prompt_read_back_holds_the_blocks_and_no_other(blocks: list[Block]) -> None:
     """Whatever blocks hold, the prompt has our tags alone, and each block can be read back."""
     text = system_prompt("Digest.", by_label(*blocks))

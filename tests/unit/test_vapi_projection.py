@@ -128,7 +128,7 @@ class Stored:
 
     def _followed(self, stretches: tuple[Stretch, ...], *, whole: bool) -> Followed:
         about: dict[str, Any] = {
-            "call": CALL,
+            "key": CALL,
             "sealed": self.known_sealed,
             "now_s": self.now_s,
         }
@@ -667,5 +667,5 @@ def test_a_report_unlike_what_windows_left_apart_is_read_once(
         Stretch(turn.speaker, turn.text if turn.seq <= 160 else f"other words {turn.seq}")
         for turn in turns
     ]
-    conclude(turns, (), report, call="c", sealed=0, now_s=1.0)
+    conclude(turns, (), report, key="c", sealed=0, now_s=1.0)
     assert 140 < read < 20 * len(turns)

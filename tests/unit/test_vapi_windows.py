@@ -40,7 +40,7 @@ class Following:
         self.posted = len(self.turns)
 
     def _about(self) -> dict[str, Any]:
-        return {"call": CALL, "sealed": self.posted, "now_s": 1_000.0}
+        return {"key": CALL, "sealed": self.posted, "now_s": 1_000.0}
 
     def _store(self, followed: Followed) -> None:
         made = followed.plan

@@ -65,7 +65,7 @@ def conclude(
     tail: Sequence[Stretch],
     report: Sequence[Stretch],
     *,
-    call: str,
+    key: str,
     sealed: int,
     now_s: float,
     voicemail: bool = False,
@@ -77,7 +77,7 @@ def conclude(
         tail: What was said after them, as far as it was seen.
         report: What VAPI reports, annotated; empty where it reports nothing. A report that begins
             with the call and agrees with most of it overrides what is known; any other only adds.
-        call: Key of the call.
+        key: Of the call.
         sealed: At least this many of the first `stored` turns are in batches.
         now_s: Unix time, for stretches whose history names none.
         voicemail: A machine answered: everything on the caller's side is its greeting.
@@ -92,14 +92,14 @@ def conclude(
         wanted = as_reported(before if len(report) >= len(ended) else ended, report)
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
-    return _planned(stored, wanted, call=call, sealed=sealed, now_s=now_s)
+    return _planned(stored, wanted, key=key, sealed=sealed, now_s=now_s)
 
 
 def _planned(
-    stored: Sequence[Turn], wanted: Sequence[Entry], *, call: str, sealed: int, now_s: float
+    stored: Sequence[Turn], wanted: Sequence[Entry], *, key: str, sealed: int, now_s: float
 ) -> Plan | None:
     sent = entries_of(stored[:sealed])
-    pending = turns_to(sent, wanted, stored, call=call, sealed=sealed, now_s=now_s)
+    pending = turns_to(sent, wanted, stored, key=key, sealed=sealed, now_s=now_s)
     same = sealed
     for old, new in zip(stored[sealed:], pending, strict=False):
         if old != new:
@@ -115,7 +115,7 @@ def follow(
     before: Followed,
     shown: Sighting,
     *,
-    call: str,
+    key: str,
     sealed: int,
     now_s: float,
     is_final: bool = False,
@@ -129,7 +129,7 @@ def follow(
         stored: The call's turns as the journal has them.
         before: The result for the previous history.
         shown: A history, annotated, its open end included.
-        call: Key of the call.
+        key: Of the call.
         sealed: At least this many of the first `stored` turns are in batches.
         now_s: Unix time, for stretches whose history names none.
         is_final: What the caller said in the tail comes from a final transcript.
@@ -157,7 +157,7 @@ def follow(
         _planned(
             stored,
             [one for n, one in enumerate(merged) if n < end or one.number],
-            call=call,
+            key=key,
             sealed=sealed,
             now_s=now_s,
         ),

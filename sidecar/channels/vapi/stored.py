@@ -91,7 +91,7 @@ def turns_to(
     wanted: Sequence[Entry],
     stored: Sequence[Turn],
     *,
-    call: str,
+    key: str,
     sealed: int,
     now_s: float,
 ) -> list[Turn]:
@@ -109,7 +109,7 @@ def turns_to(
     def turn(item_id: str, stretch: Stretch, note: str = "") -> Turn:
         said = f"[{note}]\n{stretch.text}" if note else stretch.text
         when = stretch.at_s if stretch.at_s is not None else at_s.get(item_id, now_s)
-        return Turn(call, item_id, 0, stretch.speaker, said, when, stretch.interrupted)
+        return Turn(key, item_id, 0, stretch.speaker, said, when, stretch.interrupted)
 
     later_of: dict[int, int] = {}  # by place in `wanted`: number of the next turn that was sent
     later = 0

@@ -90,10 +90,10 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
     )
     if due is None:
         return None
-    caller_key, call_id = due
+    caller_key, row_id = due
     if caller_key:
         # Searches what is pending in the lane, not all calls of the caller in the journal.
-        ((call_id,),) = tx.rows(
+        ((row_id,),) = tx.rows(
             "SELECT c.id FROM calls c JOIN turns t ON t.call = c.id AND t.n = c.sealed + 1"
             " WHERE c.lane = ? AND c.due_s IS NOT NULL AND +c.caller_key = ?"
             " ORDER BY t.at_s, c.id LIMIT 1",
@@ -101,11 +101,11 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
             caller_key,
         )
     ((closed_at_s, head, sealed, parts),) = tx.rows(
-        "SELECT closed_at_s, head, sealed, parts FROM calls WHERE id = ?", call_id
+        "SELECT closed_at_s, head, sealed, parts FROM calls WHERE id = ?", row_id
     )
     lengths = tx.rows(
         "SELECT chars FROM turns WHERE call = ? AND n > ? ORDER BY n LIMIT ?",
-        call_id,
+        row_id,
         sealed,
         policy.batch_turns,
     )
@@ -115,7 +115,7 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         str(uuid.uuid4()),
         lane,
-        call_id,
+        row_id,
         parts + 1,
         sealed + 1,
         hi,
@@ -125,8 +125,8 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
     )
     (batch,) = tx.rows("SELECT last_insert_rowid()")[0]
     tx.run("UPDATE lanes SET open_batch = ? WHERE id = ?", batch, lane)
-    tx.run("UPDATE calls SET sealed = ?, parts = parts + 1 WHERE id = ?", hi, call_id)
-    reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+    tx.run("UPDATE calls SET sealed = ?, parts = parts + 1 WHERE id = ?", hi, row_id)
+    reschedule_call(tx, row_id, now_s=now_s, policy=policy)
     return batch
 
 
@@ -154,11 +154,11 @@ def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch
         " WHERE b.id = ?",
         batch,
     )
-    batch_id, lane, agent_id, call_id, part, lo, hi, horizon_s, sealed_at_s, replayed_s, last = row
-    (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", call_id)
+    batch_id, lane, agent_id, row_id, part, lo, hi, horizon_s, sealed_at_s, replayed_s, last = row
+    (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", row_id)
     call = call_of_row(row)
     turns = tx.rows(
-        f"{SELECT_TURN} WHERE c.id = ? AND t.n BETWEEN ? AND ? ORDER BY t.n", call_id, lo, hi
+        f"{SELECT_TURN} WHERE c.id = ? AND t.n BETWEEN ? AND ? ORDER BY t.n", row_id, lo, hi
     )
     return Batch(
         batch_id=batch_id,
@@ -226,7 +226,7 @@ def _end(
         State.SENDING,
     ):
         return
-    ((lane, call_id, hi),) = tx.rows(
+    ((lane, row_id, hi),) = tx.rows(
         "SELECT lane, call, hi FROM batches WHERE batch_id = ?", batch_id
     )
     tx.run(
@@ -234,7 +234,7 @@ def _end(
         hi,
         state is State.SETTLED,
         now_s,
-        call_id,
+        row_id,
     )
     free_lane(tx, lane, now_s=now_s, hold_until_s=hold_until_s)
 
@@ -295,11 +295,11 @@ def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
     )
     if row is None:
         return
-    batch, lane, call_id, part, lo, hi, last_part, sealed_at_s, replayed_s = row
+    batch, lane, row_id, part, lo, hi, last_part, sealed_at_s, replayed_s = row
     tx.run("UPDATE lanes SET open_batch = NULL WHERE id = ?", lane)
     tx.run("DELETE FROM batches WHERE id = ?", batch)
-    tx.run("UPDATE calls SET parts = parts + 1 WHERE id = ?", call_id)
-    ((parts,),) = tx.rows("SELECT parts FROM calls WHERE id = ?", call_id)
+    tx.run("UPDATE calls SET parts = parts + 1 WHERE id = ?", row_id)
+    ((parts,),) = tx.rows("SELECT parts FROM calls WHERE id = ?", row_id)
     middle = (lo + hi) // 2
     for number, first, last, ends in ((part, lo, middle, 0), (parts, middle + 1, hi, last_part)):
         tx.run(
@@ -307,7 +307,7 @@ def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
             " replayed_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             str(uuid.uuid4()),
             lane,
-            call_id,
+            row_id,
             number,
             first,
             last,

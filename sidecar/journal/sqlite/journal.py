@@ -167,7 +167,7 @@ class SqliteJournal(SqliteReports):
             return turns
         return [replace(turn, text=redact(turn.text)) for turn in turns]
 
-    async def rewrite(self, call: str, turns: Sequence[Turn], *, keep: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, keep: int) -> int:
         """See `Journal.rewrite`."""
         if len(turns) < _MANY_TURNS:
             turns = self._checked(turns)
@@ -175,16 +175,16 @@ class SqliteJournal(SqliteReports):
             turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
         return await self._executor.write(
-            lambda tx: writes.rewrite(tx, call, turns, keep=keep, now_s=now_s, policy=self._policy),
+            lambda tx: writes.rewrite(tx, key, turns, keep=keep, now_s=now_s, policy=self._policy),
             grows=True,
         )
 
-    async def close_call(self, call: str, *, at_s: float, final: bool = False) -> None:
+    async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
         await self._executor.write(
             lambda tx: writes.close_call(
-                tx, call, at_s=at_s, final=final, now_s=now_s, policy=self._policy
+                tx, key, at_s=at_s, final=final, now_s=now_s, policy=self._policy
             )
         )
 
@@ -269,9 +269,9 @@ class SqliteJournal(SqliteReports):
         """See `Journal.forget_agent`."""
         await self._executor.write(lambda tx: writes.learn_agent(tx, ref, None))
 
-    async def learn_conversation(self, call: str, conversation_id: str) -> None:
+    async def learn_conversation(self, key: str, conversation_id: str) -> None:
         """See `Journal.learn_conversation`."""
-        await self._executor.write(lambda tx: writes.learn_conversation(tx, call, conversation_id))
+        await self._executor.write(lambda tx: writes.learn_conversation(tx, key, conversation_id))
 
     # Batches
 

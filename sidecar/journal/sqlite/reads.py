@@ -277,9 +277,9 @@ def live_calls(tx: Transaction) -> list[Call]:
     return [call_of_row(row) for row in rows]
 
 
-def turns(tx: Transaction, call: str) -> tuple[Turn, ...]:
+def turns(tx: Transaction, key: str) -> tuple[Turn, ...]:
     """Return all turns of a call, in order."""
-    rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", call)
+    rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", key)
     return tuple(turn_of_row(row) for row in rows)
 
 

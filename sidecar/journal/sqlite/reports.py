@@ -91,9 +91,9 @@ class SqliteReports:
         """See `Reports.agents_of`."""
         return await self._reader.read(lambda tx: reads.agents_of(tx, caller_key))
 
-    async def turns(self, call: str) -> tuple[Turn, ...]:
+    async def turns(self, key: str) -> tuple[Turn, ...]:
         """See `Reports.turns`."""
-        return await self._reader.read(lambda tx: reads.turns(tx, call))
+        return await self._reader.read(lambda tx: reads.turns(tx, key))
 
     async def turns_since(self, appended_s: float) -> list[tuple[float, Turn]]:
         """See `Reports.turns_since`."""

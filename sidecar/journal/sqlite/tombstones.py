@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from sidecar.journal.sqlite.transactions import Transaction
 
 
-def seal_of(secret: bytes, call: str) -> bytes:
+def seal_of(secret: bytes, key: str) -> bytes:
     """Return the keyed hash of a call's key: without the secret nobody can tell whose it is."""
-    return hmac.digest(secret, b"erased call\0" + call.encode(), hashlib.sha256)
+    return hmac.digest(secret, b"erased call\0" + key.encode(), hashlib.sha256)
 
 
 def bury(tx: Transaction, seals: Iterable[bytes], *, now_s: float) -> None:

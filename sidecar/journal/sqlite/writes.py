@@ -62,7 +62,7 @@ def open_call(
         raise CallError("call_claimed", "the call is stored as another caller's")
     if stored.closed_at_s is not None:
         tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
-        reschedule_call(tx, _call_id(tx, call.key), now_s=now_s, policy=policy)
+        reschedule_call(tx, _row_id(tx, call.key), now_s=now_s, policy=policy)
     consent = joined_consent(stored.consent, call.consent)
     if consent != stored.consent:
         tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
@@ -93,16 +93,16 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
     stored = call_of_row(row)
     if stored.caller_key or (stored.ref.known and stored.ref != call.ref):
         return stored
-    call_id = _call_id(tx, call.key)
-    tx.run("UPDATE calls SET caller_key = ? WHERE id = ?", call.caller_key, call_id)
+    row_id = _row_id(tx, call.key)
+    tx.run("UPDATE calls SET caller_key = ? WHERE id = ?", call.caller_key, row_id)
     if call.ref.known and not stored.ref.known:
         tx.run(
             "UPDATE calls SET lane = ?, deliver = 1, sealed = 0, acked = 0, due_s = NULL"
             " WHERE id = ?",
             _lane_id(tx, call.ref),
-            call_id,
+            row_id,
         )
-        reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
     if call.caller_key:
         _hasten_earlier(tx, call, now_s=now_s)
     return replace(stored, ref=call.ref, caller_key=call.caller_key)
@@ -125,14 +125,14 @@ def _append_to_call(
     )
     if row is None:
         raise _unknown_call()
-    call_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
+    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
     head = first_head
     for turn in turns:
         head += tx.run(
             "INSERT OR IGNORE INTO turns(call, n, item_id, seq, speaker, text, chars, at_s,"
             " appended_s, interrupted, metrics, traceparent)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            call_id,
+            row_id,
             head + 1,
             turn.item_id,
             turn.seq,
@@ -152,7 +152,7 @@ def _append_to_call(
             "UPDATE calls SET head = ?1, sealed = ?1, acked = ?1, last_s = ?2 WHERE id = ?3",
             head,
             now_s,
-            call_id,
+            row_id,
         )
         return
     # The oldest pending turn was appended now, or `due_s` already counts from an older one.
@@ -166,7 +166,7 @@ def _append_to_call(
         head,
         due_s if due is None else due,
         now_s,
-        call_id,
+        row_id,
     )
     if due is not None:
         hasten_lane(tx, lane, due)
@@ -188,23 +188,23 @@ def rewrite(
     row = tx.row("SELECT id, deliver, sealed FROM calls WHERE key = ?", key)
     if row is None:
         raise _unknown_call()
-    call_id, deliver, sealed = row
+    row_id, deliver, sealed = row
     if deliver and sealed > keep:
         return sealed
     (oldest_s,) = tx.rows(
-        "SELECT min(appended_s) FROM turns WHERE call = ? AND n > ?", call_id, keep
+        "SELECT min(appended_s) FROM turns WHERE call = ? AND n > ?", row_id, keep
     )[0]
-    tx.run("DELETE FROM turns WHERE call = ? AND n > ?", call_id, keep)
-    (head,) = tx.rows("SELECT count(*) FROM turns WHERE call = ?", call_id)[0]
-    tx.run("UPDATE calls SET head = ?, due_s = NULL WHERE id = ?", head, call_id)
+    tx.run("DELETE FROM turns WHERE call = ? AND n > ?", row_id, keep)
+    (head,) = tx.rows("SELECT count(*) FROM turns WHERE call = ?", row_id)[0]
+    tx.run("UPDATE calls SET head = ?, due_s = NULL WHERE id = ?", head, row_id)
     if not deliver:
-        tx.run("UPDATE calls SET sealed = ?1, acked = ?1 WHERE id = ?2", head, call_id)
+        tx.run("UPDATE calls SET sealed = ?1, acked = ?1 WHERE id = ?2", head, row_id)
     _append_to_call(tx, key, turns, now_s=now_s, policy=policy)
     if oldest_s is not None:
         tx.run(
-            "UPDATE turns SET appended_s = ? WHERE call = ? AND n = ?", oldest_s, call_id, head + 1
+            "UPDATE turns SET appended_s = ? WHERE call = ? AND n = ?", oldest_s, row_id, head + 1
         )
-    reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+    reschedule_call(tx, row_id, now_s=now_s, policy=policy)
     return sealed if deliver else 0
 
 
@@ -218,13 +218,13 @@ def close_call(
     final: bool = False,
 ) -> None:
     """Mark a call as ended; what is pending of it becomes due."""
-    call_id = _call_id(tx, key)
+    row_id = _row_id(tx, key)
     if final:
-        tx.run("UPDATE calls SET final = 1 WHERE id = ? AND NOT final", call_id)
+        tx.run("UPDATE calls SET final = 1 WHERE id = ? AND NOT final", row_id)
     if tx.run(
-        "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, call_id
+        "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, row_id
     ):
-        reschedule_call(tx, call_id, now_s=now_s, policy=policy)
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
 
 
 def write_nothing_new(tx: Transaction) -> None:
@@ -281,30 +281,30 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
     if not calls:
         return None
     erased = 0
-    for (call_id,) in calls:
-        erased += tx.run("DELETE FROM turns WHERE call = ?", call_id)
-        tx.run("DELETE FROM batches WHERE call = ?", call_id)
-        tx.run("DELETE FROM calls WHERE id = ?", call_id)
+    for (row_id,) in calls:
+        erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
+        tx.run("DELETE FROM batches WHERE call = ?", row_id)
+        tx.run("DELETE FROM calls WHERE id = ?", row_id)
     return erased
 
 
 # When things are due
 
 
-def reschedule_call(tx: Transaction, call_id: int, *, now_s: float, policy: PostPolicy) -> None:
+def reschedule_call(tx: Transaction, row_id: int, *, now_s: float, policy: PostPolicy) -> None:
     """Compute a call's due time again, and make its lane due no later."""
     lane, closed_at_s, pending, oldest_s, deliver = tx.rows(
         "SELECT lane, closed_at_s, head - sealed,"
         " (SELECT appended_s FROM turns t WHERE t.call = c.id AND t.n = c.sealed + 1), deliver"
         " FROM calls c WHERE id = ?",
-        call_id,
+        row_id,
     )[0]
     if not deliver:
         return
     due_s = policy.due_s(
         pending=pending, oldest_s=oldest_s or now_s, closed=closed_at_s is not None, now_s=now_s
     )
-    tx.run("UPDATE calls SET due_s = ? WHERE id = ?", due_s, call_id)
+    tx.run("UPDATE calls SET due_s = ? WHERE id = ?", due_s, row_id)
     if due_s is not None:
         hasten_lane(tx, lane, due_s)
 
@@ -331,7 +331,7 @@ def _lane_id(tx: Transaction, ref: AgentRef) -> int:
     return row[0]
 
 
-def _call_id(tx: Transaction, key: str) -> int:
+def _row_id(tx: Transaction, key: str) -> int:
     row = tx.row("SELECT id FROM calls WHERE key = ?", key)
     if row is None:
         raise _unknown_call()
