@@ -141,7 +141,7 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
 	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types
 test: ## Everything: checks, and all tests on the real parts
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
 	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q

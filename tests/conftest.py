@@ -1,8 +1,13 @@
 """Fixtures for every test, and how tests share processes when `make test` runs two at a time."""
 
+import os
+
 import pytest
 import trio.testing
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer  # pyright: ignore[reportMissingTypeStubs]
+
+from tests.schedule import GroupedScheduling
 
 pytest_plugins = ["tests.letta_server.fixtures", "tests.app_server.fixtures"]
 
@@ -32,16 +37,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("anyio_backend", mark.args, indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of one real server into one process, and each other slow module into one.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupedScheduling:
+    """Run the tests of a real server, and of a slow module, in one process each."""
+    return GroupedScheduling(config, log)
 
-    A server is then started once, and tests that share a module's processes stay together. All
-    other tests run in either process.
-    """
-    for item in items:
-        if item.get_closest_marker("real_letta"):
-            app_server = "app_server" in item.path.name or "app-server" in item.name
-            item.add_marker(pytest.mark.xdist_group("app-server" if app_server else "letta"))
-        elif item.get_closest_marker("e2e") or item.get_closest_marker("chaos"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+@pytest.fixture(scope="session")
+def worker() -> str:
+    """The name of this test process with pytest-xdist, or empty."""
+    return os.environ.get("PYTEST_XDIST_WORKER", "")

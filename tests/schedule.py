@@ -1,0 +1,79 @@
+"""Which tests run in one process, one after the other, where `make test` runs several processes.
+
+Tests of one real server share its process, so that it is started once; only `test_move` starts an
+App Server beside the classic one. So do the tests of a module that starts processes of its own: its
+fixtures are then made once, and its processes do not compete.
+All others go wherever there is room. Decided by a test's id alone: pytest-xdist 3.8 reads its own
+mark `xdist_group` from an attribute that pytest 9.2 no longer has, and ignores it silently.
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Final
+
+import pytest
+from typing_extensions import override
+from xdist.scheduler.loadscope import (  # pyright: ignore[reportMissingTypeStubs]
+    LoadScopeScheduling,
+)
+
+LETTA: Final = "letta"
+APP_SERVER: Final = "app-server"
+_SERVER_OF_MODULE: Final = {
+    "test_letta_dies": LETTA,
+    "test_real_letta": LETTA,
+    "test_forget_real_letta": LETTA,
+    "test_move": LETTA,
+    "test_app_server": APP_SERVER,
+    "test_app_server_traps": APP_SERVER,
+}
+_SERVER_OF_TEST: Final = {"test_the_second_call_recalls_what_letta_made_of_the_first": LETTA}
+_SERVER_OF_PARAMETER: Final = (
+    (re.compile(r"\[(.*-)?real(-|])"), LETTA),
+    (re.compile(r"\[(.*-)?app-server(-|])"), APP_SERVER),
+)
+_ONE_PROCESS_EACH: Final = {"e2e", "chaos"}
+_ALSO: Final = {"test_vapi_types"}
+
+
+def group_of(nodeid: str) -> str:
+    """Return the name of the group of a test; its own id where it has none."""
+    path, _, test = nodeid.partition("::")
+    module = PurePosixPath(path).stem
+    for pattern, server in _SERVER_OF_PARAMETER:
+        if module == "test_letta" and pattern.search(test):
+            return server
+    if server := _SERVER_OF_MODULE.get(module) or _SERVER_OF_TEST.get(test):
+        return server
+    layer = PurePosixPath(path).parent.name
+    return module if layer in _ONE_PROCESS_EACH or module in _ALSO else nodeid
+
+
+class GroupedScheduling(LoadScopeScheduling):
+    """Gives each group to one process, in the order in which the groups were collected."""
+
+    @override
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def only_here(tmp_path_factory: pytest.TempPathFactory, worker: str, server: str) -> None:
+    """Note that a test process starts a shared server; fail where another process has done so.
+
+    Args:
+        tmp_path_factory: Of this process.
+        worker: Its name with pytest-xdist; empty without.
+        server: The server.
+
+    Raises:
+        AssertionError: tests of the server were given to two processes.
+    """
+    if not worker:
+        return
+    started = tmp_path_factory.getbasetemp().parent / f"{server}.started"
+    try:
+        with started.open("x") as file:
+            file.write(worker)
+    except FileExistsError:
+        message = f"{server} was started by {started.read_text()} already: see tests/schedule.py"
+        raise AssertionError(message) from None
