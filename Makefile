@@ -16,8 +16,8 @@ DOCS_VENV := .docs-venv
 SHIP_VENV := .ship-venv
 LITELLM_VENV := .litellm-venv
 KILLS ?= 200
-# Tests at a time: most of the slow ones wait for voices and servers, not for a core.
-JOBS ?= 2
+# Tests at a time, on two cores: most of the slow ones wait for voices and servers, not for a core.
+JOBS ?= 3
 LETTA ?= stand-in
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
@@ -139,9 +139,11 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	@$(BIN)/sidecar run --restart
 
 test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
-	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint types
+	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint
 test: ## Everything: checks, and all tests on the real parts
-	@$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
+	@said=$$(mktemp); $(BIN)/pyright >$$said 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder; tests=$$?; \
+	wait $$types; types=$$?; cat $$said; rm -f $$said; exit $$((tests + types))
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
 	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q

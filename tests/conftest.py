@@ -43,6 +43,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Grouped
 
 
 @pytest.fixture(scope="session")
-def worker() -> str:
-    """The name of this test process with pytest-xdist, or empty."""
+def xdist_process() -> str:
+    """The name of this process with pytest-xdist, or empty."""
     return os.environ.get("PYTEST_XDIST_WORKER", "")

@@ -17,18 +17,20 @@ PASSWORD = "a password for tests"
 
 
 @pytest.fixture(scope="session")
-def letta_server(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Iterator[LettaStack]:
+def letta_server(
+    tmp_path_factory: pytest.TempPathFactory, xdist_process: str
+) -> Iterator[LettaStack]:
     """A server with Redis; `letta_server.api_key` is the key that it requires."""
-    only_here(tmp_path_factory, worker, "letta")
+    only_here(tmp_path_factory, xdist_process, "letta")
     yield from _running(tmp_path_factory.mktemp("letta"), redis=True, password=PASSWORD)
 
 
 @pytest.fixture(scope="session")
 def letta_server_without_redis(
-    tmp_path_factory: pytest.TempPathFactory, worker: str
+    tmp_path_factory: pytest.TempPathFactory, xdist_process: str
 ) -> Iterator[LettaStack]:
     """A server that refuses background posts and accepts any key."""
-    only_here(tmp_path_factory, worker, "letta-no-redis")
+    only_here(tmp_path_factory, xdist_process, "letta-no-redis")
     yield from _running(tmp_path_factory.mktemp("letta-no-redis"), redis=False, password="")
 
 
