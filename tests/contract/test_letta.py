@@ -246,11 +246,13 @@ async def test_the_same_post_at_once_is_stored_once(world: World) -> None:
     """Two posts of a batch at the same time both join its one run and store it once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 1 dog]]")
-    await world.slow_model(1.5)
+    await world.hold_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
         tasks.start_soon(world.letta.post, post)
+        assert await world.letta.find(post) == "running"  # behind the second post
+        await world.release_model()
     assert await world.copies(post) == 1
 
 
