@@ -21,7 +21,8 @@ from sidecar import telemetry
 from sidecar.private import write_whole
 from sidecar.telemetry import Emit
 
-LIMIT = 20_000
+LIMIT = 65_536
+"""More than come within `door.REPLAY_WINDOW_S` at the 200 a second that are let in."""
 KEEP_S = 1.0
 """The longest that an answer waits for the disk."""
 _RECORD = struct.Struct(">d32s")

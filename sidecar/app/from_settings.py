@@ -132,6 +132,7 @@ def build_forgetting(
     copies: Copies,
     *,
     rules: IdentityRules,
+    on_the_line: Callable[[str], bool],
     emit: telemetry.Emit,
     clock: Callable[[], float],
 ) -> Forgetting:
@@ -144,6 +145,7 @@ def build_forgetting(
         letta: Where agents live.
         copies: Last good copies of their memory.
         rules: As from `identity_rules`.
+        on_the_line: Whether a caller, by its key, is in a live call of this process.
         emit: Where events go.
         clock: Unix time in seconds.
     """
@@ -155,6 +157,7 @@ def build_forgetting(
         directory=directory,
         spool=settings.spool.expanduser(),
         spool_tenant=spool_tenant(settings),
+        on_the_line=on_the_line,
         emit=emit,
         clock=clock,
     )

@@ -174,7 +174,15 @@ class Sidecar:
         tenant = spool_tenant(settings)
         self._directory = directory
         self._forgetting = build_forgetting(
-            settings, directory, journal, letta, self.snapshots, rules=rules, emit=emit, clock=clock
+            settings,
+            directory,
+            journal,
+            letta,
+            self.snapshots,
+            rules=rules,
+            on_the_line=self._on_the_line,
+            emit=emit,
+            clock=clock,
         )
         self._retention = Retention(
             journal,
@@ -288,6 +296,9 @@ class Sidecar:
             "dead_batches": backlog.dead_batches,
             "letta": "degraded" if failing else "ok",
         }
+
+    def _on_the_line(self, caller_key: str) -> bool:
+        return any(live.call.caller_key == caller_key for live in self.calls.live)
 
     async def _drain(self, unhurried: anyio.CancelScope) -> None:
         """Let calls finish and post what is due, until `unhurried` is cancelled.

@@ -83,6 +83,7 @@ async def forget_caller(
             letta,
             DirectoryStore(directory / "snapshots"),
             rules=identity_rules(settings),
+            on_the_line=lambda _caller_key: False,  # no sidecar runs, so no call is live
             emit=Telemetry(logger=_Silent()).emit,
             clock=time.time,
         )

@@ -98,6 +98,8 @@ class Forgetting:
         directory: The data directory; all below it is searched.
         spool: Where workers leave turns.
         spool_tenant: Whose workers leave turns there; None if several tenants may.
+        on_the_line: Whether a caller, by its key, is in a live call of this process. The journal
+            does not know of a call that another call of its room records.
         emit: Where events go.
         clock: Unix time in seconds.
     """
@@ -112,6 +114,7 @@ class Forgetting:
         directory: Path,
         spool: Path,
         spool_tenant: str | None,
+        on_the_line: Callable[[str], bool],
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
@@ -122,6 +125,7 @@ class Forgetting:
         self._directory = directory
         self._spool = spool
         self._spool_tenant = spool_tenant
+        self._on_the_line = on_the_line
         self._emit = emit
         self._clock = clock
 
@@ -147,7 +151,7 @@ class Forgetting:
             JournalError: the journal failed; repeat it.
         """
         held = await self._journal.held_of_caller(caller_key)
-        if held.live_calls or held.under_way:
+        if held.live_calls or held.under_way or self._on_the_line(caller_key):
             raise CallerBusy(
                 "a call of this caller is live, or a batch on its way to Letta",
                 hint="try again when the call has ended and Letta has answered",

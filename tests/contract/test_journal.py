@@ -531,15 +531,37 @@ class TestBatches:
         self, journal: Journal, clock: Clock
     ) -> None:
         """Words said earlier but stored late go before later words that are due sooner."""
-        await journal.open_call(call("one"))
         await journal.open_call(call("two"))
-        await journal.append([turn(50, "two", at_s=clock() + 50)])
+        await journal.open_call(call("one"))
+        began_s = clock()
+        clock.now_s += 60
+        await journal.append([turn(50, "two", at_s=began_s + 50)])
         await journal.close_call("acme/two", at_s=clock())
-        await journal.append([turn(20, "one", at_s=clock() + 20)])
+        await journal.append([turn(20, "one", at_s=began_s + 20)])
         for said in ([20], [50]):
             batch = await claim_one(journal, clock)
             assert numbers(batch) == said
             await journal.settle(batch, now_s=clock())
+
+    @pytest.mark.parametrize("ahead_s", [-3e7, -3_600.0, -90.0, 90.0, 3_600.0, 3e7])
+    async def test_a_channels_wrong_clock_turns_no_calls_round(
+        self, journal: Journal, clock: Clock, ahead_s: float
+    ) -> None:
+        """Of two calls the first goes first, whatever times a channel gives one of them."""
+        for wrong in ("one", "two"):
+            ref = AgentRef("acme", caller_key=wrong)
+            for n, name in enumerate(("one", "two")):
+                key = f"{wrong}-{name}"
+                await journal.open_call(Call(f"acme/{key}", ref, "vapi", wrong, clock()))
+                clock.now_s += 20
+                at_s = clock() + (ahead_s if name == wrong else 0.0)
+                await journal.append([turn(n, key, at_s=at_s)])
+                await journal.close_call(f"acme/{key}", at_s=clock())
+                clock.now_s += 20
+            for n in (0, 1):
+                batch = await claim_one(journal, clock)
+                assert numbers(batch) == [n]
+                await journal.settle(batch, now_s=clock())
 
     async def test_a_callers_words_wait_for_no_other_caller(
         self, journal: Journal, clock: Clock

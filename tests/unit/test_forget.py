@@ -42,6 +42,7 @@ class World:
         self.letta = FakeLetta(clock=self.clock, latency_s=0.0)
         self.copies = DirectoryStore(root / "snapshots")
         self.events = Telemetry(strict=True)
+        self.on_the_line: set[str] = set()
         self.forgetting = Forgetting(
             journal,
             self.letta,
@@ -50,6 +51,7 @@ class World:
             directory=root,
             spool=self.spool,
             spool_tenant="acme",
+            on_the_line=lambda caller_key: caller_key in self.on_the_line,
             emit=self.events.emit,
             clock=self.clock,
         )
@@ -181,6 +183,15 @@ async def test_a_live_caller_is_not_erased(world: World) -> None:
         await world.forgetting.forget("acme", KEY)
     assert len(list(world.spool.iterdir())) == 1
     assert len(await world.letta.find_agents(())) == 1
+
+
+async def test_a_live_call_that_another_records_stops_it(world: World) -> None:
+    """A caller in a call that is not stored, as another call of its room is, is on the line."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    world.on_the_line.add(KEY)
+    with pytest.raises(CallerBusy):
+        await world.forgetting.forget("acme", KEY)
+    assert (await world.journal.counts()).turns == 1
 
 
 async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) -> None:

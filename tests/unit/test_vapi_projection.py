@@ -391,6 +391,27 @@ class TestExamples:
             ("a-b@acme.example.", "ab@acme.example", False),
             ("Ada@acme.example.", "ada@acme.example", True),
             ("C#", "C", False),
+            ("-$50", "$50", False),
+            ("$-5", "$5", False),
+            ("-\u20ac5", "\u20ac5", False),
+            ("$.50", "$50", False),
+            ("it is - 5", "it is 5", False),
+            ("- 5", "-5", True),
+            ("Well - five", "Well five", True),
+            ("5'6", "56", False),
+            ("5\u20326", "56", False),
+            ("5*3", "53", False),
+            ("1\u066b5", "15", False),
+            ("\uff11\uff0e\uff15", "\uff11\uff15", False),
+            ("1\u00b750", "150", False),
+            ("5\uff05", "5", False),
+            ("5\u066a", "5", False),
+            ("5\u2030", "5", False),
+            ("5\u20266", "56", False),
+            ("we're", "were", False),
+            ("we\u2019re", "we're", True),
+            ("'yes'", "yes", True),
+            ("So... five", "So five", True),
         ],
     )
     def test_what_is_the_same(self, one: str, other: str, same: bool) -> None:
@@ -669,3 +690,51 @@ def test_a_report_unlike_what_windows_left_apart_is_read_once(
     ]
     conclude(turns, (), report, key="c", sealed=0, now_s=1.0)
     assert 140 < read < 20 * len(turns)
+
+
+REPORTED = [
+    (
+        ["Hello, this is Ada.", "My name is Jon Smith.", "Hello Jon, how can I help?", "Nope."],
+        ["Hello, this is Ada.", "My name is John Smith.", "Hello John, how can I help?", "No."],
+    ),
+    (["H", "Yes.", "OK.", "By."], ["H", "Yeah.", "Okay.", "Bye."]),
+    (
+        ["Which city?", "Leon.", "Anything else?", "Two tickets."],
+        ["Which city?", "Lyon.", "Anything else?", "Two tickets.", "Anything else?"],
+    ),
+    (
+        ["Hello!", "My name is Jon Smith.", "Thanks, so 3:30 it is?", "Yes."],
+        ["Hello!", "My name is John Smith.", "Thanks, so three thirty it is?", "Yes.", "Bye."],
+    ),
+    (["Your balance?", "It is $50.", "Thanks.", "Bye."],) * 2,
+    (
+        ["Your balance?", "It is $50.", "Thanks.", "Bye."],
+        ["Your balance?", "It is -$50.", "Thanks.", "Bye."],
+    ),
+]
+
+
+@pytest.mark.parametrize("posted", range(5))
+@pytest.mark.parametrize(("seen", "reported"), REPORTED)
+def test_a_report_that_heard_better_corrects_each_turn_at_its_place(
+    seen: list[str], reported: list[str], posted: int
+) -> None:
+    """A report with other words has each turn once, and corrects those that were posted."""
+
+    def spoken(texts: list[str]) -> list[Any]:
+        return [(assistant, user)[n % 2](text) for n, text in enumerate(texts)]
+
+    stored = Stored()
+    for end in range(2, len(seen) + 1, 2):
+        stored.see(spoken(seen[:end]))
+    sent = min(posted, len(stored.turns))
+    stored.sealed = sent
+    stored.see(spoken(reported), whole=True)
+    assert [text for _, text in stored.said] == reported
+    corrected = [
+        was
+        for was, now in zip(seen[:sent], reported, strict=False)
+        if fingerprint(was) != fingerprint(now)
+    ]
+    assert len(corrected) == sum(".fix" in turn.item_id for turn in stored.turns)
+    assert len(stored.turns) == len(reported) + len(corrected)

@@ -1,8 +1,8 @@
 """Which stretches of two histories of one call are the same. Pure; costs n log n.
 
 Two texts are the same if the same was said. Case, spacing and sentence punctuation come from the
-transcriber and are ignored; signs, decimal points, combining marks and the dots of a mail address
-were spoken and are compared.
+transcriber and are ignored; signs, decimal points, combining marks, apostrophes within a word, what
+stands between two digits and the dots of a mail address were spoken and are compared.
 """
 
 import unicodedata
@@ -15,16 +15,26 @@ Pair = tuple[int, int]
 
 _AHEAD = 8
 _MINUS = "-\u2212"
+_APOSTROPHES = "'\u2019\u02bc\uff07"
+_IN_NUMBERS = "'\"\u2032\u2033*\u00b7\u2026\u066c"
+"""Between two digits: feet and inches, a product, a decimal point, a range."""
+_AS = {0x066A: "%", 0x066B: ".", 0x2030: "\u2030", **{0xFF01 + n: chr(0x21 + n) for n in range(94)}}
+"""Arabic and full-width forms, by what they mean."""
 
 
 class _Marks(dict[int, int | None]):
     """Keeps letters, digits, marks and symbols and drops other characters; filled on demand."""
 
     def __missing__(self, code: int) -> int | None:
-        kind = unicodedata.category(chr(code))
-        minus = chr(code) in _MINUS or kind == "Pd"
-        kept = kind[0] in "LNMS" or chr(code) in ".,:/%_@#"
-        self[code] = ord("-") if minus else code if kept else None
+        char = _AS.get(code, chr(code))
+        kind = unicodedata.category(char)
+        if char in _MINUS or kind == "Pd":
+            char = "-"
+        elif char in _APOSTROPHES:
+            char = "'"
+        elif kind[0] not in "LNMS" and char not in f".,:/%_@#\u2030{_IN_NUMBERS}":
+            char = ""
+        self[code] = ord(char) if char else None
         return self[code]
 
 
@@ -42,7 +52,18 @@ def first_words(text: str, limit: int) -> list[str]:
 
 
 def _words_in(text: str) -> Iterator[str]:
-    return (word for raw in text.casefold().split() if (word := _word(raw)))
+    sign = ""
+    for raw in text.casefold().split():
+        if raw in _MINUS:  # a sign that stands apart from its number
+            sign = "-"
+            continue
+        if word := _word(sign + raw if sign and _is_amount(raw) else raw):
+            yield word
+        sign = ""
+
+
+def _is_amount(raw: str) -> bool:
+    return raw[:1].isdigit() or (unicodedata.category(raw[0]) == "Sc" and raw[1:2].isdigit())
 
 
 def _word(raw: str) -> str:
@@ -56,12 +77,20 @@ def _word(raw: str) -> str:
 
 def _counts(word: str, n: int) -> bool:
     """Whether the character at `n` was spoken, and is not mere spelling."""
-    if word[n] not in ".,:/-_":
+    if word[n] not in f".,:/-_{_IN_NUMBERS}":
         return True
     before = word[n - 1] if n else ""
     after = word[n + 1] if n + 1 < len(word) else ""
     if before.isdigit() and after.isdigit():
         return True
+    if word[n] == "'":
+        return before.isalpha() and after.isalpha()
+    if word[n] in _IN_NUMBERS:
+        return False
+    if before and unicodedata.category(before) == "Sc":  # "$-5", "$.50"
+        before = word[n - 2] if n > 1 else ""
+    if after and unicodedata.category(after) == "Sc":  # "-$50"
+        after = word[n + 2 : n + 3]
     if "@" in word and before and after:  # a mail address is spelled out
         return True
     if word[n] == "-":

@@ -291,6 +291,7 @@ class VapiCall:
             self._heard.append(heard)
             if stretch.speaker == "caller" and len(self._finals) < _FINALS_KEPT:
                 self._finals[fingerprint(stretch.text)] += 1
+        self._heard.sort(key=lambda one: one[0])  # they are delivered in any order
         del self._heard[:-_HEARD_KEPT]
 
     async def report(self, stretches: tuple[Stretch, ...]) -> None:

@@ -110,6 +110,31 @@ def pairs_of(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> list[tupl
     return pairs
 
 
+def in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> bool:
+    """Whether a report has each known turn at its place, heard better or worse.
+
+    It begins as the call does and has the same speakers in the same order. A report that goes on
+    longer than what is known also agrees with half of that.
+    """
+    turns = list(zip(known, report, strict=False))
+    if len(known) < 2 or len(report) < len(known):  # noqa: PLR2004 - one turn is no order
+        return False
+    if any(entry.stretch.speaker != stretch.speaker for entry, stretch in turns):
+        return False
+    agreeing = [_alike(entry.stretch, stretch) for entry, stretch in turns]
+    return agreeing[0] and (len(report) == len(known) or 2 * sum(agreeing) >= len(known))
+
+
+def reported_in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> list[Entry]:
+    """Merge a report that is `in_step`: its words are used for every known turn."""
+    pairs = [
+        (n, n)
+        for n, (entry, stretch) in enumerate(zip(known, report, strict=False))
+        if same_words(entry.stretch, stretch)
+    ]
+    return _between(known, report, pairs, last_word=True)
+
+
 def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored.
 

@@ -25,9 +25,11 @@ from sidecar.channels.vapi.merging import (
     common_start,
     continued,
     extended,
+    in_step,
     is_whole,
     pairs_of,
     reported_end,
+    reported_in_step,
     same_words,
 )
 from sidecar.channels.vapi.stored import Entry, entries_of, turns_to
@@ -86,6 +88,8 @@ def conclude(
     ended = [*before, *(Entry(0, stretch) for stretch in tail)]
     if not report:
         wanted = ended
+    elif in_step(ended, report):
+        wanted = reported_in_step(ended, report)
     elif not is_whole(before, report):
         wanted = reported_end(ended, report, open_at=len(before))
     else:

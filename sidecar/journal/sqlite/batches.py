@@ -96,7 +96,8 @@ def _next_batch(tx: Transaction, lane: int, now_s: float, policy: PostPolicy) ->
         ((row_id,),) = tx.rows(
             "SELECT c.id FROM calls c JOIN turns t ON t.call = c.id AND t.n = c.sealed + 1"
             " WHERE c.lane = ? AND c.due_s IS NOT NULL AND +c.caller_key = ?"
-            " ORDER BY t.at_s, c.id LIMIT 1",
+            # A channel's clock may be wrong: no turn was said before its call, or after it came.
+            " ORDER BY min(max(t.at_s, c.opened_at_s), t.appended_s), c.id LIMIT 1",
             lane,
             caller_key,
         )
