@@ -200,6 +200,18 @@ class TestVapiCalls:
             await call.give_up()
             assert (await world.texts())[2:] == [("Bye. And thanks.", "")]
 
+    async def test_final_transcripts_are_stored_in_the_order_of_their_times(self) -> None:
+        """Final transcripts that arrive in another order are stored as they were said."""
+        async with opened() as world:
+            call = await world.call()
+            await call.take(stretches_of([REPLY_1]), stamp_ms=1.0)
+            late = {"role": "assistant", "content": "Okay."}
+            call.heard(stretches_of([late]), stamp_ms=3.0)
+            call.heard(stretches_of([USER_1]), stamp_ms=2.0)
+            await call.give_up()
+            said = [text for text, _ in await world.texts()]
+            assert said == [REPLY_1["content"], USER_1["content"], "Okay."]
+
     @pytest.mark.parametrize("stamp_ms", [0.0, 9.0])
     async def test_words_whose_message_names_no_time(self, stamp_ms: float) -> None:
         """Words without a time go after what was seen before and before what comes next."""
