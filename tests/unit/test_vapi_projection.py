@@ -738,3 +738,41 @@ def test_a_report_that_heard_better_corrects_each_turn_at_its_place(
     ]
     assert len(corrected) == sum(".fix" in turn.item_id for turn in stored.turns)
     assert len(stored.turns) == len(reported) + len(corrected)
+
+
+SHORT = st.sampled_from(["Yes.", "No.", "Okay.", "Bye.", "Leon.", "At three."])
+LONG = st.lists(
+    st.sampled_from(
+        ["I", "live", "in", "Lyon", "my", "boat", "is", "called", "Moewe", "please", "call", "back"]
+    ),
+    min_size=3,
+    max_size=8,
+).map(" ".join)
+
+
+@given(
+    st.lists(
+        st.tuples(SHORT | LONG, st.none() | SHORT | LONG, SHORT | LONG), min_size=1, max_size=6
+    ),
+    st.booleans(),
+    st.lists(st.integers(0, 14), max_size=6),
+)
+def test_a_call_is_stored_as_a_report_has_it_that_heard_better(
+    turns: list[tuple[str, str | None, str]], ends_with_caller: bool, posted: list[int]
+) -> None:
+    """However the caller was misheard, each turn is stored once, as the report has it."""
+    truth, heard = [HELLO], [HELLO]
+    for said, misheard, answer in turns:
+        truth += [user(said), assistant(answer)]
+        heard += [user(misheard or said), assistant(answer)]
+    if ends_with_caller:
+        del truth[-1], heard[-1]
+    stored = Stored()
+    for n, end in enumerate(range(2, len(heard) + 1, 2)):
+        stored.see(heard[:end])
+        if n < len(posted):
+            stored.sealed = max(stored.sealed, min(posted[n], len(stored.turns)))
+    stored.see(truth, whole=True)
+    assert [fingerprint(text) for _, text in stored.said] == [
+        fingerprint(message["content"]) for message in truth
+    ]

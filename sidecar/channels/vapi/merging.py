@@ -127,12 +127,14 @@ def in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> bool:
 
 def reported_in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> list[Entry]:
     """Merge a report that is `in_step`: its words are used for every known turn."""
+    there, after = report[: len(known)], report[len(known) :]
     pairs = [
         (n, n)
-        for n, (entry, stretch) in enumerate(zip(known, report, strict=False))
+        for n, (entry, stretch) in enumerate(zip(known, there, strict=True))
         if same_words(entry.stretch, stretch)
     ]
-    return _between(known, report, pairs, last_word=True)
+    merged = _between(known, there, pairs, last_word=True)
+    return [*merged, *(Entry(0, stretch) for stretch in after)]
 
 
 def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
