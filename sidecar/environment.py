@@ -7,6 +7,7 @@ remedy and never repeats the value.
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,6 +25,7 @@ WS_SCHEMES: Final = ("ws", "wss")
 HTTP_SCHEMES: Final = ("http", "https")
 _NAME_LIMIT_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_BLANK_LETTERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"
 _HEADER_VALUE = re.compile(r"[!-~]+")
 _TRUE = frozenset({"1", "true", "yes", "on", "t", "y"})
 _FALSE = frozenset({"0", "false", "no", "off", "f", "n"})
@@ -174,9 +176,17 @@ def host(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Return a path; `~` is the home of this user."""
+    """Return a path; `~` is the home of this user.
+
+    No path begins with a quote or with a character that can't be seen: it would name a new
+    directory below the working directory.
+    """
     if "\0" in text:
         raise ValueError("take the control character out of it")
+    if text.startswith(("'", '"')):  # as `docker --env-file` passes them on
+        raise ValueError("write it without quotes: they would be part of the path")
+    if text and (_is_invisible(text[0]) or all(map(_is_invisible, text))):
+        raise ValueError("it begins with a character that can't be seen: type it anew")
     raw = os.fsencode(text)
     if len(raw) >= TEXT_LIMIT_CHARS or any(len(n) > _NAME_LIMIT_BYTES for n in raw.split(b"/")):
         raise ValueError("no path may be so long")
@@ -220,6 +230,10 @@ def _home() -> Path:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
         raise RuntimeError("this user has no home") from None
+
+
+def _is_invisible(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cf"} or char in _BLANK_LETTERS
 
 
 def _encodable(text: str) -> None:

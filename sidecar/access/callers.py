@@ -47,11 +47,14 @@ class Resolution:
         caller_key: Key of the caller, empty when anonymous.
         why: Why the caller is unknown, for the log: a reason of `phone.Reading`, or `no_hint`.
             Empty if the caller is known, or if one agent has all calls and no hint was given.
+        number: The caller's number in E.164, also where an id is the stronger hint; empty if no
+            valid one was given.
     """
 
     ref: AgentRef
     caller_key: str
     why: str = ""
+    number: str = ""
 
 
 def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution:
@@ -79,16 +82,16 @@ def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution
     key = caller_key(tenant, names[0]) if names else ""
     why = "" if key else number.why or ("withheld" if hints.caller or hints.identity else "")
     if hints.agent_id and rules.one_tenant:
-        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key, why)
+        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key, why, number.e164)
     if phone.reads_like_number(identity):
         identity = ""
     within = "" if rules.one_tenant else f"{tenant}/"
     for name in (caller, number.e164, identity):
         mapped = rules.agent_map.get(within + name) if name else None
         if mapped is not None:
-            return Resolution(AgentRef(tenant, agent_id=mapped), key, why)
+            return Resolution(AgentRef(tenant, agent_id=mapped), key, why, number.e164)
     if rules.agent_id is not None:
-        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key, why)
+        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key, why, number.e164)
     if not key:
-        return Resolution(AgentRef(tenant), key, why or "no_hint")
-    return Resolution(AgentRef(tenant, caller_key=key), key)
+        return Resolution(AgentRef(tenant), key, why or "no_hint", number.e164)
+    return Resolution(AgentRef(tenant, caller_key=key), key, number=number.e164)

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
+from urllib.parse import unquote
 
 import phonenumbers
 
@@ -24,10 +25,11 @@ _SHAPE = re.compile(r"(?:\+ ?)?(?:\([0-9]+\)|[0-9])(?:[ ./-]{0,3}(?:\([0-9]+\)|[
 _NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE)
 _IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
 _EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
-_EXTENSION_OF_URI = re.compile(r";(?:ext|isub|postd)=", re.IGNORECASE)
+_EXTENSION_OF_URI = re.compile(r"[;?&]\s*(?:x|extn?|extension|isub|postd)\s*=", re.IGNORECASE)
 _UNFILLED = re.compile(r"\{\{.*\}\}|\$\{.*\}|\[object .*\]|^n/a$", re.IGNORECASE | re.DOTALL)
 _NOTHING = re.compile(r"[!-/:-@\[-`{-~\s]+")  # marks alone
-_OF_LIVEKIT = re.compile(r"sip_")  # before what a trunk says, in a participant's identity
+_OF_LIVEKIT = re.compile(r"sip_", re.IGNORECASE)  # before what a trunk says, in an identity
+_WITH_A_NAME = re.compile(r"[^<>]*<((?:sips?|tel):[^<>]*)>[^<>]*", re.IGNORECASE)
 _LIKE_A_NUMBER = re.compile(r"\+[\s()./-]*[0-9]|\([0-9]+\)[0-9 ./-]+$")
 
 _WITHHELD: Final = (
@@ -68,7 +70,7 @@ _ON_A_KEYPAD: Final = frozenset(
     for whole in (word.translate(_KEYS) + beside.translate(_KEYS),)
     for typed in (whole, whole[:_NATIONAL_DIGITS])
 )
-_LOCAL_DIGITS: Final = 7  # a shorter word can be a whole subscriber's number of a small country
+_LOCAL_DIGITS: Final = 7  # shorter digits can be a whole number of a small country, or an id
 _COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for n in range(7, 11)})
 
 
@@ -98,12 +100,12 @@ def read(raw: str, *, region: str | None) -> Reading:
         raw: As the carrier reported it.
         region: Country of numbers without a country code, as in `US`; None: they are `no_region`.
     """
-    if stands_for_nobody(raw):
+    if _is_withheld(raw):
         return Reading(why="withheld")
     _, user, host = _parts(raw)
     if host and not _HOST.fullmatch(host):
         return Reading(why="no_number")
-    if _EXTENSION_OF_URI.search(host):
+    if _EXTENSION_OF_URI.search(unquote(host)):
         return Reading(why="extension")
     if len(user) > _MAX_CHARS or not _SHAPE.fullmatch(user) or _IP_HOST.match(user):
         return Reading(why="extension" if _EXTENSION.match(user) else "no_number")
@@ -128,22 +130,59 @@ def reads_like_number(text: str) -> bool:
     return bool(_LIKE_A_NUMBER.match(user)) or bool(scheme and user[:1].isdecimal())
 
 
+def has_extension(text: str) -> bool:
+    """Whether a text is a number with an extension, in whatever way it is written."""
+    return read(text, region=None).why == "extension"
+
+
 def stands_for_nobody(text: str) -> bool:
     """Whether a text is sent in place of a caller: `anonymous`, `+8656696`, a blank.
 
     A template that was not filled in (`{{customer.number}}`) counts as well.
 
     Plain digits may be somebody's id, so digits are judged only if the text is written like a
-    number: after a plus, or with its first digits in parentheses.
+    number: after a plus, with a scheme (`tel:8656696`) or LiveKit's `sip_`, with its first digits
+    in parentheses, or with separators if it is long enough for a number (`000-000-0000`). With a
+    scheme or `sip_`, the address of a host is nobody as well.
     """
-    scheme, user, host = _parts(_OF_LIVEKIT.sub("", _plain(text)))
-    if _NOBODYS_HOST.match(host) or (not user and (scheme or not host)):
+    addressed, user, _ = _address(text)
+    return _is_withheld(text) or (addressed and bool(_IP_HOST.match(user) or user[:1] == "["))
+
+
+def _is_withheld(text: str) -> bool:
+    """Whether a text says that the caller is not named."""
+    addressed, user, host = _address(text)
+    if _NOBODYS_HOST.match(host) or (not user and (addressed or not host)):
+        return True
+    if not host and (addressed or "." in user) and _NOBODYS_HOST.match(user):
         return True
     if _UNFILLED.search(text.strip()) or _NOTHING.fullmatch(user + host):
         return True
     if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
-        return bool(scheme or not host)  # else a mail address
-    return bool(_LIKE_A_NUMBER.match(user)) and _stands_for_none(_digits_of(user))
+        return addressed or not host  # else a mail address
+    return _is_written_number(user, addressed=addressed) and _is_no_number(_digits_of(user))
+
+
+def _address(text: str) -> tuple[bool, str, str]:
+    """Return whether a text is written as an address on the telephone network, its user and host.
+
+    That is a URI with a scheme, or what LiveKit's bridge makes of one: `sip_` and the user. What
+    follows the user of such an address, as `;phone-context=` does, is left out.
+    """
+    plain = _plain(text)
+    bridged = _OF_LIVEKIT.match(plain)
+    scheme, user, host = _parts(plain[bridged.end() :] if bridged else plain)
+    addressed = bool(scheme or bridged)
+    return addressed, re.split("[;?]", user, maxsplit=1)[0] if addressed else user, host
+
+
+def _is_written_number(user: str, *, addressed: bool) -> bool:
+    """Whether a text is written like a number: plain digits alone may be an id."""
+    if _LIKE_A_NUMBER.match(user):
+        return True
+    if not _SHAPE.fullmatch(user):
+        return False
+    return addressed or (not user.isdecimal() and len(_digits_of(user)) >= _LOCAL_DIGITS)
 
 
 def _parts(raw: str) -> tuple[str, str, str]:
@@ -155,9 +194,14 @@ def _parts(raw: str) -> tuple[str, str, str]:
 
 
 def _plain(text: str) -> str:
-    """Return a text without differences that a reader can't see."""
-    normal = unicodedata.normalize("NFKC", text)
-    return "".join(c for c in normal if unicodedata.category(c) not in {"Cc", "Cf"}).strip()
+    """Return a text without differences that a reader can't see, and without a name before a URI.
+
+    Percent-encoded characters, as URIs have them, are decoded.
+    """
+    normal = unicodedata.normalize("NFKC", unquote(text))
+    plain = "".join(c for c in normal if unicodedata.category(c) not in {"Cc", "Cf"}).strip()
+    named = _WITH_A_NAME.fullmatch(plain)
+    return named[1].strip() if named else plain
 
 
 def _digits_of(text: str) -> str:
@@ -167,6 +211,11 @@ def _digits_of(text: str) -> str:
 def _stands_for_none(digits: str) -> bool:
     """Whether digits mean "no number": a word on a keypad, one digit repeated, or counting."""
     return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
+
+
+def _is_no_number(digits: str) -> bool:
+    """Whether digits mean "no number" as they are, or after the code of a country."""
+    return _stands_for_none(digits) or _valid(f"+{digits}", None).why == "withheld"
 
 
 def _is_filler(national: str) -> bool:
@@ -179,8 +228,9 @@ def _valid(text: str, region: str | None) -> Reading:
         parsed = phonenumbers.parse(text, region)
     except phonenumbers.NumberParseException:
         return Reading(why="invalid")
-    national = str(parsed.national_number)
-    if len(national) >= _LOCAL_DIGITS and _is_filler(national):
+    with_zeros = phonenumbers.national_significant_number(parsed)
+    nationals = (str(parsed.national_number), with_zeros)
+    if any(len(one) >= _LOCAL_DIGITS and _is_filler(one) for one in nationals):
         return Reading(why="withheld")
     if not phonenumbers.is_valid_number(parsed):
         return Reading(why="invalid")

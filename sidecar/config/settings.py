@@ -246,7 +246,8 @@ class Settings(BaseSettings):
     @field_validator("redact")
     @classmethod
     def _redactions(cls, value: str) -> str:
-        names_in(value)
+        if value and not names_in(value):
+            raise ValueError("name what to take out, as in cards,emails; or unset it")
         return value
 
     @model_validator(mode="after")

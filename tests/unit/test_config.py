@@ -288,6 +288,39 @@ def test_what_a_worker_can_not_use_is_named_at_both_ends(name: str, text: str) -
     assert text not in str(worker.value)
 
 
+OF_A_PATH = sorted(
+    Settings.model_fields[name].alias or ""
+    for name in environment_names()
+    if "Path" in str(Settings.model_fields[name].annotation)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        *((quoted, "without quotes") for quoted in ('""', "''", '"/srv/x"', "'/srv/x'", '"~/x"')),
+        *((unseen, "can't be seen") for unseen in ("\ufeff", "\u200b\u2060", "\ufeff/srv/x")),
+        *((unseen, "can't be seen") for unseen in ("\u3164", "\u2800 \u2800", "\u00ad")),
+    ],
+)
+def test_no_path_begins_with_a_quote_or_an_unseen_character(text: str, remedy: str) -> None:
+    """A path in quotes, or one that begins with what can't be seen, is refused with the remedy."""
+    assert {"SIDECAR_DATA_DIR", "SIDECAR_SPOOL_DIR", "SIDECAR_AGENT_MAP"} < set(OF_A_PATH)
+    for name in OF_A_PATH:
+        assert remedy in wrong({name: text})[name]
+    for name in ("SIDECAR_DATA_DIR", "SIDECAR_SPOOL_DIR"):
+        with pytest.raises(ConfigError, match=name):
+            LinkSettings.of({name: text})
+
+
+@pytest.mark.parametrize("text", [",", " , ", ",,,"])
+def test_a_redaction_that_takes_nothing_out_is_refused(text: str) -> None:
+    """Commas alone name nothing to take out, and are an error like a misspelt pattern."""
+    assert "cards,emails" in wrong({"SIDECAR_REDACT": text})["SIDECAR_REDACT"]
+    assert load({"SIDECAR_REDACT": "cards, "}).redact
+    assert not load({"SIDECAR_REDACT": " "}).redact
+
+
 @pytest.mark.parametrize(
     ("name", "text", "remedy"),
     [

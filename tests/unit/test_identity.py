@@ -28,7 +28,11 @@ pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 RULES = IdentityRules()
 NUMBERS = ("+12025550100", "+12025550101", "+442079460018", "+4915112345678")
 NAMES = ("ada", "alice1002", "bob1002", "user-2025550147", "8656696", "7", "web-1", "+12025550100")
-NOBODIES = ("anonymous", "Unknown Caller", "+8656696", "+7378742833", "+0000000000", " ")
+NOBODIES = (
+    *("anonymous", "Unknown Caller", "+8656696", "+7378742833", "+0000000000", " "),
+    *("tel:8656696", "sip:0000000000@host", "000-000-0000", "%2B8656696", "anonymous.invalid"),
+    *("sip_8656696", "sip_0000000000", "sip_192.168.1.5", "sip_Unknown@host", "SIP_anonymous"),
+)
 spellings = st.sampled_from(
     [
         "{0}",
@@ -37,6 +41,8 @@ spellings = st.sampled_from(
         "tel:{0}",
         "{0};ext=12",
         "{0};ext=34",
+        "sip:{0}@pbx.example;extension=12",
+        "sip:{0}@pbx.example?ext=12",
         "{0} x12",
         "a{0}",
         "{0}a",

@@ -213,7 +213,53 @@ def test_a_number_with_an_extension_is_nobody(tail: str) -> None:
     ):
         for region in (None, "US"):
             assert phone.read(raw, region=region) == phone.Reading(why="extension")
-    assert phone.read("sip:+12025550100@pbx;ext=12", region=None).why == "extension"
+
+
+@pytest.mark.parametrize("name", ["ext", "EXT", "extension", "extn", "x", "isub", "postd", "%65xt"])
+@pytest.mark.parametrize("mark", [";", "?", ";user=phone;", "?a=1&"])
+def test_an_extension_in_a_uri_is_nobodys_number(mark: str, name: str) -> None:
+    """An extension after the host, as a parameter or a header, makes the number nobody's."""
+    for scheme in ("sip:", "sips:", ""):
+        raw = f"{scheme}+12025550100@trunk.example{mark}{name}=12"
+        assert phone.read(raw, region="US") == phone.Reading(why="extension")
+        assert phone.has_extension(raw)
+    same = f"sip:+12025550100@trunk.example{mark}line=12"
+    assert phone.read(same, region=None).e164 == "+12025550100"
+    assert not phone.has_extension(same)
+
+
+PLACEHOLDERS = (
+    *("tel:8656696", "sip:8656696", "tel:0000000000", "sip:0000000000@host", "SIP:8656696@host"),
+    *("tel:8656696;phone-context=+1", "sip:anonymous;tag=1", "sip:18656696@host"),
+    *("000-000-0000", "000.000.0000", "0000 0000", "865-6696", "+18656696", "+1 (000) 000-0000"),
+    *("%2B8656696", "sip:%2B8656696@host", "anonymous.invalid", "sip:Anonymous.Invalid:5060"),
+    *("sip_8656696", "sip_7378742833", "sip_0000000000", "sip_%2B8656696", "SIP_8656696"),
+    *("sip_Unknown@host", "SIP_anonymous", "sip_anonymous@anonymous.invalid", "sip_sip:unknown"),
+    *("Unknown <sip:unknown@host>", '"Anonymous" <sip:anonymous@anonymous.invalid>'),
+)
+HOSTS = ("sip_192.168.1.5", "sip_192.168.1.5:5060", "sip:192.168.1.5", "sip_[2001:db8::1]")
+
+
+@pytest.mark.parametrize("text", [*PLACEHOLDERS, *HOSTS])
+def test_what_is_no_number_is_no_name(text: str) -> None:
+    """What a carrier sends in place of a number stands for nobody as an id or identity, too."""
+    assert phone.stands_for_nobody(text)
+    for region in (None, "US", "DE"):
+        assert phone.read(text, region=region).e164 == ""
+    assert phone.read(text, region=None).why == ("no_number" if text in HOSTS else "withheld")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("8656696", "0000000000", "1-1", "00-00", "2/66", "192.168.1.5", "sip_alice"),
+        *("sip_+12025550100", "tel:+12025550100", "sip:alice@192.168.1.5", "202-555-0100"),
+        *("8656696@x.example", "a.invalid.example", "Ada <anonymous>", "ada%20lovelace", "invalid"),
+    ],
+)
+def test_what_may_be_somebodys_id_is_kept(text: str) -> None:
+    """Plain digits, short ids with separators, mail addresses and numbers are somebody."""
+    assert not phone.stands_for_nobody(text)
 
 
 def test_every_country_has_its_callers() -> None:

@@ -22,7 +22,10 @@ FLAGS = (
     *("0", "false", "FALSE", "no", "off", "f", "n"),
     *("", " ", "\r", " true \r", "2", "maybe", "ja", "tru e", "1\x00"),
 )
-PATHS = ("/data", "~/data", "~", "data", " /data\r", "", " ", "/a\0b", "~nobody-of-that-name/x")
+PATHS = (
+    *("/data", "~/data", "~", "data", " /data\r", "", " ", "/a\0b", "~nobody-of-that-name/x"),
+    *('""', "''", '"/data"', "\ufeff", "\u200b\u200b", "\ufeff/data", "/da\u200cta", "it's"),
+)
 KEYS = ("sk-1", " sk-1\r", "", " ", "sk 1", "sk-\u2013dash", "k" * 5_000)
 
 

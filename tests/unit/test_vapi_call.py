@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from typing_extensions import override
 
+from sidecar.access.callers import IdentityRules
 from sidecar.channels.vapi.bodies import About
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Ends, VapiCalls
@@ -334,6 +335,24 @@ class TestVapiCalls:
             assert found is not None
             assert (found.call, found.own) == (call, True)
             assert (await world.vapi.of("acme", said())) == found
+
+    @pytest.mark.parametrize(
+        ("region", "first", "other"),
+        [
+            ("IN", "+14155550123", "914155550123"),
+            ("US", "4155550123", "+914155550123"),
+            ("US", "+914155550123", "4155550123"),
+        ],
+    )
+    async def test_a_valid_number_that_ends_like_the_callers(
+        self, region: str, first: str, other: str
+    ) -> None:
+        """Another valid number ends the call, even if one number is the end of the other."""
+        async with opened() as world:
+            world.calls._rules = IdentityRules(default_region=region)
+            await world.call(said(CallerHints(phone=first)))
+            assert await world.vapi.of("acme", said(CallerHints(phone=other))) is None
+            assert world.telemetry.counts["vapi_caller_changed"] == 1
 
     @pytest.mark.parametrize(
         ("first", "less", "other"),

@@ -20,7 +20,7 @@ from sidecar.access.deliveries import Deliveries
 from sidecar.access.door import REPLAY_WINDOW_S, Credential, Door
 from sidecar.channels.vapi.asgi import object_of
 from sidecar.channels.vapi.bodies import about
-from sidecar.channels.vapi.callers import is_same_number
+from sidecar.channels.vapi.callers import Names, is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.history import Stretch as Said
 from sidecar.channels.vapi.limits import Budget, RateCap, Reservation
@@ -142,12 +142,31 @@ class TestNames:
             ("+12025550100", "+12025550100;ext=34"),
             ("sip:1001@a.example", "sip:1001@b.example"),
             ("alice2025550100", "2025550100"),
+            ("+14155550123", "914155550123"),
+            ("sip:+12025550100@trunk", "sip:+12025550100@trunk;x=34"),
+            ("sip:+12025550100@trunk;ext=12", "sip:+12025550100@trunk?ext=34"),
         ],
     )
     def test_what_is_not_the_same_number(self, one: str, other: str) -> None:
         """Ends too short to tell, extensions and texts that are no numbers are different."""
         assert not is_same_number(one, other)
         assert not is_same_number(other, one)
+
+    @pytest.mark.parametrize("other", ["4155550123", "5550123", "0014155550123", "01114155550123"])
+    def test_what_is_dialled_before_a_number_is_no_part_of_it(self, other: str) -> None:
+        """A number in part, or with what is dialled to reach another country, is the whole one."""
+        assert is_same_number("+14155550123", other)
+        assert is_same_number(other, "+14155550123")
+
+    def test_two_valid_numbers_are_two_callers_whatever_their_ends(self) -> None:
+        """Digits decide only where one of the two texts is no valid number."""
+        names = Names()
+        names.add(("4155550123", "", ""), "+14155550123")
+        longer = ("914155550123", "", "")
+        assert names.fits(longer, "")
+        assert not names.fits(longer, "+914155550123")
+        assert names.differ(longer, "+914155550123")
+        assert names.fits(("(415) 555-0123", "", ""), "+14155550123")
 
 
 class TestDeliveries:
@@ -328,6 +347,24 @@ class TestControl:
 
 
 class TestBodies:
+    @pytest.mark.parametrize(
+        ("extension", "phone"),
+        [
+            *((0, "+12025550100;ext=0"), ("0", "+12025550100;ext=0"), (12, "+12025550100;ext=12")),
+            *(("12", "+12025550100;ext=12"), ("\x00", "+12025550100;ext=")),
+            *((None, "+12025550100"), ("", "+12025550100"), (False, "+12025550100")),
+        ],
+    )
+    def test_an_extension_is_part_of_the_number(self, extension: object, phone: str) -> None:
+        """Each extension of a customer is given with the number, `0` among them."""
+        customer = {"number": "+12025550100", "extension": extension}
+        call = {"id": "1", "type": "inboundPhoneCall"}
+        for body in (
+            {"call": call, "customer": customer},
+            {"call": {**call, "customer": customer}},
+        ):
+            assert about(body, trust_web=False).hints.phone == phone
+
     def test_memory_stands_just_before_the_callers_last_message(self) -> None:
         """Memory is put just before the caller's last message, and the history keeps its order."""
         history: list[dict[str, Any]] = [

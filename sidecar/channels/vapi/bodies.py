@@ -50,9 +50,9 @@ def about(body: Object, *, trust_web: bool) -> About:
     overrides = child(call, "assistantOverrides")
     customers = child(body, "customer"), child(call, "customer")
     phone = _short(customers[0].get("number") or customers[1].get("number"))
-    extension = customers[0].get("extension") or customers[1].get("extension")
+    extension = _extension(customers[0]) or _extension(customers[1])
     if phone and extension:
-        phone += f";ext={_short(extension)}"
+        phone += extension
     metadata = {
         **child(child(body, "assistant"), "metadata"),
         **child(overrides, "metadata"),
@@ -107,6 +107,14 @@ def items(parent: Object, name: str) -> Sequence[Any]:
     """Return a list inside an object; an empty one where there is none."""
     value = parent.get(name)
     return cast("Sequence[Any]", value) if isinstance(value, list) else ()
+
+
+def _extension(customer: Object) -> str:
+    """Return a customer's extension as a parameter of the number; `0` is one, too."""
+    value = customer.get("extension")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f";ext={value}"
+    return f";ext={_short(value)}" if value else ""
 
 
 def _stamp_ms(value: object) -> float:

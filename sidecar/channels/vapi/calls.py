@@ -247,10 +247,11 @@ class VapiCalls:
         if not mine.caller_key:
             same = not resolution.caller_key and resolution.ref == mine.ref
             return "own" if same else "nobody's"
-        if resolution.caller_key != mine.caller_key and not call.names.fits(name):
-            stranger = resolution.caller_key and call.names.differ(name)
+        number = resolution.number
+        if resolution.caller_key != mine.caller_key and not call.names.fits(name, number):
+            stranger = resolution.caller_key and call.names.differ(name, number)
             return "another's" if stranger else "nobody's"
-        call.names.add(name)
+        call.names.add(name, number)
         return "own"
 
     async def _part(self, key: str, call: VapiCall) -> None:
