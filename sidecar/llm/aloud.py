@@ -61,8 +61,8 @@ class Aloud:
 
     def feed(self, text: str) -> str:
         """Take what the model wrote; return what to speak of it now. Once `over`, that is all."""
-        if self.over:
-            return text
+        if self.over or not text:
+            return text  # what is held is not looked at again until more of it comes
         text, self._held = self._held + text, ""
         at = 0
         while True:
@@ -99,16 +99,21 @@ def without_thought(text: str) -> str:
     return next((said.rpartition(end)[2].lstrip() for end in _TAGS.values() if end in said), said)
 
 
-def stops_short(text: str, finish: str) -> bool:
-    """Whether a reply that ended for this reason leaves a caller in the middle of a sentence."""
-    return finish.lower() in _CUTS and not ends_a_sentence(text)
+def is_cut(finish: str) -> bool:
+    """Whether a reply that ended for this reason was cut while its model had more to say."""
+    return finish.lower() in _CUTS
 
 
-def ends_a_sentence(text: str) -> bool:
-    """Whether words end where a sentence does, whatever quotes or signs follow it."""
+def ends_a_sentence(text: str, *, before: bool = False) -> bool:
+    """Whether words end where a sentence does, whatever quotes or signs follow it.
+
+    Args:
+        text: The words.
+        before: The words before them do, which decides if these are only signs.
+    """
     for sign in reversed(text):
         if sign in _SENTENCE_ENDS:
             return True
         if sign.isalnum():
-            break
-    return False
+            return False
+    return before

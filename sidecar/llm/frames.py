@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from sidecar.llm.failures import says_too_large
+from sidecar.llm.refusals import REFUSAL_BYTES
 from sidecar.untrusted import MALFORMED, whole_characters
 
 PLAIN_WORD: Final = re.compile(r"[\w.-]{1,64}")
@@ -89,7 +90,8 @@ def code_of(error: object) -> str:
     """Return a provider's error code if it is a plain word; its message may hold prompts."""
     told = object_or_none(error) or {"message": error}
     code: object = told.get("code")
-    if isinstance(message := told.get("message"), str) and says_too_large(message):
+    message: object = told.get("message")
+    if isinstance(message, str) and says_too_large(message[:REFUSAL_BYTES]):
         code = "context_length_exceeded"
     if isinstance(code, int) and not isinstance(code, bool):
         code = str(code)

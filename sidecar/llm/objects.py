@@ -1,7 +1,8 @@
-"""Splits a stream into its JSON objects, whatever pieces it comes in. Pure.
+"""Finds where the JSON of a stream ends, whatever pieces or lines it comes in. Pure.
 
 Some servers stream lines of JSON, an array of objects, or objects indented over many lines, in
-place of events. What is between two objects is ignored.
+place of events. What is between two objects is ignored. Others break the JSON of one event into
+lines, and some of them write no blank line after it.
 """
 
 import re
@@ -51,3 +52,40 @@ class Objects:
         if self._depth:
             self._parts.append(came[begin:])
         return found
+
+
+class Lines:
+    """Puts together the JSON of one event that comes in lines; each byte is looked at once.
+
+    Attributes:
+        length: How many bytes came, with a blank between two lines.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._lines: list[bytes] = []
+        self._depth = 0
+        self._in_text = False
+        self._over = False
+
+    def feed(self, line: bytes) -> bytes:
+        """Take a line; return all of them at the one line that can be the last, and else nothing.
+
+        What begins with a bracket is whole where as many brackets have closed as opened, or never.
+        """
+        self.length += len(line) + bool(self.length)
+        if self._over:
+            return b""
+        self._lines.append(line)
+        bare = line.replace(rb"\\", b"").replace(rb"\"", b"")
+        texts = bare.split(b'"')
+        outside = b" ".join(texts[self._in_text :: 2])
+        self._in_text ^= len(texts) % 2 == 0
+        self._depth += outside.count(b"{") + outside.count(b"[")
+        self._depth -= outside.count(b"}") + outside.count(b"]")
+        if self._in_text or self._depth > 0:
+            return b""
+        self._over = True
+        whole = b" ".join(self._lines)
+        self._lines.clear()
+        return whole

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from sidecar.llm.aloud import Aloud, stops_short, without_thought
+from sidecar.llm.aloud import Aloud, ends_a_sentence, is_cut, without_thought
 from sidecar.llm.frames import (
     PLAIN_WORD,
     code_of,
@@ -24,7 +24,7 @@ from sidecar.llm.frames import (
     parsed,
     text_of,
 )
-from sidecar.llm.objects import Objects
+from sidecar.llm.objects import Lines, Objects
 from sidecar.llm.tool_calls import ToolCalls
 
 ANSWER_BYTES: Final = 4 << 20
@@ -101,8 +101,9 @@ class ChatReader:
         self._begun = self._chosen = False
         self._bytes = 0
         self._held = bytearray()
-        self._part = b""
+        self._part: Lines | None = None
         self._event = b""
+        self._sentence = False
         self._objects: Objects | None = None
 
     @property
@@ -195,6 +196,8 @@ class ChatReader:
                 self._objects = Objects()
             elif start == b"<":
                 self.failure = NO_STREAM
+        else:
+            del self._held[:-1]  # one blank stands for all, or each piece would cost all before it
 
     def _values(self, values: list[bytes]) -> list[Chunk]:
         """Read objects that came one after another."""
@@ -239,22 +242,26 @@ class ChatReader:
                 self.failure = HALF_A_CALL
             self.ended = self.done = True
             return rest
-        if self._part:
-            data = self._part + b" " + data
-        elif not data.startswith((b"{", b"[")):
+        part = self._part
+        if part is None and not data.startswith((b"{", b"[")):
             return []  # a keep-alive
+        whole = data if part is None else part.feed(data)
         try:
-            frame, data = parsed(data)
+            frame, whole = parsed(whole) if whole else (None, b"")
         except ValueError:
-            self._part = data
-            if len(data) > _PART_BYTES:
-                self.failure = NO_JSON
-            return []
-        self._part = b""
-        if frame is None:
+            frame, whole = None, b""
+        if whole:
+            self._part = None
+            if frame is not None:
+                return self._frame(frame, whole)
             self.failure = NO_OBJECT
             return []
-        return self._frame(frame, data)
+        if part is None:
+            self._part = part = Lines()
+            part.feed(data)
+        if part.length > _PART_BYTES:
+            self.failure = NO_JSON
+        return []
 
     def _frame(self, frame: Mapping[str, Any], data: bytes) -> list[Chunk]:
         self.frames += 1
@@ -348,6 +355,7 @@ class ChatReader:
     def _take(self, text: str, *, tools: bool) -> None:
         if text:
             self._text.append(text)
+            self._sentence = ends_a_sentence(text, before=self._sentence)
             if is_audible(text):
                 self.words = True
                 self.moved += 1
@@ -361,7 +369,7 @@ class ChatReader:
         self._finish = finish
         if self.tools and not self._calls.whole:
             self.failure = HALF_A_CALL
-        elif self.words and not self.tools and stops_short(self.text, finish):
+        elif self.words and not self.tools and is_cut(finish) and not self._sentence:
             self.failure = self.cut
         return bool(self.failure)
 

@@ -1,6 +1,9 @@
 """What a model's server says when it does not take a request. Pure.
 
 Nobody can list the servers, but each says in words what it refuses, and their words are alike.
+
+All calls wait while a refusal is read, and any server can write one. So in no pattern do two runs
+without a limit touch that the same characters fit: it would try each way to share them out.
 """
 
 import re
@@ -67,7 +70,8 @@ _OF_ROLES = TEACHING - {404}
 _NOT_TAKEN = re.compile(
     r"unsupported|(?:not|n't)\W+(?:be\W+)?(?:support|permit|allow|accept|recogni|enabled|available)"
     r"|unavailable|unrecogni[sz]ed|unknown|unexpected|extra[_ ]|extraneous|forbidden|no longer"
-    r"|deprecated|instead|\bonly\W+[\d.]+\W+is\b|no\W+endpoints\W+found\W+that\W+support",
+    r"|deprecated|instead|\bonly\W{1,9}\d[\d.]{0,20}\W{1,9}is\b"
+    r"|no\W+endpoints\W+found\W+that\W+support",
     re.IGNORECASE,
 )
 _NOT_BOTH = re.compile(
@@ -107,14 +111,17 @@ _DEMANDS: Sequence[tuple[Roles, re.Pattern[str]]] = tuple(
     for roles, pattern in (
         (
             Roles.NO_SYSTEM,
-            r"(?:system|developer)\W+(?:role|messages?|prompt|instructions?)\W+(?:is|are)?\W*not\W",
+            (
+                r"(?:system|developer)\W+(?:role|messages?|prompt|instructions?)"
+                r"\W+(?:(?:is|are)\W*)?not\W"
+            ),
         ),
         (Roles.NO_SYSTEM, r"[\"'`](?:system|developer)[\"'`]\W+is\W+not\W+(?:one\W+of|a\W+valid)"),
         (Roles.NO_SYSTEM, r"invalid\W+(?:value|role)\W{1,4}(?:system|developer)\b"),
         (Roles.NO_SYSTEM, r"(?:not|n't)\W+support\W+(?:the\W+)?[\"'`]?(?:system|developer)\b"),
         (Roles.NO_SYSTEM, r"only\W+user\W+and\W+assistant\W+roles\W+are\W+supported(?!,? with)"),
         (Roles.NO_SYSTEM, r"unexpected\W+role\W+[\"'`]?(?:system|developer)[\"'`]?(?!\W+after)"),
-        (Roles.ALTERNATING, r"roles?\b.{0,60}\balternat|alternat\w*.{0,60}\broles?\b"),
+        (Roles.ALTERNATING, r"roles?\b.{0,60}\balternat|alternat.{0,70}\broles?\b"),
         (Roles.ALTERNATING, r"(?:must|should)\W+alternate|alternate\W+between\W+user\b"),
         (Roles.ALTERNATING, r"(?:consecutive|successive)\W.{0,40}(?:messages|roles?)"),
         (
@@ -177,6 +184,8 @@ def _refused(said: str, named: frozenset[str], sent: Sequence[str]) -> frozenset
     """Return the sent parameters that a refusal rejects altogether, not only a value of them."""
     refused: set[str] = set()
     for clause in [said] if named else _CLAUSE.split(said):
+        if not (_NOT_TAKEN.search(clause) or _NOT_BOTH.search(clause)):
+            continue
         about = _WOULD_TAKE.sub("", clause)
         found = [name for name in sent if (name in named if named else _is_named(name, about))]
         if len(found) > 1 and _NOT_BOTH.search(clause):

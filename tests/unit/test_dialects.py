@@ -1,6 +1,7 @@
 """What servers refuse, and what is sent instead."""
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.llm.dialects import ANY, RETRIES, Dialect, Dialects, Refusal, in_turns
-from sidecar.llm.refusals import Roles, said_in
+from sidecar.llm.refusals import REFUSAL_BYTES, Roles, said_in
 
 pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
+HOLD_S = 0.4
+"""The CPU time of a refusal: several times what it takes, and a fraction of its square."""
 LIMIT = {"max_tokens": 100}
 OPTIONS = {"stream_options": {"include_usage": True}}
 BODY: Mapping[str, Any] = {
@@ -417,9 +420,51 @@ TEACH_NOTHING: list[tuple[int, bytes]] = [
     (404, error("No endpoints found that support tool use.")),
     (400, error('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser')),
 ]
+# Words of the patterns, each before a long run, and texts in which many matches begin.
+NASTY = [
+    *(
+        words + sign * REFUSAL_BYTES
+        for words in (
+            "The system prompt",
+            "developer instructions are",
+            "'system' is not",
+            "does not support the",
+            "unexpected role",
+            "only user and assistant roles",
+            "first message",
+            "only",
+            "only 1",
+            "not both",
+            "param:",
+            "use",
+        )
+        for sign in ("-", ".", " ", "\n", "'")
+    ),
+    *(
+        words * REFUSAL_BYTES
+        for words in (
+            "alternat",
+            "role ",
+            "system role ",
+            "both not ",
+            "use seed ",
+            "seed unknown\n",
+            "instead\n",
+            "a\n",
+            "allowed ",
+        )
+    ),
+]
 
 
 class TestLearning:
+    @pytest.mark.parametrize("text", NASTY, ids=lambda text: repr(text[:40]))
+    def test_nasty_texts_hold_nobody(self, text: str) -> None:
+        """The longest refusal is read in little CPU time, whatever runs it holds."""
+        began_s = time.thread_time()
+        said_in(400, text[:REFUSAL_BYTES].encode(), (*BODY, *SAMPLING))
+        assert time.thread_time() - began_s < HOLD_S
+
     @pytest.mark.parametrize(("status", "refusal", "name"), PARAMETERS)
     def test_a_parameter_that_is_named(self, status: int, refusal: bytes, name: str) -> None:
         """Exactly the parameter that a server names as unsupported is learnt as refused."""

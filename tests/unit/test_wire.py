@@ -1,6 +1,7 @@
 """The reader of chat completions: every kind of answer, in whatever pieces it comes."""
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,19 @@ from tests.llm.answers import (
 pytestmark = pytest.mark.unit
 
 NAMES = sorted(ANSWERS)
+HOLD_S = 0.5
+"""The CPU time of a long answer: several times what it takes, and a fraction of its square."""
+LONG = {
+    "an event in lines": b'data: {"choices":[\n' + b"data: 1,\n" * 32_000,
+    "an event in lines with braces": b'data: {"choices":[\n' + b'data: {"}":"]"},\n' * 16_000,
+    "an event in lines after an end": b"data: {}}\n" + b"data: {}\n" * 32_000,
+    "blanks, and half a tag": data(says(" " * 1_000_000 + "<th")) + data(says("")) * 4_000,
+    "signs, and many ends": (
+        data(says("a.")) + data(says(")" * 300_000)) + data(chunk({}, finish="length")) * 1_000
+    ),
+    "blanks": b" " * 3_000_000,
+    "a long error": data({"error": {"message": "exceeds " * 400_000}}),
+}
 
 
 def pieces_of(body: bytes, cuts: Iterable[int]) -> list[bytes]:
@@ -106,6 +120,38 @@ class TestReading:
         """A reply that was finished counts, even if the rest of the stream is broken."""
         for rest in (b"data: {", b'data: {"choices": [], "us', b"data: {broken}\n"):
             assert read([data(says("Bye."), STOP) + rest]).failure == ""
+
+    @given(st.lists(st.text('a{}[]"\\ü, \n', min_size=1, max_size=9), min_size=1, max_size=5))
+    def test_frames_in_lines(self, words: list[str]) -> None:
+        """Frames in several lines are read where each ends, with or without a blank line."""
+        frames = [json.dumps(says(f"x{word}"), indent=1).splitlines() for word in words]
+        said = "".join(f"x{word}" for word in words)
+        for end in ("\n", ""):
+            lines = ["".join(f"data: {line}\n" for line in frame) + end for frame in frames]
+            reader = ChatReader()
+            moved: list[int] = []
+            for line in lines:
+                reader.feed(line.encode())
+                moved.append(reader.moved)
+            reader.close()
+            assert (reader.failure, reader.text) == ("", said)
+            assert moved == list(range(1, len(words) + 1))
+
+    def test_a_list_in_lines(self) -> None:
+        """An event in lines that is no object is a failure, and so is one that is no JSON."""
+        assert "no JSON object" in read([b'data: [{"choices": [\ndata: ]}]\n\n']).failure
+        assert read([b'data: {"choices": [\ndata: ]}}\ndata: {}\n\n']).failure.endswith("no JSON")
+
+    @pytest.mark.parametrize("body", LONG.values(), ids=LONG)
+    @pytest.mark.parametrize("kind", [ChatReader, Passing])
+    def test_long_answers_hold_nobody(self, kind: type[ChatReader | Passing], body: bytes) -> None:
+        """Each part of an answer is looked at once, however the answer is broken up."""
+        reader = kind()
+        began_s = time.thread_time()
+        for at in range(0, len(body), 4096):
+            reader.feed(body[at : at + 4096])
+        reader.close()
+        assert time.thread_time() - began_s < HOLD_S
 
     def test_an_answer_without_end(self) -> None:
         """A line or a reply that is too long ends the reading."""
