@@ -1,39 +1,13 @@
 """Batches that were given up: shown, put back, or dropped by a person."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A batch that was given up; its turns stay in the journal until it is replayed or dropped.
-
-    Attributes:
-        batch_id: Its id.
-        lane: The queue it came out of.
-        call: Key of its call.
-        turns: How many turns it holds.
-        dead_s: Unix time at which it was given up.
-        error: What the last try ended with.
-    """
-
-    batch_id: str
-    lane: str
-    call: str
-    turns: int
-    dead_s: float
-    error: str
-
-
 class DeadLetters(Protocol):
-    """The batches that were given up, and what a person may do about them.
+    """What a person may do about batches that were given up; `Reports.batches` lists them.
 
     Every method may raise `JournalError`; then nothing was changed.
     """
-
-    async def dead_letters(self) -> list[DeadLetter]:
-        """Return the batches that were given up, oldest first."""
-        ...
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
         """Put a dead letter back into its lane, to be looked up first; False: it is not one.

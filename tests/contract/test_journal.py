@@ -661,7 +661,7 @@ class TestDeadLetters:
         await journal.close_call("acme/one", at_s=clock())
         batch = await claim_one(journal, clock)
         await journal.retire(batch, error="400", now_s=clock())
-        (letter,) = await journal.dead_letters()
+        (letter,) = await journal.batches(states=("dead",), limit=99)
         assert (letter.batch_id, letter.call, letter.turns, letter.error) == (
             batch.batch_id,
             "acme/one",
@@ -683,7 +683,7 @@ class TestDeadLetters:
         clock.now_s += 8 * 86_400
         assert await journal.replay(dead.batch_id, now_s=clock())
         assert not await journal.replay(dead.batch_id, now_s=clock())
-        assert await journal.dead_letters() == []
+        assert await journal.batches(states=("dead",), limit=99) == []
         assert (await journal.counts()).undelivered == 6
         await claim_none(journal, clock)
         await journal.settle(following, now_s=clock())
@@ -706,7 +706,7 @@ class TestDeadLetters:
         assert await journal.erase_settled(before_s=clock() + 1) == 0
         assert await journal.drop(dead.batch_id, now_s=clock())
         assert not await journal.drop(dead.batch_id, now_s=clock())
-        assert await journal.dead_letters() == []
+        assert await journal.batches(states=("dead",), limit=99) == []
         assert await journal.erase_settled(before_s=clock() + 1) == 1
         assert await journal.calls(limit=5) == []
 

@@ -106,7 +106,7 @@ async def test_a_caller_is_erased_in_every_state(journal: Journal, clock: Clock)
     assert await journal.erase_caller("k1", now_s=clock()) == 6
     assert await journal.held_of_caller("k1") == NOTHING
     assert await journal.agent_of(OWN) is None
-    assert await journal.dead_letters() == []
+    assert await journal.batches(states=("dead",), limit=99) == []
     assert (await journal.counts()).turns == 0
     assert await journal.claim(5, now_s=clock() + 1e6, post_timeout_s=30.0) == []
 

@@ -383,7 +383,10 @@ class TestTooLarge:
                 await world.say("one", turns)
                 await world.delivered()
                 await anyio.sleep(RECOVERED_S)
-                dead = sum(letter.turns for letter in await world.journal.dead_letters())
+                dead = sum(
+                    letter.turns
+                    for letter in await world.journal.batches(states=("dead",), limit=99)
+                )
             heard = world.heard("one")
             assert heard == sorted(set(heard))
             assert len(heard) + dead == turns
@@ -400,7 +403,7 @@ class TestTooLarge:
             async with world.running():
                 await world.say("one", 1)
                 await world.delivered(within_s=5)
-                assert len(await world.journal.dead_letters()) == 1
+                assert len(await world.journal.batches(states=("dead",), limit=99)) == 1
                 assert len(world.events("batch_dead")) == 1
                 world.letta.context_chars = None
                 await world.say("two", 1)
@@ -576,7 +579,7 @@ class TestFaults:
                 await world.say("one", 3)
                 await world.say("two", 2)
                 await world.delivered()
-                (letter,) = await world.journal.dead_letters()
+                (letter,) = await world.journal.batches(states=("dead",), limit=99)
                 assert (letter.call, letter.turns) == ("acme/one", 3)
                 assert world.heard("one") == []
                 assert world.heard("two") == [0, 1]
@@ -612,9 +615,9 @@ class TestFaults:
             async with world.running():
                 await world.say("one", 3, ref=AgentRef("acme", agent_id="gone"))
                 await anyio.sleep(5.9 * 3_600)
-                assert not await world.journal.dead_letters()
+                assert not await world.journal.batches(states=("dead",), limit=99)
                 await anyio.sleep(0.2 * 3_600)
-                assert len(await world.journal.dead_letters()) == 1
+                assert len(await world.journal.batches(states=("dead",), limit=99)) == 1
             assert len(world.events("batch_dead")) == 1
 
         virtual(test)
@@ -629,10 +632,10 @@ class TestFaults:
                 sealed_s = unix_s()
                 await world.say("one", 3)
                 await anyio.sleep(2 * 3_600)
-                (dead,) = await world.journal.dead_letters()
+                (dead,) = await world.journal.batches(states=("dead",), limit=99)
                 await world.journal.replay(dead.batch_id, now_s=unix_s())
                 await anyio.sleep(1_800)
-                assert not await world.journal.dead_letters()
+                assert not await world.journal.batches(states=("dead",), limit=99)
                 world.letta._faults = iter(())
                 await world.delivered()
             assert world.heard("one") == [0, 1, 2]

@@ -12,7 +12,6 @@ import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.dead_letters import DeadLetter
 from sidecar.journal.erasure import CallerHolding
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import batches, forgetting, reads, tombstones, writes
@@ -334,10 +333,6 @@ class SqliteJournal(SqliteReports):
     async def split(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.split`."""
         await self._executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
-
-    async def dead_letters(self) -> list[DeadLetter]:
-        """See `Journal.dead_letters`."""
-        return await self._executor.read(reads.dead_letters)
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.replay`."""

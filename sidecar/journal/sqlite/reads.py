@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from sidecar.journal.backlog import Backlog
-from sidecar.journal.dead_letters import DeadLetter
 from sidecar.journal.reports import BatchRow, CallRow, JournalCounts, LaneStatus
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.journal.states import State
@@ -204,16 +203,6 @@ def batch(tx: Transaction, name: str) -> tuple[BatchRow, tuple[Turn, ...]] | Non
             row.batch_id,
         )
         return row, tuple(turn_of_row(turn) for turn in turns)
-
-
-def dead_letters(tx: Transaction) -> list[DeadLetter]:
-    """Return the batches that were given up, oldest first."""
-    rows = tx.rows(
-        "SELECT b.batch_id, l.name, c.key, b.hi - b.lo + 1, b.ended_s, b.error FROM batches b"
-        " JOIN lanes l ON l.id = b.lane JOIN calls c ON c.id = b.call"
-        " WHERE b.state = 'dead' ORDER BY b.id"
-    )
-    return [DeadLetter(*row) for row in rows]
 
 
 def calls(tx: Transaction, *, limit: int, live: bool, caller_key: str) -> list[CallRow]:
