@@ -4,7 +4,7 @@ A call belongs to an agent named by the owner's own backend, else to one in the 
 the one fixed agent, else to the caller's own (`sidecar/letta/identity.py` finds or creates that).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sidecar.access import phone
@@ -81,17 +81,22 @@ def resolve(tenant: str, hints: CallerHints, rules: IdentityRules) -> Resolution
     ]
     key = caller_key(tenant, names[0]) if names else ""
     why = "" if key else number.why or ("withheld" if hints.caller or hints.identity else "")
-    if hints.agent_id and rules.one_tenant:
-        return Resolution(AgentRef(tenant, agent_id=hints.agent_id), key, why, number.e164)
     if phone.reads_like_number(identity):
         identity = ""
-    within = "" if rules.one_tenant else f"{tenant}/"
-    for name in (caller, number.e164, identity):
-        mapped = rules.agent_map.get(within + name) if name else None
-        if mapped is not None:
-            return Resolution(AgentRef(tenant, agent_id=mapped), key, why, number.e164)
-    if rules.agent_id is not None:
-        return Resolution(AgentRef(tenant, agent_id=rules.agent_id), key, why, number.e164)
+    agent_id = _agent_of(tenant, hints, (caller, number.e164, identity), rules)
+    if agent_id is not None:
+        return Resolution(AgentRef(tenant, agent_id=agent_id), key, why, number.e164)
     if not key:
         return Resolution(AgentRef(tenant), key, why or "no_hint", number.e164)
     return Resolution(AgentRef(tenant, caller_key=key), key, number=number.e164)
+
+
+def _agent_of(
+    tenant: str, hints: CallerHints, names: Iterable[str], rules: IdentityRules
+) -> str | None:
+    """Return the agent that the call or the rules name; None: the caller has one."""
+    if hints.agent_id and rules.one_tenant:
+        return hints.agent_id
+    within = "" if rules.one_tenant else f"{tenant}/"
+    mapped = (rules.agent_map.get(within + name) for name in names if name)
+    return next((agent_id for agent_id in mapped if agent_id is not None), rules.agent_id)
