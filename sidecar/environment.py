@@ -7,13 +7,13 @@ remedy and never repeats the value.
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from sidecar.errors import ConfigError
+from sidecar.printable import is_invisible
 
 T = TypeVar("T")
 
@@ -25,7 +25,6 @@ WS_SCHEMES: Final = ("ws", "wss")
 HTTP_SCHEMES: Final = ("http", "https")
 _NAME_LIMIT_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_BLANK_LETTERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"
 _HEADER_VALUE = re.compile(r"[!-~]+")
 _TRUE = frozenset({"1", "true", "yes", "on", "t", "y"})
 _FALSE = frozenset({"0", "false", "no", "off", "f", "n"})
@@ -185,7 +184,7 @@ def path(text: str) -> Path:
         raise ValueError("take the control character out of it")
     if text.startswith(("'", '"')):  # as `docker --env-file` passes them on
         raise ValueError("write it without quotes: they would be part of the path")
-    if text and (_is_invisible(text[0]) or all(map(_is_invisible, text))):
+    if text and (is_invisible(text[0]) or all(map(is_invisible, text))):
         raise ValueError("it begins with a character that can't be seen: type it anew")
     raw = os.fsencode(text)
     if len(raw) >= TEXT_LIMIT_CHARS or any(len(n) > _NAME_LIMIT_BYTES for n in raw.split(b"/")):
@@ -230,10 +229,6 @@ def _home() -> Path:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
         raise RuntimeError("this user has no home") from None
-
-
-def _is_invisible(char: str) -> bool:
-    return unicodedata.category(char) in {"Cc", "Cf"} or char in _BLANK_LETTERS
 
 
 def _encodable(text: str) -> None:

@@ -8,6 +8,7 @@ signs of Arabic and its neighbours, which are seen.
 """
 
 import re
+import unicodedata
 
 _UNPRINTABLE = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, C0 and C1; tab and newline apart
@@ -18,6 +19,7 @@ _UNPRINTABLE = (
     "\ud800-\udfff"  # surrogates, which no UTF-8 has
 )
 _IN_LINES = re.compile(f"[{_UNPRINTABLE}]")
+_BLANK_LETTERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"
 _LINE_BREAKS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
 _BMP = 0xFFFF
 
@@ -25,6 +27,15 @@ _BMP = 0xFFFF
 def printable(text: str) -> str:
     """Return text with U+FFFD in place of each such character; the length stays the same."""
     return _IN_LINES.sub("\ufffd", text)
+
+
+def is_invisible(char: str) -> bool:
+    """Whether a character shows nothing: controls, formats, joiners, letters that are blank.
+
+    More than `printable` replaces: within words some of these are needed, at the beginning of a
+    name none is.
+    """
+    return unicodedata.category(char) in {"Cc", "Cf"} or char in _BLANK_LETTERS
 
 
 def printable_line(text: str) -> str:

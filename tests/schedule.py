@@ -28,10 +28,8 @@ _SERVER_OF_MODULE: Final = {
     "test_app_server_traps": APP_SERVER,
 }
 _SERVER_OF_TEST: Final = {"test_the_second_call_recalls_what_letta_made_of_the_first": LETTA}
-_SERVER_OF_PARAMETER: Final = (
-    (re.compile(r"\[(.*-)?real(-|])"), LETTA),
-    (re.compile(r"\[(.*-)?app-server(-|])"), APP_SERVER),
-)
+_KIND: Final = re.compile(r"[\[-](real|app-server)[-\]]")
+"""The parameter of a test of `test_letta`, by which it needs a real server."""
 _ONE_PROCESS_EACH: Final = {"e2e", "chaos"}
 _ALSO: Final = {"test_vapi_types"}
 
@@ -40,9 +38,8 @@ def group_of(nodeid: str) -> str:
     """Return the name of the group of a test; its own id where it has none."""
     path, _, test = nodeid.partition("::")
     module = PurePosixPath(path).stem
-    for pattern, server in _SERVER_OF_PARAMETER:
-        if module == "test_letta" and pattern.search(test):
-            return server
+    if module == "test_letta" and (kind := _KIND.search(test)):
+        return APP_SERVER if kind[1] == APP_SERVER else LETTA
     if server := _SERVER_OF_MODULE.get(module) or _SERVER_OF_TEST.get(test):
         return server
     layer = PurePosixPath(path).parent.name

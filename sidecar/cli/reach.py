@@ -90,18 +90,19 @@ def only_one(keys: Sequence[str], name: str) -> str:
     return keys[0]
 
 
-def reading(own: "Callable[[Reports], Coroutine[Any, Any, T]]") -> T:
+def reading(own: "Callable[[Reports], Coroutine[Any, Any, T]]", directory: Path | None = None) -> T:
     """Read from the journal; a sidecar may be running.
 
     Args:
         own: What to read. Nothing else runs on its loop: it may block.
+        directory: The data directory; None: the one that the settings name.
 
     Raises:
         JournalError: there is no journal, or it can't be read.
     """
     import anyio  # noqa: PLC0415
 
-    return anyio.run(_with_reports, data_dir(), own)
+    return anyio.run(_with_reports, directory or data_dir(), own)
 
 
 async def _with_reports(directory: Path, own: "Callable[[Reports], Coroutine[Any, Any, T]]") -> T:

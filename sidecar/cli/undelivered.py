@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidecar.cli import show
+from sidecar.cli import reach, show
 from sidecar.cli.checks import Finding
 from sidecar.errors import JournalError
 from sidecar.journal import JOURNAL_FILE
@@ -35,13 +35,11 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
         running: Whether a sidecar runs on it.
         now_s: Unix time.
     """
-    import anyio  # noqa: PLC0415
-
     path = directory / JOURNAL_FILE
     if not path.exists():
         return Finding("lanes", "ok", "no journal yet")
     try:
-        waiting = anyio.run(_lanes, directory)
+        waiting = reach.reading(lambda journal: journal.lanes(), directory)
     except JournalError as error:
         return Finding("lanes", "bad", error.message, error.hint or f"look into {path}")
     patience_s = settings.post_max_age_s + settings.post_timeout_s
@@ -54,13 +52,6 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
         found = f"{len(waiting)} waiting, none delayed" if waiting else "nothing is waiting"
         return Finding("lanes", "ok", found)
     return Finding("lanes", "warning", _delay(held, now_s), _remedy(running=running))
-
-
-async def _lanes(directory: Path) -> "list[LaneStatus]":
-    from sidecar.app.journal import opened_reports  # noqa: PLC0415
-
-    async with opened_reports(directory) as reports:
-        return await reports.lanes()
 
 
 def _delay(held: "Sequence[LaneStatus]", now_s: float) -> str:

@@ -34,23 +34,24 @@ CALLS = Block(
 )
 
 
+_OURS = "voice-sidecar"
+_TENANT_TAG = "voice-tenant:"
 CALLER_TAG = "voice-caller:"
 
 
 def caller_tags(tenant: str, caller_key: str) -> tuple[str, ...]:
     """Return the tags that mark the agent of one caller. They hold no number."""
-    return ("voice-sidecar", f"voice-tenant:{tenant}", f"{CALLER_TAG}{caller_key}")
+    return (_OURS, f"{_TENANT_TAG}{tenant}", f"{CALLER_TAG}{caller_key}")
 
 
 def own_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return those tags of an agent that say whose it is; the others are its owner's."""
-    ours = ("voice-tenant:", CALLER_TAG)
-    return tuple(tag for tag in tags if tag == "voice-sidecar" or tag.startswith(ours))
+    return tuple(tag for tag in tags if tag == _OURS or tag.startswith((_TENANT_TAG, CALLER_TAG)))
 
 
 def tags_of_tenant(tenant: str) -> tuple[str, ...]:
     """Return the tags of every agent that this product made for a tenant; empty: for any tenant."""
-    return ("voice-sidecar", f"voice-tenant:{tenant}") if tenant else ("voice-sidecar",)
+    return (_OURS, f"{_TENANT_TAG}{tenant}") if tenant else (_OURS,)
 
 
 def spec_of_caller(
@@ -73,7 +74,7 @@ def spec_named(name: str, tenant: str, *, model: str = "", embedding: str = "") 
         name=name,
         system=DIGEST_SYSTEM,
         blocks=(HUMAN, CALLS),
-        tags=("voice-sidecar", f"voice-tenant:{tenant}"),
+        tags=(_OURS, f"{_TENANT_TAG}{tenant}"),
         model=model,
         embedding=embedding,
     )

@@ -135,15 +135,14 @@ class VapiCall:
         """The caller began to speak: read the memory now."""
         self.live.speech_started()
 
-    async def read(self) -> MemoryView:
-        """Return the memory for a prompt that VAPI writes itself; waits as for one of ours."""
-        await self.live.ready(self._waits)
-        return self.live.memory
+    async def ready(self) -> float:
+        """Wait for the memory as `sidecar.prompt_wait` says; return the seconds waited."""
+        return await self.live.ready(self._waits)
 
     async def memory(self) -> MemoryView:
-        """Return what goes into the next prompt; waits as `sidecar.prompt_wait` says."""
+        """Return what goes into the next prompt, once it is `ready`."""
         self._prompted = True
-        wait_s = await self.live.ready(self._waits)
+        wait_s = await self.ready()
         view = self.live.memory
         now_s = self._clock()
         self._emit(

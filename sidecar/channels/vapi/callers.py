@@ -41,18 +41,16 @@ class Names:
     def fits(self, name: Name, number: str) -> bool:
         """Whether a name is the caller's: spelled differently, or with less or more detail."""
         one = _Named(name, number)
-        return any(_says_same(one, known) for known in self._known()) and not self._contradicts(one)
+        known = (_Named(*known) for known in self.said.items())
+        return any(_says_same(one, each) for each in known) and not self.differ(name, number)
 
     def differ(self, name: Name, number: str) -> bool:
-        """Whether a name clearly belongs to someone else; False if a restart lost the names."""
-        return self._contradicts(_Named(name, number))
+        """Whether a name contradicts one of the caller's, even if a shorter one fits both.
 
-    def _contradicts(self, one: "_Named") -> bool:
-        """Whether a name contradicts one of the caller's, even if a shorter one fits both."""
-        return any(_differ(one, known) for known in self._known())
-
-    def _known(self) -> Iterator["_Named"]:
-        return (_Named(name, number) for name, number in self.said.items())
+        False if a restart lost the names.
+        """
+        one = _Named(name, number)
+        return any(_differ(one, _Named(*known)) for known in self.said.items())
 
 
 class _Named(NamedTuple):

@@ -214,7 +214,7 @@ class Webhook:
         memory = ""
         if call is not None:
             with anyio.move_on_after(MEMORY_S):
-                await call.read()
+                await call.ready()  # no prompt of ours, so none is counted
             memory = call.live.memory.text
         variables = {"letta_memory": memory}
         if self._assistant.assistant_id:
