@@ -27,23 +27,81 @@ from sidecar.worker.livekit.job import _JobLog
 pytestmark = pytest.mark.unit
 
 SHOWN = frozenset(
-    "\t\n\u200c\u200d"  # lines, and joiners
+    "\t\n"
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd"  # numbers
 )
 HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs"}
+SELECTORS = frozenset("\u180b\u180c\u180d\u180f") | {
+    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+}
+JOINERS = frozenset("\u200c\u200d")
+# Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, beside Cf and selectors:
+# a combining joiner, fillers of Hangul, vowels of Khmer, what is not assigned; and Braille's blank
+BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0") | {
+    chr(code)
+    for code in (*range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE0100), *range(0xE01F0, 0xE1000))
+}
+
+
+def is_hidden(char: str) -> bool:
+    """Whether a character controls, reverses or shows nothing, wherever it is."""
+    return char in BLANK or (unicodedata.category(char) in HIDDEN and char not in SHOWN | JOINERS)
 
 
 def is_safe(text: str) -> bool:
     """Whether nothing in a text controls a terminal, reverses a line or hides text."""
-    return all(unicodedata.category(c) not in HIDDEN or c in SHOWN for c in text)
+    before = " "  # a character that is seen, a selector after one, or neither of them: a blank
+    for char in text:
+        if is_hidden(char) or (char in SELECTORS | JOINERS and before.isspace()):
+            return False
+        if char in SELECTORS and before in SELECTORS:
+            return False
+        before = " " if char in JOINERS else char
+    return True
 
 
 def test_every_character_of_unicode_is_judged_by_its_kind() -> None:
-    """Controls, formats, separators and surrogates are replaced, and nothing else is."""
+    """What controls, reverses or shows nothing is replaced, and nothing else is."""
     for code in range(sys.maxunicode + 1):
         char = chr(code)
-        if unicodedata.category(char) != "Cn":
+        if unicodedata.category(char) != "Cn" or char in BLANK:
             assert printable(char) == (char if is_safe(char) else "\ufffd"), hex(code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0645\u06cc\u200c\u062e",  # Persian
+        "क्\u200dष",  # Hindi
+        "葛\U000e0100城市",  # a form of a character, in the name of a Japanese city
+        "\u2764\ufe0f\u200d\U0001f525",  # a heart on fire
+        "\U0001f469\U0001f3fd\u200d\U0001f4bb",
+        "1\ufe0f\u20e3",
+        "ᠮᠤ\u180b",  # Mongolian
+    ],
+)
+def test_what_languages_and_emoji_need_stays(text: str) -> None:
+    """A joiner or a variation selector stays after the character that it belongs to."""
+    assert printable(text) == text
+    assert json.loads(printable_json(json.dumps(text))) == text
+
+
+@pytest.mark.parametrize("unseen", [*"\u200d\u200c\ufe0f\ufe00\U000e0100\U000e01ef\u180b"])
+def test_no_words_hide_behind_a_character(unseen: str) -> None:
+    """Of a row of joiners or selectors, at most the first stays, and none that follows nothing."""
+    assert printable("a" + unseen * 9) == "a" + unseen + "\ufffd" * 8
+    assert printable(unseen) == "\ufffd"
+    assert printable("a " + unseen) == "a \ufffd"
+    assert is_safe(printable_json(json.dumps("a" + unseen * 9, ensure_ascii=False)))
+
+
+@given(st.text(st.sampled_from("a \n\x1b\u3164") | st.sampled_from(sorted(SELECTORS | JOINERS))))
+def test_what_is_printable_stays_so(text: str) -> None:
+    """What was made printable is safe, as long as before, and the same if it is made so again."""
+    shown = printable(text)
+    assert is_safe(shown)
+    assert len(shown) == len(text)
+    assert printable(shown) == shown
 
 
 @given(st.text())
