@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidecar.cli import reach, show
-from sidecar.cli.checks import Finding
+from sidecar.cli.finding import Finding
 from sidecar.errors import JournalError
 from sidecar.journal import JOURNAL_FILE
 

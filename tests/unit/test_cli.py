@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sidecar import cli
 from sidecar.call_names import calls_named, several, short_id
 from sidecar.cli import show
-from sidecar.cli.checks import Finding
+from sidecar.cli.finding import Finding
 from sidecar.cli.undelivered import lanes
 from sidecar.config.load import load
 from sidecar.demo.model import DemoModel
