@@ -28,7 +28,8 @@ from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
-from sidecar.testing.letta_server import StandInOptions, standing_in
+from sidecar.testing.letta_routes import StandInOptions
+from sidecar.testing.letta_server import standing_in
 from sidecar.testing.letta_state import Digest
 from sidecar.testing.openai_server import ModelFaults
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
