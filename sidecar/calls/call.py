@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
-from sidecar.memory.snapshots import Held
+from sidecar.memory.snapshots import CachedSnapshot
 from sidecar.model import Call, Served, Snapshot, Turn
 from sidecar.prompt_wait import PromptWait, Waits
 
@@ -71,15 +71,15 @@ class Keeper(Protocol):
 class Feed(Protocol):
     """Provides a call's memory. Nothing here waits."""
 
-    def held(self, live: "LiveCall") -> Held | None:
+    def cached(self, live: "LiveCall") -> CachedSnapshot | None:
         """Return the current snapshot."""
         ...
 
-    def render(self, live: "LiveCall", held: Held | None) -> RenderedMemory:
+    def render(self, live: "LiveCall", cached: CachedSnapshot | None) -> RenderedMemory:
         """Render a snapshot and the recent turns as text."""
         ...
 
-    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+    def view(self, cached: CachedSnapshot | None, rendered: RenderedMemory) -> MemoryView:
         """Return a rendered memory with the time of its read and how it was served."""
         ...
 
@@ -134,18 +134,18 @@ class LiveCall:
     @property
     def snapshot(self) -> Snapshot | None:
         """The current snapshot of the agent's blocks, to show to people."""
-        held = self._feed.held(self)
-        return held.snapshot if held else None
+        cached = self._feed.cached(self)
+        return cached.snapshot if cached else None
 
     @property
     def memory(self) -> MemoryView:
         """The memory for the next prompt, from the current snapshot and turns; never waits."""
-        held = self._feed.held(self)
-        source = (held.snapshot.version if held else "", self.recent)
+        cached = self._feed.cached(self)
+        source = (cached.snapshot.version if cached else "", self.recent)
         if source != self._rendered_from:
-            self._rendered = self._feed.render(self, held)
+            self._rendered = self._feed.render(self, cached)
             self._rendered_from = source
-        return self._feed.view(held, self._rendered)
+        return self._feed.view(cached, self._rendered)
 
     async def ready(self, waits: Waits) -> float:
         """Wait until `memory` is as new as a prompt may wait for; return the seconds waited.

@@ -14,7 +14,7 @@ from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
-from sidecar.memory.snapshots import Held, Snapshots
+from sidecar.memory.snapshots import CachedSnapshot, Snapshots
 from sidecar.model import AgentRef, Batch, Served
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
@@ -102,27 +102,27 @@ class MemoryFeed:
         if agent_id is not None:
             await self._snapshots.refresh(agent_id).done.wait()
 
-    def held(self, live: LiveCall) -> Held | None:
+    def cached(self, live: LiveCall) -> CachedSnapshot | None:
         """Return the current snapshot for a call."""
-        return self._snapshots.held(live.agent_id) if live.agent_id else None
+        return self._snapshots.cached(live.agent_id) if live.agent_id else None
 
-    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+    def view(self, cached: CachedSnapshot | None, rendered: RenderedMemory) -> MemoryView:
         """Return a rendered memory with the time of its read and how it was served."""
-        if held is None:
+        if cached is None:
             return MemoryView(rendered.text, rendered.version, 0.0, "none")
-        read_at_s = held.snapshot.read_at_s
+        read_at_s = cached.snapshot.read_at_s
         served: Served = "disk"
-        if not held.from_disk:
+        if not cached.from_disk:
             freshness = judge(
-                read_at_s, now_s=self._clock(), policy=self._freshness, outdated=held.outdated
+                read_at_s, now_s=self._clock(), policy=self._freshness, outdated=cached.outdated
             )
             served = "fresh" if freshness == "fresh" else "stale"
         return MemoryView(rendered.text, rendered.version, read_at_s, served)
 
-    def render(self, live: LiveCall, held: Held | None) -> RenderedMemory:
+    def render(self, live: LiveCall, cached: CachedSnapshot | None) -> RenderedMemory:
         """Render a call's snapshot and recent turns as text."""
         rendered = render(
-            held.snapshot if held else None,
+            cached.snapshot if cached else None,
             live.recent,
             nonce=nonce_of(self._secret, live.key),
             limits=self._limits,
@@ -175,8 +175,8 @@ class MemoryFeed:
             live.agent_id = agent_id
             self._of_agent.setdefault(agent_id, set()).add(live)
             self._snapshots.watch(agent_id)
-        held = await self._snapshots.load(agent_id)
-        if held is not None:
+        cached = await self._snapshots.load(agent_id)
+        if cached is not None:
             await self._leave_out_digested(live)
             self._tell(live, newest=False)
         live.wait.read_began()
@@ -226,8 +226,8 @@ class MemoryFeed:
     async def _on_read(self, agent_id: str) -> None:
         """A read has succeeded: notify the calls whose text has changed."""
         for live in tuple(self._of_agent.get(agent_id, ())):
-            held = self.held(live)
-            if held is None:
+            cached = self.cached(live)
+            if cached is None:
                 continue
             await self._leave_out_digested(live)
             if live.memory.version != live.told_version:
@@ -246,13 +246,13 @@ class MemoryFeed:
 
     async def _renew_recent(self, live: LiveCall) -> None:
         """Read what was said in other calls and is not in the current snapshot."""
-        held = self.held(live)
+        cached = self.cached(live)
         try:
             live.recent = await self._journal.recent(
                 live.call.ref,
                 caller_key=live.call.caller_key,
                 except_call=live.key,
-                since_s=held.snapshot.read_at_s if held else 0.0,
+                since_s=cached.snapshot.read_at_s if cached else 0.0,
                 limit=RECENT_TURNS,
             )
         except JournalError as error:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from sidecar.errors import LettaError, LettaUnavailable, NotOffered
-from sidecar.memory.archive import KEPT_S, QUESTION_CHARS, Archive
+from sidecar.memory.archive import CACHED_S, QUESTION_CHARS, Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Telemetry
 
@@ -95,7 +95,7 @@ class TestArchive:
         async with opened() as bench:
             await bench.search("boat")
             await bench.search("boat", agent="b")
-            await trio.sleep(KEPT_S)
+            await trio.sleep(CACHED_S)
             await bench.search("boat")
             assert [agent for agent, _ in bench.source.asked] == ["a", "b", "a"]
 

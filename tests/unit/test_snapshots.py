@@ -98,12 +98,12 @@ class Bench:
             tasks.cancel_scope.cancel()
 
     def outdated(self) -> bool:
-        held = self.snapshots.held(A)
-        return held is not None and held.outdated
+        cached = self.snapshots.cached(A)
+        return cached is not None and cached.outdated
 
     def value(self) -> str | None:
-        held = self.snapshots.held(A)
-        return held.snapshot.blocks[0].value if held and held.snapshot.blocks else None
+        cached = self.snapshots.cached(A)
+        return cached.snapshot.blocks[0].value if cached and cached.snapshot.blocks else None
 
 
 def virtual(test: Callable[[Bench], Awaitable[None]]) -> None:
@@ -166,7 +166,7 @@ def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> N
             elif step == "read":
                 bench.snapshots.refresh(A)
             await anyio.sleep(0.4 if step == "time" else 0.0)
-            if bench.snapshots.held(A) is not None and not bench.outdated():
+            if bench.snapshots.cached(A) is not None and not bench.outdated():
                 assert bench.value() == str(changes)
         await bench.snapshots.refresh(A).done.wait()
         assert (bench.value(), bench.outdated()) == (str(changes), False)
@@ -261,9 +261,9 @@ def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
 
     async def body(bench: Bench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=1.0)
-        held = await bench.snapshots.load(A)
-        assert held is not None
-        assert held.from_disk
+        cached = await bench.snapshots.load(A)
+        assert cached is not None
+        assert cached.from_disk
         assert bench.value() == "old"
         await bench.snapshots.refresh(A).done.wait()
         assert bench.value() == "Ada"
@@ -277,9 +277,9 @@ def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
 
     async def body(bench: Bench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=9e12)
-        held = await bench.snapshots.load(A)
-        assert held is not None
-        assert 0 <= held.snapshot.read_at_s < 9e12
+        cached = await bench.snapshots.load(A)
+        assert cached is not None
+        assert 0 <= cached.snapshot.read_at_s < 9e12
 
     virtual(body)
 
@@ -295,10 +295,10 @@ def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
             bench.source.values[name] = (Block("human", name[-1] * (1 << 20)),)
             await bench.snapshots.refresh(name).done.wait()
         await anyio.sleep(1)
-        held = [one for name in names if (one := bench.snapshots.held(name))]
-        assert 32 <= len(held) <= 64
+        cached = [one for name in names if (one := bench.snapshots.cached(name))]
+        assert 32 <= len(cached) <= 64
         assert bench.value() == "Ada"
-        assert bench.snapshots.held(names[-1]) is not None
+        assert bench.snapshots.cached(names[-1]) is not None
         again = await bench.snapshots.load(names[0])
         assert again is not None
         assert again.snapshot.blocks == bench.source.values[names[0]]
@@ -312,7 +312,7 @@ def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> No
 
     async def body(bench: Bench) -> None:
         snapshots, watched = bench.snapshots, Counter[str]()
-        snapshots._keep, snapshots._keep_bytes = 2, 200
+        snapshots._max_agents, snapshots._max_bytes = 2, 200
         for number, step in steps:
             name = f"agent-{number}"
             bench.source.values[name] = (Block("human", "x" * 40 * number),)
@@ -335,9 +335,9 @@ def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> No
                 case _:
                     pass
             await anyio.sleep(0.1)
-            assert all(snapshots.held(one) for one, times in watched.items() if times)
+            assert all(snapshots.cached(one) for one, times in watched.items() if times)
             entries = snapshots._entries.values()
-            assert snapshots._held_bytes == sum(entry.held_bytes for entry in entries)
+            assert snapshots._bytes == sum(entry.size_bytes for entry in entries)
 
     virtual(body)
 
