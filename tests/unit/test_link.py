@@ -928,7 +928,7 @@ def test_clocks_that_agree_are_left_alone(own_s: float, rtt_s: float, ahead_s: f
     """A difference counts when it is beyond a second and what the measurement may be wrong by."""
     clock = SidecarClock()
     assert 0.0 == clock.ahead_s(unix_s=own_s, now_s=50.0)
-    clock.told(1_000.0, asked_s=50.0 - rtt_s / 2, answered_s=50.0 + rtt_s / 2)
+    clock.set(1_000.0, asked_s=50.0 - rtt_s / 2, answered_s=50.0 + rtt_s / 2)
     assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s, now_s=50.0))
     assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s + 70.0, now_s=120.0))
 
