@@ -76,7 +76,7 @@ class MemoryFeed:
         """
         live.wait.opened()
         if live.bringing:
-            self._tell(live, newest=False)
+            self._notify(live, newest=False)
         else:
             live.bringing = True
             self._spawn(self._bring_memory, live)
@@ -142,14 +142,14 @@ class MemoryFeed:
             return
         if live.agent_id is not None:
             live.wait.read_began(looking=True)
-        elif live.told_version is None:
+        elif live.notified_version is None:
             return  # its first memory is still being loaded
         live.looks += 1
         self._spawn(self._look, live, traceparent)
 
     async def _look(self, live: LiveCall, traceparent: str) -> None:
         try:
-            await self._tell_newest(live, traceparent)
+            await self._notify_newest(live, traceparent)
         finally:
             live.looks -= 1
 
@@ -162,14 +162,14 @@ class MemoryFeed:
     async def _bring(self, live: LiveCall) -> None:
         """Report the snapshot that is in memory or on disk, then read the newest memory."""
         if not live.call.ref.known:
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             return
         await self._renew_recent(live)
         agent_id = await self._find_agent(live)
         if live.closed:
             return
         if agent_id is None:
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             return
         if live.agent_id is None:
             live.agent_id = agent_id
@@ -178,19 +178,19 @@ class MemoryFeed:
         cached = await self._snapshots.load(agent_id)
         if cached is not None:
             await self._leave_out_digested(live)
-            self._tell(live, newest=False)
+            self._notify(live, newest=False)
         live.wait.read_began()
-        await self._tell_newest(live, live.traceparent)
+        await self._notify_newest(live, live.traceparent)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
         """Return the agent of a call, if there is one; retry while Letta is away.
 
-        No agent is created for a caller who did not agree to be kept: its tags would name them.
+        No agent is created for a caller who did not agree to be stored: its tags would name them.
         """
         attempt = 0
         while not live.closed:
             try:
-                find = self._identity.agent_of if live.kept else self._identity.found_agent
+                find = self._identity.agent_of if live.may_be_stored else self._identity.found_agent
                 agent_id = await find(live.call.ref)
             except (LettaError, JournalError) as failure:
                 live.unfound = isinstance(failure, LettaUnavailable | LettaDenied)
@@ -200,11 +200,11 @@ class MemoryFeed:
                 return agent_id
             attempt += 1
             self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
         return None
 
-    async def _tell_newest(self, live: LiveCall, traceparent: str) -> None:
+    async def _notify_newest(self, live: LiveCall, traceparent: str) -> None:
         """Read the agent, and what was said in other calls; report when both have come.
 
         The journal is always read: the last words of an earlier call may have come since this one
@@ -215,12 +215,12 @@ class MemoryFeed:
             read = self._snapshots.refresh(live.agent_id) if live.agent_id else None
             await self._renew_recent(live)
             if read is not None and not read.done.is_set():
-                if live.memory.version != live.told_version:
-                    self._tell(live, newest=False)
+                if live.memory.version != live.notified_version:
+                    self._notify(live, newest=False)
                 live.wait.looked()
                 await read.done.wait()
             if not live.closed:
-                self._tell(live, newest=True)
+                self._notify(live, newest=True)
                 span.set({"sidecar.memory.served": live.memory.served})
 
     async def _on_read(self, agent_id: str) -> None:
@@ -230,12 +230,12 @@ class MemoryFeed:
             if cached is None:
                 continue
             await self._leave_out_digested(live)
-            if live.memory.version != live.told_version:
-                self._tell(live, newest=False)
+            if live.memory.version != live.notified_version:
+                self._notify(live, newest=False)
 
-    def _tell(self, live: LiveCall, *, newest: bool) -> None:
+    def _notify(self, live: LiveCall, *, newest: bool) -> None:
         view = live.memory
-        live.told_version = view.version
+        live.notified_version = view.version
         live.wait.memory_came(empty=not view.text, newest=newest)
         live.listener.on_memory(view, newest=newest)
 

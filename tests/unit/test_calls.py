@@ -856,7 +856,7 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
         await bench.journal.close_call(live.key, at_s=1.0)
         await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
         await live.record([turn(live, "i2", "more")])
-        assert not live.kept
+        assert not live.may_be_stored
         assert await bench.journal.calls(limit=9) == []
         await live.close("hung up")
 

@@ -88,7 +88,7 @@ async def both_are_strangers(world: VapiBench) -> None:
             await found.call.take(HISTORY, stamp_ms=9.0)
     for stage in ("live", "over", "report"):
         found = await world.vapi.of("acme", said(), stage=stage)
-        assert found is None or not found.call.live.kept
+        assert found is None or not found.call.live.may_be_stored
     assert world.telemetry.counts["vapi_caller_changed"] <= 1
 
 
@@ -308,7 +308,7 @@ class TestVapiCalls:
             found = await world.vapi.of("acme", said(CallerHints(phone="+12025550100")))
             assert found is not None
             assert not found.own
-            assert found.call.live.kept
+            assert found.call.live.may_be_stored
             assert await world.vapi.told(found, HISTORY) is found.call
             named = await world.vapi.of("acme", said(CallerHints(caller="ada-1")))
             assert named is not None

@@ -267,7 +267,7 @@ class ConsoleSession:
             live=True,
             caller=caller,
             lane=live.call.ref.lane if live.call.ref.known else "",
-            kept=live.kept,
+            kept=live.may_be_stored,
             turns=[views.turn_view(turn) for turn in turns],
         )
         await self._tell_memory(held.key, live)

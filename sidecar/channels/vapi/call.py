@@ -391,7 +391,7 @@ class VapiCall:
 
     async def _store(self, cost: int, job: Callable[[Sequence[Turn]], Followed]) -> Followed | None:
         """Run a job on the stored turns and store what it plans; None where nothing is kept."""
-        if not self.live.kept:
+        if not self.live.may_be_stored:
             return None
         stored = await self._turns()
         cost += MESSAGE * len(stored)
