@@ -194,10 +194,10 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
     for told, held in (
         ("at most 1 MiB", frames.MAX_FRAME_BYTES == 1 << 20),
         ("at most 64 entries", frames.MAX_METRICS == 64),
-        ("the last 256 calls", link.KEEP_ENDED == 256),
+        ("the last 256 calls", link.MAX_ENDED == 256),
         ("holds 1,000 live calls", link.MAX_CALLS == 1_000),
-        ("8 MiB of a connection's frames", link.MAX_HELD_BYTES == 8 << 20),
-        ("64 MiB of all connections'", link.MAX_HELD_OF_ALL_BYTES == 64 << 20),
+        ("8 MiB of a connection's frames", link.MAX_UNSTORED_BYTES == 8 << 20),
+        ("64 MiB of all connections'", link.MAX_UNSTORED_OF_ALL_BYTES == 64 << 20),
         ("1 MiB of answers", link.MAX_UNSENT_BYTES == 1 << 20),
         ("reads nothing for 20 s", link.SEND_S == 20.0),
         ("within 10 s", link.HELLO_S == 10.0),

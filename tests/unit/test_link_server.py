@@ -13,7 +13,7 @@ from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls
 from sidecar.channels.link import server as link
 from sidecar.channels.link.allowance import Allowance
-from sidecar.channels.link.server import MAX_HELD_BYTES, LinkServer
+from sidecar.channels.link.server import MAX_UNSTORED_BYTES, LinkServer
 from sidecar.errors import CallError, JournalError, JournalFull
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
@@ -385,7 +385,7 @@ async def test_ended_calls_are_forgotten_but_for_the_newest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that ended long ago must be opened again before it takes a late turn."""
-    monkeypatch.setattr("sidecar.channels.link.server.KEEP_ENDED", 1)
+    monkeypatch.setattr("sidecar.channels.link.server.MAX_ENDED", 1)
     opens = [CallOpen(f"c{n}", "livekit", Hints(caller="ada"), 1.0) for n in (1, 2)]
     async with world.connected() as peer:
         for frame in opens:
@@ -422,12 +422,12 @@ async def test_what_waits_for_the_disk_is_bounded_in_bytes(world: World) -> None
         big = [TurnFrame(CALL, f"t{n}", n, "caller", "\u6c34" * 200_000, 1.0) for n in range(1, 61)]
         peer.says(*big)
         await anyio.wait_all_tasks_blocked()
-        held_bytes = world.server.held.held_bytes
-        assert MAX_HELD_BYTES < held_bytes < MAX_HELD_BYTES + (1 << 20)
+        taken_bytes = world.server.unstored.taken_bytes
+        assert MAX_UNSTORED_BYTES < taken_bytes < MAX_UNSTORED_BYTES + (1 << 20)
         assert peer.unread > 30
         world.journal.disk.set()
         await peer.until(lambda: len(peer.acked) == 60)
-        assert 0 == world.server.held.held_bytes
+        assert 0 == world.server.unstored.taken_bytes
     assert [f"t{n}" for n in range(1, 61)] == await world.journal.items()
 
 
@@ -435,7 +435,7 @@ async def test_what_one_worker_has_waiting_holds_no_other_up(
     world: World,
 ) -> None:
     """A worker that uses up the shared limit does not keep another's turns from being stored."""
-    world.server.held = Allowance(100_000)
+    world.server.unstored = Allowance(100_000)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
     async with world.connected(OPEN) as full, world.connected(other, worker="w2") as quick:
         await full.until(lambda: any(isinstance(frame, Memory) for frame in full.heard))
@@ -456,8 +456,8 @@ async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(world: World)
         world.journal.stall()
         peer.says(*(turn(n) for n in range(1, 9)))
         await anyio.wait_all_tasks_blocked()
-        assert world.server.held.held_bytes
-    assert 0 == world.server.held.held_bytes
+        assert world.server.unstored.taken_bytes
+    assert 0 == world.server.unstored.taken_bytes
 
 
 async def test_a_worker_that_reads_nothing_is_read_no_more(
@@ -470,11 +470,11 @@ async def test_a_worker_that_reads_nothing_is_read_no_more(
         peer.says(*["{"] * 900)
         await anyio.wait_all_tasks_blocked()
         [connection] = world.server._connections
-        assert 20_000 < connection.unsent.held_bytes < 21_000
+        assert 20_000 < connection.unsent.taken_bytes < 21_000
         assert peer.unread > 700
         peer.reads.set()
         await peer.until(lambda: len(peer.errors) == 900)
-        assert 0 == connection.unsent.held_bytes
+        assert 0 == connection.unsent.taken_bytes
 
 
 async def test_a_connection_holds_so_many_calls_and_no_more(

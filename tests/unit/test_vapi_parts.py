@@ -184,12 +184,12 @@ class TestDeliveries:
         """After a restart a delivery on disk is known for as long as its time counts."""
         path, now = tmp_path / "kept", [NOW_S]
         for n in range(3):
-            await deliveries(path).keep(b"%d" % n, NOW_S - n)
+            await deliveries(path).save(b"%d" % n, NOW_S - n)
         with path.open("ab") as torn:
             torn.write(b"half a record")
         after = deliveries(path, wall=lambda: now[0])
         assert [after.was_here(b"%d" % n, NOW_S) for n in range(4)] == [True, True, True, False]
-        await after.keep(b"4", NOW_S)
+        await after.save(b"4", NOW_S)
         assert deliveries(path).was_here(b"4", NOW_S)
         now[0] += REPLAY_WINDOW_S + 1
         assert not deliveries(path, wall=lambda: now[0]).was_here(b"4", NOW_S)
@@ -204,7 +204,7 @@ class TestDeliveries:
         for n in range(60):
             async with anyio.create_task_group() as at_once:
                 for m in range(100):
-                    at_once.start_soon(kept.keep, b"%d-%d" % (n, m), now[0])
+                    at_once.start_soon(kept.save, b"%d-%d" % (n, m), now[0])
             now[0] += 30
         alive = REPLAY_WINDOW_S / 30 * 100
         assert path.stat().st_size < 40 * (2 * alive + 2_048)
@@ -214,7 +214,7 @@ class TestDeliveries:
     async def test_a_disk_that_takes_nothing_ends_no_call(self, tmp_path: Path) -> None:
         """A delivery that can't be written to disk is known for as long as the process lives."""
         kept = deliveries(tmp_path / "absent" / "kept")
-        await kept.keep(b"1", NOW_S)
+        await kept.save(b"1", NOW_S)
         assert not kept.was_here(b"1", NOW_S)
         assert kept.was_here(b"1", NOW_S)
 

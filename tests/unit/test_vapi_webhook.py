@@ -52,9 +52,11 @@ class Source:
 
 
 class Served(VapiBench):
-    def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
+    def __init__(
+        self, deliveries_file: Path | None = None, journal: MemoryJournal | None = None
+    ) -> None:
         super().__init__(journal)
-        self.kept = kept
+        self.deliveries_file = deliveries_file
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
         recall = Recall(self.archive)
@@ -67,7 +69,7 @@ class Served(VapiBench):
                     window_s=REPLAY_WINDOW_S,
                     wall=self.clock,
                     clock=self.clock,
-                    path=self.kept,
+                    path=self.deliveries_file,
                     emit=self.telemetry.emit,
                 ),
             ),
