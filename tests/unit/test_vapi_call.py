@@ -309,7 +309,7 @@ class TestVapiCalls:
             assert found is not None
             assert not found.own
             assert found.call.live.may_be_stored
-            assert await world.vapi.told(found, HISTORY) is found.call
+            assert await world.vapi.of_history(found, HISTORY) is found.call
             named = await world.vapi.of("acme", said(CallerHints(caller="ada-1")))
             assert named is not None
             assert named.own
@@ -391,8 +391,8 @@ class TestVapiCalls:
             assert found is not None
             assert not found.own
             assert found.call.live.call.caller_key
-            assert await world.vapi.told(found, HISTORY) is found.call
-            assert await world.vapi.told(found, other) is None
+            assert await world.vapi.of_history(found, HISTORY) is found.call
+            assert await world.vapi.of_history(found, other) is None
 
     async def test_a_journal_that_fails_makes_no_reported_call_less_final(self) -> None:
         """A late history changes no reported call, even while the journal fails."""

@@ -24,7 +24,7 @@ from sidecar.channels.vapi.callers import Names, is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.history import Stretch as Said
 from sidecar.channels.vapi.limits import Budget, RateCap, Reservation
-from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
+from sidecar.channels.vapi.passed import not_passed_on, passed_on, prompt_tokens
 from sidecar.channels.vapi.webhook import history_of, tool_of
 from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
@@ -405,7 +405,7 @@ class TestBodies:
         body = passed_on(asked, "", model="m", max_tokens=10, allow=allow)
         assert [tool["name"] for tool in body["tools"]] == kept
         assert ("reasoning_effort" in body) is ("reasoning_effort" in allow)
-        assert held_back(asked, allow) == said
+        assert not_passed_on(asked, allow) == said
 
     def test_a_choice_of_no_tool(self) -> None:
         """A tool choice is passed on only if its tool may be."""

@@ -46,8 +46,8 @@ class Following:
         made = followed.plan
         self.followed = followed
         if made is not None:
-            assert made.keep >= self.posted
-            self.turns[made.keep :] = made.turns
+            assert made.unchanged >= self.posted
+            self.turns[made.unchanged :] = made.turns
 
     @property
     def said(self) -> Said:

@@ -23,7 +23,7 @@ from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 
 OWNER = "vapi"
-_ENDED_KEPT = 1_000
+_ENDED_LIMIT = 1_000
 _LOOK_EVERY_S = 2.0
 _STORE_AFTER_S = 0.5
 """Storing waits this long, so that models are asked and their first words sent before it: many
@@ -72,7 +72,7 @@ class _Ended:
     def add(self, key: str, end: _End) -> None:
         before = self.ends.pop(key, end)
         self.ends[key] = _End(end.final or before.final, end.may_be_stored and before.may_be_stored)
-        while len(self.ends) > _ENDED_KEPT:
+        while len(self.ends) > _ENDED_LIMIT:
             self.ends.popitem(last=False)
 
 
@@ -215,7 +215,9 @@ class VapiCalls:
             call.control_url = checked_url(about.control_url) or call.control_url
         return FoundCall(call, own)
 
-    async def told(self, found: FoundCall | None, stretches: Sequence[Stretch]) -> VapiCall | None:
+    async def of_history(
+        self, found: FoundCall | None, stretches: Sequence[Stretch]
+    ) -> VapiCall | None:
         """Return the call that a history belongs to, or None.
 
         A history in a body that does not name the call's caller must share one of that caller's

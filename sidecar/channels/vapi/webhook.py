@@ -190,7 +190,7 @@ class Webhook:
             found = await self._calls.of(admitted.tenant, said, stage=stage)
             call = found.call if found is not None and found.own else None
             if found is not None and kind in _TELLS:
-                call = await self._calls.told(found, await _history(message))
+                call = await self._calls.of_history(found, await _history(message))
             elif found is not None and not found.own and _is_final(message):
                 self._emit(
                     telemetry.turn_refused,

@@ -166,7 +166,7 @@ class SqliteJournal(SqliteReports):
             return turns
         return [replace(turn, text=redact(turn.text)) for turn in turns]
 
-    async def rewrite(self, key: str, turns: Sequence[Turn], *, keep: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
         """See `Journal.rewrite`."""
         if len(turns) < _MANY_TURNS:
             turns = self._checked(turns)
@@ -174,7 +174,9 @@ class SqliteJournal(SqliteReports):
             turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
         return await self._executor.write(
-            lambda tx: writes.rewrite(tx, key, turns, keep=keep, now_s=now_s, policy=self._policy),
+            lambda tx: writes.rewrite(
+                tx, key, turns, unchanged=unchanged, now_s=now_s, policy=self._policy
+            ),
             grows=True,
         )
 
