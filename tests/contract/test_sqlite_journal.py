@@ -345,7 +345,7 @@ class TestThreads:
             lambda tx: reads.recent(
                 tx, ref, caller_key="k1", except_call="", since_s=0.0, limit=60
             ),
-            lambda tx: forgetting.held_of_caller(tx, "k2"),
+            lambda tx: forgetting.stored_of_caller(tx, "k2"),
             reads.live_calls,
             lambda tx: reads.agent_of(tx, ref),
         )
