@@ -13,7 +13,7 @@ from sidecar.channels.console.call import (
     FALLBACK,
     HEARD_S,
     HISTORY_MESSAGES,
-    UNSTORED_KEPT,
+    UNSTORED_LIMIT,
     ConsoleCall,
 )
 from sidecar.errors import JournalFull, LlmError
@@ -269,7 +269,7 @@ async def test_what_waits_for_a_full_journal_is_bounded() -> None:
     async with scene() as here:
         here.model.go_on.set()
         here.line.full = True
-        for n in range(UNSTORED_KEPT // 2):
+        for n in range(UNSTORED_LIMIT // 2):
             await here.call.say(f"t{n}", f"word {n}", aloud=False)
             await here.until("reply.end", times=n + 1)
         here.frames.clear()
@@ -280,4 +280,4 @@ async def test_what_waits_for_a_full_journal_is_bounded() -> None:
         await here.call.say("one more", "room", aloud=False)
         await here.until("reply.end")
         said = [turn.text for turn in here.line.turns if turn.speaker == "caller"]
-    assert said == [*(f"word {n}" for n in range(UNSTORED_KEPT // 2)), "room"]
+    assert said == [*(f"word {n}" for n in range(UNSTORED_LIMIT // 2)), "room"]
