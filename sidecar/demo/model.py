@@ -131,12 +131,12 @@ def _digest_step(messages: Sequence[_Message], tools: Mapping[str, _Tool]) -> Re
     start, words = _what_to_digest(messages)
     calls = _calls_since(messages, start)
     place = f"{len(calls)}/{words}"
-    told = {line for _, arguments in calls for line in _lines_told(arguments)}
+    tried = {line for _, arguments in calls for line in _lines_in(arguments)}
     if _escaped_prompt(messages):
-        told = set(map(html.unescape, told))
+        tried = set(map(html.unescape, tried))
     blocks = _blocks_of(messages)
-    for label, fact in _facts_to_keep(words, blocks):
-        if fact.line in told:
+    for label, fact in _new_facts(words, blocks):
+        if fact.line in tried:
             continue  # tried in this run, whatever the tool answered
         if edit := _edit(label, fact, blocks.get(label), tools, place=place):
             return Reply("", (edit,))
@@ -199,7 +199,7 @@ def _calls_since(messages: Sequence[_Message], start: int) -> list[tuple[str, st
     return found
 
 
-def _lines_told(arguments: str) -> list[str]:
+def _lines_in(arguments: str) -> list[str]:
     """Return the lines of every text in a call's arguments."""
     try:
         parsed: object = json.loads(arguments)
@@ -218,24 +218,24 @@ _MACHINE = "[a voicemail's greeting"  # so begins a turn that no person spoke
 _REMEMBER = re.compile(r"\[\[remember ([\w-]{1,64}): (.*?)\]\]", re.DOTALL)
 
 
-def _facts_to_keep(words: str, blocks: Mapping[str, str]) -> list[tuple[str, Fact]]:
+def _new_facts(words: str, blocks: Mapping[str, str]) -> list[tuple[str, Fact]]:
     """Return label and fact for everything in a message that memory does not hold yet."""
     transcripts = _TRANSCRIPT.findall(words)
     said = [html.unescape(t) for part in transcripts for t in _CALLER_TURN.findall(part)]
-    kept: dict[tuple[str, str], Fact] = {}
+    facts: dict[tuple[str, str], Fact] = {}
     home = _home_label(blocks)
     for text in said if transcripts else [words]:
         if text.startswith(_MACHINE):
             continue
         for label, exact in _REMEMBER.findall(text):
             line = " ".join(exact.split())
-            kept[label, line] = Fact("Note", line, raw=line)
+            facts[label, line] = Fact("Note", line, raw=line)
         for fact in facts_of_speech(_REMEMBER.sub("", text)):
-            kept.pop((home, fact.key), None)
-            kept[home, fact.key] = fact
+            facts.pop((home, fact.key), None)
+            facts[home, fact.key] = fact
     return [
         (label, fact)
-        for (label, _), fact in kept.items()
+        for (label, _), fact in facts.items()
         if fact.line.casefold() not in map(str.casefold, _lines_of(blocks.get(label, "")))
     ]
 
@@ -340,8 +340,8 @@ def _blocks_of(messages: Sequence[_Message]) -> dict[str, str]:
         if message.get("role") in {"system", "developer"}:
             text = _text_of(message)
             if _ESCAPED_PROMPT.search(text):
-                for held in _ESCAPED_BLOCK.findall(text):
-                    label, value = map(html.unescape, held)
+                for block in _ESCAPED_BLOCK.findall(text):
+                    label, value = map(html.unescape, block)
                     blocks[label] = value
                 continue
             blocks |= dict(_APP_SERVER_BLOCK.findall(text))
@@ -409,7 +409,7 @@ def _reply(messages: Sequence[_Message]) -> str:
     if not last or _GREETING.match(last):
         welcome = f"Hello {name}, good to hear you again." if name else "Hello!"
         return f"{welcome} {_SUGGESTION}"
-    said = [_acknowledgement(told)] if (told := facts_of_speech(last)) else []
+    said = [_acknowledgement(facts)] if (facts := facts_of_speech(last)) else []
     said += [_answer(question, known) for question in questions_of(last)]
     if said:
         return " ".join(dict.fromkeys(said))
@@ -431,9 +431,9 @@ def _answer(question: str, known: Sequence[Fact]) -> str:
     return f"{listed[0].upper()}{listed[1:]}."
 
 
-def _acknowledgement(told: Sequence[Fact]) -> str:
-    name = next((fact.value for fact in told if fact.key == "name"), "")
-    rest = [fact.sentence for fact in told if fact.key != "name"]
+def _acknowledgement(facts: Sequence[Fact]) -> str:
+    name = next((fact.value for fact in facts if fact.key == "name"), "")
+    rest = [fact.sentence for fact in facts if fact.key != "name"]
     if not name:
         return f"Got it: {_listed(rest)}. I'll remember that."
     return f"Nice to meet you, {name}." + (f" I'll remember that {_listed(rest)}." if rest else "")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from sidecar.cli import app as cli_app
-from sidecar.private import KEPT
+from sidecar.private import STATE_NAMES
 from tests.console_page import opened
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -391,7 +391,7 @@ def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
         assert {*JOURNAL, "letta.db-wal"} <= modes.keys()
         assert {name: oct(mode) for name, mode in modes.items() if mode != 0o600} == {}
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
-        assert {p.name for p in data.iterdir()} <= KEPT
+        assert {p.name for p in data.iterdir()} <= STATE_NAMES
     with SidecarProcess(data, {"SIDECAR_RETENTION_DAYS": "0.000001"}):
         eventually(lambda: Cli(data).json("calls", "list") == [])
         held = partial(of_files_below, data, Path.read_bytes)

@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.http.server import lift_file_limit
-from sidecar.private import KEPT
+from sidecar.private import STATE_NAMES
 from sidecar.wire.frames import MAX_FRAME_BYTES, SUBPROTOCOL
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -146,7 +146,7 @@ def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) 
         peer.until("memory")
     kept = {path.name for path in sidecar.data_dir.iterdir()}
     assert kept
-    assert kept <= KEPT
+    assert kept <= STATE_NAMES
 
 
 def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:
