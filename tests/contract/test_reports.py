@@ -59,8 +59,8 @@ class World:
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     clock, policy = Clock(), PostPolicy(max_turns=2, max_age_s=60.0)
     if request.param == "memory":
-        kept = MemoryJournal(policy, clock=clock)
-        yield World(clock, kept, kept)
+        journal = MemoryJournal(policy, clock=clock)
+        yield World(clock, journal, journal)
         return
     path = tmp_path / "journal.db"
     async with AsyncExitStack() as stack:

@@ -115,17 +115,17 @@ async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bench", "consent", "kept"),
+    ("bench", "consent", "stored"),
     [(False, "", 1), (False, "yes", 1), (True, "", 0), (True, "yes", 1), (True, "no", 0)],
     indirect=["bench"],
 )
 async def test_silence_is_consent_unless_it_is_required(
-    bench: Bench, consent: Consent, kept: int
+    bench: Bench, consent: Consent, stored: int
 ) -> None:
     """Where consent is required, a call nobody asked about is not kept."""
     live = await bench.opened(consent)
     await live.record([turn(live)])
-    assert len(await bench.journal.calls(limit=5)) == kept
+    assert len(await bench.journal.calls(limit=5)) == stored
 
 
 async def test_consent_taken_back_holds_from_then_on(bench: Bench) -> None:

@@ -196,23 +196,23 @@ async def test_a_live_call_that_another_records_stops_it(world: World) -> None:
 
 async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) -> None:
     """A held spool file belongs to the caller whom it names later, and stops the erasure."""
-    held = world.spooled("later", "", SECRET)
-    held.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
+    file = world.spooled("later", "", SECRET)
+    file.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
     with pytest.raises(CallerBusy):
         await world.forgetting.plan("acme", KEY)
-    held.close()
+    file.close()
 
 
 async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
     """A spool file that a worker still writes stops its own caller's erasure, and no other's."""
     await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    held = world.spooled("others", "eve", "nothing of his is in here")
+    file = world.spooled("others", "eve", "nothing of his is in here")
     assert (await world.forgetting.plan("acme", KEY)).spool_files == 0
     mine = world.spooled("mine", "bob", SECRET)
     with pytest.raises(CallerBusy):
         await world.forgetting.forget("acme", KEY)
     assert (await world.journal.counts()).turns == 1
-    held.close()
+    file.close()
     mine.close()
 
 

@@ -125,9 +125,9 @@ class Peer:
     def leaves(self) -> None:
         self.to_sidecar.send_nowait({"type": "websocket.disconnect", "code": 1006})
 
-    async def until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(10.0):
-            while not holds():
+            while not condition():
                 await self._changed.wait()
 
     @property
@@ -239,8 +239,8 @@ async def test_a_worker_that_comes_back_has_all_guidance_again(world: World) -> 
         world.calls.live[0].guide("Be brief.")
     async with world.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.acked == ["t1"])
-        told = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
-        assert told == ["Offer a call back.", "Be brief."]
+        guidance = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
+        assert guidance == ["Offer a call back.", "Be brief."]
 
 
 # Order

@@ -49,10 +49,10 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, object]]] = []
 
-    def _keep(self, name: str, **fields: object) -> None:
+    def _add(self, name: str, **fields: object) -> None:
         self.lines.append((name, fields))
 
-    debug = info = warning = error = _keep
+    debug = info = warning = error = _add
 
 
 class World:
@@ -78,7 +78,7 @@ class World:
         async def own_agent(ref: AgentRef) -> str:
             return f"agent-of-{ref.caller_key}"
 
-        async def keep(ref: AgentRef, batch: Batch) -> None:
+        async def note(ref: AgentRef, batch: Batch) -> None:
             self.settled.append((ref, batch))
 
         self.relay = Relay(
@@ -91,7 +91,7 @@ class World:
             dice=random.Random(7).random,
             emit=self.telemetry.emit,
             on_changed=on_changed,
-            on_settled=on_settled or keep,
+            on_settled=on_settled or note,
         )
 
     @asynccontextmanager

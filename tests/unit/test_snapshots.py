@@ -437,12 +437,12 @@ def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) ->
     store = DirectoryStore(tmp_path)
     snapshot = Snapshot.of(A, [Block("human", "Ada")], read_at_s=1.0)
     anyio.run(store.save, snapshot)
-    (kept,) = tmp_path.iterdir()
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    kept.rename(kept.with_suffix(".new"))  # as a kill before the rename leaves it
+    (copy,) = tmp_path.iterdir()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    copy.rename(copy.with_suffix(".new"))  # as a kill before the rename leaves it
     anyio.run(store.save, snapshot)
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
-    kept.rename(kept.with_suffix(".new"))
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
+    copy.rename(copy.with_suffix(".new"))
     anyio.run(store.forget, A)
     assert list(tmp_path.iterdir()) == []
 

@@ -132,21 +132,31 @@ class TestVapiCalls:
             for _ in range(2):
                 await call.report(stretches_of([bye]))
             turns = await world.journal.turns("acme/1")
-            told = ["My name is Ada.", "hello ada", "Bye. And thanks.", bye["message"]]
-            assert [turn.text for turn in turns] == [greeting["content"], *told]
+            expected = ["My name is Ada.", "hello ada", "Bye. And thanks.", bye["message"]]
+            assert [turn.text for turn in turns] == [greeting["content"], *expected]
 
     @pytest.mark.parametrize("reported", [True, False])
     async def test_a_window_that_moves_on(self, reported: bool) -> None:
         """The caller's last words of one history are kept when the next history lacks them."""
-        told = ["Hello.", "Oslo, please.", "Which day?", "Yes.", "On Friday?", "Yes.", "Booked."]
+        expected = [
+            "Hello.",
+            "Oslo, please.",
+            "Which day?",
+            "Yes.",
+            "On Friday?",
+            "Yes.",
+            "Booked.",
+        ]
         roles = ["assistant", "user"] * 4
-        history = [{"role": r, "content": t} for r, t in zip(roles, told, strict=False)]
+        history = [{"role": r, "content": t} for r, t in zip(roles, expected, strict=False)]
         async with opened() as world:
             call = await world.call()
             for end in (2, 4, 6):
                 await call.take(stretches_of(history[end - 2 : end]), stamp_ms=float(end))
             await (call.report(stretches_of(history[6:])) if reported else call.give_up())
-            assert [text for text, _ in await world.texts()] == (told if reported else told[:6])
+            assert [text for text, _ in await world.texts()] == (
+                expected if reported else expected[:6]
+            )
 
     async def test_what_was_seen_is_stored_when_models_are_asked(self) -> None:
         """The newest histories of many calls are stored a little later, each only once."""
@@ -257,14 +267,14 @@ class TestVapiCalls:
                 await (call.report(HISTORY) if reported else call.give_up())
             turns = await world.journal.turns("acme/1")
             words = {"My name is Ada.", "Bye."} if reported or seen != "never" else set[str]()
-            told = {one.text for one in turns if one.speaker == "caller"}
+            stored = {one.text for one in turns if one.speaker == "caller"}
             expected = {f"[{VOICEMAIL_NOTE}]\n{text}" for text in words}
             if seen == "posted":
                 expected.remove(f"[{VOICEMAIL_NOTE}]\nMy name is Ada.")
                 note = f'correction: "My name is Ada.", noted before, was {VOICEMAIL_NOTE}'
                 expected |= {f"[{note}]\nMy name is Ada.", "My name is Ada."}
-            assert told == expected
-            assert len(turns) == len(told) + sum(one.speaker == "agent" for one in turns)
+            assert stored == expected
+            assert len(turns) == len(stored) + sum(one.speaker == "agent" for one in turns)
             notes = {
                 stretch.note for stretch in transcript_of(turns) if stretch.speaker == "caller"
             }

@@ -204,7 +204,7 @@ class TestGuidance:
         """Guidance is in each prompt once, before the caller's last words, even if VAPI adds it."""
         rules = {"role": "system", "content": "Be kind."}
         words = {"role": "user", "content": "Hello"}
-        told = {"role": "system", "content": "Offer a call back."}
+        guidance = {"role": "system", "content": "Offer a call back."}
         async with opened(data(says("Hi.")) + DONE) as world:
             sent: list[str] = []
 
@@ -221,9 +221,9 @@ class TestGuidance:
             live.guide("Offer a call back.")
             await trio.sleep(1.0)
             assert sent == [url + "add-message"]
-            await world.ask(messages=[rules, told, words])
+            await world.ask(messages=[rules, guidance, words])
             live.guide("Offer a call back.")
-            await world.ask(messages=[rules, told, words, {"role": "assistant"}, words])
+            await world.ask(messages=[rules, guidance, words, {"role": "assistant"}, words])
             live.guide("Be brief.")
             await world.ask(messages=[rules, words])
             await trio.sleep(1.0)

@@ -646,8 +646,8 @@ def test_absence_takes_nothing_back(
     assert len(after) <= len(before) + len(tail) + len(shown)
     assert not any("was not said" in turn.text for turn in stored.turns)
     if not whole:
-        kept = iter(after)
-        assert all(any(stretch.speaker == one.speaker for one in kept) for stretch in before)
+        rest = iter(after)
+        assert all(any(stretch.speaker == one.speaker for one in rest) for stretch in before)
 
 
 @given(data=st.data(), spoken=spoken_calls(discards=False))

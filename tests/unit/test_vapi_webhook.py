@@ -326,8 +326,8 @@ class TestWebhook:
             world.telemetry.observe = observe
             sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
             assert await world.deliver(sent) == (200, {})
-            told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
-            assert told == [(logged or reason)] * 2
+            reasons = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
+            assert reasons == [(logged or reason)] * 2
             assert "canary" not in str(said)
 
     async def test_no_more_tools_run_than_a_few(self) -> None:
