@@ -41,7 +41,7 @@ class Source:
         return self.found[:limit]
 
 
-class Bench:
+class ArchiveBench:
     def __init__(self) -> None:
         self.source = Source()
         self.telemetry = Telemetry()
@@ -55,8 +55,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened() -> AsyncGenerator[Bench]:
-    bench = Bench()
+async def opened() -> AsyncGenerator[ArchiveBench]:
+    bench = ArchiveBench()
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.archive.run)
         yield bench
@@ -146,5 +146,5 @@ class TestArchive:
             assert [len(query) for _, query in bench.source.asked] == [QUESTION_CHARS]
 
     @staticmethod
-    async def _nothing(bench: Bench, question: str) -> None:
+    async def _nothing(bench: ArchiveBench, question: str) -> None:
         assert await bench.archive.search("a", question, budget_s=0.5) == ()

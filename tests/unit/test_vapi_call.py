@@ -21,7 +21,7 @@ from sidecar.errors import JournalFull
 from sidecar.model import Call, CallerHints
 from sidecar.prompt_wait import Waits
 from sidecar.testing.memory_journal import MemoryJournal
-from tests.unit.test_calls import ADA, BOB, Bench
+from tests.unit.test_calls import ADA, BOB, CallsBench
 
 pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
 
@@ -55,7 +55,7 @@ class Failing(MemoryJournal):
         return await super().identify(call)
 
 
-class VapiBench(Bench):
+class VapiBench(CallsBench):
     def __init__(self, journal: MemoryJournal | None = None) -> None:
         super().__init__(journal=journal)
         self.vapi = VapiCalls(
