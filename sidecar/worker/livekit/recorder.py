@@ -92,7 +92,7 @@ class CallRecorder:
         self._began_s: float | None = None
         self._fell_silent_s: float | None = None
         self._overdue: asyncio.TimerHandle | None = None
-        self._withheld = False
+        self._heard_by_others = False
         self._session: AgentSession[Any] | None = None
         self._beside: Beside | None = None
         self._tracer = tracer
@@ -163,7 +163,7 @@ class CallRecorder:
             self.follow()
             await self.call.ready()
             self.follow()  # others may have come meanwhile
-            memory = None if self._withhold() else self.call.memory
+            memory = None if self._others_hear() else self.call.memory
             span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
@@ -180,11 +180,11 @@ class CallRecorder:
         )
         return memory
 
-    def _withhold(self) -> bool:
+    def _others_hear(self) -> bool:
         shared = self._listeners is not None and self._listeners.shared
-        if shared and not self._withheld:
+        if shared and not self._heard_by_others:
             self._emit(telemetry.memory_withheld, call=self.call.call_id, channel="livekit")
-        self._withheld = shared
+        self._heard_by_others = shared
         return shared
 
     def end(self, reason: str) -> None:
