@@ -52,8 +52,8 @@ class _InGroups(TyperGroup):
         except typer.BadParameter as error:
             if "--json" in sys.argv:
                 field = error.param.get_error_hint().strip("'") if error.param else ""
-                told = {"field": field, "remedy": error.message}
-                show.as_json({"error": error.format_message(), "hint": "", "fields": [told]})
+                wrong = {"field": field, "remedy": error.message}
+                show.as_json({"error": error.format_message(), "hint": "", "fields": [wrong]})
             raise
 
     @override

@@ -84,12 +84,12 @@ def digest_step(messages: Sequence[Message], tools: Mapping[str, OfferedTool]) -
     start, words = _what_to_digest(messages)
     calls = _calls_since(messages, start)
     place = f"{len(calls)}/{words}"
-    told = {line for _, arguments in calls for line in _lines_told(arguments)}
+    tried = {line for _, arguments in calls for line in _lines_in(arguments)}
     if is_escaped(messages):
-        told = set(map(html.unescape, told))
+        tried = set(map(html.unescape, tried))
     blocks = blocks_of(messages)
-    for label, fact in _facts_to_keep(words, blocks):
-        if fact.line in told:
+    for label, fact in _new_facts(words, blocks):
+        if fact.line in tried:
             continue  # tried in this run, whatever the tool answered
         if edit := _edit(label, fact, blocks.get(label), tools, place=place):
             return Reply("", (edit,))
@@ -152,7 +152,7 @@ def _calls_since(messages: Sequence[Message], start: int) -> list[tuple[str, str
     return found
 
 
-def _lines_told(arguments: str) -> list[str]:
+def _lines_in(arguments: str) -> list[str]:
     """Return the lines of every text in a call's arguments."""
     try:
         parsed: object = json.loads(arguments)
@@ -170,24 +170,24 @@ _MACHINE = "[a voicemail's greeting"  # so begins a turn that no person spoke
 _REMEMBER = re.compile(r"\[\[remember ([\w-]{1,64}): (.*?)\]\]", re.DOTALL)
 
 
-def _facts_to_keep(words: str, blocks: Mapping[str, str]) -> list[tuple[str, Fact]]:
+def _new_facts(words: str, blocks: Mapping[str, str]) -> list[tuple[str, Fact]]:
     """Return label and fact for everything in a message that memory does not hold yet."""
     transcripts = _TRANSCRIPT.findall(words)
     said = [html.unescape(t) for part in transcripts for t in CALLER_TURN.findall(part)]
-    kept: dict[tuple[str, str], Fact] = {}
+    facts: dict[tuple[str, str], Fact] = {}
     home = _home_label(blocks)
     for text in said if transcripts else [words]:
         if text.startswith(_MACHINE):
             continue
         for label, exact in _REMEMBER.findall(text):
             line = " ".join(exact.split())
-            kept[label, line] = Fact("Note", line, raw=line)
+            facts[label, line] = Fact("Note", line, raw=line)
         for fact in facts_of_speech(_REMEMBER.sub("", text)):
-            kept.pop((home, fact.key), None)
-            kept[home, fact.key] = fact
+            facts.pop((home, fact.key), None)
+            facts[home, fact.key] = fact
     return [
         (label, fact)
-        for (label, _), fact in kept.items()
+        for (label, _), fact in facts.items()
         if fact.line.casefold() not in map(str.casefold, _lines_of(blocks.get(label, "")))
     ]
 

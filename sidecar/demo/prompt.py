@@ -58,8 +58,8 @@ def blocks_of(messages: Sequence[Message]) -> dict[str, str]:
         if message.get("role") in {"system", "developer"}:
             text = text_of(message)
             if _ESCAPED_PROMPT.search(text):
-                for held in _ESCAPED_BLOCK.findall(text):
-                    label, value = map(html.unescape, held)
+                for block in _ESCAPED_BLOCK.findall(text):
+                    label, value = map(html.unescape, block)
                     blocks[label] = value
                 continue
             blocks |= dict(_APP_SERVER_BLOCK.findall(text))

@@ -25,7 +25,7 @@ def reply_to(messages: Sequence[Message]) -> str:
     if not last or _GREETING.match(last):
         welcome = f"Hello {name}, good to hear you again." if name else "Hello!"
         return f"{welcome} {_SUGGESTION}"
-    said = [_acknowledgement(told)] if (told := facts_of_speech(last)) else []
+    said = [_acknowledgement(facts)] if (facts := facts_of_speech(last)) else []
     said += [_answer(question, known) for question in questions_of(last)]
     if said:
         return " ".join(dict.fromkeys(said))
@@ -47,9 +47,9 @@ def _answer(question: str, known: Sequence[Fact]) -> str:
     return f"{listed[0].upper()}{listed[1:]}."
 
 
-def _acknowledgement(told: Sequence[Fact]) -> str:
-    name = next((fact.value for fact in told if fact.key == "name"), "")
-    rest = [fact.sentence for fact in told if fact.key != "name"]
+def _acknowledgement(facts: Sequence[Fact]) -> str:
+    name = next((fact.value for fact in facts if fact.key == "name"), "")
+    rest = [fact.sentence for fact in facts if fact.key != "name"]
     if not name:
         return f"Got it: {_listed(rest)}. I'll remember that."
     return f"Nice to meet you, {name}." + (f" I'll remember that {_listed(rest)}." if rest else "")

@@ -351,8 +351,8 @@ class LettaStandIn:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
-            async for told in frames_of(run):
-                await response.write(told)
+            async for frame in frames_of(run):
+                await response.write(frame)
         return response
 
     # For tests

@@ -60,7 +60,7 @@ class World(ABC):
         """Make every later step of a run take `delay_s` longer; 0 ends that."""
         await self.set_model(delay_s=delay_s)
 
-    async def hold_model(self) -> None:
+    async def stall_model(self) -> None:
         """Hold every later step until `release_model`."""
         await self.set_model(hang=True)
 
