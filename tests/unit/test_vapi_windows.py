@@ -156,6 +156,73 @@ def test_a_window_that_begins_within_what_one_speaker_said() -> None:
     assert texts == ["Hello.", "Oslo please. On Friday.", "Sure.", "Bye."]
 
 
+def test_a_window_that_begins_within_the_first_turn() -> None:
+    """A window that begins within the call's first words stores none of them again."""
+    call = Following()
+    first = ("caller", "My name is Ada. Please call me back.")
+    shown: Said = [("caller", "Please call me back."), ("agent", "I will."), ("caller", "Thanks.")]
+    call.see(Sighting(stretches([first, *shown[1:]]), asked=True))
+    call.see(Sighting(stretches([*shown, ("agent", "Bye."), ("caller", "Bye.")]), asked=True))
+    call.end()
+    assert call.said == [first, *shown[1:], ("agent", "Bye."), ("caller", "Bye.")]
+
+
+@pytest.mark.parametrize("messages", range(3, 8))
+@pytest.mark.parametrize("begin", range(4))
+def test_a_late_body_without_a_time_is_known_however_old(begin: int, messages: int) -> None:
+    """A repeated body that names no time stores nothing again, from wherever in the call it is."""
+    call = Following()
+    truth: Said = [("agent", "Hello.")]
+    for n in range(15):
+        truth += [("caller", f"Question {n} please."), ("agent", f"Answer {n}.")]
+        call.see(Sighting(stretches(truth), late=True))
+    call.see(Sighting(stretches([*truth[-5:], ("caller", "Bye.")]), asked=True, late=True))
+    for guess in (True, False):
+        old = [(who, text) for who, text in truth[begin : begin + messages]]
+        old[-1] = (old[-1][0], old[-1][1].split()[0]) if guess else old[-1]
+        call.see(Sighting(stretches(old), asked=True, late=True))
+    call.end()
+    assert call.said == [*truth, ("caller", "Bye.")]
+
+
+def test_a_late_body_without_a_reply_leaves_the_reply() -> None:
+    """A repeated request that names no time takes back no reply that a later body showed."""
+    call = Following()
+    truth: Said = [("agent", "Hello."), ("caller", "My name is Ada."), ("agent", "Hello Ada.")]
+    call.see(Sighting(stretches(truth[:2]), asked=True, late=True))
+    call.see(Sighting(stretches(truth)))
+    call.see(Sighting(stretches(truth[:2]), asked=True, late=True))
+    call.end()
+    assert call.said == truth
+
+
+@pytest.mark.parametrize("posted", range(4))
+def test_a_report_that_joins_what_windows_left_apart(posted: int) -> None:
+    """A report has each word once, wherever in its turns the stored ones are."""
+    call = Following()
+    for n, text in enumerate(["And thanks.", "I live in Lyon.", "At three.", "Bye."]):
+        call.see(Sighting(stretches([("caller", text)]), asked=True, fresh=True))
+        if n == posted:
+            call.post()
+    report: Said = [
+        ("agent", "Hello."),
+        ("caller", "My name is Ada. And thanks."),
+        ("agent", "Where do you live?"),
+        ("caller", "I live in Lyon. At three. Yes."),
+        ("agent", "Fine."),
+        ("caller", "Bye."),
+    ]
+    call.end(stretches(report))
+    assert not call.corrections
+    joined: Said = []
+    for who, text in call.said:
+        if joined and joined[-1][0] == who:
+            joined[-1] = (who, f"{joined[-1][1]} {text}")
+        else:
+            joined.append((who, text))
+    assert joined == report
+
+
 def test_final_transcripts_tell_two_turns_from_one() -> None:
     """Words with two final transcripts that are stored once make another turn."""
     for heard, times in ((1, 1), (2, 2)):

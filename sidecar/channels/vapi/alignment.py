@@ -172,7 +172,7 @@ def align(old: Sequence[Hashable], new: Sequence[Hashable], *, newest: bool) -> 
     if head in {len(old), len(new)}:
         return [(n, n) for n in range(head)]
     if not head and newest:
-        place, length = _window(old, new)
+        place, length = window(old, new)
         if length:
             return [(place + n, n) for n in range(length)]
     tail = _common(old[head:][::-1], new[head:][::-1])
@@ -193,7 +193,7 @@ def _common(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
     return same
 
 
-def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
+def window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
     """Return the place in `old` and the length of the longest beginning of `new`.
 
     It is all of `new`, or as much as reaches the end of `old`.

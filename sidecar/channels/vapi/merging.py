@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from sidecar.channels.vapi.alignment import Pair, Runs, align, alike, words_of
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, Stretch
+from sidecar.channels.vapi.joined import Joined
 from sidecar.channels.vapi.stored import Entry
 from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
 
@@ -137,6 +138,37 @@ def reported_in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> list[
     return [*merged, *(Entry(0, stretch) for stretch in after)]
 
 
+def held_in(
+    known: Sequence[Entry], report: Sequence[Stretch], *, tail: Sequence[Stretch] = ()
+) -> list[Entry] | None:
+    """Merge a report that has each known turn, in order; None where it lacks one.
+
+    A stored turn may be some sentences of a stretch, because a report joins what windows showed
+    apart. The result has the report's words, each once.
+
+    Args:
+        known: The turns.
+        report: The report.
+        tail: What the report must go on with after the known turns, with more words or as many.
+    """
+    merged: list[Entry] = []
+    place, stretch = 0, Joined(report[0])
+    for entry in known:
+        while not (taken := stretch.take(entry.stretch, whole=not entry.number)):
+            merged += (Entry(0, part) for part in stretch.rest())
+            place += 1
+            if place == len(report):
+                return None
+            stretch = Joined(report[place])
+        *before, found = taken
+        merged += (Entry(0, part) for part in before)
+        merged.append(_agreed(entry, found, last_word=True))
+    later = [*stretch.rest(), *report[place + 1 :]]
+    if len(later) < len(tail) or not all(map(_goes_on, tail, later)):
+        return None
+    return [*merged, *(Entry(0, one) for one in later)]
+
+
 def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored.
 
@@ -249,6 +281,11 @@ def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) ->
 
 def _alike(old: Stretch, new: Stretch) -> bool:
     return old.speaker == new.speaker and alike(words_of(old.text), words_of(new.text))
+
+
+def _goes_on(begun: Stretch, said: Stretch) -> bool:
+    words = words_of(begun.text)
+    return begun.speaker == said.speaker and words_of(said.text)[: len(words)] == words
 
 
 def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:

@@ -25,6 +25,7 @@ from sidecar.channels.vapi.merging import (
     common_start,
     continued,
     extended,
+    held_in,
     in_step,
     is_whole,
     pairs_of,
@@ -33,7 +34,14 @@ from sidecar.channels.vapi.merging import (
     same_words,
 )
 from sidecar.channels.vapi.stored import Entry, entries_of, turns_to
-from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
+from sidecar.channels.vapi.windows import (
+    LIMIT,
+    CallSoFar,
+    Sighting,
+    begins_within,
+    placed,
+    shown_before,
+)
 from sidecar.model import Turn
 
 
@@ -86,17 +94,27 @@ def conclude(
     """
     before = entries_of(stored)
     ended = [*before, *(Entry(0, stretch) for stretch in tail)]
-    if not report:
-        wanted = ended
-    elif in_step(ended, report):
-        wanted = reported_in_step(ended, report)
-    elif not is_whole(before, report):
-        wanted = reported_end(ended, report, open_at=len(before))
-    else:
-        wanted = as_reported(before if len(report) >= len(ended) else ended, report)
+    wanted = _reported(before, tail, report) if report else ended
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
     return _planned(stored, wanted, key=key, sealed=sealed, now_s=now_s)
+
+
+def _reported(
+    before: Sequence[Entry], tail: Sequence[Stretch], report: Sequence[Stretch]
+) -> Sequence[Entry]:
+    """Merge a report with the stored turns and with what was said after them."""
+    ended = [*before, *(Entry(0, stretch) for stretch in tail)]
+    if in_step(ended, report):
+        return reported_in_step(ended, report)
+    held = held_in(ended, report)
+    if held is None:
+        held = held_in(before, report, tail=tail)
+    if held is not None:
+        return held
+    if not is_whole(before, report):
+        return reported_end(ended, report, open_at=len(before))
+    return as_reported(before if len(report) >= len(ended) else ended, report)
 
 
 def _planned(
@@ -191,14 +209,17 @@ def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Se
     if not shorter:
         same = common_start(known, stretches)
         if same in {len(known), len(stretches)}:
-            return [(n, n) for n in range(same)], True
+            older = shown.late and same < len(known)  # it takes back no later turn
+            return [(n, n) for n in range(same)], not older
+    if shown.late and not shown.fresh and (repeated := shown_before(about.stretches, stretches)):
+        return repeated, False
     pairs = pairs_of(known, stretches) if len(stretches) > LIMIT else placed(about, shown)
     agreed = sum(same_words(known[i].stretch, stretches[j]) for i, j in pairs)
     ends = (len(known) - 1, len(stretches) - 1)
     # After a reply that was sent completely, the whole history would be longer, or end otherwise.
     shorter = shorter or (shown.fresh and len(stretches) <= len(known) and ends not in pairs)
     # A history that begins in the middle of the first turn is a window.
-    cut = heard_again(known[0].stretch, stretches[0]) is known[0].stretch and not agreed
+    cut = begins_within(known[0].stretch, stretches[0], agreed=agreed > 0)
     whole = begins(pairs, known, stretches) and agreed * 2 >= about.open_at
     return pairs, whole and not shorter and not cut
 

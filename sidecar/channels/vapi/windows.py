@@ -11,12 +11,13 @@ but removes nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sidecar.channels.vapi.alignment import Pair, alike, words_of
+from sidecar.channels.vapi.alignment import Pair, alike, window, words_of
 from sidecar.channels.vapi.history import Stretch
 
 LIMIT = 24
 """A window of more stretches is placed by its words alone: repeats as long as that are rare."""
 _BEFORE = 8
+_PIECE = 3
 _COMPARED = 100
 """How many words of two turns are compared where the turns are not the same."""
 _NEVER = float("-inf")
@@ -86,7 +87,7 @@ def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
         known: The call.
         shown: A history of at most `LIMIT` stretches.
     """
-    start = max(0, len(known.stretches) - len(shown.stretches) - _BEFORE)
+    start = _start(known.stretches, shown.stretches)
     laid = _Laid(known, shown, start)
     rows, columns = len(laid.old), len(laid.new)
     score = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
@@ -110,6 +111,11 @@ def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
         if way == "same":
             pairs.append((start + i, j))
     return pairs[::-1]
+
+
+def _start(known: Sequence[Stretch], shown: Sequence[Stretch]) -> int:
+    """Return the place from which on a history is laid onto the call."""
+    return max(0, len(known) - len(shown) - _BEFORE)
 
 
 class _Laid:
@@ -179,6 +185,42 @@ class _Laid:
         stretches = self._known.stretches
         gap = stretches[place - 1].speaker == stretches[place].speaker
         return 0.0 if gap else _NOT_KNOWN
+
+
+def shown_before(known: Sequence[Stretch], shown: Sequence[Stretch]) -> list[Pair]:
+    """Return pairs of places if a history is a piece of the call that `placed` does not reach.
+
+    It has the same words; only the last may be an earlier guess. Fewer than three stretches may
+    have been said again: they are no such piece. Of several pieces the newest is used.
+    """
+    end = _start(known, shown) + len(shown) - 1
+    if len(shown) < _PIECE or end < len(shown):
+        return []
+    place, length = window(
+        [(one.speaker, one.text) for one in known[:end]],
+        [(one.speaker, one.text) for one in shown[:-1]],
+    )
+    end = place + len(shown) - 1
+    if length < len(shown) - 1 or known[end].speaker != shown[-1].speaker:
+        return []
+    last = words_of(shown[-1].text)
+    if words_of(known[end].text)[: len(last)] != last:
+        return []
+    return [(place + n, n) for n in range(len(shown))]
+
+
+def begins_within(known: Stretch, shown: Stretch, *, agreed: bool) -> bool:
+    """Whether a history that shows the call's first turn as `shown` lacks the beginning of it.
+
+    Args:
+        known: The first turn.
+        shown: The first stretch of the history.
+        agreed: A later turn of the history is known.
+    """
+    was, now = words_of(known.text), words_of(shown.text)
+    if len(now) >= len(was):
+        return False
+    return was[-len(now) :] == now or (was[: len(now)] == now and not agreed)
 
 
 def heard_again(known: Stretch, shown: Stretch) -> Stretch:
