@@ -196,6 +196,25 @@ def test_a_late_body_without_a_reply_leaves_the_reply() -> None:
     assert call.said == truth
 
 
+@pytest.mark.parametrize("ending", ["Bye.", "Bye. Thanks.", ""])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_history_that_joins_what_windows_left_apart(whole: bool, ending: str) -> None:
+    """A later history or partial report that joins neighbouring turns stores no word again."""
+    truth: Said = [("agent", "Hello."), ("caller", "Hi."), ("agent", "What is it?")]
+    apart: Said = [("caller", "I live in Lyon."), ("caller", "Please call me back.")]
+    call = Following()
+    call.see(Sighting(stretches([*truth, apart[0]]), asked=True))
+    call.see(Sighting(stretches(apart[1:]), asked=True))
+    joined: Said = [("caller", "I live in Lyon. Please call me back."), ("agent", "I will.")]
+    joined += [("caller", ending)] if ending else []
+    if whole:
+        call.see(Sighting(stretches([*truth, *joined])))
+        call.end()
+    else:
+        call.end(stretches(joined))
+    assert call.said == [*truth, *apart, *joined[1:]]
+
+
 @pytest.mark.parametrize("posted", range(4))
 def test_a_report_that_joins_what_windows_left_apart(posted: int) -> None:
     """A report has each word once, wherever in its turns the stored ones are."""

@@ -26,9 +26,11 @@ from sidecar.channels.vapi.merging import (
     continued,
     extended,
     held_in,
+    in_parts,
     in_step,
     is_whole,
     pairs_of,
+    parted,
     reported_end,
     reported_in_step,
     same_words,
@@ -43,6 +45,13 @@ from sidecar.channels.vapi.windows import (
     shown_before,
 )
 from sidecar.model import Turn
+
+
+_ENOUGH = 3
+"""A history that has fewer known turns than these may repeat them."""
+
+
+_LATEST = 2 * LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,10 @@ def follow(
         is_final=is_final,
         windowed=before.windowed,
     )
-    pairs, whole = _laid(known, about, shown)
+    joined = _joined(held, before.tail, shown.stretches)
+    parts = joined[0] if joined else in_parts(known[-_LATEST:], shown.stretches)
+    shown = replace(shown, stretches=tuple(parts))
+    pairs, whole = (joined[1], True) if joined else _laid(known, about, shown)
     if whole:
         merged = continued(known[: len(held)], known[len(held) :], shown.stretches, pairs)
     else:
@@ -198,6 +210,21 @@ def _asks_about(stretches: Sequence[Stretch], open_end: Sequence[Entry]) -> bool
 def _moved(asked_at: int, merged: Sequence[Entry]) -> int:
     """Return the new place of a turn after a merge, -1 where it became part of another turn."""
     return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
+
+
+def _joined(
+    stored: Sequence[Entry], tail: Sequence[Stretch], stretches: Sequence[Stretch]
+) -> tuple[list[Stretch], list[Pair]] | None:
+    """Return a history in parts, and the pairs, if it has each stored turn, some of them joined."""
+    same = common_start(stored, stretches)
+    if len(stored) < _ENOUGH or same in {len(stored), len(stretches)}:
+        return None
+    found = parted(stored[same:], tail, stretches[same:])
+    if found is None:
+        return None
+    parts, pairs = found
+    begun = [(n, n) for n in range(same)]
+    return [*stretches[:same], *parts], begun + [(i + same, j + same) for i, j in pairs]
 
 
 def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Sequence[Pair], bool]:
