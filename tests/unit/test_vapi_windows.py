@@ -196,6 +196,16 @@ def test_a_late_body_without_a_reply_leaves_the_reply() -> None:
     assert call.said == truth
 
 
+def test_other_words_are_no_better_guess_at_a_long_sentence() -> None:
+    """A window with entirely other words than the caller's last long ones does not replace them."""
+    call = Following()
+    said = ["My boat lies in the harbour of Oslo.", "Please call back."]
+    for text in said:
+        call.see(Sighting(stretches([("caller", text)]), asked=True))
+    call.end()
+    assert [text for _, text in call.said] == said
+
+
 @pytest.mark.parametrize("ending", ["Bye.", "Bye. Thanks.", ""])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_history_that_joins_what_windows_left_apart(whole: bool, ending: str) -> None:

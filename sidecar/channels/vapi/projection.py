@@ -46,7 +46,6 @@ from sidecar.channels.vapi.windows import (
 )
 from sidecar.model import Turn
 
-
 _ENOUGH = 3
 """A history that has fewer known turns than these may repeat them."""
 

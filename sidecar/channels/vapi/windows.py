@@ -20,6 +20,8 @@ _BEFORE = 8
 _PIECE = 3
 _COMPARED = 100
 """How many words of two turns are compared where the turns are not the same."""
+_GUESSED = 4
+"""How many words the next guess may replace by entirely other ones."""
 _NEVER = float("-inf")
 
 _SAME = 2.0
@@ -272,4 +274,5 @@ def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
         return _CUT
     if alike(was[:_COMPARED], now[:_COMPARED]):
         return _ALIKE_OPEN if is_open else _ALIKE
-    return _ANOTHER_GUESS if is_open else _NEVER
+    guessed = is_open and (len(was) <= _GUESSED or 3 * len(set(was) & set(now)) >= len(set(was)))
+    return _ANOTHER_GUESS if guessed else _NEVER
