@@ -196,6 +196,38 @@ def test_a_late_body_without_a_reply_leaves_the_reply() -> None:
     assert call.said == truth
 
 
+def test_a_sentence_that_begins_as_the_last_one_ended_is_another() -> None:
+    """Words that end a sentence and begin the next are stored twice: they were said twice."""
+    call = Following()
+    said = ["Please call my old mother.", "Mother lives in Oslo."]
+    for text in said:
+        call.see(Sighting(stretches([("caller", text)]), asked=True))
+    call.end()
+    assert [text for _, text in call.said] == said
+
+
+def test_a_report_that_begins_within_the_first_turn_is_a_part() -> None:
+    """A report that lacks the first sentence takes it back neither there nor at Letta."""
+    truth: Said = [("caller", "I am Ada. I moved."), ("agent", "Where to?"), ("caller", "Oslo.")]
+    for posted in (False, True):
+        call = Following()
+        call.see(Sighting(stretches(truth), asked=True))
+        if posted:
+            call.post()
+        call.end(stretches([("caller", "I moved."), *truth[1:], ("agent", "Fine.")]))
+        assert call.said == [*truth, ("agent", "Fine.")]
+        assert not call.corrections
+
+
+def test_a_report_goes_to_the_end_of_the_call() -> None:
+    """A reply in a report of the last turn alone was said after the caller's last words."""
+    call = Following()
+    truth: Said = [("caller", "Hi."), ("agent", "Anything else?"), ("caller", "Yes, my name.")]
+    call.see(Sighting(stretches(truth), asked=True))
+    call.end(stretches([("agent", "Anything else?")]))
+    assert call.said == [*truth, ("agent", "Anything else?")]
+
+
 def test_other_words_are_no_better_guess_at_a_long_sentence() -> None:
     """A window with entirely other words than the caller's last long ones does not replace them."""
     call = Following()

@@ -13,6 +13,17 @@ _ENDS_SENTENCE = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]\W*\Z")
 _TRIES = 8
 
 
+def begins_sentence(tokens: Sequence[str], place: int) -> bool:
+    """Whether a sentence may begin at a word of a text: anywhere where nothing shows sentences."""
+    ends = _ends(tokens)
+    return not ends or not place or place in ends
+
+
+def _ends(tokens: Sequence[str]) -> set[int]:
+    """Return the places after which a sentence has ended."""
+    return {n + 1 for n, token in enumerate(tokens) if _ENDS_SENTENCE.search(token)}
+
+
 class Joined:
     """A stretch, read from its beginning to its end.
 
@@ -27,16 +38,15 @@ class Joined:
         self._token_of = [*(n for n, _ in heard), len(self._tokens)]
         self._words = f" {' '.join(said for _, said in heard)} "
         self._offsets = list(accumulate((len(said) + 1 for _, said in heard), initial=0))
-        inner = self._tokens[:-1]
-        self._ends = {n + 1 for n, token in enumerate(inner) if _ENDS_SENTENCE.search(token)}
+        self._ends = _ends(self._tokens)
         self._read = 0  # tokens
 
-    def take(self, turn: Stretch, *, whole: bool) -> tuple[Stretch, ...]:
+    def take(self, turn: Stretch, *, is_open: bool) -> tuple[Stretch, ...]:
         """Read up to the end of a turn; empty, and nothing is read, where it is not there.
 
         Args:
             turn: What to look for.
-            whole: It must be the whole stretch.
+            is_open: It is still open, so it becomes all that is left of the stretch.
 
         Returns:
             What was said before the turn, if anything, and then the turn.
@@ -46,9 +56,11 @@ class Joined:
             return ()
         if not self._read and said == words_of(self._stretch.text):
             return self.rest()
-        found = None if whole or not said else self._found(said)
+        found = self._found(said) if said else None
         if found is None:
             return ()
+        if is_open:
+            return self.rest()
         begin, end = found
         parts = (*self._part(self._read, begin), *self._part(begin, end))
         self._read = end

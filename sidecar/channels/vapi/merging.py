@@ -68,7 +68,7 @@ def reported_end(known: Sequence[Entry], report: Sequence[Stretch], *, open_at: 
     """Add the turns of a report of only a part of the call: it corrects nothing."""
     about = CallSoFar([entry.stretch for entry in known], open_at, windowed=True)
     report = in_parts(known, report)
-    shown = Sighting(tuple(report))
+    shown = Sighting(tuple(report), ends=True)
     pairs = pairs_of(known, report) if len(report) > LIMIT else placed(about, shown)
     return extended(known, report, pairs, open_at=open_at)
 
@@ -157,7 +157,7 @@ def parted(
     stretches = map(Joined, shown)
     stretch = next(stretches)
     for place, entry in enumerate(known):
-        while not (taken := stretch.take(entry.stretch, whole=not entry.number)):
+        while not (taken := stretch.take(entry.stretch, is_open=not entry.number)):
             parts += stretch.rest()
             if (after := next(stretches, None)) is None:
                 return None

@@ -51,6 +51,7 @@ _ENOUGH = 3
 
 
 _LATEST = 2 * LIMIT
+"""The newest turns, of which a history may join some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ def _reported(
 ) -> Sequence[Entry]:
     """Merge a report with the stored turns and with what was said after them."""
     ended = [*before, *(Entry(0, stretch) for stretch in tail)]
+    if ended and begins_within(ended[0].stretch, report[0], agreed=True):
+        return reported_end(ended, report, open_at=len(before))
     if in_step(ended, report):
         return reported_in_step(ended, report)
     held = held_in(ended, report)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.channels.vapi.alignment import Pair, alike, window, words_of
 from sidecar.channels.vapi.history import Stretch
+from sidecar.channels.vapi.joined import begins_sentence
 
 LIMIT = 24
 """A window of more stretches is placed by its words alone: repeats as long as that are rare."""
@@ -53,6 +54,7 @@ class Sighting:
         late: It names no time: it may be older than what is known.
         astray: It names no time, and its last reply is not the one that was sent last.
         heard: How many final transcripts of the caller's last words have come so far.
+        ends: It is a report, so it reaches the end of the call.
     """
 
     stretches: tuple[Stretch, ...]
@@ -61,6 +63,7 @@ class Sighting:
     late: bool = False
     astray: bool = False
     heard: int = 0
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ class _Laid:
             return 0.0
         if self._shown.late:
             return _LATER_KNOWN_LATE
-        return _LATER_KNOWN_OPEN if is_open else _LATER_KNOWN
+        return _LATER_KNOWN_OPEN if is_open and not self._shown.ends else _LATER_KNOWN
 
     def not_known(self, i: int, j: int) -> float:
         """Score of: the history has a turn that is not known yet."""
@@ -232,16 +235,21 @@ def heard_again(known: Stretch, shown: Stretch) -> Stretch:
         return shown
     if len(now) < len(was) and (was[: len(now)] == now or was[-len(now) :] == now):
         return known
-    if shared := _overlap(was, now):
+    if shared := _overlap(known, was, now):
         text = " ".join([known.text, *shown.text.split()[shared:]])
         return replace(known, text=text, interrupted=shown.interrupted)
     return shown
 
 
-def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
-    """Return how many words at the end of `was` are also the beginning of `now`."""
+def _overlap(known: Stretch, was: Sequence[str], now: Sequence[str]) -> int:
+    """Return how many words at the end of `was`, whole sentences, are also the beginning of `now`.
+
+    `was` are the words of `known`.
+    """
     shorter = min(len(was), len(now), _COMPARED)
-    return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
+    shared = (n for n in range(shorter, 0, -1) if was[-n:] == now[:n])
+    tokens = known.text.split()
+    return next((n for n in shared if begins_sentence(tokens, max(0, len(tokens) - n))), 0)
 
 
 def _heard_times(known: Sequence[Stretch], said: Sequence[str]) -> int:
@@ -270,7 +278,7 @@ def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
     if is_open and now[: len(was)] == was:
         return _MORE
     # A window may begin within what one speaker said.
-    if cut and (was[-len(now) :] == now or (is_open and _overlap(was, now))):
+    if cut and (was[-len(now) :] == now or (is_open and _overlap(known, was, now))):
         return _CUT
     if alike(was[:_COMPARED], now[:_COMPARED]):
         return _ALIKE_OPEN if is_open else _ALIKE
