@@ -3,7 +3,7 @@
 import errno
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,6 +183,29 @@ async def test_a_live_caller_is_not_erased(world: World) -> None:
         await world.forgetting.forget("acme", KEY)
     assert len(list(world.spool.iterdir())) == 1
     assert len(await world.letta.find_agents(())) == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_caller_who_rings_while_letta_is_asked_is_not_erased(
+    world: World, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """A call that begins while Letta answers stops the erasure: spool and journal are whole."""
+    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    world.spooled("left", "bob", SECRET).close()
+    find_agents = world.letta.find_agents
+
+    async def ringing(tags: Sequence[str]) -> Sequence[Any]:
+        if stored:
+            await world.call("two", ref=OWN, key=KEY, text=SECRET, closed=False)
+        else:
+            world.on_the_line.add(KEY)
+        return await find_agents(tags)
+
+    monkeypatch.setattr(world.letta, "find_agents", ringing)
+    with pytest.raises(CallerBusy):
+        await world.forgetting.forget("acme", KEY)
+    assert len(list(world.spool.iterdir())) == 1
+    assert (await world.journal.counts()).turns == 1 + stored
 
 
 async def test_a_live_call_that_another_records_stops_it(world: World) -> None:
