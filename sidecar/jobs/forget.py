@@ -1,8 +1,8 @@
 """Forgets a caller everywhere the sidecar can reach, and checks whether anything remains.
 
 Theory of operation: nothing is erased before it is known that the caller is not on the line and
-that Letta answers. Then, in this order: spool files, the journal (from here on nothing more of
-the caller is posted), the last good copies, Letta. Then every file below the data directory, and
+that Letta answers. Then, in this order: the journal (from here on nothing more of the caller is
+posted, and no spool file of an erased call is taken up), spool files, the last good copies, Letta. Then every file below the data directory, and
 every worker's file in the spool, is searched byte by byte for what was erased. Each step may be
 repeated.
 
@@ -151,18 +151,15 @@ class Forgetting:
             JournalError: the journal failed; repeat it.
         """
         stored = await self._journal.stored_of_caller(caller_key)
-        if stored.live_calls or stored.under_way or self._on_the_line(caller_key):
-            raise CallerBusy(
-                "a call of this caller is live, or a batch on its way to Letta",
-                hint="try again when the call has ended and Letta has answered",
-            )
+        self._refuse_if_busy(caller_key, stored)
         agents = await self._agents_of(tenant, caller_key, stored)
         said = [turn.text for key in stored.calls for turn in await self._journal.turns(key)]
         spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
         said += [text for file in spooled for text in file.texts]
         also = [file.call for file in spooled]
-        await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
+        self._refuse_if_busy(caller_key, stored)  # a call may have begun meanwhile
         await self._journal.erase_caller(caller_key, also=also, now_s=self._clock())
+        await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
         left = await self._erase_at_letta(agents, stored)
         report = self._report(caller_key, stored, agents, spooled, done=True)
         pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
@@ -186,6 +183,13 @@ class Forgetting:
             traces=traces,
             left=(*left, *unread, *unsearched, *self._out_of_reach(stored, agents)),
         )
+
+    def _refuse_if_busy(self, caller_key: str, stored: StoredOfCaller) -> None:
+        if stored.live_calls or stored.under_way or self._on_the_line(caller_key):
+            raise CallerBusy(
+                "a call of this caller is live, or a batch on its way to Letta",
+                hint="try again when the call has ended and Letta has answered",
+            )
 
     async def _agents_of(
         self, tenant: str, caller_key: str, stored: StoredOfCaller

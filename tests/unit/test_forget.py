@@ -3,7 +3,7 @@
 import errno
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,6 +183,29 @@ async def test_a_live_caller_is_not_erased(bench: ForgettingBench) -> None:
         await bench.forgetting.forget("acme", KEY)
     assert len(list(bench.spool.iterdir())) == 1
     assert len(await bench.letta.find_agents(())) == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_caller_who_rings_while_letta_is_asked_is_not_erased(
+    bench: ForgettingBench, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """A call that begins while Letta answers stops the erasure: spool and journal are whole."""
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    bench.spooled("left", "bob", SECRET).close()
+    find_agents = bench.letta.find_agents
+
+    async def ringing(tags: Sequence[str]) -> Sequence[Any]:
+        if stored:
+            await bench.call("two", ref=OWN, key=KEY, text=SECRET, closed=False)
+        else:
+            bench.on_the_line.add(KEY)
+        return await find_agents(tags)
+
+    monkeypatch.setattr(bench.letta, "find_agents", ringing)
+    with pytest.raises(CallerBusy):
+        await bench.forgetting.forget("acme", KEY)
+    assert len(list(bench.spool.iterdir())) == 1
+    assert (await bench.journal.counts()).turns == 1 + stored
 
 
 async def test_a_live_call_that_another_records_stops_it(bench: ForgettingBench) -> None:

@@ -156,6 +156,134 @@ def test_a_window_that_begins_within_what_one_speaker_said() -> None:
     assert texts == ["Hello.", "Oslo please. On Friday.", "Sure.", "Bye."]
 
 
+def test_a_window_that_begins_within_the_first_turn() -> None:
+    """A window that begins within the call's first words stores none of them again."""
+    call = Following()
+    first = ("caller", "My name is Ada. Please call me back.")
+    shown: Said = [("caller", "Please call me back."), ("agent", "I will."), ("caller", "Thanks.")]
+    call.see(Sighting(stretches([first, *shown[1:]]), asked=True))
+    call.see(Sighting(stretches([*shown, ("agent", "Bye."), ("caller", "Bye.")]), asked=True))
+    call.end()
+    assert call.said == [first, *shown[1:], ("agent", "Bye."), ("caller", "Bye.")]
+
+
+@pytest.mark.parametrize("messages", range(3, 8))
+@pytest.mark.parametrize("begin", range(4))
+def test_a_late_body_without_a_time_is_known_however_old(begin: int, messages: int) -> None:
+    """A repeated body that names no time stores nothing again, from wherever in the call it is."""
+    call = Following()
+    truth: Said = [("agent", "Hello.")]
+    for n in range(15):
+        truth += [("caller", f"Question {n} please."), ("agent", f"Answer {n}.")]
+        call.see(Sighting(stretches(truth), late=True))
+    call.see(Sighting(stretches([*truth[-5:], ("caller", "Bye.")]), asked=True, late=True))
+    for guess in (True, False):
+        old = [(who, text) for who, text in truth[begin : begin + messages]]
+        old[-1] = (old[-1][0], old[-1][1].split()[0]) if guess else old[-1]
+        call.see(Sighting(stretches(old), asked=True, late=True))
+    call.end()
+    assert call.said == [*truth, ("caller", "Bye.")]
+
+
+def test_a_late_body_without_a_reply_leaves_the_reply() -> None:
+    """A repeated request that names no time takes back no reply that a later body showed."""
+    call = Following()
+    truth: Said = [("agent", "Hello."), ("caller", "My name is Ada."), ("agent", "Hello Ada.")]
+    call.see(Sighting(stretches(truth[:2]), asked=True, late=True))
+    call.see(Sighting(stretches(truth)))
+    call.see(Sighting(stretches(truth[:2]), asked=True, late=True))
+    call.end()
+    assert call.said == truth
+
+
+def test_a_sentence_that_begins_as_the_last_one_ended_is_another() -> None:
+    """Words that end a sentence and begin the next are stored twice: they were said twice."""
+    call = Following()
+    said = ["Please call my old mother.", "Mother lives in Oslo."]
+    for text in said:
+        call.see(Sighting(stretches([("caller", text)]), asked=True))
+    call.end()
+    assert [text for _, text in call.said] == said
+
+
+def test_a_report_that_begins_within_the_first_turn_is_a_part() -> None:
+    """A report that lacks the first sentence takes it back neither there nor at Letta."""
+    truth: Said = [("caller", "I am Ada. I moved."), ("agent", "Where to?"), ("caller", "Oslo.")]
+    for posted in (False, True):
+        call = Following()
+        call.see(Sighting(stretches(truth), asked=True))
+        if posted:
+            call.post()
+        call.end(stretches([("caller", "I moved."), *truth[1:], ("agent", "Fine.")]))
+        assert call.said == [*truth, ("agent", "Fine.")]
+        assert not call.corrections
+
+
+def test_a_report_goes_to_the_end_of_the_call() -> None:
+    """A reply in a report of the last turn alone was said after the caller's last words."""
+    call = Following()
+    truth: Said = [("caller", "Hi."), ("agent", "Anything else?"), ("caller", "Yes, my name.")]
+    call.see(Sighting(stretches(truth), asked=True))
+    call.end(stretches([("agent", "Anything else?")]))
+    assert call.said == [*truth, ("agent", "Anything else?")]
+
+
+def test_other_words_are_no_better_guess_at_a_long_sentence() -> None:
+    """A window with entirely other words than the caller's last long ones does not replace them."""
+    call = Following()
+    said = ["My boat lies in the harbour of Oslo.", "Please call back."]
+    for text in said:
+        call.see(Sighting(stretches([("caller", text)]), asked=True))
+    call.end()
+    assert [text for _, text in call.said] == said
+
+
+@pytest.mark.parametrize("ending", ["Bye.", "Bye. Thanks.", ""])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_history_that_joins_what_windows_left_apart(whole: bool, ending: str) -> None:
+    """A later history or partial report that joins neighbouring turns stores no word again."""
+    truth: Said = [("agent", "Hello."), ("caller", "Hi."), ("agent", "What is it?")]
+    apart: Said = [("caller", "I live in Lyon."), ("caller", "Please call me back.")]
+    call = Following()
+    call.see(Sighting(stretches([*truth, apart[0]]), asked=True))
+    call.see(Sighting(stretches(apart[1:]), asked=True))
+    joined: Said = [("caller", "I live in Lyon. Please call me back."), ("agent", "I will.")]
+    joined += [("caller", ending)] if ending else []
+    if whole:
+        call.see(Sighting(stretches([*truth, *joined])))
+        call.end()
+    else:
+        call.end(stretches(joined))
+    assert call.said == [*truth, *apart, *joined[1:]]
+
+
+@pytest.mark.parametrize("posted", range(4))
+def test_a_report_that_joins_what_windows_left_apart(posted: int) -> None:
+    """A report has each word once, wherever in its turns the stored ones are."""
+    call = Following()
+    for n, text in enumerate(["And thanks.", "I live in Lyon.", "At three.", "Bye."]):
+        call.see(Sighting(stretches([("caller", text)]), asked=True, fresh=True))
+        if n == posted:
+            call.post()
+    report: Said = [
+        ("agent", "Hello."),
+        ("caller", "My name is Ada. And thanks."),
+        ("agent", "Where do you live?"),
+        ("caller", "I live in Lyon. At three. Yes."),
+        ("agent", "Fine."),
+        ("caller", "Bye."),
+    ]
+    call.end(stretches(report))
+    assert not call.corrections
+    joined: Said = []
+    for who, text in call.said:
+        if joined and joined[-1][0] == who:
+            joined[-1] = (who, f"{joined[-1][1]} {text}")
+        else:
+            joined.append((who, text))
+    assert joined == report
+
+
 def test_final_transcripts_tell_two_turns_from_one() -> None:
     """Words with two final transcripts that are stored once make another turn."""
     for heard, times in ((1, 1), (2, 2)):

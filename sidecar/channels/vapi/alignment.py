@@ -2,14 +2,16 @@
 
 Two texts are the same if the same was said. Case, spacing and sentence punctuation come from the
 transcriber and are ignored; signs, decimal points, combining marks, apostrophes within a word, what
-stands between two digits and the dots of a mail address were spoken and are compared.
+stands between two digits and the dots of a mail address were spoken and are compared. Since
+spacing is ignored, a turn is found although its words were heard otherwise ("not able", "no
+table"); `said_otherwise` tells these apart.
 """
 
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 
 Pair = tuple[int, int]
 
@@ -111,6 +113,28 @@ def fingerprint(text: str) -> str:
     return "".join(said) or text.strip()
 
 
+def said_otherwise(one: str, other: str) -> bool:
+    """Whether other words were said in one text than in the other.
+
+    Words that one text joins and the other splits are the same ("ice cream", "icecream"). Those
+    between which letters move are not, though their fingerprints are equal ("not able", "no
+    table").
+    """
+    if one == other:
+        return False
+    if fingerprint(one) != fingerprint(other):
+        return True
+    ends, others = (set(accumulate(map(len, words_of(text)))) for text in (one, other))
+    split, joined = False, False  # since the last word that ends in both
+    for end in sorted(ends | others):
+        if end in ends and end in others:
+            split, joined = False, False
+        split, joined = split or end not in others, joined or end not in ends
+        if split and joined:
+            return True
+    return False
+
+
 def alike(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two texts, as words, are clearly two transcriptions of one utterance."""
     short, long = sorted((one, other), key=len)
@@ -172,7 +196,7 @@ def align(old: Sequence[Hashable], new: Sequence[Hashable], *, newest: bool) -> 
     if head in {len(old), len(new)}:
         return [(n, n) for n in range(head)]
     if not head and newest:
-        place, length = _window(old, new)
+        place, length = window(old, new)
         if length:
             return [(place + n, n) for n in range(length)]
     tail = _common(old[head:][::-1], new[head:][::-1])
@@ -193,7 +217,7 @@ def _common(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
     return same
 
 
-def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
+def window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
     """Return the place in `old` and the length of the longest beginning of `new`.
 
     It is all of `new`, or as much as reaches the end of `old`.

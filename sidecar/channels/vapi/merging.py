@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from sidecar.channels.vapi.alignment import Pair, Runs, align, alike, words_of
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, Stretch
+from sidecar.channels.vapi.joined import Joined
 from sidecar.channels.vapi.stored import Entry
 from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
 
@@ -66,7 +67,8 @@ def extended(
 def reported_end(known: Sequence[Entry], report: Sequence[Stretch], *, open_at: int) -> list[Entry]:
     """Add the turns of a report of only a part of the call: it corrects nothing."""
     about = CallSoFar([entry.stretch for entry in known], open_at, windowed=True)
-    shown = Sighting(tuple(report))
+    report = in_parts(known, report)
+    shown = Sighting(tuple(report), ends=True)
     pairs = pairs_of(known, report) if len(report) > LIMIT else placed(about, shown)
     return extended(known, report, pairs, open_at=open_at)
 
@@ -88,7 +90,7 @@ def _between(
     i = j = 0
     for next_i, next_j in [*pairs, (len(stored), len(stretches))]:
         old = stored[i:next_i]
-        merged += _beside(old, _in_parts(old, stretches[j:next_j]), last_word=last_word)
+        merged += _beside(old, _whole_in_parts(old, stretches[j:next_j]), last_word=last_word)
         if next_i < len(stored):
             merged.append(_agreed(stored[next_i], stretches[next_j], last_word=last_word))
         i, j = next_i + 1, next_j + 1
@@ -137,6 +139,52 @@ def reported_in_step(known: Sequence[Entry], report: Sequence[Stretch]) -> list[
     return [*merged, *(Entry(0, stretch) for stretch in after)]
 
 
+def parted(
+    known: Sequence[Entry], tail: Sequence[Stretch], shown: Sequence[Stretch]
+) -> tuple[list[Stretch], list[Pair]] | None:
+    """Return a history in parts that are the known turns, and the pairs; None where it lacks one.
+
+    A stored turn may be some sentences of a stretch, because a whole history joins what windows
+    showed apart.
+
+    Args:
+        known: The turns, in order.
+        tail: What the history must go on with, with more words or as many.
+        shown: The history.
+    """
+    parts: list[Stretch] = []
+    pairs: list[Pair] = []
+    stretches = map(Joined, shown)
+    stretch = next(stretches)
+    for place, entry in enumerate(known):
+        while not (taken := stretch.take(entry.stretch, is_open=not entry.number)):
+            parts += stretch.rest()
+            if (after := next(stretches, None)) is None:
+                return None
+            stretch = after
+        parts += taken
+        pairs.append((place, len(parts) - 1))
+    later = len(parts)
+    parts += stretch.rest()
+    for stretch in stretches:
+        parts += stretch.rest()
+    after = parts[later:]
+    if len(after) < len(tail) or not all(map(_goes_on, tail, after)):
+        return None
+    return parts, pairs
+
+
+def covered_by(
+    known: Sequence[Entry], report: Sequence[Stretch], *, tail: Sequence[Stretch] = ()
+) -> list[Entry] | None:
+    """Merge a report that has each known turn, in order; None where it lacks one, as `parted`.
+
+    The result has the report's words, each once.
+    """
+    found = parted(known, tail, report)
+    return _between(known, *found, last_word=True) if found else None
+
+
 def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     """Whether a report begins with the call and agrees with most of what is stored.
 
@@ -177,16 +225,12 @@ def _agreed(entry: Entry, stretch: Stretch, *, last_word: bool) -> Entry:
     return replace(entry, stretch=replace(stretch, at_s=at_s, interrupted=interrupted, note=note))
 
 
-def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]:
+def in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]:
     """Return stretches, split into the turns as which they are stored.
 
     Windows may leave two neighbouring turns of one speaker stored apart, with no reply between
-    them; a whole history without that reply has them as one stretch. So it has the caller's turns
-    around a reply that VAPI has discarded. Each text is read once.
+    them; another history has them as one stretch. Each text is read once.
     """
-    speakers = {stretch.speaker for stretch in new}
-    if len(speakers) == 1:
-        old = [entry for entry in old if entry.stretch.speaker in speakers]
     if not any(one.stretch.speaker == other.stretch.speaker for one, other in pairwise(old)):
         return new
     stored = Runs([(entry.stretch.speaker, words_of(entry.stretch.text)) for entry in old])
@@ -200,9 +244,23 @@ def _in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]
             continue
         parted += [replace(stretch, text=entry.stretch.text) for entry in old[begin:end]]
         if rest := len(words) - sum(len(said) for _, said in stored.turns[begin:end]):
+            if not old[end - 1].number:  # still open: it goes on
+                rest += len(stored.turns[end - 1][1])
+                del parted[-1]
             parted.append(replace(stretch, text=" ".join(stretch.text.split()[-rest:])))
         start = end
     return parted
+
+
+def _whole_in_parts(old: Sequence[Entry], new: Sequence[Stretch]) -> Sequence[Stretch]:
+    """Return stretches of a whole history in parts, which may join turns around a discarded reply.
+
+    VAPI discards a reply that nobody heard.
+    """
+    speakers = {stretch.speaker for stretch in new}
+    if len(speakers) == 1:
+        old = [entry for entry in old if entry.stretch.speaker in speakers]
+    return in_parts(old, new)
 
 
 def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) -> list[Entry]:
@@ -249,6 +307,11 @@ def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) ->
 
 def _alike(old: Stretch, new: Stretch) -> bool:
     return old.speaker == new.speaker and alike(words_of(old.text), words_of(new.text))
+
+
+def _goes_on(begun: Stretch, said: Stretch) -> bool:
+    words = words_of(begun.text)
+    return begun.speaker == said.speaker and words_of(said.text)[: len(words)] == words
 
 
 def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:

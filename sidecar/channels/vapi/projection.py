@@ -24,17 +24,34 @@ from sidecar.channels.vapi.merging import (
     begins,
     common_start,
     continued,
+    covered_by,
     extended,
+    in_parts,
     in_step,
     is_whole,
     pairs_of,
+    parted,
     reported_end,
     reported_in_step,
     same_words,
 )
 from sidecar.channels.vapi.stored import Entry, entries_of, turns_to
-from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
+from sidecar.channels.vapi.windows import (
+    LIMIT,
+    CallSoFar,
+    Sighting,
+    begins_within,
+    placed,
+    shown_before,
+)
 from sidecar.model import Turn
+
+_ENOUGH = 3
+"""A history that has fewer known turns than these may repeat them."""
+
+
+_LATEST = 2 * LIMIT
+"""The newest turns, of which a history may join some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +103,29 @@ def conclude(
     """
     before = entries_of(stored)
     ended = [*before, *(Entry(0, stretch) for stretch in tail)]
-    if not report:
-        wanted = ended
-    elif in_step(ended, report):
-        wanted = reported_in_step(ended, report)
-    elif not is_whole(before, report):
-        wanted = reported_end(ended, report, open_at=len(before))
-    else:
-        wanted = as_reported(before if len(report) >= len(ended) else ended, report)
+    wanted = _reported(before, tail, report) if report else ended
     if voicemail:
         wanted = [_by_machine(entry) for entry in wanted]
     return _planned(stored, wanted, key=key, sealed=sealed, now_s=now_s)
+
+
+def _reported(
+    before: Sequence[Entry], tail: Sequence[Stretch], report: Sequence[Stretch]
+) -> Sequence[Entry]:
+    """Merge a report with the stored turns and with what was said after them."""
+    ended = [*before, *(Entry(0, stretch) for stretch in tail)]
+    if ended and begins_within(ended[0].stretch, report[0], agreed=True):
+        return reported_end(ended, report, open_at=len(before))
+    if in_step(ended, report):
+        return reported_in_step(ended, report)
+    covered = covered_by(ended, report)
+    if covered is None:
+        covered = covered_by(before, report, tail=tail)
+    if covered is not None:
+        return covered
+    if not is_whole(before, report):
+        return reported_end(ended, report, open_at=len(before))
+    return as_reported(before if len(report) >= len(ended) else ended, report)
 
 
 def _planned(
@@ -148,7 +177,10 @@ def follow(
         is_final=is_final,
         windowed=before.windowed,
     )
-    pairs, whole = _laid(known, about, shown)
+    joined = _joined(entries, before.tail, shown.stretches)
+    parts = joined[0] if joined else in_parts(known[-_LATEST:], shown.stretches)
+    shown = replace(shown, stretches=tuple(parts))
+    pairs, whole = (joined[1], True) if joined else _laid(known, about, shown)
     if whole:
         merged = continued(known[: len(entries)], known[len(entries) :], shown.stretches, pairs)
     else:
@@ -182,6 +214,21 @@ def _moved(asked_at: int, merged: Sequence[Entry]) -> int:
     return next((n for n, entry in enumerate(merged) if entry.place == asked_at), -1)
 
 
+def _joined(
+    stored: Sequence[Entry], tail: Sequence[Stretch], stretches: Sequence[Stretch]
+) -> tuple[list[Stretch], list[Pair]] | None:
+    """Return a history in parts, and the pairs, if it has each stored turn, some of them joined."""
+    same = common_start(stored, stretches)
+    if len(stored) < _ENOUGH or same in {len(stored), len(stretches)}:
+        return None
+    found = parted(stored[same:], tail, stretches[same:])
+    if found is None:
+        return None
+    parts, pairs = found
+    begun = [(n, n) for n in range(same)]
+    return [*stretches[:same], *parts], begun + [(i + same, j + same) for i, j in pairs]
+
+
 def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Sequence[Pair], bool]:
     """Return the pairs of a history with the known turns, and whether it begins with the call."""
     stretches = shown.stretches
@@ -191,14 +238,17 @@ def _laid(known: Sequence[Entry], about: CallSoFar, shown: Sighting) -> tuple[Se
     if not shorter:
         same = common_start(known, stretches)
         if same in {len(known), len(stretches)}:
-            return [(n, n) for n in range(same)], True
+            older = shown.late and same < len(known)  # it takes back no later turn
+            return [(n, n) for n in range(same)], not older
+    if shown.late and not shown.fresh and (repeated := shown_before(about.stretches, stretches)):
+        return repeated, False
     pairs = pairs_of(known, stretches) if len(stretches) > LIMIT else placed(about, shown)
     agreed = sum(same_words(known[i].stretch, stretches[j]) for i, j in pairs)
     ends = (len(known) - 1, len(stretches) - 1)
     # After a reply that was sent completely, the whole history would be longer, or end otherwise.
     shorter = shorter or (shown.fresh and len(stretches) <= len(known) and ends not in pairs)
     # A history that begins in the middle of the first turn is a window.
-    cut = heard_again(known[0].stretch, stretches[0]) is known[0].stretch and not agreed
+    cut = begins_within(known[0].stretch, stretches[0], agreed=agreed > 0)
     whole = begins(pairs, known, stretches) and agreed * 2 >= about.open_at
     return pairs, whole and not shorter and not cut
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sidecar.channels.vapi.alignment import said_otherwise
 from sidecar.channels.vapi.history import VOICEMAIL_NOTE, Stretch
 from sidecar.model import Turn
 
@@ -122,7 +123,7 @@ def turns_to(
         was = sent_stretches.get(entry.number)
         if was is not None:
             machine = stretch.note == VOICEMAIL_NOTE != was.note
-            if was.key != stretch.key or machine:
+            if machine or said_otherwise(was.text, stretch.text):
                 note = f'correction: instead of "{_quoted(was.text)}", noted before, this was said'
                 if machine:
                     note = f'correction: "{_quoted(was.text)}", noted before, was {VOICEMAIL_NOTE}'

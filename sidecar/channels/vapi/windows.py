@@ -11,14 +11,18 @@ but removes nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sidecar.channels.vapi.alignment import Pair, alike, words_of
+from sidecar.channels.vapi.alignment import Pair, alike, window, words_of
 from sidecar.channels.vapi.history import Stretch
+from sidecar.channels.vapi.joined import begins_sentence
 
 LIMIT = 24
 """A window of more stretches is placed by its words alone: repeats as long as that are rare."""
 _BEFORE = 8
+_PIECE = 3
 _COMPARED = 100
 """How many words of two turns are compared where the turns are not the same."""
+_GUESSED = 4
+"""How many words the next guess may replace by entirely other ones."""
 _NEVER = float("-inf")
 
 _SAME = 2.0
@@ -50,6 +54,7 @@ class Sighting:
         late: It names no time: it may be older than what is known.
         astray: It names no time, and its last reply is not the one that was sent last.
         heard: How many final transcripts of the caller's last words have come so far.
+        ends: It is a report, so it reaches the end of the call.
     """
 
     stretches: tuple[Stretch, ...]
@@ -58,6 +63,7 @@ class Sighting:
     late: bool = False
     astray: bool = False
     heard: int = 0
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
         known: The call.
         shown: A history of at most `LIMIT` stretches.
     """
-    start = max(0, len(known.stretches) - len(shown.stretches) - _BEFORE)
+    start = _start(known.stretches, shown.stretches)
     laid = _Laid(known, shown, start)
     rows, columns = len(laid.old), len(laid.new)
     score = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
@@ -110,6 +116,11 @@ def placed(known: CallSoFar, shown: Sighting) -> list[Pair]:
         if way == "same":
             pairs.append((start + i, j))
     return pairs[::-1]
+
+
+def _start(known: Sequence[Stretch], shown: Sequence[Stretch]) -> int:
+    """Return the place from which on a history is laid onto the call."""
+    return max(0, len(known) - len(shown) - _BEFORE)
 
 
 class _Laid:
@@ -167,7 +178,7 @@ class _Laid:
             return 0.0
         if self._shown.late:
             return _LATER_KNOWN_LATE
-        return _LATER_KNOWN_OPEN if is_open else _LATER_KNOWN
+        return _LATER_KNOWN_OPEN if is_open and not self._shown.ends else _LATER_KNOWN
 
     def not_known(self, i: int, j: int) -> float:
         """Score of: the history has a turn that is not known yet."""
@@ -181,6 +192,42 @@ class _Laid:
         return 0.0 if gap else _NOT_KNOWN
 
 
+def shown_before(known: Sequence[Stretch], shown: Sequence[Stretch]) -> list[Pair]:
+    """Return pairs of places if a history is a piece of the call that `placed` does not reach.
+
+    It has the same words; only the last may be an earlier guess. Fewer than three stretches may
+    have been said again: they are no such piece. Of several pieces the newest is used.
+    """
+    end = _start(known, shown) + len(shown) - 1
+    if len(shown) < _PIECE or end < len(shown):
+        return []
+    place, length = window(
+        [(one.speaker, one.text) for one in known[:end]],
+        [(one.speaker, one.text) for one in shown[:-1]],
+    )
+    end = place + len(shown) - 1
+    if length < len(shown) - 1 or known[end].speaker != shown[-1].speaker:
+        return []
+    last = words_of(shown[-1].text)
+    if words_of(known[end].text)[: len(last)] != last:
+        return []
+    return [(place + n, n) for n in range(len(shown))]
+
+
+def begins_within(known: Stretch, shown: Stretch, *, agreed: bool) -> bool:
+    """Whether a history that shows the call's first turn as `shown` lacks the beginning of it.
+
+    Args:
+        known: The first turn.
+        shown: The first stretch of the history.
+        agreed: A later turn of the history is known.
+    """
+    was, now = words_of(known.text), words_of(shown.text)
+    if len(now) >= len(was):
+        return False
+    return was[-len(now) :] == now or (was[: len(now)] == now and not agreed)
+
+
 def heard_again(known: Stretch, shown: Stretch) -> Stretch:
     """Return an open turn updated by a window's version; if that is a part of it, unchanged."""
     was, now = words_of(known.text), words_of(shown.text)
@@ -188,16 +235,21 @@ def heard_again(known: Stretch, shown: Stretch) -> Stretch:
         return shown
     if len(now) < len(was) and (was[: len(now)] == now or was[-len(now) :] == now):
         return known
-    if shared := _overlap(was, now):
+    if shared := _overlap(known, was, now):
         text = " ".join([known.text, *shown.text.split()[shared:]])
         return replace(known, text=text, interrupted=shown.interrupted)
     return shown
 
 
-def _overlap(was: Sequence[str], now: Sequence[str]) -> int:
-    """Return how many words at the end of `was` are also the beginning of `now`."""
+def _overlap(known: Stretch, was: Sequence[str], now: Sequence[str]) -> int:
+    """Return how many words at the end of `was`, whole sentences, are also the beginning of `now`.
+
+    `was` are the words of `known`.
+    """
     shorter = min(len(was), len(now), _COMPARED)
-    return next((n for n in range(shorter, 0, -1) if was[-n:] == now[:n]), 0)
+    shared = (n for n in range(shorter, 0, -1) if was[-n:] == now[:n])
+    tokens = known.text.split()
+    return next((n for n in shared if begins_sentence(tokens, max(0, len(tokens) - n))), 0)
 
 
 def _heard_times(known: Sequence[Stretch], said: Sequence[str]) -> int:
@@ -226,8 +278,9 @@ def _likeness(old: _Heard, new: _Heard, *, is_open: bool, cut: bool) -> float:
     if is_open and now[: len(was)] == was:
         return _MORE
     # A window may begin within what one speaker said.
-    if cut and (was[-len(now) :] == now or (is_open and _overlap(was, now))):
+    if cut and (was[-len(now) :] == now or (is_open and _overlap(known, was, now))):
         return _CUT
     if alike(was[:_COMPARED], now[:_COMPARED]):
         return _ALIKE_OPEN if is_open else _ALIKE
-    return _ANOTHER_GUESS if is_open else _NEVER
+    guessed = is_open and (len(was) <= _GUESSED or 3 * len(set(was) & set(now)) >= len(set(was)))
+    return _ANOTHER_GUESS if guessed else _NEVER
