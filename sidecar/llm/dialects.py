@@ -27,19 +27,21 @@ _BAD_REQUEST = 400
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one model of one server does not take.
+    """What one model of one server does not take, and how its replies begin.
 
     Attributes:
         refused: Names of parameters.
         roles: What it demands of the messages' roles.
+        thinks: Its replies begin with thought that no tag begins: see `sidecar.llm.aloud.Aloud`.
     """
 
     refused: frozenset[str] = frozenset()
     roles: Roles = Roles.ANY
+    thinks: bool = False
 
     def written(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a request as the server takes it."""
-        if self == ANY:
+        if not self.refused and self.roles is Roles.ANY:
             return body
         limit = next((body[name] for name in LIMITS if name in body), None)
         written = {n: v for n, v in body.items() if n not in self.refused and n not in LIMITS}
@@ -108,6 +110,14 @@ class Dialects:
         """Return the dialect of a model, as far as it is known."""
         return self._of.get(model, ANY)
 
+    def heard(self, model: str, *, thinks: bool | None) -> None:
+        """Note what a reply showed of how its model thinks: see `ChatReader.thinks`."""
+        known = self.of(model)
+        if thinks is not None and thinks != known.thinks:
+            self._keep(model, replace(known, thinks=thinks))
+            if self._learnt is not None:
+                self._learnt(model, self.of(model))
+
     async def asked(
         self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]], *, raw: bytes = b""
     ) -> T:
@@ -141,14 +151,18 @@ class Dialects:
     def _join(self, model: str, taught: Dialect) -> Dialect:
         """Add what was taught to what is known; another request may have learnt meanwhile."""
         known = self.of(model)
-        joined = Dialect(known.refused | taught.refused, max(known.roles, taught.roles))
-        self._of[model] = joined
-        self._of.move_to_end(model)
-        if len(self._of) > _MODELS_KEPT:
-            self._of.popitem(last=False)
+        refused, roles = known.refused | taught.refused, max(known.roles, taught.roles)
+        joined = replace(known, refused=refused, roles=roles)
+        self._keep(model, joined)
         if joined != known and self._learnt is not None:
             self._learnt(model, joined)
         return joined
+
+    def _keep(self, model: str, dialect: Dialect) -> None:
+        self._of[model] = dialect
+        self._of.move_to_end(model)
+        if len(self._of) > _MODELS_KEPT:
+            self._of.popitem(last=False)
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[str, Any]]:

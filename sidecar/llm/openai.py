@@ -89,7 +89,8 @@ class OpenAiLlm(Llm):
         due_s = min(began_s + self._silence_s, ends_at_s)
 
         async def begin(raw: bytes) -> _Begun:
-            return await _begun(await self._post(raw, due_s), due_s)
+            reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
+            return await _begun(await self._post(raw, due_s), reader, due_s)
 
         body = {"messages": messages, "stream": True}
         response, reader, held = await self._asked(body, begin)
@@ -112,6 +113,7 @@ class OpenAiLlm(Llm):
                 raise LlmError(reader.empty)
             await _read_out(response)
         finally:
+            self._dialects.heard(self._model, thinks=reader.thinks)
             response.close()
 
     @override
@@ -131,7 +133,11 @@ class OpenAiLlm(Llm):
                     raise LlmError(NO_END)
         finally:
             response.close()
-        return _reply_of(bytes(whole))
+        reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
+        try:
+            return _reply_of(bytes(whole), reader)
+        finally:
+            self._dialects.heard(self._model, thinks=reader.thinks)
 
     @override
     async def aclose(self) -> None:
@@ -218,13 +224,12 @@ class _Begun(NamedTuple):
     held: str
 
 
-async def _begun(response: aiohttp.ClientResponse, due_s: float) -> _Begun:
+async def _begun(response: aiohttp.ClientResponse, reader: ChatReader, due_s: float) -> _Begun:
     """Read a stream up to its first word; blanks before it are held, since they are no reply.
 
     Raises:
         Refusal: an error came in place of words.
     """
-    reader = ChatReader()
     held = ""
     try:
         while not (reader.words or reader.ended) and (came := await _next(response, due_s)):
@@ -267,13 +272,12 @@ def _check(reader: ChatReader) -> None:
         raise LlmError(reader.failure)
 
 
-def _reply_of(raw: bytes) -> Reply:
+def _reply_of(raw: bytes, reader: ChatReader) -> Reply:
     """Read a whole answer, tools included, or the words of one that was streamed anyway.
 
     An answer without either is a reply, too: an agent that is done with its tools has nothing to
     add.
     """
-    reader = ChatReader()
     reader.feed(raw)
     reader.close()
     # An agent gets its own broken call back, and a text that was cut is still a text.

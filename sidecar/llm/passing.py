@@ -17,20 +17,25 @@ from sidecar.llm.writer import DONE, event
 _FIRST_WORD = re.compile(
     rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
 )
-_THOUGHT = re.compile(rb"<|\\u003c|\[THINK", re.IGNORECASE)
+_THOUGHT = re.compile(
+    rb"<|\\u003c|\xe2\x97\x81|\\u25c1|\"content\": ?\"(?:\s|\\[nrt])*\[", re.IGNORECASE
+)
 _ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
 
 
 class Passing:
     """One stream.
 
+    Args:
+        thinks: What was learnt of the model: see `sidecar.llm.aloud.Aloud`.
+
     Attributes:
         reader: What was read so far; `look` brings it up to date.
         heard: There was something to hear, or a tool to run: bytes were sent.
     """
 
-    def __init__(self) -> None:
-        self.reader = ChatReader()
+    def __init__(self, *, thinks: bool = False) -> None:
+        self.reader = ChatReader(thinks=thinks)
         self.heard = False
         self._held: list[bytes] = []
         self._calls: list[bytes] = []
@@ -47,7 +52,7 @@ class Passing:
     def feed(self, came: bytes) -> bytes:
         """Take bytes that came; return the bytes to send now."""
         if not self._closed and self.reader.between_lines and _is_usual(came):
-            if self.heard or self._begins(came):
+            if self._goes_on(came) if self.heard else self._begins(came):
                 return self._unread_too(came)
             if _ONLY_ROLE.search(came) and came.count(b"\n") == 2:  # noqa: PLR2004
                 self._held.append(came)
@@ -90,6 +95,12 @@ class Passing:
             self.reader.feed(newest)
             self._newest = self.reader.moved > moved
         return self._newest
+
+    def _goes_on(self, came: bytes) -> bool:
+        """Whether usual frames hold no part of a tag."""
+        if b"<" in came or b"\xe2\x97\x81" in came or (b"\\u" in came and _THOUGHT.search(came)):
+            return False
+        return not self.reader.hushed
 
     def _begins(self, came: bytes) -> bool:
         """Whether usual frames hold the first word, and no thought before it."""

@@ -70,6 +70,9 @@ def is_audible(text: str) -> bool:
 class ChatReader:
     """Reads the answer to one request for a chat completion, streamed or whole.
 
+    Args:
+        thinks: What was learnt of the model: see `Aloud`.
+
     Attributes:
         tokens: As the server counted them; 0 if it did not.
         frames: How many chunks came.
@@ -85,7 +88,7 @@ class ChatReader:
             words of the conversation: it is read, and never shown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, thinks: bool = False) -> None:
         self.tokens = 0
         self.frames = 0
         self.answer: Mapping[str, Any] | None = None
@@ -96,7 +99,8 @@ class ChatReader:
         self.refusal = b""
         self._finish = ""
         self._text: list[str] = []
-        self._aloud = Aloud()
+        self._aloud = Aloud(thinks=thinks)
+        self._thinks = thinks
         self._calls = ToolCalls()
         self._begun = self._chosen = False
         self._bytes = 0
@@ -115,6 +119,11 @@ class ChatReader:
     def hushed(self) -> bool:
         """Whether the model thinks in its text, or may have begun to."""
         return self._aloud.hushed
+
+    @property
+    def thinks(self) -> bool | None:
+        """What the reply shows of its model: see `Aloud.thinks`."""
+        return self._aloud.thinks
 
     @property
     def unfinished(self) -> str:
@@ -290,8 +299,9 @@ class ChatReader:
         written: object = delta.get("content")
         content = written or delta.get("refusal")
         text = text_of(content) if content else ""
-        if not self._aloud.over:
-            text = self._aloud.feed(text) + (self._aloud.close() if finish else "")
+        text = self._aloud.feed(text)
+        if finish:
+            text += self._aloud.close(cut=is_cut(finish))
         tools = "tool_calls" in delta and self._calls.go_on(delta)
         self._take(text, tools=tools)
         if finish == "stop" and self.tools:
@@ -323,7 +333,12 @@ class ChatReader:
             self.failure = NO_COMPLETION
             return []
         self._chosen = True
-        text = without_thought(text_of(message.get("content") or message.get("refusal")))
+        finish = finish_of(choice)
+        text, self._aloud.thinks = without_thought(
+            text_of(message.get("content") or message.get("refusal")),
+            thinks=self._thinks,
+            cut=is_cut(finish or ""),
+        )
         tools = self._calls.go_on(message)
         delta: dict[str, Any] = {"role": "assistant", "content": text}
         if tools:
@@ -331,7 +346,6 @@ class ChatReader:
         whole = {**choice, "message": {**message, "content": text or None}}
         self.answer = {**answer, "choices": [whole]}
         self._take(text, tools=tools)
-        finish = finish_of(choice)
         self._finish = finish or ""
         if not self.words and not self.tools:
             self.failure = self.empty
@@ -345,7 +359,7 @@ class ChatReader:
 
     def _rest_of_words(self) -> list[Chunk]:
         """Return what was held as a possible beginning of thought, once no more is to come."""
-        text = "" if self._aloud.over else self._aloud.close()
+        text = self._aloud.close()
         if not text:
             return []
         chunk = Chunk(frame_of({}, {"content": text}, None), text)

@@ -17,7 +17,7 @@ from sidecar.llm.openai import OpenAiLlm
 from sidecar.llm.port import Reply
 from sidecar.llm.served import served as serving
 from sidecar.testing.openai_server import LOG_LIMIT, ModelFaults, OpenAiServer
-from tests.llm.answers import ANSWERS, CALLS, CUT, PLAIN, THOUGHT, data, says, whole
+from tests.llm.answers import ANSWERS, CALLS, CUT, DONE, PLAIN, STOP, THOUGHT, data, says, whole
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -332,6 +332,26 @@ async def test_a_reply_that_stops_in_the_middle(name: str) -> None:
             await listen()
         assert "".join(pieces) == heard
         assert "canary" not in str(failure.value)
+
+
+async def test_thought_that_no_tag_begins_is_learnt_and_unlearnt() -> None:
+    """The next reply of a model whose thought only ends is heard without it, until one has none."""
+    thought = data(says("Hm."), says("</think>"), says("\n\nYes."), STOP) + DONE
+    plain = data(says("It "), says("is."), STOP) + DONE
+    bodies = [thought, thought, whole({"content": "Hm.</think>No."}), plain, plain, thought]
+    heard = [["Hm.", "\n\nYes."], ["Yes."], "No.", ["It is."], ["It is."], ["Hm.", "\n\nYes."]]
+    app = web.Application()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=bodies.pop(0))
+
+    app.router.add_post("/v1/chat/completions", answer)
+    async with talking(app) as (llm, _):
+        for words in heard:
+            if isinstance(words, str):
+                assert (await llm.complete([said("Hi")])).text == words
+            else:
+                assert "".join(await streamed(llm)) == "".join(words)
 
 
 async def test_an_agents_text_may_be_cut() -> None:
