@@ -9,10 +9,11 @@ request itself.
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 import anyio
+import anyio.lowlevel
 from typing_extensions import override
 from yarl import URL
 
@@ -20,11 +21,13 @@ from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects, Refusal, refuse
 from sidecar.llm.failures import says_too_large
 from sidecar.llm.port import Llm, Reply, ToolCall
-from sidecar.llm.reader import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
+from sidecar.llm.reader import BROKE_OFF, HALF_A_CALL, ChatReader
 from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING, words_of
 
 T = TypeVar("T")
 
+PIECE_BYTES: Final = 1 << 14
+"""No more of an answer is read at once: other calls run between two pieces."""
 KEEP_ALIVE_S = 75.0
 _REFUSAL_S = 1.0
 _READ_OUT_S = 0.25
@@ -126,18 +129,14 @@ class OpenAiLlm(Llm):
             body["tools"] = tools
         response = await self._asked(body, lambda raw: self._post(raw, ends_at_s))
         try:
-            whole = bytearray()
-            while came := await _next(response, ends_at_s):
-                whole += came
-                if len(whole) > ANSWER_BYTES:
-                    raise LlmError(NO_END)
+            reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
+            while not reader.failure and (came := await _next(response, ends_at_s)):
+                reader.feed(came)
         finally:
             response.close()
-        reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
-        try:
-            return _reply_of(bytes(whole), reader)
-        finally:
-            self._dialects.heard(self._model, thinks=reader.thinks)
+        reader.close()
+        self._dialects.heard(self._model, thinks=reader.thinks)
+        return _reply_of(reader)
 
     @override
     async def aclose(self) -> None:
@@ -251,11 +250,19 @@ async def _next(response: aiohttp.ClientResponse, due_s: float) -> bytes:
     """Return what came since; empty at the end of the body."""
     try:
         with anyio.fail_after(max(0.0, due_s - time.monotonic())):
-            return await response.content.readany()
+            return await next_piece(response.content)
     except TimeoutError as error:
         raise LlmError("the language model fell silent") from error
     except aiohttp.ClientError as error:
         raise LlmError(BROKE_OFF) from error
+
+
+async def next_piece(content: aiohttp.StreamReader) -> bytes:
+    """Return what came of a body since, at most `PIECE_BYTES`; empty at its end."""
+    piece = await content.read(PIECE_BYTES)
+    if len(piece) == PIECE_BYTES:  # there may be more, and then nothing else would run
+        await anyio.lowlevel.checkpoint()
+    return piece
 
 
 async def _read_out(response: aiohttp.ClientResponse) -> None:
@@ -272,14 +279,12 @@ def _check(reader: ChatReader) -> None:
         raise LlmError(reader.failure)
 
 
-def _reply_of(raw: bytes, reader: ChatReader) -> Reply:
-    """Read a whole answer, tools included, or the words of one that was streamed anyway.
+def _reply_of(reader: ChatReader) -> Reply:
+    """Return a whole answer, tools included, or the words of one that was streamed anyway.
 
     An answer without either is a reply, too: an agent that is done with its tools has nothing to
     add.
     """
-    reader.feed(raw)
-    reader.close()
     # An agent gets its own broken call back, and a text that was cut is still a text.
     if reader.answer is None or reader.failure not in {reader.empty, HALF_A_CALL, reader.cut}:
         _check(reader)

@@ -20,6 +20,7 @@ _FIRST_WORD = re.compile(
 _THOUGHT = re.compile(
     rb"<|\\u003c|\xe2\x97\x81|\\u25c1|\"content\": ?\"(?:\s|\\[nrt])*\[", re.IGNORECASE
 )
+_UNREAD_BYTES = 1 << 16
 _ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
 
 
@@ -41,6 +42,7 @@ class Passing:
         self._calls: list[bytes] = []
         self._calls_pass = False
         self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self._newest: bool | None = False
         self._closed = False
 
@@ -118,7 +120,10 @@ class Passing:
         return calls + (event(frame_of({}, {}, finish)) if finish else b"") + DONE
 
     def _unread_too(self, came: bytes) -> bytes:
+        if self._unread_bytes > _UNREAD_BYTES:
+            self._catch_up()
         self._unread.append(came)
+        self._unread_bytes += len(came)
         self._newest = None
         if self.heard:
             return came
@@ -130,6 +135,7 @@ class Passing:
         if self._unread:
             self.reader.feed(b"".join(self._unread))
             self._unread.clear()
+        self._unread_bytes = 0
 
     def _out(self, chunks: list[Chunk]) -> bytes:
         out: list[bytes] = []

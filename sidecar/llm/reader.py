@@ -29,6 +29,8 @@ from sidecar.llm.tool_calls import ToolCalls
 
 ANSWER_BYTES: Final = 4 << 20
 """A longer answer has failed."""
+FRAME_BYTES: Final = 1 << 18
+"""A longer frame, or a longer whole answer, has failed: it is read at once, and all calls wait."""
 NO_END: Final = "the language model's answer has no end"
 NO_STREAM: Final = "the language model's answer is no stream"
 NO_JSON: Final = "the language model's answer is no JSON"
@@ -42,7 +44,6 @@ NOTHING: Final = "the language model gave an empty reply"
 _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"
-_PART_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -151,11 +152,16 @@ class ChatReader:
             came = bytes(self._held)
             self._held.clear()
         if self._objects is not None:
-            return self._values(self._objects.feed(came))
+            chunks = self._values(self._objects.feed(came))
+            if self._objects.open_bytes > FRAME_BYTES:
+                self.failure = self.failure or NO_END
+            return chunks
         self._held += came
         # Searched backwards, and only what is new: a long line costs no more than its length.
         end = max(came.rfind(b"\n"), came.rfind(b"\r")) + 1
         if not end:
+            if len(self._held) > FRAME_BYTES:
+                self.failure = NO_END
             return []
         end += len(self._held) - len(came)
         block = bytes(self._held[:end])
@@ -172,7 +178,7 @@ class ChatReader:
             return []
         chunks = self._lines(rest)
         if not self.failure and not self.ended:
-            if self._part or (self._objects is not None and self._objects.open):
+            if self._part or (self._objects is not None and self._objects.open_bytes):
                 self.failure = BROKE_OFF
             elif self.tools and not self._calls.whole:
                 self.failure = HALF_A_CALL
@@ -214,6 +220,9 @@ class ChatReader:
         for value in values:
             if self.done or self.failure:
                 break
+            if len(value) > FRAME_BYTES:
+                self.failure = NO_END
+                break
             try:
                 frame, data = parsed(value)
             except ValueError:
@@ -252,6 +261,9 @@ class ChatReader:
             self.ended = self.done = True
             return rest
         part = self._part
+        if len(data) > FRAME_BYTES:
+            self.failure = NO_END
+            return []
         if part is None and not data.startswith((b"{", b"[")):
             return []  # a keep-alive
         whole = data if part is None else part.feed(data)
@@ -268,8 +280,8 @@ class ChatReader:
         if part is None:
             self._part = part = Lines()
             part.feed(data)
-        if part.length > _PART_BYTES:
-            self.failure = NO_JSON
+        if part.length > FRAME_BYTES:
+            self.failure = NO_END
         return []
 
     def _frame(self, frame: Mapping[str, Any], data: bytes) -> list[Chunk]:

@@ -1,19 +1,22 @@
 """The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 
 from sidecar.channels.vapi.upstream import HttpUpstream
 from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects
 from sidecar.llm.failures import says_too_large
-from sidecar.llm.openai import OpenAiLlm
+from sidecar.llm.openai import PIECE_BYTES, OpenAiLlm, next_piece
 from sidecar.llm.port import Reply
 from sidecar.llm.served import served as serving
 from sidecar.testing.openai_server import LOG_LIMIT, ModelFaults, OpenAiServer
@@ -300,6 +303,30 @@ def sending(body: bytes, content_type: str, *, size: int = 1 << 20) -> web.Appli
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
     return app
+
+
+async def test_other_calls_run_between_two_pieces() -> None:
+    """A long body that is already there is read in pieces, and others run between them."""
+    loop = asyncio.get_running_loop()
+    content = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
+    content.feed_data(b"x" * (PIECE_BYTES * 5 + 1))
+    content.feed_eof()
+    turns = 0
+    sizes: list[int] = []
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        while piece := await next_piece(content):
+            assert turns >= len(sizes)
+            sizes.append(len(piece))
+        tasks.cancel_scope.cancel()
+    assert sizes == [PIECE_BYTES] * 5 + [1]
 
 
 @pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.llm.aloud import Aloud, ends_a_sentence, without_thought
+from sidecar.llm.objects import Nesting
+from sidecar.llm.openai import PIECE_BYTES
 from sidecar.llm.passing import Passing
 from sidecar.llm.port import Reply, ToolCall
-from sidecar.llm.reader import ANSWER_BYTES, ChatReader, is_audible
+from sidecar.llm.reader import ANSWER_BYTES, FRAME_BYTES, ChatReader, is_audible
 from sidecar.llm.writer import ChatWriter
 from tests.llm.answers import (
     ANSWERS,
+    CALL,
     CALLS,
     DONE,
     ROLE,
@@ -26,25 +29,52 @@ from tests.llm.answers import (
     chunk,
     data,
     says,
+    whole,
 )
 
 pytestmark = pytest.mark.unit
 
 NAMES = sorted(ANSWERS)
+PIECE_S = 0.1
+"""The CPU time of what is read at once: several times what it takes."""
+GREEDY: dict[str, Callable[[int], bytes]] = {
+    "braces for arguments": lambda n: data(call("{" * n, "f", id="t1")),
+    "texts for arguments": lambda n: data(call('{"' + '""' * (n // 4), "f", id="t1")),
+    "pairs for arguments": lambda n: data(call("{}" * (n // 2), "f", id="t1")),
+    "arguments": lambda n: data(call(json.dumps([{"b": 1}] * (n // 14)), "f", id="t1")),
+    "calls": lambda n: data(chunk({"tool_calls": [CALL] * (n // 90)})),
+    "calls in a whole answer": lambda n: whole({"tool_calls": [CALL] * (n // 90)}),
+    "an array of objects": lambda n: b"[" + b"{}," * (n // 3),
+    "objects": lambda n: b"{}" * (n // 2),
+    "open objects": lambda n: b"[" + b"{" * n,
+    "texts in an object": lambda n: b"[{" + b'""' * (n // 2),
+    "events": lambda n: b"data:{}\n" * (n // 8),
+    "blank lines": lambda n: b"x\n" + b"\n" * n,
+    "choices": lambda n: data({"choices": [None] * (n // 6)}),
+    "parts": lambda n: data(chunk({"content": [1] * (n // 4)})),
+    "no numbers": lambda n: b'data: {"a":[' + b"NaN," * (n // 4) + b"1]}\n\n",
+    "halves of characters": lambda n: (
+        b'data: {"choices":[{"delta":{"content":"' + rb"\ud83d" * (n // 6) + b'"}}]}\n\n'
+    ),
+    "tags": lambda n: data(says("<think></think>" * (n // 16))),
+    "signs of tags": lambda n: data(says("<" * n)),
+    "marks": lambda n: data(says("." * n)),
+}
+"""Answers that cost much to read, each of about so many bytes."""
 HOLD_S = 0.5
 """The CPU time of a long answer: several times what it takes, and a fraction of its square."""
 LONG = {
     "an event in lines": b'data: {"choices":[\n' + b"data: 1,\n" * 32_000,
     "an event in lines with braces": b'data: {"choices":[\n' + b'data: {"}":"]"},\n' * 16_000,
     "an event in lines after an end": b"data: {}}\n" + b"data: {}\n" * 32_000,
-    "blanks, and half a tag": data(says(" " * 1_000_000 + "<th")) + data(says("")) * 4_000,
-    "signs of tags": data(says("<" * 400_000)) + data(says("a <|channel|")) * 4_000,
-    "many tags": data(says("<think></think> " * 100_000)),
+    "blanks, and half a tag": data(says(" " * 200_000 + "<th")) + data(says("")) * 4_000,
+    "signs of tags": data(says("<" * 200_000)) + data(says("a <|channel|")) * 4_000,
     "thought of many pieces": data(says("<think>")) + data(says("</thin")) * 30_000,
     "signs, and many ends": (
-        data(says("a.")) + data(says(")" * 300_000)) + data(chunk({}, finish="length")) * 1_000
+        data(says("a.")) + data(says(")" * 200_000)) + data(chunk({}, finish="length")) * 1_000
     ),
     "blanks": b" " * 3_000_000,
+    "an object that does not end": b"[" + b'{"a":' * 100_000,
     "a long error": data({"error": {"message": "exceeds " * 400_000}}),
 }
 
@@ -155,6 +185,47 @@ class TestReading:
             reader.feed(body[at : at + 4096])
         reader.close()
         assert time.thread_time() - began_s < HOLD_S
+
+    @pytest.mark.parametrize("size", [FRAME_BYTES - 2_000, 4 * FRAME_BYTES])
+    @pytest.mark.parametrize("kind", [ChatReader, Passing])
+    @pytest.mark.parametrize("answer", GREEDY.values(), ids=GREEDY)
+    def test_no_piece_holds_the_loop(
+        self, answer: Callable[[int], bytes], kind: type[ChatReader | Passing], size: int
+    ) -> None:
+        """What a server may write costs little at once, and what would cost much is no reply."""
+        reader, body = kind(), answer(size)
+        for at in range(0, len(body), PIECE_BYTES):
+            began_s = time.thread_time()
+            reader.feed(body[at : at + PIECE_BYTES])
+            assert time.thread_time() - began_s < PIECE_S
+        began_s = time.thread_time()
+        reader.close()
+        assert time.thread_time() - began_s < PIECE_S
+
+    @given(
+        st.lists(st.sampled_from(["{", "}", '"', "\\", "a", '{"a":', "[1]", r"\\", r"\""])),
+        st.lists(st.integers(0, 40), max_size=6),
+    )
+    def test_arguments_that_stop_in_an_object(self, parts: list[str], cuts: list[int]) -> None:
+        """Arguments are open or whole the same wherever they are cut, and JSON is whole."""
+        text = "".join(parts)
+        whole, cut = Nesting(), Nesting()
+        whole.feed(text.encode())
+        for piece in cut_up(text, cuts):
+            cut.feed(piece.encode())
+        assert (whole.depth, whole.in_text) == (cut.depth, cut.in_text)
+        as_text = Nesting()
+        as_text.feed(json.dumps({"a": {"b": text}}).encode())
+        assert (as_text.depth, as_text.in_text) == (0, False)
+        as_text.feed(json.dumps({"a": text}).encode()[:-1])
+        assert as_text.depth == 1
+
+    @pytest.mark.parametrize("size", [FRAME_BYTES - 200, FRAME_BYTES + 200])
+    def test_a_frame_without_end(self, size: int) -> None:
+        """A frame, or a whole answer, that is longer than its limit is no reply."""
+        for body in (data(says("a" * size)), whole({"content": "a" * size})):
+            for pieces in ([body], pieces_of(body, range(0, len(body), PIECE_BYTES))):
+                assert ("no end" in read(pieces).failure) is (size > FRAME_BYTES)
 
     def test_an_answer_without_end(self) -> None:
         """A line or a reply that is too long ends the reading."""
