@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import phonenumbers
 
-from sidecar.access.withheld import ON_A_KEYPAD, is_placeholder
+from sidecar.withheld import LOCAL_DIGITS, ON_A_KEYPAD, is_filler, is_placeholder
 
 Why: TypeAlias = Literal[
     "", "withheld", "no_number", "extension", "invalid", "ambiguous", "no_region"
@@ -44,10 +44,6 @@ _NO_MAIL = re.compile(
 )
 _WITH_A_NAME = re.compile(r"[^<>]*<((?:sips?|tel):[^<>]*)>[^<>]*", re.IGNORECASE)
 _LIKE_A_NUMBER = re.compile(r"\+[\s()./-]*[0-9]|\([0-9]+\)[0-9 ./-]+$")
-
-_LOCAL_DIGITS: Final = 7  # shorter digits can be a whole number of a small country, or an id
-_UP: Final = "0123456789" * 3
-_ROWS: Final = (_UP, _UP[::-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +155,7 @@ def _is_written_number(user: str, *, addressed: bool) -> bool:
         return True
     if not _SHAPE.fullmatch(user):
         return False
-    return addressed or (not user.isdecimal() and len(_digits_of(user)) >= _LOCAL_DIGITS)
+    return addressed or (not user.isdecimal() and len(_digits_of(user)) >= LOCAL_DIGITS)
 
 
 def _parts(raw: str) -> tuple[str, str, str]:
@@ -187,24 +183,12 @@ def _digits_of(text: str) -> str:
 
 def _stands_for_none(digits: str) -> bool:
     """Whether digits mean "no number": a word on a keypad, one digit repeated, or a row."""
-    return _is_filler(digits) or digits.lstrip("0") in ON_A_KEYPAD
+    return is_filler(digits) or digits.lstrip("0") in ON_A_KEYPAD
 
 
 def _is_no_number(digits: str) -> bool:
     """Whether digits mean "no number" as they are, or after the code of a country."""
     return _stands_for_none(digits) or _valid(f"+{digits}", None).why == "withheld"
-
-
-def _is_filler(national: str) -> bool:
-    """Whether a number without its country code is no person's.
-
-    That is a word on a keypad, one digit repeated, or a row: nothing but digits in their order, up
-    or down, where 0 comes after 9. People type a row where a form or a test asks for a number, so
-    the few real numbers that are rows are nobody's. A row inside a number means nothing.
-    """
-    if national in ON_A_KEYPAD or len(set(national)) == 1:
-        return True
-    return len(national) >= _LOCAL_DIGITS and any(national in row for row in _ROWS)
 
 
 def _valid(text: str, region: str | None) -> Reading:
@@ -215,7 +199,7 @@ def _valid(text: str, region: str | None) -> Reading:
     with_zeros = phonenumbers.national_significant_number(parsed)
     after_code = _digits_of(text).removeprefix(str(parsed.country_code))
     nationals = (str(parsed.national_number), with_zeros, after_code)
-    if any(len(one) >= _LOCAL_DIGITS and _is_filler(one) for one in nationals):
+    if any(len(one) >= LOCAL_DIGITS and is_filler(one) for one in nationals):
         return Reading(why="withheld")
     if not phonenumbers.is_valid_number(parsed):
         return Reading(why="invalid")

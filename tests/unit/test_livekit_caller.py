@@ -159,6 +159,10 @@ WATCHER = Person(
 )  # may send nothing
 SIP_2 = replace(SIP, identity="sip_2", attributes={"sip.phoneNumber": "+12025550101"})
 AGAIN = replace(SIP, identity="sip_again")  # the same number calls once more
+HIDDEN, KEYPAD, BLANK = (
+    replace(SIP, identity="sip_anonymous", attributes={"sip.phoneNumber": number})
+    for number in ("Anonymous", "+18656696", "")
+)
 ROBOT = Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT)
 RECORDER = Person("recorder", rtc.ParticipantKind.PARTICIPANT_KIND_EGRESS)
 
@@ -237,6 +241,34 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
         KEEPER,
         [("+", SIP), (">", SIP), ("-", SIP), ("+", AGAIN), (">", AGAIN)],
         [THE_KEEPER, THE_KEEPER],
+    ),
+    "the next telephone that withholds its number": (
+        KEEPER,
+        [("+", HIDDEN), (">", HIDDEN), ("-", HIDDEN)]
+        + [(step, replace(HIDDEN, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints(phone="Anonymous")],
+    ),
+    "the next telephone behind a placeholder": (
+        KEEPER,
+        [("+", KEYPAD), (">", KEYPAD), ("-", KEYPAD)]
+        + [(step, replace(KEYPAD, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints(phone="+18656696")],
+    ),
+    "the next telephone without a number": (
+        KEEPER,
+        [("+", BLANK), (">", BLANK), ("-", BLANK)]
+        + [(step, replace(BLANK, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints()],
+    ),
+    "a person who joins again": (
+        KEEPER,
+        [("+", ADA), (">", ADA), ("-", ADA), *((step, replace(ADA, sid="PA_2")) for step in "+>")],
+        [THE_KEEPER],
+    ),
+    "a number that joins again": (
+        KEEPER,
+        [("+", SIP), (">", SIP), ("-", SIP), *((step, replace(SIP, sid="PA_2")) for step in "+>")],
+        [THE_KEEPER],
     ),
     "an identity that the job calls the caller": (
         {"caller": "ada"},

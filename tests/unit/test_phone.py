@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.access import phone
-from sidecar.access.withheld import is_placeholder
+from sidecar.withheld import is_placeholder
 
 pytestmark = pytest.mark.unit
 

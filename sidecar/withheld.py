@@ -68,6 +68,11 @@ _BESIDE: Final = (
 )
 _MOST_CHARS: Final = 80
 _MOST_DIGITS: Final = 3  # one of a few, as in `guest2`; more digits are somebody's id
+LOCAL_DIGITS: Final = 7
+"""Fewer digits can be a whole number of a small country, or an id."""
+_COUNTRY_DIGITS: Final = 3
+_UP: Final = "0123456789" * 3
+_ROWS: Final = (_UP, _UP[::-1])
 _KEYS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "22233344455566677778889999")
 _NATIONAL_DIGITS: Final = 10  # length of a North American number, to which a longer word is cut
 
@@ -107,3 +112,30 @@ def is_placeholder(text: str) -> bool:
     """
     bare = _bare(text[: _MOST_CHARS + 1])
     return len(text) <= _MOST_CHARS and _PLACEHOLDER.fullmatch(bare) is not None
+
+
+def is_filler(national: str) -> bool:
+    """Whether the digits of a number without its country code are no person's.
+
+    That is a word on a keypad, one digit repeated, or a row: nothing but digits in their order, up
+    or down, where 0 comes after 9. People type a row where a form or a test asks for a number, so
+    the few real numbers that are rows are nobody's. A row inside a number means nothing.
+    """
+    if national in ON_A_KEYPAD or len(set(national)) == 1:
+        return True
+    return len(national) >= LOCAL_DIGITS and any(national in row for row in _ROWS)
+
+
+def may_be_anybodys(number: str) -> bool:
+    """Whether a text that was sent as a number may be sent for more than one telephone.
+
+    True for some numbers that are a person's: the plans of countries are not known here.
+    """
+    digits = "".join(char for char in number if char in "0123456789")
+    if len(digits) < LOCAL_DIGITS or is_placeholder(number):
+        return True
+    return any(
+        is_filler(digits[code:])
+        for code in range(_COUNTRY_DIGITS + 1)
+        if len(digits) - code >= LOCAL_DIGITS
+    )
