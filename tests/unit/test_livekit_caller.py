@@ -170,6 +170,8 @@ KEEPER = {"caller": "keeper"}
 A_KEEPER = {"caller": "keeper", "agent_id": "agent-1", "consent": "no"}
 THE_KEEPER = Hints(caller="keeper")
 PHONE, PHONE_2 = Hints(phone="+12025550100"), Hints(phone="+12025550101")
+POSER = Person("+12025550100")  # in a browser, under a name that people may choose
+IS_POSER = Hints(identity="+12025550100")
 IS_ADA, IS_WANDA = Hints(identity="ada"), Hints(identity="wanda")
 
 # Steps: `+` joins, `-` leaves, `>` is listened to, `!` says something, `*` was there before.
@@ -279,6 +281,16 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
         {"caller": "+12025550100"},
         [("+", SIP_2), (">", SIP_2), ("+", SIP), (">", SIP)],
         [Hints(caller="+12025550100"), PHONE_2, Hints(caller="+12025550100")],
+    ),
+    "an identity that is written like the caller's number": (
+        {"caller": "+12025550100"},
+        [("+", POSER), (">", POSER), ("!", POSER), ("+", SIP), (">", SIP)],
+        [Hints(caller="+12025550100"), IS_POSER, Hints(caller="+12025550100")],
+    ),
+    "an identity that is a number, alone": (
+        {"caller": "+12025550100"},
+        [("+", POSER), (">", POSER)],
+        [Hints(caller="+12025550100")],
     ),
     "a participant named": (
         KEEPER | {"participant": "ada"},

@@ -99,8 +99,16 @@ class Meant:
     def _fit_of(self, person: Person) -> _Fit:
         if self._participant:
             return _Fit.NAMED if person.identity == self._participant else _Fit.NOT
-        if self._caller and self._caller in {person.identity, person.number}:
+        if self._caller and self._caller in {person.number, _own_name(person)}:
             return _Fit.NAMED
         if person.silent:
             return _Fit.NOT
         return _Fit.BY_TELEPHONE if person.by_telephone else _Fit.THERE
+
+
+def _own_name(person: Person) -> str:
+    """Return a person's identity; empty if it is written like a number that a telephone may have.
+
+    Many applications let people choose their identity, so that proves no number.
+    """
+    return "" if person.identity.lstrip().startswith("+") else person.identity
