@@ -22,6 +22,7 @@ RETRIES: Final = 4
 """How often a request may be rewritten and sent again: a call has time for few."""
 
 _MODELS_KEPT = 256
+_INSTRUCTIONS = ("system", "developer")  # compared, not hashed: a role may be anything
 _BAD_REQUEST = 400
 
 
@@ -172,21 +173,24 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
     memory has the role `user`, so it joins a caller's words, never the system message, unless the
     server takes no system message: then the system's words open the first message.
     """
-    systems = [dict(one) for one in messages if one.get("role") in {"system", "developer"}]
-    others = [dict(one) for one in messages if one.get("role") not in {"system", "developer"}]
+    systems = [dict(one) for one in messages if one.get("role") in _INSTRUCTIONS]
+    others = [dict(one) for one in messages if one.get("role") not in _INSTRUCTIONS]
     if not others or others[0].get("role") == "assistant":
         others.insert(0, {"role": "user", "content": "(The call begins.)"})
-    turns: list[dict[str, Any]] = []
+    runs: list[list[dict[str, Any]]] = []
     if systems:
         role = "user" if roles is Roles.NO_SYSTEM else systems[0].get("role")
         contents = [one.get("content") for one in systems]
-        turns = [{**systems[0], "role": role, "content": _joined(contents)}]
+        runs = [[{**systems[0], "role": role, "content": _joined(contents)}]]
     for message in others:
-        if turns and _is_one_turn(turns[-1], message):
-            contents = [turns[-1].get("content"), message.get("content")]
-            turns[-1] = {**turns[-1], "content": _joined(contents)}
+        if runs and _is_one_turn(runs[-1][-1], message):
+            runs[-1].append(message)
         else:
-            turns.append(message)
+            runs.append([message])
+    turns = [
+        {**run[0], "content": _joined([one.get("content") for one in run])} if run[1:] else run[0]
+        for run in runs
+    ]
     last = turns[-1]
     if last.get("role") == "assistant" and not last.get("tool_calls") and not last.get("prefix"):
         turns.append({"role": "user", "content": "(The caller says nothing.)"})
@@ -194,7 +198,7 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
 
 
 def _is_one_turn(before: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
-    same = before.get("role") == message.get("role") in {"user", "assistant"}
+    same = before.get("role") == message.get("role") in ("user", "assistant")
     return same and not before.get("tool_calls") and not message.get("tool_calls")
 
 
