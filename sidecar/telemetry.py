@@ -119,7 +119,7 @@ turns_mended = _event("turns_mended", "info", "call", "turns", "kept")
 control_failed = _event("control_failed", "warning", "call", "command", "error")
 vapi_held_back = _event("vapi_held_back", "warning", "names", "hint", kinds=("names",))
 # Language model
-model_dialect_learnt = _event("model_dialect_learnt", "info", "model", "refused", "roles")
+model_dialect_learnt = _event("model_dialect_learnt", "info", "model", "refused", "roles", "thinks")
 reply_failed = _event("reply_failed", "warning", "call", "error", "hint")
 
 

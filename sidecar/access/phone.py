@@ -2,7 +2,7 @@
 
 A number has a number's shape from its first to its last character and is valid in its country's
 plan. Where carriers withhold or do not know a number, they send other texts: words, those words
-typed on a keypad, zeros, a host. If such a text were taken for a number, all callers who withhold
+typed on a keypad, zeros, digits in a row, a host. If such a text were taken for a number, all callers who withhold
 theirs would share one memory.
 """
 
@@ -13,6 +13,8 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 import phonenumbers
+
+from sidecar.withheld import LOCAL_DIGITS, ON_A_KEYPAD, is_filler, is_placeholder
 
 Why: TypeAlias = Literal[
     "", "withheld", "no_number", "extension", "invalid", "ambiguous", "no_region"
@@ -26,52 +28,22 @@ _NOBODYS_HOST = re.compile(r"(?:[^:;?]*\.)?invalid\.?(?:[:;?]|$)", re.IGNORECASE
 _IP_HOST = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])")
 _EXTENSION = re.compile(r"\+?[0-9 ()./-]{5,}(?:[;,#*]|x|ext|p|w)", re.IGNORECASE)
 _EXTENSION_OF_URI = re.compile(r"[;?&]\s*(?:x|extn?|extension|isub|postd)\s*=", re.IGNORECASE)
-_UNFILLED = re.compile(r"\{\{.*\}\}|\$\{.*\}|\[object .*\]|^n/a$", re.IGNORECASE | re.DOTALL)
+_UNFILLED = re.compile(
+    r"\{\{.*\}\}|\$\{.*\}|\[object .*\]|^(?:n/a|\{[^{}]*\}|(?-i:\$[A-Z_]+)|<%.*%>|%\(\w+\)s)$",
+    re.IGNORECASE | re.DOTALL,
+)
 _NOTHING = re.compile(r"[!-/:-@\[-`{-~\s]+")  # marks alone
-_OF_LIVEKIT = re.compile(r"sip_", re.IGNORECASE)  # before what a trunk says, in an identity
+# Before what a trunk says, in an identity: LiveKit's bridge writes `sip_`, applications the others.
+_OF_A_TRUNK = re.compile(
+    r"sip_|(?:sip|tel|phone|caller)[_-](?=\[|[0-9]{7}|[0-9]{1,3}\.)"
+    r"|(?:sip|tel|phone|caller|client|customer|participant|user)[_-](?=\+)",
+    re.IGNORECASE,
+)
+_NO_MAIL = re.compile(
+    r"(?:\[[0-9a-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|localhost)(?::[0-9]+)?", re.IGNORECASE
+)
 _WITH_A_NAME = re.compile(r"[^<>]*<((?:sips?|tel):[^<>]*)>[^<>]*", re.IGNORECASE)
 _LIKE_A_NUMBER = re.compile(r"\+[\s()./-]*[0-9]|\([0-9]+\)[0-9 ./-]+$")
-
-_WITHHELD: Final = (
-    "anonymous",
-    "anon",
-    "blocked",
-    "coinphone",
-    "hidden",
-    "nocli",
-    "nocallerid",
-    "noid",
-    "none",
-    "nonumber",
-    "notavailable",
-    "notprovided",
-    "null",
-    "outofarea",
-    "payphone",
-    "privacy",
-    "private",
-    "restricted",
-    "suppressed",
-    "unavailable",
-    "undefined",
-    "undisclosed",
-    "unidentified",
-    "unknown",
-    "withheld",
-)
-_BESIDE: Final = "(?:call|caller|id|name|number)*"
-_IN_WORDS = re.compile(f"{_BESIDE}(?:{'|'.join(_WITHHELD)}){_BESIDE}")
-_KEYS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "22233344455566677778889999")
-_NATIONAL_DIGITS: Final = 10  # length of a North American number, to which a longer word is cut
-_ON_A_KEYPAD: Final = frozenset(
-    typed
-    for word in _WITHHELD
-    for beside in ("", "caller", "number")
-    for whole in (word.translate(_KEYS) + beside.translate(_KEYS),)
-    for typed in (whole, whole[:_NATIONAL_DIGITS])
-)
-_LOCAL_DIGITS: Final = 7  # shorter digits can be a whole number of a small country, or an id
-_COUNTED: Final = frozenset({"0123456789", "9876543210"} | {"1234567890"[:n] for n in range(7, 11)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +128,22 @@ def _is_withheld(text: str) -> bool:
         return True
     if not host and (addressed or "." in user) and _NOBODYS_HOST.match(user):
         return True
-    if _UNFILLED.search(text.strip()) or _NOTHING.fullmatch(user + host):
+    if _UNFILLED.search(_plain(text)) or _NOTHING.fullmatch(user + host):
         return True
-    if _IN_WORDS.fullmatch(re.sub(r"[\W_]+", "", user.casefold())):
-        return addressed or not host  # else a mail address
+    if is_placeholder(user):  # at a name's host it may be a mail address
+        return addressed or not host or _NO_MAIL.fullmatch(host) is not None
     return _is_written_number(user, addressed=addressed) and _is_no_number(_digits_of(user))
 
 
 def _address(text: str) -> tuple[bool, str, str]:
     """Return whether a text is written as an address on the telephone network, its user and host.
 
-    That is a URI with a scheme, or what LiveKit's bridge makes of one: `sip_` and the user. What
-    follows the user of such an address, as `;phone-context=` does, is left out.
+    That is a URI with a scheme, or what LiveKit's bridge or an application makes of one: `sip_` and
+    the user, `caller-` and a number. What follows the user of such an address, as `;phone-context=`
+    does, is left out.
     """
     plain = _plain(text)
-    bridged = _OF_LIVEKIT.match(plain)
+    bridged = _OF_A_TRUNK.match(plain)
     scheme, user, host = _parts(plain[bridged.end() :] if bridged else plain)
     addressed = bool(scheme or bridged)
     return addressed, re.split("[;?]", user, maxsplit=1)[0] if addressed else user, host
@@ -182,7 +155,7 @@ def _is_written_number(user: str, *, addressed: bool) -> bool:
         return True
     if not _SHAPE.fullmatch(user):
         return False
-    return addressed or (not user.isdecimal() and len(_digits_of(user)) >= _LOCAL_DIGITS)
+    return addressed or (not user.isdecimal() and len(_digits_of(user)) >= LOCAL_DIGITS)
 
 
 def _parts(raw: str) -> tuple[str, str, str]:
@@ -209,18 +182,13 @@ def _digits_of(text: str) -> str:
 
 
 def _stands_for_none(digits: str) -> bool:
-    """Whether digits mean "no number": a word on a keypad, one digit repeated, or counting."""
-    return _is_filler(digits) or digits.lstrip("0") in _ON_A_KEYPAD or digits in _COUNTED
+    """Whether digits mean "no number": a word on a keypad, one digit repeated, or a row."""
+    return is_filler(digits) or digits.lstrip("0") in ON_A_KEYPAD
 
 
 def _is_no_number(digits: str) -> bool:
     """Whether digits mean "no number" as they are, or after the code of a country."""
     return _stands_for_none(digits) or _valid(f"+{digits}", None).why == "withheld"
-
-
-def _is_filler(national: str) -> bool:
-    """Whether a number without its country code is a word on a keypad, or one digit repeated."""
-    return national in _ON_A_KEYPAD or len(set(national)) == 1
 
 
 def _valid(text: str, region: str | None) -> Reading:
@@ -229,8 +197,9 @@ def _valid(text: str, region: str | None) -> Reading:
     except phonenumbers.NumberParseException:
         return Reading(why="invalid")
     with_zeros = phonenumbers.national_significant_number(parsed)
-    nationals = (str(parsed.national_number), with_zeros)
-    if any(len(one) >= _LOCAL_DIGITS and _is_filler(one) for one in nationals):
+    after_code = _digits_of(text).removeprefix(str(parsed.country_code))
+    nationals = (str(parsed.national_number), with_zeros, after_code)
+    if any(len(one) >= LOCAL_DIGITS and is_filler(one) for one in nationals):
         return Reading(why="withheld")
     if not phonenumbers.is_valid_number(parsed):
         return Reading(why="invalid")

@@ -22,24 +22,27 @@ RETRIES: Final = 4
 """How often a request may be rewritten and sent again: a call has time for few."""
 
 _MODELS_LIMIT = 256
+_INSTRUCTIONS = ("system", "developer")  # compared, not hashed: a role may be anything
 _BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one model of one server does not take.
+    """What one model of one server does not take, and how its replies begin.
 
     Attributes:
         refused: Names of parameters.
         roles: What it demands of the messages' roles.
+        thinks: Its replies begin with thought that no tag begins: see `sidecar.llm.aloud.Aloud`.
     """
 
     refused: frozenset[str] = frozenset()
     roles: Roles = Roles.ANY
+    thinks: bool = False
 
     def written(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a request as the server takes it."""
-        if self == ANY:
+        if not self.refused and self.roles is Roles.ANY:
             return body
         limit = next((body[name] for name in LIMITS if name in body), None)
         written = {n: v for n, v in body.items() if n not in self.refused and n not in LIMITS}
@@ -108,6 +111,14 @@ class Dialects:
         """Return the dialect of a model, as far as it is known."""
         return self._of.get(model, ANY)
 
+    def heard(self, model: str, *, thinks: bool | None) -> None:
+        """Note what a reply showed of how its model thinks: see `ChatReader.thinks`."""
+        known = self.of(model)
+        if thinks is not None and thinks != known.thinks:
+            self._store(model, replace(known, thinks=thinks))
+            if self._learnt is not None:
+                self._learnt(model, self.of(model))
+
     async def asked(
         self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]], *, raw: bytes = b""
     ) -> T:
@@ -141,14 +152,18 @@ class Dialects:
     def _join(self, model: str, taught: Dialect) -> Dialect:
         """Add what was taught to what is known; another request may have learnt meanwhile."""
         known = self.of(model)
-        joined = Dialect(known.refused | taught.refused, max(known.roles, taught.roles))
-        self._of[model] = joined
-        self._of.move_to_end(model)
-        if len(self._of) > _MODELS_LIMIT:
-            self._of.popitem(last=False)
+        refused, roles = known.refused | taught.refused, max(known.roles, taught.roles)
+        joined = replace(known, refused=refused, roles=roles)
+        self._store(model, joined)
         if joined != known and self._learnt is not None:
             self._learnt(model, joined)
         return joined
+
+    def _store(self, model: str, dialect: Dialect) -> None:
+        self._of[model] = dialect
+        self._of.move_to_end(model)
+        if len(self._of) > _MODELS_LIMIT:
+            self._of.popitem(last=False)
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[str, Any]]:
@@ -158,21 +173,24 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
     memory has the role `user`, so it joins a caller's words, never the system message, unless the
     server takes no system message: then the system's words open the first message.
     """
-    systems = [dict(one) for one in messages if one.get("role") in {"system", "developer"}]
-    others = [dict(one) for one in messages if one.get("role") not in {"system", "developer"}]
+    systems = [dict(one) for one in messages if one.get("role") in _INSTRUCTIONS]
+    others = [dict(one) for one in messages if one.get("role") not in _INSTRUCTIONS]
     if not others or others[0].get("role") == "assistant":
         others.insert(0, {"role": "user", "content": "(The call begins.)"})
-    turns: list[dict[str, Any]] = []
+    runs: list[list[dict[str, Any]]] = []
     if systems:
         role = "user" if roles is Roles.NO_SYSTEM else systems[0].get("role")
         contents = [one.get("content") for one in systems]
-        turns = [{**systems[0], "role": role, "content": _joined(contents)}]
+        runs = [[{**systems[0], "role": role, "content": _joined(contents)}]]
     for message in others:
-        if turns and _is_one_turn(turns[-1], message):
-            contents = [turns[-1].get("content"), message.get("content")]
-            turns[-1] = {**turns[-1], "content": _joined(contents)}
+        if runs and _is_one_turn(runs[-1][-1], message):
+            runs[-1].append(message)
         else:
-            turns.append(message)
+            runs.append([message])
+    turns = [
+        {**run[0], "content": _joined([one.get("content") for one in run])} if run[1:] else run[0]
+        for run in runs
+    ]
     last = turns[-1]
     if last.get("role") == "assistant" and not last.get("tool_calls") and not last.get("prefix"):
         turns.append({"role": "user", "content": "(The caller says nothing.)"})
@@ -180,7 +198,7 @@ def in_turns(messages: Sequence[Mapping[str, Any]], roles: Roles) -> list[dict[s
 
 
 def _is_one_turn(before: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
-    same = before.get("role") == message.get("role") in {"user", "assistant"}
+    same = before.get("role") == message.get("role") in ("user", "assistant")
     return same and not before.get("tool_calls") and not message.get("tool_calls")
 
 

@@ -13,18 +13,18 @@ _OUTSIDE: Final = re.compile(rb'["{}]')
 
 
 class Objects:
-    """Splits bytes into the objects of the outermost level; each byte is looked at once."""
+    """Splits bytes into the objects of the outermost level; each byte is looked at once.
+
+    Attributes:
+        open_bytes: How much came of an object that has not ended; 0 if none is open.
+    """
 
     def __init__(self) -> None:
+        self.open_bytes = 0
         self._parts: list[bytes] = []
         self._depth = 0
         self._in_text = False
         self._escaped = False
-
-    @property
-    def open(self) -> bool:
-        """Whether an object has begun and not ended."""
-        return self._depth > 0
 
     def feed(self, came: bytes) -> list[bytes]:
         """Take bytes that came; return each object that ends in them."""
@@ -49,9 +49,40 @@ class Objects:
                 if not self._depth:
                     found.append(b"".join([*self._parts, came[begin:at]]))
                     self._parts.clear()
+                    self.open_bytes = 0
         if self._depth:
             self._parts.append(came[begin:])
+        self.open_bytes = self.open_bytes + len(came) - begin if self._depth else 0
         return found
+
+
+class Nesting:
+    """Counts what is open in JSON that comes in pieces, faster than `Objects` can split it.
+
+    Args:
+        opens: The brackets that count; as many closed as opened make a whole.
+        closes: Those that close.
+
+    Attributes:
+        depth: How many are open; below 0 if more were closed.
+        in_text: The pieces end inside a text.
+    """
+
+    def __init__(self, opens: bytes = b"{", closes: bytes = b"}") -> None:
+        self.depth = 0
+        self.in_text = False
+        self._opens, self._closes = opens, closes
+        self._escape = b""
+
+    def feed(self, came: bytes) -> None:
+        """Take a piece, which may end within an escape."""
+        bare = (self._escape + came).replace(rb"\\", b"")
+        self._escape = b"\\" if bare.endswith(b"\\") else b""
+        texts = bare.removesuffix(b"\\").replace(rb"\"", b"").split(b'"')
+        outside = b" ".join(texts[self.in_text :: 2])
+        self.in_text ^= len(texts) % 2 == 0
+        self.depth += sum(outside.count(one) for one in self._opens)
+        self.depth -= sum(outside.count(one) for one in self._closes)
 
 
 class Lines:
@@ -64,8 +95,7 @@ class Lines:
     def __init__(self) -> None:
         self.length = 0
         self._lines: list[bytes] = []
-        self._depth = 0
-        self._in_text = False
+        self._nesting = Nesting(b"{[", b"}]")
         self._over = False
 
     def feed(self, line: bytes) -> bytes:
@@ -77,13 +107,8 @@ class Lines:
         if self._over:
             return b""
         self._lines.append(line)
-        bare = line.replace(rb"\\", b"").replace(rb"\"", b"")
-        texts = bare.split(b'"')
-        outside = b" ".join(texts[self._in_text :: 2])
-        self._in_text ^= len(texts) % 2 == 0
-        self._depth += outside.count(b"{") + outside.count(b"[")
-        self._depth -= outside.count(b"}") + outside.count(b"]")
-        if self._in_text or self._depth > 0:
+        self._nesting.feed(line)
+        if self._nesting.in_text or self._nesting.depth > 0:
             return b""
         self._over = True
         whole = b" ".join(self._lines)

@@ -9,10 +9,11 @@ request itself.
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 import anyio
+import anyio.lowlevel
 from typing_extensions import override
 from yarl import URL
 
@@ -20,11 +21,13 @@ from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects, Refusal, refuse
 from sidecar.llm.failures import says_too_large
 from sidecar.llm.port import Llm, Reply, ToolCall
-from sidecar.llm.reader import ANSWER_BYTES, BROKE_OFF, HALF_A_CALL, NO_END, ChatReader
+from sidecar.llm.reader import BROKE_OFF, HALF_A_CALL, ChatReader
 from sidecar.llm.refusals import REFUSAL_BYTES, TEACHING, words_of
 
 T = TypeVar("T")
 
+PIECE_BYTES: Final = 1 << 14
+"""No more of an answer is read at once: other calls run between two pieces."""
 KEEP_ALIVE_S = 75.0
 _REFUSAL_S = 1.0
 _READ_OUT_S = 0.25
@@ -89,7 +92,8 @@ class OpenAiLlm(Llm):
         due_s = min(began_s + self._silence_s, ends_at_s)
 
         async def begin(raw: bytes) -> _Begun:
-            return await _begun(await self._post(raw, due_s), due_s)
+            reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
+            return await _begun(await self._post(raw, due_s), reader, due_s)
 
         body = {"messages": messages, "stream": True}
         response, reader, words = await self._asked(body, begin)
@@ -112,6 +116,7 @@ class OpenAiLlm(Llm):
                 raise LlmError(reader.empty)
             await _read_out(response)
         finally:
+            self._dialects.heard(self._model, thinks=reader.thinks)
             response.close()
 
     @override
@@ -124,14 +129,14 @@ class OpenAiLlm(Llm):
             body["tools"] = tools
         response = await self._asked(body, lambda raw: self._post(raw, ends_at_s))
         try:
-            whole = bytearray()
-            while came := await _next(response, ends_at_s):
-                whole += came
-                if len(whole) > ANSWER_BYTES:
-                    raise LlmError(NO_END)
+            reader = ChatReader(thinks=self._dialects.of(self._model).thinks)
+            while not reader.failure and (came := await _next(response, ends_at_s)):
+                reader.feed(came)
         finally:
             response.close()
-        return _reply_of(bytes(whole))
+        reader.close()
+        self._dialects.heard(self._model, thinks=reader.thinks)
+        return _reply_of(reader)
 
     @override
     async def aclose(self) -> None:
@@ -218,13 +223,12 @@ class _Begun(NamedTuple):
     words: str
 
 
-async def _begun(response: aiohttp.ClientResponse, due_s: float) -> _Begun:
+async def _begun(response: aiohttp.ClientResponse, reader: ChatReader, due_s: float) -> _Begun:
     """Read a stream up to its first word, with the blanks before it, since they are no reply.
 
     Raises:
         Refusal: an error came in place of words.
     """
-    reader = ChatReader()
     words = ""
     try:
         while not (reader.words or reader.ended) and (came := await _next(response, due_s)):
@@ -246,11 +250,19 @@ async def _next(response: aiohttp.ClientResponse, due_s: float) -> bytes:
     """Return what came since; empty at the end of the body."""
     try:
         with anyio.fail_after(max(0.0, due_s - time.monotonic())):
-            return await response.content.readany()
+            return await next_piece(response.content)
     except TimeoutError as error:
         raise LlmError("the language model fell silent") from error
     except aiohttp.ClientError as error:
         raise LlmError(BROKE_OFF) from error
+
+
+async def next_piece(content: aiohttp.StreamReader) -> bytes:
+    """Return what came of a body since, at most `PIECE_BYTES`; empty at its end."""
+    piece = await content.read(PIECE_BYTES)
+    if len(piece) == PIECE_BYTES:  # there may be more, and then nothing else would run
+        await anyio.lowlevel.checkpoint()
+    return piece
 
 
 async def _read_out(response: aiohttp.ClientResponse) -> None:
@@ -267,15 +279,12 @@ def _check(reader: ChatReader) -> None:
         raise LlmError(reader.failure)
 
 
-def _reply_of(raw: bytes) -> Reply:
-    """Read a whole answer, tools included, or the words of one that was streamed anyway.
+def _reply_of(reader: ChatReader) -> Reply:
+    """Return a whole answer, tools included, or the words of one that was streamed anyway.
 
     An answer without either is a reply, too: an agent that is done with its tools has nothing to
     add.
     """
-    reader = ChatReader()
-    reader.feed(raw)
-    reader.close()
     # An agent gets its own broken call back, and a text that was cut is still a text.
     if reader.answer is None or reader.failure not in {reader.empty, HALF_A_CALL, reader.cut}:
         _check(reader)

@@ -17,25 +17,32 @@ from sidecar.llm.writer import DONE, event
 _FIRST_WORD = re.compile(
     rb'"delta": ?\{(?:"role": ?"assistant", ?)?"content": ?"[^"\\]*[0-9A-Za-z]'
 )
-_THOUGHT = re.compile(rb"<|\\u003c|\[THINK", re.IGNORECASE)
+_THOUGHT = re.compile(
+    rb"<|\\u003c|\xe2\x97\x81|\\u25c1|\"content\": ?\"(?:\s|\\[nrt])*\[", re.IGNORECASE
+)
+_UNREAD_BYTES = 1 << 16
 _ONLY_ROLE = re.compile(rb'"delta": ?\{"role": ?"assistant", ?"content": ?""')
 
 
 class Passing:
     """One stream.
 
+    Args:
+        thinks: What was learnt of the model: see `sidecar.llm.aloud.Aloud`.
+
     Attributes:
         reader: What was read so far; `look` brings it up to date.
         heard: There was something to hear, or a tool to run: bytes were sent.
     """
 
-    def __init__(self) -> None:
-        self.reader = ChatReader()
+    def __init__(self, *, thinks: bool = False) -> None:
+        self.reader = ChatReader(thinks=thinks)
         self.heard = False
         self._buffer: list[bytes] = []
         self._calls: list[bytes] = []
         self._calls_pass = False
         self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self._newest: bool | None = False
         self._closed = False
 
@@ -47,7 +54,7 @@ class Passing:
     def feed(self, came: bytes) -> bytes:
         """Take bytes that came; return the bytes to send now."""
         if not self._closed and self.reader.between_lines and _is_usual(came):
-            if self.heard or self._begins(came):
+            if self._goes_on(came) if self.heard else self._begins(came):
                 return self._unread_too(came)
             if _ONLY_ROLE.search(came) and came.count(b"\n") == 2:  # noqa: PLR2004
                 self._buffer.append(came)
@@ -91,6 +98,12 @@ class Passing:
             self._newest = self.reader.moved > moved
         return self._newest
 
+    def _goes_on(self, came: bytes) -> bool:
+        """Whether usual frames hold no part of a tag."""
+        if b"<" in came or b"\xe2\x97\x81" in came or (b"\\u" in came and _THOUGHT.search(came)):
+            return False
+        return not self.reader.hushed
+
     def _begins(self, came: bytes) -> bool:
         """Whether usual frames hold the first word, and no thought before it."""
         if self.reader.hushed or _THOUGHT.search(came):
@@ -107,7 +120,10 @@ class Passing:
         return calls + (event(frame_of({}, {}, finish)) if finish else b"") + DONE
 
     def _unread_too(self, came: bytes) -> bytes:
+        if self._unread_bytes > _UNREAD_BYTES:
+            self._catch_up()
         self._unread.append(came)
+        self._unread_bytes += len(came)
         self._newest = None
         if self.heard:
             return came
@@ -119,6 +135,7 @@ class Passing:
         if self._unread:
             self.reader.feed(b"".join(self._unread))
             self._unread.clear()
+        self._unread_bytes = 0
 
     def _out(self, chunks: list[Chunk]) -> bytes:
         out: list[bytes] = []

@@ -29,6 +29,8 @@ from sidecar.llm.tool_calls import ToolCalls
 
 ANSWER_BYTES: Final = 4 << 20
 """A longer answer has failed."""
+FRAME_BYTES: Final = 1 << 18
+"""A longer frame, or a longer whole answer, has failed: it is read at once, and all calls wait."""
 NO_END: Final = "the language model's answer has no end"
 NO_STREAM: Final = "the language model's answer is no stream"
 NO_JSON: Final = "the language model's answer is no JSON"
@@ -42,7 +44,6 @@ NOTHING: Final = "the language model gave an empty reply"
 _DONE: Final = b"[DONE]"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANKS: Final = b" \t\r\n"
-_PART_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -70,6 +71,9 @@ def is_audible(text: str) -> bool:
 class ChatReader:
     """Reads the answer to one request for a chat completion, streamed or whole.
 
+    Args:
+        thinks: What was learnt of the model: see `Aloud`.
+
     Attributes:
         tokens: As the server counted them; 0 if it did not.
         frames: How many chunks came.
@@ -85,7 +89,7 @@ class ChatReader:
             words of the conversation: it is read, and never shown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, thinks: bool = False) -> None:
         self.tokens = 0
         self.frames = 0
         self.answer: Mapping[str, Any] | None = None
@@ -96,7 +100,8 @@ class ChatReader:
         self.refusal = b""
         self._finish = ""
         self._text: list[str] = []
-        self._aloud = Aloud()
+        self._aloud = Aloud(thinks=thinks)
+        self._thinks = thinks
         self._calls = ToolCalls()
         self._begun = self._chosen = False
         self._bytes = 0
@@ -115,6 +120,11 @@ class ChatReader:
     def hushed(self) -> bool:
         """Whether the model thinks in its text, or may have begun to."""
         return self._aloud.hushed
+
+    @property
+    def thinks(self) -> bool | None:
+        """What the reply shows of its model: see `Aloud.thinks`."""
+        return self._aloud.thinks
 
     @property
     def unfinished(self) -> str:
@@ -142,11 +152,16 @@ class ChatReader:
             came = bytes(self._buffer)
             self._buffer.clear()
         if self._objects is not None:
-            return self._values(self._objects.feed(came))
+            chunks = self._values(self._objects.feed(came))
+            if self._objects.open_bytes > FRAME_BYTES:
+                self.failure = self.failure or NO_END
+            return chunks
         self._buffer += came
         # Searched backwards, and only what is new: a long line costs no more than its length.
         end = max(came.rfind(b"\n"), came.rfind(b"\r")) + 1
         if not end:
+            if len(self._buffer) > FRAME_BYTES:
+                self.failure = NO_END
             return []
         end += len(self._buffer) - len(came)
         block = bytes(self._buffer[:end])
@@ -163,7 +178,7 @@ class ChatReader:
             return []
         chunks = self._lines(rest)
         if not self.failure and not self.ended:
-            if self._part or (self._objects is not None and self._objects.open):
+            if self._part or (self._objects is not None and self._objects.open_bytes):
                 self.failure = BROKE_OFF
             elif self.tools and not self._calls.whole:
                 self.failure = HALF_A_CALL
@@ -197,15 +212,17 @@ class ChatReader:
             elif start == b"<":
                 self.failure = NO_STREAM
         else:
-            del self._buffer[
-                :-1
-            ]  # one blank stands for all, or each piece would cost all before it
+            # One blank stands for all, or each piece would cost all before it.
+            del self._buffer[:-1]
 
     def _values(self, values: list[bytes]) -> list[Chunk]:
         """Read objects that came one after another."""
         chunks: list[Chunk] = []
         for value in values:
             if self.done or self.failure:
+                break
+            if len(value) > FRAME_BYTES:
+                self.failure = NO_END
                 break
             try:
                 frame, data = parsed(value)
@@ -245,6 +262,9 @@ class ChatReader:
             self.ended = self.done = True
             return rest
         part = self._part
+        if len(data) > FRAME_BYTES:
+            self.failure = NO_END
+            return []
         if part is None and not data.startswith((b"{", b"[")):
             return []  # a keep-alive
         whole = data if part is None else part.feed(data)
@@ -261,8 +281,8 @@ class ChatReader:
         if part is None:
             self._part = part = Lines()
             part.feed(data)
-        if part.length > _PART_BYTES:
-            self.failure = NO_JSON
+        if part.length > FRAME_BYTES:
+            self.failure = NO_END
         return []
 
     def _frame(self, frame: Mapping[str, Any], data: bytes) -> list[Chunk]:
@@ -292,8 +312,9 @@ class ChatReader:
         written: object = delta.get("content")
         content = written or delta.get("refusal")
         text = text_of(content) if content else ""
-        if not self._aloud.over:
-            text = self._aloud.feed(text) + (self._aloud.close() if finish else "")
+        text = self._aloud.feed(text)
+        if finish:
+            text += self._aloud.close(cut=is_cut(finish))
         tools = "tool_calls" in delta and self._calls.go_on(delta)
         self._take(text, tools=tools)
         if finish == "stop" and self.tools:
@@ -325,7 +346,12 @@ class ChatReader:
             self.failure = NO_COMPLETION
             return []
         self._chosen = True
-        text = without_thought(text_of(message.get("content") or message.get("refusal")))
+        finish = finish_of(choice)
+        text, self._aloud.thinks = without_thought(
+            text_of(message.get("content") or message.get("refusal")),
+            thinks=self._thinks,
+            cut=is_cut(finish or ""),
+        )
         tools = self._calls.go_on(message)
         delta: dict[str, Any] = {"role": "assistant", "content": text}
         if tools:
@@ -333,7 +359,6 @@ class ChatReader:
         whole = {**choice, "message": {**message, "content": text or None}}
         self.answer = {**answer, "choices": [whole]}
         self._take(text, tools=tools)
-        finish = finish_of(choice)
         self._finish = finish or ""
         if not self.words and not self.tools:
             self.failure = self.empty
@@ -346,8 +371,8 @@ class ChatReader:
         return [Chunk(frame_of(answer, delta, None), text, tools), last]
 
     def _rest_of_words(self) -> list[Chunk]:
-        """Return what was held as a possible beginning of thought, once no more is to come."""
-        text = "" if self._aloud.over else self._aloud.close()
+        """Return what was buffered as a possible beginning of thought, once no more is to come."""
+        text = self._aloud.close()
         if not text:
             return []
         chunk = Chunk(frame_of({}, {"content": text}, None), text)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from sidecar.llm.frames import json_of, object_or_none
-from sidecar.llm.objects import Objects
+from sidecar.llm.objects import Nesting
 
 
 class ToolCalls:
@@ -19,7 +19,7 @@ class ToolCalls:
     def __init__(self) -> None:
         self.newest: list[dict[str, Any]] = []
         self.mended = False
-        self._calls: dict[int, Objects] = {}
+        self._calls: dict[int, Nesting] = {}
         self._next = 0
         self._by_id: dict[str, int] = {}
         self._by_index: dict[int, int] = {}
@@ -27,7 +27,7 @@ class ToolCalls:
     @property
     def whole(self) -> bool:
         """Whether no call's arguments stop inside an object; what they hold is up to the tool."""
-        return not any(arguments.open for arguments in self._calls.values())
+        return all(arguments.depth <= 0 for arguments in self._calls.values())
 
     def go_on(self, message: Mapping[str, Any]) -> bool:
         """Take a part; return whether it holds anything of a call: a name, or some arguments."""
@@ -45,13 +45,13 @@ class ToolCalls:
         number = self._number(call)
         function = object_or_none(call.get("function"))
         if function is None:
-            self._calls.setdefault(number, Objects())
+            self._calls.setdefault(number, Nesting())
             return {**call, "index": number}
         arguments: object = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
             arguments = json_of(arguments).decode()
             function = {**function, "arguments": arguments}
-        self._calls.setdefault(number, Objects()).feed((arguments or "").encode("utf-8", "replace"))
+        self._calls.setdefault(number, Nesting()).feed((arguments or "").encode("utf-8", "replace"))
         return {**call, "index": number, "function": function}
 
     def _number(self, call: Mapping[str, Any]) -> int:

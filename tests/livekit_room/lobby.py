@@ -40,6 +40,7 @@ class Person:
     kind: int = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
     attributes: dict[str, str] = field(default_factory=dict[str, str])
     permissions: ParticipantPermission = field(default_factory=ParticipantPermission)
+    sid: str = "PA_1"
 
 
 ADA = Person("ada")

@@ -182,6 +182,64 @@ ANSWERS: dict[str, Answer] = {
     "thought in a whole answer, closed alone": Answer(
         whole({"content": "Hm.</think>\nYes."}), "Yes."
     ),
+    "thought in channels": Answer(
+        data(
+            ROLE,
+            *map(
+                says,
+                (
+                    *("<|channel|>", "analysis", "<|message|>", "The user ", "waits.", "<|end|>"),
+                    *("<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "Yes."),
+                ),
+            ),
+            STOP,
+        )
+        + DONE,
+        "Yes.",
+    ),
+    "thought in channels, at once": Answer(
+        data(
+            says(
+                "<|channel|>analysis<|message|>Hm.<|end|>"
+                "<|start|>assistant<|channel|>final<|message|>Yes.<|return|>"
+            ),
+            STOP,
+        ),
+        "Yes.",
+    ),
+    "no thought, in a channel": Answer(
+        data(says("<|channel|>final<|message|>"), says("Yes."), STOP) + DONE, "Yes."
+    ),
+    "thought between triangles": Answer(
+        data(says("◁think▷"), says("Hm."), says("◁/think▷"), says("Yes."), STOP) + DONE, "Yes."
+    ),
+    "thought between triangles, not escaped": Answer(
+        data(says("TRI"), says("Hm.◁/th"), says("ink▷Yes."), STOP).replace(
+            b"TRI", "◁think▷".encode()
+        ),
+        "Yes.",
+    ),
+    "thought in tags of any case": Answer(
+        data(says("<Think>"), says("Hm."), says("</THINK>\n"), says("Yes."), STOP) + DONE, "Yes."
+    ),
+    "thought in capitals, in a whole answer": Answer(
+        whole({"content": "<THINK>Hm.</Think> Yes."}), "Yes."
+    ),
+    "thought after words": Answer(
+        data(says("So. "), says("<think>"), says("Hm."), says("</think>"), says("Yes."), STOP)
+        + DONE,
+        "So. Yes.",
+    ),
+    "thought closed alone": Answer(
+        data(ROLE, says("Hm."), says("</think>"), says("\n\nYes."), STOP) + DONE, "Hm.\n\nYes."
+    ),
+    "thought closed alone, in pieces": Answer(
+        data(*map(says, ("Hm.", " 1 <", " 2.", "</", "thi", "nk>", " Yes.")), STOP) + DONE,
+        "Hm. 1 < 2. Yes.",
+    ),
+    "a bracket": Answer(
+        data(*map(says, ("[", "T", "] is [TH", "INK] it.")), STOP), "[T] is [THINK] it."
+    ),
     "thought in three spellings": Answer(
         data(
             chunk({"content": "", "reasoning": "hm"}),

@@ -548,6 +548,23 @@ class TestWriting:
             for text in [message["content"]] if isinstance(message["content"], str) else ["part"]:
                 assert not message["content"] or json.dumps(text)[1:-1] in said
 
+    @pytest.mark.parametrize("content", ["x" * 20, [{"type": "text", "text": "x"}]], ids=["t", "p"])
+    @pytest.mark.parametrize("role", ["user", "assistant", "system", "tool", None])
+    def test_many_turns_hold_nobody(self, role: str | None, content: object) -> None:
+        """Twice as many messages cost twice as much, whoever says them, not four times."""
+        both = ("user", "assistant")
+        messages = [{"role": role or both[n % 2], "content": content} for n in range(24_000)]
+        began_s = time.thread_time()
+        in_turns(messages, Roles.ALTERNATING)
+        assert time.thread_time() - began_s < CPU_S
+
+    @pytest.mark.parametrize("role", [None, 1, [], {}, ["user"], {"role": "user"}])
+    def test_a_role_may_be_anything(self, role: object) -> None:
+        """A message whose role is no text is passed on as it is."""
+        odd = {"role": role, "content": "Hi"}
+        for roles in (Roles.ALTERNATING, Roles.NO_SYSTEM):
+            assert odd in in_turns([odd, odd, {"role": "user", "content": "Yes"}], roles)
+
     def test_memory_gets_no_system_messages_authority(self) -> None:
         """Memory is joined to the caller's words, never to the system message."""
         system, user = in_turns(BODY["messages"], Roles.ALTERNATING)

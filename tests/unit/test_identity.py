@@ -27,11 +27,16 @@ pytestmark = [pytest.mark.unit, pytest.mark.backend("asyncio", "trio")]
 
 RULES = IdentityRules()
 NUMBERS = ("+12025550100", "+12025550101", "+442079460018", "+4915112345678")
-NAMES = ("ada", "alice1002", "bob1002", "user-2025550147", "8656696", "7", "web-1", "+12025550100")
+NAMES = (
+    *("ada", "alice1002", "bob1002", "user-2025550147", "8656696", "7", "web-1", "+12025550100"),
+    *("anna", "privateer@x.example", "guest-4f3a91c2", "anonymous-20471"),
+)
 NOBODIES = (
     *("anonymous", "Unknown Caller", "+8656696", "+7378742833", "+0000000000", " "),
     *("tel:8656696", "sip:0000000000@host", "000-000-0000", "%2B8656696", "anonymous.invalid"),
     *("sip_8656696", "sip_0000000000", "sip_192.168.1.5", "sip_Unknown@host", "SIP_anonymous"),
+    *("user-unknown", "anonymous1", "Unbekannt", "guest", "sip-anonymous", "caller_anonymous_2"),
+    *("Inconnu", "Número privado", "+919876543210", "+12345678901"),
 )
 spellings = st.sampled_from(
     [

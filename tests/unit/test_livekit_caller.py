@@ -159,6 +159,10 @@ WATCHER = Person(
 )  # may send nothing
 SIP_2 = replace(SIP, identity="sip_2", attributes={"sip.phoneNumber": "+12025550101"})
 AGAIN = replace(SIP, identity="sip_again")  # the same number calls once more
+HIDDEN, KEYPAD, BLANK = (
+    replace(SIP, identity="sip_anonymous", attributes={"sip.phoneNumber": number})
+    for number in ("Anonymous", "+18656696", "")
+)
 ROBOT = Person("robot", rtc.ParticipantKind.PARTICIPANT_KIND_AGENT)
 RECORDER = Person("recorder", rtc.ParticipantKind.PARTICIPANT_KIND_EGRESS)
 
@@ -166,6 +170,8 @@ KEEPER = {"caller": "keeper"}
 A_KEEPER = {"caller": "keeper", "agent_id": "agent-1", "consent": "no"}
 THE_KEEPER = Hints(caller="keeper")
 PHONE, PHONE_2 = Hints(phone="+12025550100"), Hints(phone="+12025550101")
+POSER = Person("+12025550100")  # in a browser, under a name that people may choose
+IS_POSER = Hints(identity="+12025550100")
 IS_ADA, IS_WANDA = Hints(identity="ada"), Hints(identity="wanda")
 
 # Steps: `+` joins, `-` leaves, `>` is listened to, `!` says something, `*` was there before.
@@ -238,6 +244,34 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
         [("+", SIP), (">", SIP), ("-", SIP), ("+", AGAIN), (">", AGAIN)],
         [THE_KEEPER, THE_KEEPER],
     ),
+    "the next telephone that withholds its number": (
+        KEEPER,
+        [("+", HIDDEN), (">", HIDDEN), ("-", HIDDEN)]
+        + [(step, replace(HIDDEN, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints(phone="Anonymous")],
+    ),
+    "the next telephone behind a placeholder": (
+        KEEPER,
+        [("+", KEYPAD), (">", KEYPAD), ("-", KEYPAD)]
+        + [(step, replace(KEYPAD, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints(phone="+18656696")],
+    ),
+    "the next telephone without a number": (
+        KEEPER,
+        [("+", BLANK), (">", BLANK), ("-", BLANK)]
+        + [(step, replace(BLANK, sid="PA_2")) for step in "+>"],
+        [THE_KEEPER, Hints()],
+    ),
+    "a person who joins again": (
+        KEEPER,
+        [("+", ADA), (">", ADA), ("-", ADA), *((step, replace(ADA, sid="PA_2")) for step in "+>")],
+        [THE_KEEPER],
+    ),
+    "a number that joins again": (
+        KEEPER,
+        [("+", SIP), (">", SIP), ("-", SIP), *((step, replace(SIP, sid="PA_2")) for step in "+>")],
+        [THE_KEEPER],
+    ),
     "an identity that the job calls the caller": (
         {"caller": "ada"},
         [("+", WANDA), (">", WANDA), ("!", WANDA), ("+", ADA), (">", ADA)],
@@ -247,6 +281,16 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
         {"caller": "+12025550100"},
         [("+", SIP_2), (">", SIP_2), ("+", SIP), (">", SIP)],
         [Hints(caller="+12025550100"), PHONE_2, Hints(caller="+12025550100")],
+    ),
+    "an identity that is written like the caller's number": (
+        {"caller": "+12025550100"},
+        [("+", POSER), (">", POSER), ("!", POSER), ("+", SIP), (">", SIP)],
+        [Hints(caller="+12025550100"), IS_POSER, Hints(caller="+12025550100")],
+    ),
+    "an identity that is a number, alone": (
+        {"caller": "+12025550100"},
+        [("+", POSER), (">", POSER)],
+        [Hints(caller="+12025550100")],
     ),
     "a participant named": (
         KEEPER | {"participant": "ada"},

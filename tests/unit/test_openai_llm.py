@@ -1,23 +1,26 @@
 """The client of OpenAI-compatible endpoints, against the shipped server on a real socket."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 
 from sidecar.channels.vapi.upstream import HttpUpstream
 from sidecar.errors import LlmError, PromptTooLong
 from sidecar.llm.dialects import Dialects
 from sidecar.llm.failures import says_too_large
-from sidecar.llm.openai import OpenAiLlm
+from sidecar.llm.openai import PIECE_BYTES, OpenAiLlm, next_piece
 from sidecar.llm.port import Reply
 from sidecar.llm.served import served as serving
 from sidecar.testing.openai_server import LOG_LIMIT, ModelFaults, OpenAiServer
-from tests.llm.answers import ANSWERS, CALLS, CUT, PLAIN, THOUGHT, data, says, whole
+from tests.llm.answers import ANSWERS, CALLS, CUT, DONE, PLAIN, STOP, THOUGHT, data, says, whole
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -302,6 +305,30 @@ def sending(body: bytes, content_type: str, *, size: int = 1 << 20) -> web.Appli
     return app
 
 
+async def test_other_calls_run_between_two_pieces() -> None:
+    """A long body that is already there is read in pieces, and others run between them."""
+    loop = asyncio.get_running_loop()
+    content = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
+    content.feed_data(b"x" * (PIECE_BYTES * 5 + 1))
+    content.feed_eof()
+    turns = 0
+    sizes: list[int] = []
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        while piece := await next_piece(content):
+            assert turns >= len(sizes)
+            sizes.append(len(piece))
+        tasks.cancel_scope.cancel()
+    assert sizes == [PIECE_BYTES] * 5 + [1]
+
+
 @pytest.mark.parametrize("name", sorted({**ANSWERS, **CALLS}))
 async def test_every_kind_of_answer(name: str) -> None:
     """Every kind of answer is yielded as its words, or raises an error if it has none."""
@@ -332,6 +359,26 @@ async def test_a_reply_that_stops_in_the_middle(name: str) -> None:
             await listen()
         assert "".join(pieces) == heard
         assert "canary" not in str(failure.value)
+
+
+async def test_thought_that_no_tag_begins_is_learnt_and_unlearnt() -> None:
+    """The next reply of a model whose thought only ends is heard without it, until one has none."""
+    thought = data(says("Hm."), says("</think>"), says("\n\nYes."), STOP) + DONE
+    plain = data(says("It "), says("is."), STOP) + DONE
+    bodies = [thought, thought, whole({"content": "Hm.</think>No."}), plain, plain, thought]
+    heard = [["Hm.", "\n\nYes."], ["Yes."], "No.", ["It is."], ["It is."], ["Hm.", "\n\nYes."]]
+    app = web.Application()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=bodies.pop(0))
+
+    app.router.add_post("/v1/chat/completions", answer)
+    async with talking(app) as (llm, _):
+        for words in heard:
+            if isinstance(words, str):
+                assert (await llm.complete([said("Hi")])).text == words
+            else:
+                assert "".join(await streamed(llm)) == "".join(words)
 
 
 async def test_an_agents_text_may_be_cut() -> None:

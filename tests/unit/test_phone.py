@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.access import phone
+from sidecar.withheld import is_placeholder
 
 pytestmark = pytest.mark.unit
 
@@ -119,15 +120,52 @@ def test_the_keypad_spellings_are_those_that_carriers_send() -> None:
                 assert phone.read(raw, region=region).e164 == ""
 
 
-@pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR", "IT", "ES", "SG", "NU"])
-def test_a_row_of_one_digit_or_of_counting_is_nobody(region: str | None) -> None:
-    """Rows of one digit, or of digits in order, are no number, whatever their length."""
-    rows = [digit * length for digit in "0123456789" for length in range(1, 16)]
-    rows += ["1234567", "12345678", "123456789", "1234567890", "0123456789", "9876543210"]
-    assert phone.read("+38612345678", region=region).e164 == "+38612345678"
+UP = "0123456789" * 2
+ROWS = [row[at : at + n] for row in (UP, UP[::-1]) for at in range(10) for n in range(7, 12)]
+CODES = sorted(phonenumbers.COUNTRY_CODE_TO_REGION_CODE)
+
+
+@pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR", "IN", "IT", "ES", "SG", "NU"])
+def test_a_row_of_digits_is_nobody(region: str | None) -> None:
+    """Seven and more digits in order, up or down, or of one kind, are no number of any country."""
+    rows = [digit * length for digit in "0123456789" for length in range(1, 16)] + ROWS
     for row in rows:
-        for raw in (row, f"+{row}", f"+1{row}", f"sip:{row}@192.0.2.7"):
+        for raw in (row, f"+{row}", f"+1{row}", f"1{row}", f"sip:{row}@192.0.2.7"):
             assert phone.read(raw, region=region).e164 == ""
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_digits_is_nobody_in_every_country(row: str) -> None:
+    """Behind the code of any country, with or without a zero before it, a row is no number."""
+    for code in CODES:
+        assert phone.read(f"+{code}{row}", region=None).e164 == ""
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("+12345678901", "+1 (234) 567-8901", "+441234567890", "+33123456789", "+919876543210"),
+        *("+38612345678", "+390123456789", "+49 987654321", "tel:+91-98765-43210"),
+    ],
+)
+def test_a_row_behind_a_countrys_code_names_nobody(raw: str) -> None:
+    """A row in a country's plan is no number, and no name either."""
+    assert phone.read(raw, region=None) == phone.Reading(why="withheld")
+    assert phone.stands_for_nobody(raw)
+
+
+@pytest.mark.parametrize(
+    "e164",
+    [
+        *("+12345678902", "+12025678901", "+12124567890", "+441234567891"),
+        *("+441234567809", "+33123456780", "+919876543211", "+919876543201", "+919987654321"),
+        *("+4915123456789", "+447123456789", "+38612345679", "+390212345678", "+61412345678"),
+    ],
+)
+def test_a_row_inside_a_number_is_no_row(e164: str) -> None:
+    """A number with some of its digits in order is a number, down to all but one of them."""
+    assert phone.read(e164, region=None).e164 == e164
+    assert not phone.stands_for_nobody(e164)
 
 
 @pytest.mark.parametrize("region", [None, "US", "DE", "GB", "FR"])
@@ -235,9 +273,18 @@ PLACEHOLDERS = (
     *("%2B8656696", "sip:%2B8656696@host", "anonymous.invalid", "sip:Anonymous.Invalid:5060"),
     *("sip_8656696", "sip_7378742833", "sip_0000000000", "sip_%2B8656696", "SIP_8656696"),
     *("sip_Unknown@host", "SIP_anonymous", "sip_anonymous@anonymous.invalid", "sip_sip:unknown"),
+    *("sip-8656696", "caller-7378742833", "phone_+8656696", "user-+8656696", "caller_0000000000"),
+    *("anonymous@192.0.2.7", "unknown@[2001:db8::1]:5060", "unknown@localhost"),
+    *("%7B%7Bcustomer.number%7D%7D", "{caller}", "$CALLER", "<%= caller %>", "%(caller)s"),
     *("Unknown <sip:unknown@host>", '"Anonymous" <sip:anonymous@anonymous.invalid>'),
 )
-HOSTS = ("sip_192.168.1.5", "sip_192.168.1.5:5060", "sip:192.168.1.5", "sip_[2001:db8::1]")
+HOSTS = (
+    "caller-192.168.1.5",
+    "sip_192.168.1.5",
+    "sip_192.168.1.5:5060",
+    "sip:192.168.1.5",
+    "sip_[2001:db8::1]",
+)
 
 
 @pytest.mark.parametrize("text", [*PLACEHOLDERS, *HOSTS])
@@ -255,11 +302,71 @@ def test_what_is_no_number_is_no_name(text: str) -> None:
         *("8656696", "0000000000", "1-1", "00-00", "2/66", "192.168.1.5", "sip_alice"),
         *("sip_+12025550100", "tel:+12025550100", "sip:alice@192.168.1.5", "202-555-0100"),
         *("8656696@x.example", "a.invalid.example", "Ada <anonymous>", "ada%20lovelace", "invalid"),
+        *("caller-1", "caller-111", "sip-alice", "user-8656696", "caller-2025550147", "$avvy"),
+        *("user-+12025550100", "sip-room@x.example", "phone-7"),
     ],
 )
 def test_what_may_be_somebodys_id_is_kept(text: str) -> None:
     """Plain digits, short ids with separators, mail addresses and numbers are somebody."""
     assert not phone.stands_for_nobody(text)
+
+
+NETWORKS = (
+    *("Unbekannt", "Unbekannter Anrufer", "Anonym", "Unterdrückt", "UNTERDRUECKT", "Geheim"),
+    *("Private Nummer", "keine Rufnummer", "Anonyme", "Inconnu", "Numéro inconnu", "Masqué"),
+    *("NUMERO MASQUE", "Appel masqué", "Numéro privé", "Desconocido", "Anónimo", "Oculto"),
+    *("Número oculto", "Privado", "numero desconocido", "Llamada privada", "Sconosciuto"),
+    *("Anonimo", "Numero privato", "Privato", "Desconhecido", "Anônimo", "Número restrito"),
+    *("não identificado", "Onbekend", "Anoniem", "Onbekende beller", "Privénummer", "Okänd"),
+    *("Ukendt nummer", "Ukjent", "Tuntematon", "Nieznany", "Numer zastrzeżony", "Neznámé číslo"),
+    *("Rejtett szám", "Necunoscut", "Bilinmeyen numara", "Özel numara", "Άγνωστος", "Απόκρυψη"),
+    *("Неизвестный номер", "Номер скрыт", "Прихований номер", "Không xác định", "非通知"),
+    *("公衆電話", "未知号码", "未知來電", "隱藏號碼", "발신번호 표시제한", "رقم خاص", "חסוי"),
+)
+BESIDE = (
+    *("{}", "sip-{}", "sip_{}", "user-{}", "caller_{}", "participant-{}", "web.{}", "client:{}"),
+    *("{}1", "{}-2", "{} (3)", "{}_012", "caller_{}_2", "{}-user", "{} {}", "<{}>", "sip:{}@host"),
+)
+IDS = (
+    *("anna", "privateer", "guesthouse", "gastown", "unknowable", "anonymus-rex", "nonna", "Masha"),
+    *("user1", "user-1", "caller-12", "participant-7", "sip-2", "Guest, Ada", "hidden-valley"),
+    *("inconnue-de-seine", "private-ryan", "none-such", "nobody-knows-me", "unknown soldier"),
+)
+UNIQUE = ("4f3a91c2", "1042", "20471", "550e8400-e29b-41d4-a716-446655440000", "2026-11-29", "x9")
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_words_of_networks_and_programs_are_nobody(beside: str) -> None:
+    """A word of any language's networks is nobody, with a role beside it or a short number."""
+    for word in (*WORDS, *NETWORKS, "guest", "Gast", "invité", "visitor", "asterisk", "No Name"):
+        for cased in (word, word.upper(), word.lower()):
+            assert phone.stands_for_nobody(beside.replace("{}", cased))
+            assert phone.read(beside.replace("{}", cased), region="DE").why == "withheld"
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_name_that_holds_such_a_word_is_somebodys(name: str) -> None:
+    """A word inside a name, a role with a number and a mail address are somebody's id."""
+    assert not phone.stands_for_nobody(name)
+    for word in ("guest", "anonymous", "unknown", "private", "privado", "gast"):
+        assert not phone.stands_for_nobody(f"{word}@corp.example")
+        assert phone.stands_for_nobody(f"{word}-{name}") == (name[-1] in "127")
+
+
+@pytest.mark.parametrize("unique", UNIQUE)
+@pytest.mark.parametrize("beside", ["{}-{}", "{}_{}", "user-{}-{}", "{}{}"])
+def test_an_id_behind_such_a_word_is_one_persons(beside: str, unique: str) -> None:
+    """An application's id for a guest, longer than a count of a few, is not every guest's."""
+    for word in ("guest", "anonymous", "unknown", "Gast", "invité"):
+        assert not phone.stands_for_nobody(beside.format(word, unique))
+
+
+@given(st.text(max_size=200))
+def test_only_what_holds_such_a_word_is_a_placeholder(text: str) -> None:
+    """Whatever letters and separators are read, a placeholder stays one in any case."""
+    if is_placeholder(text):
+        assert is_placeholder(text.upper()) or not text.isascii()
+        assert any(char.isalpha() for char in text)
 
 
 def test_every_country_has_its_callers() -> None:
@@ -271,6 +378,7 @@ def test_every_country_has_its_callers() -> None:
         if (number := phonenumbers.example_number_for_type(region, kind)) is not None
         and phonenumbers.is_valid_number(number)
         and len(set(str(number.national_number))) > 1
+        and str(number.national_number) not in ROWS
     ]
     assert len(examples) > 1000
     for number in examples:

@@ -316,6 +316,41 @@ class TestAnswers:
             assert bench.telemetry.counts["reply_failed"] == 0
 
 
+class TestThought:
+    async def test_thought_that_no_tag_begins_is_learnt(self) -> None:
+        """A reply whose thought only ends teaches to keep the thought of the next, by model."""
+        thought = data(ROLE, says("Let me see."), says("</think>"), says("\n\nYes."), STOP) + DONE
+        async with opened(*(thought[n : n + 30] for n in range(0, len(thought), 30))) as world:
+            assert (await world.ask()).text == "Let me see.\n\nYes."
+            assert world.telemetry.counts["model_dialect_learnt"] == 1
+            assert (await world.ask()).text == "Yes."
+            assert (await world.ask(stream=False)).answer == "Yes."
+            assert world.telemetry.counts["model_dialect_learnt"] == 1
+
+    async def test_a_model_that_stops_thinking_is_heard(self) -> None:
+        """A reply without thought is heard at its end, and the next at its first word again."""
+        thought = [data(says("Hm."), says("</think>"), says("Yes."), STOP) + DONE]
+        plain = [data(says("It ")), 0.5, data(says("is.")), 0.5, data(STOP) + DONE]
+        replies = [thought, plain, plain]
+        async with served(Scripted(lambda _: replies.pop(0))) as world:
+            await world.ask()
+            for first_s in (1.0, 0.0):
+                got = await world.ask()
+                assert (got.text, got.pieces[0][0]) == ("It is.", first_s)
+
+    async def test_thought_that_takes_too_long_is_not_spoken(self) -> None:
+        """A model known to think gets the fallback in time, and when its thought was cut."""
+        thought = [data(says("Hm."), says("</think>"), says("Yes."), STOP) + DONE]
+        slow = [data(says("Let me see. ")), 20.0, data(says("</think>Yes."))]
+        cut = [data(says("Let me see. "), chunk({}, "length")) + DONE]
+        replies = [thought, slow, cut, thought]
+        async with served(Scripted(lambda _: replies.pop(0))) as world:
+            await world.ask()
+            assert (await world.ask()).text == FALLBACK_TEXT
+            assert (await world.ask()).text == FALLBACK_TEXT
+            assert (await world.ask()).text == "Yes."
+
+
 def for_ever(piece: bytes, every_s: float = 0.05) -> list[Any]:
     """A model that repeats one piece for a minute."""
     return [piece, every_s] * round(60 / every_s)

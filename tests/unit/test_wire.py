@@ -1,21 +1,25 @@
 """The reader of chat completions: every kind of answer, in whatever pieces it comes."""
 
+import gc
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.llm.aloud import Aloud, ends_a_sentence
+from sidecar.llm.aloud import Aloud, ends_a_sentence, without_thought
+from sidecar.llm.objects import Nesting
+from sidecar.llm.openai import PIECE_BYTES
 from sidecar.llm.passing import Passing
 from sidecar.llm.port import Reply, ToolCall
-from sidecar.llm.reader import ANSWER_BYTES, ChatReader, is_audible
+from sidecar.llm.reader import ANSWER_BYTES, FRAME_BYTES, ChatReader, is_audible
 from sidecar.llm.writer import ChatWriter
 from tests.llm.answers import (
     ANSWERS,
+    CALL,
     CALLS,
     DONE,
     ROLE,
@@ -26,22 +30,52 @@ from tests.llm.answers import (
     chunk,
     data,
     says,
+    whole,
 )
 
 pytestmark = pytest.mark.unit
 
 NAMES = sorted(ANSWERS)
+PIECE_S = 0.1
+"""The CPU time of what is read at once: several times what it takes."""
+GREEDY: dict[str, Callable[[int], bytes]] = {
+    "braces for arguments": lambda n: data(call("{" * n, "f", id="t1")),
+    "texts for arguments": lambda n: data(call('{"' + '""' * (n // 4), "f", id="t1")),
+    "pairs for arguments": lambda n: data(call("{}" * (n // 2), "f", id="t1")),
+    "arguments": lambda n: data(call(json.dumps([{"b": 1}] * (n // 14)), "f", id="t1")),
+    "calls": lambda n: data(chunk({"tool_calls": [CALL] * (n // 90)})),
+    "calls in a whole answer": lambda n: whole({"tool_calls": [CALL] * (n // 90)}),
+    "an array of objects": lambda n: b"[" + b"{}," * (n // 3),
+    "objects": lambda n: b"{}" * (n // 2),
+    "open objects": lambda n: b"[" + b"{" * n,
+    "texts in an object": lambda n: b"[{" + b'""' * (n // 2),
+    "events": lambda n: b"data:{}\n" * (n // 8),
+    "blank lines": lambda n: b"x\n" + b"\n" * n,
+    "choices": lambda n: data({"choices": [None] * (n // 6)}),
+    "parts": lambda n: data(chunk({"content": [1] * (n // 4)})),
+    "no numbers": lambda n: b'data: {"a":[' + b"NaN," * (n // 4) + b"1]}\n\n",
+    "halves of characters": lambda n: (
+        b'data: {"choices":[{"delta":{"content":"' + rb"\ud83d" * (n // 6) + b'"}}]}\n\n'
+    ),
+    "tags": lambda n: data(says("<think></think>" * (n // 16))),
+    "signs of tags": lambda n: data(says("<" * n)),
+    "marks": lambda n: data(says("." * n)),
+}
+"""Answers that cost much to read, each of about so many bytes."""
 CPU_S = 0.5
 """The CPU time of a long answer: several times what it takes, and a fraction of its square."""
 LONG = {
     "an event in lines": b'data: {"choices":[\n' + b"data: 1,\n" * 32_000,
     "an event in lines with braces": b'data: {"choices":[\n' + b'data: {"}":"]"},\n' * 16_000,
     "an event in lines after an end": b"data: {}}\n" + b"data: {}\n" * 32_000,
-    "blanks, and half a tag": data(says(" " * 1_000_000 + "<th")) + data(says("")) * 4_000,
+    "blanks, and half a tag": data(says(" " * 200_000 + "<th")) + data(says("")) * 4_000,
+    "signs of tags": data(says("<" * 200_000)) + data(says("a <|channel|")) * 4_000,
+    "thought of many pieces": data(says("<think>")) + data(says("</thin")) * 30_000,
     "signs, and many ends": (
-        data(says("a.")) + data(says(")" * 300_000)) + data(chunk({}, finish="length")) * 1_000
+        data(says("a.")) + data(says(")" * 200_000)) + data(chunk({}, finish="length")) * 1_000
     ),
     "blanks": b" " * 3_000_000,
+    "an object that does not end": b"[" + b'{"a":' * 100_000,
     "a long error": data({"error": {"message": "exceeds " * 400_000}}),
 }
 
@@ -153,6 +187,53 @@ class TestReading:
         reader.close()
         assert time.thread_time() - began_s < CPU_S
 
+    @pytest.mark.parametrize("size", [FRAME_BYTES - 2_000, 4 * FRAME_BYTES])
+    @pytest.mark.parametrize("kind", [ChatReader, Passing])
+    @pytest.mark.parametrize("answer", GREEDY.values(), ids=GREEDY)
+    def test_no_piece_holds_the_loop(
+        self, answer: Callable[[int], bytes], kind: type[ChatReader | Passing], size: int
+    ) -> None:
+        """What a server may write costs little at once, and what would cost much is no reply."""
+        reader, body = kind(), answer(size)
+        took_s: list[float] = []
+        gc.disable()  # it would look at whatever earlier tests left
+        try:
+            for at in range(0, len(body), PIECE_BYTES):
+                began_s = time.thread_time()
+                reader.feed(body[at : at + PIECE_BYTES])
+                took_s.append(time.thread_time() - began_s)
+            began_s = time.thread_time()
+            reader.close()
+            took_s.append(time.thread_time() - began_s)
+        finally:
+            gc.enable()
+        assert max(took_s) < PIECE_S
+
+    @given(
+        st.lists(st.sampled_from(["{", "}", '"', "\\", "a", '{"a":', "[1]", r"\\", r"\""])),
+        st.lists(st.integers(0, 40), max_size=6),
+    )
+    def test_arguments_that_stop_in_an_object(self, parts: list[str], cuts: list[int]) -> None:
+        """Arguments are open or whole the same wherever they are cut, and JSON is whole."""
+        text = "".join(parts)
+        whole, cut = Nesting(), Nesting()
+        whole.feed(text.encode())
+        for piece in cut_up(text, cuts):
+            cut.feed(piece.encode())
+        assert (whole.depth, whole.in_text) == (cut.depth, cut.in_text)
+        as_text = Nesting()
+        as_text.feed(json.dumps({"a": {"b": text}}).encode())
+        assert (as_text.depth, as_text.in_text) == (0, False)
+        as_text.feed(json.dumps({"a": text}).encode()[:-1])
+        assert as_text.depth == 1
+
+    @pytest.mark.parametrize("size", [FRAME_BYTES - 200, FRAME_BYTES + 200])
+    def test_a_frame_without_end(self, size: int) -> None:
+        """A frame, or a whole answer, that is longer than its limit is no reply."""
+        for body in (data(says("a" * size)), whole({"content": "a" * size})):
+            for pieces in ([body], pieces_of(body, range(0, len(body), PIECE_BYTES))):
+                assert ("no end" in read(pieces).failure) is (size > FRAME_BYTES)
+
     def test_an_answer_without_end(self) -> None:
         """A line or a reply that is too long ends the reading."""
         assert "no end" in read([b"data: {" + b"x" * ANSWER_BYTES]).failure
@@ -166,26 +247,104 @@ class TestReading:
         assert is_audible(f"{text}a")
 
 
+THOUGHTS = {
+    "<think>": "</think>",
+    "<Thinking>": "</THINKING>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|channel|>commentary to=user<|message|>": "<|channel|>final<|message|>",
+}
+cut_at = st.lists(st.integers(0, 400), max_size=12)
+
+
+def cut_up(text: str, cuts: Iterable[int]) -> list[str]:
+    ends = [*sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def said_of(pieces: Iterable[str], *, thinks: bool = False) -> tuple[str, bool | None]:
+    aloud = Aloud(thinks=thinks)
+    said = "".join([*map(aloud.feed, pieces), aloud.close()])
+    return said, aloud.thinks
+
+
 class TestAloud:
     @given(
         st.lists(
-            st.sampled_from(["<think>", "</think>", "[THINK]", "[/THINK]", "<", " ", "a", "\n"])
+            st.sampled_from(
+                [
+                    *("<think>", "</Think>", "[THINK]", "[/THINK]", "<", " ", "a", "\n", "\u25c1"),
+                    *("[th", "<|channel|>", "analysis", "final<|message|>", "<|end|>", "<|"),
+                ]
+            )
         ),
-        st.lists(st.integers(0, 100), max_size=10),
+        cut_at,
+        st.booleans(),
     )
-    def test_the_pieces_do_not_matter(self, parts: list[str], cuts: list[int]) -> None:
-        """However thoughts and words are cut, the same words are said and no leading thoughts."""
-
-        def said(pieces: Iterable[str]) -> str:
-            aloud = Aloud()
-            return ("".join(map(aloud.feed, pieces)) + aloud.close()).strip()
-
+    def test_the_pieces_do_not_matter(
+        self, parts: list[str], cuts: list[int], thinks: bool
+    ) -> None:
+        """However thoughts and words are cut, the same words are said."""
         text = "".join(parts)
-        ends = [*sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-        whole = said([text])
-        assert said(text[a:b] for a, b in zip([0, *ends], ends, strict=False)) == whole
-        assert not whole.startswith(("<think>", "[THINK]"))
-        assert text.endswith(whole) or text.rstrip().endswith(whole)
+        whole, other = (
+            (said.strip(), learnt)
+            for said, learnt in (
+                said_of([text], thinks=thinks),
+                said_of(cut_up(text, cuts), thinks=thinks),
+            )
+        )
+        assert whole == other
+        assert "<think>" not in whole[0]
+        assert not whole[0].startswith("[THINK]")
+
+    @given(
+        st.sampled_from(sorted(THOUGHTS)),
+        st.text("ab <[\n", max_size=20),
+        st.text("ab 12<\n.", max_size=20),
+        cut_at,
+    )
+    def test_thought_is_never_said_and_words_always(
+        self, tag: str, thought: str, words: str, cuts: list[int]
+    ) -> None:
+        """Between any tags, in any case and any pieces, thought is left out and no word is."""
+        for text in (tag + thought + THOUGHTS[tag] + words, f" {tag}{THOUGHTS[tag]}\n{words}"):
+            for cased in (text, text.upper(), text.lower()):
+                said, learnt = said_of(cut_up(cased, cuts))
+                assert said.strip().lower() == words.strip()
+                assert learnt is None
+
+    @given(st.text("abc.,<>|[]/ \u25c1\u25b7", max_size=60), cut_at)
+    def test_signs_that_make_no_tag_are_words(self, words: str, cuts: list[int]) -> None:
+        """Words without a tag are said as they are, each at once unless a tag may begin."""
+        assert said_of(cut_up(words, cuts)) == (words, None)
+        aloud = Aloud()
+        assert aloud.feed("Hello there,") == "Hello there,"
+        assert aloud.feed(" Ada [1] / 2.") == " Ada [1] / 2."
+
+    @pytest.mark.parametrize("end", sorted({*THOUGHTS.values()} - {"[/THINK]"}))
+    @given(cuts=cut_at)
+    def test_thought_that_no_tag_began(self, end: str, cuts: list[int]) -> None:
+        """A reply whose thought only ends is said without the tag; the next keeps its thought."""
+        text = f"Let me see.{end}\nYes."
+        tagless, learnt = said_of(cut_up(text, cuts))
+        assert tagless == "Let me see.\nYes."
+        assert learnt
+        assert said_of(cut_up(text, cuts), thinks=True) == ("Yes.", None)
+        assert without_thought(text)[0] == "Yes."
+
+    def test_a_model_that_stops_thinking_is_heard(self) -> None:
+        """A reply that was to begin with thought and has no tag is said at its end, unless cut."""
+        assert said_of(["So ", "it is", " <th"], thinks=True) == ("So it is <th", False)
+        assert said_of(["<think>", "Hm."], thinks=True) == ("", None)
+        assert said_of([], thinks=True) == ("", None)
+        aloud = Aloud(thinks=True)
+        assert aloud.feed("Let me") + aloud.close(cut=True) == ""
+        assert aloud.thinks is None
 
     @pytest.mark.parametrize(
         ("text", "ends"),
@@ -235,7 +394,7 @@ class TestPassing:
         assert spoken(out) == passing.reader.text == "First." + "".join(words)
 
     def test_nothing_goes_out_before_a_word(self) -> None:
-        """Nothing is sent before a word, and then all held frames are sent with it."""
+        """Nothing is sent before a word, and then all buffered frames are sent with it."""
         passing = Passing()
         buffered = data(chunk({"role": "assistant"}), THOUGHT, USAGE, says(" "), says("…"))
         assert passing.feed(b": ping\n\n" + buffered) == b""
@@ -300,6 +459,19 @@ class TestPassing:
         passing.feed(data(says("One moment.")))
         passing.feed(data(chunk({"tool_calls": [call]})))
         assert not passing.look()
+
+    def test_a_tag_never_passes_unread(self) -> None:
+        """After the first word a frame with a tag, or part of one, is read before it is sent."""
+        passing = Passing()
+        out = b"".join(
+            passing.feed(data(says(text)))
+            for text in ("One", " <", "/th", "ink>", " two", " \u25c1", "think\u25b7no", " [1]")
+        )
+        assert b"think" not in out
+        assert b"no" not in out.replace(b"null", b"")
+        passing.feed(data(says("\u25c1/think\u25b7 three")))
+        passing.look()
+        assert passing.reader.text == "One  two  three"
 
     def test_usual_frames_pass_as_they_came(self) -> None:
         """After the first word the model's own bytes are passed on, several frames at once, too."""

@@ -133,15 +133,18 @@ class Replies:
             LlmError, CutOff: it failed, broke off, fell silent or said nothing; what was sent so
                 far ends with a whole frame.
         """
-        if turn.asked.get("stream") is True:
-            await self._pass_through(turn, send)
-        else:
-            await self._pass_whole(turn, send)
+        try:
+            if turn.asked.get("stream") is True:
+                await self._pass_through(turn, send)
+            else:
+                await self._pass_whole(turn, send)
+        finally:
+            self._dialects.heard(turn.model, thinks=turn.reader.thinks)
 
     async def _ask(self, turn: Request, raw: bytes) -> Answer:
         """Send the request in one of the ways in which the model's server may take it."""
         turn.asked_model = True
-        turn.passing = Passing()
+        turn.passing = Passing(thinks=self._dialects.of(turn.model).thinks)
         try:
             return await self._upstream.ask(raw, turn.span.traceparent)
         except LlmError:
@@ -154,6 +157,7 @@ class Replies:
             model=model,
             refused=", ".join(sorted(dialect.refused)),
             roles=dialect.roles.name.lower(),
+            thinks=dialect.thinks,
         )
 
     async def _pass_through(self, turn: Request, send: Send) -> None:

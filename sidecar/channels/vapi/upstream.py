@@ -17,7 +17,7 @@ import msgspec
 from yarl import URL
 
 from sidecar.errors import LlmError
-from sidecar.llm.openai import opened_response
+from sidecar.llm.openai import next_piece, opened_response
 from sidecar.llm.port import Llm, Reply
 from sidecar.llm.reader import BROKE_OFF
 from sidecar.llm.writer import DONE, ChatWriter
@@ -117,7 +117,7 @@ class _HttpAnswer:
 
     async def next(self) -> bytes:
         try:
-            return await self._content.readany()
+            return await next_piece(self._content)
         except (aiohttp.ClientError, OSError) as error:
             raise LlmError(BROKE_OFF) from error
 

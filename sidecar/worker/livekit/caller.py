@@ -45,7 +45,12 @@ def _fields_of(metadata: str) -> dict[str, object]:
 
 
 def person_of(
-    identity: str, attributes: Mapping[str, str], *, sip: bool, silent: bool = False
+    identity: str,
+    attributes: Mapping[str, str],
+    *,
+    sip: bool,
+    silent: bool = False,
+    session: str = "",
 ) -> Person:
     """Return a participant as a person.
 
@@ -53,7 +58,7 @@ def person_of(
     attribute.
     """
     number = attributes.get("sip.phoneNumber", "").strip() if sip else ""
-    return Person(identity, by_telephone=sip, number=number, silent=silent)
+    return Person(identity, by_telephone=sip, number=number, silent=silent, session=session)
 
 
 def hints_of_person(person: Person) -> Hints:
@@ -126,7 +131,8 @@ class Identification:
         if self._ctx.job.HasField("participant"):
             info = self._ctx.job.participant
             sip = info.kind == models.ParticipantInfo.Kind.SIP
-            self._person = person_of(info.identity, dict(info.attributes), sip=sip)
+            attributes = dict(info.attributes)
+            self._person = person_of(info.identity, attributes, sip=sip, session=info.sid)
             self._meant.see([self._person])
             self._last_hints = self._hints_of(self._person)
         elif self.named.caller:
@@ -230,7 +236,13 @@ def _person_in(participant: rtc.RemoteParticipant) -> Person:
     sip = participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP
     may = participant.permissions
     silent = may.can_subscribe and not (may.can_publish or may.can_publish_data)
-    return person_of(participant.identity, participant.attributes, sip=sip, silent=silent)
+    return person_of(
+        participant.identity,
+        participant.attributes,
+        sip=sip,
+        silent=silent,
+        session=participant.sid,
+    )
 
 
 def _says_shared_line(metadata: str) -> bool:

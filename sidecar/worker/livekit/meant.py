@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sidecar.withheld import may_be_anybodys
+
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -18,18 +20,28 @@ class Person:
         by_telephone: LiveKit's SIP bridge brought the participant in.
         number: The telephone's number, as the bridge reports it; otherwise empty.
         silent: May send neither sound nor words.
+        session: LiveKit's id of this stay in the room; a new one each time they join.
     """
 
     identity: str
     by_telephone: bool = False
     number: str = ""
     silent: bool = False
+    session: str = ""
 
     def is_same(self, other: "Person") -> bool:
-        """Whether both are one caller: one number is one caller, whatever its identities are."""
-        if self.number or other.number:
-            return self.number == other.number
-        return self.identity == other.identity and self.by_telephone == other.by_telephone
+        """Whether both are one caller: one number is one caller, whatever its identities are.
+
+        A telephone that withholds its number is one caller only until it hangs up: the next such
+        telephone looks alike, and the bridge may give it the same identity.
+        """
+        if self.number != other.number:
+            return False
+        if self.number and not may_be_anybodys(self.number):
+            return True
+        if self.identity != other.identity or self.by_telephone != other.by_telephone:
+            return False
+        return not self.by_telephone or self.session == other.session
 
 
 class _Fit(IntEnum):
@@ -87,8 +99,16 @@ class Meant:
     def _fit_of(self, person: Person) -> _Fit:
         if self._participant:
             return _Fit.NAMED if person.identity == self._participant else _Fit.NOT
-        if self._caller and self._caller in {person.identity, person.number}:
+        if self._caller and self._caller in {person.number, _own_name(person)}:
             return _Fit.NAMED
         if person.silent:
             return _Fit.NOT
         return _Fit.BY_TELEPHONE if person.by_telephone else _Fit.THERE
+
+
+def _own_name(person: Person) -> str:
+    """Return a person's identity; empty if it is written like a number that a telephone may have.
+
+    Many applications let people choose their identity, so that proves no number.
+    """
+    return "" if person.identity.lstrip().startswith("+") else person.identity
