@@ -54,7 +54,7 @@ _SMALL_MODELS: Final = ("mini", "haiku", "flash")
 
 
 @dataclass(slots=True)
-class _Run:
+class _ServerRun:
     """A post at work. `digested` is its outcome once `over` is set."""
 
     batch_id: str
@@ -95,7 +95,7 @@ class AppServerLetta(Letta):
         self._reflect = reflect
         self._sockets = Sockets(url, token or None, timeout_s=read_timeout_s)
         self._memory = AgentMemory(self._sockets, timeout_s=read_timeout_s)
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _ServerRun] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._reflection_is_off = False
 
@@ -258,7 +258,7 @@ class AppServerLetta(Letta):
             raise NotAccepted("the conversation is at work on another post", busy=True)
 
     async def _run(self, post: Post) -> None:
-        run = _Run(post.batch_id)
+        run = _ServerRun(post.batch_id)
         self._running[post.conversation_id] = run
         turn = AgentTurn(
             self._sockets,

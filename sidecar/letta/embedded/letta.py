@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, weakref_slot=True)
-class _Run:
+class _EmbeddedRun:
     """A post at work. `stored` is its outcome once `over` is set."""
 
     otid: str
@@ -87,7 +87,7 @@ class EmbeddedLetta(Letta):
         self._clock = clock
         self._run_budget_s = run_budget_s
         self._one_at_a_time = anyio.CapacityLimiter(1)
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _EmbeddedRun] = {}
         self._turn_of_agent: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     @classmethod
@@ -194,7 +194,7 @@ class EmbeddedLetta(Letta):
         await self._stored(self._store.close)
 
     async def _run(self, post: Post) -> None:
-        run = _Run(post.batch_id)
+        run = _EmbeddedRun(post.batch_id)
         self._running[post.conversation_id] = run
         try:
             if await self._admitted(post):

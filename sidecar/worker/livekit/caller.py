@@ -76,7 +76,7 @@ def _joined(named: Hints, seen: Hints) -> Hints:
     )
 
 
-class _Events(Protocol):
+class _RoomEvents(Protocol):
     """A room as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
@@ -221,7 +221,7 @@ class Identification:
             look()
             loop.call_soon(look)
 
-        events = cast("_Events", self._ctx.room)
+        events = cast("_RoomEvents", self._ctx.room)
         events.on("participant_connected", moved)
         events.on("participant_disconnected", moved)
 

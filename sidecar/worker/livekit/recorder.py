@@ -31,7 +31,7 @@ LATE_S: Final = 5.0  # a recogniser reports words at most so long after they wer
 _Event = TypeVar("_Event")
 
 
-class _Events(Protocol):
+class _SessionEvents(Protocol):
     """An `AgentSession` as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
@@ -113,7 +113,7 @@ class CallRecorder:
 
     def listen(self, session: AgentSession[Any]) -> None:
         """Follow the events of a session from now on; `recorder_of` finds this recorder by it."""
-        events = cast("_Events", session)
+        events = cast("_SessionEvents", session)
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
