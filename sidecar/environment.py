@@ -76,7 +76,7 @@ def word(text: str) -> str:
     """Return an id: one word without `/`, `?` and `#`, since it becomes part of a URL."""
     plain(text)
     if re.search(r"[\s/?#]", text):
-        raise ValueError("an id has no blank and none of / ? # in it")
+        raise ValueError("an id has no spaces and none of / ? # in it")
     if text in {".", ".."}:
         raise ValueError("name it by its id")
     return text
@@ -85,7 +85,7 @@ def word(text: str) -> str:
 def header_value(text: str) -> str:
     """Return a token or key fit for a header: printable ASCII without a blank."""
     if not _HEADER_VALUE.fullmatch(text):
-        raise ValueError("write it in printable ASCII without a blank in it")
+        raise ValueError("write it in printable ASCII without spaces")
     return _bounded(text, TEXT_LIMIT_CHARS)
 
 
@@ -141,7 +141,7 @@ def url_alone(text: str, schemes: Sequence[str]) -> str:
     """Return a URL without a user and password: keys and tokens have their own settings."""
     checked = url(text, schemes)
     if has_user(checked):
-        raise ValueError("take the user and password out of it: a key or token has its own setting")
+        raise ValueError("remove the user and password from it: a key or token has its own setting")
     return checked
 
 

@@ -295,7 +295,7 @@ class _Connection:
                 "too_many_calls",
                 f"this connection holds {MAX_CALLS} live calls",
                 field="call",
-                hint="close calls that are over, or hold some on another connection",
+                hint="close calls that have ended, or open some on another connection",
                 call=call_id,
             )
         inbox = self._inboxes[call_id] = CallInbox(

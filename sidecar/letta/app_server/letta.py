@@ -148,8 +148,8 @@ class AppServerLetta(Letta):
                 return str(require(answer, "a new conversation")["conversation"]["id"])
         await self.delete_agent(agent_id)
         raise AgentNotFound(
-            "the agent was made half-way, when its App Server was killed, and is deleted",
-            hint="another one is made for its caller",
+            "the agent was half made when its App Server was killed; it was deleted",
+            hint="a new one will be created for its caller",
         )
 
     async def _has_blocks(self, agent_id: str) -> bool:
@@ -255,7 +255,7 @@ class AppServerLetta(Letta):
             if not running.digested:
                 raise OutcomeUnknown("the turn that was joined has failed", over=True)
         else:
-            raise NotAccepted("the conversation is at work on another post", busy=True)
+            raise NotAccepted("the conversation is processing another post", busy=True)
 
     async def _run(self, post: Post) -> None:
         run = _ServerRun(post.batch_id)

@@ -151,7 +151,7 @@ class EmbeddedLetta(Letta):
             if not running.stored:
                 raise OutcomeUnknown("the run that was joined has failed", over=True)
         else:
-            raise NotAccepted("the conversation is at work on another post", busy=True)
+            raise NotAccepted("the conversation is processing another post", busy=True)
 
     @override
     async def find(self, post: Post) -> Finding:
@@ -210,7 +210,7 @@ class EmbeddedLetta(Letta):
                 f"the language model failed: {error.message}", over=True, hint=error.hint
             ) from error
         except TimeoutError as error:
-            raise OutcomeUnknown("the run was given up: too slow", over=True) from error
+            raise OutcomeUnknown("the run took too long and was stopped", over=True) from error
         finally:
             del self._running[post.conversation_id]
             run.over.set()
@@ -244,7 +244,7 @@ class EmbeddedLetta(Letta):
         except apsw.Error as error:
             raise LettaUnavailable(
                 f"the embedded Letta's file failed: {type(error).__name__}",
-                hint="check the disk's room and health",
+                hint="check the disk's free space and health",
             ) from error
 
 

@@ -171,7 +171,7 @@ class _LinkedJob:
                         telemetry.part_failed,
                         part="link",
                         error=type(error).__name__,
-                        hint="the link is started again; please report it",
+                        hint="the link was restarted; please report this",
                     )
                 await anyio.sleep(RESTART_S)
 

@@ -214,7 +214,7 @@ class CallRecorder:
             telemetry.part_failed,
             part=f"livekit.{part}",
             error=type(error).__name__,
-            hint="the call goes on; please report it",
+            hint="the call goes on; please report this",
         )
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
