@@ -47,7 +47,7 @@ class LogWriter:
         """Do nothing: every line is flushed as it is written."""
 
     def close(self, budget_s: float = 2.0) -> None:
-        """Write the lines that wait, for at most `budget_s`."""
+        """Write the queued lines; give up after `budget_s`."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=budget_s / 2)
             self._thread.join(budget_s / 2)

@@ -84,7 +84,7 @@ def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
 
 
 def texts_for_people() -> dict[str, str]:
-    """The texts people read first: README, command help, the local page, how to extend it."""
+    """The texts people read first: README, commands, HTTP API, local page, how to extend it."""
     documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs/cli.md", *EXTENDING]
     scripts = (ROOT / "sidecar/channels/console/static").glob("*.js")
     commands = [*(ROOT / "sidecar/cli").glob("*.py"), ROOT / "sidecar/app/serve.py"]
@@ -96,7 +96,8 @@ def texts_for_people() -> dict[str, str]:
         )
         for path in commands
     }
-    read = {path: path.read_text() for path in [*documents, *scripts]}
+    api = ROOT / "sidecar/app/openapi.json"
+    read = {path: path.read_text() for path in [*documents, *scripts, api]}
     return {path.relative_to(ROOT).as_posix(): text for path, text in (said | read).items()}
 
 

@@ -55,7 +55,7 @@ _SMALL_MODELS: Final = ("mini", "haiku", "flash")
 
 @dataclass(slots=True)
 class _ServerRun:
-    """A post at work. `digested` is its outcome once `over` is set."""
+    """A post that is being processed. `digested` is its outcome once `over` is set."""
 
     batch_id: str
     over: anyio.Event = field(default_factory=anyio.Event)

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, weakref_slot=True)
 class _EmbeddedRun:
-    """A post at work. `stored` is its outcome once `over` is set."""
+    """A post that is being processed. `stored` is its outcome once `over` is set."""
 
     otid: str
     over: anyio.Event = field(default_factory=anyio.Event)
