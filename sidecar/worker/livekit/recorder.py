@@ -22,7 +22,7 @@ from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
-from sidecar.worker.livekit.beside import Beside
+from sidecar.worker.livekit.speech_outside_chat import SpeechOutsideChat
 from sidecar.worker.livekit.uncommitted import FinalTranscript, Uncommitted
 
 UNCOMMITTED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
@@ -94,7 +94,7 @@ class CallRecorder:
         self._overdue: asyncio.TimerHandle | None = None
         self._withheld = False
         self._session: AgentSession[Any] | None = None
-        self._beside: Beside | None = None
+        self._outside_chat: SpeechOutsideChat | None = None
         self._tracer = tracer
         self._traceparent = traceparent
         self._speech: Span | None = None
@@ -117,10 +117,10 @@ class CallRecorder:
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
-        self._beside = Beside(
+        self._outside_chat = SpeechOutsideChat(
             session, clock=self._clock, told=self._said_beside, guarded=self._guarded
         )
-        events.on("speech_created", self._guarded(self._beside.speech_created))
+        events.on("speech_created", self._guarded(self._outside_chat.speech_created))
         events.on("close", self._guarded(self._closed))
         self._session = session
         _recorders[session] = self
@@ -334,8 +334,8 @@ class CallRecorder:
 
     def speaks(self, text: str) -> None:
         """Note words that the agent's voice is given, as part of what is being said now."""
-        if self._beside is not None:
-            self._beside.speaks(text)
+        if self._outside_chat is not None:
+            self._outside_chat.speaks(text)
 
     def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
         said = Utterance(handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted)

@@ -9,7 +9,7 @@ _REST = "the rest"
 
 
 @dataclass(slots=True)
-class Sparing:
+class LogLimit:
     """Lets `burst` lines of each kind pass every `window_s`, so that nobody can flood a log.
 
     Attributes:
