@@ -197,6 +197,18 @@ def test_every_channel_and_every_letta_is_kept_apart() -> None:
     )
 
 
+def test_a_module_that_says_it_is_pure_is_held_to_it() -> None:
+    """Each module whose docstring says "Pure" is in the contract for pure files."""
+    (pure,) = (contract for contract in CONTRACTS if contract["name"].startswith("Pure files"))
+    says = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "sidecar").rglob("*.py")
+        if re.search(r"\bPure\b", ast.get_docstring(ast.parse(path.read_text())) or "")
+    }
+    assert len(says) > 40
+    assert says - {*pure["source_modules"]} == set()
+
+
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
     """Each module that a file imports, and whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
