@@ -262,3 +262,21 @@ def test_one_word_is_one_class() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_a_name_says_what_it_holds() -> None:
+    """No file, class or function that ships is named manager, handler, helper or utils."""
+    vague = re.compile(r"(?:manager|handler|helper|util)s?$", re.IGNORECASE)
+    named = [
+        (path.name, name)
+        for path in sorted((ROOT / "sidecar").rglob("*.py"))
+        for name in (
+            path.stem,
+            *(
+                node.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            ),
+        )
+    ]
+    assert [one for one in named if vague.search(one[1])] == []
