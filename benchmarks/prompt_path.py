@@ -347,8 +347,8 @@ class _Talk:
         self._turns.cpus_s.append(self._asked_cpu_s - self.entered_cpu_s)
         self._turns.llm_calls += len(self._asked_s)
         for prompt in self.studio.model.prompts:
-            held = sum(MEMORY in str(message["content"]) for message in prompt)
-            self._turns.with_memory += held == 1
+            times = sum(MEMORY in str(message["content"]) for message in prompt)
+            self._turns.with_memory += times == 1
 
 
 @asynccontextmanager

@@ -177,8 +177,8 @@ async def _announce(session: aiohttp.ClientSession, process: SidecarProcess, str
         message = {"type": "status-update", "status": "in-progress", "call": _call(streams, index)}
         url = f"{process.url}/vapi/webhook"
         headers = process.bearer
-        async with session.post(url, json={"message": message}, headers=headers) as told:
-            assert told.status == 200
+        async with session.post(url, json={"message": message}, headers=headers) as answer:
+            assert answer.status == 200
 
 
 def _call(streams: int, index: int) -> dict[str, Any]:

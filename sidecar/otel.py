@@ -304,12 +304,12 @@ class _Watched(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-def _traceparent_of(told: SpanContext) -> str:
-    if not told.is_valid:
+def _traceparent_of(span: SpanContext) -> str:
+    if not span.is_valid:
         return ""
     return (
-        f"00-{trace.format_trace_id(told.trace_id)}-{trace.format_span_id(told.span_id)}"
-        f"-{told.trace_flags & TraceFlags.SAMPLED:02x}"
+        f"00-{trace.format_trace_id(span.trace_id)}-{trace.format_span_id(span.span_id)}"
+        f"-{span.trace_flags & TraceFlags.SAMPLED:02x}"
     )
 
 

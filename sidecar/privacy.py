@@ -66,7 +66,7 @@ def _judged(run: re.Match[str]) -> str:
     gaps = {
         n for n in range(len(places) + 1) if one_number or _is_gap(places, n)
     }  # before the n-th digit
-    kept: list[str] = []
+    pieces: list[str] = []
     start = done = 0
     while start < len(digits):
         length = next(
@@ -78,10 +78,10 @@ def _judged(run: re.Match[str]) -> str:
             0,
         )
         if length:
-            kept += [text[done : places[start]], "[card]"]
+            pieces += [text[done : places[start]], "[card]"]
             done = places[start + length - 1] + 1
         start += length or 1
-    return "".join([*kept, text[done:]])
+    return "".join([*pieces, text[done:]])
 
 
 def _is_gap(places: Sequence[int], n: int) -> bool:
@@ -178,10 +178,10 @@ def _chained(steps: Sequence[Redact]) -> Redact:
     def redact(text: str) -> str:
         try:
             for step in steps:
-                kept = cast("object", step(text))
-                if not isinstance(kept, str):
+                redacted = cast("object", step(text))
+                if not isinstance(redacted, str):
                     return FAILED
-                text = kept
+                text = redacted
         except Exception:  # noqa: BLE001 - the owner's code: its failure must not keep the words
             return FAILED
         return text.strip() or "[redacted]"

@@ -24,7 +24,7 @@ STATE_FILES: Final = (
     *("control.json", "vapi-deliveries", _SECRET_FILE, LINK_TOKEN_FILE),
 )
 STATE_DIRECTORIES: Final = ("snapshots", "app-server")
-KEPT: Final = frozenset({*STATE_FILES, *STATE_DIRECTORIES, "spool"})
+STATE_NAMES: Final = frozenset({*STATE_FILES, *STATE_DIRECTORIES, "spool"})
 """All that a sidecar makes in its data directory."""
 _TOKEN_CHARS = 16
 _SECRET_BYTES = 16
@@ -173,7 +173,7 @@ def refuse_shared(directory: Path) -> None:
         owners = {
             entry.name: entry.stat(follow_symlinks=False).st_uid
             for entry in os.scandir(directory)
-            if entry.name in KEPT
+            if entry.name in STATE_NAMES
         }
     except OSError as error:
         raise ConfigError(
@@ -207,9 +207,9 @@ def refuse_shared(directory: Path) -> None:
 
 def installation_secret(directory: Path) -> bytes:
     """Return this installation's own secret, made on the first start; 32 bytes, file 0600."""
-    return _kept(
+    return _read_or_make(
         directory / _SECRET_FILE,
-        good=lambda kept: len(kept) >= _SECRET_BYTES,
+        good=lambda found: len(found) >= _SECRET_BYTES,
         make=lambda: secrets.token_bytes(32),
     )
 
@@ -220,12 +220,12 @@ def link_token(directory: Path) -> str:
     Only the sidecar calls this, while it owns the directory; others read it with `token_in`.
     """
     path = directory / LINK_TOKEN_FILE
-    kept = _kept(
+    found = _read_or_make(
         path,
-        good=lambda kept: _is_token(kept.decode("ascii", "replace").strip()),
+        good=lambda found: _is_token(found.decode("ascii", "replace").strip()),
         make=_new_token,
     )
-    return kept.decode("ascii").strip()
+    return found.decode("ascii").strip()
 
 
 def token_in(path: Path) -> str:
@@ -249,14 +249,14 @@ def _is_token(text: str) -> bool:
     return len(text) >= _TOKEN_CHARS and text.isascii() and text.isprintable() and " " not in text
 
 
-def _kept(path: Path, *, good: Callable[[bytes], bool], make: Callable[[], bytes]) -> bytes:
+def _read_or_make(path: Path, *, good: Callable[[bytes], bool], make: Callable[[], bytes]) -> bytes:
     """Return what a file holds; if that is not good, replace it, whole and synced, first."""
     try:
-        kept = path.read_bytes()
+        found = path.read_bytes()
     except FileNotFoundError:
-        kept = b""
-    if good(kept):
-        return kept
+        found = b""
+    if good(found):
+        return found
     made = make()
     write_whole(path, made)
     return made

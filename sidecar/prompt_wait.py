@@ -33,7 +33,7 @@ class PromptWait:
         self._opened_at_s: float | None = None
         self._read_began_at_s: float | None = None
         self._first_read_at_s: float | None = None
-        self._told = False
+        self._answered = False
         self._has_memory = False
         self._confirmed = False
         self._looking = False
@@ -67,7 +67,7 @@ class PromptWait:
             empty: It has nothing to put into a prompt.
             newest: No newer one is on its way just now.
         """
-        self._told = self._told or newest or not empty
+        self._answered = self._answered or newest or not empty
         self._has_memory = not empty
         if newest:
             self._read_began_at_s = None
@@ -99,7 +99,7 @@ class PromptWait:
     def _until_s(self, waits: Waits) -> float:
         """Return the time until which a prompt waits; if it is in the past, there is no wait."""
         until_s = 0.0
-        if not self._told and self._opened_at_s is not None:
+        if not self._answered and self._opened_at_s is not None:
             until_s = self._opened_at_s + waits.cold_start_s
         if self._read_began_at_s is not None and not self._renews:
             until_s = max(until_s, self._read_began_at_s + waits.memory_s)

@@ -153,7 +153,7 @@ class Tab:
         """Close the page."""
         self.open("about:blank")
 
-    def keep(self, path: Path) -> None:
+    def save_picture(self, path: Path) -> None:
         """Save a picture of what is visible."""
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = self.command("Page.captureScreenshot", format="png")

@@ -121,8 +121,8 @@ def _take(stage: Stage, word: str, rest: str) -> None:
         case "COPY":
             *sources, target = shlex.split(rest)
             origin = next((s.removeprefix("--from=") for s in sources if s.startswith("--")), "")
-            kept = tuple(source for source in sources if not source.startswith("--"))
-            stage.copies.append((origin, kept, target))
+            paths = tuple(source for source in sources if not source.startswith("--"))
+            stage.copies.append((origin, paths, target))
         case "RUN":
             stage.runs.append(rest)
         case _:
@@ -232,10 +232,10 @@ class Image:
             path.mkdir(parents=True, mode=0o700)
             os.chown(path, uid, uid)
         for at, source in self._copied.items():
-            held = self._directory / f"copied{Path(at).parent}"
-            held.mkdir(parents=True, exist_ok=True)
-            held.chmod(0o755)
-            shutil.copy(source, held)
+            directory = self._directory / f"copied{Path(at).parent}"
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o755)
+            shutil.copy(source, directory)
         return self
 
     def __exit__(self, *_: object) -> None:

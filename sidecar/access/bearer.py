@@ -1,4 +1,4 @@
-"""Who holds a bearer token. How one is read from a request is `sidecar.bearer`. Pure."""
+"""Whose a bearer token is. How one is read from a request is `sidecar.bearer`. Pure."""
 
 import hmac
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from sidecar.bearer import digest_of
 
 
-class Holders:
+class BearerTokens:
     """Finds the name that belongs to a secret.
 
     Args:

@@ -23,7 +23,7 @@ from sidecar.telemetry import Emit
 
 LIMIT = 65_536
 """More than come within `door.REPLAY_WINDOW_S` at the 200 a second that are let in."""
-KEEP_S = 1.0
+SAVE_S = 1.0
 """The longest that an answer waits for the disk."""
 _RECORD = struct.Struct(">d32s")
 _SLACK = 1_024
@@ -56,7 +56,7 @@ class Deliveries:
         self._path = path
         self._emit = emit
         self._seen: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
-        self._kept: OrderedDict[bytes, float] = OrderedDict()
+        self._saved: OrderedDict[bytes, float] = OrderedDict()
         self._waiting: list[tuple[float, bytes]] = []
         self._turn = anyio.Lock()
         self._file = threading.Lock()
@@ -86,13 +86,13 @@ class Deliveries:
             self._seen.popitem(last=False)
         return again
 
-    async def keep(self, signature: bytes, stamp_s: float) -> None:
-        """Write a delivery to disk; if that fails or takes longer than `KEEP_S`, only report it."""
+    async def save(self, signature: bytes, stamp_s: float) -> None:
+        """Write a delivery to disk; if that fails or takes longer than `SAVE_S`, only report it."""
         if self._path is None:
             return
         self._waiting.append((stamp_s, _name(signature)))
         error = "no answer in time"
-        with anyio.move_on_after(KEEP_S):
+        with anyio.move_on_after(SAVE_S):
             async with self._turn:  # one write takes all that came during the previous one
                 records, self._waiting = self._waiting, []
                 if not records:
@@ -119,19 +119,19 @@ class Deliveries:
         now_s = self._clock()
         for stamp_s, name in list(_RECORD.iter_unpack(whole))[-LIMIT:]:
             if self._is_good(stamp_s):
-                self._kept[name] = stamp_s
+                self._saved[name] = stamp_s
                 self._seen[name] = (stamp_s, now_s)
         self._write_anew(path)
 
     def _append(self, path: Path, records: Sequence[tuple[float, bytes]]) -> None:
         with self._file:
             for stamp_s, name in records:
-                self._kept[name] = stamp_s
+                self._saved[name] = stamp_s
             if self._in_file + len(records) > self._room:
-                for name in [n for n, stamp_s in self._kept.items() if not self._is_good(stamp_s)]:
-                    del self._kept[name]
-                while len(self._kept) > LIMIT:
-                    self._kept.popitem(last=False)
+                for name in [n for n, stamp_s in self._saved.items() if not self._is_good(stamp_s)]:
+                    del self._saved[name]
+                while len(self._saved) > LIMIT:
+                    self._saved.popitem(last=False)
                 self._write_anew(path)
                 return
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -148,8 +148,8 @@ class Deliveries:
             self._in_file += len(records)
 
     def _write_anew(self, path: Path) -> None:
-        write_whole(path, b"".join(_RECORD.pack(s, name) for name, s in self._kept.items()))
-        self._in_file = len(self._kept)
+        write_whole(path, b"".join(_RECORD.pack(s, name) for name, s in self._saved.items()))
+        self._in_file = len(self._saved)
         self._room = 2 * self._in_file + _SLACK
 
 

@@ -15,7 +15,7 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sidecar.access.bearer import Holders
+from sidecar.access.bearer import BearerTokens
 from sidecar.access.deliveries import Deliveries
 from sidecar.bearer import RawHeaders, token_in
 
@@ -71,9 +71,9 @@ class Door:
         wall: Callable[[], float],
         deliveries: Deliveries,
     ) -> None:
-        self._keys = Holders((c.tenant, key) for c in credentials for key in c.keys)
+        self._keys = BearerTokens((c.tenant, key) for c in credentials for key in c.keys)
         self._secrets = tuple((c.tenant, secret) for c in credentials for secret in c.secrets)
-        self._holders = Holders(self._secrets)
+        self._tokens = BearerTokens(self._secrets)
         self._wall = wall
         self._deliveries = deliveries
 
@@ -97,7 +97,7 @@ class Door:
         if signature:
             return self._signed(signature, by_name.get(b"x-timestamp", b"").decode("latin-1"), body)
         shown = token_in(headers, bare=True) or by_name.get(b"x-vapi-secret", b"")
-        tenant = self._holders.of(shown)
+        tenant = self._tokens.of(shown)
         return None if tenant is None else Admitted(tenant)
 
     def _signed(self, signature: str, timestamp: str, body: bytes) -> Admitted | None:
@@ -119,10 +119,10 @@ class Door:
             return None
         return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
 
-    async def keep(self, admitted: Admitted) -> None:
+    async def save(self, admitted: Admitted) -> None:
         """Write a signed delivery to disk, so that it is known after a restart; ignore others."""
         if admitted.signature:
-            await self._deliveries.keep(admitted.signature, admitted.stamp_s)
+            await self._deliveries.save(admitted.signature, admitted.stamp_s)
 
 
 def _signature_bytes(signature: str) -> bytes:

@@ -30,7 +30,7 @@ from sidecar.letta.app_server.process import (
     why_not,
 )
 from sidecar.letta.embedded.letta import EmbeddedLetta
-from sidecar.letta.embedded.store import holds_agents
+from sidecar.letta.embedded.store import has_agents
 from sidecar.letta.port import Letta
 from sidecar.llm.port import Llm
 from sidecar.llm.served import served
@@ -48,14 +48,14 @@ class OpenLetta:
         letta: The Letta itself.
         demo: It is the embedded one.
         note: What the operator should know about the choice; empty: nothing.
-        keep: Keeps its server running, and raises when that ends; run it again each time, for as
-            long as `letta` is used. None: there is no server to keep.
+        run_server: Runs its server, and raises when that ends; call it again each time, for as
+            long as `letta` is used. None: there is no server to run.
     """
 
     letta: Letta
     demo: bool = False
     note: str = ""
-    keep: Callable[[], Awaitable[None]] | None = None
+    run_server: Callable[[], Awaitable[None]] | None = None
 
 
 @asynccontextmanager
@@ -115,7 +115,7 @@ def why_embedded(settings: Settings, directory: Path) -> str:
         return ""
     if used:
         return ""
-    if holds_agents(directory / "letta.db"):
+    if has_agents(directory / "letta.db"):
         return (
             f"the callers of {directory} are remembered in it; to change to the App Server:"
             " `sidecar agents move --all --to app-server`"
@@ -171,7 +171,7 @@ async def _opened_app_server(
         process = AppServerProcess(program, folder)
         stack.push_async_callback(process.aclose)
 
-        async def keep() -> None:
+        async def run_server() -> None:
             try:
                 await process.start(model_url=model_url, model_key=key)
                 await process.watch()
@@ -186,7 +186,7 @@ async def _opened_app_server(
             note = f"AWAY, {why}; calls go on, and what is said is kept for it"
         letta = on(process.url, process.token)
         stack.push_async_callback(letta.aclose)
-        yield OpenLetta(letta, note=note, keep=keep)
+        yield OpenLetta(letta, note=note, run_server=run_server)
 
 
 async def _running_elsewhere(folder: Path, lock: FolderLock) -> tuple[str, str] | None:

@@ -14,18 +14,18 @@ from sidecar.private import LINK_TOKEN_FILE
 from sidecar.telemetry import Telemetry
 
 
-async def serve(settings: Settings, worker: Path | None, kept: Restarting | None = None) -> None:
+async def serve(settings: Settings, worker: Path | None, parent: Restarting | None = None) -> None:
     """Serve until a signal (`sidecar run`).
 
     Args:
         settings: As loaded.
         worker: The voice worker to start where LiveKit is configured; None: there is none.
-        kept: The parent that starts this process again, if there is one.
+        parent: The parent that starts this process again, if there is one.
     """
     configure_logging(level=settings.log_level, json=settings.log_json)
     lift_file_limit()
     events = Telemetry(log_text=settings.log_text, redact=redaction(settings.redact))
-    page_token = kept.page_token if kept else ""
+    page_token = parent.page_token if parent else ""
     async with opened(settings, events, page_token=page_token, say=say_waiting) as sidecar:
         starting = worker if settings.livekit_url is not None else None
 
@@ -42,11 +42,11 @@ async def serve(settings: Settings, worker: Path | None, kept: Restarting | None
                 )
             )
             sys.stdout.flush()
-            if kept:
-                kept.came_up()
+            if parent:
+                parent.came_up()
 
         await sidecar.run(
-            on_started=banner, extra=worker_part(starting, settings, kept) if starting else None
+            on_started=banner, extra=worker_part(starting, settings, parent) if starting else None
         )
 
 

@@ -187,7 +187,7 @@ class Sidecar:
         self._retention = Retention(
             journal,
             settings.spool.expanduser(),
-            kept_s=settings.retention_days * DAY_S,
+            retention_s=settings.retention_days * DAY_S,
             emit=emit,
             clock=clock,
         )
@@ -236,16 +236,16 @@ class Sidecar:
             await parts.start(self.calls.run)
             if self.vapi is not None:
                 await parts.start(self.vapi.run)
-            if self.found.keep is not None:
-                parts.start_soon(self._keep, "app server", self.found.keep)
+            if self.found.run_server is not None:
+                parts.start_soon(self._supervise, "app server", self.found.run_server)
             parts.start_soon(self._deliver)
-            parts.start_soon(self._keep, "retention", self._retention.run)
+            parts.start_soon(self._supervise, "retention", self._retention.run)
             if self._intake is not None:
-                parts.start_soon(self._keep, "spool", self._intake.run)
+                parts.start_soon(self._supervise, "spool", self._intake.run)
             async with serving(app, bound):
                 parts.start_soon(_watch_signals, stopped, unhurried)
                 if extra is not None:
-                    parts.start_soon(self._keep, "voice worker", partial(extra, stopped))
+                    parts.start_soon(self._supervise, "voice worker", partial(extra, stopped))
                 await anyio.to_thread.run_sync(self._admin.announce, self._directory, here)
                 on_started(url)
                 await stopped.wait()
@@ -260,7 +260,7 @@ class Sidecar:
         if self._intake is not None:
             with anyio.move_on_after(FIRST_LOOK_S):
                 await self._intake.looked.wait()
-        await self._keep("relay", self.relay.run)
+        await self._supervise("relay", self.relay.run)
 
     async def _forget(self, asked: Forget) -> object:
         forgetting = self._forgetting
@@ -334,7 +334,7 @@ class Sidecar:
             took_s=self._clock() - began_s,
         )
 
-    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+    async def _supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a part, and restart it whenever it ends: an error in it must not end the calls."""
         attempt = 0
         while True:

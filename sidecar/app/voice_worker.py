@@ -37,7 +37,7 @@ class Restarting(Protocol):
 
 
 def worker_part(
-    worker: Path, settings: Settings, kept: Restarting | None
+    worker: Path, settings: Settings, parent: Restarting | None
 ) -> Callable[[anyio.Event], Awaitable[None]]:
     """Return a part that keeps the voice worker running as a separate process.
 
@@ -47,7 +47,7 @@ def worker_part(
     """
 
     async def run(stopping: anyio.Event) -> None:
-        for group in kept.earlier_groups if kept else ():
+        for group in parent.earlier_groups if parent else ():
             await _outlived(group, stopping)
         if stopping.is_set():
             await anyio.sleep_forever()
@@ -73,13 +73,13 @@ def worker_part(
 
 async def _outlived(group: int, stopping: anyio.Event) -> None:
     """Wait until no process of a group is left; when the drain begins, tell the group to end."""
-    told = False
+    signalled = False
     with contextlib.suppress(OSError):  # ProcessLookupError: all its processes are gone
         while True:
-            os.killpg(group, signal.SIGTERM if stopping.is_set() and not told else 0)
-            told = stopping.is_set()
-            with anyio.move_on_after(None if told else GROUP_LOOK_S):
-                await (anyio.sleep(GROUP_LOOK_S) if told else stopping.wait())
+            os.killpg(group, signal.SIGTERM if stopping.is_set() and not signalled else 0)
+            signalled = stopping.is_set()
+            with anyio.move_on_after(None if signalled else GROUP_LOOK_S):
+                await (anyio.sleep(GROUP_LOOK_S) if signalled else stopping.wait())
 
 
 async def _terminate_when(stopping: anyio.Event, process: anyio.abc.Process) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
-from sidecar.memory.snapshots import Held
+from sidecar.memory.snapshots import CachedSnapshot
 from sidecar.model import Call, Served, Snapshot, Turn
 from sidecar.prompt_wait import PromptWait, Waits
 
@@ -48,8 +48,8 @@ class Listener(Protocol):
         ...
 
 
-class Keeper(Protocol):
-    """Stores what is said in a call."""
+class Registry(Protocol):
+    """Where a live call stores what is said in it: the registry of all live calls."""
 
     async def record(self, live: "LiveCall", turns: Sequence[Turn]) -> None:
         """Make turns durable."""
@@ -71,15 +71,15 @@ class Keeper(Protocol):
 class Feed(Protocol):
     """Provides a call's memory. Nothing here waits."""
 
-    def held(self, live: "LiveCall") -> Held | None:
+    def cached(self, live: "LiveCall") -> CachedSnapshot | None:
         """Return the current snapshot."""
         ...
 
-    def render(self, live: "LiveCall", held: Held | None) -> RenderedMemory:
+    def render(self, live: "LiveCall", cached: CachedSnapshot | None) -> RenderedMemory:
         """Render a snapshot and the recent turns as text."""
         ...
 
-    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+    def view(self, cached: CachedSnapshot | None, rendered: RenderedMemory) -> MemoryView:
         """Return a rendered memory with the time of its read and how it was served."""
         ...
 
@@ -92,9 +92,9 @@ class LiveCall:
     """One call while a channel holds it. Made by `sidecar.calls.Calls.open`."""
 
     def __init__(
-        self, keeper: Keeper, feed: Feed, call: Call, *, owner: str, listener: Listener
+        self, registry: Registry, feed: Feed, call: Call, *, owner: str, listener: Listener
     ) -> None:
-        self._keeper = keeper
+        self._registry = registry
         self._feed = feed
         self.call = call
         self.owner = owner
@@ -106,11 +106,11 @@ class LiveCall:
         self.heard: tuple[str, str] | None = None
         """The room and the caller that other calls may hear, too."""
         self.elsewhere = False
-        """Another call kept its record when it opened: it is stored only if it stores a turn."""
+        """Another call wrote its record when it opened: it is stored only if it stores a turn."""
         self.stored = False
         self.traceparent = ""
         """The span for everything in this call that names no other span."""
-        self.kept = True
+        self.may_be_stored = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
         self.bringing = False
@@ -121,7 +121,7 @@ class LiveCall:
         """How many looks for newer memory are under way."""
         self.last_seq = 0
         self.turns = 0
-        self.told_version: str | None = None
+        self.notified_version: str | None = None
         self.wait = PromptWait()
         self._rendered: RenderedMemory = NOTHING
         self._rendered_from: tuple[str, tuple[Turn, ...]] = ("", ())
@@ -134,18 +134,18 @@ class LiveCall:
     @property
     def snapshot(self) -> Snapshot | None:
         """The current snapshot of the agent's blocks, to show to people."""
-        held = self._feed.held(self)
-        return held.snapshot if held else None
+        cached = self._feed.cached(self)
+        return cached.snapshot if cached else None
 
     @property
     def memory(self) -> MemoryView:
         """The memory for the next prompt, from the current snapshot and turns; never waits."""
-        held = self._feed.held(self)
-        source = (held.snapshot.version if held else "", self.recent)
+        cached = self._feed.cached(self)
+        source = (cached.snapshot.version if cached else "", self.recent)
         if source != self._rendered_from:
-            self._rendered = self._feed.render(self, held)
+            self._rendered = self._feed.render(self, cached)
             self._rendered_from = source
-        return self._feed.view(held, self._rendered)
+        return self._feed.view(cached, self._rendered)
 
     async def ready(self, waits: Waits) -> float:
         """Wait until `memory` is as new as a prompt may wait for; return the seconds waited.
@@ -170,7 +170,7 @@ class LiveCall:
             JournalFull: nothing of `turns` was stored; they may be recorded again.
             JournalError: the journal failed otherwise.
         """
-        await self._keeper.record(self, turns)
+        await self._registry.record(self, turns)
 
     async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
         """End the call: its pending turns are posted to Letta. May be repeated.
@@ -180,14 +180,14 @@ class LiveCall:
             at_s: Unix time until which it was heard; 0 where no other call hears it.
             final: Only a further report may correct it from now on; see `sidecar.model.Call`.
         """
-        await self._keeper.close(self, reason, at_s=at_s, final=final)
+        await self._registry.close(self, reason, at_s=at_s, final=final)
 
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.
 
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
-        await self._keeper.refuse(self)
+        await self._registry.refuse(self)
 
     def guide(self, text: str) -> None:
         """Have the voice agent follow `text` from its next prompt on, until the call ends.
@@ -197,7 +197,7 @@ class LiveCall:
         """
         before = self.guidance.text
         cut_chars = self.guidance.add(text)
-        self._keeper.guided(self, chars=len(text), cut_chars=cut_chars)
+        self._registry.guided(self, chars=len(text), cut_chars=cut_chars)
         if self.guidance.text != before:
             self.listener.on_guidance(text)
 

@@ -12,11 +12,11 @@ class LeftGuidance:
     That is the case while a link's connection is lost, or while a page is reloaded.
 
     Args:
-        keep_s: Seconds to keep the guidance of a call that is not expected back.
+        orphan_s: Seconds to keep the guidance of a call that is not expected back.
     """
 
-    def __init__(self, *, keep_s: float) -> None:
-        self._keep_s = keep_s
+    def __init__(self, *, orphan_s: float) -> None:
+        self._orphan_s = orphan_s
         self._left: dict[str, tuple[Call, CallGuidance, float]] = {}
 
     def leave(self, call: Call, guidance: CallGuidance, *, now_s: float) -> None:
@@ -30,7 +30,7 @@ class LeftGuidance:
         return guidance if before.caller_key in {"", call.caller_key} else CallGuidance()
 
     def forget(self, *, expected: Collection[str], now_s: float) -> None:
-        """Forget what was kept for `keep_s`, except for calls whose keys are in `expected`."""
+        """Forget what was kept for `orphan_s`, except for calls whose keys are in `expected`."""
         for key, (_, _, left_s) in list(self._left.items()):
-            if key not in expected and now_s - left_s >= self._keep_s:
+            if key not in expected and now_s - left_s >= self._orphan_s:
                 del self._left[key]

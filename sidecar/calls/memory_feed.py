@@ -14,7 +14,7 @@ from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy, judge
 from sidecar.memory.prompt import PromptLimits, RenderedMemory, nonce_of, render
-from sidecar.memory.snapshots import Held, Snapshots
+from sidecar.memory.snapshots import CachedSnapshot, Snapshots
 from sidecar.model import AgentRef, Batch, Served
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
@@ -76,7 +76,7 @@ class MemoryFeed:
         """
         live.wait.opened()
         if live.bringing:
-            self._tell(live, newest=False)
+            self._notify(live, newest=False)
         else:
             live.bringing = True
             self._spawn(self._bring_memory, live)
@@ -102,27 +102,27 @@ class MemoryFeed:
         if agent_id is not None:
             await self._snapshots.refresh(agent_id).done.wait()
 
-    def held(self, live: LiveCall) -> Held | None:
+    def cached(self, live: LiveCall) -> CachedSnapshot | None:
         """Return the current snapshot for a call."""
-        return self._snapshots.held(live.agent_id) if live.agent_id else None
+        return self._snapshots.cached(live.agent_id) if live.agent_id else None
 
-    def view(self, held: Held | None, rendered: RenderedMemory) -> MemoryView:
+    def view(self, cached: CachedSnapshot | None, rendered: RenderedMemory) -> MemoryView:
         """Return a rendered memory with the time of its read and how it was served."""
-        if held is None:
+        if cached is None:
             return MemoryView(rendered.text, rendered.version, 0.0, "none")
-        read_at_s = held.snapshot.read_at_s
+        read_at_s = cached.snapshot.read_at_s
         served: Served = "disk"
-        if not held.from_disk:
+        if not cached.from_disk:
             freshness = judge(
-                read_at_s, now_s=self._clock(), policy=self._freshness, outdated=held.outdated
+                read_at_s, now_s=self._clock(), policy=self._freshness, outdated=cached.outdated
             )
             served = "fresh" if freshness == "fresh" else "stale"
         return MemoryView(rendered.text, rendered.version, read_at_s, served)
 
-    def render(self, live: LiveCall, held: Held | None) -> RenderedMemory:
+    def render(self, live: LiveCall, cached: CachedSnapshot | None) -> RenderedMemory:
         """Render a call's snapshot and recent turns as text."""
         rendered = render(
-            held.snapshot if held else None,
+            cached.snapshot if cached else None,
             live.recent,
             nonce=nonce_of(self._secret, live.key),
             limits=self._limits,
@@ -142,14 +142,14 @@ class MemoryFeed:
             return
         if live.agent_id is not None:
             live.wait.read_began(looking=True)
-        elif live.told_version is None:
+        elif live.notified_version is None:
             return  # its first memory is still being loaded
         live.looks += 1
         self._spawn(self._look, live, traceparent)
 
     async def _look(self, live: LiveCall, traceparent: str) -> None:
         try:
-            await self._tell_newest(live, traceparent)
+            await self._notify_newest(live, traceparent)
         finally:
             live.looks -= 1
 
@@ -162,35 +162,35 @@ class MemoryFeed:
     async def _bring(self, live: LiveCall) -> None:
         """Report the snapshot that is in memory or on disk, then read the newest memory."""
         if not live.call.ref.known:
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             return
         await self._renew_recent(live)
         agent_id = await self._find_agent(live)
         if live.closed:
             return
         if agent_id is None:
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             return
         if live.agent_id is None:
             live.agent_id = agent_id
             self._of_agent.setdefault(agent_id, set()).add(live)
             self._snapshots.watch(agent_id)
-        held = await self._snapshots.load(agent_id)
-        if held is not None:
+        cached = await self._snapshots.load(agent_id)
+        if cached is not None:
             await self._leave_out_digested(live)
-            self._tell(live, newest=False)
+            self._notify(live, newest=False)
         live.wait.read_began()
-        await self._tell_newest(live, live.traceparent)
+        await self._notify_newest(live, live.traceparent)
 
     async def _find_agent(self, live: LiveCall) -> str | None:
         """Return the agent of a call, if there is one; retry while Letta is away.
 
-        No agent is created for a caller who did not agree to be kept: its tags would name them.
+        No agent is created for a caller who did not agree to be stored: its tags would name them.
         """
         attempt = 0
         while not live.closed:
             try:
-                find = self._identity.agent_of if live.kept else self._identity.found_agent
+                find = self._identity.agent_of if live.may_be_stored else self._identity.found_agent
                 agent_id = await find(live.call.ref)
             except (LettaError, JournalError) as failure:
                 live.unfound = isinstance(failure, LettaUnavailable | LettaDenied)
@@ -200,11 +200,11 @@ class MemoryFeed:
                 return agent_id
             attempt += 1
             self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)
-            self._tell(live, newest=True)
+            self._notify(live, newest=True)
             await anyio.sleep(backoff_s(attempt, base_s=1.0, cap_s=30.0, dice=0.5))
         return None
 
-    async def _tell_newest(self, live: LiveCall, traceparent: str) -> None:
+    async def _notify_newest(self, live: LiveCall, traceparent: str) -> None:
         """Read the agent, and what was said in other calls; report when both have come.
 
         The journal is always read: the last words of an earlier call may have come since this one
@@ -215,27 +215,27 @@ class MemoryFeed:
             read = self._snapshots.refresh(live.agent_id) if live.agent_id else None
             await self._renew_recent(live)
             if read is not None and not read.done.is_set():
-                if live.memory.version != live.told_version:
-                    self._tell(live, newest=False)
+                if live.memory.version != live.notified_version:
+                    self._notify(live, newest=False)
                 live.wait.looked()
                 await read.done.wait()
             if not live.closed:
-                self._tell(live, newest=True)
+                self._notify(live, newest=True)
                 span.set({"sidecar.memory.served": live.memory.served})
 
     async def _on_read(self, agent_id: str) -> None:
         """A read has succeeded: notify the calls whose text has changed."""
         for live in tuple(self._of_agent.get(agent_id, ())):
-            held = self.held(live)
-            if held is None:
+            cached = self.cached(live)
+            if cached is None:
                 continue
             await self._leave_out_digested(live)
-            if live.memory.version != live.told_version:
-                self._tell(live, newest=False)
+            if live.memory.version != live.notified_version:
+                self._notify(live, newest=False)
 
-    def _tell(self, live: LiveCall, *, newest: bool) -> None:
+    def _notify(self, live: LiveCall, *, newest: bool) -> None:
         view = live.memory
-        live.told_version = view.version
+        live.notified_version = view.version
         live.wait.memory_came(empty=not view.text, newest=newest)
         live.listener.on_memory(view, newest=newest)
 
@@ -246,13 +246,13 @@ class MemoryFeed:
 
     async def _renew_recent(self, live: LiveCall) -> None:
         """Read what was said in other calls and is not in the current snapshot."""
-        held = self.held(live)
+        cached = self.cached(live)
         try:
             live.recent = await self._journal.recent(
                 live.call.ref,
                 caller_key=live.call.caller_key,
                 except_call=live.key,
-                since_s=held.snapshot.read_at_s if held else 0.0,
+                since_s=cached.snapshot.read_at_s if cached else 0.0,
                 limit=RECENT_TURNS,
             )
         except JournalError as error:

@@ -1,9 +1,9 @@
 """Which record is stored where several calls hear the same caller: two LiveKit jobs in one room.
 
-The call that was there first keeps the record. Any other call of that room and caller gets memory
+The call that was there first writes the record. Any other call of that room and caller gets memory
 like every call, but its turns are held until the record has reached the same time, and then dropped
 as duplicates. When the first call has ended or is lost, the turns that its record did not reach are
-stored from the other call, which keeps the record from then on. So every word is stored once,
+stored from the other call, which writes the record from then on. So every word is stored once,
 whichever call dies.
 """
 
@@ -20,7 +20,7 @@ from sidecar.model import Turn
 Heard: TypeAlias = tuple[str, str]
 """A tenant's room, and a caller in it."""
 
-_KEPT: Final = 1_024
+_ROOMS_LIMIT: Final = 1_024
 """Rooms remembered after their last call."""
 _REACHES: Final = 32
 """Calls of a room whose progress is remembered for comparison."""
@@ -37,7 +37,7 @@ class _Reach:
     last: deque[tuple[int, float]] = field(
         default_factory=lambda: deque[tuple[int, float]](maxlen=8)
     )
-    """Hash and time of each of the newest turns; no words are kept here."""
+    """Hash and time of each of the newest turns; no words are stored here."""
 
     def covers(self, turn: Turn) -> bool:
         return turn.at_s <= self.until_s or any(
@@ -51,7 +51,7 @@ class _Record:
     reaches: dict[str, _Reach] = field(default_factory=dict[str, _Reach])
     news: anyio.Event = field(default_factory=anyio.Event)
 
-    def untold(self, turns: Iterable[Turn], *, owner: str, key: str) -> list[Turn]:
+    def uncovered(self, turns: Iterable[Turn], *, owner: str, key: str) -> list[Turn]:
         """Return the turns that no other worker's record covers."""
         others = [r for k, r in self.reaches.items() if k != key and r.owner != owner]
         return [turn for turn in turns if not any(reach.covers(turn) for reach in others)]
@@ -62,26 +62,26 @@ class _Record:
 
 
 class Records:
-    """The records of all rooms. A call without a room, or without a caller, keeps its own."""
+    """The records of all rooms. A call without a room, or without a caller, writes its own."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[Heard, _Record] = OrderedDict()
 
     def enter(self, live: LiveCall) -> LiveCall | None:
-        """Add a live call; return the call that keeps its record, if that is another worker's."""
+        """Add a live call; return the call that writes its record, if that is another worker's."""
         if live.heard is None:
             return None
         record = self._of.setdefault(live.heard, _Record())
         self._of.move_to_end(live.heard)
         record.calls.append(live)
-        if len(self._of) > _KEPT:
+        if len(self._of) > _ROOMS_LIMIT:
             for heard in [heard for heard, one in self._of.items() if not one.calls][:1]:
                 del self._of[heard]
-        keeper = record.calls[0]
-        return keeper if keeper.owner != live.owner else None
+        writer = record.calls[0]
+        return writer if writer.owner != live.owner else None
 
-    def keeps(self, live: LiveCall) -> bool:
-        """Whether no other worker's call keeps the record in place of this one."""
+    def is_writer(self, live: LiveCall) -> bool:
+        """Whether no other worker's call writes the record in place of this one."""
         record = self._of.get(live.heard) if live.heard else None
         return record is None or not record.calls or record.calls[0].owner == live.owner
 
@@ -95,14 +95,14 @@ class Records:
         record = self._of.get(live.heard) if live.heard else None
         if record is None or live not in record.calls:
             return
-        if at_s and self.keeps(live):
+        if at_s and self.is_writer(live):
             reach = self._reach(record, live)
             reach.until_s = max(reach.until_s, at_s)
         record.calls.remove(live)
         record.moved()
 
     def reached(self, live: LiveCall, turns: Sequence[Turn]) -> None:
-        """Advance a call's record: these turns of it are stored, or must not be kept at all."""
+        """Advance a call's record: these turns of it are stored, or must not be stored at all."""
         record = self._of.get(live.heard) if live.heard else None
         if record is None or not turns:
             return
@@ -116,9 +116,9 @@ class Records:
         record = self._of.get(live.heard) if live.heard else None
         if record is None:
             return turns
-        while (left := record.untold(turns, owner=live.owner, key=live.key)) and not self.keeps(
-            live
-        ):
+        while (
+            left := record.uncovered(turns, owner=live.owner, key=live.key)
+        ) and not self.is_writer(live):
             await record.news.wait()
         return left
 
@@ -127,7 +127,7 @@ class Records:
         record = self._of.get(heard) if heard else None
         if record is None:
             return list(turns)
-        left = record.untold(turns, owner="", key=key)
+        left = record.uncovered(turns, owner="", key=key)
         return None if left and record.calls else left
 
     def _reach(self, record: _Record, live: LiveCall) -> _Reach:

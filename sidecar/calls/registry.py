@@ -53,8 +53,8 @@ class CallPolicy:
     orphan_s: float = 120.0
     consent_required: bool = False
 
-    def keeps(self, hints: CallerHints) -> bool:
-        """Whether a call with these hints may be kept."""
+    def may_store(self, hints: CallerHints) -> bool:
+        """Whether a call with these hints may be stored."""
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
 
 
@@ -64,7 +64,7 @@ def _check_channel(channel: Channel) -> None:
         raise CallError("bad_value", f"a channel is {CHANNEL_RULE}", hint="name it so")
 
 
-def _tell_nobody() -> None:
+def _notify_nobody() -> None:
     """Do nothing; the default of `Calls.on_opened`."""
 
 
@@ -124,9 +124,9 @@ class Calls:
             journal_failed=self._storing.emit_failed,
         )
         self._live: dict[str, LiveCall] = {}
-        self._left_guidance = LeftGuidance(keep_s=policy.orphan_s)
+        self._left_guidance = LeftGuidance(orphan_s=policy.orphan_s)
         self._fewer = anyio.Event()
-        self.on_opened: Callable[[], None] = _tell_nobody
+        self.on_opened: Callable[[], None] = _notify_nobody
         """Called when a new call has been opened."""
         self.draining = False
 
@@ -191,7 +191,7 @@ class Calls:
             owner: Who holds the call; the same owner may open it again.
             listener: Notified of newer memory, guidance and commands.
             traceparent: The channel's own span of the call, where it has one.
-            room: Where the call is heard. Of several calls with one room and caller, one keeps the
+            room: Where the call is heard. Of several calls with one room and caller, one writes the
                 record (`sidecar.calls.records`); empty: no other call hears it.
             whose: Whose the call is; used in place of the caller that `hints` name.
 
@@ -218,7 +218,7 @@ class Calls:
                     hint="give each call an id of its own",
                 )
             live.listener = listener
-            if not self._policy.keeps(hints):
+            if not self._policy.may_store(hints):
                 await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
@@ -240,7 +240,7 @@ class Calls:
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.guidance = self._left_guidance.take_up(call)
-        live.kept = self._policy.keeps(hints)
+        live.may_be_stored = self._policy.may_store(hints)
         live.heard = _heard(tenant, room, resolution.caller_key)
         self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
@@ -270,9 +270,9 @@ class Calls:
 
     def _enter(self, live: LiveCall) -> None:
         self._live[live.key] = live
-        if keeper := self._records.enter(live):
+        if writer := self._records.enter(live):
             live.elsewhere = True
-            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=keeper.key)
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=writer.key)
 
     async def restore(
         self,
@@ -288,7 +288,7 @@ class Calls:
         """Store a call that its dead worker left in a spool, and close it.
 
         Returns:
-            False when a worker holds the call at present, or when the call that keeps the record
+            False when a worker holds the call at present, or when the call that writes the record
             of its room has not reached the same time: try again later.
 
         Raises:
@@ -299,7 +299,7 @@ class Calls:
         key = call_key(tenant, call_id)
         if key in self._live:
             return False
-        if not self.keeps(hints):
+        if not self.may_store(hints):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         resolution = resolve(tenant, hints, self._rules)
@@ -335,9 +335,9 @@ class Calls:
             self._orphans.pop(key, None)
         return True
 
-    def keeps(self, hints: CallerHints) -> bool:
-        """Whether anything of a call with these hints may be kept."""
-        return self._policy.keeps(hints)
+    def may_store(self, hints: CallerHints) -> bool:
+        """Whether anything of a call with these hints may be stored."""
+        return self._policy.may_store(hints)
 
     def resolve(self, tenant: str, hints: CallerHints) -> Resolution:
         """Return whose memory a call with these hints belongs to."""
@@ -364,9 +364,9 @@ class Calls:
             except CallError as error:
                 # Erased since it was stored; if with its caller, it is never stored again.
                 live.stored = False
-                live.kept = live.kept and error.code != "erased"
+                live.may_be_stored = live.may_be_stored and error.code != "erased"
         live.call = replace(known, consent=live.call.consent)
-        live.wait, live.told_version = PromptWait(), None  # its first memory is yet to come
+        live.wait, live.notified_version = PromptWait(), None  # its first memory is yet to come
         self._feed.begin(live)
 
     def orphan(self, owner: str) -> None:
@@ -401,9 +401,9 @@ class Calls:
 
     async def refuse(self, live: LiveCall) -> None:
         """Store nothing more of a live call, and mark the stored call as refused."""
-        if not live.kept:
+        if not live.may_be_stored:
             return
-        live.kept = False
+        live.may_be_stored = False
         if live.stored:
             try:
                 live.call = await self._journal.open_call(replace(live.call, consent="no"))

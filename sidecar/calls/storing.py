@@ -18,7 +18,7 @@ class Storing:
 
     Args:
         journal: Where they go.
-        records: Which call keeps the record of a room.
+        records: Which call writes the record of a room.
         on_stored: Called with the key of a call that is now stored.
         emit: Where events go.
         tracer: Makes spans.
@@ -46,12 +46,12 @@ class Storing:
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; drop them where the caller did not agree.
 
-        Where another call keeps the record, this returns when that record has reached these turns.
+        Where another call writes the record, this returns when that record has reached these turns.
         """
         turns = await self._records.own(live, turns)
         if not turns:
             return
-        if not live.kept:
+        if not live.may_be_stored:
             self._records.reached(live, turns)
             self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
             return
@@ -113,7 +113,7 @@ class Storing:
             with its caller.
         """
         await self.store_call(live)
-        if not live.kept:
+        if not live.may_be_stored:
             return False
         parents = [turn.traceparent or live.traceparent for turn in turns]
         about = {
@@ -132,27 +132,27 @@ class Storing:
                     raise
                 live.stored = False  # erased since it was stored
                 await self.store_call(live)
-                if not live.kept:
+                if not live.may_be_stored:
                     return False
                 await self._journal.append(traced)
         return True
 
     async def store_call(self, live: LiveCall) -> None:
-        """Store a call, unless it is stored already or another call keeps its record.
+        """Store a call, unless it is stored already or another call writes its record.
 
-        Nothing is kept of a call that was erased with its caller.
+        Nothing is stored of a call that was erased with its caller.
         """
-        if live.kept and not live.stored and self._records.keeps(live):
+        if live.may_be_stored and not live.stored and self._records.is_writer(live):
             try:
                 live.call = await self._journal.open_call(live.call)
             except CallError as error:
                 if error.code != "erased":
                     raise
-                live.kept = False
+                live.may_be_stored = False
                 self._emit(telemetry.erased_call_refused, call=live.key)
                 return
             live.stored = True
-            live.kept = live.call.consent != "no"
+            live.may_be_stored = live.call.consent != "no"
             self._on_stored(live.key)
 
     def failed(self, error: JournalError) -> None:

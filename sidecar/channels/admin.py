@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from sidecar.access.bearer import Holders
+from sidecar.access.bearer import BearerTokens
 from sidecar.bearer import token_in
 from sidecar.call_names import calls_named, several
 from sidecar.calls import LiveCall
@@ -83,7 +83,7 @@ class Admin:
         self._forget = forget
         self._clock = clock
         self._token = secrets.token_urlsafe(32)
-        self._holders = Holders([("this user", self._token.encode())])
+        self._tokens = BearerTokens([("this user", self._token.encode())])
 
     def announce(self, directory: Path, url: str) -> None:
         """Write this sidecar's URL and token to a file that only this user can read (0600)."""
@@ -113,7 +113,7 @@ class Admin:
         async def guarded(request: Request) -> Response:
             if not _asked_directly(request):
                 return JSONResponse({"error": "not for you"}, 403)
-            if self._holders.of(token_in(request.headers.raw)) is None:
+            if self._tokens.of(token_in(request.headers.raw)) is None:
                 return JSONResponse({"error": "not without the token of control.json"}, 401)
             try:
                 with anyio.fail_after(BUDGET_S):

@@ -52,8 +52,8 @@ class _InGroups(TyperGroup):
         except typer.BadParameter as error:
             if "--json" in sys.argv:
                 field = error.param.get_error_hint().strip("'") if error.param else ""
-                told = {"field": field, "remedy": error.message}
-                show.as_json({"error": error.format_message(), "hint": "", "fields": [told]})
+                wrong = {"field": field, "remedy": error.message}
+                show.as_json({"error": error.format_message(), "hint": "", "fields": [wrong]})
             raise
 
     @override
@@ -217,6 +217,7 @@ def doctor(*, as_json: Json = False) -> None:
     Exit code 1: a check failed; 2: a setting is wrong. Warnings alone exit 0.
     """
     from sidecar.cli import checks  # noqa: PLC0415
+    from sidecar.cli.finding import Finding  # noqa: PLC0415
     from sidecar.config.load import load  # noqa: PLC0415
 
     wrong = False
@@ -226,7 +227,7 @@ def doctor(*, as_json: Json = False) -> None:
         looked = checks.run(settings)
     except ConfigError as error:
         looked, wrong = checks.run_without_settings(error), True
-    findings: list[checks.Finding] = []
+    findings: list[Finding] = []
     for finding in show.as_they_come(looked, "checking"):
         findings.append(finding)
         if not as_json:

@@ -91,17 +91,17 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
     from sidecar.cli.at_letta import show_agent as shown  # noqa: PLC0415
     from sidecar.memory.store import DirectoryStore  # noqa: PLC0415
 
-    kept = anyio.run(DirectoryStore(reach.data_dir() / "snapshots").load, agent_id)
-    if kept is None:
+    copy = anyio.run(DirectoryStore(reach.data_dir() / "snapshots").load, agent_id)
+    if copy is None:
         raise reach.NotThere(f"the sidecar has no copy of {agent_id} yet")
     now = {block.label: block.value for block in anyio.run(shown, agent_id)}
-    then = {block.label: block.value for block in kept.blocks}
+    then = {block.label: block.value for block in copy.blocks}
     changed = {
         label: list(
             difflib.unified_diff(
                 then.get(label, "").splitlines(),
                 now.get(label, "").splitlines(),
-                f"{label}, read {show.moment(kept.read_at_s)} UTC",
+                f"{label}, read {show.moment(copy.read_at_s)} UTC",
                 f"{label}, now",
                 lineterm="",
             )
@@ -110,9 +110,9 @@ def diff_agent(agent_id: AgentId, *, as_json: Json = False) -> None:
         if then.get(label) != now.get(label)
     }
     if as_json:
-        show.as_json({"agent_id": agent_id, "read_at_s": kept.read_at_s, "changed": changed})
+        show.as_json({"agent_id": agent_id, "read_at_s": copy.read_at_s, "changed": changed})
     elif not changed:
-        show.say(f"unchanged since {show.moment(kept.read_at_s)} UTC")
+        show.say(f"unchanged since {show.moment(copy.read_at_s)} UTC")
     for lines in () if as_json else changed.values():
         for line in lines:
             show.say(line)

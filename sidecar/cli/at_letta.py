@@ -17,7 +17,7 @@ from sidecar.config.settings import Settings
 from sidecar.errors import LettaError
 from sidecar.jobs.forget import Forgotten
 from sidecar.journal.erasure import Erasure
-from sidecar.letta.changes import Change, KeepsChanges
+from sidecar.letta.changes import Change, RecordsChanges
 from sidecar.letta.digest_agent import caller_tags, spec_named, tags_of_tenant
 from sidecar.letta.move import Move, agents_to_move, carry_out, plan
 from sidecar.letta.port import FoundAgent, Letta
@@ -73,7 +73,7 @@ async def list_agents(tenant: str) -> list[FoundAgent]:
 async def forget_caller(
     journal: Erasure, tenant: str, caller_key: str, *, really: bool
 ) -> Forgotten:
-    """Return what is held of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
+    """Return what is stored of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
     async with letta_of_settings() as (settings, letta):
         directory = prepare_data_dir(settings)
         forgetting = build_forgetting(
@@ -110,7 +110,7 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
         LettaError: this Letta keeps no such history.
     """
     async with letta_of_settings() as (_, letta):
-        if not isinstance(letta, KeepsChanges):
+        if not isinstance(letta, RecordsChanges):
             await letta.read_blocks(agent_id)
             raise LettaError(
                 f"{letta.name} keeps no history of an agent's memory",

@@ -1,4 +1,4 @@
-"""`sidecar forget` and `sidecar export`: what is held of one caller, or of all."""
+"""`sidecar forget` and `sidecar export`: what is stored of one caller, or of all."""
 
 import contextlib
 import os

@@ -199,14 +199,16 @@ def _measured(turn: "Turn") -> list[str]:
     """Return lines with a turn's metrics and its prompt's memory, no wider than `show.WIDTH`."""
     from sidecar.model import TURN_SECONDS, prompt_of  # noqa: PLC0415
 
-    told = [f"{name} {turn.metrics[name]:.2f} s" for name in TURN_SECONDS if name in turn.metrics]
+    figures = [
+        f"{name} {turn.metrics[name]:.2f} s" for name in TURN_SECONDS if name in turn.metrics
+    ]
     if prompt := prompt_of(turn.metrics):
         served, age_s, wait_s = prompt
         age = "" if age_s is None else f", {age_s:.1f} s old"
-        told.append(f"memory {served}{age}, waited {wait_s * 1e3:.0f} ms")
+        figures.append(f"memory {served}{age}, waited {wait_s * 1e3:.0f} ms")
     indent = " " * _INDENT
     return textwrap.wrap(
-        "; ".join(told), show.WIDTH, initial_indent=indent, subsequent_indent=indent
+        "; ".join(figures), show.WIDTH, initial_indent=indent, subsequent_indent=indent
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidecar.cli import reach, show
-from sidecar.cli.checks import Finding
+from sidecar.cli.finding import Finding
 from sidecar.errors import JournalError
 from sidecar.journal import JOURNAL_FILE
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sidecar.config.settings import Settings
     from sidecar.journal.reports import LaneStatus
 
-_HOLDS = {
+_REASONS = {
     "retry": "Letta did not accept the last try",
     "unknown": "a try may have reached Letta: it is looked up before it is sent again",
     "sending": "a try is under way",
@@ -43,24 +43,24 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
     except JournalError as error:
         return Finding("lanes", "bad", error.message, error.hint or f"look into {path}")
     patience_s = settings.post_max_age_s + settings.post_timeout_s
-    held = [
+    delayed = [
         lane
         for lane in waiting
         if lane.state in {"retry", "unknown"} or now_s - (lane.oldest_s or now_s) > patience_s
     ]
-    if not held:
+    if not delayed:
         found = f"{len(waiting)} waiting, none delayed" if waiting else "nothing is waiting"
         return Finding("lanes", "ok", found)
-    return Finding("lanes", "warning", _delay(held, now_s), _remedy(running=running))
+    return Finding("lanes", "warning", _delay(delayed, now_s), _remedy(running=running))
 
 
-def _delay(held: "Sequence[LaneStatus]", now_s: float) -> str:
-    oldest = min(held, key=lambda lane: lane.oldest_s or now_s)
+def _delay(delayed: "Sequence[LaneStatus]", now_s: float) -> str:
+    oldest = min(delayed, key=lambda lane: lane.oldest_s or now_s)
     age = show.span(now_s - (oldest.oldest_s or now_s))
-    by = Counter(_HOLDS.get(lane.state, _WAITS) for lane in held)
-    holds = "; ".join(f"{count}: {what}" for what, count in by.most_common())
+    by = Counter(_REASONS.get(lane.state, _WAITS) for lane in delayed)
+    reasons = "; ".join(f"{count}: {what}" for what, count in by.most_common())
     last = f"; the oldest, after {oldest.attempt} tries: {oldest.error}" if oldest.error else ""
-    return f"{len(held)} delayed, the oldest for {age}. {holds}{last}"
+    return f"{len(delayed)} delayed, the oldest for {age}. {reasons}{last}"
 
 
 def _remedy(*, running: bool) -> str:

@@ -76,5 +76,5 @@ def for_a_worker(environ: Mapping[str, str]) -> dict[str, str]:
     """
     known = {variable for variables in environment_names().values() for variable in variables}
     cleaned = {name: environment.said(environ, name) for name in {*known, *_WORKER_NAMES}}
-    kept = {name: value for name, value in environ.items() if name not in cleaned}
-    return kept | {name: value for name, value in cleaned.items() if value is not None}
+    others = {name: value for name, value in environ.items() if name not in cleaned}
+    return others | {name: value for name, value in cleaned.items() if value is not None}

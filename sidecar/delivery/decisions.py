@@ -175,13 +175,15 @@ def decide(
             return Retire()
         case State.PENDING:
             return Split()
-        case State.RETRY | State.UNKNOWN as kept:
+        case State.RETRY | State.UNKNOWN as waiting:
             if now_s - facts.tried_since_s > policy.give_up_s:
-                after(kept, BatchEvent.EXPIRED)
-                silent = kept is State.UNKNOWN and event not in _ANSWERED
+                after(waiting, BatchEvent.EXPIRED)
+                silent = waiting is State.UNKNOWN and event not in _ANSWERED
                 return Retire(facts.horizon_s if silent and facts.horizon_s > now_s else 0.0)
             wait_s = _wait_s(facts, outcome, now_s=now_s, dice=dice, policy=policy)
-            return Release(now_s + wait_s, unknown=kept is State.UNKNOWN, over=event in _ANSWERED)
+            return Release(
+                now_s + wait_s, unknown=waiting is State.UNKNOWN, over=event in _ANSWERED
+            )
         case impossible:
             msg = f"a claimed batch cannot become {impossible.value}"
             raise ValueError(msg)

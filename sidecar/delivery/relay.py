@@ -58,7 +58,7 @@ _IDLE_S = 30.0  # the journal is asked for its next due time at least this often
 _LOOK_S = 0.25  # between looks, where nothing wakes the loop
 _GATHER_S = 0.003  # slots that free up together are filled by one claim
 _PART_WAY_S = 2.0  # to give a batch back when the relay is being cancelled
-_TOLD_S = 60.0  # deadline of `on_settled`
+_ON_SETTLED_S = 60.0  # deadline of `on_settled`
 
 # What an outcome says of Letta as a whole. A post without an answer says nothing: an agent may
 # digest for longer than the post's deadline. The look-up that soon follows shows how Letta is.
@@ -405,7 +405,7 @@ class Relay:
 
     async def _tell(self, batch: Batch) -> None:
         try:
-            with anyio.fail_after(_TOLD_S):
+            with anyio.fail_after(_ON_SETTLED_S):
                 await self._on_settled(batch.call.ref, batch)
         except Exception as error:  # noqa: BLE001 - delivery goes on whatever listeners do
             self._emit(

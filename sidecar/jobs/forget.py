@@ -25,7 +25,7 @@ import anyio.to_thread
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, resolve
 from sidecar.errors import AgentNotFound, CallerBusy, LettaError
-from sidecar.journal.erasure import CallerHolding, Erasure
+from sidecar.journal.erasure import Erasure, StoredOfCaller
 from sidecar.letta.digest_agent import caller_tags
 from sidecar.letta.port import Letta
 from sidecar.model import call_key
@@ -52,7 +52,7 @@ class Copies(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What is held of a caller, or was held until it was erased.
+    """What is stored of a caller, or was stored until it was erased.
 
     Attributes:
         done: False: this is what would be erased.
@@ -136,10 +136,10 @@ class Forgetting:
             LettaError: Letta can't say which agents the caller has.
             JournalError: the journal failed.
         """
-        held = await self._journal.held_of_caller(caller_key)
-        agents = await self._agents_of(tenant, caller_key, held)
+        stored = await self._journal.stored_of_caller(caller_key)
+        agents = await self._agents_of(tenant, caller_key, stored)
         spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
-        return self._report(caller_key, held, agents, spooled, done=False)
+        return self._report(caller_key, stored, agents, spooled, done=False)
 
     async def forget(self, tenant: str, caller_key: str) -> Forgotten:
         """Erase a caller and look for remains.
@@ -150,21 +150,21 @@ class Forgetting:
             LettaError: Letta does not answer; nothing was erased.
             JournalError: the journal failed; repeat it.
         """
-        held = await self._journal.held_of_caller(caller_key)
-        if held.live_calls or held.under_way or self._on_the_line(caller_key):
+        stored = await self._journal.stored_of_caller(caller_key)
+        if stored.live_calls or stored.under_way or self._on_the_line(caller_key):
             raise CallerBusy(
                 "a call of this caller is live, or a batch on its way to Letta",
                 hint="try again when the call has ended and Letta has answered",
             )
-        agents = await self._agents_of(tenant, caller_key, held)
-        said = [turn.text for key in held.calls for turn in await self._journal.turns(key)]
+        agents = await self._agents_of(tenant, caller_key, stored)
+        said = [turn.text for key in stored.calls for turn in await self._journal.turns(key)]
         spooled = await anyio.to_thread.run_sync(self._spooled, caller_key)
         said += [text for file in spooled for text in file.texts]
         also = [file.call for file in spooled]
         await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
         await self._journal.erase_caller(caller_key, also=also, now_s=self._clock())
-        left = await self._erase_at_letta(agents, held)
-        report = self._report(caller_key, held, agents, spooled, done=True)
+        left = await self._erase_at_letta(agents, stored)
+        report = self._report(caller_key, stored, agents, spooled, done=True)
         pieces = await anyio.to_thread.run_sync(pieces_of, said, caller_key)
         files = await anyio.to_thread.run_sync(_searchable, self._directory, self._spool)
         found, unsearched = await anyio.to_thread.run_sync(_search, files, pieces)
@@ -175,7 +175,7 @@ class Forgetting:
         )
         self._emit(
             telemetry.caller_forgotten,
-            turns=held.turns,
+            turns=stored.turns,
             agents=len(agents),
             conversations=report.conversations,
         )
@@ -184,23 +184,23 @@ class Forgetting:
             searched=len(pieces),
             files=len(files),
             traces=traces,
-            left=(*left, *unread, *unsearched, *self._out_of_reach(held, agents)),
+            left=(*left, *unread, *unsearched, *self._out_of_reach(stored, agents)),
         )
 
     async def _agents_of(
-        self, tenant: str, caller_key: str, held: CallerHolding
+        self, tenant: str, caller_key: str, stored: StoredOfCaller
     ) -> tuple[str, ...]:
         """Return the caller's own agents: the learnt one, and all that carry the caller's tags."""
         found = await self._letta.find_agents(caller_tags(tenant, caller_key))
         own = {agent.agent_id for agent in found}
-        if held.own_agent is not None:
-            own.add(held.own_agent)
+        if stored.own_agent is not None:
+            own.add(stored.own_agent)
         return tuple(sorted(own))
 
     def _report(
         self,
         caller_key: str,
-        held: CallerHolding,
+        stored: StoredOfCaller,
         agents: tuple[str, ...],
         spooled: Sequence["_Spooled"],
         *,
@@ -209,17 +209,17 @@ class Forgetting:
         return Forgotten(
             done=done,
             caller_key=caller_key,
-            calls=len(held.calls),
-            turns=held.turns,
-            undelivered=held.undelivered,
-            dead_letters=held.dead_batches,
+            calls=len(stored.calls),
+            turns=stored.turns,
+            undelivered=stored.undelivered,
+            dead_letters=stored.dead_batches,
             spool_files=len(spooled),
             agents=agents,
-            conversations=sum(agent not in agents for agent, _ in held.conversations),
-            tombstones=len({*held.calls, *(file.call for file in spooled)}),
+            conversations=sum(agent not in agents for agent, _ in stored.conversations),
+            tombstones=len({*stored.calls, *(file.call for file in spooled)}),
         )
 
-    async def _erase_at_letta(self, agents: Sequence[str], held: CallerHolding) -> list[str]:
+    async def _erase_at_letta(self, agents: Sequence[str], stored: StoredOfCaller) -> list[str]:
         """Erase agents and conversations; return what remains, with what to do."""
         left: list[str] = []
 
@@ -237,7 +237,7 @@ class Forgetting:
             await erase(f"agent {agent_id}", lambda a=agent_id: self._letta.erase_agent(a))
             # Again, since a read that was under way may have stored a new copy.
             left += await self._erase_copy(agent_id)
-        for agent_id, conversation_id in held.conversations:
+        for agent_id, conversation_id in stored.conversations:
             if agent_id not in agents:
                 await erase(
                     f"conversation {conversation_id} of agent {agent_id}",
@@ -266,8 +266,8 @@ class Forgetting:
             why = "damaged, its caller can't be read"
         return [f"spool file {name} in {self._spool}, {why}: look into it" for name in files]
 
-    def _out_of_reach(self, held: CallerHolding, agents: Sequence[str]) -> list[str]:
-        shared = [agent for agent in held.agents if agent not in agents]
+    def _out_of_reach(self, stored: StoredOfCaller, agents: Sequence[str]) -> list[str]:
+        shared = [agent for agent in stored.agents if agent not in agents]
         left = [
             f"memory of agent {agent}, which others use: read `sidecar agents show {agent}` and"
             " edit what it learnt from this caller"
@@ -299,7 +299,7 @@ class Forgetting:
             except OSError:
                 continue
             if file is None:
-                if _caller_of_held(path, caller_key, self._spool_tenant, self._rules):
+                if _belongs_to(path, caller_key, self._spool_tenant, self._rules):
                     raise CallerBusy(
                         "a worker holds a spool file of this caller",
                         hint="try again when it has ended",
@@ -325,7 +325,7 @@ class _Spooled:
     texts: tuple[str, ...]
 
 
-def _caller_of_held(path: Path, caller_key: str, tenant: str, rules: IdentityRules) -> bool:
+def _belongs_to(path: Path, caller_key: str, tenant: str, rules: IdentityRules) -> bool:
     """Whether a file that its writer still holds is a caller's, as far as it says by now."""
     try:
         opened = spooled_in(path).opened

@@ -2,8 +2,8 @@
 
 A file is deleted only when the journal holds all of it: a crash before that repeats the intake,
 and the journal drops what it has already. A file that can't be read is set aside; it is deleted
-together with transcripts of its age, or at once if the caller did not agree that words are kept. A
-file that no worker wrote is left as it is.
+together with transcripts of its age, or at once if the caller did not agree that words are stored.
+A file that no worker wrote is left as it is.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ class SpoolIntake:
         self._directory = directory
         self._tenant = tenant
         self._emit = emit
-        self._told: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._asked = anyio.Event()
         self.looked = anyio.Event()
         """Set once what was there at the start is taken up."""
@@ -63,7 +63,7 @@ class SpoolIntake:
         """Take up every file whose writer is gone; a fault in one does not hold up the others."""
         found = await anyio.to_thread.run_sync(look_into, self._directory)
         there = {*found.foreign, *(path.name for path in found.files)}
-        self._told = {name: why for name, why in self._told.items() if name in there}
+        self._refused = {name: why for name, why in self._refused.items() if name in there}
         for name, why in found.foreign.items():
             self._refuse(name, f"not a worker's file: {why}; it was left unchanged")
         for path in found.files:
@@ -79,8 +79,8 @@ class SpoolIntake:
 
     def _refuse(self, name: str, why: str) -> None:
         """Emit why a file is not taken up, once for as long as the reason lasts."""
-        if self._told.get(name) != why:
-            self._told[name] = why
+        if self._refused.get(name) != why:
+            self._refused[name] = why
             self._emit(telemetry.spool_refused, file=name, error=why)
 
     async def _take_up(self, file: SpoolFile) -> None:
@@ -98,7 +98,7 @@ class SpoolIntake:
             return
         except JournalError:
             stored = False
-        agreed = spooled.opened is None or self._calls.keeps(hints_of(spooled.opened))
+        agreed = spooled.opened is None or self._calls.may_store(hints_of(spooled.opened))
         if stored and spooled.damaged and agreed:
             await anyio.to_thread.run_sync(file.set_aside)
         elif stored:

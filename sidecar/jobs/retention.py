@@ -23,7 +23,7 @@ class Retention:
     Args:
         journal: The journal in which calls are erased.
         spool: The directory of the spool.
-        kept_s: How long a call is kept after it ended, and a file after it was written.
+        retention_s: How long a call is kept after it ended, and a file after it was written.
         emit: Where events go.
         clock: Unix time that never jumps.
     """
@@ -33,13 +33,13 @@ class Retention:
         journal: Erasure,
         spool: Path,
         *,
-        kept_s: float,
+        retention_s: float,
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
         self._spool = spool
-        self._kept_s = kept_s
+        self._retention_s = retention_s
         self._emit = emit
         self._clock = clock
 
@@ -52,10 +52,10 @@ class Retention:
         while True:
             wall_s = time.time()
             # Nothing is erased early because a clock ran ahead, at the start or just now.
-            before_s = min(self._clock(), wall_s) - self._kept_s
+            before_s = min(self._clock(), wall_s) - self._retention_s
             erased = await self._journal.erase_settled(before_s=before_s)
             if erased:
                 self._emit(telemetry.turns_erased, turns=erased)
-            erase = partial(erase_damaged, self._spool, before_s=wall_s - self._kept_s)
+            erase = partial(erase_damaged, self._spool, before_s=wall_s - self._retention_s)
             await anyio.to_thread.run_sync(erase)
             await anyio.sleep(EVERY_S)

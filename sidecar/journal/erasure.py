@@ -1,4 +1,4 @@
-"""What retention and forgetting need of the journal: what it holds of a caller, and erasure."""
+"""What retention and forgetting need of the journal: what it stores of a caller, and erasure."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from sidecar.journal.transcripts import Transcripts
 
 
 @dataclass(frozen=True, slots=True)
-class CallerHolding:
-    """What the journal holds of one caller.
+class StoredOfCaller:
+    """What the journal stores of one caller.
 
     Attributes:
         calls: Keys of all calls of the caller, live ones too, oldest first.
@@ -52,8 +52,8 @@ class Erasure(Transcripts, Protocol):
         """
         ...
 
-    async def held_of_caller(self, caller_key: str) -> CallerHolding:
-        """Return what the journal holds of a caller, in any state; nothing for an empty key."""
+    async def stored_of_caller(self, caller_key: str) -> StoredOfCaller:
+        """Return what the journal stores of a caller, in any state; nothing for an empty key."""
         ...
 
     async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
@@ -62,11 +62,11 @@ class Erasure(Transcripts, Protocol):
         Promises: none of the words stays in the journal or in its log. The lanes of others go on.
         The agent learnt for the caller is forgotten. The calls can't be opened again
         (`Record.open_call`) until `erase_settled` is called with a `before_s` after `now_s`; what
-        is kept for that identifies nobody.
+        is stored for that identifies nobody.
 
         Args:
             caller_key: Key of the caller.
-            also: Keys of other calls of the caller, which the journal need not hold.
+            also: Keys of other calls of the caller, which the journal need not have.
             now_s: Unix time.
 
         Returns:

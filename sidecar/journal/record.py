@@ -58,15 +58,15 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def rewrite(self, key: str, turns: Sequence[Turn], *, keep: int) -> int:
-        """Replace the turns of a call after the first `keep` by these, in one step.
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
+        """Replace the turns of a call after the first `unchanged` by these, in one step.
 
         For a channel that learns later what was really said. A turn in a batch never changes:
-        when more than `keep` turns are in batches, nothing is changed.
+        when more than `unchanged` turns are in batches, nothing is changed.
 
         Returns:
-            How many turns of the call, from its first, are in batches. More than `keep`: nothing
-            was changed. A call that is never delivered has none in batches.
+            How many turns of the call, from its first, are in batches. More than `unchanged`:
+            nothing was changed. A call that is never delivered has none in batches.
 
         Raises:
             CallError: as for `append`.

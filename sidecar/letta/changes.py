@@ -38,8 +38,8 @@ class Change:
 
 
 @runtime_checkable
-class KeepsChanges(Protocol):
-    """A Letta that keeps the history of an agent's memory."""
+class RecordsChanges(Protocol):
+    """A Letta that records the history of an agent's memory."""
 
     async def changes(self, agent_id: str, *, limit: int) -> Sequence[Change]:
         """Return the newest changes of an agent's memory, newest first.

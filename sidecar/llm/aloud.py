@@ -50,26 +50,26 @@ class Aloud:
 
     def __init__(self) -> None:
         self.over = False
-        self._held: str = ""
+        self._buffer: str = ""
         self._end: str = ""
         self._thought = False
 
     @property
     def hushed(self) -> bool:
         """Whether thought goes on, or may have begun."""
-        return bool(self._end or self._held)
+        return bool(self._end or self._buffer)
 
     def feed(self, text: str) -> str:
         """Take what the model wrote; return what to speak of it now. Once `over`, that is all."""
         if self.over or not text:
-            return text  # what is held is not looked at again until more of it comes
-        text, self._held = self._held + text, ""
+            return text  # what is buffered is not looked at again until more of it comes
+        text, self._buffer = self._buffer + text, ""
         at = 0
         while True:
             if self._end:
                 found = text.find(self._end, at)
                 if found < 0:
-                    self._held = text[max(at, len(text) - len(self._end) + 1) :]
+                    self._buffer = text[max(at, len(text) - len(self._end) + 1) :]
                     return ""
                 at, self._end = found + len(self._end), ""
             blanks = _BLANKS.match(text, at)
@@ -80,14 +80,14 @@ class Aloud:
                 continue
             begun = text[start : start + _LONGEST]
             if begun and any(tag.startswith(begun) for tag in _TAGS):
-                self._held = text[at:]
+                self._buffer = text[at:]
                 return ""
             self.over = bool(begun)
             return text[start if self._thought else at :]
 
     def close(self) -> str:
-        """Return held text that looked like the beginning of a tag and was not one."""
-        said, self._held = "" if self._end else self._held, ""
+        """Return buffered text that looked like the beginning of a tag and was not one."""
+        said, self._buffer = "" if self._end else self._buffer, ""
         self.over = True
         return said
 

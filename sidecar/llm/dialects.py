@@ -21,7 +21,7 @@ T = TypeVar("T")
 RETRIES: Final = 4
 """How often a request may be rewritten and sent again: a call has time for few."""
 
-_MODELS_KEPT = 256
+_MODELS_LIMIT = 256
 _BAD_REQUEST = 400
 
 
@@ -144,7 +144,7 @@ class Dialects:
         joined = Dialect(known.refused | taught.refused, max(known.roles, taught.roles))
         self._of[model] = joined
         self._of.move_to_end(model)
-        if len(self._of) > _MODELS_KEPT:
+        if len(self._of) > _MODELS_LIMIT:
             self._of.popitem(last=False)
         if joined != known and self._learnt is not None:
             self._learnt(model, joined)

@@ -88,9 +88,9 @@ def text_of(content: object) -> str:
 
 def code_of(error: object) -> str:
     """Return a provider's error code if it is a plain word; its message may hold prompts."""
-    told = object_or_none(error) or {"message": error}
-    code: object = told.get("code")
-    message: object = told.get("message")
+    said = object_or_none(error) or {"message": error}
+    code: object = said.get("code")
+    message: object = said.get("message")
     if isinstance(message, str) and says_too_large(message[:REFUSAL_BYTES]):
         code = "context_length_exceeded"
     if isinstance(code, int) and not isinstance(code, bool):

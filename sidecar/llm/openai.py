@@ -92,11 +92,11 @@ class OpenAiLlm(Llm):
             return await _begun(await self._post(raw, due_s), due_s)
 
         body = {"messages": messages, "stream": True}
-        response, reader, held = await self._asked(body, begin)
+        response, reader, words = await self._asked(body, begin)
         due_s = min(time.monotonic() + self._silence_s, ends_at_s)
         try:
             if reader.words:
-                yield held
+                yield words
             _check(reader)
             while not reader.ended and (came := await _next(response, due_s)):
                 moved = reader.moved
@@ -211,35 +211,35 @@ async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
 
 
 class _Begun(NamedTuple):
-    """A stream of which something was heard, or that has ended; `held` are its words so far."""
+    """A stream of which something was heard, or that has ended; `words` are its words so far."""
 
     response: aiohttp.ClientResponse
     reader: ChatReader
-    held: str
+    words: str
 
 
 async def _begun(response: aiohttp.ClientResponse, due_s: float) -> _Begun:
-    """Read a stream up to its first word; blanks before it are held, since they are no reply.
+    """Read a stream up to its first word, with the blanks before it, since they are no reply.
 
     Raises:
         Refusal: an error came in place of words.
     """
     reader = ChatReader()
-    held = ""
+    words = ""
     try:
         while not (reader.words or reader.ended) and (came := await _next(response, due_s)):
-            held += "".join(chunk.text for chunk in reader.feed(came))
+            words += "".join(chunk.text for chunk in reader.feed(came))
             if reader.failure:
                 break
         if not (reader.words or reader.ended or reader.failure):
-            held += "".join(chunk.text for chunk in reader.close())
+            words += "".join(chunk.text for chunk in reader.close())
         if not reader.words:
             refuse(reader)
             _check(reader)
     except BaseException:
         response.close()
         raise
-    return _Begun(response, reader, held)
+    return _Begun(response, reader, words)
 
 
 async def _next(response: aiohttp.ClientResponse, due_s: float) -> bytes:

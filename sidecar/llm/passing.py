@@ -32,7 +32,7 @@ class Passing:
     def __init__(self) -> None:
         self.reader = ChatReader()
         self.heard = False
-        self._held: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._calls: list[bytes] = []
         self._calls_pass = False
         self._unread: list[bytes] = []
@@ -40,7 +40,7 @@ class Passing:
         self._closed = False
 
     @property
-    def holds_calls(self) -> bool:
+    def has_buffered_calls(self) -> bool:
         """Whether a tool call has begun to come and was not sent."""
         return bool(self._calls)
 
@@ -50,7 +50,7 @@ class Passing:
             if self.heard or self._begins(came):
                 return self._unread_too(came)
             if _ONLY_ROLE.search(came) and came.count(b"\n") == 2:  # noqa: PLR2004
-                self._held.append(came)
+                self._buffer.append(came)
                 self._unread.append(came)
                 self._newest = None
                 return b""
@@ -72,14 +72,14 @@ class Passing:
         return rest + self._end() if self.heard or self._calls else rest
 
     def release(self) -> bytes:
-        """Let tool calls pass from now on, and those held; return the bytes to send now."""
+        """Let tool calls pass from now on, and those buffered; return the bytes to send now."""
         self._calls_pass = True
         calls, self._calls = self._calls, []
         if not calls or self.reader.failure:
             return b""
-        held, self._held = self._held, []
+        buffered, self._buffer = self._buffer, []
         self.heard = True
-        return b"".join([*held, *calls])
+        return b"".join([*buffered, *calls])
 
     def look(self) -> bool:
         """Read what passed unread; return whether a caller heard something of the newest."""
@@ -112,8 +112,8 @@ class Passing:
         if self.heard:
             return came
         self.heard = True
-        held, self._held = self._held, []
-        return b"".join([*held, came])
+        buffered, self._buffer = self._buffer, []
+        return b"".join([*buffered, came])
 
     def _catch_up(self) -> None:
         if self._unread:
@@ -128,11 +128,11 @@ class Passing:
             elif chunk.tools and not self._calls_pass:
                 self._calls.append(event(chunk.data))
                 continue
-            self._held.append(event(chunk.data))
+            self._buffer.append(event(chunk.data))
             if self.heard or chunk.tools or is_audible(chunk.text):
                 self.heard = True
-                out += self._held
-                self._held.clear()
+                out += self._buffer
+                self._buffer.clear()
         return b"".join(out)
 
 

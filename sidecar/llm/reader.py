@@ -100,7 +100,7 @@ class ChatReader:
         self._calls = ToolCalls()
         self._begun = self._chosen = False
         self._bytes = 0
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._part: Lines | None = None
         self._event = b""
         self._sentence = False
@@ -124,7 +124,7 @@ class ChatReader:
     @property
     def between_lines(self) -> bool:
         """Whether everything that came was read, up to the end of a line."""
-        return not (self._held or self._part or self._event or self._objects)
+        return not (self._buffer or self._part or self._event or self._objects)
 
     def feed(self, came: bytes) -> list[Chunk]:
         """Read what came; a line that has not ended is kept for the next time."""
@@ -135,22 +135,22 @@ class ChatReader:
             self.failure = NO_END
             return []
         if not self._begun:
-            self._held += came
+            self._buffer += came
             self._begin()
             if not self._begun or self.failure:
                 return []
-            came = bytes(self._held)
-            self._held.clear()
+            came = bytes(self._buffer)
+            self._buffer.clear()
         if self._objects is not None:
             return self._values(self._objects.feed(came))
-        self._held += came
+        self._buffer += came
         # Searched backwards, and only what is new: a long line costs no more than its length.
         end = max(came.rfind(b"\n"), came.rfind(b"\r")) + 1
         if not end:
             return []
-        end += len(self._held) - len(came)
-        block = bytes(self._held[:end])
-        del self._held[:end]
+        end += len(self._buffer) - len(came)
+        block = bytes(self._buffer[:end])
+        del self._buffer[:end]
         return self._lines(block)
 
     def close(self) -> list[Chunk]:
@@ -158,7 +158,7 @@ class ChatReader:
 
         An answer whose body ended as HTTP says is complete, even without any mark of its end.
         """
-        rest, self._held = bytes(self._held), bytearray()
+        rest, self._buffer = bytes(self._buffer), bytearray()
         if self.failure:
             return []
         chunks = self._lines(rest)
@@ -184,12 +184,12 @@ class ChatReader:
 
     def _begin(self) -> None:
         """Tell events from JSON by the first character."""
-        first = bytes(self._held[:3])
+        first = bytes(self._buffer[:3])
         if first == _BOM:
-            del self._held[:3]
+            del self._buffer[:3]
         elif _BOM.startswith(first):
             return
-        start = bytes(self._held.lstrip(_BLANKS)[:1])
+        start = bytes(self._buffer.lstrip(_BLANKS)[:1])
         if start:
             self._begun = True
             if start in {b"{", b"["}:
@@ -197,7 +197,9 @@ class ChatReader:
             elif start == b"<":
                 self.failure = NO_STREAM
         else:
-            del self._held[:-1]  # one blank stands for all, or each piece would cost all before it
+            del self._buffer[
+                :-1
+            ]  # one blank stands for all, or each piece would cost all before it
 
     def _values(self, values: list[bytes]) -> list[Chunk]:
         """Read objects that came one after another."""

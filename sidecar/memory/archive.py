@@ -21,10 +21,10 @@ from sidecar.errors import LettaError, NotOffered
 from sidecar.model import Passage
 from sidecar.telemetry import Emit
 
-KEPT_S = 60.0
+CACHED_S = 60.0
 FOUND_LIMIT = 4
 QUESTION_CHARS = 500
-_SEARCHES_KEPT = 500
+_SEARCHES_LIMIT = 500
 _AT_ONCE = 16
 
 
@@ -84,8 +84,8 @@ class Archive:
         """Return what the agent's archival memory holds on a question, best first.
 
         Promises: never raises, never waits for longer than `budget_s`; at most `FOUND_LIMIT`
-        passages, of this agent alone. A question answered within the last `KEPT_S` is answered at
-        once. A search that finds nothing and one that is too slow return the same.
+        passages, of this agent alone. A question answered within the last `CACHED_S` is answered
+        at once. A search that finds nothing and one that is too slow return the same.
         """
         question = " ".join(question.split())[:QUESTION_CHARS]
         if not question:
@@ -102,7 +102,7 @@ class Archive:
         now_s = self._clock()
         while self._searches:
             oldest = next(iter(self._searches.values()))
-            if len(self._searches) <= _SEARCHES_KEPT and now_s - oldest.began_s < KEPT_S:
+            if len(self._searches) <= _SEARCHES_LIMIT and now_s - oldest.began_s < CACHED_S:
                 break
             self._searches.popitem(last=False)
         key = agent_id, question

@@ -101,10 +101,10 @@ def render(
     if hidden:
         lines.append(f"[{hidden} more blocks are not shown]")
     if recent:
-        kept, cut = _newest(recent, limits.recent_chars)
+        newest, cut = _newest(recent, limits.recent_chars)
         cut_total += cut
         lines += ["<said-recently>", _RECENT_PREFACE]
-        lines += [f'<turn speaker="{turn.speaker}">{_escape(text)}</turn>' for turn, text in kept]
+        lines += [f'<turn speaker="{turn.speaker}">{_escape(text)}</turn>' for turn, text in newest]
         lines.append("</said-recently>")
     lines.append(f"</memory-{nonce}>")
     text = "\n".join(lines)
@@ -122,7 +122,7 @@ def _block_lines(block: Block, shown: str, cut: int) -> list[str]:
 
 def _newest(recent: Sequence[Turn], limit_chars: int) -> tuple[list[tuple[Turn, str]], int]:
     """Keep the newest turns within the limit; the oldest of them is cut rather than left out."""
-    kept: list[tuple[Turn, str]] = []
+    newest: list[tuple[Turn, str]] = []
     left = limit_chars
     cut = 0
     for turn in reversed(recent):
@@ -132,9 +132,9 @@ def _newest(recent: Sequence[Turn], limit_chars: int) -> tuple[list[tuple[Turn, 
         text = turn.text[:left]
         cut += len(turn.text) - len(text)
         left -= len(text)
-        kept.append((turn, text))
-    kept.reverse()
-    return kept, cut
+        newest.append((turn, text))
+    newest.reverse()
+    return newest, cut
 
 
 def _escape(text: str) -> str:

@@ -1,10 +1,10 @@
 """The cache of snapshots: what the prompt path is served, and the reads that fill it.
 
-Theory of operation: the prompt path uses `held` and never asks Letta. A read (`refresh`) starts
+Theory of operation: the prompt path uses `cached` and never asks Letta. A read (`refresh`) starts
 when a call opens, when the caller begins to speak, when a batch is settled, and by the poll of live
 calls. One read per agent is under way at a time. A read that is asked for after a change
 (`changed`) must not be answered by one that began before it, so another read follows that one.
-One breaker for all agents refuses reads while Letta is down: what is held is served at once, and
+One breaker for all agents refuses reads while Letta is down: what is cached is served at once, and
 one probe at a time goes out. The poll is spread over its period and bounded, since a read that
 waits for a connection uses up its deadline there: a thousand at once would look like a Letta that
 is down.
@@ -32,8 +32,8 @@ SUSPECT_READS = 3
 SUSPECT_S = 600.0
 MISSING_READS = 3
 """After this many reads in a row that find no agent, its memory is no longer served."""
-KEEP_BYTES = 64 << 20
-"""Limit on the text held in memory for later calls; the copies on disk hold the rest."""
+MAX_BYTES = 64 << 20
+"""Limit on the text cached for later calls; the rest is in the copies on disk."""
 _LOOKED_AT = 64
 POLLS_AT_ONCE = 32
 """Reads of the poll under way at once: below the 50 connections of `RestLetta`."""
@@ -48,8 +48,8 @@ class BlockSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A snapshot in memory.
+class CachedSnapshot:
+    """A snapshot in the cache.
 
     Attributes:
         snapshot: What was read.
@@ -75,7 +75,7 @@ class Refresh:
 
 @dataclass(slots=True)
 class _Entry:
-    held: Held | None = None
+    cached: CachedSnapshot | None = None
     refresh: Refresh | None = None
     again: Refresh | None = None
     watchers: int = 0
@@ -86,7 +86,7 @@ class _Entry:
     saved_version: str = ""
     forgotten: int = 0
     changes: int = 0
-    held_bytes: int = 0
+    size_bytes: int = 0
     disk_lock: anyio.Lock = field(default_factory=anyio.Lock)
     loaded: bool = False
 
@@ -102,9 +102,9 @@ class Snapshots:
         read_timeout_s: No read takes longer.
         poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
             at a time cannot read them all within it.
-        keep: Agents held in memory when no call is live for them; the least recently used are
+        max_agents: Agents cached when no call is live for them; the least recently used are
             dropped first.
-        keep_bytes: Limit on the text of all of them, in bytes; the same are dropped first.
+        max_bytes: Limit on the text of all of them, in bytes; the same are dropped first.
         breaker: Refuses reads while Letta is down.
     """
 
@@ -117,8 +117,8 @@ class Snapshots:
         clock: Callable[[], float],
         read_timeout_s: float = 5.0,
         poll_s: float = 10.0,
-        keep: int = 10_000,
-        keep_bytes: int = KEEP_BYTES,
+        max_agents: int = 10_000,
+        max_bytes: int = MAX_BYTES,
         breaker: Breaker | None = None,
     ) -> None:
         self._source = source
@@ -127,9 +127,9 @@ class Snapshots:
         self._clock = clock
         self._read_timeout_s = read_timeout_s
         self._poll_s = poll_s
-        self._keep = keep
-        self._keep_bytes = keep_bytes
-        self._held_bytes = 0
+        self._max_agents = max_agents
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._breaker = breaker or Breaker()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._polls: list[Refresh] = []
@@ -162,7 +162,7 @@ class Snapshots:
 
     @property
     def degraded(self) -> bool:
-        """Whether Letta counts as down: what is held is served, and only probes go out."""
+        """Whether Letta counts as down: what is cached is served, and only probes go out."""
         return self._breaker.is_open
 
     @property
@@ -170,10 +170,10 @@ class Snapshots:
         """Whether the last read failed because of Letta."""
         return self._breaker.failing
 
-    def held(self, agent_id: str) -> Held | None:
-        """Return what is in memory; never waits."""
+    def cached(self, agent_id: str) -> CachedSnapshot | None:
+        """Return what is cached; never waits."""
         entry = self._entries.get(agent_id)
-        return entry.held if entry else None
+        return entry.cached if entry else None
 
     def watch(self, agent_id: str) -> None:
         """A call of this agent is live: keep its snapshot and poll it."""
@@ -184,25 +184,27 @@ class Snapshots:
         entry = self._entry(agent_id)
         entry.watchers = max(0, entry.watchers - 1)
 
-    async def load(self, agent_id: str) -> Held | None:
-        """Return what is in memory, or else the last good copy on disk, read at most once."""
+    async def load(self, agent_id: str) -> CachedSnapshot | None:
+        """Return what is cached, or else the last good copy on disk, read at most once."""
         entry = self._entry(agent_id)
         async with entry.disk_lock:
-            if entry.held is None and not entry.loaded:
+            if entry.cached is None and not entry.loaded:
                 entry.loaded = True
                 copy = await self._store.load(agent_id)
-                if copy is not None and entry.held is None:
+                if copy is not None and entry.cached is None:
                     # A copy dated in the future, by a clock that ran ahead, counts as read now.
                     read_at_s = min(copy.read_at_s, self._clock())
-                    self._hold(entry, Held(replace(copy, read_at_s=read_at_s), from_disk=True))
-        return entry.held
+                    self._cache(
+                        entry, CachedSnapshot(replace(copy, read_at_s=read_at_s), from_disk=True)
+                    )
+        return entry.cached
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the agent's memory: what was read before is no longer fresh."""
         entry = self._entry(agent_id)
         entry.changes += 1
-        if entry.held is not None:
-            entry.held = replace(entry.held, outdated=True)
+        if entry.cached is not None:
+            entry.cached = replace(entry.cached, outdated=True)
 
     def refresh(self, agent_id: str) -> Refresh:
         """Start a read of the agent and return it.
@@ -236,7 +238,7 @@ class Snapshots:
         entry = self._entry(agent_id)
         entry.forgotten += 1
         async with entry.disk_lock:
-            self._hold(entry, None)
+            self._cache(entry, None)
             entry.saved_version = ""
             await self._store.forget(agent_id)
 
@@ -281,11 +283,13 @@ class Snapshots:
         entry.missing_reads = 0
         if entry.forgotten != forgotten:
             return False
-        before = entry.held
+        before = entry.cached
         if not self._believable(agent_id, entry, blocks):
             return False
         snapshot = Snapshot.of(agent_id, blocks, read_at_s=read_at_s)
-        self._hold(entry, Held(snapshot, from_disk=False, outdated=entry.changes != changes))
+        self._cache(
+            entry, CachedSnapshot(snapshot, from_disk=False, outdated=entry.changes != changes)
+        )
         self._emit(
             telemetry.memory_read,
             agent=agent_id,
@@ -309,7 +313,7 @@ class Snapshots:
         if not isinstance(error, AgentNotFound):
             return
         entry.missing_reads += 1
-        if entry.missing_reads >= MISSING_READS and entry.held is not None:
+        if entry.missing_reads >= MISSING_READS and entry.cached is not None:
             try:
                 await self.forget(agent_id)
             except OSError as failure:
@@ -347,7 +351,7 @@ class Snapshots:
 
     def _believable(self, agent_id: str, entry: _Entry, blocks: tuple[Block, ...]) -> bool:
         """Return whether to believe a read: one that suddenly finds no blocks is repeated first."""
-        had = len(entry.held.snapshot.blocks) if entry.held else 0
+        had = len(entry.cached.snapshot.blocks) if entry.cached else 0
         if blocks or not had:
             entry.empty_reads = 0
             return True
@@ -382,10 +386,10 @@ class Snapshots:
             hint="check the free space and permissions of SIDECAR_DATA_DIR",
         )
 
-    def _hold(self, entry: _Entry, held: Held | None) -> None:
-        entry.held = held
-        before, entry.held_bytes = entry.held_bytes, _bytes_of(held)
-        self._held_bytes += entry.held_bytes - before
+    def _cache(self, entry: _Entry, cached: CachedSnapshot | None) -> None:
+        entry.cached = cached
+        before, entry.size_bytes = entry.size_bytes, _bytes_of(cached)
+        self._bytes += entry.size_bytes - before
         self._evict(entry)
 
     def _entry(self, agent_id: str) -> _Entry:
@@ -400,18 +404,18 @@ class Snapshots:
     def _evict(self, wanted: _Entry) -> None:
         """Drop the least recently used agents that no call, read or file uses, except `wanted`."""
         for agent_id in list(islice(self._entries, _LOOKED_AT)):
-            if len(self._entries) <= self._keep and self._held_bytes <= self._keep_bytes:
+            if len(self._entries) <= self._max_agents and self._bytes <= self._max_bytes:
                 return
             entry = self._entries[agent_id]
             at_work = entry.watchers or entry.refresh is not None or entry.disk_lock.locked()
             if entry is not wanted and not at_work:
-                self._held_bytes -= entry.held_bytes
+                self._bytes -= entry.size_bytes
                 del self._entries[agent_id]
 
 
-def _bytes_of(held: Held | None) -> int:
+def _bytes_of(cached: CachedSnapshot | None) -> int:
     """Return roughly how many bytes a snapshot takes up."""
-    if held is None:
+    if cached is None:
         return 0
-    blocks = held.snapshot.blocks
+    blocks = cached.snapshot.blocks
     return sum(getsizeof(block.value) + getsizeof(block.description) for block in blocks)

@@ -45,8 +45,8 @@ def no_memory(call: str) -> Memory:
 
 
 def _headers_of(socket: ServerConnection) -> RawHeaders:
-    told = socket.request.headers.raw_items() if socket.request else ()
-    return [(name.encode(), value.encode("ascii", "surrogateescape")) for name, value in told]
+    raw = socket.request.headers.raw_items() if socket.request else ()
+    return [(name.encode(), value.encode("ascii", "surrogateescape")) for name, value in raw]
 
 
 @dataclass
@@ -133,14 +133,14 @@ class FakeSidecar:
                 await self.push(Ack(call=frame.call, closed=True))
         self._notify()
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
-        """Wait until `holds` returns True; it is asked whenever this fake changes.
+    async def until(self, condition: Callable[[], bool], budget_s: float = 60.0) -> None:
+        """Wait until `condition` returns True; it is asked whenever this fake changes.
 
         Raises:
             TimeoutError: it did not in time.
         """
         with anyio.fail_after(budget_s):
-            while not holds():
+            while not condition():
                 await self._changed.wait()
 
     def texts(self, call: str) -> list[str]:

@@ -42,12 +42,12 @@ async def work(state: LettaState, run: Run, text: str, digest: Digest, *, wait_s
 
 async def frames_of(run: Run) -> AsyncGenerator[bytes]:
     """Yield a run's frames from the first, waiting for those to come."""
-    told = 0
+    sent = 0
     while True:
         news = run.news
-        while told < len(run.frames):
-            next_frame = run.frames[told]
-            told += 1
+        while sent < len(run.frames):
+            next_frame = run.frames[sent]
+            sent += 1
             yield next_frame
             if next_frame is DONE:
                 return

@@ -20,7 +20,7 @@ import anyio
 
 from sidecar.model import Block
 
-RUNS_KEPT = 10_000
+RUNS_LIMIT = 10_000
 
 Json: TypeAlias = dict[str, Any]
 RunStatus: TypeAlias = Literal["running", "completed", "failed"]
@@ -114,8 +114,8 @@ class LettaState:
         self.run_of_otid: dict[str, Run] = {}
         self._file = None
         if file is not None:
-            kept = _whole_lines(file)
-            for line in kept:
+            lines = _whole_lines(file)
+            for line in lines:
                 self._apply(json.loads(line))
             self._file = file.open("ab", buffering=0)
 
@@ -180,7 +180,7 @@ class LettaState:
         self.runs[run.run_id] = run
         if background:
             self.run_of_otid[otid] = run
-        while len(self.runs) > RUNS_KEPT:
+        while len(self.runs) > RUNS_LIMIT:
             _, old = self.runs.popitem(last=False)
             if self.run_of_otid.get(old.otid) is old:
                 del self.run_of_otid[old.otid]

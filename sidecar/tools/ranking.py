@@ -151,8 +151,8 @@ def search(query: str, passages: Sequence[Remembered], *, limit: int) -> list[Re
     if not wanted:
         return [p for p in passages if p.source.startswith("memory:")][:limit]
     in_passages = [_words(passage.text) for passage in passages]
-    holders = Counter(word for words in in_passages for word in words)
-    weight = {word: math.log(1 + len(passages) / (1 + holders[word])) for word in wanted}
+    passages_with = Counter(word for words in in_passages for word in words)
+    weight = {word: math.log(1 + len(passages) / (1 + passages_with[word])) for word in wanted}
     total = sum(weight.values()) or 1.0
     scored = [
         replace(p, score=round(max(p.score, sum(weight[w] for w in wanted & words) / total), 3))

@@ -13,7 +13,7 @@ import anyio
 from sidecar.calls import LiveCall
 from sidecar.tools.ranking import Spoken
 
-RUNS_KEPT: Final = 200
+RUNS_LIMIT: Final = 200
 """Runs of one call whose answers are kept, to repeat them when the same id is asked again."""
 TOO_LONG: Final = "the tool took too long"
 FAILED: Final = "the tool failed"
@@ -104,7 +104,7 @@ class ToolRuns:
         if run is None:
             run = _ToolRun()
             if run_id:
-                self._keep(run_id, run)
+                self._add_run(run_id, run)
             try:
                 with anyio.move_on_after(tool.deadline_s) as budget:
                     run.answered = Answered(await tool.run(call, arguments))
@@ -117,7 +117,7 @@ class ToolRuns:
             return run.answered
         return Answered(TOO_LONG, failed=True)
 
-    def _keep(self, run_id: str, run: _ToolRun) -> None:
+    def _add_run(self, run_id: str, run: _ToolRun) -> None:
         self._runs[run_id] = run
-        while len(self._runs) > RUNS_KEPT:
+        while len(self._runs) > RUNS_LIMIT:
             del self._runs[next(iter(self._runs))]

@@ -42,7 +42,7 @@ def sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode() if _has_surrogates(text) else text
 
 
-def held_bytes(text: str) -> int:
+def turn_bytes(text: str) -> int:
     """Return the most bytes that a turn of this text takes in memory.
 
     A character that is not ASCII takes up to four bytes, and as many again once it was encoded.

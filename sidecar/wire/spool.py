@@ -28,7 +28,7 @@ from typing_extensions import override
 from sidecar.environment import default_data_dir
 from sidecar.errors import LinkError
 from sidecar.private import make_directory
-from sidecar.wire.bounds import held_bytes
+from sidecar.wire.bounds import turn_bytes
 from sidecar.wire.frames import (
     MAX_FRAME_BYTES,
     CallClose,
@@ -314,7 +314,7 @@ class SpoolFile:
         read: list[TurnFrame] = []
         for turn in islice(turns, most):
             read.append(turn)
-            most_bytes -= held_bytes(turn.text)
+            most_bytes -= turn_bytes(turn.text)
             if most_bytes <= 0:
                 break
         return read

@@ -70,8 +70,8 @@ class Link:
         emit: Events.
         clock: Unix time.
         dice: In [0, 1), for the jitter.
-        max_unacked: Turns held in memory; more go to disk.
-        max_unacked_bytes: Bytes of turns held in memory; more go to disk.
+        max_unacked: Turns in memory; more go to disk.
+        max_unacked_bytes: Bytes of turns in memory; more go to disk.
         version: What this worker runs, for people to read.
     """
 
@@ -94,7 +94,7 @@ class Link:
         self.waits = Waits()
         self._url = url
         self._token = token
-        self._token_told = False
+        self._token_failure_reported = False
         self._hello = Hello(worker=worker, version=version)
         self._emit = emit
         self._dice = dice
@@ -191,13 +191,13 @@ class Link:
         A call that was forgotten, since it had ended and was acked, is held again.
         """
         unacked = self._calls.get(call.call_id, call).unacked
-        held = sum(call.unacked.in_memory for call in self._calls.values())
-        held_bytes = sum(call.unacked.bytes_in_memory for call in self._calls.values())
+        in_memory = sum(call.unacked.in_memory for call in self._calls.values())
+        bytes_in_memory = sum(call.unacked.bytes_in_memory for call in self._calls.values())
         frames = unacked.record(
             said,
             at_s=(self._clock() if said.at_s is None else said.at_s) + self._ahead_s(),
             now_s=anyio.current_time(),
-            room=held < self._max_unacked and held_bytes < self._max_unacked_bytes,
+            room=in_memory < self._max_unacked and bytes_in_memory < self._max_unacked_bytes,
         )
         if frames:
             self._calls.setdefault(call.call_id, call)
@@ -210,7 +210,9 @@ class Link:
                 pii_text=frame.text,
             )
         # The disk is full or far too slow: what waits for it fills the memory limit once more.
-        over = unacked.overflowing > self._max_unacked or held_bytes > 2 * self._max_unacked_bytes
+        over = (
+            unacked.overflowing > self._max_unacked or bytes_in_memory > 2 * self._max_unacked_bytes
+        )
         if over and (dropped := unacked.drop_overflow()):
             self._emit(
                 telemetry.turns_dropped, call=unacked.call_id, turns=dropped, why="no room on disk"
@@ -226,14 +228,14 @@ class Link:
         """Keep the link up until cancelled; then leave everything unacked in the spool."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep_connected)
+                tasks.start_soon(self._stay_connected)
                 tasks.start_soon(self._spooler.run)
         finally:
             await self._spooler.leave()
 
     # The connection
 
-    async def _keep_connected(self) -> None:
+    async def _stay_connected(self) -> None:
         failures = 0
         while True:
             self._retry_after_s = None
@@ -293,8 +295,8 @@ class Link:
         try:
             token = await anyio.to_thread.run_sync(self._token)
         except (OSError, ValueError) as error:
-            if not self._token_told:
-                self._token_told = True
+            if not self._token_failure_reported:
+                self._token_failure_reported = True
                 self._emit(
                     telemetry.link_token_unread,
                     file=str(getattr(error, "filename", None) or ""),
@@ -303,7 +305,7 @@ class Link:
                     " SIDECAR_LINK_TOKEN at both ends",
                 )
             return None
-        self._token_told = False
+        self._token_failure_reported = False
         return token
 
     async def _welcomed(self, socket: ClientConnection) -> bool:
@@ -325,7 +327,7 @@ class Link:
     def _take_clock(self, now_s: float, *, asked_s: float) -> None:
         """Take the sidecar's clock, and correct the times of what was recorded before the first."""
         known = self._sidecar_clock.known
-        self._sidecar_clock.told(now_s, asked_s=asked_s, answered_s=anyio.current_time())
+        self._sidecar_clock.set(now_s, asked_s=asked_s, answered_s=anyio.current_time())
         if not known and (ahead_s := self._ahead_s()):
             for call in self._calls.values():
                 call.unacked.put_forward(ahead_s)
@@ -351,8 +353,8 @@ class Link:
         try:
             while True:
                 self._wake_send = anyio.Event()
-                held_s = await self._send_due(socket)
-                with anyio.move_on_after(held_s):
+                due_in_s = await self._send_due(socket)
+                with anyio.move_on_after(due_in_s):
                     await self._wake_send.wait()
         except ConnectionClosed:
             return
@@ -361,15 +363,15 @@ class Link:
             socket.transport.abort()
 
     async def _send_due(self, socket: ClientConnection) -> float | None:
-        """Send all due frames; return the seconds until one that is held back is due, or None."""
-        held_s: float | None = None
+        """Send all due frames; return the seconds until one of a paused call is due, or None."""
+        due_in_s: float | None = None
         for call in list(self._calls.values()):
             while frame := call.unacked.next_frame(now_s=anyio.current_time()):
                 with anyio.fail_after(SEND_S):
                     await socket.send(encode(frame))
-            if wait_s := call.unacked.held_for_s(now_s=anyio.current_time()):
-                held_s = min(held_s or wait_s, wait_s)
-        return held_s
+            if wait_s := call.unacked.paused_for_s(now_s=anyio.current_time()):
+                due_in_s = min(due_in_s or wait_s, wait_s)
+        return due_in_s
 
     async def _receive(self, socket: ClientConnection) -> None:
         try:

@@ -23,7 +23,7 @@ class SidecarClock:
         """Whether a sidecar has sent its clock."""
         return self._at_s is not None
 
-    def told(self, unix_s: float, *, asked_s: float, answered_s: float) -> None:
+    def set(self, unix_s: float, *, asked_s: float, answered_s: float) -> None:
         """Take the sidecar's clock from a `welcome`.
 
         Args:

@@ -22,8 +22,8 @@ from sidecar.wire.bounds import (
     MAX_TURN_CHARS,
     bounded_call_id,
     bounded_item_id,
-    held_bytes,
     sendable,
+    turn_bytes,
 )
 from sidecar.wire.frames import (
     MAX_METRICS,
@@ -40,7 +40,7 @@ NOBODY: Final = Hints()
 
 
 @dataclass(slots=True)
-class _Kept:
+class _UnackedTurn:
     """A turn that was not acked.
 
     Attributes:
@@ -93,10 +93,10 @@ class Unacked:
         self._opening_on_disk: CallOpen | None = None
         self._seq = 0
         self._items: set[str] = set()
-        self._kept: dict[str, _Kept] = {}
-        self._overflow: list[_Kept] = []
+        self._turns: dict[str, _UnackedTurn] = {}
+        self._overflow: list[_UnackedTurn] = []
         self._disk_only = 0
-        self._last_kept_seq = 0
+        self._last_added_seq = 0
         self._bytes = 0
         # What is still to be sent on this connection.
         self._open_due = True
@@ -104,8 +104,8 @@ class Unacked:
         self._speech_due = False
         self._speech_traceparent = ""
         self._unsent: deque[TurnFrame] = deque()
-        """Always the last part of `_kept`: a turn is sent again only with all that follow it."""
-        self._held_until_s = 0.0
+        """Always the last part of `_turns`: a turn is sent again only with all that follow it."""
+        self._paused_until_s = 0.0
 
     # What happens in the call
 
@@ -126,7 +126,7 @@ class Unacked:
             hints = msgspec.structs.replace(hints, consent="no")
         self._hints = hints
         if self.refused:
-            self._kept.clear()
+            self._turns.clear()
             self._overflow.clear()
             self._disk_only = 0
             self._bytes = 0
@@ -171,19 +171,19 @@ class Unacked:
                 traceparent=said.traceparent,
             )
             frames.append(frame)
-            kept = _Kept(frame, now_s)
-            self._bytes += held_bytes(frame.text)
+            turn = _UnackedTurn(frame, now_s)
+            self._bytes += turn_bytes(frame.text)
             if room and not self._disk_only and not self._overflow:
-                self._keep(kept)
+                self._add(turn)
             else:
-                self._overflow.append(kept)
+                self._overflow.append(turn)
         self._name_the_ended()
         return frames
 
     def drop_overflow(self) -> int:
         """Drop the turns that fit neither into memory nor on disk; return how many there were."""
         dropped = len(self._overflow)
-        self._bytes -= sum(held_bytes(kept.frame.text) for kept in self._overflow)
+        self._bytes -= sum(turn_bytes(turn.frame.text) for turn in self._overflow)
         self._overflow.clear()
         return dropped
 
@@ -210,10 +210,10 @@ class Unacked:
     def put_forward(self, by_s: float) -> None:
         """Move the times of what is in memory to another clock; copies on disk keep theirs."""
         self._opened_at_s = max(0.0, self._opened_at_s + by_s)
-        for kept in (*self._kept.values(), *self._overflow):
-            kept.frame = _put_forward(kept.frame, by_s)
-        unsent = [self._kept.get(frame.item) for frame in self._unsent]
-        self._unsent = deque(kept.frame for kept in unsent if kept)
+        for turn in (*self._turns.values(), *self._overflow):
+            turn.frame = _put_forward(turn.frame, by_s)
+        unsent = [self._turns.get(frame.item) for frame in self._unsent]
+        self._unsent = deque(turn.frame for turn in unsent if turn)
         if self._close is not None:
             self._close = _put_forward(self._close, by_s)
 
@@ -227,12 +227,12 @@ class Unacked:
     @property
     def count(self) -> int:
         """Turns without an ack, wherever they are."""
-        return len(self._kept) + self._disk_only + len(self._overflow)
+        return len(self._turns) + self._disk_only + len(self._overflow)
 
     @property
     def in_memory(self) -> int:
-        """Turns without an ack that are held in memory."""
-        return len(self._kept) + len(self._overflow)
+        """Turns without an ack that are in memory."""
+        return len(self._turns) + len(self._overflow)
 
     @property
     def overflowing(self) -> int:
@@ -256,13 +256,13 @@ class Unacked:
         self._open_due = True
         self._close_due = True
         self._speech_due = False
-        self._unsent = deque(kept.frame for kept in self._kept.values())
-        self._held_until_s = 0.0
+        self._unsent = deque(turn.frame for turn in self._turns.values())
+        self._paused_until_s = 0.0
 
     def next_frame(self, *, now_s: float) -> FromWorker | None:
         """Return the frame to send next, and count it as sent; None when nothing is due now."""
         over = self._close is not None and self.all_acked
-        if self._hints is None or over or now_s < self._held_until_s:
+        if self._hints is None or over or now_s < self._paused_until_s:
             return None
         if self._open_due:
             self._open_due = False
@@ -274,7 +274,7 @@ class Unacked:
             return SpeechStarted(call=self.call_id, traceparent=self._speech_traceparent)
         while self._unsent:
             frame = self._unsent.popleft()
-            if frame.item in self._kept:
+            if frame.item in self._turns:
                 return frame
         if (
             self._close is not None
@@ -287,9 +287,9 @@ class Unacked:
             return self._close
         return None
 
-    def held_for_s(self, *, now_s: float) -> float:
+    def paused_for_s(self, *, now_s: float) -> float:
         """Return the seconds until a frame that was refused for now is due again."""
-        return max(0.0, self._held_until_s - now_s)
+        return max(0.0, self._paused_until_s - now_s)
 
     def acked(self, items: Iterable[str], *, closed: bool) -> int:
         """Forget what is on the sidecar's disk; return how many turns that were."""
@@ -307,15 +307,15 @@ class Unacked:
             until_s: Monotonic time before which nothing of this call is sent.
             reopen: `call.open` is sent again first.
         """
-        self._held_until_s = max(self._held_until_s, until_s)
+        self._paused_until_s = max(self._paused_until_s, until_s)
         self._open_due = self._open_due or reopen
         self._close_due = True
-        first = self._kept.get(item)
+        first = self._turns.get(item)
         if first is None and reopen:
-            first = next(iter(self._kept.values()), None)
+            first = next(iter(self._turns.values()), None)
         if first and not (self._unsent and self._unsent[0].seq <= first.frame.seq):
             self._unsent = deque(
-                kept.frame for kept in self._kept.values() if kept.frame.seq >= first.frame.seq
+                turn.frame for turn in self._turns.values() if turn.frame.seq >= first.frame.seq
             )
 
     def refused_for_good(self, item: str) -> bool:
@@ -332,7 +332,7 @@ class Unacked:
         """
         if self._overflow or self._opening_on_disk not in {None, self.opening()}:
             return 0.0
-        oldest = next((k for k in self._kept.values() if not k.on_disk), None)
+        oldest = next((k for k in self._turns.values() if not k.on_disk), None)
         since = [oldest.since_s] if oldest else []
         if self._unspooled_close():
             since.append(self._close_since_s)
@@ -349,7 +349,7 @@ class Unacked:
         `call.open` is the first of them if the file does not yet say what is known of the call.
         """
         frames: list[SpoolFrame] = [
-            k.frame for k in (*self._kept.values(), *self._overflow) if not k.on_disk
+            k.frame for k in (*self._turns.values(), *self._overflow) if not k.on_disk
         ]
         if close := self._unspooled_close():
             frames.append(close)
@@ -360,8 +360,8 @@ class Unacked:
 
     def _unspooled_close(self) -> CallClose | None:
         """Return the close if it is unacked and only in memory, and the caller is known."""
-        told = self._hints is not None and not self._close_acked
-        return self._close if told and not self._close_on_disk else None
+        due = self._hints is not None and not self._close_acked
+        return self._close if due and not self._close_on_disk else None
 
     def opening(self) -> CallOpen:
         """Return the call's first frame, with what is known of the call by now."""
@@ -378,12 +378,12 @@ class Unacked:
         """Note that these frames are on disk; those in the overflow leave memory."""
         written = {frame.item for frame in frames if isinstance(frame, TurnFrame)}
         for item in written:
-            if kept := self._kept.get(item):
-                kept.on_disk = True
+            if turn := self._turns.get(item):
+                turn.on_disk = True
         leaving = [k for k in self._overflow if k.frame.item in written]
         self._overflow = [k for k in self._overflow if k.frame.item not in written]
         self._disk_only += len(leaving)
-        self._bytes -= sum(held_bytes(k.frame.text) for k in leaving)
+        self._bytes -= sum(turn_bytes(k.frame.text) for k in leaving)
         for frame in frames:
             if isinstance(frame, CallOpen):
                 self._opening_on_disk = frame
@@ -392,8 +392,8 @@ class Unacked:
 
     def unspool(self) -> None:
         """The spool file is deleted or given up: what is in memory is stored nowhere else."""
-        for kept in self._kept.values():
-            kept.on_disk = False
+        for turn in self._turns.values():
+            turn.on_disk = False
         self._close_on_disk = False
         self._opening_on_disk = None
 
@@ -410,27 +410,27 @@ class Unacked:
     @property
     def read_back_after_seq(self) -> int:
         """Turns that are only on disk have a higher `seq` than this."""
-        return self._last_kept_seq
+        return self._last_added_seq
 
     def read_back(self, frames: Sequence[TurnFrame], *, now_s: float) -> None:
         """Take turns back from disk, in order, to send next; none if the call may not be kept."""
         if self.refused:
             return
         for frame in frames:
-            self._bytes += held_bytes(frame.text)
-            self._keep(_Kept(frame, now_s, on_disk=True))
+            self._bytes += turn_bytes(frame.text)
+            self._add(_UnackedTurn(frame, now_s, on_disk=True))
         self._disk_only = max(0, self._disk_only - len(frames))
 
-    def _keep(self, kept: _Kept) -> None:
-        self._kept[kept.frame.item] = kept
-        self._unsent.append(kept.frame)
-        self._last_kept_seq = kept.frame.seq
+    def _add(self, turn: _UnackedTurn) -> None:
+        self._turns[turn.frame.item] = turn
+        self._unsent.append(turn.frame)
+        self._last_added_seq = turn.frame.seq
 
     def _forget(self, item: str) -> bool:
-        kept = self._kept.pop(item, None)
-        if kept is None:
+        turn = self._turns.pop(item, None)
+        if turn is None:
             return False
-        self._bytes -= held_bytes(kept.frame.text)
+        self._bytes -= turn_bytes(turn.frame.text)
         return True
 
 

@@ -105,8 +105,8 @@ class AppServerStack(Stack):
             return [one["body"] for one in json.load(answer)]
 
     def _environ(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        return kept | {
+        inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        return inherited | {
             "DISABLE_AUTOUPDATER": "1",
             "DO_NOT_TRACK": "1",
             "HOME": str(self.home),

@@ -82,14 +82,14 @@ async def main(directory: Path) -> None:
     found["acked"] = len(acked) + 1
     await journal.aclose()
     again = await SqliteJournal.open(path, policy=POLICY)
-    held = {
+    stored = {
         int(t.item_id)
         for n in range(50)
         for t in await again.turns(f"acme/{n}")
         if t.item_id.isdigit()
     }
-    found["missing_after_reopen"] = len(set(acked) - held)
-    found["never_acked_after_reopen"] = len(held - set(acked))
+    found["missing_after_reopen"] = len(set(acked) - stored)
+    found["never_acked_after_reopen"] = len(stored - set(acked))
     await again.aclose()
     print(json.dumps(found))
 

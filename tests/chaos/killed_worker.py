@@ -60,14 +60,14 @@ class Worker:
 
         unacked.acked = acked
 
-    async def hold_calls(self, slot: int) -> None:
+    async def run_calls(self, slot: int) -> None:
         """Hold one call after another."""
-        held = 0
+        opened = 0
         while not self.stopping.is_set():
-            held += 1
+            opened += 1
             hints = Hints(caller=f"caller-{self._dice.randrange(CALLERS)}")
             call = self._link.open_call(
-                f"{self._name}-{slot}-{held}", "livekit", hints, opened_at_s=time.time()
+                f"{self._name}-{slot}-{opened}", "livekit", hints, opened_at_s=time.time()
             )
             self.watch_acks(call)
             for n in range(self._dice.randrange(1, 12)):
@@ -116,7 +116,7 @@ async def main(name: str, url: str, spool: Path, ledger: Path, seed: int) -> Non
         async with anyio.create_task_group() as calls:
             calls.start_soon(worker.until_sigterm)
             for slot in range(CALLS_AT_ONCE):
-                calls.start_soon(worker.hold_calls, slot)
+                calls.start_soon(worker.run_calls, slot)
         linked.cancel_scope.cancel()
     worker.note("ended")
 

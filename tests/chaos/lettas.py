@@ -167,9 +167,9 @@ class StandIn(Letta):
     @override
     def start(self) -> None:
         command = [sys.executable, "-m", "sidecar.testing.letta_server", "--no-dedupe"]
-        kept = ["--port", str(self._port), "--db", str(self._directory / "letta.jsonl")]
+        options = ["--port", str(self._port), "--db", str(self._directory / "letta.jsonl")]
         log = self._directory / "letta.log"
-        self._process = start([*command, *kept, "--delay-ms", "20"], log, os.environ)
+        self._process = start([*command, *options, "--delay-ms", "20"], log, os.environ)
         wait_for_port(self._port)
 
     @override
@@ -192,8 +192,8 @@ class StandIn(Letta):
     def messages(self) -> list[tuple[str, str]]:
         if self._frozen:
             return []
-        held = ask(f"{self.env['LETTA_BASE_URL']}/_messages")
-        return [(message["conversation"], message["text"]) for message in held]
+        messages = ask(f"{self.env['LETTA_BASE_URL']}/_messages")
+        return [(message["conversation"], message["text"]) for message in messages]
 
     @override
     def stop(self) -> None:

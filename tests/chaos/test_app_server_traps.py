@@ -315,7 +315,7 @@ async def test_a_turn_of_another_process_is_busy(world: AppServerWorld) -> None:
     second = next_post(agent_id, post.conversation_id, "two")
     other = AppServerLetta(world.stack.url, world.stack.token)
     world.opened.append(other)
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other.post, post)
         await until_running(other, post)

@@ -73,7 +73,7 @@ async def test_what_was_acked_survives_kill_9(tmp_path: Path, dice: random.Rando
         journal = await SqliteJournal.open(path, policy=POLICY)
         stored: list[int] = []
         for n in range(7):
-            of_call = [int(kept.item_id) for kept in await journal.turns(f"acme/{n}")]
+            of_call = [int(turn.item_id) for turn in await journal.turns(f"acme/{n}")]
             assert of_call == sorted(of_call)
             stored += of_call
         await journal.aclose()
@@ -107,9 +107,9 @@ class TestTornFiles:
                 log[at : at + 64] = dice.randbytes(len(log[at : at + 64]))
             (copy / "journal.db-wal").write_bytes(log)
             torn = await SqliteJournal.open(copy / "journal.db", policy=POLICY)
-            held = [kept.seq for kept in await torn.turns(CALL.key)]
-            assert held == list(range(len(held)))
-            counts.add(len(held))
+            seqs = [turn.seq for turn in await torn.turns(CALL.key)]
+            assert seqs == list(range(len(seqs)))
+            counts.add(len(seqs))
             await torn.append([turn(999)])
             await torn.aclose()
         assert len(counts) > 1

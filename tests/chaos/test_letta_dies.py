@@ -74,7 +74,7 @@ async def test_a_batch_survives_a_server_killed_over_it(
     # The dead run's lock in Redis would refuse the batch for 300 s, so Redis is emptied here.
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(lost_post, world.letta, post))
         await until_running(world.letta, post)

@@ -28,7 +28,8 @@ from sidecar.letta.port import AgentSpec, Letta, Post
 from sidecar.letta.rest.letta import RestLetta
 from sidecar.llm.port import Llm, Reply, ToolCall
 from sidecar.model import Block
-from sidecar.testing.letta_server import StandInOptions, standing_in
+from sidecar.testing.letta_routes import StandInOptions
+from sidecar.testing.letta_server import standing_in
 from sidecar.testing.letta_state import Digest
 from sidecar.testing.openai_server import ModelFaults
 from tests.app_server.stack import MODEL as APP_SERVER_MODEL
@@ -59,7 +60,7 @@ class World(ABC):
         """Make every later step of a run take `delay_s` longer; 0 ends that."""
         await self.set_model(delay_s=delay_s)
 
-    async def hold_model(self) -> None:
+    async def stall_model(self) -> None:
         """Hold every later step until `release_model`."""
         await self.set_model(hang=True)
 

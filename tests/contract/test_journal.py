@@ -890,7 +890,9 @@ class TestRewriting:
         """The turns after the kept ones are replaced, and the new ones are delivered in order."""
         await journal.open_call(call())
         await journal.append([turn(1), turn(2)])
-        assert await journal.rewrite("acme/one", [turn(2, text="as heard"), turn(3)], keep=1) == 0
+        assert (
+            await journal.rewrite("acme/one", [turn(2, text="as heard"), turn(3)], unchanged=1) == 0
+        )
         assert [t.text for t in await journal.turns("acme/one")] == ["hello", "as heard", "hello"]
         assert numbers(await claim_one(journal, clock)) == [1, 2, 3]
 
@@ -900,9 +902,9 @@ class TestRewriting:
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
         await journal.append([turn(4)])
-        assert await journal.rewrite("acme/one", [turn(9)], keep=2) == 3
+        assert await journal.rewrite("acme/one", [turn(9)], unchanged=2) == 3
         assert [t.seq for t in await journal.turns("acme/one")] == [1, 2, 3, 4]
-        assert await journal.rewrite("acme/one", [turn(9)], keep=3) == 3
+        assert await journal.rewrite("acme/one", [turn(9)], unchanged=3) == 3
         await journal.settle(batch, now_s=clock())
         await journal.close_call("acme/one", at_s=clock())
         assert numbers(await claim_one(journal, clock)) == [9]
@@ -915,14 +917,14 @@ class TestRewriting:
         await journal.append([turn(1)])
         for mended in range(1, 4):
             clock.now_s += 20.0
-            await journal.rewrite("acme/one", [turn(1, text=f"mended {mended}")], keep=0)
+            await journal.rewrite("acme/one", [turn(1, text=f"mended {mended}")], unchanged=0)
         assert [t.text for t in (await claim_one(journal, clock)).turns] == ["mended 3"]
 
     async def test_taking_all_back_leaves_nothing_due(self, journal: Journal, clock: Clock) -> None:
         """A call whose pending turns were all withdrawn has nothing to deliver."""
         await journal.open_call(call())
         await journal.append([turn(1)])
-        await journal.rewrite("acme/one", [], keep=0)
+        await journal.rewrite("acme/one", [], unchanged=0)
         await journal.close_call("acme/one", at_s=clock())
         await claim_none(journal, clock)
         assert (await journal.counts()).undelivered == 0
@@ -931,7 +933,7 @@ class TestRewriting:
         """A call that is never delivered may be rewritten at any time."""
         await journal.open_call(call("anon", AgentRef("acme"), ""))
         await journal.append([turn(1, "anon"), turn(2, "anon")])
-        assert await journal.rewrite("acme/anon", [turn(5, "anon")], keep=1) == 0
+        assert await journal.rewrite("acme/anon", [turn(5, "anon")], unchanged=1) == 0
         assert [t.seq for t in await journal.turns("acme/anon")] == [1, 5]
         await claim_none(journal, clock)
         assert (await journal.counts()).undelivered == 0
@@ -939,7 +941,7 @@ class TestRewriting:
     async def test_an_unknown_call_is_refused(self, journal: Journal) -> None:
         """Only a call that was opened can be rewritten."""
         with pytest.raises(CallError):
-            await journal.rewrite("acme/ghost", [], keep=0)
+            await journal.rewrite("acme/ghost", [], unchanged=0)
 
 
 async def test_a_closed_journal_takes_nothing(journal: Journal) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import CallerBusy, CallError
-from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
 OWN = AgentRef("acme", caller_key="k1")
 SHARED = AgentRef("acme", agent_id="agent-7")
-NOTHING = CallerHolding((), 0, 0, 0, 0, 0, (), (), None)
+NOTHING = StoredOfCaller((), 0, 0, 0, 0, 0, (), (), None)
 SECRET = "my dog is called Barnaby the Ninth"
 
 
@@ -68,8 +68,8 @@ async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> Non
     await had(journal, "other", ref=SHARED, caller_key="k2", closed=False)
     await journal.learn_agent(OWN, "agent-own")
     await journal.learn_conversation("acme/two", "conv-2")
-    held = await journal.held_of_caller("k1")
-    assert held == CallerHolding(
+    stored = await journal.stored_of_caller("k1")
+    assert stored == StoredOfCaller(
         calls=("acme/one", "acme/two"),
         live_calls=0,
         turns=4,
@@ -80,8 +80,8 @@ async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> Non
         conversations=(("agent-7", "conv-2"),),
         own_agent="agent-own",
     )
-    assert await journal.held_of_caller("k9") == NOTHING
-    assert await journal.held_of_caller("") == NOTHING
+    assert await journal.stored_of_caller("k9") == NOTHING
+    assert await journal.stored_of_caller("") == NOTHING
 
 
 async def test_a_caller_is_erased_in_every_state(journal: Journal, clock: Clock) -> None:
@@ -97,7 +97,7 @@ async def test_a_caller_is_erased_in_every_state(journal: Journal, clock: Clock)
     await had(journal, "pending", ref=OWN, caller_key="k1")
     await journal.learn_agent(OWN, "agent-own")
     assert await journal.erase_caller("k1", now_s=clock()) == 6
-    assert await journal.held_of_caller("k1") == NOTHING
+    assert await journal.stored_of_caller("k1") == NOTHING
     assert await journal.agent_of(OWN) is None
     assert await journal.batches(states=("dead",), limit=99) == []
     assert (await journal.counts()).turns == 0
@@ -129,7 +129,7 @@ async def test_a_caller_on_the_line_is_not_erased(journal: Journal, clock: Clock
     (batch,) = await journal.claim(5, now_s=clock(), post_timeout_s=30.0)
     with pytest.raises(CallerBusy):
         await journal.erase_caller("k1", now_s=clock())
-    assert (await journal.held_of_caller("k1")).turns == 2
+    assert (await journal.stored_of_caller("k1")).turns == 2
     await journal.settle(batch, now_s=clock())
     assert await journal.erase_caller("k1", now_s=clock()) == 2
 
@@ -178,9 +178,9 @@ async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: 
     assert await refused(journal, "one", caller_key="k2") == "erased"
     with pytest.raises(CallError):
         await journal.append([Turn("acme/one", "late", 9, "caller", SECRET, 1.0)])
-    assert await journal.held_of_caller("k1") == NOTHING
+    assert await journal.stored_of_caller("k1") == NOTHING
     assert await refused(journal, "new") == ""
-    assert (await journal.held_of_caller("k1")).calls == ("acme/new",)
+    assert (await journal.stored_of_caller("k1")).calls == ("acme/new",)
 
 
 async def test_a_tombstone_goes_with_the_transcripts_of_its_age(

@@ -246,7 +246,7 @@ async def test_the_same_post_at_once_is_stored_once(world: World) -> None:
     """Two posts of a batch at the same time both join its one run and store it once."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Has 1 dog]]")
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
@@ -262,7 +262,7 @@ async def test_a_conversation_at_work_is_busy(world: World) -> None:
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "one")
     second = next_post(agent_id, post.conversation_id, "two")
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
@@ -280,7 +280,7 @@ async def test_a_message_is_found_when_its_run_is_over(world: World) -> None:
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id)
     assert await world.letta.find(post) == "absent"
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
@@ -328,7 +328,7 @@ async def test_a_cut_post_is_never_lost_or_doubled(world: World) -> None:
     """After a post is cut off mid-run, a look-up in the end says whether it was stored."""
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Was cut off]]")
-    await world.hold_model()
+    await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.letta.post, post)
         await until_running(world.letta, post)
@@ -350,7 +350,7 @@ async def test_a_slow_digest_is_unknown_and_not_over(world: RestWorld) -> None:
     post = await new_post(world, agent_id)
     hasty = RestLetta(world.base_url, world.bare.api_key, post_timeout_s=2.0)
     world.opened.append(hasty)
-    await world.hold_model()
+    await world.stall_model()
     with pytest.raises(OutcomeUnknown) as unknown:
         await hasty.post(post)
     assert not unknown.value.over

@@ -27,7 +27,7 @@ FIXED = AgentRef("acme", agent_id="agent-fixed")
 
 
 @dataclass
-class World:
+class ReportsBench:
     """A journal, and what reports on it: itself, or a reader of its file."""
 
     clock: Clock
@@ -49,11 +49,11 @@ class World:
 
 
 @pytest.fixture(params=["memory", "owner", "file"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReportsBench]:
     clock, policy = Clock(NOW_S), PostPolicy(max_turns=2, max_age_s=60.0)
     if request.param == "memory":
-        kept = MemoryJournal(policy, clock=clock)
-        yield World(clock, kept, kept)
+        journal = MemoryJournal(policy, clock=clock)
+        yield ReportsBench(clock, journal, journal)
         return
     path = tmp_path / "journal.db"
     async with AsyncExitStack() as stack:
@@ -62,75 +62,75 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         reports: Reports = journal
         if request.param == "file":
             reports = await stack.enter_async_context(reports_of_file(path))
-        yield World(clock, journal, reports)
+        yield ReportsBench(clock, journal, reports)
 
 
-async def test_calls_are_listed_with_their_figures(world: World) -> None:
+async def test_calls_are_listed_with_their_figures(bench: ReportsBench) -> None:
     """The newest calls come first, all, the live ones or one caller's, each with its figures."""
-    await world.call("one", ADA, "a", "b")
-    await world.call("two", BOB, "c")
-    await world.call("three", ADA)
-    await world.journal.close_call("acme/one", at_s=NOW_S)
-    rows = await world.reports.calls(limit=9)
+    await bench.call("one", ADA, "a", "b")
+    await bench.call("two", BOB, "c")
+    await bench.call("three", ADA)
+    await bench.journal.close_call("acme/one", at_s=NOW_S)
+    rows = await bench.reports.calls(limit=9)
     assert [(row.call.call_id, row.turns, row.undelivered) for row in rows] == [
         ("three", 0, 0),
         ("two", 1, 1),
         ("one", 2, 2),
     ]
-    (batch,) = await world.journal.claim(1, now_s=NOW_S, post_timeout_s=1.0)
-    await world.journal.settle(batch, now_s=NOW_S)
-    one = await world.reports.call_row("acme/one")
+    (batch,) = await bench.journal.claim(1, now_s=NOW_S, post_timeout_s=1.0)
+    await bench.journal.settle(batch, now_s=NOW_S)
+    one = await bench.reports.call_row("acme/one")
     assert one is not None
     assert (one.turns, one.undelivered) == (2, 0)
-    assert await world.reports.call_row("acme/none") is None
-    every = await world.reports.calls(limit=-1)
-    assert every[:2] == await world.reports.calls(limit=2) == rows[:2]
-    live = await world.reports.calls(limit=9, live=True)
+    assert await bench.reports.call_row("acme/none") is None
+    every = await bench.reports.calls(limit=-1)
+    assert every[:2] == await bench.reports.calls(limit=2) == rows[:2]
+    live = await bench.reports.calls(limit=9, live=True)
     assert [row.call.call_id for row in live] == ["three", "two"]
-    of_ada = await world.reports.calls(limit=9, caller_key=ADA_KEY)
+    of_ada = await bench.reports.calls(limit=9, caller_key=ADA_KEY)
     assert [row.call.call_id for row in of_ada] == ["three", "one"]
-    assert sorted(await world.reports.call_keys()) == ["acme/one", "acme/three", "acme/two"]
+    assert sorted(await bench.reports.call_keys()) == ["acme/one", "acme/three", "acme/two"]
 
 
-async def test_callers_are_found_by_the_beginning_of_their_key(world: World) -> None:
+async def test_callers_are_found_by_the_beginning_of_their_key(bench: ReportsBench) -> None:
     """The caller keys that begin with the given digits are listed once each, sorted."""
-    await world.call("one", BOB)
-    await world.call("two", ADA)
-    await world.call("three", ADA)
-    assert await world.reports.caller_keys("a1") == [ADA_KEY, BOB_KEY]
-    assert await world.reports.caller_keys("a1b") == [ADA_KEY]
-    assert await world.reports.caller_keys("b") == []
+    await bench.call("one", BOB)
+    await bench.call("two", ADA)
+    await bench.call("three", ADA)
+    assert await bench.reports.caller_keys("a1") == [ADA_KEY, BOB_KEY]
+    assert await bench.reports.caller_keys("a1b") == [ADA_KEY]
+    assert await bench.reports.caller_keys("b") == []
 
 
-async def test_a_callers_agents_are_those_its_calls_went_to(world: World) -> None:
+async def test_a_callers_agents_are_those_its_calls_went_to(bench: ReportsBench) -> None:
     """The agent that was learnt for the caller and one that a call named are both listed."""
-    await world.call("one", ADA)
-    await world.call("two", FIXED, caller=ADA_KEY)
-    assert await world.reports.agents_of(ADA_KEY) == ["agent-fixed"]
-    await world.journal.learn_agent(ADA, "agent-ada")
-    assert await world.reports.agents_of(ADA_KEY) == ["agent-ada", "agent-fixed"]
-    assert await world.reports.agents_of(BOB_KEY) == []
+    await bench.call("one", ADA)
+    await bench.call("two", FIXED, caller=ADA_KEY)
+    assert await bench.reports.agents_of(ADA_KEY) == ["agent-fixed"]
+    await bench.journal.learn_agent(ADA, "agent-ada")
+    assert await bench.reports.agents_of(ADA_KEY) == ["agent-ada", "agent-fixed"]
+    assert await bench.reports.agents_of(BOB_KEY) == []
 
 
-async def test_turns_are_followed_by_the_time_they_were_stored(world: World) -> None:
+async def test_turns_are_followed_by_the_time_they_were_stored(bench: ReportsBench) -> None:
     """Turns stored at or after a moment come in the order of storage, each with its time."""
-    await world.call("one", ADA, "a", "b")
-    world.clock.now_s += 5
-    await world.call("two", BOB, "c")
-    said = [(at_s, turn.text) for at_s, turn in await world.reports.turns_since(NOW_S)]
+    await bench.call("one", ADA, "a", "b")
+    bench.clock.now_s += 5
+    await bench.call("two", BOB, "c")
+    said = [(at_s, turn.text) for at_s, turn in await bench.reports.turns_since(NOW_S)]
     assert said == [(NOW_S, "a"), (NOW_S, "b"), (NOW_S + 5, "c")]
-    assert [turn.text for _, turn in await world.reports.turns_since(NOW_S + 5)] == ["c"]
+    assert [turn.text for _, turn in await bench.reports.turns_since(NOW_S + 5)] == ["c"]
 
 
-async def test_a_batch_is_found_by_its_first_characters(world: World) -> None:
+async def test_a_batch_is_found_by_its_first_characters(bench: ReportsBench) -> None:
     """A batch comes with only its own turns; an id that matches none or several gives None."""
-    await world.call("one", ADA, "a", "b", "c")
-    await world.call("two", BOB, "d", "e")
-    one, two = await world.journal.claim(2, now_s=NOW_S, post_timeout_s=1.0)
+    await bench.call("one", ADA, "a", "b", "c")
+    await bench.call("two", BOB, "d", "e")
+    one, two = await bench.journal.claim(2, now_s=NOW_S, post_timeout_s=1.0)
     for batch in (one, two):
         for name in (batch.batch_id, batch.batch_id[:20]):
-            found = await world.reports.batch(name)
+            found = await bench.reports.batch(name)
             assert found is not None
             assert (found[0].batch_id, found[1]) == (batch.batch_id, batch.turns)
-    assert await world.reports.batch("no such batch") is None
-    assert await world.reports.batch("") is None
+    assert await bench.reports.batch("no such batch") is None
+    assert await bench.reports.batch("") is None

@@ -57,7 +57,7 @@ def turn(n: int, text: str = "hello") -> Turn:
     return Turn(CALL.key, f"item-{n}", n, "caller", text, 1_800_000_000.0)
 
 
-async def keep_calls(
+async def store_calls(
     journal: SqliteJournal, first: int, end: int, *, caller_key: str, settled: bool
 ) -> None:
     """Store ended calls of one caller with their own agent, of two turns each."""
@@ -139,10 +139,10 @@ class TestBackup:
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
         assert names_in(tmp_path) == {"copy.db", "data"}
         again = await SqliteJournal.open(target, policy=POLICY)
-        kept = [said.seq for said in await again.turns(CALL.key)]
+        stored = [said.seq for said in await again.turns(CALL.key)]
         await again.aclose()
-        assert kept == list(range(1, len(kept) + 1))
-        assert len(kept) >= 5
+        assert stored == list(range(1, len(stored) + 1))
+        assert len(stored) >= 5
 
     async def test_a_backup_overwrites_nothing_and_leaves_no_half(
         self, journal: SqliteJournal, path: Path, tmp_path: Path
@@ -345,16 +345,16 @@ class TestThreads:
             lambda tx: reads.recent(
                 tx, ref, caller_key="k1", except_call="", since_s=0.0, limit=60
             ),
-            lambda tx: forgetting.held_of_caller(tx, "k2"),
+            lambda tx: forgetting.stored_of_caller(tx, "k2"),
             reads.live_calls,
             lambda tx: reads.agent_of(tx, ref),
         )
         cost: list[list[int]] = []
-        kept = 0
-        await keep_calls(journal, 0, 1, caller_key="k2", settled=settled)
+        stored = 0
+        await store_calls(journal, 0, 1, caller_key="k2", settled=settled)
         for many in (100, 2_000):
-            await keep_calls(journal, kept, many, caller_key="k1", settled=settled)
-            kept, now_s = many, time.time() + 10
+            await store_calls(journal, stored, many, caller_key="k1", settled=settled)
+            stored, now_s = many, time.time() + 10
             cost.append([await steps_of(journal, ask) for ask in asks])
         await journal.aclose()
         few, lots = cost
@@ -367,11 +367,11 @@ class TestThreads:
         """Erasing one caller costs as much beside 2,000 calls of others as beside 100."""
         journal = await SqliteJournal.open(path, policy=POLICY)
         cost: list[int] = []
-        kept = 0
+        stored = 0
         for many in (100, 2_000):
-            await keep_calls(journal, kept, many, caller_key="k1", settled=False)
-            await keep_calls(journal, 0, 3, caller_key="k2", settled=False)
-            kept = many
+            await store_calls(journal, stored, many, caller_key="k1", settled=False)
+            await store_calls(journal, 0, 3, caller_key="k2", settled=False)
+            stored = many
             cost.append(
                 await steps_of(
                     journal,

@@ -72,7 +72,7 @@ def serving(directory: Path, **settings: str) -> Generator[SidecarProcess]:
             yield process
 
 
-def told(process: SidecarProcess, message: Mapping[str, Any]) -> object:
+def answer_to(process: SidecarProcess, message: Mapping[str, Any]) -> object:
     status, raw = post(process, "/vapi/webhook", {"message": message})
     assert status == 200
     return json.loads(raw)
@@ -100,14 +100,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ob
         with serving(directory / "data", **more) as process:
             if name == "none":  # an earlier call, so that there is something to remember
                 report = SENT["end-of-call-report"].message
-                told(process, {**report, "call": {**report["call"], "id": "earlier"}})
+                answer_to(process, {**report, "call": {**report["call"], "id": "earlier"}})
                 eventually(lambda: process.undelivered() == 0)
-            answer = told(process, ASSISTANT_REQUEST.message)
+            answer = answer_to(process, ASSISTANT_REQUEST.message)
             found[f"assistant-request, {name}"] = ASSISTANT_REQUEST.answer, answer
             if name != "named":
                 continue
             for kind, sent in SENT.items():
-                answer = told(process, sent.message)
+                answer = answer_to(process, sent.message)
                 if sent.answer:
                     found[kind] = sent.answer, answer
                 else:

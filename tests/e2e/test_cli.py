@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from sidecar.cli import app as cli_app
-from sidecar.private import KEPT
+from sidecar.private import STATE_NAMES
 from tests.console_page import opened
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -305,11 +305,13 @@ def test_long_work_shows_a_bar_on_a_terminal(
     seen, terminal = pty.openpty()
     with os.fdopen(seen, "rb", buffering=0) as screen:
         try:
-            told = cli.run("export", "--out", str(tmp_path / "out"), "--json", terminal=terminal)
+            exported = cli.run(
+                "export", "--out", str(tmp_path / "out"), "--json", terminal=terminal
+            )
         finally:
             os.close(terminal)
         assert b"exporting" in screen.read(4096)
-    assert json.loads(told.stdout) == {"calls": 1, "out": str(tmp_path / "out")}
+    assert json.loads(exported.stdout) == {"calls": 1, "out": str(tmp_path / "out")}
 
 
 def test_control_is_for_this_user_alone(sidecar: SidecarProcess, tmp_path: Path) -> None:
@@ -391,12 +393,12 @@ def test_everything_kept_is_private_and_goes_in_time(tmp_path: Path) -> None:
         assert {*JOURNAL, "letta.db-wal"} <= modes.keys()
         assert {name: oct(mode) for name, mode in modes.items() if mode != 0o600} == {}
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
-        assert {p.name for p in data.iterdir()} <= KEPT
+        assert {p.name for p in data.iterdir()} <= STATE_NAMES
     with SidecarProcess(data, {"SIDECAR_RETENTION_DAYS": "0.000001"}):
         eventually(lambda: Cli(data).json("calls", "list") == [])
-        held = partial(of_files_below, data, Path.read_bytes)
+        files = partial(of_files_below, data, Path.read_bytes)
         eventually(
-            lambda: not [p for p, raw in held().items() if p.name in JOURNAL and b"Barnaby" in raw]
+            lambda: not [p for p, raw in files().items() if p.name in JOURNAL and b"Barnaby" in raw]
         )
 
 

@@ -73,15 +73,15 @@ def test_words_said_again_are_stored_once(tmp_path: Path) -> None:
             sidecar.kill()
         sidecar.start()
         with opened(sidecar) as page:
-            held = page.resume(call, "ada")
-            assert [turn["id"] for turn in held["turns"]] == [first, f"reply-{first}"]
+            resumed = page.resume(call, "ada")
+            assert [turn["id"] for turn in resumed["turns"]] == [first, f"reply-{first}"]
             assert page.say("My name is Ada.", turn=first) == reply["text"]
             second = page.begin_saying("I live in Lyon.")
             page.until("turn", turn=second, stored=True)
             page.say("I live in Lyon.", turn=second)
             page.send(type="call.watch", call=call)
-            told = page.until("transcript", call=call)
-            assert [turn["id"] for turn in told["turns"]] == [
+            transcript = page.until("transcript", call=call)
+            assert [turn["id"] for turn in transcript["turns"]] == [
                 first,
                 f"reply-{first}",
                 second,

@@ -128,7 +128,7 @@ def is_accessible(tab: Tab, name: str) -> None:
             "axe.run(document, {resultTypes: ['violations']}).then((r) => r.violations.map((v) =>"
             " [v.id, v.help, v.nodes.map((n) => n.html.slice(0, 160) + n.failureSummary)]))"
         )
-        tab.keep(PICTURES / f"{name}-{'dark' if dark else 'light'}.png")
+        tab.save_picture(PICTURES / f"{name}-{'dark' if dark else 'light'}.png")
         assert found == [], json.dumps(found, indent=1)
     tab.look()
 
@@ -192,7 +192,7 @@ def test_a_fact_is_remembered_and_seen_to_be_learnt(
         tab.shows("as it was at", within=".memory")
         assert "Lyon" in tab.read(NEW_LINES)
         assert "Rex" not in tab.read("document.querySelector('.memory').innerText")
-        tab.keep(PICTURES / "first-of-two-calls.png")
+        tab.save_picture(PICTURES / "first-of-two-calls.png")
 
 
 def test_a_call_that_is_not_to_be_kept_leaves_nothing(
@@ -232,7 +232,7 @@ def test_calls_go_on_while_lettas_plug_is_pulled(browser: Browser, sidecar: Side
         tab.shows("All were delivered", within=".outcome")
         tab.shows("Grace", within=".lane.settled")
         tab.shows("Letta learned", within=".memory")
-        tab.keep(PICTURES / "plug-restored.png")
+        tab.save_picture(PICTURES / "plug-restored.png")
 
 
 def test_the_page_comes_back_from_a_kill_and_nothing_is_lost(
@@ -249,7 +249,7 @@ def test_the_page_comes_back_from_a_kill_and_nothing_is_lost(
         tab.type("I live in Vienna.")
         tab.press("Enter")
         tab.shows(" 3 of 3 turns stored, 0 lost.", within=".outcome", within_s=60.0)
-        tab.keep(PICTURES / "killed.png")
+        tab.save_picture(PICTURES / "killed.png")
         tab.says("connected", within=".link")
         assert "Vienna" in say(tab, "Where do I live?")
         tab.click(".calls button", text="Joan")
@@ -262,7 +262,7 @@ def test_the_page_comes_back_from_a_kill_and_nothing_is_lost(
         tab.until("document.querySelectorAll('.turns .bubble').length > 0")
         said = tab.read("[...document.querySelectorAll('.turns .bubble')].map((e) => e.innerText)")
         assert len(said) == len(set(said))
-        tab.keep(PICTURES / "past-call.png")
+        tab.save_picture(PICTURES / "past-call.png")
 
 
 def test_a_wrong_token_is_told_what_to_do(browser: Browser, sidecar: SidecarProcess) -> None:
@@ -273,7 +273,7 @@ def test_a_wrong_token_is_told_what_to_do(browser: Browser, sidecar: SidecarProc
         tab.shows("Open the", within="[role=alert]")
         tab.says("not connected", within=".link")
         assert tab.read("document.querySelector('.start').disabled") is True
-    tab.keep(PICTURES / "wrong-token.png")
+    tab.save_picture(PICTURES / "wrong-token.png")
 
 
 def test_a_foreign_page_gets_nothing(browser: Browser, sidecar: SidecarProcess) -> None:
@@ -375,7 +375,7 @@ def test_it_fits_a_phone(browser: Browser, sidecar: SidecarProcess) -> None:
                 tab.click(f".views button[data-view={view}]")
                 tab.until("document.documentElement.scrollWidth <= innerWidth")
                 name = f"phone-{view}-{'dark' if dark else 'light'}.png"
-                tab.keep(PICTURES / name)
+                tab.save_picture(PICTURES / name)
                 if not tab.read("'axe' in window"):
                     tab.read(f"{AXE};true")
                 assert (
@@ -473,7 +473,7 @@ def test_calls_of_every_channel_are_seen(browser: Browser, sidecar: SidecarProce
         tab.shows("Call via constructor", within="#talk-title")
         tab.click(".calls button", text="LiveKit")
         tab.shows("I call by phone.", within=".talk")
-        tab.keep(PICTURES / "calls.png")
+        tab.save_picture(PICTURES / "calls.png")
         call_by_vapi(sidecar)
         tab.click(".calls button", text="VAPI")
         tab.shows("Call via VAPI", within="#talk-title")

@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from sidecar.http.server import lift_file_limit
-from sidecar.private import KEPT
+from sidecar.private import STATE_NAMES
 from sidecar.wire.frames import MAX_FRAME_BYTES, SUBPROTOCOL
 from tests.sidecar_process import SidecarProcess, eventually, get
 
@@ -144,9 +144,9 @@ def test_all_that_it_keeps_is_looked_at_before_a_start(sidecar: SidecarProcess) 
     with worker(sidecar) as peer:
         peer.open("c-kept", identity="ada")
         peer.until("memory")
-    kept = {path.name for path in sidecar.data_dir.iterdir()}
-    assert kept
-    assert kept <= KEPT
+    names = {path.name for path in sidecar.data_dir.iterdir()}
+    assert names
+    assert names <= STATE_NAMES
 
 
 def test_an_unknown_type_and_an_unknown_field_are_ignored(sidecar: SidecarProcess) -> None:
@@ -298,10 +298,10 @@ def test_without_a_token_set_one_is_made(tmp_path: Path, env: dict[str, str]) ->
             with worker(sidecar):
                 pass
             assert (data / "link-token").stat().st_mode & 0o777 == 0o600
-            kept = sidecar.link_token
+            token = sidecar.link_token
             sidecar.kill()
             sidecar.start()
-            assert sidecar.link_token == kept
+            assert sidecar.link_token == token
             with worker(sidecar):
                 pass
         assert get(f"{sidecar.url}/metrics")[0] == 200

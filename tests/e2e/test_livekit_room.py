@@ -105,9 +105,9 @@ async def exchange(caller: Caller, words: str, *, answers: int = 1) -> None:
     await caller.until_agent_is_silent()
 
 
-async def until(holds: Any, budget_s: float = ANSWER_S) -> None:
+async def until(condition: Any, budget_s: float = ANSWER_S) -> None:
     with anyio.fail_after(budget_s):
-        while not await anyio.to_thread.run_sync(holds):  # noqa: ASYNC110 - another process
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110 - another process
             await anyio.sleep(0.1)
 
 

@@ -41,7 +41,7 @@ def runs(pid: int) -> bool:
     return state not in {"Z", "X"}
 
 
-def told(sidecar: SidecarProcess, text: str, caller: str = "ada") -> None:
+def tell(sidecar: SidecarProcess, text: str, caller: str = "ada") -> None:
     with opened(sidecar) as page:
         page.call(caller)
         page.say(text)
@@ -71,7 +71,7 @@ def test_a_second_start_finds_the_same_agent_and_memory(
     sidecar = SidecarProcess(tmp_path / "data", env)
     with sidecar:
         assert "real: Letta App Server on this machine (demo model)" in sidecar.banner
-        told(sidecar, "My favourite colour is teal")
+        tell(sidecar, "My favourite colour is teal")
         (agent,) = cli.json("agents", "list")
         pid = server_pid(tmp_path / "data")
         sidecar.kill()
@@ -79,7 +79,7 @@ def test_a_second_start_finds_the_same_agent_and_memory(
         sidecar.start()
         eventually(lambda: is_ready(tmp_path / "data"), within_s=60)
         until_answered(sidecar, "What is my favourite colour?", "teal")
-        told(sidecar, "My dog is called Rex")
+        tell(sidecar, "My dog is called Rex")
         again = server_pid(tmp_path / "data")
     assert not runs(again)
     assert cli.json("agents", "list") == [agent]
@@ -101,14 +101,14 @@ def test_a_second_start_finds_the_same_agent_and_memory(
     assert not is_ready(tmp_path / "data"), "a command leaves no server behind"
     folder = tmp_path / "data/app-server"
     assert folder.stat().st_mode & 0o777 == 0o700
-    told_of_model = folder / "home/.letta/lc-local-backend/providers/auth.json"
-    assert {p.stat().st_mode & 0o777 for p in (folder / "token", told_of_model)} == {0o600}
+    auth_file = folder / "home/.letta/lc-local-backend/providers/auth.json"
+    assert {p.stat().st_mode & 0o777 for p in (folder / "token", auth_file)} == {0o600}
 
 
 def test_a_server_that_dies_is_started_again(tmp_path: Path, app_server_program: Path) -> None:
     """After kill -9 of the App Server calls go on, and what was said meanwhile is remembered."""
     with SidecarProcess(tmp_path / "data", env_of(app_server_program)) as sidecar:
-        told(sidecar, "My favourite colour is teal")
+        tell(sidecar, "My favourite colour is teal")
         pid = server_pid(tmp_path / "data")
         with opened(sidecar) as page:
             page.call("ada")
@@ -128,9 +128,9 @@ def test_what_a_caller_said_is_forgotten_in_the_servers_files_too(
     env = env_of(app_server_program)
     cli = Cli(tmp_path / "data", **env)
     with SidecarProcess(tmp_path / "data", env) as sidecar:
-        told(sidecar, "I live in Ouagadougou", "zoe")
-        held = bytes_below(tmp_path / "data/app-server/home")
-        assert any(b"Ouagadougou" in raw for raw in held.values())
+        tell(sidecar, "I live in Ouagadougou", "zoe")
+        files = bytes_below(tmp_path / "data/app-server/home")
+        assert any(b"Ouagadougou" in raw for raw in files.values())
         (agent,) = cli.json("agents", "list")
         report = cli.json("forget", "--caller", "id:zoe", "--yes")
         assert report["traces"] == []
@@ -152,7 +152,7 @@ def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: s
         assert "DEMO: embedded Letta (demo model)" in sidecar.banner
         said = "not installed" if why == "absent" else "ended with 3: no such luck"
         assert said in sidecar.banner
-        told(sidecar, "My favourite colour is teal")
+        tell(sidecar, "My favourite colour is teal")
         until_answered(sidecar, "What is my favourite colour?", "teal")
     program.write_text("#!/bin/sh\nsleep 60\n")
     program.chmod(0o755)
@@ -174,7 +174,7 @@ def test_memory_does_not_change_hands_when_the_server_is_gone(
     env = env_of(tmp_path / "letta")
     (tmp_path / "letta").symlink_to(app_server_program)
     with SidecarProcess(tmp_path / "data", env) as sidecar:
-        told(sidecar, "My favourite colour is teal")
+        tell(sidecar, "My favourite colour is teal")
     (tmp_path / "letta").unlink()
     with SidecarProcess(tmp_path / "data", env) as sidecar:
         assert "AWAY" in sidecar.banner

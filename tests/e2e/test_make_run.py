@@ -22,11 +22,13 @@ def made(folder: Path, uv: str, **env: str) -> subprocess.CompletedProcess[str]:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
     (folder / ".venv/.run").touch()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LETTA_", "SIDECAR_", "MAKE"))}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LETTA_", "SIDECAR_", "MAKE"))
+    }
     return subprocess.run(
         ["make", "run"],
         cwd=folder,
-        env=kept | env,
+        env=inherited | env,
         capture_output=True,
         text=True,
         timeout=30,

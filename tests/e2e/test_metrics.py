@@ -80,10 +80,10 @@ def test_what_livekit_measured_of_a_turn_is_kept_counted_and_shown(tmp_path: Pat
         scraped = get(f"{sidecar.url}/metrics")[1]
         cli = Cli(tmp_path / "data")
         shown = cli.ok("calls", "show", "call-1")
-        kept = cli.json("calls", "show", "call-1")["turns"][0]["metrics"]
+        stored = cli.json("calls", "show", "call-1")["turns"][0]["metrics"]
     assert 'sidecar_turn_seconds_sum{stage="e2e_latency"} 0.91' in scraped
     assert "of_no_stage" not in scraped
     words = " ".join(shown.split())
     assert "e2e_latency 0.91 s; memory fresh, 1.5 s old, waited 4 ms" in words
     assert max(len(line) for line in shown.splitlines()) <= 80
-    assert kept == measured
+    assert stored == measured

@@ -272,8 +272,8 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
         assert TOKEN not in log
         assert image.run(stage.health, env)[0] == 1
         for volume in image.volumes.values():
-            kept = [path for path in volume.rglob("*") if path.is_file()]
-            assert all(path.stat().st_mode & 0o077 == 0 for path in kept)
+            files = [path for path in volume.rglob("*") if path.is_file()]
+            assert all(path.stat().st_mode & 0o077 == 0 for path in files)
         assert (image.volumes["/data"] / "state/journal.db").is_file()
         for at in ("/", "/opt/sidecar", "/etc", "/tmp"):
             assert image.run(["touch", f"{at}/x"])[0] != 0

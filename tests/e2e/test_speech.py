@@ -44,7 +44,7 @@ async def exchange(caller: Caller, samples: bytes) -> None:
 
 async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> None:
     """A spoken fact is recognised, remembered and spoken aloud in the next call."""
-    told = await anyio.to_thread.run_sync(piper, "My favorite color is green.")
+    telling = await anyio.to_thread.run_sync(piper, "My favorite color is green.")
     asked = await anyio.to_thread.run_sync(piper, "What is my favorite color?")
     env = {"SIDECAR_SPOOL_DIR": str(tmp_path / "spool")}
     sidecar = SidecarProcess(tmp_path / "data", env)
@@ -60,7 +60,7 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
                 env={"VOICE_DISCLOSURE": "Hello."},
             ) as worker,
         ):
-            for room, samples in (("tell", told), ("ask", asked)):
+            for room, samples in (("tell", telling), ("ask", asked)):
                 async with calling(server.url, room, room, phone=PHONE) as caller:
                     await server.call_agent(room)
                     # The disclosure, and then the greeting, however long it takes to begin.

@@ -177,15 +177,15 @@ def cases(
         also: Fields that are read though no document names them.
     """
     dice = random.Random(seed)
-    holders: dict[tuple[Path, str], list[str]] = {}
+    names_at: dict[tuple[Path, str], list[str]] = {}
     for name, document in documents.items():
         for path in paths_of(document):
             value = at(document, path)
-            holders.setdefault((path, text_of(value)), []).append(name)
+            names_at.setdefault((path, text_of(value)), []).append(name)
             for extra in also if isinstance(value, Mapping) else ():
                 if extra not in value:
-                    holders.setdefault(((*path, extra), ""), []).append(name)
-    fields = [(path, names) for (path, _), names in holders.items()]
+                    names_at.setdefault(((*path, extra), ""), []).append(name)
+    fields = [(path, names) for (path, _), names in names_at.items()]
     known = [field for field in fields if at(documents[field[1][0]], field[0]) is not None]
     values = [_mixed(dice) for _ in fields]
     for number in itertools.count():

@@ -21,7 +21,7 @@ from tests.fuzz.inputs import text_of
 from tests.sidecar_process import SidecarProcess
 
 ANSWER_S = 10.0
-_TOLD = ("Traceback", "Exception in ASGI", '"part_failed"', '"log_failed"')
+_FAULTS = ("Traceback", "Exception in ASGI", '"part_failed"', '"log_failed"')
 _OUR_FAULT = {1006, 1011}
 
 
@@ -50,8 +50,8 @@ class Log:
     def fault(self) -> str:
         lines = self.process.log[self._seen :]
         self._seen += len(lines)
-        told = [line for line in lines if any(word in line for word in _TOLD)]
-        return "".join(lines[-40:])[-3_000:] if told else ""
+        faults = [line for line in lines if any(word in line for word in _FAULTS)]
+        return "".join(lines[-40:])[-3_000:] if faults else ""
 
 
 @dataclass

@@ -181,7 +181,7 @@ class LettaStack(Stack):
 
     def _environ(self) -> dict[str, str]:
         foreign = ("LETTA_", "OPENAI_")
-        kept = {
+        inherited = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(foreign) and not name.upper().endswith("_PROXY")
@@ -205,7 +205,7 @@ class LettaStack(Stack):
             ours |= {"LETTA_REDIS_HOST": "127.0.0.1", "LETTA_REDIS_PORT": str(self._redis_port)}
         if self.api_key:
             ours |= {"LETTA_SERVER_SECURE": "true", "LETTA_SERVER_PASSWORD": self.api_key}
-        return kept | ours
+        return inherited | ours
 
 
 def _postgres_binaries() -> Path:

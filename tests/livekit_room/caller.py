@@ -92,10 +92,10 @@ class Caller:
                     continue
                 return
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], bool], budget_s: float = 60.0) -> None:
         """Wait until a condition on what was said and heard holds."""
         with anyio.fail_after(budget_s):
-            while not holds():
+            while not condition():
                 await self._changed.wait()
 
     async def hang_up(self) -> None:

@@ -114,7 +114,7 @@ class ScriptedStream(stt.RecognizeStream):
     async def _run(self) -> None:
         script: list[str] = json.loads(_room_file(".json").read_text())
         spoken_s = silent_s = 0.0
-        told = ended = begun = 0
+        shown = ended = begun = 0
 
         def begins(packet: rtc.DataPacket) -> None:
             nonlocal begun
@@ -142,10 +142,10 @@ class ScriptedStream(stt.RecognizeStream):
                 script.pop(0)
                 self._tell(stt.SpeechEventType.FINAL_TRANSCRIPT, " ".join(words[:known]))
                 spoken_s = silent_s = 0.0
-                told = 0
+                shown = 0
                 ended += 1
-            elif known > told:
-                told = known
+            elif known > shown:
+                shown = known
                 self._tell(stt.SpeechEventType.INTERIM_TRANSCRIPT, " ".join(words[:known]))
 
     def _tell(self, kind: stt.SpeechEventType, text: str) -> None:

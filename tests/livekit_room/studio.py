@@ -281,10 +281,10 @@ class Studio:
     mouth: _Mouth
     items: list[llm.ChatMessage] = field(default_factory=list[llm.ChatMessage])
 
-    async def until(self, holds: Callable[[], bool], budget_s: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], bool], budget_s: float = 60.0) -> None:
         """Wait until a condition on the session holds."""
         with anyio.fail_after(budget_s):
-            while not holds():  # noqa: ASYNC110 - the session has few events
+            while not condition():  # noqa: ASYNC110 - the session has few events
                 await anyio.sleep(0.01)
 
     async def until_committed(self, count: int) -> None:

@@ -86,13 +86,13 @@ async def voice_worker(
     """
     scripts, spool_dir, log = directory / "scripts", directory / "spool", directory / "worker.log"
     scripts.mkdir(parents=True, exist_ok=True)
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("LIVEKIT", "SIDECAR", "VOICE", "LLM", "OPENAI", "LETTA"))
     }
     environ = {
-        **kept,
+        **inherited,
         "LIVEKIT_URL": server.url,
         "LIVEKIT_API_KEY": API_KEY,
         "LIVEKIT_API_SECRET": API_SECRET,

@@ -20,14 +20,14 @@ class Line:
 
     def __init__(self, call_id: str) -> None:
         self.call = Call(f"t/{call_id}", AgentRef("t"), "livekit", "", 0.0)
-        self.told: list[str] = []
+        self.guidance: list[str] = []
 
     @property
     def key(self) -> str:
         return self.call.key
 
     def guide(self, text: str) -> None:
-        self.told.append(text)
+        self.guidance.append(text)
 
 
 async def asked(directory: Path, live: list[Line], call: str) -> tuple[int, dict[str, Any]]:
@@ -64,8 +64,8 @@ async def test_a_live_call_goes_by_any_of_its_names(tmp_path: Path) -> None:
     line, other = Line("AJ_one"), Line("AJ_two")
     for name in ("t/AJ_one", "AJ_one", "AJ_o", short_id("t/AJ_one"), short_id("t/AJ_one")[:6]):
         assert await asked(tmp_path, [line, other], name) == (200, {"done": True})
-    assert len(line.told) == 5
-    assert other.told == []
+    assert len(line.guidance) == 5
+    assert other.guidance == []
     assert await asked(tmp_path, [line, other], "AJ_three") == (200, {"done": False})
 
 
@@ -74,4 +74,4 @@ async def test_an_ambiguous_name_reaches_nobody(tmp_path: Path) -> None:
     lines = [Line("console-1"), Line("console-2")]
     status, answer = await asked(tmp_path, lines, "console")
     assert status == 409
-    assert all(line.told == [] and short_id(line.key) in answer["hint"] for line in lines)
+    assert all(line.guidance == [] and short_id(line.key) in answer["hint"] for line in lines)

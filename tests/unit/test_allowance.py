@@ -19,22 +19,22 @@ def test_what_is_held_is_bounded_and_nobody_waits_for_another(
     """A peer holds at most its limit and one more piece; a peer that holds nothing may go on."""
     shared = Allowance(100)
     peers = [Allowance(50, shared) for _ in range(4)]
-    held: list[list[int]] = [[] for _ in peers]
+    taken: list[list[int]] = [[] for _ in peers]
     for who, size, gives_back in moves:
         peer = peers[who]
-        if gives_back and held[who]:
-            peer.give_back(held[who].pop())
+        if gives_back and taken[who]:
+            peer.give_back(taken[who].pop())
         elif not peer.spent:
             peer.take(size)
-            held[who].append(size)
-        assert [sum(pieces) for pieces in held] == [one.held_bytes for one in peers]
-        assert sum(map(sum, held)) == shared.held_bytes
-        assert all(one.held_bytes <= 50 + 40 for one in peers)
-        assert shared.held_bytes <= 100 + len(peers) * 40
-        assert not any(one.spent for one in peers if not one.held_bytes)
+            taken[who].append(size)
+        assert [sum(pieces) for pieces in taken] == [one.taken_bytes for one in peers]
+        assert sum(map(sum, taken)) == shared.taken_bytes
+        assert all(one.taken_bytes <= 50 + 40 for one in peers)
+        assert shared.taken_bytes <= 100 + len(peers) * 40
+        assert not any(one.spent for one in peers if not one.taken_bytes)
     for peer in peers:
         peer.give_back()
-    assert shared.held_bytes == 0
+    assert shared.taken_bytes == 0
 
 
 def test_room_is_had_when_another_peer_gives_back() -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from sidecar.errors import LettaError, LettaUnavailable, NotOffered
-from sidecar.memory.archive import KEPT_S, QUESTION_CHARS, Archive
+from sidecar.memory.archive import CACHED_S, QUESTION_CHARS, Archive
 from sidecar.model import Passage
 from sidecar.telemetry import Telemetry
 
@@ -41,7 +41,7 @@ class Source:
         return self.found[:limit]
 
 
-class Bench:
+class ArchiveBench:
     def __init__(self) -> None:
         self.source = Source()
         self.telemetry = Telemetry()
@@ -55,8 +55,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened() -> AsyncGenerator[Bench]:
-    bench = Bench()
+async def opened() -> AsyncGenerator[ArchiveBench]:
+    bench = ArchiveBench()
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.archive.run)
         yield bench
@@ -95,7 +95,7 @@ class TestArchive:
         async with opened() as bench:
             await bench.search("boat")
             await bench.search("boat", agent="b")
-            await trio.sleep(KEPT_S)
+            await trio.sleep(CACHED_S)
             await bench.search("boat")
             assert [agent for agent, _ in bench.source.asked] == ["a", "b", "a"]
 
@@ -146,5 +146,5 @@ class TestArchive:
             assert [len(query) for _, query in bench.source.asked] == [QUESTION_CHARS]
 
     @staticmethod
-    async def _nothing(bench: Bench, question: str) -> None:
+    async def _nothing(bench: ArchiveBench, question: str) -> None:
         assert await bench.archive.search("a", question, budget_s=0.5) == ()

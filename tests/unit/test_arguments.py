@@ -72,10 +72,10 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
 def refused(done: Done, param: Any) -> None:
     """Assert that a command names the parameter and a remedy, briefly and without a traceback."""
     names = {param.opts[-1], param.name, param.metavar or param.name}
-    told = done.err.splitlines()[-1]
+    line = done.err.splitlines()[-1]
     assert done.code == 2, done
-    assert any(name in told for name in names), done.err
-    assert told.rpartition(":")[2].strip()
+    assert any(name in line for name in names), done.err
+    assert line.rpartition(":")[2].strip()
     assert len(done.err) < 20_480
     assert "Traceback" not in done.out + done.err
 
@@ -106,10 +106,10 @@ def test_wrong_use_is_told_as_json_too(command: Cli) -> None:
         (("memory", "log", "--caller", "\t"), "--caller"),
     ):
         done = command.run(*args, "--json")
-        ((told),) = json.loads(done.out)["fields"]
+        (wrong,) = json.loads(done.out)["fields"]
         assert done.code == 2
-        assert told["field"] == field
-        assert told["remedy"]
+        assert wrong["field"] == field
+        assert wrong["remedy"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\n", b" \t\n", b"\xff\n", b"a\x01\n", b"x" * 10_240])

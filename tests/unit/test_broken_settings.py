@@ -123,12 +123,12 @@ def leaves(group: Any, *above: str) -> Iterator[str]:
 
 def names(done: Done, variable: str) -> None:
     """Assert that a command exits with 2 and names the setting and a remedy, and no traceback."""
-    told = done.out + done.err
+    output = done.out + done.err
     named = {variable, TOGETHER.get(variable, variable), VAPI.get(variable, variable)}
-    line = next((line for line in told.splitlines() if any(f"{n}: " in line for n in named)), "")
-    assert done.code == 2, (done.code, told)
-    assert line.partition(": ")[2].strip(), told
-    assert "Traceback" not in told
+    line = next((line for line in output.splitlines() if any(f"{n}: " in line for n in named)), "")
+    assert done.code == 2, (done.code, output)
+    assert line.partition(": ")[2].strip(), output
+    assert "Traceback" not in output
 
 
 def test_every_command_is_in_the_table() -> None:
@@ -264,10 +264,10 @@ def test_blanks_behind_a_value_change_nothing(command: Cli, end: str) -> None:
     clean = {"SIDECAR_PORT": "0", "SIDECAR_DEFAULT_REGION": "gb", "LLM_MODEL": "m"}
     clean |= {"SIDECAR_LINK_TOKEN": _KEY, "SIDECAR_LOG_JSON": "1"}
     for args in (("check",), ("check", "--json"), ("calls", "list", "--json")):
-        told = command.run(*args, **clean)
-        assert told.code == 0
-        assert command.run(*args, **{name: f"{v}{end}" for name, v in clean.items()}) == told
-        assert command.run(*args, **clean, LLM_API_KEY=end, SIDECAR_HOST=end) == told
+        output = command.run(*args, **clean)
+        assert output.code == 0
+        assert command.run(*args, **{name: f"{v}{end}" for name, v in clean.items()}) == output
+        assert command.run(*args, **clean, LLM_API_KEY=end, SIDECAR_HOST=end) == output
 
 
 @pytest.mark.parametrize(

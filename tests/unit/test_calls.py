@@ -99,7 +99,7 @@ class Ear:
         return self.views[-1][0]
 
 
-class Bench:
+class CallsBench:
     def __init__(
         self, *, journal: MemoryJournal | None = None, rules: IdentityRules | None = None
     ) -> None:
@@ -131,7 +131,7 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator["Bench"]:
+    async def running(self) -> AsyncGenerator["CallsBench"]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.snapshots.run)
             await tasks.start(self.calls.run)
@@ -155,9 +155,9 @@ class Bench:
         return live, ear
 
 
-def virtual(test: Callable[[Bench], Awaitable[None]], bench: Bench | None = None) -> None:
+def virtual(test: Callable[[CallsBench], Awaitable[None]], bench: CallsBench | None = None) -> None:
     async def main() -> None:
-        async with (bench or Bench()).running() as running:
+        async with (bench or CallsBench()).running() as running:
             await test(running)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -170,7 +170,7 @@ def turn(live: LiveCall, item: str, text: str, *, seq: int = 0) -> Turn:
 def test_opening_a_call_never_waits_for_letta() -> None:
     """With Letta hanging, a call opens and its turns are recorded at once."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         bench.letta.delay_s = 10_000.0
         began = trio.current_time()
         live, _ = await bench.open("c1")
@@ -185,7 +185,7 @@ def test_opening_a_call_never_waits_for_letta() -> None:
 def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
     """A first call creates an agent and has no memory; the next call has what it learnt."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         assert (await ear.newest()).text == ""
         await live.close("bye")
@@ -203,7 +203,7 @@ def test_a_new_caller_gets_an_agent_and_what_it_learns_comes_back() -> None:
 def test_no_caller_sees_another_callers_memory_or_words() -> None:
     """Two callers, or one number in two tenants, share neither memory nor words."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         ears: dict[tuple[str, str], LiveCall] = {}
         for tenant, hints in (("t", ADA), ("t", BOB), ("u", ADA)):
             live, ear = await bench.open("c1" + hints.phone, hints, tenant=tenant)
@@ -227,7 +227,7 @@ def test_no_caller_sees_another_callers_memory_or_words() -> None:
 def test_who_calls_again_at_once_is_remembered_before_letta_knows() -> None:
     """Turns of the last call that Letta has not digested are in the next call's memory."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         await live.record([turn(live, "i1", "my cat is called Tom")])
@@ -252,7 +252,7 @@ def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
 ) -> None:
     """A prompt right at the opening waits for the journal's turns, but not for Letta."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         await live.record([turn(live, "i1", "my dog is called Rex")])
@@ -270,7 +270,7 @@ def test_the_first_prompt_of_a_call_has_what_was_said_in_the_last_one(
 def test_a_prompt_waits_no_longer_than_it_may() -> None:
     """The first prompt waits for the cold-start budget from the opening; later ones don't wait."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         bench.letta.delay_s = 10_000.0
         live, _ = await bench.open("c1")
         await anyio.sleep(0.3)
@@ -283,7 +283,7 @@ def test_a_prompt_waits_no_longer_than_it_may() -> None:
 def test_a_read_under_way_is_waited_for_from_its_start() -> None:
     """A prompt waits for a slow read for at most `memory_s` from the start of the speech."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         bench.letta.delay_s = 1.0
@@ -305,7 +305,7 @@ def test_a_read_that_only_renews_the_memory_is_not_waited_for(
 ) -> None:
     """A first prompt may wait `memory_s` for an unconfirmed copy to be read; later ones don't."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         bench.letta.values["agent-0"] = "a fact"
@@ -333,7 +333,7 @@ def test_a_read_that_only_renews_the_memory_is_not_waited_for(
 def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
     """A call during an outage has the last good copy, and the new memory once Letta is back."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         bench.letta.values["agent-0"] = "old fact"
@@ -354,7 +354,7 @@ def test_while_letta_is_down_calls_go_on_with_the_last_good_copy() -> None:
 def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
     """A new caller in an outage has no memory at first, and gets it once Letta is back."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         bench.letta.down = True
         live, ear = await bench.open("c1")
         assert (await ear.newest()).served == "none"
@@ -370,7 +370,7 @@ def test_a_new_caller_in_an_outage_is_known_when_letta_is_back() -> None:
 def test_speech_starts_a_read_and_its_end_is_told() -> None:
     """Each time the caller begins to speak, one `settled` memory follows, changed or not."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         ear.views.clear()
@@ -387,7 +387,7 @@ def test_speech_starts_a_read_and_its_end_is_told() -> None:
 def test_a_call_belongs_to_one_worker_at_a_time() -> None:
     """A second worker is refused; the same worker on a new connection takes its call up again."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         first, _ = await bench.open("c1", owner="w1")
         with pytest.raises(CallError) as refused:
             await bench.open("c1", owner="w2")
@@ -401,7 +401,7 @@ def test_a_call_belongs_to_one_worker_at_a_time() -> None:
 def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
     """A lost call can be taken up again within two minutes, and is closed after that."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
         bench.calls.orphan("w1")
@@ -421,7 +421,7 @@ def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
 def test_guidance_stays_with_a_call_that_is_taken_up_again(leaves: str) -> None:
     """Guidance stays with a call that is taken up again, and reaches no other call."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         live.guide("Offer a call back.")
         live.guide("Offer a call back.")
@@ -446,32 +446,32 @@ def test_guidance_stays_with_a_call_that_is_taken_up_again(leaves: str) -> None:
 
 def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
     """After a restart, a call whose worker never returns is closed in the end."""
-    before = Bench()
+    before = CallsBench()
 
-    async def first(bench: Bench) -> None:
+    async def first(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
 
-    async def second(bench: Bench) -> None:
+    async def second(bench: CallsBench) -> None:
         assert len(await bench.journal.live_calls()) == 1
         await anyio.sleep(130.0)
         assert await bench.journal.live_calls() == []
 
     virtual(first, before)
-    after = Bench(journal=before.journal)
+    after = CallsBench(journal=before.journal)
     virtual(second, after)
 
 
 @pytest.mark.parametrize("how", ["taken up", "spooled"])
 def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
     """A call keeps its agent and all its words when settings give its caller another agent."""
-    before = Bench()
+    before = CallsBench()
 
-    async def first(bench: Bench) -> None:
+    async def first(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
 
-    async def second(bench: Bench) -> None:
+    async def second(bench: CallsBench) -> None:
         if how == "taken up":
             live, ear = await bench.open("c1")
             await ear.newest()
@@ -494,13 +494,13 @@ def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
 
     virtual(first, before)
     rules = IdentityRules(agent_map={ADA.phone: "agent-7"})
-    virtual(second, Bench(journal=before.journal, rules=rules))
+    virtual(second, CallsBench(journal=before.journal, rules=rules))
 
 
 def test_an_id_used_again_brings_no_other_callers_words() -> None:
     """With one agent for all, a call id that comes again with another caller is refused."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c0")
         await live.record([turn(live, "i1", "my secret")])
         await bench.open("c1")
@@ -516,13 +516,13 @@ def test_an_id_used_again_brings_no_other_callers_words() -> None:
         _, ear = await bench.open("c1")
         assert "my secret" in (await ear.newest()).text
 
-    virtual(body, Bench(rules=IdentityRules(agent_id="agent-0")))
+    virtual(body, CallsBench(rules=IdentityRules(agent_id="agent-0")))
 
 
 def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
     """The sweep of lost calls closes none that was taken up, or lost again, during the sweep."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         for n in range(3):
             await bench.open(f"c{n}")
         bench.calls.orphan("w1")
@@ -551,7 +551,7 @@ def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
 def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
     """Turns from the spool of a call that is live again are stored without ending it."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         append = bench.journal.append
 
         async def slow(turns: Sequence[Turn]) -> None:
@@ -579,7 +579,7 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
 def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> None:
     """A lost call that another caller is refused is still closed in the end."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
         bench.calls.orphan("w1")
@@ -593,13 +593,13 @@ def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> No
 
 def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
     """A lost call that retention erased before the sweep is no failure of the journal."""
-    before = Bench()
+    before = CallsBench()
 
-    async def first(bench: Bench) -> None:
+    async def first(bench: CallsBench) -> None:
         live, _ = await bench.open("c1", CallerHints())
         await live.record([turn(live, "i1", "hello")])
 
-    async def second(bench: Bench) -> None:
+    async def second(bench: CallsBench) -> None:
         await bench.journal.erase_settled(before_s=1e12)
         assert await bench.journal.calls(limit=1) == []
         await anyio.sleep(300.0)
@@ -607,13 +607,13 @@ def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
         assert bench.telemetry.counts["journal_failed"] == 0
 
     virtual(first, before)
-    virtual(second, Bench(journal=before.journal))
+    virtual(second, CallsBench(journal=before.journal))
 
 
 def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
     """A turn whose call is gone from the journal, as after retention, opens the call again."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await bench.journal.close_call(live.key, at_s=0.0)
         assert await bench.journal.erase_settled(before_s=1.0) == 0
@@ -627,7 +627,7 @@ def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
 def test_one_failure_of_the_journal_is_over_when_it_works_again() -> None:
     """The journal's error clears within seconds once writes work; a failed read sets none."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         recent, append = bench.journal.recent, bench.journal.append
 
         async def fails(*_args: object, **_kwargs: object) -> None:
@@ -661,7 +661,7 @@ def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
 ) -> None:
     """The last turn of a first call is in the memory of a second one that had already begun."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         first, ear = await bench.open("c1")
         await ear.newest()
         if early:
@@ -681,7 +681,7 @@ def test_the_last_words_of_the_call_before_come_into_the_next_prompt(
 def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
     """While draining, live calls go on and no new one is opened."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         bench.calls.draining = True
         with pytest.raises(CallError) as refused:
@@ -696,7 +696,7 @@ def test_while_draining_new_calls_are_refused_and_live_ones_go_on() -> None:
 def test_a_gap_in_the_count_is_taken_and_counted() -> None:
     """A turn whose number leaves a gap is stored, and the gap is counted."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "one", seq=1), turn(live, "i4", "four", seq=4)])
         assert bench.telemetry.counts["turn_seq_gap"] == 1
@@ -708,7 +708,7 @@ def test_a_gap_in_the_count_is_taken_and_counted() -> None:
 def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
     """On a full disk a turn is an error and not stored, and later turns work again."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         append = bench.journal.append
@@ -730,7 +730,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
 def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
     """An unexpected error while one call's memory is loaded is logged and affects no other call."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         load = bench.store.load
 
         async def broken(_agent_id: str) -> Snapshot | None:
@@ -751,7 +751,7 @@ def test_a_fault_at_one_calls_memory_ends_no_other_call() -> None:
 def test_memory_changes_no_byte_while_nothing_changed() -> None:
     """Reads that find the same blocks leave the text as it is, and notify nobody."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         bench.letta.values["agent-0"] = "a fact"
@@ -769,7 +769,7 @@ def test_memory_changes_no_byte_while_nothing_changed() -> None:
 def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
     """A call from a withheld number has no memory, one line in the log, and its turns stored."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1", CallerHints(phone="anonymous"))
         assert (await ear.newest()).text == ""
         await live.record([turn(live, "i1", "hello")])
@@ -783,7 +783,7 @@ def test_nobodys_call_has_no_memory_and_keeps_its_words() -> None:
 def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
     """An unusable number is logged once per call, though the call is reopened or spooled."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         for hints in (CallerHints(phone="+8656696"), CallerHints(phone="sip:alice1002@pbx")):
             bench.telemetry.counts.clear()
             call_id = "c" + hints.phone
@@ -808,19 +808,19 @@ def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
 def test_who_is_nobody_is_in_the_log_where_one_agent_has_all_calls() -> None:
     """With a fixed agent, an unusable number is logged, and a call without a number is not."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         await bench.open("c1", CallerHints())
         assert bench.telemetry.counts["caller_unresolved"] == 0
         await bench.open("c2", CallerHints(phone="+12025550100;ext=12"))
         assert bench.telemetry.counts["caller_unresolved"] == 1
 
-    virtual(body, Bench(rules=IdentityRules(agent_id="agent-7")))
+    virtual(body, CallsBench(rules=IdentityRules(agent_id="agent-7")))
 
 
 def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
     """Late words of a call erased by `forget` are acked but not stored, and no agent is made."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         await live.record([turn(live, "i1", "hello")])
@@ -850,13 +850,13 @@ def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
 def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
     """Words of a call that was erased while a channel held it are accepted but not stored."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
         await bench.journal.close_call(live.key, at_s=1.0)
         await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
         await live.record([turn(live, "i2", "more")])
-        assert not live.kept
+        assert not live.may_be_stored
         assert await bench.journal.calls(limit=9) == []
         await live.close("hung up")
 
@@ -866,7 +866,7 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
 def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
     """A flood of speech starts and openings leaves few tasks waiting, and each is answered."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live, ear = await bench.open("c1")
         await ear.newest()
         bench.letta.delay_s = 3.0

@@ -194,10 +194,10 @@ async def opened_and_restored(path: Path, said: list[str]) -> list[str]:
 
 def shown(call: Call) -> tuple[str, str]:
     """Return the channel as `--json` shows it, and as the message to Letta does."""
-    (told,) = re.findall(r'"channel": (".*")', show.json_line({"channel": call.channel}))
+    (printed,) = re.findall(r'"channel": (".*")', show.json_line({"channel": call.channel}))
     batch = Batch("b", "l", call, "a", 1, (), 0, False, 0.0, 0.0, 0.0, last_part=False)
     (posted,) = re.findall(r' channel="([^"]*)"', render_batch(batch))
-    return json.loads(told), posted
+    return json.loads(printed), posted
 
 
 async def calls_in(path: Path) -> list[Call]:
@@ -223,12 +223,12 @@ def test_the_journal_the_command_line_and_letta_have_the_name_that_was_sent(
         refused = anyio.run(opened_and_restored, path, said)
         found = {call.call_id: call for call in anyio.run(calls_in, path)}
     assert [f"bad_value {name}" for name in said if not is_channel(name) for _ in "or"] == refused
-    kept = {
+    stored = {
         f"{how}{n}": name for n, name in enumerate(said) if is_channel(name) for how in ("o", "r")
     }
-    assert kept == {call_id: call.channel for call_id, call in found.items()}
+    assert stored == {call_id: call.channel for call_id, call in found.items()}
     for call_id, call in found.items():
-        assert (kept[call_id], kept[call_id]) == shown(call)
+        assert (stored[call_id], stored[call_id]) == shown(call)
 
 
 @settings(max_examples=10, deadline=None)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sidecar import cli
 from sidecar.call_names import calls_named, several, short_id
 from sidecar.cli import show
-from sidecar.cli.checks import Finding
+from sidecar.cli.finding import Finding
 from sidecar.cli.undelivered import lanes
 from sidecar.config.load import load
 from sidecar.demo.model import DemoModel
@@ -129,12 +129,12 @@ def test_each_command_is_in_one_group_and_what_erases_is_last() -> None:
 
 def test_help_has_a_heading_for_each_group(command: Cli) -> None:
     """Help lists running, inspecting, repairing, moving and erasing, in that order."""
-    told = command.ok("--help")
+    output = command.ok("--help")
     places = [
-        told.index(f"\n{heading}:\n") for heading in ("Run", "Inspect", "Repair", "Move", "Erase")
+        output.index(f"\n{heading}:\n") for heading in ("Run", "Inspect", "Repair", "Move", "Erase")
     ]
     assert places == sorted(places)
-    assert told.index("forget") > places[-1]
+    assert output.index("forget") > places[-1]
 
 
 def test_a_call_takes_one_line_of_eighty_columns(command: Cli) -> None:
@@ -168,10 +168,10 @@ def test_what_a_row_is_named_by_is_never_broken(
     """An id can be copied from a table of any width; no cell is lost, however narrow it is."""
     monkeypatch.setenv("COLUMNS", str(width))
     cells = [f"cell{n}" for n in range(others)]
-    told = shown(capsys, ["id", *(f"c{n}" for n in range(others))], [[name, *cells]])
+    output = shown(capsys, ["id", *(f"c{n}" for n in range(others))], [[name, *cells]])
     for part in name.splitlines():
-        assert any(part in line for line in told.splitlines())
-    assert all(cell in told.replace("\n", "") for cell in cells)
+        assert any(part in line for line in output.splitlines())
+    assert all(cell in output.replace("\n", "") for cell in cells)
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -210,9 +210,9 @@ def test_a_move_prints_both_ids_whole(command: Cli, monkeypatch: pytest.MonkeyPa
         return moves
 
     monkeypatch.setattr("sidecar.cli.at_letta.move_agents", moved)
-    told = command.ok("agents", "move", "--all", "--to", "embedded", "--yes")
-    assert {AGENT, there} <= set(told.split())
-    assert max(map(len, told.splitlines())) <= 80
+    output = command.ok("agents", "move", "--all", "--to", "embedded", "--yes")
+    assert {AGENT, there} <= set(output.split())
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -261,9 +261,9 @@ def test_words_forge_no_line_and_command_no_terminal(command: Cli) -> None:
         ("outbox", "list"),
         ("outbox", "list", "--json"),
     ):
-        told = command.ok(*args)
-        assert is_safe(told), args
-        assert "\n00:00:00" not in told
+        output = command.ok(*args)
+        assert is_safe(output), args
+        assert "\n00:00:00" not in output
     assert command.run("calls", "show", call, "--json").json["turns"][0]["text"] == EVIL
     exported = [json.loads(line) for line in command.ok("export").splitlines()]
     assert {turn["text"] for one in exported for turn in one["turns"]} == {EVIL}
@@ -316,7 +316,7 @@ def test_a_caller_whom_no_agent_remembers_is_an_error(command: Cli) -> None:
     assert command.run("memory", "log", "agent-1", "--caller", "id:bob").code == 2
 
 
-HELD_AT_S = 1_000_000.0
+BEGAN_S = 1_000_000.0
 RELEASES: dict[str, tuple[str, str]] = {
     "retry": ("busy elsewhere", "Letta did not accept"),
     "unknown": ("broke off", "may have reached Letta"),
@@ -330,37 +330,37 @@ def looked(tmp_path: Path, *, now_s: float, running: bool = True) -> Finding:
 @pytest.mark.parametrize("state", RELEASES)
 def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
     """A delayed lane is a finding with how many, since when, why, and the command to inspect."""
-    error, held_by = RELEASES[state]
+    error, reason = RELEASES[state]
 
     async def fail() -> None:
         path = tmp_path / "data" / "journal.db"
         path.parent.mkdir()
         journal = await SqliteJournal.open(
-            path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=lambda: HELD_AT_S
+            path, policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=lambda: BEGAN_S
         )
-        call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", HELD_AT_S)
+        call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", BEGAN_S)
         await journal.open_call(call)
-        await journal.append([Turn(call.key, "i", 1, "caller", "hello", HELD_AT_S)])
-        await journal.close_call(call.key, at_s=HELD_AT_S)
-        (batch,) = await journal.claim(9, now_s=HELD_AT_S + 1, post_timeout_s=1.0)
+        await journal.append([Turn(call.key, "i", 1, "caller", "hello", BEGAN_S)])
+        await journal.close_call(call.key, at_s=BEGAN_S)
+        (batch,) = await journal.claim(9, now_s=BEGAN_S + 1, post_timeout_s=1.0)
         await journal.release(
             batch,
-            due_s=HELD_AT_S + 99,
+            due_s=BEGAN_S + 99,
             unknown=state == "unknown",
             over=False,
             error=error,
-            now_s=HELD_AT_S + 2,
+            now_s=BEGAN_S + 2,
         )
         await journal.aclose()
 
     anyio.run(fail)
-    found = looked(tmp_path, now_s=HELD_AT_S + 60)
+    found = looked(tmp_path, now_s=BEGAN_S + 60)
     assert (found.what, found.verdict) == ("lanes", "warning")
     assert "1 delayed, the oldest for 1 min 0 s" in found.found
-    assert held_by in found.found
+    assert reason in found.found
     assert error in found.found
     assert "sidecar outbox list" in found.fix
-    assert "sidecar run" in looked(tmp_path, now_s=HELD_AT_S + 60, running=False).fix
+    assert "sidecar run" in looked(tmp_path, now_s=BEGAN_S + 60, running=False).fix
 
 
 def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Path) -> None:
@@ -372,8 +372,8 @@ def test_doctor_leaves_alone_what_only_waits_its_turn(command: Cli, tmp_path: Pa
     assert old.verdict == "warning"
     assert "3 delayed, the oldest for 1 h 0 min" in old.found
     assert "not sent yet" in old.found
-    told = command.run("doctor", "--json")
-    assert [one["what"] for one in told.json][-1] == "lanes"
+    output = command.run("doctor", "--json")
+    assert [one["what"] for one in output.json][-1] == "lanes"
 
 
 @pytest.mark.parametrize("args", ["calls list", "--help"])

@@ -20,7 +20,7 @@ BOB = caller_key("default", "tel:+12025550148")
 Rows = dict[str, list[tuple[object, ...]]]
 
 
-async def keep(path: Path) -> str:
+async def fill(path: Path) -> str:
     """Store a live call whose turn is due in a day, and a dead letter of another caller."""
     policy = PostPolicy(max_turns=20, max_age_s=DAY_S)
     journal = await SqliteJournal.open(path, policy=policy)
@@ -49,13 +49,13 @@ def rows(path: Path) -> Rows:
         connection.close()
 
 
-class Kept:
+class ClosedJournal:
     """A journal that no sidecar has open, and the command line on it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
         data_dir.mkdir(mode=0o700)
         self.path = data_dir / "journal.db"
-        self.dead = anyio.run(keep, self.path)
+        self.dead = anyio.run(fill, self.path)
         self._cli = Cli(monkeypatch, data_dir)
 
     def changed(self, *args: str, code: int = 0) -> set[str]:
@@ -75,34 +75,34 @@ class Kept:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kept:
-    return Kept(monkeypatch, tmp_path / "data")
+def closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClosedJournal:
+    return ClosedJournal(monkeypatch, tmp_path / "data")
 
 
-def test_a_batch_that_does_not_exist_is_dropped_without_a_change(kept: Kept) -> None:
+def test_a_batch_that_does_not_exist_is_dropped_without_a_change(closed: ClosedJournal) -> None:
     """Dropping a batch that is not a dead letter changes no row of the journal."""
-    assert kept.changed("outbox", "drop", "no-such-batch", code=1) == set()
+    assert closed.changed("outbox", "drop", "no-such-batch", code=1) == set()
 
 
 @pytest.mark.parametrize(
     ("verb", "tables"), [("drop", {"batches"}), ("replay", {"batches", "lanes"})]
 )
 def test_a_change_to_one_dead_letter_hastens_no_other_call(
-    kept: Kept, verb: str, tables: set[str]
+    closed: ClosedJournal, verb: str, tables: set[str]
 ) -> None:
     """Dropping or replaying a dead letter does not change when other turns are due."""
-    due_s = kept.due_times_s()
-    assert kept.changed("outbox", verb, kept.dead) == tables
-    assert kept.due_times_s() == due_s
+    due_s = closed.due_times_s()
+    assert closed.changed("outbox", verb, closed.dead) == tables
+    assert closed.due_times_s() == due_s
 
 
-def test_looking_at_what_is_held_of_a_caller_changes_nothing(kept: Kept) -> None:
+def test_looking_at_what_is_held_of_a_caller_changes_nothing(closed: ClosedJournal) -> None:
     """`sidecar forget` without --yes changes no row of the journal."""
-    assert kept.changed("forget", "--caller", "tel:+12025550148") == set()
+    assert closed.changed("forget", "--caller", "tel:+12025550148") == set()
 
 
-def test_forgetting_one_caller_hastens_nobody_elses_call(kept: Kept) -> None:
+def test_forgetting_one_caller_hastens_nobody_elses_call(closed: ClosedJournal) -> None:
     """Forgetting one caller does not change when another caller's turns are due."""
-    due_s = kept.due_times_s()
-    kept.changed("forget", "--caller", "tel:+12025550148", "--yes")
-    assert kept.due_times_s() == {"default/live": due_s["default/live"]}
+    due_s = closed.due_times_s()
+    closed.changed("forget", "--caller", "tel:+12025550148", "--yes")
+    assert closed.due_times_s() == {"default/live": due_s["default/live"]}

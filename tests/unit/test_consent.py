@@ -49,7 +49,7 @@ class Ear:
         raise AssertionError
 
 
-class Bench:
+class ConsentBench:
     def __init__(self, *, required: bool = False) -> None:
         self.events = Telemetry(strict=True)
         self.journal = MemoryJournal(clock=self.clock)
@@ -83,8 +83,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    bench = Bench(required=getattr(request, "param", False))
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[ConsentBench]:
+    bench = ConsentBench(required=getattr(request, "param", False))
     async with anyio.create_task_group() as tasks:
         await tasks.start(bench.calls.run)
         yield bench
@@ -95,7 +95,7 @@ def turn(live: LiveCall, n: int = 1) -> Turn:
     return Turn(live.key, f"i{n}", n, "caller", "my secret", 2.0)
 
 
-async def test_a_call_without_consent_leaves_nothing(bench: Bench) -> None:
+async def test_a_call_without_consent_leaves_nothing(bench: ConsentBench) -> None:
     """With consent "no" neither the call nor any turn of it reaches the journal."""
     live = await bench.opened("no")
     await live.record([turn(live)])
@@ -106,7 +106,7 @@ async def test_a_call_without_consent_leaves_nothing(bench: Bench) -> None:
     assert bench.events.counts["turn_recorded"] == 0
 
 
-async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
+async def test_memory_serves_a_call_that_is_not_kept(bench: ConsentBench) -> None:
     """A caller who is not recorded is still remembered from earlier calls."""
     live = await bench.opened("no")
     with anyio.fail_after(5):
@@ -115,20 +115,20 @@ async def test_memory_serves_a_call_that_is_not_kept(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bench", "consent", "kept"),
+    ("bench", "consent", "stored"),
     [(False, "", 1), (False, "yes", 1), (True, "", 0), (True, "yes", 1), (True, "no", 0)],
     indirect=["bench"],
 )
 async def test_silence_is_consent_unless_it_is_required(
-    bench: Bench, consent: Consent, kept: int
+    bench: ConsentBench, consent: Consent, stored: int
 ) -> None:
     """Where consent is required, a call nobody asked about is not kept."""
     live = await bench.opened(consent)
     await live.record([turn(live)])
-    assert len(await bench.journal.calls(limit=5)) == kept
+    assert len(await bench.journal.calls(limit=5)) == stored
 
 
-async def test_consent_taken_back_holds_from_then_on(bench: Bench) -> None:
+async def test_consent_taken_back_holds_from_then_on(bench: ConsentBench) -> None:
     """A "no" in a later opening stops the record; a later "yes" does not start it again."""
     live = await bench.opened("yes")
     await live.record([turn(live)])
@@ -140,7 +140,7 @@ async def test_consent_taken_back_holds_from_then_on(bench: Bench) -> None:
     assert (await bench.journal.live_calls()) == []
 
 
-async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Bench) -> None:
+async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: ConsentBench) -> None:
     """A stored "no" outlives worker and sidecar: neither a reopening nor a spool adds turns."""
     live = await bench.opened("yes")
     await live.record([turn(live)])
@@ -162,7 +162,7 @@ async def test_consent_taken_back_outlives_its_worker_and_the_sidecar(bench: Ben
     assert len(await bench.journal.turns(live.key)) == 1
 
 
-async def test_a_lost_call_without_consent_is_no_orphan(bench: Bench) -> None:
+async def test_a_lost_call_without_consent_is_no_orphan(bench: ConsentBench) -> None:
     """When the worker of a call without consent dies, nothing is closed and nothing fails."""
     await bench.opened("no")
     bench.calls.orphan("acme/worker")
@@ -171,7 +171,7 @@ async def test_a_lost_call_without_consent_is_no_orphan(bench: Bench) -> None:
     assert bench.events.counts["journal_failed"] == 0
 
 
-async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: Bench) -> None:
+async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: ConsentBench) -> None:
     """A spool file of a call without consent counts as done, and nothing of it is stored."""
     done = await bench.calls.restore(
         "acme",
@@ -185,7 +185,7 @@ async def test_a_spool_of_a_call_without_consent_is_not_taken_up(bench: Bench) -
     assert await bench.journal.calls(limit=5) == []
 
 
-async def test_a_new_caller_who_does_not_agree_gets_no_agent(bench: Bench) -> None:
+async def test_a_new_caller_who_does_not_agree_gets_no_agent(bench: ConsentBench) -> None:
     """An agent is looked up for a caller who does not agree, but never made or stored."""
     letta = FakeLetta(clock=bench.clock)
     rules = IdentityRules()

@@ -13,7 +13,7 @@ from sidecar.channels.console.call import (
     FALLBACK,
     HEARD_S,
     HISTORY_MESSAGES,
-    UNSTORED_KEPT,
+    UNSTORED_LIMIT,
     ConsoleCall,
 )
 from sidecar.errors import JournalFull, LlmError
@@ -100,14 +100,14 @@ class Scene:
         await anyio.lowlevel.checkpoint()
         self.frames.append({"type": kind, **fields})
 
-    def told(self, kind: str) -> list[dict[str, Any]]:
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [frame for frame in self.frames if frame["type"] == kind]
 
     async def until(self, kind: str, times: int = 1) -> dict[str, Any]:
         with anyio.fail_after(5.0):
-            while len(self.told(kind)) < times:
+            while len(self.of_kind(kind)) < times:
                 await anyio.lowlevel.checkpoint()
-        return self.told(kind)[-1]
+        return self.of_kind(kind)[-1]
 
 
 @asynccontextmanager
@@ -173,7 +173,7 @@ async def test_the_next_words_cut_the_reply_off() -> None:
         await here.call.say("b", "Wait!", aloud=False)
         assert here.line.texts == ["Hello.", "One", "Wait!"]
         assert here.line.turns[1].interrupted
-        assert here.told("reply.end")[0]["interrupted"] is True
+        assert here.of_kind("reply.end")[0]["interrupted"] is True
 
 
 async def test_a_reply_read_aloud_is_kept_as_it_was_heard() -> None:
@@ -182,7 +182,7 @@ async def test_a_reply_read_aloud_is_kept_as_it_was_heard() -> None:
         here.model.go_on.set()
         await here.call.say("a", "Hello.", aloud=True)
         await here.until("reply.spoken")
-        assert here.told("reply.end") == []
+        assert here.of_kind("reply.end") == []
         await here.call.stop(heard_chars=3)
         assert here.line.texts == ["Hello.", "One"]
         await here.call.say("b", "Go on.", aloud=True)
@@ -200,11 +200,11 @@ async def test_what_a_full_journal_refused_is_stored_first_when_there_is_room() 
         here.line.full = True
         await here.call.say("a", "First.", aloud=False)
         assert (await here.until("reply.end"))["stored"] is False
-        assert here.told("turn") == []
+        assert here.of_kind("turn") == []
         here.line.full = False
         await here.call.say("b", "Second.", aloud=False)
         await here.until("reply.end", times=2)
-        assert [frame["turn"] for frame in here.told("turn")] == ["a", "b"]
+        assert [frame["turn"] for frame in here.of_kind("turn")] == ["a", "b"]
         assert here.line.texts == ["First.", "One two.", "Second.", "One two."]
         assert [turn.seq for turn in here.line.turns] == [1, 2, 3, 4]
 
@@ -228,7 +228,7 @@ async def test_a_model_that_fails_is_spoken_for() -> None:
         here.model.fault = LlmError("refused")
         await here.call.say("a", "Hello.", aloud=False)
         assert (await here.until("reply.end"))["text"] == FALLBACK
-        assert "refused" in here.told("error")[0]["message"]
+        assert "refused" in here.of_kind("error")[0]["message"]
 
 
 async def test_a_call_that_another_page_has_taken_up_is_not_ended() -> None:
@@ -269,15 +269,15 @@ async def test_what_waits_for_a_full_journal_is_bounded() -> None:
     async with scene() as here:
         here.model.go_on.set()
         here.line.full = True
-        for n in range(UNSTORED_KEPT // 2):
+        for n in range(UNSTORED_LIMIT // 2):
             await here.call.say(f"t{n}", f"word {n}", aloud=False)
             await here.until("reply.end", times=n + 1)
         here.frames.clear()
         await here.call.say("one more", "no room", aloud=False)
-        assert "no room" in here.told("error")[0]["message"]
+        assert "no room" in here.of_kind("error")[0]["message"]
         assert [] == here.line.turns
         here.line.full = False
         await here.call.say("one more", "room", aloud=False)
         await here.until("reply.end")
         said = [turn.text for turn in here.line.turns if turn.speaker == "caller"]
-    assert said == [*(f"word {n}" for n in range(UNSTORED_KEPT // 2)), "room"]
+    assert said == [*(f"word {n}" for n in range(UNSTORED_LIMIT // 2)), "room"]

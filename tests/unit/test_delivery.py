@@ -389,7 +389,7 @@ FAULTS = st.sampled_from(
 
 
 @dataclass
-class Kept:
+class StoredBatch:
     """A batch as a journal keeps it."""
 
     number: int
@@ -408,15 +408,17 @@ class Oracle:
     try that is still on its way, as on a slow network.
     """
 
-    tries: list[tuple[float, float, Kept]] = field(default_factory=list[tuple[float, float, Kept]])
+    tries: list[tuple[float, float, StoredBatch]] = field(
+        default_factory=list[tuple[float, float, StoredBatch]]
+    )
 
-    def find(self, batch: Kept, *, now_s: float) -> BatchEvent:
+    def find(self, batch: StoredBatch, *, now_s: float) -> BatchEvent:
         known = [lands_s for begins_s, lands_s, b in self.tries if b is batch and begins_s <= now_s]
         if any(lands_s > now_s for lands_s in known):
             return BatchEvent.RUNNING
         return BatchEvent.FOUND if known else BatchEvent.ABSENT
 
-    def of_lane(self, lane: int) -> list[tuple[float, float, Kept]]:
+    def of_lane(self, lane: int) -> list[tuple[float, float, StoredBatch]]:
         return sorted((t for t in self.tries if t[2].lane == lane), key=lambda t: t[:2])
 
 
@@ -427,15 +429,16 @@ class Deliveries(RuleBasedStateMachine):
         super().__init__()
         self.now_s = 0.0
         self.letta = Oracle()
-        self.lanes: list[list[Kept]] = []
+        self.lanes: list[list[StoredBatch]] = []
 
     @initialize()
     def fill(self) -> None:
         self.lanes = [
-            [Kept(lane * PER_LANE + n, lane) for n in range(PER_LANE)] for lane in range(LANES)
+            [StoredBatch(lane * PER_LANE + n, lane) for n in range(PER_LANE)]
+            for lane in range(LANES)
         ]
 
-    def head(self, lane: int) -> Kept | None:
+    def head(self, lane: int) -> StoredBatch | None:
         return next((b for b in self.lanes[lane] if b.state is not State.SETTLED), None)
 
     @rule(lane=st.integers(0, LANES - 1), fault=FAULTS, dice=st.floats(0, 1, exclude_max=True))
@@ -489,7 +492,7 @@ class Deliveries(RuleBasedStateMachine):
                     self.end(batch, following)
                     return
 
-    def end(self, batch: Kept, following: Settle | Release | Retire | Split) -> None:
+    def end(self, batch: StoredBatch, following: Settle | Release | Retire | Split) -> None:
         match following:
             case Settle():
                 batch.state = State.SETTLED
@@ -501,7 +504,7 @@ class Deliveries(RuleBasedStateMachine):
             case Retire() | Split():
                 raise AssertionError("nothing here is rejected or a week old")
 
-    def send(self, batch: Kept, fault: str) -> BatchEvent:
+    def send(self, batch: StoredBatch, fault: str) -> BatchEvent:
         now_s = self.now_s
         match fault:
             case "fine":
@@ -572,5 +575,5 @@ class Deliveries(RuleBasedStateMachine):
         self.never_doubled()
 
 
-TestWorld = Deliveries.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestDeliveries = Deliveries.TestCase
+TestDeliveries.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

@@ -114,11 +114,11 @@ async def run_tools(
 
 async def test_a_machines_greeting_teaches_nothing() -> None:
     """What a voicemail greeting says about its owner is not stored as a fact of the caller's."""
-    told = transcript(
+    digest = transcript(
         ("caller", f"[{VOICEMAIL_NOTE}]\nHi, my name is Otto."), ("caller", "I like tea.")
     )
     calls, _ = await run_tools(
-        [letta_system(human=""), told], [tool("memory_insert", "label", "new_string")]
+        [letta_system(human=""), digest], [tool("memory_insert", "label", "new_string")]
     )
     assert "Otto" not in str(calls)
     assert "tea" in str(calls)

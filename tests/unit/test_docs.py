@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
@@ -81,6 +82,28 @@ def test_each_word_of_the_glossary_is_explained_once_and_used() -> None:
     used = re.sub(r"[\s_-]+", " ", code).lower()
     assert [word for word in words if word.replace("-", " ") not in used] == []
     assert "(docs/glossary.md)" in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_no_name_keeps_holds_or_tells_but_those_of_the_glossary() -> None:
+    """To keep, to hold and to tell name nothing in the code but what the glossary says they do."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    allowed = set(re.findall(r"`(\w+)`", text.split("To *keep*, to *hold* and to *tell*")[1]))
+    verb = re.compile(
+        r"(?<![a-z])(keep(s|er|ers|ing)?|kept|hold(s|er|ers|ing)?|held|(un)?told)(?![a-z])"
+    )
+    found: set[str] = set()
+    for path in (ROOT / "sidecar").glob("**/*.py"):
+        with tokenize.open(path) as source:
+            names = {
+                token.string
+                for token in tokenize.generate_tokens(source.readline)
+                if token.type == tokenize.NAME
+            }
+        for name in names:
+            words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+            if verb.search(words.replace("keep_alive", "")):
+                found.add(name)
+    assert found == allowed
 
 
 def texts_for_people() -> dict[str, str]:

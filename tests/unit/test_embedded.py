@@ -287,9 +287,9 @@ async def test_an_edit_that_may_not_be_is_told_to_the_model(
         before = await letta.read_blocks(agent_id)
         await letta.post(said("hello", agent_id, conversation))
         assert await letta.read_blocks(agent_id) == before
-    told = llm.shown[1][-1]["content"]
-    assert told.startswith("Error: ")
-    assert answer in told
+    tool_answer = llm.shown[1][-1]["content"]
+    assert tool_answer.startswith("Error: ")
+    assert answer in tool_answer
 
 
 async def test_a_whole_block_may_be_rewritten(tmp_path: Path) -> None:

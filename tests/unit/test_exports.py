@@ -131,9 +131,9 @@ def test_the_command_says_what_to_install(
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "pip install 'letta-voice-sidecar[server]'" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "pip install 'letta-voice-sidecar[server]'" in error
+    assert error.count("\n") == 1
 
 
 LOCKS = {

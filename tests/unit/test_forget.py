@@ -32,7 +32,7 @@ SHARED = AgentRef("acme", agent_id="agent-shared")
 SECRET = "the safe opens with my mother's birthday"
 
 
-class World:
+class ForgettingBench:
     """A data directory with a journal, copies, a spool and a Letta."""
 
     def __init__(self, root: Path, journal: SqliteJournal) -> None:
@@ -89,163 +89,163 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def bench(tmp_path: Path) -> AsyncIterator[ForgettingBench]:
     journal = await SqliteJournal.open(
         tmp_path / "journal.db", policy=PostPolicy(max_turns=20, max_age_s=60.0)
     )
-    yield World(tmp_path, journal)
+    yield ForgettingBench(tmp_path, journal)
     await journal.aclose()
 
 
-async def test_a_caller_goes_from_every_place(world: World) -> None:
+async def test_a_caller_goes_from_every_place(bench: ForgettingBench) -> None:
     """The caller is erased from journal, spool, copies and Letta, and no file holds its words."""
-    agent_id = await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=f"listen, {SECRET} and so on")
-    world.spooled("left", "bob", f"again: {SECRET}").close()
-    world.spooled("others", "eve", "nothing of his is in here").close()
-    assert len(world.files_with(SECRET)) >= 3
-    report = await world.forgetting.forget("acme", KEY)
+    agent_id = await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=f"listen, {SECRET} and so on")
+    bench.spooled("left", "bob", f"again: {SECRET}").close()
+    bench.spooled("others", "eve", "nothing of his is in here").close()
+    assert len(bench.files_with(SECRET)) >= 3
+    report = await bench.forgetting.forget("acme", KEY)
     assert (report.done, report.calls, report.turns, report.spool_files) == (True, 1, 1, 1)
     assert report.agents == (agent_id,)
     assert report.traces == ()
     assert len(report.left) == 1
-    assert world.files_with(SECRET) == []
-    assert await world.letta.find_agents(()) == []
-    assert [p.name for p in world.spool.iterdir()] == ["others.jsonl"]
-    assert world.events.counts["caller_forgotten"] == 1
+    assert bench.files_with(SECRET) == []
+    assert await bench.letta.find_agents(()) == []
+    assert [p.name for p in bench.spool.iterdir()] == ["others.jsonl"]
+    assert bench.events.counts["caller_forgotten"] == 1
 
 
-async def test_no_erased_call_comes_back(world: World) -> None:
+async def test_no_erased_call_comes_back(bench: ForgettingBench) -> None:
     """Erased calls of the journal and the spool stay away, and no file names them."""
-    await world.call("01a0a3c4-6b1e-7aa2", ref=OWN, key=KEY, text=SECRET)
-    world.spooled("AJ_9f2b11c07", "bob", SECRET).close()
-    report = await world.forgetting.forget("acme", KEY)
+    await bench.call("01a0a3c4-6b1e-7aa2", ref=OWN, key=KEY, text=SECRET)
+    bench.spooled("AJ_9f2b11c07", "bob", SECRET).close()
+    report = await bench.forgetting.forget("acme", KEY)
     assert report.tombstones == 2
     for name in ("01a0a3c4-6b1e-7aa2", "AJ_9f2b11c07"):
         with pytest.raises(CallError, match="erased"):
-            await world.call(name, ref=OWN, key=KEY, text=SECRET)
-        assert world.files_with(name) == []
-    assert world.files_with(SECRET) == world.files_with(KEY) == []
+            await bench.call(name, ref=OWN, key=KEY, text=SECRET)
+        assert bench.files_with(name) == []
+    assert bench.files_with(SECRET) == bench.files_with(KEY) == []
 
 
-async def test_a_dry_run_touches_nothing(world: World) -> None:
+async def test_a_dry_run_touches_nothing(bench: ForgettingBench) -> None:
     """A dry run counts what would be erased and erases nothing."""
-    agent_id = await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    plan = await world.forgetting.plan("acme", KEY)
+    agent_id = await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    plan = await bench.forgetting.plan("acme", KEY)
     assert (plan.done, plan.calls, plan.agents) == (False, 1, (agent_id,))
     assert plan.tombstones == 1
-    assert (await world.journal.counts()).turns == 1
-    assert len(await world.letta.find_agents(())) == 1
+    assert (await bench.journal.counts()).turns == 1
+    assert len(await bench.letta.find_agents(())) == 1
 
 
-async def test_an_agent_found_by_its_tags_alone_goes_too(world: World) -> None:
+async def test_an_agent_found_by_its_tags_alone_goes_too(bench: ForgettingBench) -> None:
     """An agent that only its tags link to the caller is erased, too."""
-    await world.letta.create_agent(spec_of_caller("acme", KEY))
-    await world.letta.create_agent(spec_of_caller("acme", OTHER))
-    report = await world.forgetting.forget("acme", KEY)
+    await bench.letta.create_agent(spec_of_caller("acme", KEY))
+    await bench.letta.create_agent(spec_of_caller("acme", OTHER))
+    report = await bench.forgetting.forget("acme", KEY)
     assert len(report.agents) == 1
-    assert len(await world.letta.find_agents(())) == 1
+    assert len(await bench.letta.find_agents(())) == 1
 
 
-async def test_of_a_shared_agent_only_the_conversation_goes(world: World) -> None:
+async def test_of_a_shared_agent_only_the_conversation_goes(bench: ForgettingBench) -> None:
     """A shared agent stays, its conversation with the caller goes, and the report names it."""
-    await world.call("one", ref=SHARED, key=KEY, text=SECRET)
-    await world.call("two", ref=SHARED, key=OTHER, text="somebody else's words entirely")
-    mine = await world.letta.open_conversation("agent-shared", label="one")
-    other = await world.letta.open_conversation("agent-shared", label="two")
-    await world.journal.learn_conversation("acme/one", mine)
-    await world.journal.learn_conversation("acme/two", other)
-    report = await world.forgetting.forget("acme", KEY)
+    await bench.call("one", ref=SHARED, key=KEY, text=SECRET)
+    await bench.call("two", ref=SHARED, key=OTHER, text="somebody else's words entirely")
+    mine = await bench.letta.open_conversation("agent-shared", label="one")
+    other = await bench.letta.open_conversation("agent-shared", label="two")
+    await bench.journal.learn_conversation("acme/one", mine)
+    await bench.journal.learn_conversation("acme/two", other)
+    report = await bench.forgetting.forget("acme", KEY)
     assert report.agents == ()
     assert report.conversations == 1
-    assert world.letta.conversations == {other: "agent-shared"}
+    assert bench.letta.conversations == {other: "agent-shared"}
     assert any("agent-shared" in text for text in report.left)
-    assert (await world.journal.counts()).calls == 1
+    assert (await bench.journal.counts()).calls == 1
 
 
-async def test_with_letta_away_nothing_is_erased(world: World) -> None:
+async def test_with_letta_away_nothing_is_erased(bench: ForgettingBench) -> None:
     """While Letta is unavailable nothing is erased, so no caller is erased in part."""
-    await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    world.letta.down = True
+    await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    bench.letta.down = True
     with pytest.raises(LettaUnavailable):
-        await world.forgetting.forget("acme", KEY)
-    assert (await world.journal.counts()).turns == 1
+        await bench.forgetting.forget("acme", KEY)
+    assert (await bench.journal.counts()).turns == 1
 
 
-async def test_a_live_caller_is_not_erased(world: World) -> None:
+async def test_a_live_caller_is_not_erased(bench: ForgettingBench) -> None:
     """A live call stops the erasure before the spool or Letta is touched."""
-    await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=SECRET, closed=False)
-    world.spooled("left", "bob", SECRET).close()
+    await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET, closed=False)
+    bench.spooled("left", "bob", SECRET).close()
     with pytest.raises(CallerBusy):
-        await world.forgetting.forget("acme", KEY)
-    assert len(list(world.spool.iterdir())) == 1
-    assert len(await world.letta.find_agents(())) == 1
+        await bench.forgetting.forget("acme", KEY)
+    assert len(list(bench.spool.iterdir())) == 1
+    assert len(await bench.letta.find_agents(())) == 1
 
 
-async def test_a_live_call_that_another_records_stops_it(world: World) -> None:
+async def test_a_live_call_that_another_records_stops_it(bench: ForgettingBench) -> None:
     """A caller in a call that is not stored, as another call of its room is, is on the line."""
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    world.on_the_line.add(KEY)
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    bench.on_the_line.add(KEY)
     with pytest.raises(CallerBusy):
-        await world.forgetting.forget("acme", KEY)
-    assert (await world.journal.counts()).turns == 1
+        await bench.forgetting.forget("acme", KEY)
+    assert (await bench.journal.counts()).turns == 1
 
 
-async def test_a_held_file_that_names_its_caller_later_stops_it(world: World) -> None:
+async def test_a_held_file_that_names_its_caller_later_stops_it(bench: ForgettingBench) -> None:
     """A held spool file belongs to the caller whom it names later, and stops the erasure."""
-    held = world.spooled("later", "", SECRET)
-    held.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
+    file = bench.spooled("later", "", SECRET)
+    file.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
     with pytest.raises(CallerBusy):
-        await world.forgetting.plan("acme", KEY)
-    held.close()
+        await bench.forgetting.plan("acme", KEY)
+    file.close()
 
 
-async def test_a_spool_file_that_a_worker_holds_stops_it(world: World) -> None:
+async def test_a_spool_file_that_a_worker_holds_stops_it(bench: ForgettingBench) -> None:
     """A spool file that a worker still writes stops its own caller's erasure, and no other's."""
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    held = world.spooled("others", "eve", "nothing of his is in here")
-    assert (await world.forgetting.plan("acme", KEY)).spool_files == 0
-    mine = world.spooled("mine", "bob", SECRET)
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    file = bench.spooled("others", "eve", "nothing of his is in here")
+    assert (await bench.forgetting.plan("acme", KEY)).spool_files == 0
+    mine = bench.spooled("mine", "bob", SECRET)
     with pytest.raises(CallerBusy):
-        await world.forgetting.forget("acme", KEY)
-    assert (await world.journal.counts()).turns == 1
-    held.close()
+        await bench.forgetting.forget("acme", KEY)
+    assert (await bench.journal.counts()).turns == 1
+    file.close()
     mine.close()
 
 
-async def test_a_spool_file_that_names_nobody_is_told(world: World) -> None:
+async def test_a_spool_file_that_names_nobody_is_told(bench: ForgettingBench) -> None:
     """Damaged files without a caller, and files of a spool that tenants share, are reported."""
-    world.spool.mkdir()
-    (world.spool / "AJ_9.damaged").write_text("half a line of somebody's")
-    (world.spool / "AJ_8.damaged").write_text('{"type":"call.open","call":"c9","chan\nrubbish\n')
-    report = await world.forgetting.forget("acme", KEY)
+    bench.spool.mkdir()
+    (bench.spool / "AJ_9.damaged").write_text("half a line of somebody's")
+    (bench.spool / "AJ_8.damaged").write_text('{"type":"call.open","call":"c9","chan\nrubbish\n')
+    report = await bench.forgetting.forget("acme", KEY)
     for name in ("AJ_8.damaged", "AJ_9.damaged"):
         assert any(name in line for line in report.left)
-    world.forgetting._spool_tenant = None
-    world.spooled("left", "bob", SECRET).close()
-    report = await world.forgetting.forget("acme", KEY)
-    assert len([line for line in report.left if str(world.spool) in line]) == 3
+    bench.forgetting._spool_tenant = None
+    bench.spooled("left", "bob", SECRET).close()
+    report = await bench.forgetting.forget("acme", KEY)
+    assert len([line for line in report.left if str(bench.spool) in line]) == 3
 
 
-async def test_what_is_left_in_a_file_is_found(world: World) -> None:
+async def test_what_is_left_in_a_file_is_found(bench: ForgettingBench) -> None:
     """A file that nobody erases, such as an owner's copy, is reported if it holds the words."""
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    copy = world.root / "backup-of-mine.json"
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    copy = bench.root / "backup-of-mine.json"
     copy.write_text(json.dumps({"text": f"he said {SECRET}"}))
-    report = await world.forgetting.forget("acme", KEY)
+    report = await bench.forgetting.forget("acme", KEY)
     assert report.traces == (str(copy),)
 
 
 async def test_a_file_that_can_not_be_read_is_not_called_clean(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bench: ForgettingBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that can't be read is named in the report, and the others are searched."""
-    sealed = world.root / "sealed.log"
+    sealed = bench.root / "sealed.log"
     sealed.write_text("x")
-    (world.root / "notes.log").write_text(f"... {SECRET} ...")
+    (bench.root / "notes.log").write_text(f"... {SECRET} ...")
     opened = Path.open
 
     def refusing(path: Path, mode: str = "r") -> IO[Any]:
@@ -254,60 +254,60 @@ async def test_a_file_that_can_not_be_read_is_not_called_clean(
         return opened(path, mode)
 
     monkeypatch.setattr(Path, "open", refusing)
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    report = await world.forgetting.forget("acme", KEY)
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    report = await bench.forgetting.forget("acme", KEY)
     assert [name for name in report.left if "sealed.log" in name and "Permission denied" in name]
     assert [Path(path).name for path in report.traces] == ["notes.log"]
 
 
 async def test_a_copy_that_can_not_be_erased_is_named(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bench: ForgettingBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that keeps an agent's copy stops nothing else, and the report says where it is."""
-    agent_id = await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
+    agent_id = await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
 
     async def refused(_agent_id: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(world.copies, "forget", refused)
-    report = await world.forgetting.forget("acme", KEY)
+    monkeypatch.setattr(bench.copies, "forget", refused)
+    report = await bench.forgetting.forget("acme", KEY)
     assert [name for name in report.left if agent_id in name and "Read-only" in name]
-    assert await world.letta.find_agents(()) == []
-    assert (await world.journal.counts()).turns == 0
+    assert await bench.letta.find_agents(()) == []
+    assert (await bench.journal.counts()).turns == 0
 
 
-async def test_holes_and_other_peoples_files_cost_nothing(world: World) -> None:
+async def test_holes_and_other_peoples_files_cost_nothing(bench: ForgettingBench) -> None:
     """Words behind a hole of terabytes are found, and foreign files in the spool are not read."""
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    holed = world.root / "disk.img"
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    holed = bench.root / "disk.img"
     with holed.open("wb") as file:
         file.truncate(4 << 40)
         file.seek(3 << 40)
         file.write(SECRET.encode())
     with tempfile.TemporaryDirectory() as elsewhere:
-        world.forgetting._spool = Path(elsewhere)
+        bench.forgetting._spool = Path(elsewhere)
         (Path(elsewhere) / "training.jsonl").write_text(f"my own file, with {SECRET} in it")
         with anyio.fail_after(30):
-            report = await world.forgetting.forget("acme", KEY)
+            report = await bench.forgetting.forget("acme", KEY)
     assert report.traces == (str(holed),)
 
 
-async def test_what_another_caller_said_too_is_no_trace(world: World) -> None:
+async def test_what_another_caller_said_too_is_no_trace(bench: ForgettingBench) -> None:
     """The same sentence of another caller is kept and not reported as a trace."""
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    await world.call("two", ref=AgentRef("acme", caller_key=OTHER), key=OTHER, text=SECRET)
-    report = await world.forgetting.forget("acme", KEY)
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    await bench.call("two", ref=AgentRef("acme", caller_key=OTHER), key=OTHER, text=SECRET)
+    report = await bench.forgetting.forget("acme", KEY)
     assert report.traces == ()
-    assert (await world.journal.counts()).turns == 1
+    assert (await bench.journal.counts()).turns == 1
 
 
-async def test_forgetting_twice_is_no_error(world: World) -> None:
+async def test_forgetting_twice_is_no_error(bench: ForgettingBench) -> None:
     """Forgetting a caller again finds nothing and is no error."""
-    await world.agent()
-    await world.call("one", ref=OWN, key=KEY, text=SECRET)
-    await world.forgetting.forget("acme", KEY)
-    again = await world.forgetting.forget("acme", KEY)
+    await bench.agent()
+    await bench.call("one", ref=OWN, key=KEY, text=SECRET)
+    await bench.forgetting.forget("acme", KEY)
+    again = await bench.forgetting.forget("acme", KEY)
     assert (again.calls, again.turns, again.agents, again.traces) == (0, 0, (), ())
 
 

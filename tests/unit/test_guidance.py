@@ -49,7 +49,7 @@ def test_the_same_again_is_no_news(again: str) -> None:
 
 def test_a_call_that_is_taken_up_again_has_its_guidance() -> None:
     """Guidance of a call is kept for a while, and as long as the call is expected back."""
-    left = LeftGuidance(keep_s=120.0)
+    left = LeftGuidance(orphan_s=120.0)
     guidance = left.take_up(call())
     guidance.add("Be brief.")
     left.leave(call(), guidance, now_s=0.0)
@@ -62,7 +62,7 @@ def test_a_call_that_is_taken_up_again_has_its_guidance() -> None:
 
 def test_no_other_caller_has_it() -> None:
     """Another caller who reuses a call id gets none of its guidance."""
-    left = LeftGuidance(keep_s=120.0)
+    left = LeftGuidance(orphan_s=120.0)
     guidance = CallGuidance()
     guidance.add("Ada owes us 300.")
     left.leave(call("ada"), guidance, now_s=0.0)

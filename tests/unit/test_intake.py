@@ -28,10 +28,10 @@ class Calls:
 
     def __init__(self) -> None:
         self.restored: list[tuple[str, str, CallerHints, Sequence[Turn]]] = []
-        self.held = False
+        self.live = False
         self.error: Exception | None = None
 
-    def keeps(self, hints: CallerHints) -> bool:
+    def may_store(self, hints: CallerHints) -> bool:
         return hints.consent != "no"
 
     async def restore(
@@ -39,9 +39,9 @@ class Calls:
     ) -> bool:
         if self.error is not None:
             raise self.error
-        if not self.held:
+        if not self.live:
             self.restored.append((tenant, call_id, hints, turns))
-        return not self.held
+        return not self.live
 
 
 @pytest.fixture
@@ -97,17 +97,17 @@ async def test_the_file_of_a_living_worker_is_left_alone(
     file.close()
 
 
-@pytest.mark.parametrize("why", ["held", "full"])
+@pytest.mark.parametrize("why", ["live", "full"])
 async def test_what_can_not_be_stored_now_is_taken_up_later(
     calls: Calls, intake: SpoolIntake, tmp_path: Path, why: str
 ) -> None:
-    """If the call is held by a worker or the disk is full, the file stays for the next look."""
+    """If the call is live at a worker or the disk is full, the file stays for the next look."""
     path = left_behind(tmp_path)
-    calls.held = why == "held"
+    calls.live = why == "live"
     calls.error = JournalFull("no room") if why == "full" else None
     await intake.look()
     assert path.exists()
-    calls.held, calls.error = False, None
+    calls.live, calls.error = False, None
     await intake.look()
     assert len(calls.restored) == 1
     assert not path.exists()

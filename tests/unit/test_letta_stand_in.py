@@ -34,8 +34,9 @@ from sidecar.letta.rest.letta import RestLetta
 from sidecar.letta.rest.wire import wire_otid
 from sidecar.model import Block
 from sidecar.testing.faults import Fault, FaultDraw, Faults, FaultScript
+from sidecar.testing.letta_routes import LettaStandIn, StandInOptions
 from sidecar.testing.letta_runs import failing, work
-from sidecar.testing.letta_server import LettaStandIn, StandInOptions, demo_digest, standing_in
+from sidecar.testing.letta_server import demo_digest, standing_in
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]

@@ -120,9 +120,9 @@ def free_port() -> int:
     return ports.free_port()
 
 
-async def until(holds: Callable[[], bool], budget_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], budget_s: float = 10.0) -> None:
     with anyio.fail_after(budget_s):
-        while not holds():  # noqa: ASYNC110 - of the link, which offers no event for it
+        while not condition():  # noqa: ASYNC110 - of the link, which offers no event for it
             await anyio.sleep(0.01)
 
 
@@ -336,14 +336,14 @@ async def test_a_token_that_is_not_there_yet_is_said_once_and_found(
 ) -> None:
     """Whichever starts first: the token is read at each connect, and its absence told once."""
     file, reads = tmp_path / "link-token", [0]
-    told: list[Mapping[str, object]] = []
+    reported: list[Mapping[str, object]] = []
 
     def token() -> str:
         reads[0] += 1
         return token_in(file)
 
     def observe(event: Event, fields: Mapping[str, object]) -> None:
-        told.extend([fields] if event is link_token_unread else [])
+        reported.extend([fields] if event is link_token_unread else [])
 
     url = f"ws://127.0.0.1:{free_port}/link"
     async with running(url, tmp_path / "spool", token=token) as worker:
@@ -352,7 +352,7 @@ async def test_a_token_that_is_not_there_yet_is_said_once_and_found(
         file.write_text("made-at-the-first-start")
         async with FakeSidecar(token="made-at-the-first-start").serving(free_port):
             await until(lambda: worker.link.connected)
-    (fields,) = told
+    (fields,) = reported
     assert fields["file"] == str(file)
     assert "SIDECAR_DATA_DIR" in str(fields["hint"])
     assert "SIDECAR_LINK_TOKEN" in str(fields["hint"])
@@ -928,7 +928,7 @@ def test_clocks_that_agree_are_left_alone(own_s: float, rtt_s: float, ahead_s: f
     """A difference counts when it is beyond a second and what the measurement may be wrong by."""
     clock = SidecarClock()
     assert 0.0 == clock.ahead_s(unix_s=own_s, now_s=50.0)
-    clock.told(1_000.0, asked_s=50.0 - rtt_s / 2, answered_s=50.0 + rtt_s / 2)
+    clock.set(1_000.0, asked_s=50.0 - rtt_s / 2, answered_s=50.0 + rtt_s / 2)
     assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s, now_s=50.0))
     assert ahead_s == pytest.approx(clock.ahead_s(unix_s=own_s + 70.0, now_s=120.0))
 

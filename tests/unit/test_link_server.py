@@ -13,7 +13,7 @@ from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls
 from sidecar.channels.link import server as link
 from sidecar.channels.link.allowance import Allowance
-from sidecar.channels.link.server import MAX_HELD_BYTES, LinkServer
+from sidecar.channels.link.server import MAX_UNSTORED_BYTES, LinkServer
 from sidecar.errors import CallError, JournalError, JournalFull
 from sidecar.letta.identity import Identity
 from sidecar.memory.snapshots import Snapshots
@@ -125,9 +125,9 @@ class Peer:
     def leaves(self) -> None:
         self.to_sidecar.send_nowait({"type": "websocket.disconnect", "code": 1006})
 
-    async def until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(10.0):
-            while not holds():
+            while not condition():
                 await self._changed.wait()
 
     @property
@@ -143,7 +143,9 @@ class Peer:
         return [frame for frame in self.heard if isinstance(frame, ErrorFrame)]
 
 
-class World:
+class LinkServerBench:
+    """A link server with its calls, a journal and a Letta."""
+
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.events = Telemetry(strict=True)
@@ -189,11 +191,11 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World(Journal())
+async def bench() -> AsyncIterator[LinkServerBench]:
+    bench = LinkServerBench(Journal())
     async with anyio.create_task_group() as tasks:
-        await tasks.start(world.calls.run)
-        yield world
+        await tasks.start(bench.calls.run)
+        yield bench
         tasks.cancel_scope.cancel()
 
 
@@ -203,9 +205,9 @@ FULL = JournalFull("full")
 # Whose clock
 
 
-async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
+async def test_each_worker_is_told_the_sidecars_clock(bench: LinkServerBench) -> None:
     """The welcome frame has the sidecar's time of day, from which a worker dates its turns."""
-    async with world.connected() as peer:
+    async with bench.connected() as peer:
         [welcome] = [frame for frame in peer.heard if isinstance(frame, Welcome)]
     assert 1_764_400_000.0 == welcome.now_s
 
@@ -213,10 +215,10 @@ async def test_each_worker_is_told_the_sidecars_clock(world: World) -> None:
 # Whose channel
 
 
-async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
+async def test_a_wrong_channel_is_said_and_costs_no_turn(bench: LinkServerBench) -> None:
     """A wrong channel is an error with the rule, and the turns are stored once it is corrected."""
     wrong = encode(OPEN).replace('"livekit"', '"My Worker"')
-    async with world.connected(wrong, turn(1)) as peer:
+    async with bench.connected(wrong, turn(1)) as peer:
         await peer.until(lambda: len(peer.errors) == 2)
         first, second = peer.errors
         assert ("malformed", "channel", CALL) == (first.code, first.field, first.call)
@@ -224,23 +226,23 @@ async def test_a_wrong_channel_is_said_and_costs_no_turn(world: World) -> None:
         assert ("unknown_call", "t1") == (second.code, second.item)
         peer.says(CallOpen(CALL, "my-worker", Hints(caller="ada"), 1.0), turn(1), CLOSE)
         await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
-    assert ["t1"] == await world.journal.items()
+    assert ["t1"] == await bench.journal.items()
 
 
 # Guidance
 
 
-async def test_a_worker_that_comes_back_has_all_guidance_again(world: World) -> None:
+async def test_a_worker_that_comes_back_has_all_guidance_again(bench: LinkServerBench) -> None:
     """Reopening a call brings all its guidance again, in order, with what was missed."""
-    async with world.connected(OPEN) as peer:
-        await peer.until(lambda: bool(world.calls.live))
-        world.calls.live[0].guide("Offer a call back.")
+    async with bench.connected(OPEN) as peer:
+        await peer.until(lambda: bool(bench.calls.live))
+        bench.calls.live[0].guide("Offer a call back.")
         await peer.until(lambda: any(isinstance(frame, Guidance) for frame in peer.heard))
-        world.calls.live[0].guide("Be brief.")
-    async with world.connected(OPEN, turn(1)) as peer:
+        bench.calls.live[0].guide("Be brief.")
+    async with bench.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.acked == ["t1"])
-        told = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
-        assert told == ["Offer a call back.", "Be brief."]
+        guidance = [frame.text for frame in peer.heard if isinstance(frame, Guidance)]
+        assert guidance == ["Offer a call back.", "Be brief."]
 
 
 # Order
@@ -251,81 +253,83 @@ ERASED = CallError("unknown_call", "erased")
 
 @pytest.mark.parametrize("errors", [[FULL], [ERASED, ERASED]], ids=["full", "erased"])
 async def test_no_turn_overtakes_one_that_was_refused(
-    world: World, errors: list[JournalError]
+    bench: LinkServerBench, errors: list[JournalError]
 ) -> None:
     """After a failed turn, later ones of its call are refused until it is sent again."""
     error = errors[0]
-    world.journal.will_fail("t1", *errors)
-    async with world.connected(OPEN, turn(1)) as peer:
+    bench.journal.will_fail("t1", *errors)
+    async with bench.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.refused == ["t1"])
         peer.says(turn(2), CLOSE)
         await peer.until(lambda: peer.refused == ["t1", "t2", ""])
         peer.says(turn(1), turn(2), turn(3), CLOSE)
         await peer.until(lambda: peer.acked == ["t1", "t2", "t3"])
-    assert ["t1", "t2", "t3"] == await world.journal.items()
+    assert ["t1", "t2", "t3"] == await bench.journal.items()
     assert {error.code if isinstance(error, CallError) else "journal_full"} == {
         frame.code for frame in peer.errors
     }
 
 
-async def test_turns_sent_before_the_refusal_was_heard_do_not_overtake(world: World) -> None:
+async def test_turns_sent_before_the_refusal_was_heard_do_not_overtake(
+    bench: LinkServerBench,
+) -> None:
     """Turns sent before their worker heard of the failed one are refused as well."""
-    world.journal.will_fail("t2", FULL)
-    async with world.connected(OPEN) as peer:
+    bench.journal.will_fail("t2", FULL)
+    async with bench.connected(OPEN) as peer:
         for n in (1, 2, 3, 4):
             peer.says(turn(n))
             await anyio.wait_all_tasks_blocked()
         await peer.until(lambda: peer.refused == ["t2", "t3", "t4"])
         peer.says(turn(2), turn(3), turn(4))
         await peer.until(lambda: peer.acked == ["t1", "t2", "t3", "t4"])
-    assert ["t1", "t2", "t3", "t4"] == await world.journal.items()
+    assert ["t1", "t2", "t3", "t4"] == await bench.journal.items()
 
 
-async def test_a_repeat_of_a_stored_turn_is_not_awaited(world: World) -> None:
+async def test_a_repeat_of_a_stored_turn_is_not_awaited(bench: LinkServerBench) -> None:
     """A failed repeat of a stored turn holds up no turn behind it."""
-    async with world.connected(OPEN, turn(1)) as peer:
+    async with bench.connected(OPEN, turn(1)) as peer:
         await peer.until(lambda: peer.acked == ["t1"])
-        world.journal.will_fail("t1", FULL)
+        bench.journal.will_fail("t1", FULL)
         peer.says(turn(1))
         await peer.until(lambda: peer.refused == ["t1"])
         peer.says(turn(2))
         await peer.until(lambda: peer.acked == ["t1", "t2"])
 
 
-async def test_one_calls_refusal_is_no_other_calls(world: World) -> None:
+async def test_one_calls_refusal_is_no_other_calls(bench: LinkServerBench) -> None:
     """A refused turn of one call holds up no other call of the worker."""
-    world.journal.will_fail("t1", FULL)
+    bench.journal.will_fail("t1", FULL)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
-    async with world.connected(OPEN, other, turn(1)) as peer:
+    async with bench.connected(OPEN, other, turn(1)) as peer:
         await peer.until(lambda: peer.refused == ["t1"])
         peer.says(TurnFrame("c2", "o1", 1, "caller", "word", 1.0))
         await peer.until(lambda: peer.acked == ["o1"])
 
 
-async def test_a_turn_that_can_not_be_stored_costs_itself_alone(world: World) -> None:
+async def test_a_turn_that_can_not_be_stored_costs_itself_alone(bench: LinkServerBench) -> None:
     """A turn that can't be stored is refused for good, and those sent with it are stored."""
     bad = CallError("bad_value", "a text is no Unicode")
-    world.journal.stall()
-    world.journal.will_fail("t2", bad, bad)
-    async with world.connected(OPEN, turn(1), turn(2), turn(3)) as peer:
+    bench.journal.stall()
+    bench.journal.will_fail("t2", bad, bad)
+    async with bench.connected(OPEN, turn(1), turn(2), turn(3)) as peer:
         await anyio.wait_all_tasks_blocked()
-        world.journal.disk.set()
+        bench.journal.disk.set()
         await peer.until(lambda: peer.acked == ["t1", "t3"])
         peer.says(turn(4))
         await peer.until(lambda: peer.acked == ["t1", "t3", "t4"])
         assert [("bad_value", "t2", False)] == [(e.code, e.item, e.retryable) for e in peer.errors]
 
 
-async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> None:
+async def test_many_turns_at_once_are_acked_in_frames_that_fit(bench: LinkServerBench) -> None:
     """However many turns are acked at once, and however long their ids, each ack fits a frame."""
-    world.journal.stall()
+    bench.journal.stall()
     items = [f"{n}{chr(1) * 256}"[:256] for n in range(1_000)]
-    async with world.connected(OPEN) as peer:
+    async with bench.connected(OPEN) as peer:
         for n, item in enumerate(items, start=1):
             peer.says(TurnFrame(CALL, item, n, "caller", "x", 1.0))
             if n % 500 == 0:
                 await anyio.wait_all_tasks_blocked()
-        world.journal.disk.set()
+        bench.journal.disk.set()
         await peer.until(lambda: len(peer.acked) == len(items))
         assert items == peer.acked
 
@@ -345,10 +349,10 @@ async def test_many_turns_at_once_are_acked_in_frames_that_fit(world: World) -> 
     ],
 )
 async def test_an_error_names_the_call_and_the_turn(
-    world: World, frame: str, code: str, named: tuple[str, str]
+    bench: LinkServerBench, frame: str, code: str, named: tuple[str, str]
 ) -> None:
     """An error names the call and the turn, and the link goes on."""
-    async with world.connected(OPEN, frame, turn(2)) as peer:
+    async with bench.connected(OPEN, frame, turn(2)) as peer:
         await peer.until(lambda: peer.acked == ["t2"])
         assert [(code, *named)] == [(e.code, e.call, e.item) for e in peer.errors]
         assert all(e.remedy for e in peer.errors)
@@ -357,37 +361,37 @@ async def test_an_error_names_the_call_and_the_turn(
 # Opening
 
 
-async def test_the_reader_waits_for_no_disk(world: World) -> None:
+async def test_the_reader_waits_for_no_disk(bench: LinkServerBench) -> None:
     """While a call waits to be stored a bad frame is answered, then all frames are processed."""
-    world.journal.stall()
-    async with world.connected(OPEN, SpeechStarted(CALL), turn(1), CLOSE, "{") as peer:
+    bench.journal.stall()
+    async with bench.connected(OPEN, SpeechStarted(CALL), turn(1), CLOSE, "{") as peer:
         await peer.until(lambda: [e.code for e in peer.errors] == ["malformed"])
-        world.journal.disk.set()
+        bench.journal.disk.set()
         await peer.until(lambda: Ack(CALL, [], closed=True) in peer.heard)
-    assert ["t1"] == await world.journal.items()
-    assert () == world.calls.live
+    assert ["t1"] == await bench.journal.items()
+    assert () == bench.calls.live
 
 
 async def test_a_worker_that_leaves_while_its_call_is_stored_leaves_an_orphan(
-    world: World,
+    bench: LinkServerBench,
 ) -> None:
     """A call stored after its worker left becomes an orphan."""
-    world.journal.stall()
-    async with world.connected(OPEN) as peer:
+    bench.journal.stall()
+    async with bench.connected(OPEN) as peer:
         await anyio.wait_all_tasks_blocked()
         peer.leaves()
         await anyio.wait_all_tasks_blocked()
-        world.journal.disk.set()
-    assert [f"acme/{CALL}"] == list(world.calls._orphans)
+        bench.journal.disk.set()
+    assert [f"acme/{CALL}"] == list(bench.calls._orphans)
 
 
 async def test_ended_calls_are_forgotten_but_for_the_newest(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bench: LinkServerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that ended long ago must be opened again before it takes a late turn."""
-    monkeypatch.setattr("sidecar.channels.link.server.KEEP_ENDED", 1)
+    monkeypatch.setattr("sidecar.channels.link.server.MAX_ENDED", 1)
     opens = [CallOpen(f"c{n}", "livekit", Hints(caller="ada"), 1.0) for n in (1, 2)]
-    async with world.connected() as peer:
+    async with bench.connected() as peer:
         for frame in opens:
             peer.says(frame, CallClose(frame.call, 2.0))
             await peer.until(lambda call=frame.call: Ack(call, [], closed=True) in peer.heard)
@@ -401,89 +405,89 @@ async def test_ended_calls_are_forgotten_but_for_the_newest(
 # Closing
 
 
-async def test_closing_what_has_left_is_no_error(world: World) -> None:
+async def test_closing_what_has_left_is_no_error(bench: LinkServerBench) -> None:
     """A drain closes every connection, even if it was closed already or the worker left."""
-    async with world.connected() as one, world.connected() as other:
+    async with bench.connected() as one, bench.connected() as other:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(world.server.close_all)
-            tasks.start_soon(world.server.close_all)
+            tasks.start_soon(bench.server.close_all)
+            tasks.start_soon(bench.server.close_all)
         assert (4400, 4503) == (one.closed, other.closed)
-        await world.server.close_all()
+        await bench.server.close_all()
 
 
 # Bounds
 
 
-async def test_what_waits_for_the_disk_is_bounded_in_bytes(world: World) -> None:
+async def test_what_waits_for_the_disk_is_bounded_in_bytes(bench: LinkServerBench) -> None:
     """Beyond a limit in bytes no frame is read; once the disk works, all turns are stored."""
-    async with world.connected(OPEN) as peer:
+    async with bench.connected(OPEN) as peer:
         await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
-        world.journal.stall()
+        bench.journal.stall()
         big = [TurnFrame(CALL, f"t{n}", n, "caller", "\u6c34" * 200_000, 1.0) for n in range(1, 61)]
         peer.says(*big)
         await anyio.wait_all_tasks_blocked()
-        held_bytes = world.server.held.held_bytes
-        assert MAX_HELD_BYTES < held_bytes < MAX_HELD_BYTES + (1 << 20)
+        taken_bytes = bench.server.unstored.taken_bytes
+        assert MAX_UNSTORED_BYTES < taken_bytes < MAX_UNSTORED_BYTES + (1 << 20)
         assert peer.unread > 30
-        world.journal.disk.set()
+        bench.journal.disk.set()
         await peer.until(lambda: len(peer.acked) == 60)
-        assert 0 == world.server.held.held_bytes
-    assert [f"t{n}" for n in range(1, 61)] == await world.journal.items()
+        assert 0 == bench.server.unstored.taken_bytes
+    assert [f"t{n}" for n in range(1, 61)] == await bench.journal.items()
 
 
 async def test_what_one_worker_has_waiting_holds_no_other_up(
-    world: World,
+    bench: LinkServerBench,
 ) -> None:
     """A worker that uses up the shared limit does not keep another's turns from being stored."""
-    world.server.held = Allowance(100_000)
+    bench.server.unstored = Allowance(100_000)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
-    async with world.connected(OPEN) as full, world.connected(other, worker="w2") as quick:
+    async with bench.connected(OPEN) as full, bench.connected(other, worker="w2") as quick:
         await full.until(lambda: any(isinstance(frame, Memory) for frame in full.heard))
-        world.journal.stall(CALL)
+        bench.journal.stall(CALL)
         full.says(*(TurnFrame(CALL, f"t{n}", n, "caller", "x" * 60_000, 1.0) for n in range(1, 9)))
         await anyio.wait_all_tasks_blocked()
         assert full.unread > 3
         quick.says(*(TurnFrame("c2", f"t{n}", n, "caller", "y" * 60_000, 1.0) for n in range(1, 9)))
         await quick.until(lambda: len(quick.acked) == 8)
-        world.journal.disk.set()
+        bench.journal.disk.set()
         await full.until(lambda: len(full.acked) == 8)
 
 
-async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(world: World) -> None:
+async def test_a_worker_that_leaves_gives_back_what_it_had_waiting(bench: LinkServerBench) -> None:
     """Frames held for a connection are released when it ends."""
-    async with world.connected(OPEN) as peer:
+    async with bench.connected(OPEN) as peer:
         await peer.until(lambda: any(isinstance(frame, Memory) for frame in peer.heard))
-        world.journal.stall()
+        bench.journal.stall()
         peer.says(*(turn(n) for n in range(1, 9)))
         await anyio.wait_all_tasks_blocked()
-        assert world.server.held.held_bytes
-    assert 0 == world.server.held.held_bytes
+        assert bench.server.unstored.taken_bytes
+    assert 0 == bench.server.unstored.taken_bytes
 
 
 async def test_a_worker_that_reads_nothing_is_read_no_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bench: LinkServerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers to a worker that does not read are bounded in bytes, and none is lost."""
     monkeypatch.setattr(link, "MAX_UNSENT_BYTES", 20_000)
-    async with world.connected() as peer:
+    async with bench.connected() as peer:
         peer.reads = anyio.Event()
         peer.says(*["{"] * 900)
         await anyio.wait_all_tasks_blocked()
-        [connection] = world.server._connections
-        assert 20_000 < connection.unsent.held_bytes < 21_000
+        [connection] = bench.server._connections
+        assert 20_000 < connection.unsent.taken_bytes < 21_000
         assert peer.unread > 700
         peer.reads.set()
         await peer.until(lambda: len(peer.errors) == 900)
-        assert 0 == connection.unsent.held_bytes
+        assert 0 == connection.unsent.taken_bytes
 
 
 async def test_a_connection_holds_so_many_calls_and_no_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bench: LinkServerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call past the limit is refused, and is accepted once another has ended."""
     monkeypatch.setattr(link, "MAX_CALLS", 1)
     other = CallOpen("c2", "livekit", Hints(caller="bob"), 1.0)
-    async with world.connected(OPEN, other) as peer:
+    async with bench.connected(OPEN, other) as peer:
         await peer.until(lambda: bool(peer.errors))
         assert ("too_many_calls", "c2") == (peer.errors[0].code, peer.errors[0].call)
         peer.says(CLOSE)

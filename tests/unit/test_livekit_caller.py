@@ -331,9 +331,9 @@ def test_the_jobs_metadata_speaks_for_one(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "told"), [(KEEPER, 1), ({"consent": "yes"}, 1), ({"agent_id": "agent-1"}, 0)]
+    ("metadata", "doubts"), [(KEEPER, 1), ({"consent": "yes"}, 1), ({"agent_id": "agent-1"}, 0)]
 )
-def test_a_doubt_is_said_once(metadata: dict[str, Any], told: int) -> None:
+def test_a_doubt_is_said_once(metadata: dict[str, Any], doubts: int) -> None:
     """If the job's caller may be one of several people, the log says so in one line."""
     telemetry = Telemetry(strict=True, logger=Quiet())
     room = FakeRoom(ADA, WANDA)  # type: ignore[arg-type]
@@ -342,7 +342,7 @@ def test_a_doubt_is_said_once(metadata: dict[str, Any], told: int) -> None:
         who.from_job()
         for _ in range(3):
             who.changed()
-    assert told == telemetry.counts["caller_in_doubt"]
+    assert doubts == telemetry.counts["caller_in_doubt"]
 
 
 def test_on_a_shared_line_the_job_names_whom_the_agent_hears_first() -> None:
@@ -376,10 +376,10 @@ class FakeLine:
     away = False
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.recorded: list[tuple[str, str]] = []
 
     def take(self, call: LinkedCall, said: Utterance) -> None:
-        self.told.append((owner_of(call), said.text))
+        self.recorded.append((owner_of(call), said.text))
 
     def wake(self) -> None: ...
 
@@ -406,7 +406,7 @@ class Party:
         self.room, self.session, self.line = ctx.room, FakeSession(), FakeLine()
         self.shared, self.said = shared, 0
         self.meant: str = json.loads(ctx.job.metadata).get("caller", "")
-        self.keepers: set[str] = set()
+        self.named: set[str] = set()
         who = identification(ctx, self.session, shared_line=shared)
         self.recorder = CallRecorder(
             self.line.open("J", who.from_job()),
@@ -469,11 +469,11 @@ class Party:
         self.recorder._transcribed(UserInputTranscribedEvent(transcript=text, is_final=True))
         said = llm.ChatMessage(role="user", content=[text], transcript_confidence=1.0)
         self.recorder._item_added(ConversationItemAddedEvent(item=said))
-        owner, told = self.line.told[-1]
-        assert told == text
+        owner, recorded = self.line.recorded[-1]
+        assert recorded == text
         assert owner in {key_of(linked), self.meant}
         if owner == self.meant:
-            self.keepers.add(key_of(linked))
+            self.named.add(key_of(linked))
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ async def test_words_said_before_a_split_are_of_whom_was_heard_then(
         )
         item = llm.ChatMessage(role="user", content=["a word"], transcript_confidence=1.0)
         party.recorder._item_added(ConversationItemAddedEvent(item=item))
-    assert [(whose, "a word")] == party.line.told
+    assert [(whose, "a word")] == party.line.recorded
 
 
 @settings(max_examples=300, deadline=None)
@@ -550,10 +550,10 @@ def test_no_prompt_holds_the_memory_of_anybody_but_the_one_who_listens(
                     party.words()
             return party
 
-    keepers = anyio.run(run).keepers
+    named = anyio.run(run).named
     if "participant" in metadata:
-        assert keepers <= {"wanda"}
-    assert len(keepers - {metadata.get("caller", "")}) <= 1
+        assert named <= {"wanda"}
+    assert len(named - {metadata.get("caller", "")}) <= 1
 
 
 async def test_the_worker_may_name_whom_it_listens_to(sidecar: FakeSidecar, tmp_path: Path) -> None:

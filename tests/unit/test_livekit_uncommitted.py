@@ -61,7 +61,7 @@ class Conversation(RuleBasedStateMachine):
         """Pieces not sent yet, in order."""
         self.due: list[str] = []
         """What should have been sent so far."""
-        self.told: list[str] = []
+        self.recorded: list[str] = []
 
     def tick(self) -> float:
         self.clock_s += 0.37
@@ -118,7 +118,7 @@ class Conversation(RuleBasedStateMachine):
         text = " ".join(piece.text for piece in turn.pieces)
         text = text if turn.fate == "committed" else "something else"
         left, text = self.uncommitted.committed(text, began_s=turn.began_s, ended_s=turn.ended_s)
-        self.told += [*(final.untold for final in left), text]
+        self.recorded += [*(final.unrecorded for final in left), text]
 
         before = [piece for piece in self.waiting if piece.at_s < turn.pieces[0].at_s]
         own = [piece.text for piece in turn.pieces if piece in self.waiting]
@@ -129,24 +129,24 @@ class Conversation(RuleBasedStateMachine):
     @rule(ago_s=st.sampled_from([0.0, 1.0, 3.0]))
     def time_is_up(self, ago_s: float) -> None:
         until_s = self.clock_s - ago_s
-        self.told += [final.untold for final in self.uncommitted.tell_until(until_s)]
+        self.recorded += [final.unrecorded for final in self.uncommitted.take_until(until_s)]
         self.due += [piece.text for piece in self.waiting if piece.at_s <= until_s]
         self.waiting = [piece for piece in self.waiting if piece.at_s > until_s]
 
     @invariant()
-    def all_that_was_heard_is_told_or_kept(self) -> None:
+    def all_that_was_heard_is_recorded_or_left(self) -> None:
         waiting = [piece.text for piece in self.waiting]
         heard = " ".join([*self.due, *waiting, self.interim_heard])
-        assert " ".join([*self.told, self.uncommitted.rest()]).split() == heard.split()
+        assert " ".join([*self.recorded, self.uncommitted.rest()]).split() == heard.split()
 
     @override
     def teardown(self) -> None:
         while self.ended:
             self.session_comes_to_a_turn()
-        self.all_that_was_heard_is_told_or_kept()
+        self.all_that_was_heard_is_recorded_or_left()
 
 
-def test_each_word_heard_is_told_once() -> None:
+def test_each_word_heard_is_recorded_once() -> None:
     """Whatever a session does with its turns, all words are sent once and in order."""
     run_state_machine_as_test(
         Conversation, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
@@ -155,8 +155,8 @@ def test_each_word_heard_is_told_once() -> None:
 
 def commit(heard: Uncommitted, text: str, **options: Any) -> tuple[str, str]:
     """Return what is sent before a committed turn, and the text sent for it."""
-    left, told = heard.committed(text, **options)
-    return " ".join(final.untold for final in left), told
+    left, recorded = heard.committed(text, **options)
+    return " ".join(final.unrecorded for final in left), recorded
 
 
 def test_a_turn_takes_its_own_words_and_no_others() -> None:
@@ -191,44 +191,44 @@ def test_words_of_the_next_turn_are_not_taken_by_a_changed_one(ended_s: float, r
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "recorded"),
     [
         ("yes please", "yes please"),  # said again: the session had forgotten the first
         ("yes yes please", "yes please"),  # one turn, of which the first word was sent
         ("something else", "something else"),
     ],
 )
-def test_what_was_told_is_not_told_again(text: str, told: str) -> None:
+def test_what_was_recorded_is_not_recorded_again(text: str, recorded: str) -> None:
     """A turn sends only those of its words that were not sent before."""
     heard = Uncommitted()
     heard.heard("yes", final=True, at_s=1)
-    assert "yes" == heard.tell()
+    assert "yes" == heard.take()
     assert "" == heard.rest()
     heard.heard("yes please", final=True, at_s=2)
-    assert ("", told) == commit(heard, text, began_s=1.5, ended_s=3)
+    assert ("", recorded) == commit(heard, text, began_s=1.5, ended_s=3)
     assert "" == heard.rest()
 
 
-def test_what_is_typed_is_told_though_it_was_said_before() -> None:
+def test_what_is_typed_is_recorded_though_it_was_said_before() -> None:
     """Typed words are always sent, in place of the same spoken words if those are unsent."""
     heard = Uncommitted()
     heard.heard("yes", final=True)
     assert ("", "yes") == commit(heard, "yes", spoken=False)
     assert "" == heard.rest()
     heard.heard("no", final=True)
-    assert "no" == heard.tell()
+    assert "no" == heard.take()
     assert ("", "no") == commit(heard, "no", spoken=False)
     assert ("", "no no") == commit(heard, "no no", spoken=False)
 
 
-def test_words_are_told_when_their_time_is_up() -> None:
+def test_words_are_recorded_when_their_time_is_up() -> None:
     """Words reported by a given time are sent once, and their turn sends only the rest."""
     heard = Uncommitted()
     for at_s, word in enumerate(["one", "two", "three"]):
         heard.heard(word, final=True, at_s=at_s)
     heard.heard("fo", final=False)
-    assert [("one", 0), ("two", 1)] == [(f.untold, f.at_s) for f in heard.tell_until(1)]
-    assert [] == heard.tell_until(1)
+    assert [("one", 0), ("two", 1)] == [(f.unrecorded, f.at_s) for f in heard.take_until(1)]
+    assert [] == heard.take_until(1)
     assert "three fo" == heard.rest()
     assert ("", "three") == commit(heard, "one two three", began_s=0, ended_s=4)
     assert "fo" == heard.rest()
@@ -239,7 +239,7 @@ def test_a_session_that_never_commits_costs_no_more_and_more() -> None:
     heard = Uncommitted()
     for at_s in range(1_000):
         heard.heard("word", final=True, at_s=at_s)
-        heard.tell_until(at_s)
+        heard.take_until(at_s)
     assert len(heard._finals) <= 100
     assert ("", "") == commit(heard, "word word", ended_s=2_000)
 
@@ -259,16 +259,16 @@ def test_words_cut_in_two_are_completed(interim: str, final: str, late: str, res
     """A final transcript that extends a sent interim sends only what it adds."""
     heard = Uncommitted()
     heard.heard(interim, final=False)
-    assert interim == heard.tell()
+    assert interim == heard.take()
     assert late == heard.heard(final, final=True)
     assert rest == heard.rest()
     assert ("", rest) == commit(heard, final)
 
 
-def test_words_of_before_are_told_there() -> None:
+def test_words_of_before_are_recorded_there() -> None:
     """Final words said before the last send are sent at once, not with a turn."""
     heard = Uncommitted()
-    assert "" == heard.tell()
+    assert "" == heard.take()
     assert "I am Ada." == heard.heard("I am Ada.", final=True, of_before=True)
     assert "" == heard.rest()
     assert ("", "") == commit(heard, "I am Ada.")

@@ -27,7 +27,7 @@ texts = st.text(max_size=60) | st.sampled_from(
 labels = st.text(min_size=1, max_size=20) | st.sampled_from(
     ["human", "memory_blocks", "/memory_blocks", "value", "a b", "x>\n<persona", "&#47;", "é.1"]
 )
-held = st.lists(
+blocks = st.lists(
     st.builds(
         Block, labels, texts, texts, limit_chars=st.none() | st.just(9), read_only=st.booleans()
     ),
@@ -56,7 +56,7 @@ def read_back(text: str) -> str:
     )
 
 
-@given(held)
+@given(blocks)
 @example([Block("&lt;", "&amp;lt;", "&#60;")])
 def test_the_prompt_read_back_holds_the_blocks_and_no_other(blocks: list[Block]) -> None:
     """Whatever blocks hold, the prompt has our tags alone, and each block can be read back."""

@@ -311,8 +311,8 @@ def test_the_image_is_built_from_what_is_named_and_nothing_else() -> None:
     assert sorted(let_in) == sorted(copied)
     for path in copied:
         assert (ROOT / path).exists()
-    for kept_out in (".env", ".git", ".venv", "ops/.env", "tests", "examples/vapi/.vapi.json"):
-        assert not any(fnmatch(kept_out, rule) for rule in let_in)
+    for excluded in (".env", ".git", ".venv", "ops/.env", "tests", "examples/vapi/.vapi.json"):
+        assert not any(fnmatch(excluded, rule) for rule in let_in)
 
 
 def locks() -> Iterator[str]:

@@ -12,7 +12,7 @@ from sidecar.privacy import FAILED, luhn, names_in, redaction
 pytestmark = pytest.mark.unit
 
 
-def kept(text: str, spec: str = "cards,emails,national-ids") -> str:
+def redacted(text: str, spec: str = "cards,emails,national-ids") -> str:
     redact = redaction(spec)
     assert redact is not None
     return redact(text)
@@ -36,11 +36,11 @@ def shouting(text: str) -> str:
 )
 def test_card_numbers_are_taken_out(number: str) -> None:
     """A card number with a right check digit is replaced, however it is grouped."""
-    assert kept(f"It is {number}, thanks") == "It is [card], thanks"
+    assert redacted(f"It is {number}, thanks") == "It is [card], thanks"
 
 
 @pytest.mark.parametrize(
-    ("said", "as_kept"),
+    ("said", "expected"),
     [
         ("4242 4242 4242 4242 12 25", "[card] 12 25"),
         ("card 4242 4242 4242 4242 12 25 123 ok", "card [card] 12 25 123 ok"),
@@ -52,15 +52,15 @@ def test_card_numbers_are_taken_out(number: str) -> None:
         ("424242424242424212251234", "[card]12251234"),
     ],
 )
-def test_a_dictated_card_number_is_found_between_other_digits(said: str, as_kept: str) -> None:
+def test_a_dictated_card_number_is_found_between_other_digits(said: str, expected: str) -> None:
     """An expiry date, an amount and odd gaps beside a card number do not hide it."""
-    assert kept(said, "cards") == as_kept
+    assert redacted(said, "cards") == expected
 
 
 @given(st.text(alphabet="0123456789 .,-", max_size=80))
 def test_no_card_number_is_left_between_gaps(text: str) -> None:
     """After redaction no 13 to 19 digits with small gaps pass the card check."""
-    left = kept(text, "cards").replace("[card]", "#")
+    left = redacted(text, "cards").replace("[card]", "#")
     for run in re.findall(r"\d(?:[ .,-]{0,2}\d){12,}", left):
         groups = re.findall(r"\d+", run)
         for first in range(len(groups)):
@@ -72,19 +72,19 @@ def test_no_card_number_is_left_between_gaps(text: str) -> None:
 @pytest.mark.parametrize("number", ["4242424242424241", "0000000000000000", "+14155550123"])
 def test_other_numbers_stay(number: str) -> None:
     """A number with a wrong check digit, or a phone number, is not taken for a card number."""
-    assert kept(f"Order {number} please", "cards") == f"Order {number} please"
+    assert redacted(f"Order {number} please", "cards") == f"Order {number} please"
 
 
 @pytest.mark.parametrize("address", ["ann.lee@example.org", "ann.lee at example dot org"])
 def test_email_addresses_are_taken_out(address: str) -> None:
     """An e-mail address is replaced, written or dictated."""
-    assert kept(f"Write to {address} today") == "Write to [e-mail] today"
+    assert redacted(f"Write to {address} today") == "Write to [e-mail] today"
 
 
 def test_plain_speech_is_no_address() -> None:
     """The words "at" and "dot" alone make no address."""
     said = "Meet me at noon at the red dot, I am at home."
-    assert kept(said) == said
+    assert redacted(said) == said
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_plain_speech_is_no_address() -> None:
 )
 def test_national_ids_are_taken_out(number: str) -> None:
     """Identity numbers of five countries are replaced, by their check where they have one."""
-    assert kept(f"my number is {number} ok") == "my number is [national id] ok"
+    assert redacted(f"my number is {number} ok") == "my number is [national id] ok"
 
 
 @pytest.mark.parametrize("number", ["12345678A", "666-12-1234", "185057800608499"])
 def test_numbers_with_a_wrong_check_stay(number: str) -> None:
     """A number that fails its country's check is kept."""
-    assert kept(number, "national-ids") == number
+    assert redacted(number, "national-ids") == number
 
 
 def test_nothing_is_taken_out_unless_asked() -> None:
@@ -117,13 +117,13 @@ def test_nothing_is_taken_out_unless_asked() -> None:
 
 def test_an_owners_callable_runs_in_order() -> None:
     """A callable of the owner's runs at its place in the list."""
-    assert kept("ann@example.org here", f"emails,{__name__}:shouting") == "[E-MAIL] HERE"
+    assert redacted("ann@example.org here", f"emails,{__name__}:shouting") == "[E-MAIL] HERE"
 
 
 @pytest.mark.parametrize("name", ["raising", "careless"])
 def test_a_failing_callable_keeps_nothing(name: str) -> None:
     """If the owner's callable fails, a fixed text is kept in place of the words."""
-    assert kept("secret words", f"{__name__}:{name}") == FAILED
+    assert redacted("secret words", f"{__name__}:{name}") == FAILED
 
 
 @pytest.mark.parametrize(

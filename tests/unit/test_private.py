@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from sidecar.app.from_settings import prepare_data_dir
-from sidecar.cli.checks import permissions, usable
+from sidecar.cli.checks import usable
+from sidecar.cli.machine import permissions
 from sidecar.config.load import load
 from sidecar.config.settings import Settings
 from sidecar.errors import ConfigError

@@ -43,10 +43,10 @@ def snapshot(*of: Block, read_at_s: float = 1.0) -> Snapshot:
 
 
 @given(st.lists(blocks, max_size=5), st.lists(turns, max_size=5))
-def test_no_value_closes_the_fence_or_opens_a_tag(held: list[Block], said: list[Turn]) -> None:
+def test_no_value_closes_the_fence_or_opens_a_tag(blocks: list[Block], said: list[Turn]) -> None:
     """Whatever a block or a turn holds, the only tags in the text are ours."""
-    text = render(snapshot(*held), said, nonce=NONCE, limits=LIMITS).text
-    shown = [b for b in held if b.value.strip()]
+    text = render(snapshot(*blocks), said, nonce=NONCE, limits=LIMITS).text
+    shown = [b for b in blocks if b.value.strip()]
     if not shown and not said:
         assert text == ""
         return
@@ -61,11 +61,11 @@ def test_no_value_closes_the_fence_or_opens_a_tag(held: list[Block], said: list[
 
 
 @given(st.lists(blocks, max_size=5, unique_by=lambda b: b.label), st.randoms())
-def test_the_order_blocks_are_read_in_changes_no_byte(held: list[Block], random: object) -> None:
+def test_the_order_blocks_are_read_in_changes_no_byte(blocks: list[Block], random: object) -> None:
     """The order of blocks and the time of the read change no byte of the text."""
-    shuffled = list(held)
+    shuffled = list(blocks)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    first = render(snapshot(*held, read_at_s=1), [], nonce=NONCE, limits=LIMITS)
+    first = render(snapshot(*blocks, read_at_s=1), [], nonce=NONCE, limits=LIMITS)
     second = render(snapshot(*shuffled, read_at_s=2), [], nonce=NONCE, limits=LIMITS)
     assert first == second
 
@@ -78,12 +78,12 @@ def test_the_order_blocks_are_read_in_changes_no_byte(held: list[Block], random:
     st.integers(0, 300),
 )
 def test_what_is_shown_and_what_is_cut_add_up(
-    held: list[Block], said: list[Turn], block_chars: int, total_chars: int, recent_chars: int
+    blocks: list[Block], said: list[Turn], block_chars: int, total_chars: int, recent_chars: int
 ) -> None:
     """No limit is exceeded, and all characters left out are counted."""
     limits = PromptLimits(block_chars, total_chars, recent_chars)
-    rendered = render(snapshot(*held), said, nonce=NONCE, limits=limits)
-    all_chars = sum(len(b.value) for b in held if b.value.strip())
+    rendered = render(snapshot(*blocks), said, nonce=NONCE, limits=limits)
+    all_chars = sum(len(b.value) for b in blocks if b.value.strip())
     recent = sum(len(t.text) for t in said)
     assert 0 <= rendered.cut_chars <= all_chars + recent
     assert all_chars - total_chars <= rendered.cut_chars
@@ -107,10 +107,10 @@ def test_the_largest_memory_fits_into_a_frame_of_the_link(mark: str, of_a_block:
     most = {f"SIDECAR_{name}_CHARS": "50000" for name in ("MEMORY", "BLOCK", "RECENT")}
     settings = load(most)
     text = mark * of_a_block
-    held = [Block(f"{n}{text}"[:500], text, text) for n in range(60_000 // min(of_a_block, 400))]
+    blocks = [Block(f"{n}{text}"[:500], text, text) for n in range(60_000 // min(of_a_block, 400))]
     said = [Turn("t/c", str(n), n, "caller", text, 0.0) for n in range(60)]
     limits = PromptLimits(settings.block_chars, settings.memory_chars, settings.recent_chars)
-    rendered = render(snapshot(*held), said, nonce=NONCE, limits=limits)
+    rendered = render(snapshot(*blocks), said, nonce=NONCE, limits=limits)
     frame = Memory("c" * 256, rendered.text, rendered.version, 1.0, "fresh", True)
     assert len(encode(frame).encode()) < MAX_FRAME_BYTES
     assert "more blocks are not shown" in rendered.text

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from sidecar.calls import LiveCall
 from sidecar.model import Turn
-from tests.unit.test_calls import ADA, BOB, Bench, Ear, virtual
+from tests.unit.test_calls import ADA, BOB, CallsBench, Ear, virtual
 
 pytestmark = pytest.mark.unit
 
 
 async def joined(
-    bench: Bench, name: str, *, room: str = "RM_1", hints: object = ADA, owner: str = ""
+    bench: CallsBench, name: str, *, room: str = "RM_1", hints: object = ADA, owner: str = ""
 ) -> LiveCall:
     return await bench.calls.open(
         "t",
@@ -34,7 +34,7 @@ def heard(live: LiveCall, at_s: float, text: str = "") -> Turn:
     return Turn(live.key, f"{live.key} {at_s:g}", 0, "caller", text or f"words {at_s:g}", at_s)
 
 
-async def stored(bench: Bench) -> list[str]:
+async def stored(bench: CallsBench) -> list[str]:
     rows = await bench.journal.calls(limit=50)
     return sorted([t.text for row in rows for t in await bench.journal.turns(row.call.key)])
 
@@ -42,7 +42,7 @@ async def stored(bench: Bench) -> list[str]:
 def test_two_jobs_in_a_room_are_one_record() -> None:
     """What both jobs hear is stored once, in the call that opened first, and both have memory."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
         async with anyio.create_task_group() as tasks:
             for at_s in (1.0, 2.0, 3.0):
@@ -59,7 +59,7 @@ def test_two_jobs_in_a_room_are_one_record() -> None:
     virtual(body)
 
 
-def lost(bench: Bench, live: LiveCall) -> Callable[[], Awaitable[None]]:
+def lost(bench: CallsBench, live: LiveCall) -> Callable[[], Awaitable[None]]:
     async def lose() -> None:
         bench.calls.orphan(live.owner)
 
@@ -70,7 +70,7 @@ def lost(bench: Bench, live: LiveCall) -> Callable[[], Awaitable[None]]:
 def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
     """When the first job is gone, the second's call stores what is missing and what follows."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
         await one.record([heard(one, 1.0)])
         async with anyio.create_task_group() as tasks:
@@ -96,7 +96,7 @@ def test_the_other_job_takes_over_without_loss_or_doubling(how: str) -> None:
 def test_an_utterance_that_both_settled_is_not_doubled_by_its_time() -> None:
     """The same words at nearly the same time are one utterance, as jobs' clocks differ."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
         await one.record([heard(one, 10.0, "yes, please")])
         await two.record([heard(two, 10.2, "yes, please")])
@@ -116,7 +116,7 @@ def test_another_room_caller_or_call_of_the_same_job_has_its_own_record(
 ) -> None:
     """Another room, another caller or the same worker makes a separate record."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         one = await joined(bench, "J1")
         two = await joined(bench, "J2", room=room, hints=hints, owner=owner)
         await one.record([heard(one, 9.0)])
@@ -130,7 +130,7 @@ def test_another_room_caller_or_call_of_the_same_job_has_its_own_record(
 def test_what_a_dead_second_job_left_is_stored_only_where_the_first_had_not_come() -> None:
     """A spool of the second job waits while the first records, then adds what is missing."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         one, two = await joined(bench, "J1"), await joined(bench, "J2")
         left = [heard(two, 1.0), heard(two, 2.0), heard(two, 3.0)]
         bench.calls.orphan(two.owner)
@@ -164,7 +164,7 @@ STEPS = st.lists(st.sampled_from(["J1", "J2", "say", "leave J1", "leave J2"]), m
 def test_whoever_comes_and_goes_each_word_is_stored_once(steps: list[str]) -> None:
     """However two jobs join, leave and return, every word that either heard is stored once."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: CallsBench) -> None:
         live: dict[str, LiveCall] = {}
         said: set[str] = set()
         waiting: dict[str, list[Turn]] = {"J1": [], "J2": []}

@@ -49,13 +49,13 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, object]]] = []
 
-    def _keep(self, name: str, **fields: object) -> None:
+    def _add(self, name: str, **fields: object) -> None:
         self.lines.append((name, fields))
 
-    debug = info = warning = error = _keep
+    debug = info = warning = error = _add
 
 
-class World:
+class RelayBench:
     """A journal, a Letta and a relay between them."""
 
     def __init__(
@@ -78,7 +78,7 @@ class World:
         async def own_agent(ref: AgentRef) -> str:
             return f"agent-of-{ref.caller_key}"
 
-        async def keep(ref: AgentRef, batch: Batch) -> None:
+        async def note(ref: AgentRef, batch: Batch) -> None:
             self.settled.append((ref, batch))
 
         self.relay = Relay(
@@ -91,7 +91,7 @@ class World:
             dice=random.Random(7).random,
             emit=self.telemetry.emit,
             on_changed=on_changed,
-            on_settled=on_settled or keep,
+            on_settled=on_settled or note,
         )
 
     @asynccontextmanager
@@ -150,19 +150,19 @@ class TestDelivery:
         """A call's turns reach its agent's conversation once and in order, and are settled."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 9)
-                await world.delivered(within_s=5)
-            assert world.heard("one") == list(range(9))
-            assert world.letta.posts == 1
-            (taken,) = world.letta.taken
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 9)
+                await bench.delivered(within_s=5)
+            assert bench.heard("one") == list(range(9))
+            assert bench.letta.posts == 1
+            (taken,) = bench.letta.taken
             assert taken.post.agent_id == "agent-of-k1"
-            assert world.letta.conversations[taken.post.conversation_id] == "agent-of-k1"
-            assert await world.journal.agent_of(REF) == "agent-of-k1"
-            assert [ref for ref, _ in world.settled] == [REF]
-            assert world.settled[0][1].agent_id == "agent-of-k1"
-            assert [fields["how"] for fields in world.events("batch_settled")] == ["posted"]
+            assert bench.letta.conversations[taken.post.conversation_id] == "agent-of-k1"
+            assert await bench.journal.agent_of(REF) == "agent-of-k1"
+            assert [ref for ref, _ in bench.settled] == [REF]
+            assert bench.settled[0][1].agent_id == "agent-of-k1"
+            assert [fields["how"] for fields in bench.events("batch_settled")] == ["posted"]
 
         virtual(test)
 
@@ -170,21 +170,21 @@ class TestDelivery:
         """All batches of a call go into one conversation, and another call has its own."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 4, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 4, close=False)
                 await anyio.sleep(5)
-                await world.say("two", 1)
+                await bench.say("two", 1)
                 await anyio.sleep(1)
-                await world.journal.append(
+                await bench.journal.append(
                     [
                         Turn("acme/one", f"late-{i}", i, "agent", f"one:{i}.", unix_s())
                         for i in (4, 5)
                     ]
                 )
-                await world.delivered()
-            assert world.heard("one") == list(range(6))
-            conversations = [taken.post.conversation_id for taken in world.letta.taken]
+                await bench.delivered()
+            assert bench.heard("one") == list(range(6))
+            conversations = [taken.post.conversation_id for taken in bench.letta.taken]
             assert len(conversations) == 3
             assert conversations[0] == conversations[2] != conversations[1]
 
@@ -194,13 +194,13 @@ class TestDelivery:
         """A live call's turns are posted once there are enough, or when the oldest is too old."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 2, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 2, close=False)
                 await anyio.sleep(55)
-                assert world.letta.posts == 0
+                assert bench.letta.posts == 0
                 await anyio.sleep(10)
-                assert world.heard("one") == [0, 1]
+                assert bench.heard("one") == [0, 1]
 
         virtual(test)
 
@@ -208,12 +208,12 @@ class TestDelivery:
         """A call that closes is delivered at once, not at the next poll."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 1, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 1, close=False)
                 await anyio.sleep(3)
-                await world.journal.close_call("acme/one", at_s=unix_s())
-                await world.delivered(within_s=1)
+                await bench.journal.close_call("acme/one", at_s=unix_s())
+                await bench.delivered(within_s=1)
 
         virtual(test)
 
@@ -222,17 +222,17 @@ class TestDelivery:
 
         async def test() -> None:
             faults = [Fault.SLOW] * 40
-            world = World(faults, concurrency=5)
-            async with world.running():
+            bench = RelayBench(faults, concurrency=5)
+            async with bench.running():
                 for n in range(40):
-                    await world.say(f"c{n}", 1, ref=AgentRef("acme", agent_id=f"agent-{n % 8}"))
+                    await bench.say(f"c{n}", 1, ref=AgentRef("acme", agent_id=f"agent-{n % 8}"))
                 began_s = unix_s()
-                await world.delivered()
+                await bench.delivered()
                 took_s = unix_s() - began_s
-            assert world.letta.overlaps == 0
+            assert bench.letta.overlaps == 0
             at_once = max(
-                sum(a.began_s <= b.began_s < a.landed_s for a in world.letta.taken)
-                for b in world.letta.taken
+                sum(a.began_s <= b.began_s < a.landed_s for a in bench.letta.taken)
+                for b in bench.letta.taken
             )
             assert at_once == 5
             assert 40 / 5 * 5.0 <= took_s < 80 / 5 * 5.0
@@ -246,13 +246,13 @@ class TestDelivery:
             async def same(_ref: AgentRef) -> str:
                 return "agent-shared"
 
-            world = World([Fault.SLOW] * 6, resolve=same)
-            async with world.running():
+            bench = RelayBench([Fault.SLOW] * 6, resolve=same)
+            async with bench.running():
                 for n in range(6):
-                    await world.say(f"c{n}", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
-                await world.delivered()
-            assert len(world.letta.taken) == 6
-            assert world.letta.overlaps == 0
+                    await bench.say(f"c{n}", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await bench.delivered()
+            assert len(bench.letta.taken) == 6
+            assert bench.letta.overlaps == 0
 
         virtual(test)
 
@@ -262,17 +262,17 @@ class TestOrder:
         """When a caller calls again after a lost call, the earlier turns reach Letta first."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("lyon", 1, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("lyon", 1, close=False)
                 await anyio.sleep(2)
-                await world.say("oslo", 0, close=False)
+                await bench.say("oslo", 0, close=False)
                 await anyio.sleep(1)
-                assert world.heard("lyon") == [0], "due as soon as the caller is back"
-                await world.append("oslo", 0)
-                await world.journal.close_call("acme/oslo", at_s=unix_s())
-                await world.delivered(within_s=5)
-            assert world.order() == ["lyon:0", "oslo:0"]
+                assert bench.heard("lyon") == [0], "due as soon as the caller is back"
+                await bench.append("oslo", 0)
+                await bench.journal.close_call("acme/oslo", at_s=unix_s())
+                await bench.delivered(within_s=5)
+            assert bench.order() == ["lyon:0", "oslo:0"]
 
         virtual(test)
 
@@ -280,17 +280,17 @@ class TestOrder:
         """Last turns that come from the spool during the next call go before that call's turns."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("lyon", 1, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("lyon", 1, close=False)
                 await anyio.sleep(2)
                 said_s = unix_s()
-                await world.say("oslo", 1, close=False)
+                await bench.say("oslo", 1, close=False)
                 await anyio.sleep(1)
-                await world.append("lyon", 1, at_s=said_s - 1)
-                await world.journal.close_call("acme/oslo", at_s=unix_s())
-                await world.delivered()
-            assert world.order() == ["lyon:0", "lyon:1", "oslo:0"]
+                await bench.append("lyon", 1, at_s=said_s - 1)
+                await bench.journal.close_call("acme/oslo", at_s=unix_s())
+                await bench.delivered()
+            assert bench.order() == ["lyon:0", "lyon:1", "oslo:0"]
 
         virtual(test)
 
@@ -311,23 +311,23 @@ class TestOrder:
         """Whatever ends or returns, turns stored before a call opened go before its own."""
 
         async def test() -> None:
-            world = World(faults)
+            bench = RelayBench(faults)
             said: dict[int, list[str]] = {}
             before: dict[int, list[str]] = {}
             on_line: int | None = None
-            async with world.running():
+            async with bench.running():
                 for step, wait_s in steps:
                     match step:
                         case "call":
                             on_line = len(before)
                             before[on_line] = [word for words in said.values() for word in words]
-                            await world.say(f"c{on_line}-", 0, close=False)
+                            await bench.say(f"c{on_line}-", 0, close=False)
                         case "say" if on_line is not None:
                             words = said.setdefault(on_line, [])
                             words.append(f"c{on_line}-:{len(words)}")
-                            await world.append(f"c{on_line}-", len(words) - 1)
+                            await bench.append(f"c{on_line}-", len(words) - 1)
                         case "hang up" if on_line is not None:
-                            await world.journal.close_call(f"acme/c{on_line}-", at_s=unix_s())
+                            await bench.journal.close_call(f"acme/c{on_line}-", at_s=unix_s())
                             on_line = None
                         case "kill":
                             on_line = None
@@ -336,9 +336,9 @@ class TestOrder:
                         case _:
                             pass
                     await anyio.sleep(wait_s)
-                await world.delivered()
+                await bench.delivered()
                 await anyio.sleep(RECOVERED_S)
-            order = world.order()
+            order = bench.order()
             assert sorted(order) == sorted(word for words in said.values() for word in words)
             place = {word: n for n, word in enumerate(order)}
             for call, words in said.items():
@@ -354,18 +354,18 @@ class TestTooLarge:
         """A batch that no longer fits into its conversation goes into a new one as a whole."""
 
         async def test() -> None:
-            world = World()
-            world.letta.context_chars = 1_500
-            async with world.running():
+            bench = RelayBench()
+            bench.letta.context_chars = 1_500
+            async with bench.running():
                 for part in range(4):
                     for n in range(4):
-                        await world.append("one", 4 * part + n) if part or n else await world.say(
+                        await bench.append("one", 4 * part + n) if part or n else await bench.say(
                             "one", 1, close=False
                         )
                     await anyio.sleep(61)
-                await world.delivered(within_s=30)
-            assert world.heard("one") == list(range(16))
-            assert not world.events("batch_dead")
+                await bench.delivered(within_s=30)
+            assert bench.heard("one") == list(range(16))
+            assert not bench.events("batch_dead")
 
         virtual(test)
 
@@ -377,20 +377,20 @@ class TestTooLarge:
         """However small the context, turns arrive in order or are dead letters within minutes."""
 
         async def test() -> None:
-            world = World(faults)
-            world.letta.context_chars = context_chars
-            async with world.running():
-                await world.say("one", turns)
-                await world.delivered()
+            bench = RelayBench(faults)
+            bench.letta.context_chars = context_chars
+            async with bench.running():
+                await bench.say("one", turns)
+                await bench.delivered()
                 await anyio.sleep(RECOVERED_S)
                 dead = sum(
                     letter.turns
-                    for letter in await world.journal.batches(states=("dead",), limit=99)
+                    for letter in await bench.journal.batches(states=("dead",), limit=99)
                 )
-            heard = world.heard("one")
+            heard = bench.heard("one")
             assert heard == sorted(set(heard))
             assert len(heard) + dead == turns
-            assert world.letta.overlaps == 0
+            assert bench.letta.overlaps == 0
 
         virtual(test)
 
@@ -398,17 +398,17 @@ class TestTooLarge:
         """A turn too large for any context is a dead letter within seconds; the lane goes on."""
 
         async def test() -> None:
-            world = World()
-            world.letta.context_chars = 10
-            async with world.running():
-                await world.say("one", 1)
-                await world.delivered(within_s=5)
-                assert len(await world.journal.batches(states=("dead",), limit=99)) == 1
-                assert len(world.events("batch_dead")) == 1
-                world.letta.context_chars = None
-                await world.say("two", 1)
-                await world.delivered(within_s=5)
-            assert world.heard("two") == [0]
+            bench = RelayBench()
+            bench.letta.context_chars = 10
+            async with bench.running():
+                await bench.say("one", 1)
+                await bench.delivered(within_s=5)
+                assert len(await bench.journal.batches(states=("dead",), limit=99)) == 1
+                assert len(bench.events("batch_dead")) == 1
+                bench.letta.context_chars = None
+                await bench.say("two", 1)
+                await bench.delivered(within_s=5)
+            assert bench.heard("two") == [0]
 
         virtual(test)
 
@@ -419,14 +419,14 @@ class TestFaults:
         """After any single fault the turns arrive once and in order, and so does the next call."""
 
         async def test() -> None:
-            world = World([fault])
-            async with world.running():
-                await world.say("one", 3)
-                await world.say("two", 2)
-                await world.delivered()
-            assert world.heard("one") == [0, 1, 2]
-            assert world.heard("two") == [0, 1]
-            assert world.letta.overlaps == 0
+            bench = RelayBench([fault])
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.say("two", 2)
+                await bench.delivered()
+            assert bench.heard("one") == [0, 1, 2]
+            assert bench.heard("two") == [0, 1]
+            assert bench.letta.overlaps == 0
 
         virtual(test)
 
@@ -436,16 +436,16 @@ class TestFaults:
         """Under any faults no turn is lost, doubled or misordered, and no agent's posts overlap."""
 
         async def test() -> None:
-            world = World(faults)
-            async with world.running():
+            bench = RelayBench(faults)
+            async with bench.running():
                 for n in range(6):
                     ref = AgentRef("acme", caller_key=f"k{n % callers}")
-                    await world.say(f"c{n}-", 5, ref=ref)
-                await world.delivered()
+                    await bench.say(f"c{n}-", 5, ref=ref)
+                await bench.delivered()
                 await anyio.sleep(RECOVERED_S)
             for n in range(6):
-                assert world.heard(f"c{n}-") == list(range(5)), faults
-            assert world.letta.overlaps == 0
+                assert bench.heard(f"c{n}-") == list(range(5)), faults
+            assert bench.letta.overlaps == 0
 
         virtual(test)
 
@@ -455,17 +455,17 @@ class TestFaults:
         """A relay that is stopped at any moments still delivers each turn once."""
 
         async def test() -> None:
-            world = World(faults)
-            await world.say("one", 5)
-            await world.say("two", 5)
+            bench = RelayBench(faults)
+            await bench.say("one", 5)
+            await bench.say("two", 5)
             for life_s in lives_s:
                 with anyio.move_on_after(life_s):
-                    await world.relay.run()
-            async with world.running():
-                await world.delivered()
+                    await bench.relay.run()
+            async with bench.running():
+                await bench.delivered()
                 await anyio.sleep(RECOVERED_S)
-            assert world.heard("one") == world.heard("two") == list(range(5))
-            assert world.letta.overlaps == 0
+            assert bench.heard("one") == bench.heard("two") == list(range(5))
+            assert bench.letta.overlaps == 0
 
         virtual(test)
 
@@ -473,8 +473,8 @@ class TestFaults:
         """A batch whose claim was not answered or whose release was cut off is still delivered."""
 
         async def test() -> None:
-            world = World([Fault.SLOW])
-            claim, release = world.journal.claim, world.journal.release
+            bench = RelayBench([Fault.SLOW])
+            claim, release = bench.journal.claim, bench.journal.release
 
             async def unheard(limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
                 await claim(limit, now_s=now_s, post_timeout_s=post_timeout_s)
@@ -485,18 +485,18 @@ class TestFaults:
                 await anyio.sleep(10)
                 await release(*args, **kwargs)  # type: ignore[arg-type]
 
-            world.journal.release = slow
-            await world.say("one", 3)
+            bench.journal.release = slow
+            await bench.say("one", 3)
             with anyio.move_on_after(2):
-                await world.relay.run()
-            world.journal.claim = unheard
-            await world.say("two", 3, ref=AgentRef("acme", caller_key="k2"))
+                await bench.relay.run()
+            bench.journal.claim = unheard
+            await bench.say("two", 3, ref=AgentRef("acme", caller_key="k2"))
             with anyio.move_on_after(2):
-                await world.relay.run()
-            world.journal.claim, world.journal.release = claim, release
-            async with world.running():
-                await world.delivered()
-            assert world.heard("one") == world.heard("two") == [0, 1, 2]
+                await bench.relay.run()
+            bench.journal.claim, bench.journal.release = claim, release
+            async with bench.running():
+                await bench.delivered()
+            assert bench.heard("one") == bench.heard("two") == [0, 1, 2]
 
         virtual(test)
 
@@ -504,13 +504,13 @@ class TestFaults:
         """A post that landed without an answer is settled by a look-up, and sent once."""
 
         async def test() -> None:
-            world = World([Fault.HANG])
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered()
-            assert world.letta.posts == 1
-            assert [fields["how"] for fields in world.events("batch_settled")] == ["found"]
-            assert world.events("batch_in_doubt")
+            bench = RelayBench([Fault.HANG])
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered()
+            assert bench.letta.posts == 1
+            assert [fields["how"] for fields in bench.events("batch_settled")] == ["found"]
+            assert bench.events("batch_in_doubt")
 
         virtual(test)
 
@@ -518,14 +518,14 @@ class TestFaults:
         """A post that may still land is not sent again before its horizon."""
 
         async def test() -> None:
-            world = World([Fault.CUT_EMPTY])
-            async with world.running():
+            bench = RelayBench([Fault.CUT_EMPTY])
+            async with bench.running():
                 began_s = unix_s()
-                await world.say("one", 3)
-                await world.delivered()
+                await bench.say("one", 3)
+                await bench.delivered()
                 assert unix_s() - began_s > POLICY.horizon_s
-            assert world.letta.posts == 2
-            assert len({taken.post.batch_id for taken in world.letta.taken}) == 1
+            assert bench.letta.posts == 2
+            assert len({taken.post.batch_id for taken in bench.letta.taken}) == 1
 
         virtual(test)
 
@@ -533,11 +533,11 @@ class TestFaults:
         """After a 500 that stored nothing the batch is sent again within a second."""
 
         async def test() -> None:
-            world = World([Fault.ERROR_EMPTY])
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered(within_s=2)
-            assert world.heard("one") == [0, 1, 2]
+            bench = RelayBench([Fault.ERROR_EMPTY])
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered(within_s=2)
+            assert bench.heard("one") == [0, 1, 2]
 
         virtual(test)
 
@@ -545,16 +545,16 @@ class TestFaults:
         """While look-ups fail, a batch in doubt is neither settled nor sent."""
 
         async def test() -> None:
-            world = World([Fault.ERROR_LANDED])
-            world.letta.lookups_fail = True
-            async with world.running():
-                await world.say("one", 3)
+            bench = RelayBench([Fault.ERROR_LANDED])
+            bench.letta.lookups_fail = True
+            async with bench.running():
+                await bench.say("one", 3)
                 await anyio.sleep(600)
-                assert world.letta.posts == 1
-                assert (await world.journal.counts()).undelivered == 3
-                world.letta.lookups_fail = False
-                await world.delivered()
-            assert world.letta.posts == 1
+                assert bench.letta.posts == 1
+                assert (await bench.journal.counts()).undelivered == 3
+                bench.letta.lookups_fail = False
+                await bench.delivered()
+            assert bench.letta.posts == 1
 
         virtual(test)
 
@@ -562,11 +562,11 @@ class TestFaults:
         """A busy agent gets its batch within two minutes, and the breaker stays closed."""
 
         async def test() -> None:
-            world = World([Fault.BUSY] * 20)
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered(within_s=120)
-            assert not world.events("relay_breaker_opened")
+            bench = RelayBench([Fault.BUSY] * 20)
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered(within_s=120)
+            assert not bench.events("relay_breaker_opened")
 
         virtual(test)
 
@@ -574,19 +574,19 @@ class TestFaults:
         """After three rejections a batch is a dead letter, the lane goes on, and a replay works."""
 
         async def test() -> None:
-            world = World([Fault.REJECT] * 3)
-            async with world.running():
-                await world.say("one", 3)
-                await world.say("two", 2)
-                await world.delivered()
-                (letter,) = await world.journal.batches(states=("dead",), limit=99)
+            bench = RelayBench([Fault.REJECT] * 3)
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.say("two", 2)
+                await bench.delivered()
+                (letter,) = await bench.journal.batches(states=("dead",), limit=99)
                 assert (letter.call, letter.turns) == ("acme/one", 3)
-                assert world.heard("one") == []
-                assert world.heard("two") == [0, 1]
-                assert world.events("batch_dead")[0]["turns"] == 3
-                await world.journal.replay(letter.batch_id, now_s=unix_s())
-                await world.delivered()
-            assert world.heard("one") == [0, 1, 2]
+                assert bench.heard("one") == []
+                assert bench.heard("two") == [0, 1]
+                assert bench.events("batch_dead")[0]["turns"] == 3
+                await bench.journal.replay(letter.batch_id, now_s=unix_s())
+                await bench.delivered()
+            assert bench.heard("one") == [0, 1, 2]
 
         virtual(test)
 
@@ -594,15 +594,15 @@ class TestFaults:
         """A wrong key makes no dead letter, and all is delivered once the key works."""
 
         async def test() -> None:
-            world = World([Fault.DENY] * 500)
-            async with world.running():
-                await world.say("one", 3)
+            bench = RelayBench([Fault.DENY] * 500)
+            async with bench.running():
+                await bench.say("one", 3)
                 await anyio.sleep(5 * 3_600)
-                assert world.letta.posts < 500
-                assert len(world.events("agent_unresolved")) == world.letta.posts
-                await world.delivered(within_s=5 * 3_600)
-            assert world.heard("one") == [0, 1, 2]
-            assert not world.events("batch_dead")
+                assert bench.letta.posts < 500
+                assert len(bench.events("agent_unresolved")) == bench.letta.posts
+                await bench.delivered(within_s=5 * 3_600)
+            assert bench.heard("one") == [0, 1, 2]
+            assert not bench.events("batch_dead")
 
         virtual(test)
 
@@ -611,14 +611,14 @@ class TestFaults:
 
         async def test() -> None:
             policy = DeliveryPolicy(give_up_s=6 * 3_600.0)
-            world = World([Fault.AGENT_GONE] * 10_000, policy=policy)
-            async with world.running():
-                await world.say("one", 3, ref=AgentRef("acme", agent_id="gone"))
+            bench = RelayBench([Fault.AGENT_GONE] * 10_000, policy=policy)
+            async with bench.running():
+                await bench.say("one", 3, ref=AgentRef("acme", agent_id="gone"))
                 await anyio.sleep(5.9 * 3_600)
-                assert not await world.journal.batches(states=("dead",), limit=99)
+                assert not await bench.journal.batches(states=("dead",), limit=99)
                 await anyio.sleep(0.2 * 3_600)
-                assert len(await world.journal.batches(states=("dead",), limit=99)) == 1
-            assert len(world.events("batch_dead")) == 1
+                assert len(await bench.journal.batches(states=("dead",), limit=99)) == 1
+            assert len(bench.events("batch_dead")) == 1
 
         virtual(test)
 
@@ -627,19 +627,19 @@ class TestFaults:
 
         async def test() -> None:
             policy = DeliveryPolicy(give_up_s=3_600.0)
-            world = World([Fault.DENY] * 1_000, policy=policy)
-            async with world.running():
+            bench = RelayBench([Fault.DENY] * 1_000, policy=policy)
+            async with bench.running():
                 sealed_s = unix_s()
-                await world.say("one", 3)
+                await bench.say("one", 3)
                 await anyio.sleep(2 * 3_600)
-                (dead,) = await world.journal.batches(states=("dead",), limit=99)
-                await world.journal.replay(dead.batch_id, now_s=unix_s())
+                (dead,) = await bench.journal.batches(states=("dead",), limit=99)
+                await bench.journal.replay(dead.batch_id, now_s=unix_s())
                 await anyio.sleep(1_800)
-                assert not await world.journal.batches(states=("dead",), limit=99)
-                world.letta._faults = iter(())
-                await world.delivered()
-            assert world.heard("one") == [0, 1, 2]
-            (taken,) = world.letta.taken
+                assert not await bench.journal.batches(states=("dead",), limit=99)
+                bench.letta._faults = iter(())
+                await bench.delivered()
+            assert bench.heard("one") == [0, 1, 2]
+            (taken,) = bench.letta.taken
             assert taken.post.first_sent_at_s == pytest.approx(sealed_s, abs=1)
 
         virtual(test)
@@ -648,20 +648,20 @@ class TestFaults:
         """A settle that the journal refused is repeated until it works; nothing is sent twice."""
 
         async def test() -> None:
-            world = World()
-            settle, refusals = world.journal.settle, iter(range(5))
+            bench = RelayBench()
+            settle, refusals = bench.journal.settle, iter(range(5))
 
             async def refuse_first(*args: object, **kwargs: object) -> None:
                 if next(refusals, None) is not None:
                     raise JournalFull("no room")
                 await settle(*args, **kwargs)  # type: ignore[arg-type]
 
-            world.journal.settle = refuse_first
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered(within_s=60)
-            assert world.letta.posts == 1
-            assert len(world.events("journal_failed")) == 5
+            bench.journal.settle = refuse_first
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered(within_s=60)
+            assert bench.letta.posts == 1
+            assert len(bench.events("journal_failed")) == 5
 
         virtual(test)
 
@@ -670,17 +670,17 @@ class TestFaults:
 
         async def test() -> None:
             happened: list[str] = []
-            world = World(on_changed=happened.append)
-            settle = world.journal.settle
+            bench = RelayBench(on_changed=happened.append)
+            settle = bench.journal.settle
 
             async def settled(batch: Batch, **when: float) -> None:
                 happened.append("settled")
                 await settle(batch, **when)
 
-            world.journal.settle = settled
-            async with world.running():
-                await world.say("one", 2)
-                await world.delivered(within_s=10)
+            bench.journal.settle = settled
+            async with bench.running():
+                await bench.say("one", 2)
+                await bench.delivered(within_s=10)
             assert happened == ["agent-of-k1", "settled"]
 
         virtual(test)
@@ -698,14 +698,14 @@ class TestFaults:
                     raise LettaUnavailable("no")
                 await anyio.sleep_forever()
 
-            world = World(on_settled=bad)
-            async with world.running():
+            bench = RelayBench(on_settled=bad)
+            async with bench.running():
                 for name in ("one", "two", "three"):
-                    await world.say(name, 1)
-                await world.delivered(within_s=10)
+                    await bench.say(name, 1)
+                await bench.delivered(within_s=10)
                 await anyio.sleep(120)
             assert calls == 3
-            assert len(world.events("part_failed")) == 3
+            assert len(bench.events("part_failed")) == 3
 
         virtual(test)
 
@@ -717,13 +717,13 @@ class TestFaults:
                 await anyio.sleep(20)
                 return "agent-1"
 
-            world = World([Fault.LATE], resolve=slow)
-            world.letta._slow_s = 34.0  # past the horizon of the claim, before that of the try
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered()
+            bench = RelayBench([Fault.LATE], resolve=slow)
+            bench.letta._slow_s = 34.0  # past the horizon of the claim, before that of the try
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered()
                 await anyio.sleep(200)
-            assert world.heard("one") == [0, 1, 2]
+            assert bench.heard("one") == [0, 1, 2]
 
         virtual(test)
 
@@ -743,12 +743,12 @@ class TestAddress:
                     raise error
                 return "agent-1"
 
-            world = World(resolve=resolve)
-            async with world.running():
-                await world.say("one", 3)
-                await world.delivered()
-            assert world.heard("one") == [0, 1, 2]
-            assert len(world.events("agent_unresolved")) == 6
+            bench = RelayBench(resolve=resolve)
+            async with bench.running():
+                await bench.say("one", 3)
+                await bench.delivered()
+            assert bench.heard("one") == [0, 1, 2]
+            assert len(bench.events("agent_unresolved")) == 6
 
         virtual(test)
 
@@ -756,18 +756,18 @@ class TestAddress:
         """If a call's conversation is gone, the rest of the call goes into a new one."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 4, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 4, close=False)
                 await anyio.sleep(5)
-                world.letta.forget_conversations()
-                await world.journal.append(
+                bench.letta.forget_conversations()
+                await bench.journal.append(
                     [Turn("acme/one", "late", 4, "caller", "one:4.", unix_s())]
                 )
-                await world.journal.close_call("acme/one", at_s=unix_s())
-                await world.delivered(within_s=30)
-            assert world.heard("one") == list(range(5))
-            assert len(world.letta.conversations) == 1
+                await bench.journal.close_call("acme/one", at_s=unix_s())
+                await bench.delivered(within_s=30)
+            assert bench.heard("one") == list(range(5))
+            assert len(bench.letta.conversations) == 1
 
         virtual(test)
 
@@ -776,20 +776,20 @@ class TestAddress:
 
         async def test() -> None:
             async def find_or_create(_ref: AgentRef) -> str:
-                found = await world.letta.find_agents(["k1"])
+                found = await bench.letta.find_agents(["k1"])
                 if found:
                     return found[0].agent_id
-                return await world.letta.create_agent(AgentSpec("x", "", (), ["k1"]))
+                return await bench.letta.create_agent(AgentSpec("x", "", (), ["k1"]))
 
-            world = World(any_agent=False, resolve=find_or_create)
-            async with world.running():
-                await world.say("one", 1)
-                await world.delivered(within_s=10)
-                first = world.letta.taken[0].post.agent_id
-                await world.letta.delete_agent(first)
-                await world.say("two", 2)
-                await world.delivered()
-            assert world.heard("two") == [0, 1]
+            bench = RelayBench(any_agent=False, resolve=find_or_create)
+            async with bench.running():
+                await bench.say("one", 1)
+                await bench.delivered(within_s=10)
+                first = bench.letta.taken[0].post.agent_id
+                await bench.letta.delete_agent(first)
+                await bench.say("two", 2)
+                await bench.delivered()
+            assert bench.heard("two") == [0, 1]
 
         virtual(test)
 
@@ -797,19 +797,19 @@ class TestAddress:
         """Two "no such agent" answers in a row don't make the relay forget the agent."""
 
         async def test() -> None:
-            world = World([Fault.NONE, Fault.AGENT_GONE, Fault.AGENT_GONE])
+            bench = RelayBench([Fault.NONE, Fault.AGENT_GONE, Fault.AGENT_GONE])
             asked: list[AgentRef] = []
-            forget = world.journal.forget_agent
+            forget = bench.journal.forget_agent
 
             async def count(ref: AgentRef) -> None:
                 asked.append(ref)
                 await forget(ref)
 
-            world.journal.forget_agent = count
-            async with world.running():
-                await world.say("one", 1)
-                await world.say("two", 1)
-                await world.delivered()
+            bench.journal.forget_agent = count
+            async with bench.running():
+                await bench.say("one", 1)
+                await bench.say("two", 1)
+                await bench.delivered()
             assert asked == []
 
         virtual(test)
@@ -818,11 +818,11 @@ class TestAddress:
         """A call of an unknown caller is posted to no agent."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 9, ref=AgentRef("acme"))
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 9, ref=AgentRef("acme"))
                 await anyio.sleep(3_600)
-            assert world.letta.posts == 0
+            assert bench.letta.posts == 0
 
         virtual(test)
 
@@ -832,21 +832,21 @@ class TestBreaker:
         """While Letta is down only probes are sent, and all is delivered soon after it is back."""
 
         async def test() -> None:
-            world = World()
-            world.letta.down = True
-            async with world.running():
+            bench = RelayBench()
+            bench.letta.down = True
+            async with bench.running():
                 for n in range(60):
-                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                    await bench.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
                 await anyio.sleep(3_600)
-                assert world.relay.degraded
-                assert len(world.events("relay_breaker_opened")) == 1
-                retried = len(world.events("agent_unresolved"))
+                assert bench.relay.degraded
+                assert len(bench.events("relay_breaker_opened")) == 1
+                retried = len(bench.events("agent_unresolved"))
                 assert retried < 60 + 3_600 / 15
-                world.letta.down = False
-                await world.delivered(within_s=180)
-                assert not world.relay.degraded
-            assert len(world.events("relay_breaker_closed")) == 1
-            assert all(world.heard(f"c{n}-") == [0] for n in range(60))
+                bench.letta.down = False
+                await bench.delivered(within_s=180)
+                assert not bench.relay.degraded
+            assert len(bench.events("relay_breaker_closed")) == 1
+            assert all(bench.heard(f"c{n}-") == [0] for n in range(60))
 
         virtual(test)
 
@@ -854,16 +854,16 @@ class TestBreaker:
         """Turns that become due while the breaker is open are delivered when it closes."""
 
         async def test() -> None:
-            world = World()
-            world.letta.down = True
-            async with world.running():
+            bench = RelayBench()
+            bench.letta.down = True
+            async with bench.running():
                 for n in range(10):
-                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                    await bench.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
                 await anyio.sleep(60)
-                world.letta.down = False
-                await world.say("late-", 1, ref=AgentRef("acme", caller_key="late"))
-                await world.delivered(within_s=90)
-            assert world.heard("late-") == [0]
+                bench.letta.down = False
+                await bench.say("late-", 1, ref=AgentRef("acme", caller_key="late"))
+                await bench.delivered(within_s=90)
+            assert bench.heard("late-") == [0]
 
         virtual(test)
 
@@ -877,16 +877,16 @@ class TestBreaker:
                 await anyio.sleep(0.02)
                 raise Rejected("this caller has no agent")
 
-            world = World(resolve=resolve)
-            async with world.running():
+            bench = RelayBench(resolve=resolve)
+            async with bench.running():
                 for n in range(20):
-                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                    await bench.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
                 await anyio.sleep(600)
                 for n in range(20):
-                    await world.say(f"g{n}-", 1, ref=AgentRef("acme", caller_key="good"))
+                    await bench.say(f"g{n}-", 1, ref=AgentRef("acme", caller_key="good"))
                     await anyio.sleep(5)
-                    assert world.heard(f"g{n}-") == [0]
-            assert not world.events("relay_breaker_opened")
+                    assert bench.heard(f"g{n}-") == [0]
+            assert not bench.events("relay_breaker_opened")
 
         virtual(test)
 
@@ -894,14 +894,14 @@ class TestBreaker:
         """Posts that are slower than their deadline do not open the breaker."""
 
         async def test() -> None:
-            world = World([Fault.SLOW] * 100, policy=DeliveryPolicy(post_timeout_s=60.0))
-            world.letta._slow_s = 70.0
-            async with world.running():
+            bench = RelayBench([Fault.SLOW] * 100, policy=DeliveryPolicy(post_timeout_s=60.0))
+            bench.letta._slow_s = 70.0
+            async with bench.running():
                 for n in range(100):
-                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
-                await world.delivered(within_s=180)
-            assert all(world.heard(f"c{n}-") == [0] for n in range(100))
-            assert not world.events("relay_breaker_opened")
+                    await bench.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                await bench.delivered(within_s=180)
+            assert all(bench.heard(f"c{n}-") == [0] for n in range(100))
+            assert not bench.events("relay_breaker_opened")
 
         virtual(test)
 
@@ -909,16 +909,16 @@ class TestBreaker:
         """Posts that hang open the breaker through the look-ups that fail after them."""
 
         async def test() -> None:
-            world = World([Fault.HANG_EMPTY] * 12)
-            world.letta.lookups_fail = True
-            async with world.running():
+            bench = RelayBench([Fault.HANG_EMPTY] * 12)
+            bench.letta.lookups_fail = True
+            async with bench.running():
                 for n in range(12):
-                    await world.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
+                    await bench.say(f"c{n}-", 1, ref=AgentRef("acme", caller_key=f"k{n}"))
                 await anyio.sleep(POLICY.post_timeout_s + 5)
-                assert world.relay.degraded
-                world.letta.lookups_fail = False
-                await world.delivered()
-            assert all(world.heard(f"c{n}-") == [0] for n in range(12))
+                assert bench.relay.degraded
+                bench.letta.lookups_fail = False
+                await bench.delivered()
+            assert all(bench.heard(f"c{n}-") == [0] for n in range(12))
 
         virtual(test)
 
@@ -933,13 +933,13 @@ class TestFlush:
         """A flush posts live calls' turns now and returns 0 as soon as they are settled."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 2, close=False)
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 2, close=False)
                 began_s = unix_s()
-                assert await world.relay.flush(20) == 0
+                assert await bench.relay.flush(20) == 0
                 assert unix_s() - began_s < 1
-            assert world.heard("one") == [0, 1]
+            assert bench.heard("one") == [0, 1]
 
         virtual(test)
 
@@ -947,11 +947,11 @@ class TestFlush:
         """With a Letta that hangs, a flush ends in time and returns how many turns are left."""
 
         async def test() -> None:
-            world = World([Fault.HANG_EMPTY])
-            async with world.running():
-                await world.say("one", 2)
+            bench = RelayBench([Fault.HANG_EMPTY])
+            async with bench.running():
+                await bench.say("one", 2)
                 began_s = unix_s()
-                assert await world.relay.flush(10) == 2
+                assert await bench.relay.flush(10) == 2
                 assert unix_s() - began_s == pytest.approx(10, abs=0.5)
 
         virtual(test)
@@ -960,11 +960,11 @@ class TestFlush:
         """While the journal fails, a flush ends with its budget and knows no number."""
 
         async def test() -> None:
-            world = World()
-            async with world.running():
-                await world.say("one", 2)
-                world.journal.backlog = failing
-                assert await world.relay.flush(10) is None
+            bench = RelayBench()
+            async with bench.running():
+                await bench.say("one", 2)
+                bench.journal.backlog = failing
+                assert await bench.relay.flush(10) is None
 
         virtual(test)
 
@@ -972,14 +972,14 @@ class TestFlush:
         """A try that can't be given up ends in time, and nothing but the cancellation is raised."""
 
         async def test() -> None:
-            world = World([Fault.HANG_EMPTY])
-            async with world.running():
-                await world.say("one", 2)
+            bench = RelayBench([Fault.HANG_EMPTY])
+            async with bench.running():
+                await bench.say("one", 2)
                 await anyio.sleep(5)
-                world.journal.release = failing
+                bench.journal.release = failing
                 stopped_s = unix_s()
             assert unix_s() - stopped_s < 10
-            assert world.events("journal_failed")
+            assert bench.events("journal_failed")
 
         virtual(test)
 
@@ -987,12 +987,12 @@ class TestFlush:
         """If nothing can be retried in time, a flush does not wait for its whole budget."""
 
         async def test() -> None:
-            world = World([Fault.DENY] * 99)
-            async with world.running():
-                await world.say("one", 2)
+            bench = RelayBench([Fault.DENY] * 99)
+            async with bench.running():
+                await bench.say("one", 2)
                 await anyio.sleep(600)
                 began_s = unix_s()
-                await world.relay.flush(1.0)
+                await bench.relay.flush(1.0)
                 assert unix_s() - began_s <= 1.0
 
         virtual(test)
@@ -1002,12 +1002,12 @@ def test_no_event_carries_words() -> None:
     """No event has any words of a caller, whatever went wrong."""
 
     async def test() -> None:
-        world = World([f for f in Fault for _ in range(2)])
-        async with world.running():
-            await world.say("one", 3)
-            await world.say("two", 3)
+        bench = RelayBench([f for f in Fault for _ in range(2)])
+        async with bench.running():
+            await bench.say("one", 3)
+            await bench.say("two", 3)
             await anyio.sleep(RECOVERED_S)
-        assert world.log.lines
-        assert "one:" not in str(world.log.lines)
+        assert bench.log.lines
+        assert "one:" not in str(bench.log.lines)
 
     virtual(test)

@@ -76,7 +76,7 @@ class Store:
         self.copies.pop(agent_id, None)
 
 
-class Bench:
+class SnapshotsBench:
     def __init__(self) -> None:
         self.source = Source()
         self.store = Store()
@@ -91,24 +91,24 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator["Bench"]:
+    async def running(self) -> AsyncGenerator["SnapshotsBench"]:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.snapshots.run)
             yield self
             tasks.cancel_scope.cancel()
 
     def outdated(self) -> bool:
-        held = self.snapshots.held(A)
-        return held is not None and held.outdated
+        cached = self.snapshots.cached(A)
+        return cached is not None and cached.outdated
 
     def value(self) -> str | None:
-        held = self.snapshots.held(A)
-        return held.snapshot.blocks[0].value if held and held.snapshot.blocks else None
+        cached = self.snapshots.cached(A)
+        return cached.snapshot.blocks[0].value if cached and cached.snapshot.blocks else None
 
 
-def virtual(test: Callable[[Bench], Awaitable[None]]) -> None:
+def virtual(test: Callable[[SnapshotsBench], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with Bench().running() as bench:
+        async with SnapshotsBench().running() as bench:
             await test(bench)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -117,7 +117,7 @@ def virtual(test: Callable[[Bench], Awaitable[None]]) -> None:
 def test_many_who_ask_at_once_share_one_read() -> None:
     """A hundred refreshes while a read is under way share that one read."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 0.3
         refreshes = {id(bench.snapshots.refresh(A)) for _ in range(100)}
         await bench.snapshots.refresh(A).done.wait()
@@ -131,7 +131,7 @@ def test_many_who_ask_at_once_share_one_read() -> None:
 def test_a_read_from_before_a_change_does_not_answer_for_it() -> None:
     """A read that began before a change leaves the memory outdated until the next read."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 1.0
         early = bench.snapshots.refresh(A)
         await anyio.sleep(0.5)
@@ -154,7 +154,7 @@ def test_a_read_from_before_a_change_does_not_answer_for_it() -> None:
 def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> None:
     """However reads and changes overlap, memory not outdated was read after the last change."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 1.0
         bench.source.values[A] = (Block("human", "0"),)
         changes = 0
@@ -166,7 +166,7 @@ def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> N
             elif step == "read":
                 bench.snapshots.refresh(A)
             await anyio.sleep(0.4 if step == "time" else 0.0)
-            if bench.snapshots.held(A) is not None and not bench.outdated():
+            if bench.snapshots.cached(A) is not None and not bench.outdated():
                 assert bench.value() == str(changes)
         await bench.snapshots.refresh(A).done.wait()
         assert (bench.value(), bench.outdated()) == (str(changes), False)
@@ -177,7 +177,7 @@ def test_a_snapshot_older_than_a_known_change_is_outdated(steps: list[str]) -> N
 def test_while_letta_is_down_the_last_good_copy_serves_and_the_breaker_spares_it() -> None:
     """Failures keep the copy, and after five in a row only probes read until one succeeds."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         await bench.snapshots.refresh(A).done.wait()
         bench.source.error = LettaUnavailable("down")
         for _ in range(50):
@@ -198,7 +198,7 @@ def test_while_letta_is_down_the_last_good_copy_serves_and_the_breaker_spares_it
 def test_a_hanging_letta_ends_at_the_deadline() -> None:
     """A read without an answer ends at its time-out and counts as a failure."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 10_000.0
         started = trio.current_time()
         refresh = bench.snapshots.refresh(A)
@@ -213,7 +213,7 @@ def test_a_hanging_letta_ends_at_the_deadline() -> None:
 def test_a_missing_agent_does_not_open_the_breaker_for_the_others() -> None:
     """A missing agent does not open the breaker for other agents."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.error = AgentNotFound("gone")
         for _ in range(20):
             await bench.snapshots.refresh("agent-x").done.wait()
@@ -228,7 +228,7 @@ def test_a_missing_agent_does_not_open_the_breaker_for_the_others() -> None:
 def test_the_memory_of_an_agent_that_is_gone_is_served_no_more() -> None:
     """After three 404s in a row an agent's copy is erased from memory and from disk."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         await bench.snapshots.refresh(A).done.wait()
         bench.source.error = AgentNotFound("gone")
         for expected in ("Ada", "Ada", None):
@@ -242,7 +242,7 @@ def test_the_memory_of_an_agent_that_is_gone_is_served_no_more() -> None:
 def test_memory_that_is_suddenly_empty_is_not_believed_at_once() -> None:
     """An empty answer replaces a full copy only after it has been empty for long."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         await bench.snapshots.refresh(A).done.wait()
         bench.source.values[A] = ()
         await bench.snapshots.refresh(A).done.wait()
@@ -259,11 +259,11 @@ def test_memory_that_is_suddenly_empty_is_not_believed_at_once() -> None:
 def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
     """The copy on disk is served at once, marked as read from disk, until a read confirms it."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=1.0)
-        held = await bench.snapshots.load(A)
-        assert held is not None
-        assert held.from_disk
+        cached = await bench.snapshots.load(A)
+        assert cached is not None
+        assert cached.from_disk
         assert bench.value() == "old"
         await bench.snapshots.refresh(A).done.wait()
         assert bench.value() == "Ada"
@@ -275,11 +275,11 @@ def test_a_start_without_letta_serves_the_copy_on_disk() -> None:
 def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
     """A copy dated in the future is taken to be no younger than now."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.store.copies[A] = Snapshot.of(A, [Block("human", "old")], read_at_s=9e12)
-        held = await bench.snapshots.load(A)
-        assert held is not None
-        assert 0 <= held.snapshot.read_at_s < 9e12
+        cached = await bench.snapshots.load(A)
+        assert cached is not None
+        assert 0 <= cached.snapshot.read_at_s < 9e12
 
     virtual(body)
 
@@ -287,7 +287,7 @@ def test_a_copy_of_a_clock_that_was_ahead_is_no_younger_than_now() -> None:
 def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
     """Copies held for later calls are bounded in bytes; live calls' and those on disk are not."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.snapshots.watch(A)
         await bench.snapshots.refresh(A).done.wait()
         names = [f"agent-{n}" for n in range(300)]
@@ -295,10 +295,10 @@ def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
             bench.source.values[name] = (Block("human", name[-1] * (1 << 20)),)
             await bench.snapshots.refresh(name).done.wait()
         await anyio.sleep(1)
-        held = [one for name in names if (one := bench.snapshots.held(name))]
-        assert 32 <= len(held) <= 64
+        cached = [one for name in names if (one := bench.snapshots.cached(name))]
+        assert 32 <= len(cached) <= 64
         assert bench.value() == "Ada"
-        assert bench.snapshots.held(names[-1]) is not None
+        assert bench.snapshots.cached(names[-1]) is not None
         again = await bench.snapshots.load(names[0])
         assert again is not None
         assert again.snapshot.blocks == bench.source.values[names[0]]
@@ -310,9 +310,9 @@ def test_what_is_held_for_calls_to_come_is_bounded_in_bytes() -> None:
 def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> None:
     """However agents are used, a watched agent stays in memory."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         snapshots, watched = bench.snapshots, Counter[str]()
-        snapshots._keep, snapshots._keep_bytes = 2, 200
+        snapshots._max_agents, snapshots._max_bytes = 2, 200
         for number, step in steps:
             name = f"agent-{number}"
             bench.source.values[name] = (Block("human", "x" * 40 * number),)
@@ -335,9 +335,9 @@ def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> No
                 case _:
                     pass
             await anyio.sleep(0.1)
-            assert all(snapshots.held(one) for one, times in watched.items() if times)
+            assert all(snapshots.cached(one) for one, times in watched.items() if times)
             entries = snapshots._entries.values()
-            assert snapshots._held_bytes == sum(entry.held_bytes for entry in entries)
+            assert snapshots._bytes == sum(entry.size_bytes for entry in entries)
 
     virtual(body)
 
@@ -345,7 +345,7 @@ def test_no_call_loses_its_memory_to_a_bound(steps: list[tuple[int, str]]) -> No
 def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
     """A watched agent is read at each poll, and no more after its call ends."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.snapshots.watch(A)
         await anyio.sleep(35.0)
         assert bench.source.reads == 3
@@ -359,7 +359,7 @@ def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
 def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
     """Reads that all hung at once cost one cool-down of the breaker, not several."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 10_000.0
         refreshes = [bench.snapshots.refresh(f"agent-{n}") for n in range(50)]
         for refresh in refreshes:
@@ -377,7 +377,7 @@ def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
 def test_a_thousand_live_agents_are_polled_over_fifty_connections() -> None:
     """A poll of a thousand agents causes no failed reads, and reads each about once per period."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 0.3
         bench.source.connections = 50
         for n in range(1_000):
@@ -396,7 +396,7 @@ def test_a_thousand_live_agents_are_polled_over_fifty_connections() -> None:
 def test_one_reads_fault_ends_neither_the_others_nor_the_sidecar() -> None:
     """An unexpected error in a read or on the disk is logged, and reads go on."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         await bench.snapshots.refresh(A).done.wait()
         bench.source.error = KeyError("not ours")
         refresh = bench.snapshots.refresh(A)
@@ -419,7 +419,7 @@ def test_one_reads_fault_ends_neither_the_others_nor_the_sidecar() -> None:
 def test_a_read_under_way_brings_nothing_forgotten_back(at_s: float) -> None:
     """A read that began before its agent was forgotten brings nothing back."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         bench.source.delay_s = 1.0
         bench.store.save_s = 1.0
         refresh = bench.snapshots.refresh(A)
@@ -437,12 +437,12 @@ def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) ->
     store = DirectoryStore(tmp_path)
     snapshot = Snapshot.of(A, [Block("human", "Ada")], read_at_s=1.0)
     anyio.run(store.save, snapshot)
-    (kept,) = tmp_path.iterdir()
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    kept.rename(kept.with_suffix(".new"))  # as a kill before the rename leaves it
+    (copy,) = tmp_path.iterdir()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    copy.rename(copy.with_suffix(".new"))  # as a kill before the rename leaves it
     anyio.run(store.save, snapshot)
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
-    kept.rename(kept.with_suffix(".new"))
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
+    copy.rename(copy.with_suffix(".new"))
     anyio.run(store.forget, A)
     assert list(tmp_path.iterdir()) == []
 
@@ -450,7 +450,7 @@ def test_forgetting_erases_the_copy_that_a_kill_left_half_way(tmp_path: Path) ->
 def test_forgetting_an_agent_erases_what_is_held_and_kept() -> None:
     """A forgotten agent's copy is erased from memory and from disk."""
 
-    async def body(bench: Bench) -> None:
+    async def body(bench: SnapshotsBench) -> None:
         await bench.snapshots.refresh(A).done.wait()
         await bench.snapshots.forget(A)
         assert bench.value() is None

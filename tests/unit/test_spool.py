@@ -55,8 +55,8 @@ def test_files_set_aside_go_with_the_transcripts_of_their_age(tmp_path: Path) ->
         file.append([OPENED])
         os.utime(file.set_aside(), (written_s, written_s))
     assert erase_damaged(tmp_path, before_s=5_000.0) == 1
-    (kept,) = damaged_files(tmp_path)
-    assert kept.stat().st_mtime == 9_000.0
+    (aside,) = damaged_files(tmp_path)
+    assert aside.stat().st_mtime == 9_000.0
     assert erase_damaged(tmp_path / "none", before_s=5_000.0) == 0
 
 
@@ -85,7 +85,7 @@ NO = Hints(caller="ada", consent="no")
 
 
 @pytest.mark.parametrize(
-    ("told", "stands"),
+    ("said", "stands"),
     [
         ([NOBODY, Hints(caller="ada")], Hints(caller="ada")),
         ([Hints(caller="ada"), Hints(caller="bob")], Hints(caller="ada")),
@@ -97,11 +97,11 @@ NO = Hints(caller="ada", consent="no")
     ],
 )
 def test_the_first_who_is_named_stands_and_a_no_holds(
-    tmp_path: Path, told: list[Hints], stands: Hints
+    tmp_path: Path, said: list[Hints], stands: Hints
 ) -> None:
     """Of several openings the first named caller counts, and a single "no" does."""
     file = SpoolFile.create(tmp_path, "AJ_1")
-    for n, hints in enumerate(told, start=1):
+    for n, hints in enumerate(said, start=1):
         file.append([CallOpen("AJ_1", "livekit", hints, 1.0), turn(n)])
     spooled = file.read()
     assert spooled.opened is not None
@@ -112,13 +112,13 @@ def test_the_first_who_is_named_stands_and_a_no_holds(
 
 def test_a_file_set_aside_covers_no_earlier_one(tmp_path: Path) -> None:
     """Each damaged file of a call is kept."""
-    kept: set[Path] = set()
+    aside: set[Path] = set()
     for n in range(3):
         file = SpoolFile.create(tmp_path, "AJ_1")
         file.append([OPENED, turn(n)])
-        kept.add(file.set_aside())
-    assert 3 == len(kept)
-    assert kept == set(tmp_path.glob("*.damaged"))
+        aside.add(file.set_aside())
+    assert 3 == len(aside)
+    assert aside == set(tmp_path.glob("*.damaged"))
     assert [] == spool_files(tmp_path)
 
 

@@ -12,7 +12,7 @@ import trio
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
 from sidecar.tools.recall import Recall
-from sidecar.tools.tool import RUNS_KEPT, TOO_LONG, Answered, InCall, Tool, ToolRuns
+from sidecar.tools.tool import RUNS_LIMIT, TOO_LONG, Answered, InCall, Tool, ToolRuns
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
@@ -91,10 +91,10 @@ async def test_a_run_that_fails_keeps_nobody_waiting() -> None:
 async def test_no_more_runs_are_kept_than_said() -> None:
     """Only the newest answers of a call are kept."""
     runs, slow = ToolRuns(), Slow(0.0)
-    for number in range(RUNS_KEPT + 1):
+    for number in range(RUNS_LIMIT + 1):
         await runs.run(slow.tool, str(number), None, {})
     assert (await runs.run(slow.tool, "1", None, {})).text == "answer 2"
-    assert (await runs.run(slow.tool, "0", None, {})).text == f"answer {RUNS_KEPT + 2}"
+    assert (await runs.run(slow.tool, "0", None, {})).text == f"answer {RUNS_LIMIT + 2}"
 
 
 async def test_nothing_is_told_of_a_call_that_is_not_known() -> None:

@@ -127,7 +127,7 @@ def test_a_turn_refused_for_now_goes_again_with_all_behind_it() -> None:
     unacked.refused_for_now("b", until_s=1.0, reopen=False)
 
     assert [] == due(unacked, now_s=0.9)
-    assert unacked.held_for_s(now_s=0.9) == pytest.approx(0.1)
+    assert unacked.paused_for_s(now_s=0.9) == pytest.approx(0.1)
     assert ["b", "c"] == items(due(unacked, now_s=1.0))
 
 

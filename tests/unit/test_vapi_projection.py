@@ -102,7 +102,7 @@ class Stored:
         made = self.followed.plan
         assert made
         return [
-            *([TakesBack(made.keep)] if made.keep < stored or not made.turns else []),
+            *([TakesBack(made.unchanged)] if made.unchanged < stored or not made.turns else []),
             *(Stores(turn.item_id, turn.speaker, turn.text) for turn in made.turns),
         ]
 
@@ -115,10 +115,10 @@ class Stored:
         for _ in range(3):
             followed = self._followed(tuple(stretches), whole=whole)
             made = followed.plan
-            if made is None or made.keep >= self.sealed:
+            if made is None or made.unchanged >= self.sealed:
                 self.followed = followed
                 if made is not None:
-                    self.turns[made.keep :] = made.turns
+                    self.turns[made.unchanged :] = made.turns
                 ids = [turn.item_id for turn in self.turns]
                 assert len(set(ids)) == len(ids)
                 assert all(turn.text for turn in self.turns)
@@ -646,8 +646,8 @@ def test_absence_takes_nothing_back(
     assert len(after) <= len(before) + len(tail) + len(shown)
     assert not any("was not said" in turn.text for turn in stored.turns)
     if not whole:
-        kept = iter(after)
-        assert all(any(stretch.speaker == one.speaker for one in kept) for stretch in before)
+        rest = iter(after)
+        assert all(any(stretch.speaker == one.speaker for one in rest) for stretch in before)
 
 
 @given(data=st.data(), spoken=spoken_calls(discards=False))

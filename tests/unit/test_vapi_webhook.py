@@ -52,9 +52,11 @@ class Source:
 
 
 class Served(VapiBench):
-    def __init__(self, kept: Path | None = None, journal: MemoryJournal | None = None) -> None:
+    def __init__(
+        self, deliveries_file: Path | None = None, journal: MemoryJournal | None = None
+    ) -> None:
         super().__init__(journal)
-        self.kept = kept
+        self.deliveries_file = deliveries_file
         self.source = Source()
         self.archive = Archive(self.source, emit=self.telemetry.emit, clock=self.clock)
         recall = Recall(self.archive)
@@ -67,7 +69,7 @@ class Served(VapiBench):
                     window_s=REPLAY_WINDOW_S,
                     wall=self.clock,
                     clock=self.clock,
-                    path=self.kept,
+                    path=self.deliveries_file,
                     emit=self.telemetry.emit,
                 ),
             ),
@@ -107,26 +109,26 @@ class Served(VapiBench):
 @asynccontextmanager
 async def opened(journal: MemoryJournal | None = None) -> AsyncGenerator[Served]:
     """A sidecar, new or started anew on another one's journal."""
-    world = Served(journal=journal)
+    bench = Served(journal=journal)
     async with trio.open_nursery() as nursery:
-        for part in (world.snapshots, world.calls, world.vapi, world.archive):
+        for part in (bench.snapshots, bench.calls, bench.vapi, bench.archive):
             await nursery.start(part.run)
-        yield world
+        yield bench
         await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
         nursery.cancel_scope.cancel()
 
 
-async def tell_late(world: Served, histories: Sequence[Mapping[str, Any]]) -> None:
+async def tell_late(bench: Served, histories: Sequence[Mapping[str, Any]]) -> None:
     """Deliver what may come after a report: histories by every route, and other messages."""
     for history in histories:
         for kind in ("conversation-update", "knowledge-base-request", "assistant-request"):
-            assert (await world.deliver(message(kind, call=CALL, **history)))[0] == 200
-        late = await world.vapi.of("acme", about({"call": CALL}, trust_web=False))
+            assert (await bench.deliver(message(kind, call=CALL, **history)))[0] == 200
+        late = await bench.vapi.of("acme", about({"call": CALL}, trust_web=False))
         if late is not None:
             await late.call.take(stretches_of(history["messages"]), stamp_ms=0.0)
     for kind, sent in SENT.items():
         if kind != "end-of-call-report":
-            assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
+            assert (await bench.deliver({**sent.message, "call": CALL}))[0] == 200
     await trio.sleep(1_000)
 
 
@@ -140,28 +142,28 @@ class TestWebhook:
             sent.append(command["type"])
             return 200
 
-        async with opened() as world:
-            world.vapi.control = Control(emit=world.telemetry.emit, post=post)
+        async with opened() as bench:
+            bench.vapi.control = Control(emit=bench.telemetry.emit, post=post)
             call = {**CALL, "monitor": {"controlUrl": "https://phone.vapi.ai/1/control"}}
-            status, answer = await world.deliver(message("assistant-request", call=call))
+            status, answer = await bench.deliver(message("assistant-request", call=call))
             assert status == 200
             assert "letta_memory" in answer["assistantOverrides"]["variableValues"]
-            assert not world.telemetry.counts["prompt_served"]
-            (live,) = world.calls.live
+            assert not bench.telemetry.counts["prompt_served"]
+            (live,) = bench.calls.live
             live.guide("Ask for the date.")
             await trio.sleep(1)
         assert sent == ["add-message"]
 
     async def test_a_tool_runs_once_also_when_it_is_repeated_meanwhile(self) -> None:
         """Repeats of a tool call wait for the first run, and all get the same answer."""
-        async with opened() as world:
+        async with opened() as bench:
             answers: list[Any] = []
 
             async def call_it() -> None:
                 sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
-                answers.append(await world.deliver(sent))
+                answers.append(await bench.deliver(sent))
 
-            await world.deliver(message("status-update", call=CALL, status="in-progress"))
+            await bench.deliver(message("status-update", call=CALL, status="in-progress"))
             await trio.sleep(5)
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
@@ -169,86 +171,86 @@ class TestWebhook:
                     await trio.sleep(0.1)
             await trio.sleep(120)
             await call_it()
-            assert world.source.asked == 1
+            assert bench.source.asked == 1
             assert {json.dumps(answer) for answer in answers} == {json.dumps(answers[0])}
             assert "Möwe" in answers[0][1]["results"][0]["result"]
 
     @pytest.mark.parametrize("reported", [True, False])
     async def test_no_tool_repeats_what_was_erased(self, reported: bool) -> None:
         """After `forget`, a repeated tool call returns none of the erased words."""
-        async with opened() as world:
+        async with opened() as bench:
             sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
             said = [{"role": "user", "content": "My boat is called Rex."}]
-            await world.deliver(message("conversation-update", call=CALL, messages=said))
+            await bench.deliver(message("conversation-update", call=CALL, messages=said))
             await trio.sleep(5)
-            assert "Rex" in str(await world.deliver(sent))
+            assert "Rex" in str(await bench.deliver(sent))
             if reported:
-                await world.deliver(message("end-of-call-report", call=CALL, messages=said))
+                await bench.deliver(message("end-of-call-report", call=CALL, messages=said))
             await trio.sleep(1_000)
-            (row,) = await world.journal.calls(limit=2)
-            await world.journal.erase_caller(row.call.caller_key, now_s=world.clock())
-            assert "Rex" not in str(await world.deliver(sent))
+            (row,) = await bench.journal.calls(limit=2)
+            await bench.journal.erase_caller(row.call.caller_key, now_s=bench.clock())
+            assert "Rex" not in str(await bench.deliver(sent))
 
     async def test_a_tool_answers_within_its_budget(self) -> None:
         """If archival memory hangs, the tool still answers in time."""
-        async with opened() as world:
-            world.source.search_s = 3_600.0
-            await world.deliver(message("status-update", call=CALL, status="in-progress"))
+        async with opened() as bench:
+            bench.source.search_s = 3_600.0
+            await bench.deliver(message("status-update", call=CALL, status="in-progress"))
             await trio.sleep(5)
             began_s = trio.current_time()
             sent = message("tool-calls", call=CALL, toolCallList=[RECALL])
-            status, answered = await world.deliver(sent)
+            status, answered = await bench.deliver(sent)
             assert trio.current_time() - began_s < DEADLINE_S
             assert (status, answered["results"][0]["toolCallId"]) == (200, "call-1")
             assert "result" in answered["results"][0]
 
     async def test_a_delivery_that_was_here_before(self) -> None:
         """A repeated signed delivery gets no memory again, while a repeated report is accepted."""
-        async with opened() as world:
+        async with opened() as bench:
             for kind in ("assistant-request", "knowledge-base-request", "tool-calls"):
                 sent = SENT[kind].message
-                headers = world.signed(sent)
-                assert (await world.deliver(sent, headers))[0] == 200
-                assert (await world.deliver(sent, headers))[0] == 401
+                headers = bench.signed(sent)
+                assert (await bench.deliver(sent, headers))[0] == 200
+                assert (await bench.deliver(sent, headers))[0] == 401
             report = SENT["end-of-call-report"].message
-            headers = world.signed(report)
+            headers = bench.signed(report)
             for _ in range(2):
-                assert await world.deliver(report, headers) == (200, {})
+                assert await bench.deliver(report, headers) == (200, {})
 
     async def test_a_report_alone_is_a_whole_call(self) -> None:
         """A call known only by its report is stored with every word, once."""
-        async with opened() as world:
+        async with opened() as bench:
             for _ in range(2):
                 sent = {**SENT["end-of-call-report"].message, "call": CALL}
-                assert await world.deliver(sent) == (200, {})
-            assert [text for text, _ in await world.texts()] == [
+                assert await bench.deliver(sent) == (200, {})
+            assert [text for text, _ in await bench.texts()] == [
                 "Hello, this is Ada. How can I help?",
                 "My dog is called Rex.",
                 "nice to meet rex",
                 "Which dog do I have?",
             ]
-            assert not world.calls.live
+            assert not bench.calls.live
 
     async def test_what_comes_late_wakes_no_call(self) -> None:
         """Messages that come after the report leave the call closed and unchanged."""
-        async with opened() as world:
-            await world.deliver({**SENT["end-of-call-report"].message, "call": CALL})
-            before = await world.texts()
+        async with opened() as bench:
+            await bench.deliver({**SENT["end-of-call-report"].message, "call": CALL})
+            before = await bench.texts()
             for kind, sent in SENT.items():
                 if kind.startswith(("speech", "transcript", "user-", "hang", "conv", "status")):
-                    assert (await world.deliver({**sent.message, "call": CALL}))[0] == 200
-            assert not world.calls.live
-            assert await world.texts() == before
+                    assert (await bench.deliver({**sent.message, "call": CALL}))[0] == 200
+            assert not bench.calls.live
+            assert await bench.texts() == before
 
     async def test_a_final_transcript_of_nobody_is_refused_and_said(self) -> None:
         """A final transcript that names nobody is not stored in a call with a known caller."""
-        async with opened() as world:
-            await world.deliver(message("conversation-update", call=CALL, messages=VAPI_HISTORY))
+        async with opened() as bench:
+            await bench.deliver(message("conversation-update", call=CALL, messages=VAPI_HISTORY))
             nobody = {key: value for key, value in CALL.items() if key != "customer"}
             said = {**SENT["transcript, final"].message, "call": nobody}
             said.pop("customer", None)
-            assert (await world.deliver(said))[0] == 200
-            assert world.telemetry.counts["turn_refused"] == 1
+            assert (await bench.deliver(said))[0] == 200
+            assert bench.telemetry.counts["turn_refused"] == 1
 
     @pytest.mark.parametrize("restarted", [False, True])
     async def test_a_reported_call_is_final(self, restarted: bool) -> None:
@@ -260,17 +262,17 @@ class TestWebhook:
             {"messages": [*VAPI_HISTORY, {"role": "bot", "message": "Rex."}, VAPI_HISTORY[1]]},
             {"messages": other},
         ]
-        async with opened() as world:
-            await world.deliver(report)
-            before = await world.texts()
-            journal = world.journal
+        async with opened() as bench:
+            await bench.deliver(report)
+            before = await bench.texts()
+            journal = bench.journal
             if not restarted:
-                await tell_late(world, late)
-                assert await world.texts() == before
+                await tell_late(bench, late)
+                assert await bench.texts() == before
         if restarted:
-            async with opened(journal) as world:
-                await tell_late(world, late)
-                assert await world.texts() == before
+            async with opened(journal) as bench:
+                await tell_late(bench, late)
+                assert await bench.texts() == before
         stored = await journal.call("acme/1")
         assert stored is not None
         assert stored.closed_at_s is not None
@@ -282,17 +284,17 @@ class TestWebhook:
         heard = [dict(one) for one in VAPI_HISTORY]
         heard[1]["message"] = "My frog is called Rex."
         again = {**report, "artifact": {"messages": heard}}
-        async with opened() as world:
-            await world.deliver(report)
-            journal = world.journal
+        async with opened() as bench:
+            await bench.deliver(report)
+            journal = bench.journal
             if not restarted:
-                await world.deliver(again)
+                await bench.deliver(again)
         if restarted:
-            async with opened(journal) as world:
-                await world.deliver(again)
+            async with opened(journal) as bench:
+                await bench.deliver(again)
         texts = [stretch.text for stretch in transcript_of(await journal.turns("acme/1"))]
         assert texts == [one["message"] for one in heard]
-        assert not world.calls.live
+        assert not bench.calls.live
         stored = await journal.call("acme/1")
         assert stored is not None
         assert stored.closed_at_s is not None
@@ -315,25 +317,25 @@ class TestWebhook:
         self, reason: object, logged: str | None
     ) -> None:
         """Only known reasons for a call's end are logged, and any other text as `other`."""
-        async with opened() as world:
+        async with opened() as bench:
             said: list[Mapping[str, object]] = []
 
             def observe(event: Event, fields: Mapping[str, object]) -> None:
                 said.append({"": event.name, **fields})
 
-            world.telemetry.observe = observe
+            bench.telemetry.observe = observe
             sent = {**SENT["end-of-call-report"].message, "call": CALL, "endedReason": reason}
-            assert await world.deliver(sent) == (200, {})
-            told = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
-            assert told == [(logged or reason)] * 2
+            assert await bench.deliver(sent) == (200, {})
+            reasons = [one["reason"] for one in said if one[""] in {"vapi_reported", "call_closed"}]
+            assert reasons == [(logged or reason)] * 2
             assert "canary" not in str(said)
 
     async def test_no_more_tools_run_than_a_few(self) -> None:
         """Of thousands of tool calls in one message 32 run, and strange ones cause no fault."""
-        async with opened() as world:
+        async with opened() as bench:
             deep = {"id": "d", "function": {"name": "recall", "arguments": "[" * 9_999}}
             asked = [deep, *({**RECALL, "id": f"a{n}"} for n in range(9_000))]
-            status, answered = await world.deliver(
+            status, answered = await bench.deliver(
                 message("tool-calls", call=CALL, toolCallList=asked)
             )
             assert status == 200
@@ -341,7 +343,7 @@ class TestWebhook:
 
     async def test_a_message_without_a_type_is_refused(self) -> None:
         """A body without a type is refused with an error that says so."""
-        async with opened() as world:
-            status, answered = await world.deliver({"call": CALL})
+        async with opened() as bench:
+            status, answered = await bench.deliver({"call": CALL})
             assert status == 400
             assert "type" in answered["error"]["message"]

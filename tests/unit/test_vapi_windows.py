@@ -46,8 +46,8 @@ class Following:
         made = followed.plan
         self.followed = followed
         if made is not None:
-            assert made.keep >= self.posted
-            self.turns[made.keep :] = made.turns
+            assert made.unchanged >= self.posted
+            self.turns[made.unchanged :] = made.turns
 
     @property
     def said(self) -> Said:
@@ -124,8 +124,8 @@ def test_no_window_corrects_what_was_posted(data: st.DataObject, window: int) ->
         assert not call.corrections
     before = call.said
     call.end(stretches(truth[-window:]))
-    kept = iter(call.said)
-    assert all(turn in kept for turn in before)
+    rest = iter(call.said)
+    assert all(turn in rest for turn in before)
     assert not call.corrections
 
 

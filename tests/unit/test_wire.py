@@ -31,7 +31,7 @@ from tests.llm.answers import (
 pytestmark = pytest.mark.unit
 
 NAMES = sorted(ANSWERS)
-HOLD_S = 0.5
+CPU_S = 0.5
 """The CPU time of a long answer: several times what it takes, and a fraction of its square."""
 LONG = {
     "an event in lines": b'data: {"choices":[\n' + b"data: 1,\n" * 32_000,
@@ -151,7 +151,7 @@ class TestReading:
         for at in range(0, len(body), 4096):
             reader.feed(body[at : at + 4096])
         reader.close()
-        assert time.thread_time() - began_s < HOLD_S
+        assert time.thread_time() - began_s < CPU_S
 
     def test_an_answer_without_end(self) -> None:
         """A line or a reply that is too long ends the reading."""
@@ -237,10 +237,10 @@ class TestPassing:
     def test_nothing_goes_out_before_a_word(self) -> None:
         """Nothing is sent before a word, and then all held frames are sent with it."""
         passing = Passing()
-        held = data(chunk({"role": "assistant"}), THOUGHT, USAGE, says(" "), says("…"))
-        assert passing.feed(b": ping\n\n" + held) == b""
+        buffered = data(chunk({"role": "assistant"}), THOUGHT, USAGE, says(" "), says("…"))
+        assert passing.feed(b": ping\n\n" + buffered) == b""
         assert not passing.heard
-        assert passing.feed(data(says("Hi"))) == held + data(says("Hi"))
+        assert passing.feed(data(says("Hi"))) == buffered + data(says("Hi"))
         assert passing.heard
 
     @pytest.mark.parametrize("name", CALLS)

@@ -29,8 +29,8 @@ SYSTEM: Final = (
 )
 FALLBACK: Final = "I'm sorry, I can't think just now. Please say that again in a moment."
 HISTORY_MESSAGES: Final = 100
-PROMPTS_KEPT: Final = 20
-UNSTORED_KEPT: Final = 100
+PROMPTS_LIMIT: Final = 20
+UNSTORED_LIMIT: Final = 100
 """Turns of a call that wait while the journal takes none; the page can repeat refused words."""
 HEARD_S: Final = 120.0
 REPLY_TO: Final = "reply-"
@@ -141,9 +141,9 @@ class ConsoleCall:
         if before is None:
             await self.stop()
         if turn not in self._said:
-            if len(self._unstored) >= UNSTORED_KEPT:
+            if len(self._unstored) >= UNSTORED_LIMIT:
                 await self._store(live)  # it tells the page why it fails
-            if len(self._unstored) >= UNSTORED_KEPT:
+            if len(self._unstored) >= UNSTORED_LIMIT:
                 return
             self._said.add(turn)
             self._history.append({"role": "user", "content": text})
@@ -187,7 +187,7 @@ class ConsoleCall:
                 await self._send("error", call=self.key, message=str(error))
 
     def prompt_of(self, turn: str) -> list[dict[str, Any]] | None:
-        """Return the messages of the prompt that answered a turn; None when no longer held."""
+        """Return the messages of the prompt that answered a turn; None when no longer there."""
         return self._prompts.get(turn)
 
     # ---------------------------------------------------------------------------------------
@@ -234,14 +234,14 @@ class ConsoleCall:
             text = (reply.text[: reply.heard_chars] if cut else reply.text).strip()
             interrupted = cut or (failed and text != FALLBACK)
             with anyio.CancelScope(shield=True):
-                await self._keep_reply(live, reply, text, interrupted=interrupted)
+                await self._record_reply(live, reply, text, interrupted=interrupted)
         finally:
             reply.over.set()
 
     async def _say_piece(self, reply: "_Reply", piece: str) -> None:
         await self._send("reply.delta", call=self.key, turn=reply.turn, text=piece)
 
-    async def _keep_reply(
+    async def _record_reply(
         self, live: LiveCall, reply: "_Reply", text: str, *, interrupted: bool
     ) -> None:
         if text:
@@ -282,7 +282,7 @@ class ConsoleCall:
         reply.memory = {"served": memory.served, "age_s": age, "version": memory.version}
         reply.timing |= {"memory_wait_s": wait_s, "prompt_s": self._clock() - began_s}
         self._prompts[reply.turn] = messages
-        while len(self._prompts) > PROMPTS_KEPT:
+        while len(self._prompts) > PROMPTS_LIMIT:
             del self._prompts[next(iter(self._prompts))]
         return messages
 

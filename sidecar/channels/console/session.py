@@ -46,7 +46,7 @@ HELLO_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.5
 TEXT_LIMIT_CHARS: Final = 8_000
 CALLS_LIMIT: Final = 16
-ENDED_KEPT: Final = 8
+ENDED_LIMIT: Final = 8
 OWNER: Final = "console"
 _CALL_ID = re.compile(r"console-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TURN_ID = re.compile(r"[\w-]{1,64}")
@@ -113,9 +113,9 @@ class ConsoleSession:
         self._socket = socket
         self._parts = parts
         self._admits = admits
-        self._held: dict[str, ConsoleCall] = {}
+        self._calls: dict[str, ConsoleCall] = {}
         self._watched: LiveCall | str | None = None
-        self._told: dict[str, object] = {}
+        self._last_sent: dict[str, object] = {}
         self._news = anyio.Event()
         self._tasks: TaskGroup | None = None
 
@@ -156,8 +156,8 @@ class ConsoleSession:
             await self._quietly(self._socket.close(1001, "the sidecar stops"))
 
     async def _end_calls(self, reason: str) -> None:
-        for held in tuple(self._held.values()):
-            await held.end(reason)
+        for call in tuple(self._calls.values()):
+            await call.end(reason)
 
     # From the browser ------------------------------------------------------------------------
 
@@ -190,34 +190,34 @@ class ConsoleSession:
             case "kill":
                 await self._kill()
             case _:
-                held = self._held.get(_text(frame, "call"))
-                if held is None:
+                call = self._calls.get(_text(frame, "call"))
+                if call is None:
                     await self._send("error", message="start a call first")
                 else:
-                    await self._take_of_call(held, frame)
+                    await self._take_of_call(call, frame)
 
-    async def _take_of_call(self, held: ConsoleCall, frame: Mapping[str, Any]) -> None:
+    async def _take_of_call(self, call: ConsoleCall, frame: Mapping[str, Any]) -> None:
         turn = _text(frame, "turn")
         match frame.get("type"):
             case "speech.started":
-                if held.live is not None and held.on_the_line:
-                    held.live.speech_started()
+                if call.live is not None and call.on_the_line:
+                    call.live.speech_started()
             case "say":
                 text = _text(frame, "text").strip()[:TEXT_LIMIT_CHARS]
                 if text and _TURN_ID.fullmatch(turn):
-                    await held.say(turn, text, aloud=frame.get("aloud") is True)
+                    await call.say(turn, text, aloud=frame.get("aloud") is True)
                 else:
                     await self._send("error", message="`say` needs a text and a turn id")
             case "reply.stop":
                 heard = frame.get("heard_chars")
-                await held.stop(heard_chars=max(0, heard) if isinstance(heard, int) else None)
+                await call.stop(heard_chars=max(0, heard) if isinstance(heard, int) else None)
             case "reply.heard":
-                held.heard(turn)
+                call.heard(turn)
             case "prompt.show":
-                await self._send("prompt", call=held.key, turn=turn, messages=held.prompt_of(turn))
+                await self._send("prompt", call=call.key, turn=turn, messages=call.prompt_of(turn))
             case "call.end":
-                await held.end("caller hung up")
-                await self._send("call", call=held.key, live=False)
+                await call.end("caller hung up")
+                await self._send("call", call=call.key, live=False)
             case _:
                 await self._send("error", message="unknown frame")
 
@@ -233,10 +233,10 @@ class ConsoleSession:
         consent: Consent = "no" if frame.get("consent") == "no" else "yes"
         if not _CALL_ID.fullmatch(call_id):
             raise CallError("bad_value", "`call` must be `console-` and a UUID")
-        if sum(held.on_the_line for held in self._held.values()) >= CALLS_LIMIT:
+        if sum(call.on_the_line for call in self._calls.values()) >= CALLS_LIMIT:
             raise CallError("too_many", f"a page can have at most {CALLS_LIMIT} live calls")
         assert self._tasks is not None
-        held = ConsoleCall(
+        call = ConsoleCall(
             f"{parts.tenant}/{call_id}",
             self._send,
             parts.llm,
@@ -245,10 +245,10 @@ class ConsoleSession:
             tasks=self._tasks,
             clock=parts.clock,
         )
-        before = self._held.pop(held.key, None)
+        before = self._calls.pop(call.key, None)
         if before is not None:
             await before.stop()
-        turns = await parts.journal.turns(held.key)
+        turns = await parts.journal.turns(call.key)
         live = await parts.calls.open(
             parts.tenant,
             call_id,
@@ -256,32 +256,32 @@ class ConsoleSession:
             hints=CallerHints(identity=caller, consent=consent),
             opened_at_s=parts.clock(),
             owner=OWNER,
-            listener=held,
+            listener=call,
         )
-        held.begin(live, turns)
-        self._held[held.key] = held
+        call.begin(live, turns)
+        self._calls[call.key] = call
         self._let_go_of_ended()
         await self._send(
             "call",
-            call=held.key,
+            call=call.key,
             live=True,
             caller=caller,
             lane=live.call.ref.lane if live.call.ref.known else "",
-            kept=live.kept,
+            kept=live.may_be_stored,
             turns=[views.turn_view(turn) for turn in turns],
         )
-        await self._tell_memory(held.key, live)
+        await self._tell_memory(call.key, live)
 
     def _let_go_of_ended(self) -> None:
         """Forget all but the latest ended calls; those still show what Letta learns from them."""
-        ended = [key for key, held in self._held.items() if not held.on_the_line]
-        for key in ended[: max(0, len(ended) - ENDED_KEPT)]:
-            del self._held[key]
-            self._told.pop("memory" + key, None)
+        ended = [key for key, call in self._calls.items() if not call.on_the_line]
+        for key in ended[: max(0, len(ended) - ENDED_LIMIT)]:
+            del self._calls[key]
+            self._last_sent.pop("memory" + key, None)
 
     async def _watch(self, key: str) -> None:
         """Show a call of any channel, and keep its view up to date while it is live."""
-        self._told.pop("transcript", None)
+        self._last_sent.pop("transcript", None)
         live = next((one for one in self._parts.calls.live if one.key == key), None)
         self._watched = live or key or None
         await self._tell_watched()
@@ -327,10 +327,10 @@ class ConsoleSession:
         await self._tell("plug", pulled=parts.plug.pulled)
         await self._tell("outbox", **await views.outbox_view(parts.journal))
         await self._tell("calls", **await views.calls_view(parts.calls, parts.journal))
-        for held in tuple(self._held.values()):
-            if held.live is not None:
-                await self._find_agent(held.live)
-                await self._tell_memory(held.key, held.live)
+        for call in tuple(self._calls.values()):
+            if call.live is not None:
+                await self._find_agent(call.live)
+                await self._tell_memory(call.key, call.live)
         if not isinstance(self._watched, str):
             await self._tell_watched()
 
@@ -360,8 +360,8 @@ class ConsoleSession:
 
     async def _tell(self, kind: str, *, about: str = "", **fields: object) -> None:
         """Send a frame, unless it is the same as the last one of its kind."""
-        if self._told.get(kind + about) != fields:
-            self._told[kind + about] = fields
+        if self._last_sent.get(kind + about) != fields:
+            self._last_sent[kind + about] = fields
             await self._send(kind, **fields)
 
     async def _receive(self) -> dict[str, Any]:

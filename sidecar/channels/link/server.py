@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sidecar import telemetry
-from sidecar.access.bearer import Holders
+from sidecar.access.bearer import BearerTokens
 from sidecar.bearer import token_in
 from sidecar.calls import Calls
 from sidecar.channels.link.allowance import Allowance
@@ -47,13 +47,13 @@ from sidecar.wire.frames import (
 HELLO_S = 10.0
 SEND_S = 20.0
 CLOSE_S = 2.0
-KEEP_ENDED = 256
+MAX_ENDED = 256
 """Ended calls of a connection that still take late turns."""
 MAX_CALLS = 1_000
 """Live calls of a connection."""
-MAX_HELD_BYTES = 8 << 20
+MAX_UNSTORED_BYTES = 8 << 20
 """One connection's frames that wait for the disk; beyond it, its reader pauses."""
-MAX_HELD_OF_ALL_BYTES = 64 << 20
+MAX_UNSTORED_OF_ALL_BYTES = 64 << 20
 """The same for all connections; beyond it, readers with waiting frames pause."""
 MAX_UNSENT_BYTES = 1 << 20
 """Acks and errors that a worker does not read; beyond it nothing is read from that worker."""
@@ -89,19 +89,19 @@ class LinkServer:
     ) -> None:
         self._calls = calls
         self._wall = wall
-        self._holders = Holders((tenant, token.encode()) for token, tenant in tokens.items())
+        self._tokens = BearerTokens((tenant, token.encode()) for token, tenant in tokens.items())
         self._waits_s = memory_wait_s, cold_start_s
         self._retry_after_s = retry_after_s
         self._emit = emit
         self._connections: set[_Connection] = set()
         self._of_worker: dict[str, _Connection] = {}
-        self.held = Allowance(MAX_HELD_OF_ALL_BYTES)
+        self.unstored = Allowance(MAX_UNSTORED_OF_ALL_BYTES)
         """The frames of all connections that wait for the disk."""
 
     async def endpoint(self, socket: WebSocket) -> None:
         """Serve one connection until it ends."""
         why = ""
-        tenant = self._holders.of(token_in(socket.headers.raw))
+        tenant = self._tokens.of(token_in(socket.headers.raw))
         if socket.headers.get("origin") is not None:
             why = "a browser's request"
         elif SUBPROTOCOL not in socket.scope.get("subprotocols", []):
@@ -114,14 +114,18 @@ class LinkServer:
             return
         await socket.accept(subprotocol=SUBPROTOCOL)
         connection = _Connection(
-            socket, tenant, self._calls, emit=self._emit, held=Allowance(MAX_HELD_BYTES, self.held)
+            socket,
+            tenant,
+            self._calls,
+            emit=self._emit,
+            unstored=Allowance(MAX_UNSTORED_BYTES, self.unstored),
         )
         self._connections.add(connection)
         try:
             await connection.serve(self._welcome, self._take_over)
         finally:
             self._connections.discard(connection)
-            connection.held.give_back()
+            connection.unstored.give_back()
             if self._of_worker.get(connection.owner) is connection:
                 del self._of_worker[connection.owner]
                 self._calls.orphan(connection.owner)
@@ -155,7 +159,7 @@ class LinkServer:
 
 class _Connection:
     def __init__(
-        self, socket: WebSocket, tenant: str, calls: Calls, *, emit: Emit, held: Allowance
+        self, socket: WebSocket, tenant: str, calls: Calls, *, emit: Emit, unstored: Allowance
     ) -> None:
         self._socket = socket
         self._tenant = tenant
@@ -163,7 +167,7 @@ class _Connection:
         self._emit = emit
         self._inboxes: dict[str, CallInbox] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self.held = held
+        self.unstored = unstored
         self.unsent = Allowance(MAX_UNSENT_BYTES)
         self._tasks: TaskGroup | None = None
         self._out: deque[str] = deque()
@@ -243,7 +247,7 @@ class _Connection:
                 return
             self._take_raw(raw)
             del raw  # else it would be held until the next frame comes
-            await self.held.room()
+            await self.unstored.room()
             await self.unsent.room()
 
     def _take_raw(self, raw: str | bytes) -> None:
@@ -324,7 +328,7 @@ class _Connection:
     def _queue(self, inbox: CallInbox, frame: CallFrame, size_bytes: int) -> None:
         """Queue a frame behind the others of its call; calls do not wait for each other."""
         inbox.put(frame, size_bytes)
-        self.held.take(size_bytes)
+        self.unstored.take(size_bytes)
         if not inbox.at_work:
             inbox.at_work = True
             self._ended.pop(inbox.call_id, None)
@@ -333,13 +337,13 @@ class _Connection:
 
     async def _work_off(self, inbox: CallInbox) -> None:
         while done_bytes := await inbox.carry_out():
-            self.held.give_back(done_bytes)
+            self.unstored.give_back(done_bytes)
         inbox.at_work = False
         if inbox.live is None:  # it could not be opened
             del self._inboxes[inbox.call_id]
         elif inbox.ended:
             self._ended[inbox.call_id] = None
-            while len(self._ended) > KEEP_ENDED:
+            while len(self._ended) > MAX_ENDED:
                 del self._inboxes[self._ended.popitem(last=False)[0]]
 
     async def _write(self) -> None:

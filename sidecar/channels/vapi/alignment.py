@@ -69,10 +69,10 @@ def _is_amount(raw: str) -> bool:
 def _word(raw: str) -> str:
     if raw.isalnum() and raw.isascii():
         return raw
-    kept = unicodedata.normalize("NFC", raw).translate(_MARKS)
-    if kept.isalnum():
-        return kept
-    return "".join(char for n, char in enumerate(kept) if _counts(kept, n))
+    spelled = unicodedata.normalize("NFC", raw).translate(_MARKS)
+    if spelled.isalnum():
+        return spelled
+    return "".join(char for n, char in enumerate(spelled) if _counts(spelled, n))
 
 
 def _counts(word: str, n: int) -> bool:
@@ -199,21 +199,21 @@ def _window(old: Sequence[Hashable], new: Sequence[Hashable]) -> Pair:
     It is all of `new`, or as much as reaches the end of `old`.
     """
     back = [0] * len(new)
-    held = 0
+    matched = 0
     for n in range(1, len(new)):
-        while held and new[n] != new[held]:
-            held = back[held - 1]
-        held += new[n] == new[held]
-        back[n] = held
-    held = 0
+        while matched and new[n] != new[matched]:
+            matched = back[matched - 1]
+        matched += new[n] == new[matched]
+        back[n] = matched
+    matched = 0
     whole = -1
     for n, key in enumerate(old):
-        while held and (held == len(new) or key != new[held]):
-            held = back[held - 1]
-        held += key == new[held]
-        if held == len(new):
-            whole = n + 1 - held
-    return (whole, len(new)) if whole >= 0 else (len(old) - held, held)
+        while matched and (matched == len(new) or key != new[matched]):
+            matched = back[matched - 1]
+        matched += key == new[matched]
+        if matched == len(new):
+            whole = n + 1 - matched
+    return (whole, len(new)) if whole >= 0 else (len(old) - matched, matched)
 
 
 def _anchored(  # noqa: PLR0917 - two ranges

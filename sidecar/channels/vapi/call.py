@@ -33,9 +33,9 @@ from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 from sidecar.tools.tool import ToolRuns
 
-_HEARD_KEPT = 50
-_WAITING_KEPT = 50
-_FINALS_KEPT = 400
+_HEARD_LIMIT = 50
+_WAITING_LIMIT = 50
+_FINALS_LIMIT = 400
 _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 _SAYS_ON_CHARS = 2_000
@@ -104,7 +104,7 @@ class VapiCall:
         self._sealed = 0
         self._stamp_ms = 0.0
         self._last: tuple[Stretch, ...] = ()
-        self._waiting: deque[Sighting] = deque(maxlen=_WAITING_KEPT)
+        self._waiting: deque[Sighting] = deque(maxlen=_WAITING_LIMIT)
         self._over: tuple[Stretch, ...] = ()
         self._prompted = False
         self._followed = Followed(None)
@@ -181,7 +181,7 @@ class VapiCall:
         if not stamp_ms:  # without a time it counts as newer than all transcripts so far
             self._heard = [(0.0, stretch) for _, stretch in self._heard]
         answered = asked and bool(self.written.answer)
-        astray = answered and not stamp_ms and not _holds_answer(stretches, self.written.answer)
+        astray = answered and not stamp_ms and not _has_answer(stretches, self.written.answer)
         shown = Sighting(
             stretches,
             asked=asked and not astray,
@@ -288,10 +288,10 @@ class VapiCall:
             if stamp_ms and heard in self._heard:
                 continue  # delivered again
             self._heard.append(heard)
-            if stretch.speaker == "caller" and len(self._finals) < _FINALS_KEPT:
+            if stretch.speaker == "caller" and len(self._finals) < _FINALS_LIMIT:
                 self._finals[fingerprint(stretch.text)] += 1
         self._heard.sort(key=lambda one: one[0])  # they are delivered in any order
-        del self._heard[:-_HEARD_KEPT]
+        del self._heard[:-_HEARD_LIMIT]
 
     async def report(self, stretches: tuple[Stretch, ...]) -> None:
         """Store the whole call as VAPI's report has it. A report without words removes nothing.
@@ -391,7 +391,7 @@ class VapiCall:
 
     async def _store(self, cost: int, job: Callable[[Sequence[Turn]], Followed]) -> Followed | None:
         """Run a job on the stored turns and store what it plans; None where nothing is kept."""
-        if not self.live.kept:
+        if not self.live.may_be_stored:
             return None
         stored = await self._turns()
         cost += MESSAGE * len(stored)
@@ -400,20 +400,20 @@ class VapiCall:
             planned = followed.plan
             if planned is None:
                 return followed
-            if planned.keep == len(stored):
+            if planned.unchanged == len(stored):
                 await self._record(planned.turns, stored)
                 return followed
             traceparent = self.live.traceparent
             turns = [replace(turn, traceparent=traceparent) for turn in planned.turns]
-            sealed = await self._journal.rewrite(self.live.key, turns, keep=planned.keep)
-            if sealed <= planned.keep:
+            sealed = await self._journal.rewrite(self.live.key, turns, unchanged=planned.unchanged)
+            if sealed <= planned.unchanged:
                 self._emit(
                     telemetry.turns_mended,
                     call=self.live.key,
                     turns=len(turns),
-                    kept=planned.keep,
+                    kept=planned.unchanged,
                 )
-                stored[planned.keep :] = turns
+                stored[planned.unchanged :] = turns
                 return followed
             self._sealed = sealed
 
@@ -430,7 +430,7 @@ def _parts(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     return (turns[n : n + _RECORDED_AT_ONCE] for n in range(0, len(turns), _RECORDED_AT_ONCE))
 
 
-def _holds_answer(stretches: Sequence[Stretch], answer: str) -> bool:
+def _has_answer(stretches: Sequence[Stretch], answer: str) -> bool:
     """Whether the last reply in a history may be `answer`, by its first words.
 
     Not compared word by word, because what was spoken is transcribed again.
@@ -443,7 +443,7 @@ def _holds_answer(stretches: Sequence[Stretch], answer: str) -> bool:
 
 def _says_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
     """Whether the caller's last words in a history repeat or extend those of an earlier one."""
-    one, other = (held[open_from(held)].text for held in (before, stretches))
+    one, other = (history[open_from(history)].text for history in (before, stretches))
     if other == one:
         return True
     begun, going_on = words_of(one[:_SAYS_ON_CHARS]), words_of(other[: 2 * _SAYS_ON_CHARS])

@@ -16,7 +16,7 @@ Name: TypeAlias = tuple[str, str, str]
 """What a body says about the caller: the number as spelled, the caller's id, the agent's id."""
 
 NOBODY: Name = ("", "", "")
-_NAMES_KEPT = 20
+_NAMES_LIMIT = 20
 _LOCAL_DIGITS = 7
 _NUMBER = re.compile(
     r"(?:(?:sips?|tel):)?(?P<plus>\+?)(?P<number>[0-9 ().\-/\u00a0]+)(?:;user=phone)?(?:@.*)?"
@@ -35,7 +35,7 @@ class Names:
 
     def add(self, name: Name, number: str) -> None:
         """Add a name of the caller, and the number in E.164 that it was resolved to, if any."""
-        if name != NOBODY and len(self.said) < _NAMES_KEPT:
+        if name != NOBODY and len(self.said) < _NAMES_LIMIT:
             self.said[name] = number
 
     def fits(self, name: Name, number: str) -> bool:

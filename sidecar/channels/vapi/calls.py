@@ -23,7 +23,7 @@ from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
 
 OWNER = "vapi"
-_ENDED_KEPT = 1_000
+_ENDED_LIMIT = 1_000
 _LOOK_EVERY_S = 2.0
 _STORE_AFTER_S = 0.5
 """Storing waits this long, so that models are asked and their first words sent before it: many
@@ -56,11 +56,11 @@ class _End:
 
     Attributes:
         final: It was reported.
-        kept: The caller agreed to it.
+        may_be_stored: The caller agreed that its words are stored.
     """
 
     final: bool
-    kept: bool
+    may_be_stored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class _Ended:
 
     def add(self, key: str, end: _End) -> None:
         before = self.ends.pop(key, end)
-        self.ends[key] = _End(end.final or before.final, end.kept and before.kept)
-        while len(self.ends) > _ENDED_KEPT:
+        self.ends[key] = _End(end.final or before.final, end.may_be_stored and before.may_be_stored)
+        while len(self.ends) > _ENDED_LIMIT:
             self.ends.popitem(last=False)
 
 
@@ -184,7 +184,7 @@ class VapiCalls:
             tenant: From the credential.
             about: What the body says.
             stage: `over` reopens no call that has ended, `live` none that was reported. A
-                `report` reopens any call that was kept, because it may correct what was stored.
+                `report` reopens any call that was stored, because it may correct what was stored.
 
         Returns:
             None for a body without a call id, for one that comes too late, and for one that
@@ -215,7 +215,9 @@ class VapiCalls:
             call.control_url = checked_url(about.control_url) or call.control_url
         return FoundCall(call, own)
 
-    async def told(self, found: FoundCall | None, stretches: Sequence[Stretch]) -> VapiCall | None:
+    async def of_history(
+        self, found: FoundCall | None, stretches: Sequence[Stretch]
+    ) -> VapiCall | None:
         """Return the call that a history belongs to, or None.
 
         A history in a body that does not name the call's caller must share one of that caller's
@@ -255,7 +257,7 @@ class VapiCalls:
         return "own"
 
     async def _part(self, key: str, call: VapiCall) -> None:
-        """End a call in which different callers were named: nothing more is sent or kept.
+        """End a call in which different callers were named: nothing more is sent or stored.
 
         What was said before the second caller was named belongs to the first.
         """
@@ -274,7 +276,7 @@ class VapiCalls:
         end = self._ended.ends.get(key)
         match stage:
             case "report":
-                return end is None or end.kept
+                return end is None or end.may_be_stored
             case "over":
                 return end is None
             case "live":
@@ -294,7 +296,7 @@ class VapiCalls:
             except JournalError:  # asked again before anything is stored
                 known, unsure = None, True
             if known is not None and known.final:
-                self._ended.add(key, _End(final=True, kept=True))
+                self._ended.add(key, _End(final=True, may_be_stored=True))
                 if not self._may_wake(key, stage):
                     return None
             whose = None
@@ -327,7 +329,7 @@ class VapiCalls:
         else:
             call.unsure = unsure
             end = self._ended.ends.get(key)
-            if end is not None and not end.kept:
+            if end is not None and not end.may_be_stored:
                 await call.live.refuse()
             self._live[key] = call
             return call
@@ -349,7 +351,7 @@ class VapiCalls:
         await call.live.close(reason, final=final)
         if self._live.get(call.live.key) is call:
             del self._live[call.live.key]
-        self._ended.add(call.live.key, _End(final, call.live.kept))
+        self._ended.add(call.live.key, _End(final, call.live.may_be_stored))
 
     async def _end_silent(self) -> None:
         now_s = self._clock()

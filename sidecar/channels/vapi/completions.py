@@ -36,7 +36,7 @@ from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.history import slot_of, stretches_of
 from sidecar.channels.vapi.limits import CHARS_PER_TOKEN, Budget, RateCap
-from sidecar.channels.vapi.passed import held_back, passed_on, prompt_tokens
+from sidecar.channels.vapi.passed import not_passed_on, passed_on, prompt_tokens
 from sidecar.channels.vapi.reply import STREAM_HEADERS, CutOff, Replies, Request
 from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
@@ -171,7 +171,7 @@ class Completions:
         cost = len(raw) // JSON_SHARE
         stretches = await apart(cost, stretches_of, messages)
         memory, guidance = "", None
-        call = await self._calls.told(found, stretches)
+        call = await self._calls.of_history(found, stretches)
         if call is not None and found is not None:
             if call.saw(stretches, stamp_ms=said.stamp_ms):
                 self._calls.store_soon(call)
@@ -191,8 +191,8 @@ class Completions:
             )
             return prompt, _encode(prompt)
 
-        if held := held_back(asked, policy.allow):
-            self._emit(telemetry.vapi_held_back, names=_shown(held), hint=_ALLOW_HINT)
+        if names := not_passed_on(asked, policy.allow):
+            self._emit(telemetry.vapi_held_back, names=_shown(names), hint=_ALLOW_HINT)
         try:
             prompt, body = await apart(cost, written)
         except (ValueError, OverflowError, RecursionError, TypeError):

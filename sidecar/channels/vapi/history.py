@@ -99,7 +99,7 @@ def goes_on(before: Sequence[Stretch], stretches: Sequence[Stretch]) -> bool:
     last = max(open_from(before) - 1, 0)
     if last >= len(stretches) or before[last].speaker != stretches[last].speaker:
         return False
-    one, other = (words_of(held[last].text[:_COMPARED_CHARS]) for held in (before, stretches))
+    one, other = (words_of(history[last].text[:_COMPARED_CHARS]) for history in (before, stretches))
     return not open_from(before) or alike(one, other)
 
 

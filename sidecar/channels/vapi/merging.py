@@ -151,8 +151,8 @@ def is_whole(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
 
 def _has_all_of_the_caller(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> bool:
     known = [word for entry in stored for word in _callers_words(entry.stretch)]
-    told = [word for stretch in stretches for word in _callers_words(stretch)]
-    return bool(known) and told[: len(known)] == known
+    shown = [word for stretch in stretches for word in _callers_words(stretch)]
+    return bool(known) and shown[: len(known)] == known
 
 
 def _callers_words(stretch: Stretch) -> Sequence[str]:

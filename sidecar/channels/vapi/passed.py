@@ -64,7 +64,7 @@ def passed_on(
     """Return what is sent to the model: the request with memory, without VAPI's own fields.
 
     Guidance and memory are inserted where `sidecar.llm.placement` says, just before the caller's
-    last message. What `held_back` names is left out. Where a message holds more than text, the
+    last message. What `not_passed_on` names is left out. Where a message holds more than text, the
     server is asked to report what a stream cost.
 
     Args:
@@ -111,7 +111,7 @@ def _repeats(message: Mapping[str, Any], pieces: Sequence[str]) -> bool:
     return message.get("role") == "system" and message.get("content") in pieces
 
 
-def held_back(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ...]:
+def not_passed_on(asked: Mapping[str, Any], allow: Collection[str]) -> tuple[str, ...]:
     """Return what is not passed on because the owner did not allow it, spelled as in `allow`."""
     names = [REASONING] if asked.get(REASONING) is not None and REASONING not in allow else []
     for tool in _listed(asked.get("tools")):

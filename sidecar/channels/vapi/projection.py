@@ -39,9 +39,9 @@ from sidecar.model import Turn
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to store: keep the first `keep` stored turns, then `turns`."""
+    """What to store: the first `unchanged` stored turns stay, `turns` follow them."""
 
-    keep: int
+    unchanged: int
     turns: tuple[Turn, ...]
 
 
@@ -138,21 +138,21 @@ def follow(
         now_s: Unix time, for stretches whose history names none.
         is_final: What the caller said in the tail comes from a final transcript.
     """
-    held = entries_of(stored)
-    known = [*held, *(Entry(0, stretch) for stretch in before.tail)]
+    entries = entries_of(stored)
+    known = [*entries, *(Entry(0, stretch) for stretch in before.tail)]
     known = [replace(entry, place=n) for n, entry in enumerate(known)]
     about = CallSoFar(
         [entry.stretch for entry in known],
-        len(held),
+        len(entries),
         asked_at=before.asked_at,
         is_final=is_final,
         windowed=before.windowed,
     )
     pairs, whole = _laid(known, about, shown)
     if whole:
-        merged = continued(known[: len(held)], known[len(held) :], shown.stretches, pairs)
+        merged = continued(known[: len(entries)], known[len(entries) :], shown.stretches, pairs)
     else:
-        merged = extended(known, shown.stretches, pairs, open_at=len(held))
+        merged = extended(known, shown.stretches, pairs, open_at=len(entries))
     end = open_from([entry.stretch for entry in merged])
     asked_at = _moved(before.asked_at, merged)
     if shown.asked and _asks_about(shown.stretches, merged[end:]):

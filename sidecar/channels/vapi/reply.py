@@ -200,10 +200,10 @@ class Replies:
                 await self._send_piece(turn, send, out)
             if reader.failure:
                 return
-            if turn.over or not (passing.heard or passing.holds_calls or reader.ended):
+            if turn.over or not (passing.heard or passing.has_buffered_calls or reader.ended):
                 continue
             now_s = anyio.current_time()
-            if passing.holds_calls:
+            if passing.has_buffered_calls:
                 calls_due_s = calls_due_s or silence.deadline - self._look_s
                 if now_s >= calls_due_s and (out := passing.release()):
                     await self._send_piece(turn, send, out)

@@ -70,7 +70,7 @@ _ONLY_FINAL: Final = "transcript["
 `transcript[transcriptType="final"]`, with quotation marks of either kind."""
 _VOICEMAIL: Final = "voicemail"
 _TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
-_HOLDS_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
+_MAY_SHOW_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
 
@@ -177,10 +177,10 @@ class Webhook:
             )
         message = child(await parsed(body), "message")
         kind = _kind_of(message)
-        if admitted.again and kind in _HOLDS_MEMORY:
+        if admitted.again and kind in _MAY_SHOW_MEMORY:
             raise RequestRefused(401, "this delivery was here before")
-        if kind in _HOLDS_MEMORY:
-            await self._door.keep(admitted)
+        if kind in _MAY_SHOW_MEMORY:
+            await self._door.save(admitted)
         act = self._answers.get(kind)
         if act is None:
             return {}
@@ -190,7 +190,7 @@ class Webhook:
             found = await self._calls.of(admitted.tenant, said, stage=stage)
             call = found.call if found is not None and found.own else None
             if found is not None and kind in _TELLS:
-                call = await self._calls.told(found, await _history(message))
+                call = await self._calls.of_history(found, await _history(message))
             elif found is not None and not found.own and _is_final(message):
                 self._emit(
                     telemetry.turn_refused,
@@ -335,8 +335,8 @@ def _in_call(call: VapiCall | None) -> InCall | None:
 async def _history(message: Object) -> tuple[Stretch, ...]:
     """Run `history_of`, in a thread where the history is long."""
     lists = [
-        items(holder, name)
-        for holder in (child(message, "artifact"), message)
+        items(source, name)
+        for source in (child(message, "artifact"), message)
         for name in _HISTORIES
     ]
     return await apart(MESSAGE * sum(map(len, lists)), history_of, message)
@@ -372,9 +372,9 @@ def history_of(message: Object) -> tuple[Stretch, ...]:
     VAPI's own shape is preferred, because it has times.
     """
     artifact = child(message, "artifact")
-    for holder in (artifact, message):
+    for source in (artifact, message):
         for name in _HISTORIES:
-            stretches = stretches_of(items(holder, name))
+            stretches = stretches_of(items(source, name))
             if stretches:
                 return stretches
     return ()

@@ -7,7 +7,7 @@ import anyio
 
 from sidecar.channels.vapi.history import Stretch, annotate
 
-_SLOTS_KEPT = 400
+_SLOTS_LIMIT = 400
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class WrittenReplies:
         before = self._texts.get(stream.slot, "") if follow_up else ""
         if text or not follow_up:
             self._texts[stream.slot] = f"{before} {text}".strip()
-        while len(self._texts) > _SLOTS_KEPT:
+        while len(self._texts) > _SLOTS_LIMIT:
             del self._texts[min(self._texts)]
 
     def fell_back(self, text: str) -> None:

@@ -104,10 +104,10 @@ class FileLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(self._fd, 32).decode("ascii", "replace").strip() or "unknown"
+            pid = os.read(self._fd, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
             raise JournalLocked(
-                f"process {holder} holds {path}",
+                f"process {pid} holds {path}",
                 hint="stop it, or give this sidecar a SIDECAR_DATA_DIR of its own",
             ) from error
         # This may fail on a full disk: the number only helps a person.
@@ -134,13 +134,13 @@ class Reserve:
         self._path = f"{path}.reserve"
         self._size_bytes = size_bytes
         self._tried_s = 0.0
-        self.held = False
+        self.allocated = False
 
     def take(self) -> bool:
-        """Allocate the reserve unless held; returns whether it is. Tried 4 times a second."""
+        """Allocate the reserve unless it is; returns whether it is now. Tried 4 times a second."""
         now_s = time.monotonic()
-        if self.held or now_s - self._tried_s < self._RETRY_S:
-            return self.held
+        if self.allocated or now_s - self._tried_s < self._RETRY_S:
+            return self.allocated
         self._tried_s = now_s
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -151,12 +151,12 @@ class Reserve:
         except OSError:
             self.free()
             return False
-        self.held = True
+        self.allocated = True
         return True
 
     def free(self) -> None:
         """Give the space back to the disk."""
-        self.held = False
+        self.allocated = False
         with contextlib.suppress(OSError):
             os.unlink(self._path)  # noqa: PTH108 - no Path: this runs when everything fails
 

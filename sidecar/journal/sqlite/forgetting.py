@@ -1,19 +1,19 @@
-"""What the journal holds of one caller, and how all of it is erased."""
+"""What the journal stores of one caller, and how all of it is erased."""
 
 from collections.abc import Sequence
 
 from sidecar.errors import CallerBusy
-from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.sqlite.batches import free_lane
 from sidecar.journal.sqlite.tombstones import bury, seal_of
 from sidecar.journal.sqlite.transactions import Transaction
 from sidecar.model import AgentRef
 
 
-def held_of_caller(tx: Transaction, caller_key: str) -> CallerHolding:
-    """Return what is held of a caller."""
+def stored_of_caller(tx: Transaction, caller_key: str) -> StoredOfCaller:
+    """Return what is stored of a caller."""
     if not caller_key:
-        return CallerHolding((), 0, 0, 0, 0, 0, (), (), None)
+        return StoredOfCaller((), 0, 0, 0, 0, 0, (), (), None)
     calls = tx.rows("SELECT key FROM calls WHERE caller_key = ? ORDER BY id", caller_key)
     live, turns, undelivered = tx.rows(
         "SELECT coalesce(sum(closed_at_s IS NULL), 0), coalesce(sum(head), 0),"
@@ -42,7 +42,7 @@ def held_of_caller(tx: Transaction, caller_key: str) -> CallerHolding:
         " WHERE c.caller_key = ? AND c.conversation_id IS NOT NULL ORDER BY c.id",
         caller_key,
     )
-    return CallerHolding(
+    return StoredOfCaller(
         tuple(key for (key,) in calls),
         live,
         turns,
@@ -70,14 +70,14 @@ def erase_caller(
     """
     if not caller_key:
         return 0
-    held = held_of_caller(tx, caller_key)
-    if held.live_calls:
+    stored = stored_of_caller(tx, caller_key)
+    if stored.live_calls:
         raise CallerBusy("a call of this caller is live", hint="try again when it has ended")
-    if held.under_way:
+    if stored.under_way:
         raise CallerBusy(
             "a batch of this caller is on its way to Letta", hint="try again in a minute"
         )
-    bury(tx, (seal_of(secret, key) for key in (*held.calls, *also)), now_s=now_s)
+    bury(tx, (seal_of(secret, key) for key in (*stored.calls, *also)), now_s=now_s)
     lanes = tx.rows("SELECT DISTINCT lane FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         tx.run(

@@ -12,7 +12,7 @@ import anyio.to_thread
 import apsw
 
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.erasure import CallerHolding
+from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import batches, forgetting, reads, tombstones, writes
 from sidecar.journal.sqlite.executor import Executor
@@ -166,7 +166,7 @@ class SqliteJournal(SqliteReports):
             return turns
         return [replace(turn, text=redact(turn.text)) for turn in turns]
 
-    async def rewrite(self, key: str, turns: Sequence[Turn], *, keep: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
         """See `Journal.rewrite`."""
         if len(turns) < _MANY_TURNS:
             turns = self._checked(turns)
@@ -174,7 +174,9 @@ class SqliteJournal(SqliteReports):
             turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
         return await self._executor.write(
-            lambda tx: writes.rewrite(tx, key, turns, keep=keep, now_s=now_s, policy=self._policy),
+            lambda tx: writes.rewrite(
+                tx, key, turns, unchanged=unchanged, now_s=now_s, policy=self._policy
+            ),
             grows=True,
         )
 
@@ -216,9 +218,9 @@ class SqliteJournal(SqliteReports):
             await anyio.sleep(_CHECKPOINT_AGAIN_S)
         return False
 
-    async def held_of_caller(self, caller_key: str) -> CallerHolding:
-        """See `Journal.held_of_caller`."""
-        return await self._executor.read(lambda tx: forgetting.held_of_caller(tx, caller_key))
+    async def stored_of_caller(self, caller_key: str) -> StoredOfCaller:
+        """See `Journal.stored_of_caller`."""
+        return await self._executor.read(lambda tx: forgetting.stored_of_caller(tx, caller_key))
 
     async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`. The words are overwritten in the file, and in its log.

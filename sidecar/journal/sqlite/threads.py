@@ -54,7 +54,7 @@ class Threads:
     @property
     def has_room(self) -> bool:
         """See `Executor.has_room`: False from when the disk is full until space returns."""
-        return self._reserve.held
+        return self._reserve.allocated
 
     def write(
         self, operation: Callable[[Transaction], T], *, grows: bool = False

@@ -177,11 +177,11 @@ def rewrite(
     key: str,
     turns: Sequence[Turn],
     *,
-    keep: int,
+    unchanged: int,
     now_s: float,
     policy: PostPolicy,
 ) -> int:
-    """Replace the turns of a call after the first `keep`; return how many are in batches.
+    """Replace the turns of a call after the first `unchanged`; return how many are in batches.
 
     The new turns wait no longer for their post than the replaced ones would have.
     """
@@ -189,12 +189,12 @@ def rewrite(
     if row is None:
         raise _unknown_call()
     row_id, deliver, sealed = row
-    if deliver and sealed > keep:
+    if deliver and sealed > unchanged:
         return sealed
     (oldest_s,) = tx.rows(
-        "SELECT min(appended_s) FROM turns WHERE call = ? AND n > ?", row_id, keep
+        "SELECT min(appended_s) FROM turns WHERE call = ? AND n > ?", row_id, unchanged
     )[0]
-    tx.run("DELETE FROM turns WHERE call = ? AND n > ?", row_id, keep)
+    tx.run("DELETE FROM turns WHERE call = ? AND n > ?", row_id, unchanged)
     (head,) = tx.rows("SELECT count(*) FROM turns WHERE call = ?", row_id)[0]
     tx.run("UPDATE calls SET head = ?, due_s = NULL WHERE id = ?", head, row_id)
     if not deliver:

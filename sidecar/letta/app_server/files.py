@@ -106,13 +106,13 @@ def tag_of_birth(created_at_s: float) -> str:
 
 def tags_of(blocks: Iterable[Block], tags: Sequence[str], *, created_at_s: float) -> list[str]:
     """Return an agent's tags, with those that hold what its files cannot."""
-    held = [tag_of_birth(created_at_s)]
+    own = [tag_of_birth(created_at_s)]
     for block in blocks:
         if block.limit_chars is not None:
-            held.append(f"{_LIMIT}{block.label}:{block.limit_chars}")
+            own.append(f"{_LIMIT}{block.label}:{block.limit_chars}")
         if block.read_only:
-            held.append(f"{_READ_ONLY}{block.label}")
-    return [*tags, *held]
+            own.append(f"{_READ_ONLY}{block.label}")
+    return [*tags, *own]
 
 
 def without_own(tags: Iterable[str]) -> tuple[str, ...]:

@@ -130,21 +130,21 @@ class AppServerLetta(Letta):
         return sorted(found, key=lambda agent: (agent.created_at_s, agent.agent_id))
 
     async def changes(self, agent_id: str, *, limit: int) -> Sequence[Change]:
-        """Return the newest changes of an agent's memory, as `KeepsChanges` promises."""
+        """Return the newest changes of an agent's memory, as `RecordsChanges` promises."""
         return await self._memory.changes(agent_id, limit=limit)
 
     # Agents and conversations
 
     @override
     async def open_conversation(self, agent_id: str, *, label: str) -> str:
-        if await self._has_blocks(agent_id) or not await self._holds_nothing(agent_id):
+        if await self._has_blocks(agent_id) or not await self._is_unused(agent_id):
             body = {"agent_id": agent_id, "summary": label}
             async with (
                 asking("a new conversation", self._read_timeout_s),
                 self._sockets.lend() as socket,
             ):
                 answer = await socket.ask("conversation_create", body=body)
-            if not (_lacks_a_repository(answer) and await self._holds_nothing(agent_id)):
+            if not (_lacks_a_repository(answer) and await self._is_unused(agent_id)):
                 return str(require(answer, "a new conversation")["conversation"]["id"])
         await self.delete_agent(agent_id)
         raise AgentNotFound(
@@ -163,7 +163,7 @@ class AppServerLetta(Letta):
                 return bool(await self._memory.read(agent_id))
         return True
 
-    async def _holds_nothing(self, agent_id: str) -> bool:
+    async def _is_unused(self, agent_id: str) -> bool:
         """Return whether an agent was made for a caller, and has never received a message."""
         async with asking("conversations", self._read_timeout_s), self._sockets.lend() as socket:
             agent, listed = await socket.ask_all(

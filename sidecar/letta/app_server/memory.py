@@ -97,7 +97,7 @@ class AgentMemory:
             return await self._edit(socket, agent_id, subject, call)
 
     async def changes(self, agent_id: str, *, limit: int) -> tuple[Change, ...]:
-        """Return the newest changes of an agent's memory, as `KeepsChanges.changes`."""
+        """Return the newest changes of an agent's memory, as `RecordsChanges.changes`."""
         async with asking("memory's history", 4 * self._timeout_s), self._sockets.lend() as socket:
             agent, history = await socket.ask_all(
                 [

@@ -80,7 +80,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         make_directory(folder)
         self._path = folder / "lock"
-        self._held: int | None = None
+        self._descriptor: int | None = None
 
     async def take(self, within_s: float) -> bool:
         """Wait until the lock is ours, at most `within_s`; return whether it is."""
@@ -92,16 +92,16 @@ class FolderLock:
                 except OSError:
                     await anyio.sleep(_LOOK_EVERY_S)
                 else:
-                    self._held = descriptor
+                    self._descriptor = descriptor
                     return True
         os.close(descriptor)
         return False
 
     def release(self) -> None:
         """Release the lock. Safe to call twice."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class AppServerProcess:
@@ -247,8 +247,10 @@ class AppServerProcess:
             return "it said nothing"
 
     def _environ(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
-        return kept | {
+        inherited = {
+            name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ
+        }
+        return inherited | {
             "DISABLE_AUTOUPDATER": "1",
             "DO_NOT_TRACK": "1",
             "HOME": str(self._home),

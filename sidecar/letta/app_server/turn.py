@@ -215,14 +215,14 @@ class AgentTurn:
 
         An input whose turn has begun meanwhile stays, and is followed like any other.
         """
-        kept: list[Frame] = []
+        frames: list[Frame] = []
         item_id: object = None
         with anyio.move_on_after(_QUEUE_SHOWN_S):
             while item_id is None:
                 frame = await socket.next_event()
-                kept.append(frame)
+                frames.append(frame)
                 item_id = _queued(frame, message_id)
-        socket.unread[:0] = kept
+        socket.unread[:0] = frames
         if item_id is None:
             return
         removed = await socket.ask("remove_queue_item", runtime=self._runtime, item_id=item_id)
@@ -231,13 +231,13 @@ class AgentTurn:
             raise NotAccepted("the conversation is busy", busy=True)
 
     async def _shows_life(self, socket: AppServerSocket) -> bool:
-        kept: list[Frame] = []
+        frames: list[Frame] = []
         with anyio.move_on_after(_SIGN_OF_LIFE_S):
             while True:
                 frame = await socket.next_event()
-                kept.append(frame)
+                frames.append(frame)
                 if frame.get("type") == "turn_finished" or not is_idle(status_of(frame)):
-                    socket.unread[:0] = kept
+                    socket.unread[:0] = frames
                     return True
         return False
 

@@ -226,12 +226,12 @@ class EmbeddedLetta(Letta):
         turn = self._turn_of_agent.setdefault(post.agent_id, anyio.Lock())
         async with turn:
             instructions, before = await self._stored(self._store.read_agent, post.agent_id)
-            kept: list[str] = []
-            blocks = await digested(self._llm, instructions, before, post.text, archive=kept)
+            archived: list[str] = []
+            blocks = await digested(self._llm, instructions, before, post.text, archive=archived)
             changed = [block for label, block in blocks.items() if block != before[label]]
             try:
                 store = partial(self._store.store_digested, now_s=self._clock())
-                await self._stored(store, post, changed, kept)
+                await self._stored(store, post, changed, archived)
             except LettaUnavailable as error:
                 raise OutcomeUnknown(error.message, over=True, hint=error.hint) from error
 

@@ -328,7 +328,7 @@ def why_unreadable(path: Path) -> str:
     return ""
 
 
-def holds_agents(path: Path) -> bool:
+def has_agents(path: Path) -> bool:
     """Return whether a file is an embedded Letta's and holds an agent. Blocking."""
     if not path.is_file():
         return False

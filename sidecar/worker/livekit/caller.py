@@ -119,7 +119,7 @@ class Identification:
         self._metadata_caller = MetadataCaller(self.named.caller, meant)
         self._person: Person | None = None
         self._heard_any = False
-        self._told: Hints | None = None
+        self._last_hints: Hints | None = None
 
     def from_job(self) -> Hints | None:
         """Return what the job says, or None when it does not name a caller."""
@@ -128,10 +128,10 @@ class Identification:
             sip = info.kind == models.ParticipantInfo.Kind.SIP
             self._person = person_of(info.identity, dict(info.attributes), sip=sip)
             self._metadata_caller.see([self._person])
-            self._told = self._hints_of(self._person)
+            self._last_hints = self._hints_of(self._person)
         elif self.named.caller:
-            self._told = self.named
-        return self._told
+            self._last_hints = self.named
+        return self._last_hints
 
     def changed(self) -> Hints | None:
         """Return the hints of the person heard now, if they or the person changed; else None.
@@ -177,9 +177,9 @@ class Identification:
         """
         before, self._person = self._person if self._heard_any else None, person
         self._heard_any = self._heard_any or heard
-        told, self._told = self._told, self._hints_of(person)
+        earlier, self._last_hints = self._last_hints, self._hints_of(person)
         same = before is None or (before.identity == person.identity and before.is_same(person))
-        return None if same and told == self._told else self._told
+        return None if same and earlier == self._last_hints else self._last_hints
 
     def _expected(self, people: Sequence[Person]) -> Person | None:
         if self.named.caller:

@@ -154,14 +154,14 @@ class _LinkedJob:
         self.calls: list[LinkedCall] = []
         self._emit = emit
         self._scope = anyio.CancelScope()
-        self._task = asyncio.create_task(self._hold(), name="sidecar-link")
+        self._task = asyncio.create_task(self._run_link(), name="sidecar-link")
 
     async def close(self) -> None:
         """End the link; what is unacked is in the spool when this returns."""
         self._scope.cancel()
         await self._task
 
-    async def _hold(self) -> None:
+    async def _run_link(self) -> None:
         with self._scope:
             while True:
                 try:

@@ -23,7 +23,7 @@ from sidecar.worker.livekit.recorder import recorder_of
 __all__ = ["CallerMemory"]
 
 _Chunk: TypeAlias = llm.ChatChunk | str | FlushSentinel
-_MODELS_KEPT = 256
+_MODELS_LIMIT = 256
 _in_turns: set[str] = set()
 """Models of this process whose servers were seen to refuse roles that do not alternate."""
 
@@ -63,7 +63,7 @@ class CallerMemory(Agent):
         except APIError as error:
             if begun or joined or prompt is chat_ctx or not _wants_turns(error):
                 raise
-            if len(_in_turns) < _MODELS_KEPT:
+            if len(_in_turns) < _MODELS_LIMIT:
                 _in_turns.add(model)
         else:
             return

@@ -88,11 +88,11 @@ class CallRecorder:
         self._open_next = open_next
         self._before: LinkedCall | None = None
         self._split_at_s = 0.0
-        self._told = 0
+        self._uncommitted_count = 0
         self._began_s: float | None = None
         self._fell_silent_s: float | None = None
         self._overdue: asyncio.TimerHandle | None = None
-        self._withheld = False
+        self._heard_by_others = False
         self._session: AgentSession[Any] | None = None
         self._outside_chat: SpeechOutsideChat | None = None
         self._tracer = tracer
@@ -118,7 +118,7 @@ class CallRecorder:
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
         self._outside_chat = SpeechOutsideChat(
-            session, clock=self._clock, told=self._said_beside, guarded=self._guarded
+            session, clock=self._clock, on_said=self._said_outside_chat, guarded=self._guarded
         )
         events.on("speech_created", self._guarded(self._outside_chat.speech_created))
         events.on("close", self._guarded(self._closed))
@@ -138,7 +138,7 @@ class CallRecorder:
             if self._speech is not None:
                 self._speech.end()
                 self._speech = None
-            if rest := self._uncommitted.tell():
+            if rest := self._uncommitted.take():
                 self._record_uncommitted(self.call, rest, at_s=self._clock(), interrupted=True)
             self.call.close("another participant")
             self._before, self._split_at_s = self.call, self._clock()
@@ -163,7 +163,7 @@ class CallRecorder:
             self.follow()
             await self.call.ready()
             self.follow()  # others may have come meanwhile
-            memory = None if self._withhold() else self.call.memory
+            memory = None if self._others_hear() else self.call.memory
             span.set({"sidecar.memory.served": memory.served if memory else "none"})
         read_at_s = memory.read_at_s if memory else 0.0
         served: Served = memory.served if memory else "none"
@@ -180,11 +180,11 @@ class CallRecorder:
         )
         return memory
 
-    def _withhold(self) -> bool:
+    def _others_hear(self) -> bool:
         shared = self._listeners is not None and self._listeners.shared
-        if shared and not self._withheld:
+        if shared and not self._heard_by_others:
             self._emit(telemetry.memory_withheld, call=self.call.call_id, channel="livekit")
-        self._withheld = shared
+        self._heard_by_others = shared
         return shared
 
     def end(self, reason: str) -> None:
@@ -250,16 +250,16 @@ class CallRecorder:
     def _look_for_overdue(self) -> None:
         """Record, after a while, what the session dropped: the next turn may come much later."""
         loop = asyncio.get_running_loop()
-        self._overdue = loop.call_later(UNCOMMITTED_S, self._guarded(self._tell_overdue), None)
+        self._overdue = loop.call_later(UNCOMMITTED_S, self._guarded(self._record_overdue), None)
 
-    def _tell_overdue(self, _: None) -> None:
+    def _record_overdue(self, _: None) -> None:
         self._overdue = None
         if self.call.unacked.closed:
             return
         self.follow()
         speaking = self._session is not None and self._session.user_state == "speaking"
-        if not speaking and (due := self._uncommitted.tell_until(self._clock() - UNCOMMITTED_S)):
-            self._tell_finals(due)
+        if not speaking and (due := self._uncommitted.take_until(self._clock() - UNCOMMITTED_S)):
+            self._record_finals(due)
         if self._uncommitted.rest():
             self._look_for_overdue()
 
@@ -311,19 +311,19 @@ class CallRecorder:
             text, began_s=began_s, ended_s=ended_s, spoken=spoken
         )
         if left:
-            self._tell_finals(left)
+            self._record_finals(left)
         return text
 
-    def _tell_finals(self, finals: Sequence[FinalTranscript]) -> None:
-        words = " ".join(final.untold.strip() for final in finals)
+    def _record_finals(self, finals: Sequence[FinalTranscript]) -> None:
+        words = " ".join(final.unrecorded.strip() for final in finals)
         self._record_uncommitted(self.call, words, at_s=finals[0].at_s)
 
     def _record_uncommitted(
         self, call: LinkedCall, words: str, *, at_s: float, interrupted: bool = False
     ) -> None:
         """Record words of the caller that no turn of the session holds."""
-        self._told += 1
-        item_id = f"uncommitted.{self._told}"
+        self._uncommitted_count += 1
+        item_id = f"uncommitted.{self._uncommitted_count}"
         call.record(Utterance(item_id, "caller", words, at_s=at_s, interrupted=interrupted))
 
     def _call_at(self, speaker: Speaker, at_s: float) -> LinkedCall:
@@ -337,7 +337,7 @@ class CallRecorder:
         if self._outside_chat is not None:
             self._outside_chat.speaks(text)
 
-    def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
+    def _said_outside_chat(self, handle: SpeechHandle, text: str, at_s: float) -> None:
         said = Utterance(handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted)
         self._call_at("agent", at_s).record(said)
 

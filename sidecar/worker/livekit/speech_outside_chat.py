@@ -34,7 +34,7 @@ class SpeechOutsideChat:
     Args:
         session: The session.
         clock: Unix time.
-        told: Called for each of these with its handle, the words heard, and when it began.
+        on_said: Called for each of these with its handle, the words heard, and when it began.
         guarded: Wraps a callback, so that its errors do not reach the session.
     """
 
@@ -43,12 +43,12 @@ class SpeechOutsideChat:
         session: AgentSession[Any],
         *,
         clock: Callable[[], float],
-        told: Callable[[SpeechHandle, str, float], None],
+        on_said: Callable[[SpeechHandle, str, float], None],
         guarded: Callable[[Callable[[SpeechHandle], None]], Callable[[SpeechHandle], None]],
     ) -> None:
         self._session = session
         self._clock = clock
-        self._told = told
+        self._on_said = on_said
         self._guarded = guarded
         self._says: dict[str, _Said] = {}
 
@@ -69,7 +69,7 @@ class SpeechOutsideChat:
                 audio.off("playback_finished", finished)
             self._says.pop(handle.id, None)
             if not handle.chat_items:  # otherwise it is a turn already
-                self._told(handle, self._heard_of(said), said.at_s)
+                self._on_said(handle, self._heard_of(said), said.at_s)
 
         audio = cast("_Audio | None", self._session.output.audio)
         if audio is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-_TOLD_KEPT: Final = 100
+_RECORDED_LIMIT: Final = 100
 
 
 @dataclass(slots=True)
@@ -14,12 +14,12 @@ class FinalTranscript:
     Attributes:
         text: The words.
         at_s: Unix time at which they were reported.
-        untold: The part of the words that no turn of ours holds yet.
+        unrecorded: The part of the words that no turn of ours holds yet.
     """
 
     text: str
     at_s: float
-    untold: str
+    unrecorded: str
 
 
 class Uncommitted:
@@ -35,7 +35,7 @@ class Uncommitted:
     def __init__(self) -> None:
         self._finals: list[FinalTranscript] = []
         self._interim = ""
-        self._told_interim = ""
+        self._recorded_interim = ""
 
     def heard(self, text: str, *, final: bool, at_s: float = 0.0, of_before: bool = False) -> str:
         """Take what the recogniser reports; a final transcript replaces the interim it grew from.
@@ -44,7 +44,7 @@ class Uncommitted:
             text: The words.
             final: They will not change any more.
             at_s: Unix time at which they were reported.
-            of_before: They were said before the last `tell`.
+            of_before: They were said before the last `take`.
 
         Returns:
             The final words to record now, after what was recorded, and not again: the rest of an
@@ -53,7 +53,7 @@ class Uncommitted:
         self._interim = "" if final else text
         if not final or not text.strip():
             return ""
-        begun, self._told_interim = self._told_interim, ""
+        begun, self._recorded_interim = self._recorded_interim, ""
         late = _grown_from(begun, text)
         if late is None and of_before:
             late = text.strip()
@@ -87,41 +87,41 @@ class Uncommitted:
             there = [final for final in there if final.at_s <= ended_s]
         start, end = _end_of(there, text) if ended_s is not None else (0, 0)
         if not end:
-            start, end = _first_in(self._finals, text, told=spoken)
+            start, end = _first_in(self._finals, text, recorded=spoken)
         if end:
             taken = self._finals[start:end]
-            if not all(final.untold for final in taken):
-                text = " ".join(final.untold.strip() for final in taken if final.untold)
+            if not all(final.unrecorded for final in taken):
+                text = " ".join(final.unrecorded.strip() for final in taken if final.unrecorded)
         elif began_s is not None:
             start, end = sum(final.at_s < began_s for final in there), len(there)
-        left = [final for final in self._finals[:start] if final.untold]
+        left = [final for final in self._finals[:start] if final.unrecorded]
         del self._finals[:end]
         return left, text
 
-    def tell(self) -> str:
+    def take(self) -> str:
         """Return what no turn holds yet, to record it as its own turn; it is not returned again."""
         rest = self.rest()
-        self._told_interim, self._interim = self._interim, ""
-        self._tell(self._finals)
+        self._recorded_interim, self._interim = self._interim, ""
+        self._mark_recorded(self._finals)
         return rest
 
-    def tell_until(self, until_s: float) -> list[FinalTranscript]:
-        """As `tell`, but return only final words, and only those reported by `until_s`."""
-        due = [final for final in self._finals if final.untold and final.at_s <= until_s]
-        told = [replace(final) for final in due]
-        self._tell(due)
-        return told
+    def take_until(self, until_s: float) -> list[FinalTranscript]:
+        """As `take`, but return only final words, and only those reported by `until_s`."""
+        due = [final for final in self._finals if final.unrecorded and final.at_s <= until_s]
+        taken = [replace(final) for final in due]
+        self._mark_recorded(due)
+        return taken
 
-    def _tell(self, finals: Sequence[FinalTranscript]) -> None:
-        """Mark these as told; the newest are kept, since the session may still hold them."""
+    def _mark_recorded(self, finals: Sequence[FinalTranscript]) -> None:
+        """Mark these as recorded; the newest stay, since the session may still commit them."""
         for final in finals:
-            final.untold = ""
-        told = sum(not final.untold for final in self._finals)
-        del self._finals[: max(0, told - _TOLD_KEPT)]
+            final.unrecorded = ""
+        recorded = sum(not final.unrecorded for final in self._finals)
+        del self._finals[: max(0, recorded - _RECORDED_LIMIT)]
 
     def rest(self) -> str:
         """Return what no turn holds; empty when there is nothing."""
-        pieces = (*(final.untold for final in self._finals), self._interim)
+        pieces = (*(final.unrecorded for final in self._finals), self._interim)
         return " ".join(filter(None, (part.strip() for part in pieces)))
 
 
@@ -138,12 +138,15 @@ def _end_of(finals: Sequence[FinalTranscript], text: str) -> tuple[int, int]:
     return 0, 0
 
 
-def _first_in(finals: Sequence[FinalTranscript], text: str, *, told: bool) -> tuple[int, int]:
-    """Return the first run of finals that makes a text; a told one, if allowed, comes last."""
-    first_untold = sum(not final.untold for final in finals)
+def _first_in(finals: Sequence[FinalTranscript], text: str, *, recorded: bool) -> tuple[int, int]:
+    """Return the first run of finals that makes a text; a recorded one, if allowed, comes last."""
+    first_unrecorded = sum(not final.unrecorded for final in finals)
     for key, between in _KEYS:
         whole, parts = key(text), [key(final.text) for final in finals]
-        for start in (*range(first_untold, len(parts)), *range(first_untold if told else 0)):
+        for start in (
+            *range(first_unrecorded, len(parts)),
+            *range(first_unrecorded if recorded else 0),
+        ):
             run = ""
             for end in range(start, len(parts)):
                 run = _joined(run, parts[end], between)

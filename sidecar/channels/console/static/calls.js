@@ -10,7 +10,7 @@ export const mine = (key = state.selected) => state.mine.get(key);
 // An exchange is what the caller said and what was replied:
 // { id, said, atS, stored, kept, marks, reply, replied, over, interrupted, replyStored, timing,
 // memory }
-// `marks` are moments on this page's clock, in ms: speechEnd, sent, told (sent for good), first,
+// `marks` are moments on this page's clock, in ms: speechEnd, sent, lastSent (for good), first,
 // drawn.
 
 export function startCall(caller, consent) {
@@ -71,7 +71,7 @@ export function say(call, raw, { speechEndMs = null } = {}) {
     atS: Date.now() / 1000,
     stored: false,
     kept: call.kept,
-    marks: { speechEnd: speechEndMs, sent: now, told: now, first: null },
+    marks: { speechEnd: speechEndMs, sent: now, lastSent: now, first: null },
     reply: "",
     over: false,
     interrupted: false,
@@ -89,7 +89,7 @@ export function say(call, raw, { speechEndMs = null } = {}) {
 
 function tell(call, exchange) {
   const aloud = speaking.wanted();
-  exchange.marks.told = performance.now();
+  exchange.marks.lastSent = performance.now();
   send({ type: "say", call: call.key, turn: exchange.id, text: exchange.said, aloud });
 }
 
@@ -154,11 +154,11 @@ receive({
       return;
     }
     // Taken up again: what the sidecar holds decides what is stored, not what this page believes.
-    const held = new Set(frame.turns.map((turn) => turn.id));
+    const acked = new Set(frame.turns.map((turn) => turn.id));
     call.exchanges = call.exchanges.map((one) =>
       one.over
-        ? { ...one, stored: held.has(one.id) }
-        : { ...one, stored: held.has(one.id), reply: "", marks: { ...one.marks, first: null } },
+        ? { ...one, stored: acked.has(one.id) }
+        : { ...one, stored: acked.has(one.id), reply: "", marks: { ...one.marks, first: null } },
     );
     for (const one of call.exchanges)
       if (one.said && (!one.over || (call.kept && !one.stored))) tell(call, one);
@@ -214,7 +214,7 @@ receive({
       atS: Date.now() / 1000,
       stored: frame.stored,
       kept: call.kept,
-      marks: { speechEnd: null, sent: now, told: now, first: null },
+      marks: { speechEnd: null, sent: now, lastSent: now, first: null },
       reply: frame.text,
       over: true,
       interrupted: false,

@@ -8,7 +8,7 @@ import { age, counted, moment, SERVED } from "./words.js";
 
 export function Memory() {
   const memory = state.memory.get(state.selected);
-  const held = state.mine.get(state.selected);
+  const mine = state.mine.get(state.selected);
   return html`
     <section class="panel memory" aria-labelledby="memory-title">
       <header class="panel-head">
@@ -21,14 +21,14 @@ export function Memory() {
         }
       </header>
       <div class="panel-body" tabindex="0" role="region" aria-label="The agent’s memory blocks">
-        ${memory ? shown(memory, held) : html`<p class="quiet">${notShown(held)}</p>`}
+        ${memory ? shown(memory, mine) : html`<p class="quiet">${notShown(mine)}</p>`}
       </div>
     </section>
   `;
 }
 
-function notShown(held) {
-  if (held) return "Reading the memory …";
+function notShown(mine) {
+  if (mine) return "Reading the memory …";
   return state.selected
     ? "The memory of a call is shown while it is live."
     : "The agent’s memory blocks are shown here once a call has started.";
@@ -47,7 +47,7 @@ export function Served({ served, readAtS }) {
   </p>`;
 }
 
-function shown(memory, held) {
+function shown(memory, mine) {
   const parts = memory.blocks.map((block) => ({
     block,
     lines: diffOf(memory.base?.get(block.label) ?? "", block.value),
@@ -67,7 +67,7 @@ function shown(memory, held) {
   ]
     .filter(Boolean)
     .join(" and ");
-  const from = learnedFrom(memory, held);
+  const from = learnedFrom(memory, mine);
   const whence = ` from ${from}, ${age(memory.changedAtMs / 1000)} ago.`;
   return html`
     ${
@@ -77,13 +77,13 @@ function shown(memory, held) {
         <strong>Letta ${learned}</strong>${whence}
       </p>`
     }
-    ${held && !held.live && !memory.changedAtMs && html`<p class="quiet">${waiting(held)}</p>`}
+    ${mine && !mine.live && !memory.changedAtMs && html`<p class="quiet">${waiting(mine)}</p>`}
     ${parts.map((part) => html`<${Block} key=${part.block.label} ...${part} />`)}
     ${
       !memory.blocks.length &&
       html`<p class="quiet">
         ${
-          held && !held.caller
+          mine && !mine.caller
             ? "A caller without a name has no memory."
             : "No memory yet. Letta creates it after reading the first call."
         }
@@ -99,22 +99,22 @@ function shown(memory, held) {
   `;
 }
 
-function learnedFrom({ from }, held) {
+function learnedFrom({ from }, mine) {
   if (from === state.selected) return "this call";
   if (from) return "an earlier call";
-  return held && !held.live ? "this call" : "what was said since this call began";
+  return mine && !mine.live ? "this call" : "what was said since this call began";
 }
 
-function waiting(held) {
-  if (state.outbox?.batches.some((one) => one.call === held.key && one.state === "dead"))
+function waiting(mine) {
+  if (state.outbox?.batches.some((one) => one.call === mine.key && one.state === "dead"))
     return "Letta did not accept this call: it is in the outbox, under Dead.";
   const due =
     state.outbox &&
-    (state.outbox.pending.some((one) => one.lane === laneOf(held.key)) ||
+    (state.outbox.pending.some((one) => one.lane === laneOf(mine.key)) ||
       state.outbox.batches.some(
-        (one) => one.call === held.key && !["settled", "dead"].includes(one.state),
+        (one) => one.call === mine.key && !["settled", "dead"].includes(one.state),
       ));
-  if (!held.kept) return "This call was not kept, so Letta learns nothing from it.";
+  if (!mine.kept) return "This call was not kept, so Letta learns nothing from it.";
   return due
     ? "Letta has not read this call yet."
     : "This call changed nothing in the blocks.";

@@ -76,14 +76,14 @@ function Lane({ lane }) {
 }
 
 function Card({ one, lane }) {
-  const held = state.mine.get(one.call);
+  const mine = state.mine.get(one.call);
   const since =
     { Pending: one.oldest_s, Settled: one.ended_s, Dead: one.ended_s }[lane] ?? one.sealed_at_s;
   const how = ["Settled", "Dead"].includes(lane) ? "ago" : "old";
   return html`
     <li class="card">
       <p>
-        <span class="name">${held ? held.caller || "No name" : nameOf(one)}</span>
+        <span class="name">${mine ? mine.caller || "No name" : nameOf(one)}</span>
         <span class="quiet">${` ${counted(one.turns, "turn")}`}</span>
       </p>
       <p class="quiet small">

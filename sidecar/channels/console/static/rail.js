@@ -36,8 +36,8 @@ export function Rail() {
 }
 
 function Row({ one, live }) {
-  const held = state.mine.get(one.call);
-  const name = held ? held.caller || "No name" : nameOf(one);
+  const mine = state.mine.get(one.call);
+  const name = mine ? mine.caller || "No name" : nameOf(one);
   const channel = CHANNELS[one.channel] ?? one.channel;
   const turns = one.turns ? `${counted(one.turns, "turn")}, ` : "";
   const about = live
@@ -60,7 +60,7 @@ function Row({ one, live }) {
 
 // A call of another page or channel has no name here: callers are known by a key alone.
 export function nameOf(one) {
-  for (const held of state.mine.values())
-    if (held.lane && held.lane === one.lane) return held.caller;
+  for (const mine of state.mine.values())
+    if (mine.lane && mine.lane === one.lane) return mine.caller;
   return `Caller ${one.lane.split("/").at(-1).slice(0, 6)}`;
 }

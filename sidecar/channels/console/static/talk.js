@@ -53,11 +53,11 @@ let lastCaller = "Ada";
 
 export function NewCall({ id, big }) {
   const [caller, setCaller] = useState(lastCaller);
-  const [keep, setKeep] = useState(true);
+  const [agreed, setAgreed] = useState(true);
   const begin = (event) => {
     event.preventDefault();
     lastCaller = caller.trim();
-    startCall(lastCaller, keep ? "yes" : "no");
+    startCall(lastCaller, agreed ? "yes" : "no");
   };
   return html`
     <form class=${big ? "newcall big" : "newcall"} onSubmit=${begin} autocomplete="off">
@@ -80,8 +80,8 @@ export function NewCall({ id, big }) {
       <label class="check"
         ><input
           type="checkbox"
-          checked=${keep}
-          onChange=${(event) => setKeep(event.target.checked)}
+          checked=${agreed}
+          onChange=${(event) => setAgreed(event.target.checked)}
         />
         Keep and learn from this call</label
       >
