@@ -1,6 +1,7 @@
 """The command `sidecar`, which is also `python -m sidecar`.
 
-A voice worker's environment does not need it: without the extra `server` it says so and exits.
+A voice worker does not need it: without the extra `server`, it prints what to
+install and exits.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Work on large bodies runs in a worker thread, so that no request holds the loop.
 
-For most bodies the work costs less than the way to a thread and back, and runs in place. At most
-two threads: each that computes keeps the loop from the interpreter for 5 ms at a time.
+Most bodies cost less to process than the hop to a thread and back; those are processed in place.
+At most two threads work at once: each can hold the interpreter for 5 ms while the loop waits.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 LARGE = 20_000
-"""A cost of some milliseconds, at most 15: that of comparing so many characters of text."""
+"""The cost of comparing this many characters of text: some milliseconds, at most 15."""
 JSON_SHARE = 5
-"""So many bytes of JSON cost as much as one character to compare."""
+"""Bytes of JSON that cost as much as comparing one character."""
 MESSAGE = 50
-"""What a message costs besides its text, in the same unit."""
+"""The cost of a message in addition to that of its text, in the same unit."""
 _THREADS = 2
 
 _T = TypeVar("_T")

@@ -30,12 +30,12 @@ def token_in(headers: RawHeaders, *, bare: bool = False) -> bytes:
 
 
 def digest_of(token: bytes) -> bytes:
-    """Return what tokens are compared by: equal for equal tokens, of the same length for all."""
+    """Return a token's digest: tokens are compared by it, since all digests are equally long."""
     return hashlib.sha256(token).digest()
 
 
 def is_secret(shown: bytes, secret: bytes) -> bool:
-    """Whether a token is the secret; takes as long for any token of its length.
+    """Return whether a token is the secret, in constant time for tokens of one length.
 
     No token is equal to an empty secret.
     """

@@ -50,7 +50,7 @@ class Breaker:
         return self._failures > 0
 
     def admits(self, *, now_s: float) -> bool:
-        """Return whether a call may be made now; True while open makes it the probe."""
+        """Return whether a call may be made now; while the breaker is open, it is the probe."""
         if not self.is_open:
             return True
         if self._probing or now_s < self._open_until_s:

@@ -60,7 +60,7 @@ def plain(text: str) -> str:
     """Return one line of text that can be shown and sent."""
     _encodable(text)
     if _CONTROL.search(text):
-        raise ValueError("take the control character out of it")
+        raise ValueError("remove the control character")
     return _bounded(text, TEXT_LIMIT_CHARS)
 
 
@@ -68,7 +68,7 @@ def lines(text: str) -> str:
     """Return text that may have several lines, as JSON has."""
     _encodable(text)
     if _CONTROL.search(text.translate({9: " ", 10: " ", 13: " "})):
-        raise ValueError("take the control character out of it")
+        raise ValueError("remove the control character")
     return _bounded(text, JSON_LIMIT_CHARS)
 
 
@@ -76,7 +76,7 @@ def word(text: str) -> str:
     """Return an id: one word without `/`, `?` and `#`, since it becomes part of a URL."""
     plain(text)
     if re.search(r"[\s/?#]", text):
-        raise ValueError("an id has no blank and none of / ? # in it")
+        raise ValueError("an id has no spaces and none of / ? # in it")
     if text in {".", ".."}:
         raise ValueError("name it by its id")
     return text
@@ -85,7 +85,7 @@ def word(text: str) -> str:
 def header_value(text: str) -> str:
     """Return a token or key fit for a header: printable ASCII without a blank."""
     if not _HEADER_VALUE.fullmatch(text):
-        raise ValueError("write it in printable ASCII without a blank in it")
+        raise ValueError("write it in printable ASCII without spaces")
     return _bounded(text, TEXT_LIMIT_CHARS)
 
 
@@ -141,7 +141,7 @@ def url_alone(text: str, schemes: Sequence[str]) -> str:
     """Return a URL without a user and password: keys and tokens have their own settings."""
     checked = url(text, schemes)
     if has_user(checked):
-        raise ValueError("take the user and password out of it: a key or token has its own setting")
+        raise ValueError("remove the user and password from it: a key or token has its own setting")
     return checked
 
 
@@ -166,7 +166,7 @@ def host(text: str) -> str:
     if text.startswith("["):
         raise ValueError("write an IPv6 address without brackets, as in ::1")
     if re.search(r"[\s/@\\?#]", text):
-        raise ValueError("name a host alone, as in 127.0.0.1 or sidecar.example")
+        raise ValueError("give only a host, such as 127.0.0.1 or sidecar.example")
     try:
         text.encode("idna")
     except UnicodeError:
@@ -181,7 +181,7 @@ def path(text: str) -> Path:
     directory below the working directory.
     """
     if "\0" in text:
-        raise ValueError("take the control character out of it")
+        raise ValueError("remove the control character")
     if text.startswith(("'", '"')):  # as `docker --env-file` passes them on
         raise ValueError("write it without quotes: they would be part of the path")
     if text and (is_invisible(text[0]) or all(map(is_invisible, text))):

@@ -152,7 +152,7 @@ class TooLarge(Rejected):
 
 
 class JournalError(SidecarError):
-    """The journal could not do its part."""
+    """The journal failed."""
 
 
 class JournalFull(JournalError):

@@ -13,8 +13,8 @@ from typing import TextIO, cast
 import structlog
 from typing_extensions import override
 
+from sidecar.log_limit import LogLimit
 from sidecar.printable import printable, printable_line
-from sidecar.sparing import Sparing
 
 
 class LogWriter:
@@ -47,7 +47,7 @@ class LogWriter:
         """Do nothing: every line is flushed as it is written."""
 
     def close(self, budget_s: float = 2.0) -> None:
-        """Write the lines that wait, for at most `budget_s`."""
+        """Write the queued lines; give up after `budget_s`."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=budget_s / 2)
             self._thread.join(budget_s / 2)
@@ -66,11 +66,11 @@ class Spared(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sparing = Sparing()
+        self._log_limit = LogLimit()
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
-        left_out = self._sparing.admits((record.name, record.msg))
+        left_out = self._log_limit.admits((record.name, record.msg))
         if left_out:
             record.msg = f"{record.msg} (and {left_out} more before)"
         return left_out is not None

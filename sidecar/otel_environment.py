@@ -30,8 +30,8 @@ _BATCH_SPANS: Final = "512"
 def exporter_of(environ: Mapping[str, str]) -> tuple[str, str]:
     """Return which exporter of spans the variables ask for, and its protocol.
 
-    `OTEL_TRACES_EXPORTER` names the exporter; if unset, it is `otlp` if an endpoint is named and
-    else `none`. `OTEL_SDK_DISABLED=true` is `none`.
+    `OTEL_TRACES_EXPORTER` names the exporter; if unset, it is `otlp` with an endpoint set, and
+    `none` without. `OTEL_SDK_DISABLED=true` is `none`.
 
     Raises:
         ConfigError: the exporter or the protocol is not supported; `fields` names it.

@@ -42,7 +42,7 @@ def is_invisible(char: str) -> bool:
     """Whether a character shows nothing: controls, formats, joiners, letters that are blank.
 
     More than `printable` replaces: within words some of these are needed, at the beginning of a
-    name none is. A lone surrogate stands for a byte of a file's name, and counts as seen.
+    name none is. A lone surrogate stands for a byte of a file's name, and counts as visible.
     """
     kind = unicodedata.category(char)
     return kind in {"Cc", "Cf"} or (kind != "Cs" and bool(_IN_LINES.match(char)))

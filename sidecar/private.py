@@ -177,7 +177,7 @@ def refuse_shared(directory: Path) -> None:
         }
     except OSError as error:
         raise ConfigError(
-            f"the data directory can't be looked at: {error.strerror}",
+            f"the data directory can't be examined: {error.strerror}",
             fields=(("SIDECAR_DATA_DIR", _NAME_ONE),),
         ) from None
     if state.st_uid != os.geteuid():
@@ -237,7 +237,7 @@ def token_in(path: Path) -> str:
     """
     token = path.read_text(encoding="ascii", errors="replace").strip()
     if not _is_token(token):
-        raise ValueError("no token is in it")
+        raise ValueError("it holds no token")
     return token
 
 

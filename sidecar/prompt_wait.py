@@ -34,7 +34,7 @@ class PromptWait:
         self._read_began_at_s: float | None = None
         self._first_read_at_s: float | None = None
         self._answered = False
-        self._at_hand = False
+        self._has_memory = False
         self._confirmed = False
         self._looking = False
         self._changed = anyio.Event()
@@ -68,7 +68,7 @@ class PromptWait:
             newest: No newer one is on its way just now.
         """
         self._answered = self._answered or newest or not empty
-        self._at_hand = not empty
+        self._has_memory = not empty
         if newest:
             self._read_began_at_s = None
             self._confirmed = True
@@ -109,4 +109,4 @@ class PromptWait:
     def _renews(self) -> bool:
         """Whether the read under way can only renew memory that the call has."""
         first = not self._confirmed and self._read_began_at_s == self._first_read_at_s
-        return self._at_hand and not first and not self._looking
+        return self._has_memory and not first and not self._looking

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, cast
 
+from sidecar.log_limit import LogLimit
 from sidecar.model import TURN_SECONDS
-from sidecar.sparing import Sparing
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -150,7 +150,7 @@ class Telemetry:
         log_text: Let `pii_` fields through.
         logger: Anything with `debug`, `info`, `warning` and `error`; by default structlog's. A
             voice worker gives its own log, and so does not need structlog.
-        sparing: Bounds the lines of events that strangers cause.
+        log_limit: Bounds the lines of events that strangers cause.
         redact: Applied to `pii_` texts: what the journal may not keep, no log shows.
         observe: Called with each event and the fields its entry lists; returns at once.
 
@@ -164,14 +164,14 @@ class Telemetry:
         strict: bool = False,
         log_text: bool = False,
         logger: object | None = None,
-        sparing: Sparing | None = None,
+        log_limit: LogLimit | None = None,
         redact: Callable[[str], str] | None = None,
         observe: Callable[[Event, Mapping[str, object]], None] | None = None,
     ) -> None:
         self._strict = strict
         self._log_text = log_text
         self._logger = logger if logger is not None else _structlog()
-        self._sparing = sparing or Sparing()
+        self._log_limit = log_limit or LogLimit()
         self._redact = redact
         self.observe = observe
         self.counts: Counter[str] = Counter()
@@ -196,7 +196,7 @@ class Telemetry:
         left_out: int | None = 0
         if event.kinds is not None:
             kind = (event.name, *(str(fields.get(name)) for name in event.kinds))
-            left_out = self._sparing.admits(kind)
+            left_out = self._log_limit.admits(kind)
             if left_out is None:
                 return
         shown = {

@@ -54,7 +54,7 @@ class Span(Protocol):
         trace: TracebackType | None,
         /,
     ) -> None:
-        """End it; an exception that passes is named by its type alone."""
+        """End the span; an exception is recorded by its type alone."""
         ...
 
 
@@ -129,5 +129,5 @@ NO_TRACES: Final[Tracer] = _NoTraces()
 
 
 def traceparent_or_none(raw: str) -> str:
-    """Return a well-formed `traceparent`, or empty for another text: a trace is never an error."""
+    """Return a well-formed `traceparent` as it is, and any other text as empty, not an error."""
     return raw if _TRACEPARENT.fullmatch(raw) else ""

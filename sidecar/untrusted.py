@@ -17,7 +17,7 @@ _ESCAPE = re.compile(
 
 
 def whole_characters(raw: bytes) -> bytes:
-    """Return JSON with U+FFFD in place of each half of a character, so that the rest can be read.
+    """Return JSON with U+FFFD in place of each broken character, so that the rest can be read.
 
     JavaScript writes a cut emoji as half an escape, and a text cut by its bytes ends in what is not
     UTF-8. A strict reader rejects both, so reading is tried without this first.

@@ -2,8 +2,8 @@
 
 A number has a number's shape from its first to its last character and is valid in its country's
 plan. Where carriers withhold or do not know a number, they send other texts: words, those words
-typed on a keypad, zeros, digits in a row, a host. If such a text were taken for a number, all callers who withhold
-theirs would share one memory.
+typed on a keypad, zeros, digits in a row, a host. If such a text were taken for a number, all
+callers who withhold theirs would share one memory.
 """
 
 import re

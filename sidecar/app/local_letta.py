@@ -190,7 +190,7 @@ async def _opened_app_server(
 
 
 async def _running_elsewhere(folder: Path, lock: FolderLock) -> tuple[str, str] | None:
-    """Return URL and token of another process's server; None once this process has the lock.
+    """Wait for the URL and token of another process's server; None if this process gets the lock.
 
     Raises:
         ConfigError: neither happened within the time a server takes to start.

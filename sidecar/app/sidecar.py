@@ -367,7 +367,7 @@ async def _watch_signals(stopped: anyio.Event, unhurried: anyio.CancelScope) -> 
                 continue
             stopped.set()
             if sys.stderr.isatty():
-                sys.stderr.write("\nfinishing calls; once more to quit now\n")
+                sys.stderr.write("\nfinishing calls; interrupt again to quit now\n")
 
 
 @asynccontextmanager

@@ -156,7 +156,7 @@ def transient_assistant(settings: Settings) -> Object | None:
     """Return the assistant that VAPI is given for a call, or None where none is set.
 
     Raises:
-        ConfigError: its file holds no JSON object.
+        ConfigError: its file is not a JSON object.
     """
     if settings.vapi_assistant is None:
         return None
@@ -166,7 +166,7 @@ def transient_assistant(settings: Settings) -> Object | None:
         parsed = None
     if not isinstance(parsed, dict):
         raise ConfigError(
-            "SIDECAR_VAPI_ASSISTANT: its file holds no JSON object",
+            "SIDECAR_VAPI_ASSISTANT: its file is not a JSON object",
             fields=(("SIDECAR_VAPI_ASSISTANT", "name a JSON file of an assistant"),),
         )
     return cast("Object", parsed)

@@ -32,7 +32,7 @@ class Listener(Protocol):
     """A channel's callbacks for one call. They return at once and never raise."""
 
     def on_memory(self, view: MemoryView, *, newest: bool) -> None:
-        """Newer memory has come. `settled`: no read for still newer memory is under way."""
+        """Newer memory has come. `newest`: no read for still newer memory is under way."""
         ...
 
     def on_guidance(self, text: str) -> None:

@@ -225,7 +225,9 @@ class Calls:
             return live
         resumed = key in self._orphans
         if self.draining and not resumed:
-            raise CallError("draining", "the sidecar goes away", hint="open the call elsewhere")
+            raise CallError(
+                "draining", "the sidecar is shutting down", hint="open the call on another sidecar"
+            )
         if resolution.why and not resumed:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         call = Call(

@@ -27,7 +27,7 @@ from sidecar.telemetry import Telemetry
 
 
 @asynccontextmanager
-async def letta_at_hand(place: str = "") -> AsyncGenerator[tuple[Settings, Letta]]:
+async def letta_of_settings(place: str = "") -> AsyncGenerator[tuple[Settings, Letta]]:
     """Open the Letta of the settings, or one that `Settings.at` names, for one command.
 
     Raises:
@@ -46,7 +46,7 @@ async def letta_at_hand(place: str = "") -> AsyncGenerator[tuple[Settings, Letta
 
 async def create_agent(name: str, tenant: str) -> str:
     """Make an agent that digests transcripts; returns its id (`sidecar agents create`)."""
-    async with letta_at_hand() as (settings, letta):
+    async with letta_of_settings() as (settings, letta):
         return await letta.create_agent(
             spec_named(
                 name,
@@ -66,7 +66,7 @@ class _Silent:
 
 async def list_agents(tenant: str) -> list[FoundAgent]:
     """Return the agents this product made, of one tenant or of all (`sidecar agents list`)."""
-    async with letta_at_hand() as (_, letta):
+    async with letta_of_settings() as (_, letta):
         return list(await letta.find_agents(tags_of_tenant(tenant)))
 
 
@@ -74,7 +74,7 @@ async def forget_caller(
     journal: Erasure, tenant: str, caller_key: str, *, really: bool
 ) -> Forgotten:
     """Return what is stored of a caller, or erase it, while no sidecar runs (`sidecar forget`)."""
-    async with letta_at_hand() as (settings, letta):
+    async with letta_of_settings() as (settings, letta):
         directory = prepare_data_dir(settings)
         forgetting = build_forgetting(
             settings,
@@ -93,13 +93,13 @@ async def forget_caller(
 
 async def show_agent(agent_id: str) -> tuple[Block, ...]:
     """Return the blocks of an agent (`sidecar agents show`)."""
-    async with letta_at_hand() as (_, letta):
+    async with letta_of_settings() as (_, letta):
         return await letta.read_blocks(agent_id)
 
 
 async def agents_of_caller(tenant: str, caller_key: str) -> list[str]:
     """Return the agents at Letta that carry a caller's tags, oldest first (`sidecar memory`)."""
-    async with letta_at_hand() as (_, letta):
+    async with letta_of_settings() as (_, letta):
         return [one.agent_id for one in await letta.find_agents(caller_tags(tenant, caller_key))]
 
 
@@ -109,7 +109,7 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
     Raises:
         LettaError: this Letta keeps no such history.
     """
-    async with letta_at_hand() as (_, letta):
+    async with letta_of_settings() as (_, letta):
         if not isinstance(letta, RecordsChanges):
             await letta.read_blocks(agent_id)
             raise LettaError(
@@ -123,18 +123,18 @@ async def memory_changes(agent_id: str, limit: int) -> Sequence[Change]:
 async def move_agents(
     agent_id: str, source_place: str, target_place: str, *, really: bool
 ) -> list[Move]:
-    """Return what a move would do, or move (`sidecar agents move`). An empty id: every agent.
+    """Move agents, or return what a move would do (`sidecar agents move`); all if the id is empty.
 
-    The move ends at an agent that the target does not take, or that could not be moved whole. The
-    agents before it are moved, and the next try finds them.
+    The move stops at the first agent that the target refuses, or that can't be moved whole. Agents
+    moved before it stay moved, and the next try recognizes them.
 
     Raises:
         ConfigError, LettaError: a Letta can't be opened, or failed.
     """
     moves: list[Move] = []
     async with (
-        letta_at_hand(source_place) as (_, source),
-        letta_at_hand(target_place) as (settings, target),
+        letta_of_settings(source_place) as (_, source),
+        letta_of_settings(target_place) as (settings, target),
     ):
         model, embedding = settings.letta_agent_model, settings.letta_agent_embedding
         for agent in await agents_to_move(source, agent_id):

@@ -117,7 +117,7 @@ def binding(settings: Settings) -> Finding:
 
 
 def free_port(settings: Settings) -> Finding | None:
-    """Check whether a start could listen; None: it could. For when no sidecar of ours runs."""
+    """Check whether a sidecar could listen; None: it could. For when none of ours is running."""
     from sidecar.http.server import listen  # noqa: PLC0415
 
     try:

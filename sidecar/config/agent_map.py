@@ -39,7 +39,7 @@ def read_agent_map(path: Path, tenants: Collection[str]) -> dict[str, str]:
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(
-            "SIDECAR_AGENT_MAP is no JSON object", fields=(("SIDECAR_AGENT_MAP", remedy),)
+            "SIDECAR_AGENT_MAP is not a JSON object", fields=(("SIDECAR_AGENT_MAP", remedy),)
         )
     entries = cast("dict[str, object]", raw)
     if not all(isinstance(agent, str) and _is_id(agent) for agent in entries.values()):

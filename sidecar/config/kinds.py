@@ -41,16 +41,18 @@ def _region(text: str) -> str:
 
     name = text.upper() if text.isascii() else text
     if name in _NOT_ITS_REGION:
-        raise ValueError(f"{name} is no region; {_NOT_ITS_REGION[name]}")
+        raise ValueError(f"{name} is not a region; {_NOT_ITS_REGION[name]}")
     if name not in SUPPORTED_REGIONS:
-        raise ValueError("name a country by its two letters of ISO 3166, as in US or GB")
+        raise ValueError("give a country's two-letter ISO 3166 code, such as US or GB")
     return name
 
 
 def _allowed(text: str) -> str:
     environment.plain(text)
     if not all(_ALLOWED.fullmatch(name) for name in names_of(text)):
-        raise ValueError("name reasoning_effort or types of tools, with commas, as in web_search")
+        raise ValueError(
+            "list reasoning_effort or tool types, separated by commas, such as web_search"
+        )
     return text
 
 

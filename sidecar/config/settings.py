@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     @classmethod
     def _redactions(cls, value: str) -> str:
         if value and not names_in(value):
-            raise ValueError("name what to take out, as in cards,emails; or unset it")
+            raise ValueError("list what to redact, such as cards,emails; or unset it")
         return value
 
     @model_validator(mode="after")
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         ):
             if url is not None and key is not None and environment.has_user(url):
                 raise ValueError(
-                    f"{variable}: take the user and password out of it, or unset {key_variable}:"
+                    f"{variable}: remove the user and password from it, or unset {key_variable}:"
                     " a request has one of them"
                 )
         if bool(self.vapi_key) != bool(self.vapi_secret):

@@ -134,7 +134,7 @@ class Metrics:
         )
         self._dead = gauge("sidecar_dead_batches", "Batches that were given up and wait for you.")
         self._journal_up = gauge("sidecar_journal_up", "1 while turns can be stored.")
-        self._draining = gauge("sidecar_draining", "1 while the sidecar goes away.")
+        self._draining = gauge("sidecar_draining", "1 while the sidecar is draining.")
         self._connections = gauge("sidecar_link_connections", "Workers that are connected.")
         self._live = Gauge(
             "sidecar_live_calls", "Calls that are live.", ["channel"], registry=registry

@@ -2,9 +2,9 @@
 
 Theory of operation: nothing is erased before it is known that the caller is not on the line and
 that Letta answers. Then, in this order: the journal (from here on nothing more of the caller is
-posted, and no spool file of an erased call is taken up), spool files, the last good copies, Letta. Then every file below the data directory, and
-every worker's file in the spool, is searched byte by byte for what was erased. Each step may be
-repeated.
+posted, and no spool file of an erased call is taken up), spool files, the last good copies, Letta.
+Then every file below the data directory, and every worker's file in the spool, is searched byte by
+byte for what was erased. Each step may be repeated.
 
 What comes late for an erased call (a report that VAPI repeats, turns that a worker still holds) is
 not stored: the journal keeps a tombstone of each call, which names nobody, for as long as it keeps

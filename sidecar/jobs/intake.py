@@ -65,7 +65,7 @@ class SpoolIntake:
         there = {*found.foreign, *(path.name for path in found.files)}
         self._refused = {name: why for name, why in self._refused.items() if name in there}
         for name, why in found.foreign.items():
-            self._refuse(name, f"no file of a worker's: {why}; it is left as it is")
+            self._refuse(name, f"not a worker's file: {why}; it was left unchanged")
         for path in found.files:
             try:
                 file = await anyio.to_thread.run_sync(SpoolFile.take, path)

@@ -59,7 +59,7 @@ class Identity:
         if known is not None:
             return known
         if ref.caller_key is None:
-            raise Rejected("a call of nobody has no agent")
+            raise Rejected("a call without a known caller has no agent")
         async with self._one_at_a_time(ref.lane):
             known = await self._directory.agent_of(ref)
             if known is not None:

@@ -178,13 +178,13 @@ def edited(blocks: Blocks, call: ToolCall, *, escaped: bool = False) -> tuple[Bl
 def _edited_block(blocks: Blocks, call: ToolCall, *, escaped: bool) -> Block:
     tool = _TOOLS.get(call.name)
     if tool is None:
-        raise _Refused(f"no tool of that name; there are: {', '.join(_TOOLS)}")
+        raise _Refused(f"no tool has that name; the tools are: {', '.join(_TOOLS)}")
     arguments = _arguments(call, ("label", *tool.parameters))
     if escaped:
         arguments = _as_meant(arguments, blocks)
     block = blocks.get(arguments["label"])
     if block is None:
-        raise _Refused(f"no block of that label; there are: {', '.join(blocks)}")
+        raise _Refused(f"no block has that label; the blocks are: {', '.join(blocks)}")
     if block.read_only:
         raise _Refused("the block is read-only")
     value = printable(tool.edit(block.value, arguments))
@@ -211,7 +211,7 @@ def _arguments(call: ToolCall, names: Sequence[str]) -> dict[str, str]:
     try:
         parsed: object = json.loads(call.arguments or "{}")
     except MALFORMED:
-        raise _Refused("the arguments are no JSON") from None
+        raise _Refused("the arguments are not JSON") from None
     given = cast("dict[str, object]", parsed) if isinstance(parsed, dict) else {}
     texts = {name: given.get(name) for name in names}
     found = {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -158,8 +158,8 @@ def _tags(agent: FoundAgent) -> tuple[str, ...]:
 def _alike(here: Sequence[Block], there: Sequence[Block]) -> bool:
     """Return whether each block here has the same value there.
 
-    White space at a value's end is ignored: the App Server trims it. So are more blocks there: the
-    classic server adds one to some agents.
+    White space at a value's end is ignored: the App Server trims it. Additional blocks there are
+    ignored as well: the classic server adds one to some agents.
     """
     said = {block.label: block.value.rstrip() for block in there}
     return all(said.get(block.label) == block.value.rstrip() for block in here)

@@ -326,7 +326,7 @@ class Snapshots:
         except TimeoutError:
             raise LettaUnavailable(
                 f"no answer within {self._read_timeout_s:g} s",
-                hint="look at Letta's load, or raise SIDECAR_READ_TIMEOUT_S",
+                hint="check Letta's load, or raise SIDECAR_READ_TIMEOUT_S",
             ) from None
 
     def _answered(self) -> None:
@@ -383,7 +383,7 @@ class Snapshots:
             telemetry.part_failed,
             part="snapshot store",
             error=type(error).__name__,
-            hint="look at space and permissions of SIDECAR_DATA_DIR",
+            hint="check the free space and permissions of SIDECAR_DATA_DIR",
         )
 
     def _cache(self, entry: _Entry, cached: CachedSnapshot | None) -> None:

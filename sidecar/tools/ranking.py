@@ -2,8 +2,8 @@
 
 It ranks what the sidecar holds (the agent's memory blocks, what was said in earlier calls and is
 not in memory yet, and this call) and what Letta found in archival memory, by how many of the
-question's words each contains, with rare words counting more. Equals keep their order. Letta
-searches by meaning and gives no score, so what it found counts a little even without the words.
+question's words each contains, with rare words counting more. Ties keep their order. Letta
+searches by meaning and gives no score, so what it found counts a little even if no word matches.
 """
 
 import html

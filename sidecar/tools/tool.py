@@ -73,7 +73,7 @@ class Answered:
 
 
 @dataclass(slots=True)
-class _Run:
+class _ToolRun:
     done: anyio.Event = field(default_factory=anyio.Event)
     answered: Answered = Answered(FAILED, failed=True)
 
@@ -87,7 +87,7 @@ class ToolRuns:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _ToolRun] = {}
 
     async def run(
         self, tool: Tool, run_id: str, call: InCall | None, arguments: Mapping[str, Any]
@@ -102,7 +102,7 @@ class ToolRuns:
         """
         run = self._runs.get(run_id) if run_id else None
         if run is None:
-            run = _Run()
+            run = _ToolRun()
             if run_id:
                 self._add_run(run_id, run)
             try:
@@ -117,7 +117,7 @@ class ToolRuns:
             return run.answered
         return Answered(TOO_LONG, failed=True)
 
-    def _add_run(self, run_id: str, run: _Run) -> None:
+    def _add_run(self, run_id: str, run: _ToolRun) -> None:
         self._runs[run_id] = run
         while len(self._runs) > RUNS_LIMIT:
             del self._runs[next(iter(self._runs))]

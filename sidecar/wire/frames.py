@@ -260,13 +260,13 @@ class _Typed(msgspec.Struct):
     type: str
 
 
-class _Named(msgspec.Struct):
+class _CallAndItem(msgspec.Struct):
     call: MaybeId = ""
     item: MaybeId = ""
 
 
 _typed_decoder = msgspec.json.Decoder(_Typed)
-_named_decoder = msgspec.json.Decoder(_Named)
+_named_decoder = msgspec.json.Decoder(_CallAndItem)
 _WORKER_TYPES = frozenset({"hello", "call.open", "speech.started", "turn", "call.close"})
 _SIDECAR_TYPES = frozenset(
     {"welcome", "memory", "ack", "guidance", "say", "hang_up", "drain", "error"}
@@ -328,12 +328,12 @@ def _decode(raw: str | bytes, decoder: msgspec.json.Decoder[T], types: frozenset
         ) from None
 
 
-def _named_in(raw: str | bytes) -> _Named:
+def _named_in(raw: str | bytes) -> _CallAndItem:
     """Return the call and item that a wrong frame names, as far as these can be read."""
     try:
         return _named_decoder.decode(raw)
     except MALFORMED:
-        return _Named()
+        return _CallAndItem()
 
 
 def _without_values(message: str) -> str:

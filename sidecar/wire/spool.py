@@ -49,7 +49,7 @@ _TELLING_BYTES = len(b'{"type":"c')  # so much of a torn beginning is recognised
 
 
 class ForeignFile(OSError):
-    """A file that no worker wrote. `why` says how that shows, without the file's name."""
+    """A file that no worker wrote. `why` says how we know, without the file's name."""
 
     def __init__(self, why: str) -> None:
         super().__init__(errno.EEXIST, why)

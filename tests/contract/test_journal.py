@@ -1,7 +1,7 @@
 """What every journal promises, on every engine."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -13,6 +13,7 @@ from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
+from tests.set_clock import Clock
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -20,14 +21,6 @@ POLICY = PostPolicy(max_turns=3, max_age_s=60.0, batch_turns=5, batch_chars=100)
 REF = AgentRef("acme", caller_key="k1")
 OTHER = AgentRef("acme", caller_key="k2")
 POST_TIMEOUT_S = 30.0
-
-
-@dataclass
-class Clock:
-    now_s: float = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture(

@@ -1,7 +1,7 @@
 """What every journal promises about forgetting a caller."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from sidecar.journal.port import Journal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
+from tests.set_clock import Clock
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -20,14 +21,6 @@ OWN = AgentRef("acme", caller_key="k1")
 SHARED = AgentRef("acme", agent_id="agent-7")
 NOTHING = StoredOfCaller((), 0, 0, 0, 0, 0, (), (), None)
 SECRET = "my dog is called Barnaby the Ninth"
-
-
-@dataclass
-class Clock:
-    now_s: float = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -14,6 +14,7 @@ from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.reports import reports_of_file
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
+from tests.set_clock import Clock
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -23,14 +24,6 @@ BOB_KEY = "a1c3"
 ADA = AgentRef("acme", caller_key=ADA_KEY)
 BOB = AgentRef("acme", caller_key=BOB_KEY)
 FIXED = AgentRef("acme", agent_id="agent-fixed")
-
-
-@dataclass
-class Clock:
-    now_s: float = NOW_S
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @dataclass
@@ -57,7 +50,7 @@ class ReportsBench:
 
 @pytest.fixture(params=["memory", "owner", "file"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReportsBench]:
-    clock, policy = Clock(), PostPolicy(max_turns=2, max_age_s=60.0)
+    clock, policy = Clock(NOW_S), PostPolicy(max_turns=2, max_age_s=60.0)
     if request.param == "memory":
         journal = MemoryJournal(policy, clock=clock)
         yield ReportsBench(clock, journal, journal)

@@ -112,7 +112,7 @@ GUARDS: dict[str, list[tuple[str, str]] | str] = {
     "sidecar.model": each(("sidecar.model", "sidecar.errors"), CLOCKS_AND_IO | PACKAGES),
     "sidecar.printable": each(TABLE["sidecar.printable"].modules, PACKAGES),
     "sidecar.telemetry": "unit/test_architecture.py::test_otel_is_imported_inside_functions_alone",
-    "sidecar.livekit": "unit/test_exports.py::test_a_public_name_is_the_one_of_its_module",
+    "sidecar.livekit": "unit/test_exports.py::test_the_public_path_holds_imports_and_no_code",
     "sidecar.wire": each(("sidecar.wire",), ABOVE_WIRE),
     "sidecar.worker": each(("sidecar.worker",), SIDECAR_ALONE),
     "sidecar.access": each(("sidecar.access",), frozenset({"sidecar.letta"})),
@@ -197,6 +197,18 @@ def test_every_channel_and_every_letta_is_kept_apart() -> None:
     )
 
 
+def test_a_module_that_says_it_is_pure_is_held_to_it() -> None:
+    """Each module whose docstring says "Pure" is in the contract for pure files."""
+    (pure,) = (contract for contract in CONTRACTS if contract["name"].startswith("Pure files"))
+    says = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "sidecar").rglob("*.py")
+        if re.search(r"\bPure\b", ast.get_docstring(ast.parse(path.read_text())) or "")
+    }
+    assert len(says) > 40
+    assert says - {*pure["source_modules"]} == set()
+
+
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
     """Each module that a file imports, and whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
@@ -243,10 +255,28 @@ def test_no_demo_model_where_one_is_configured(name: str) -> None:
 
 
 def test_one_word_is_one_class() -> None:
-    """No two public classes of the package have the same name."""
+    """No two classes that ship have the same name, private and nested ones included."""
     places: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "sidecar").rglob("*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+    for path in [ROOT / "voice_worker.py", *sorted((ROOT / "sidecar").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_a_name_says_what_it_holds() -> None:
+    """No file, class or function that ships is named manager, handler, helper or utils."""
+    vague = re.compile(r"(?:manager|handler|helper|util)s?$", re.IGNORECASE)
+    named = [
+        (path.name, name)
+        for path in sorted((ROOT / "sidecar").rglob("*.py"))
+        for name in (
+            path.stem,
+            *(
+                node.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            ),
+        )
+    ]
+    assert [one for one in named if vague.search(one[1])] == []

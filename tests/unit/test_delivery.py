@@ -234,7 +234,7 @@ class TestScripts:
             << Settle()
         )
 
-    def test_retry_after_is_heeded_within_reason(self) -> None:
+    def test_retry_after_is_followed_within_bounds(self) -> None:
         """Letta's `Retry-After` counts where it is longer than our wait, up to five minutes."""
         assert (
             a_batch()

@@ -107,7 +107,7 @@ def test_no_name_keeps_holds_or_tells_but_those_of_the_glossary() -> None:
 
 
 def texts_for_people() -> dict[str, str]:
-    """The texts people read first: README, command help, the local page, how to extend it."""
+    """The texts people read first: README, commands, HTTP API, local page, how to extend it."""
     documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs/cli.md", *EXTENDING]
     scripts = (ROOT / "sidecar/channels/console/static").glob("*.js")
     commands = [*(ROOT / "sidecar/cli").glob("*.py"), ROOT / "sidecar/app/serve.py"]
@@ -119,7 +119,8 @@ def texts_for_people() -> dict[str, str]:
         )
         for path in commands
     }
-    read = {path: path.read_text() for path in [*documents, *scripts]}
+    api = ROOT / "sidecar/app/openapi.json"
+    read = {path: path.read_text() for path in [*documents, *scripts, api]}
     return {path.relative_to(ROOT).as_posix(): text for path, text in (said | read).items()}
 
 

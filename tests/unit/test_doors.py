@@ -196,11 +196,6 @@ class Doors:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     async with served(DemoModel(), key=KEY.decode()) as url:
         yield Doors(tmp_path, url)

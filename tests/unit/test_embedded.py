@@ -272,8 +272,8 @@ async def test_a_run_has_a_deadline(tmp_path: Path) -> None:
         (calls("memory_insert", label="human"), "new_str"),
         (calls("memory_replace", label="human", old_str="none", new_str="x"), "0 times"),
         (calls("memory_erase", label="human"), "memory_insert"),
-        (Reply("", (ToolCall("c1", "memory_insert", "{"),)), "no JSON"),
-        (Reply("", (ToolCall("c1", "memory_insert", "[" * 100_000),)), "no JSON"),
+        (Reply("", (ToolCall("c1", "memory_insert", "{"),)), "not JSON"),
+        (Reply("", (ToolCall("c1", "memory_insert", "[" * 100_000),)), "not JSON"),
         (Reply("", (ToolCall("c1", "memory_insert", "[1]"),)), "label"),
     ],
 )

@@ -1,5 +1,6 @@
 """The package's public names: one short path for a LiveKit worker, and the version."""
 
+import ast
 import json
 import re
 import subprocess
@@ -46,6 +47,17 @@ def test_the_public_path_exports_what_the_modules_behind_it_do() -> None:
     combined = [name for module in BEHIND for name in module.__all__]
     assert set(combined) == set(sidecar.livekit.__all__)
     assert not [name for name, times in Counter(combined).items() if times > 1]
+
+
+def test_the_public_path_holds_imports_and_no_code() -> None:
+    """`sidecar/livekit.py` imports the names that it exports, and does nothing else."""
+    docstring, *body, exported = ast.parse((ROOT / "sidecar/livekit.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(exported, ast.Assign)
+    assert ast.unparse(exported.targets[0]) == "__all__"
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    assert imports == body
+    assert {name.name for node in imports for name in node.names} == set(sidecar.livekit.__all__)
 
 
 @pytest.mark.parametrize("name", sidecar.livekit.__all__)

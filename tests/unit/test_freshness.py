@@ -60,7 +60,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.breaker = Breaker(failure_limit=3, cool_s=1.0, cool_cap_s=8.0)
         self.now_s = 0.0
         self.in_a_row = 0
-        self.heed_from_s = 0.0
+        self.counts_from_s = 0.0
         self.under_way: list[float] = []
         self.probe: float | None = None
 
@@ -98,18 +98,18 @@ class BreakerMachine(RuleBasedStateMachine):
         shut_s = self.breaker.retry_in_s(now_s=self.now_s)
         if ok:
             self.breaker.succeeded(now_s=self.now_s)
-            self.in_a_row, self.heed_from_s = 0, self.now_s
+            self.in_a_row, self.counts_from_s = 0, self.now_s
             if self.probe is not None:  # from now on a call like any other
                 self.under_way.append(self.probe)
                 self.probe = None
             return
         self.breaker.failed(now_s=self.now_s, began_s=began_s)
-        if began_s < self.heed_from_s:
+        if began_s < self.counts_from_s:
             assert self.breaker.retry_in_s(now_s=self.now_s) == shut_s
             return
         self.in_a_row += 1
         if self.in_a_row >= 3:
-            self.heed_from_s = self.now_s + self.breaker.retry_in_s(now_s=self.now_s)
+            self.counts_from_s = self.now_s + self.breaker.retry_in_s(now_s=self.now_s)
 
     @invariant()
     def never_shut_for_longer_than_the_cap(self) -> None:

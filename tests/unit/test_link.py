@@ -699,7 +699,7 @@ async def test_with_no_room_anywhere_dropping_is_counted(tmp_path: Path, free_po
 # Memory
 
 
-def test_the_newest_memory_is_at_hand(wire: Wire) -> None:
+def test_the_newest_memory_is_in_the_call(wire: Wire) -> None:
     """Memory that the sidecar pushes is what the next prompt reads."""
     assert (
         in_call(wire)
@@ -936,16 +936,16 @@ def test_clocks_that_agree_are_left_alone(own_s: float, rtt_s: float, ahead_s: f
 async def test_commands_reach_the_voice_agent_and_their_fault_ends_nothing(
     sidecar: FakeSidecar, tmp_path: Path
 ) -> None:
-    """What heeds guidance, speaks or hangs up may fail: the link lives on."""
+    """A callback for guidance, a say or a hang-up may fail: the link stays up."""
     heard: list[str] = []
 
-    def heed(text: str = "hung up") -> None:
+    def fail(text: str = "hung up") -> None:
         heard.append(text)
         raise RuntimeError("the channel's own fault")
 
     async with sidecar.serving() as url, running(url, tmp_path) as worker:
         call = worker.call()
-        call.guidance = call.say = call.hang_up = heed
+        call.guidance = call.say = call.hang_up = fail
         await until(lambda: call.memory is not None)
         await sidecar.push(Guidance(call=CALL, text="offer the discount"))
         await sidecar.push(Say(call=CALL, text="one moment"))

@@ -146,7 +146,7 @@ def test_the_container_does_not_start_without_a_token() -> None:
 
 
 @pytest.mark.parametrize("where", WORKERS)
-def test_the_worker_heeds_each_variable_it_is_given(where: str) -> None:
+def test_the_worker_reads_each_variable_it_is_given(where: str) -> None:
     """Each variable of a worker is one that the worker reads."""
     assert set(WORKERS[where]()) - SYSTEM <= worker_names()
 

@@ -36,6 +36,9 @@ def _tests(
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
             yield from _tests(node.body, [*marks, *node.decorator_list])
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            inside = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.stmt)]
+            yield from _tests(inside, marks)
         elif isinstance(node, FUNCTIONS) and node.name.startswith("test"):
             named = (part for mark in (*marks, *node.decorator_list) for part in ast.walk(mark))
             attributes = (part for part in named if isinstance(part, ast.Attribute))
@@ -99,9 +102,10 @@ def test_no_test_hides_where_pytest_does_not_look() -> None:
     ],
 )
 def test_the_guard_sees_each_fault(marks: str, docstring: str, why: str) -> None:
-    """A sound test has no fault, and each fault is named, in a function and in a class."""
+    """A sound test has no fault, and each fault is named, in a class and under a condition, too."""
     test = f"async def test_it(self):\n    {docstring!r}\n"
-    for body in (test, "class TestIt:\n" + "".join(f"    {line}\n" for line in test.splitlines())):
+    indented = "".join(f"    {line}\n" for line in test.splitlines())
+    for body in (test, f"class TestIt:\n{indented}", f"if LINUX:\n{indented}"):
         found = faults_of(f"pytestmark = {marks}\n{body}", "unit")
         assert len(found) == bool(why)
         assert all(fault.startswith("test_it: ") and why in fault for fault in found)

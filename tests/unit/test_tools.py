@@ -14,14 +14,9 @@ from sidecar.model import Passage
 from sidecar.tools.recall import Recall
 from sidecar.tools.tool import RUNS_LIMIT, TOO_LONG, Answered, InCall, Tool, ToolRuns
 
-pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/vapi"
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
 
 
 class Slow:

@@ -52,13 +52,13 @@ MAX_ENDED = 256
 MAX_CALLS = 1_000
 """Live calls of a connection."""
 MAX_UNSTORED_BYTES = 8 << 20
-"""One connection's frames that wait for the disk; beyond it the reader waits."""
+"""One connection's frames that wait for the disk; beyond it, its reader pauses."""
 MAX_UNSTORED_OF_ALL_BYTES = 64 << 20
-"""All connections' frames; beyond it each reader waits whose connection has frames waiting."""
+"""The same for all connections; beyond it, readers with waiting frames pause."""
 MAX_UNSENT_BYTES = 1 << 20
 """Acks and errors that a worker does not read; beyond it nothing is read from that worker."""
 _FRAME_BYTES = 1 << 10
-"""Memory that a frame takes beside its text."""
+"""Memory that a frame takes in addition to its text."""
 _GONE = (WebSocketDisconnect, RuntimeError, OSError)
 """What sending raises if the peer has left, or if the connection was closed before."""
 
@@ -299,7 +299,7 @@ class _Connection:
                 "too_many_calls",
                 f"this connection holds {MAX_CALLS} live calls",
                 field="call",
-                hint="close calls that are over, or hold some on another connection",
+                hint="close calls that have ended, or open some on another connection",
                 call=call_id,
             )
         inbox = self._inboxes[call_id] = CallInbox(

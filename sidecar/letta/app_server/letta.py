@@ -54,8 +54,8 @@ _SMALL_MODELS: Final = ("mini", "haiku", "flash")
 
 
 @dataclass(slots=True)
-class _Run:
-    """A post at work. `digested` is its outcome once `over` is set."""
+class _ServerRun:
+    """A post that is being processed. `digested` is its outcome once `over` is set."""
 
     batch_id: str
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -95,7 +95,7 @@ class AppServerLetta(Letta):
         self._reflect = reflect
         self._sockets = Sockets(url, token or None, timeout_s=read_timeout_s)
         self._memory = AgentMemory(self._sockets, timeout_s=read_timeout_s)
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _ServerRun] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._reflection_is_off = False
 
@@ -148,8 +148,8 @@ class AppServerLetta(Letta):
                 return str(require(answer, "a new conversation")["conversation"]["id"])
         await self.delete_agent(agent_id)
         raise AgentNotFound(
-            "the agent was made half-way, when its App Server was killed, and is deleted",
-            hint="another one is made for its caller",
+            "the agent was half made when its App Server was killed; it was deleted",
+            hint="a new one will be created for its caller",
         )
 
     async def _has_blocks(self, agent_id: str) -> bool:
@@ -255,10 +255,10 @@ class AppServerLetta(Letta):
             if not running.digested:
                 raise OutcomeUnknown("the turn that was joined has failed", over=True)
         else:
-            raise NotAccepted("the conversation is at work on another post", busy=True)
+            raise NotAccepted("the conversation is processing another post", busy=True)
 
     async def _run(self, post: Post) -> None:
-        run = _Run(post.batch_id)
+        run = _ServerRun(post.batch_id)
         self._running[post.conversation_id] = run
         turn = AgentTurn(
             self._sockets,

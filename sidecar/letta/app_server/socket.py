@@ -126,7 +126,7 @@ class AppServerSocket:
         try:
             parsed: object = json.loads(raw)
         except MALFORMED as error:
-            raise NoFrame("what came is no frame") from error
+            raise NoFrame("what came is not a frame") from error
         return cast("Frame", parsed) if isinstance(parsed, dict) else {}
 
 
@@ -217,7 +217,9 @@ class Sockets:
                 f"the App Server did not answer in {self._timeout_s:.1f} s"
             ) from error
         except NoFrame as error:
-            raise NotLetta("what answered is no App Server", hint=_CHECK_URL) from error
+            raise NotLetta(
+                "the server that answered is not an App Server", hint=_CHECK_URL
+            ) from error
         except SOCKET_ERRORS as error:
             raise LettaUnavailable("no connection to the App Server", hint=_CHECK_URL) from error
         spoken = info.get("protocol_version")
@@ -226,7 +228,7 @@ class Sockets:
             raise LettaUnavailable(
                 f"the App Server ({info.get('letta_code_version')}) speaks protocol version"
                 f" {spoken}, not {PROTOCOL_VERSION}",
-                hint="install the App Server's release that docs/letta.md names",
+                hint="install the App Server release that docs/letta.md names",
             )
         return socket
 
@@ -253,11 +255,11 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
     except TimeoutError as error:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
     except NoFrame as error:
-        raise NotLetta(f"{what}: the answer is no App Server's", hint=_CHECK_URL) from error
+        raise NotLetta(f"{what}: the answer is not an App Server's", hint=_CHECK_URL) from error
     except SOCKET_ERRORS as error:
         raise LettaUnavailable(f"{what}: the socket broke ({type(error).__name__})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotLetta(f"{what}: the answer is no App Server's", hint=_CHECK_URL) from error
+        raise NotLetta(f"{what}: the answer is not an App Server's", hint=_CHECK_URL) from error
 
 
 def is_missing(answer: Frame, noun: str) -> bool:

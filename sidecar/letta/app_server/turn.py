@@ -173,14 +173,14 @@ class AgentTurn:
             return None
         if trace.stored and self._before != "idle":
             if self._before is None and self._is_young(trace.stored_at_s):
-                raise NotAccepted("the batch may be at work for another process", busy=True)
+                raise NotAccepted("another process may be running the batch", busy=True)
             raise ConversationGone("a turn was cut off in the conversation")
         if trace.stored and not trace.last:
             raise ConversationGone("a later batch stands after this one")
         status = await subscribe(first, self._post)
         await subscribe(second, self._post)
         if not is_idle(status):
-            raise NotAccepted("the conversation is at work", busy=True)
+            raise NotAccepted("the conversation is busy", busy=True)
         await show_memory(first, self._post)
         return trace
 
@@ -228,7 +228,7 @@ class AgentTurn:
         removed = await socket.ask("remove_queue_item", runtime=self._runtime, item_id=item_id)
         if removed.get("success"):
             self._sent = False
-            raise NotAccepted("the conversation is at work", busy=True)
+            raise NotAccepted("the conversation is busy", busy=True)
 
     async def _shows_life(self, socket: AppServerSocket) -> bool:
         frames: list[Frame] = []

@@ -56,8 +56,8 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, weakref_slot=True)
-class _Run:
-    """A post at work. `stored` is its outcome once `over` is set."""
+class _EmbeddedRun:
+    """A post that is being processed. `stored` is its outcome once `over` is set."""
 
     otid: str
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -87,7 +87,7 @@ class EmbeddedLetta(Letta):
         self._clock = clock
         self._run_budget_s = run_budget_s
         self._one_at_a_time = anyio.CapacityLimiter(1)
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _EmbeddedRun] = {}
         self._turn_of_agent: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     @classmethod
@@ -151,7 +151,7 @@ class EmbeddedLetta(Letta):
             if not running.stored:
                 raise OutcomeUnknown("the run that was joined has failed", over=True)
         else:
-            raise NotAccepted("the conversation is at work on another post", busy=True)
+            raise NotAccepted("the conversation is processing another post", busy=True)
 
     @override
     async def find(self, post: Post) -> Finding:
@@ -194,7 +194,7 @@ class EmbeddedLetta(Letta):
         await self._stored(self._store.close)
 
     async def _run(self, post: Post) -> None:
-        run = _Run(post.batch_id)
+        run = _EmbeddedRun(post.batch_id)
         self._running[post.conversation_id] = run
         try:
             if await self._admitted(post):
@@ -210,7 +210,7 @@ class EmbeddedLetta(Letta):
                 f"the language model failed: {error.message}", over=True, hint=error.hint
             ) from error
         except TimeoutError as error:
-            raise OutcomeUnknown("the run was given up: too slow", over=True) from error
+            raise OutcomeUnknown("the run took too long and was stopped", over=True) from error
         finally:
             del self._running[post.conversation_id]
             run.over.set()
@@ -244,7 +244,7 @@ class EmbeddedLetta(Letta):
         except apsw.Error as error:
             raise LettaUnavailable(
                 f"the embedded Letta's file failed: {type(error).__name__}",
-                hint="check the disk's room and health",
+                hint="check the disk's free space and health",
             ) from error
 
 

@@ -142,7 +142,7 @@ async def import_file(
         (agent,) = parsed["agents"]
         agent["tags"] = list(tags)
     except (*MALFORMED, KeyError, TypeError) as error:
-        raise Rejected("this is no file of one agent") from error
+        raise Rejected("this is not the file of one agent") from error
     try:
         made = await client.agents.import_file(
             file=("agent.af", json.dumps(parsed).encode()),

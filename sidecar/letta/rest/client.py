@@ -71,7 +71,7 @@ async def asking(what: str, budget_s: float) -> AsyncGenerator[None]:
         raise LettaUnavailable(f"{what}: no answer in {budget_s:.1f} s") from error
     except (AttributeError, KeyError, TypeError, JSONDecodeError) as error:
         # The SDK builds objects from any JSON it gets, and a string from a page of HTML.
-        raise NotLetta(f"{what}: what answered is no Letta", hint=NO_LETTA) from error
+        raise NotLetta(f"{what}: the server that answered is not Letta", hint=NO_LETTA) from error
     except WIRE_ERRORS as error:
         raise read_error(error, what) from error
 

@@ -160,7 +160,9 @@ class LeanRequests:
         try:
             return msgspec.json.decode(raw, type=answered)
         except MALFORMED as error:
-            raise NotLetta("what answered is no Letta: not its JSON", hint=NO_LETTA) from error
+            raise NotLetta(
+                "the server that answered is not Letta: unexpected JSON", hint=NO_LETTA
+            ) from error
 
     @asynccontextmanager
     async def events(
@@ -176,7 +178,9 @@ class LeanRequests:
         """
         async with self._answer("POST", path, params=None, body=body) as answer:
             if answer.content_type != "text/event-stream":
-                raise NotLetta("what answered is no Letta: no stream of events", hint=NO_LETTA)
+                raise NotLetta(
+                    "the server that answered is not Letta: no event stream", hint=NO_LETTA
+                )
             yield _events_of(answer)
 
     async def aclose(self) -> None:
@@ -232,7 +236,9 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     async for chunk in answer.content.iter_any():
         whole += chunk
         if len(whole) > ANSWER_BYTES:
-            raise NotLetta("what answered is no Letta: its answer has no end", hint=NO_LETTA)
+            raise NotLetta(
+                "the server that answered is not Letta: its answer has no end", hint=NO_LETTA
+            )
     return bytes(whole)
 
 

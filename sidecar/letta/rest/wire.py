@@ -238,7 +238,7 @@ def refused_spec(error: APIStatusError) -> Rejected:
     """
     return Rejected(
         f"Letta did not create the agent ({error.status_code}: {_detail(error)[:300]})",
-        hint="LETTA_AGENT_MODEL and LETTA_AGENT_EMBEDDING name what it runs on",
+        hint="LETTA_AGENT_MODEL and LETTA_AGENT_EMBEDDING set the models it uses",
     )
 
 

@@ -16,7 +16,7 @@ from sidecar.model import consent_of
 from sidecar.telemetry import Emit
 from sidecar.untrusted import MALFORMED
 from sidecar.wire.frames import Hints
-from sidecar.worker.livekit.meant import Meant, Person
+from sidecar.worker.livekit.metadata_caller import MetadataCaller, Person
 
 
 def hints_of_metadata(metadata: str) -> Hints:
@@ -81,7 +81,7 @@ def _joined(named: Hints, seen: Hints) -> Hints:
     )
 
 
-class _Events(Protocol):
+class _RoomEvents(Protocol):
     """A room as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
@@ -121,7 +121,7 @@ class Identification:
         of_job = ctx.job.participant.identity if ctx.job.HasField("participant") else ""
         meant = named or of_job or participant_identity or ""
         self._awaited = participant_identity or meant
-        self._meant = Meant(self.named.caller, meant)
+        self._metadata_caller = MetadataCaller(self.named.caller, meant)
         self._person: Person | None = None
         self._heard_any = False
         self._last_hints: Hints | None = None
@@ -133,7 +133,7 @@ class Identification:
             sip = info.kind == models.ParticipantInfo.Kind.SIP
             attributes = dict(info.attributes)
             self._person = person_of(info.identity, attributes, sip=sip, session=info.sid)
-            self._meant.see([self._person])
+            self._metadata_caller.see([self._person])
             self._last_hints = self._hints_of(self._person)
         elif self.named.caller:
             self._last_hints = self.named
@@ -149,7 +149,9 @@ class Identification:
         heard = _person_in(linked) if linked is not None else None
         people = self._people()
         # People who share a line on purpose need not come alone.
-        doubt = self._meant.see([heard] if self._shared_line and heard is not None else people)
+        doubt = self._metadata_caller.see(
+            [heard] if self._shared_line and heard is not None else people
+        )
         if doubt and (self.named.caller or self.named.consent == "yes"):
             self._emit(
                 telemetry.caller_in_doubt, call=self._ctx.job.id, channel="livekit", why=doubt
@@ -162,7 +164,7 @@ class Identification:
     def heard(self) -> None:
         """The person on the line has said something."""
         if self._person is not None:
-            self._meant.heard(self._person)
+            self._metadata_caller.heard(self._person)
 
     @property
     def shared(self) -> bool:
@@ -170,7 +172,7 @@ class Identification:
         if self._shared_line:
             return False
         if self._person is None:
-            return not all(self._meant.speaks_for(person) for person in self._people())
+            return not all(self._metadata_caller.speaks_for(person) for person in self._people())
         return any(person.identity != self._person.identity for person in self._people())
 
     def _on_line(self, person: Person, *, heard: bool = True) -> Hints | None:
@@ -187,7 +189,7 @@ class Identification:
 
     def _expected(self, people: Sequence[Person]) -> Person | None:
         if self.named.caller:
-            callers = [person for person in people if self._meant.speaks_for(person)]
+            callers = [person for person in people if self._metadata_caller.speaks_for(person)]
         else:
             callers = [p for p in people if self._awaited in {"", p.identity} and not p.silent]
         by_telephone = [person for person in callers if person.by_telephone]
@@ -198,7 +200,7 @@ class Identification:
     def _hints_of(self, person: Person) -> Hints:
         """Return who a person is; what the job says of its caller counts only for whom it means."""
         seen = hints_of_person(person)
-        if self._meant.speaks_for(person):
+        if self._metadata_caller.speaks_for(person):
             return self.named if self.named.caller else _joined(self.named, seen)
         agent_id = "" if self.named.caller else self.named.agent_id
         consent = "no" if self.named.consent == "no" else ""
@@ -227,7 +229,7 @@ class Identification:
             look()
             loop.call_soon(look)
 
-        events = cast("_Events", self._ctx.room)
+        events = cast("_RoomEvents", self._ctx.room)
         events.on("participant_connected", moved)
         events.on("participant_disconnected", moved)
 

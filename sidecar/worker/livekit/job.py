@@ -120,19 +120,19 @@ class _JobLog:
         self._logger = logging.getLogger("sidecar")
 
     def debug(self, event: str, **fields: object) -> None:
-        self._logger.debug(event, extra=_beside(fields))
+        self._logger.debug(event, extra=_extra(fields))
 
     def info(self, event: str, **fields: object) -> None:
-        self._logger.info(event, extra=_beside(fields))
+        self._logger.info(event, extra=_extra(fields))
 
     def warning(self, event: str, **fields: object) -> None:
-        self._logger.warning(event, extra=_beside(fields))
+        self._logger.warning(event, extra=_extra(fields))
 
     def error(self, event: str, **fields: object) -> None:
-        self._logger.error(event, extra=_beside(fields))
+        self._logger.error(event, extra=_extra(fields))
 
 
-def _beside(fields: Mapping[str, object]) -> dict[str, object]:
+def _extra(fields: Mapping[str, object]) -> dict[str, object]:
     """Return log fields under names that no log record uses, each text on one line."""
     return {
         f"sidecar.{name}": printable_line(value) if isinstance(value, str) else value
@@ -171,7 +171,7 @@ class _LinkedJob:
                         telemetry.part_failed,
                         part="link",
                         error=type(error).__name__,
-                        hint="the link is started again; please report it",
+                        hint="the link was restarted; please report this",
                     )
                 await anyio.sleep(RESTART_S)
 

@@ -22,7 +22,7 @@ from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer
 from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
-from sidecar.worker.livekit.beside import Beside
+from sidecar.worker.livekit.speech_outside_chat import SpeechOutsideChat
 from sidecar.worker.livekit.uncommitted import FinalTranscript, Uncommitted
 
 UNCOMMITTED_S: Final = 30.0  # heard words that are in no turn by then are recorded as they are
@@ -31,7 +31,7 @@ LATE_S: Final = 5.0  # a recogniser reports words at most so long after they wer
 _Event = TypeVar("_Event")
 
 
-class _Events(Protocol):
+class _SessionEvents(Protocol):
     """An `AgentSession` as a source of events; its own types say less."""
 
     def on(self, event: str, callback: Callable[[Any], None]) -> object: ...
@@ -94,7 +94,7 @@ class CallRecorder:
         self._overdue: asyncio.TimerHandle | None = None
         self._heard_by_others = False
         self._session: AgentSession[Any] | None = None
-        self._beside: Beside | None = None
+        self._outside_chat: SpeechOutsideChat | None = None
         self._tracer = tracer
         self._traceparent = traceparent
         self._speech: Span | None = None
@@ -113,14 +113,14 @@ class CallRecorder:
 
     def listen(self, session: AgentSession[Any]) -> None:
         """Follow the events of a session from now on; `recorder_of` finds this recorder by it."""
-        events = cast("_Events", session)
+        events = cast("_SessionEvents", session)
         events.on("user_state_changed", self._guarded(self._user_state_changed))
         events.on("user_input_transcribed", self._guarded(self._transcribed))
         events.on("conversation_item_added", self._guarded(self._item_added))
-        self._beside = Beside(
-            session, clock=self._clock, on_said=self._said_beside, guarded=self._guarded
+        self._outside_chat = SpeechOutsideChat(
+            session, clock=self._clock, on_said=self._said_outside_chat, guarded=self._guarded
         )
-        events.on("speech_created", self._guarded(self._beside.speech_created))
+        events.on("speech_created", self._guarded(self._outside_chat.speech_created))
         events.on("close", self._guarded(self._closed))
         self._session = session
         _recorders[session] = self
@@ -214,7 +214,7 @@ class CallRecorder:
             telemetry.part_failed,
             part=f"livekit.{part}",
             error=type(error).__name__,
-            hint="the call goes on; please report it",
+            hint="the call goes on; please report this",
         )
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
@@ -334,10 +334,10 @@ class CallRecorder:
 
     def speaks(self, text: str) -> None:
         """Note words that the agent's voice is given, as part of what is being said now."""
-        if self._beside is not None:
-            self._beside.speaks(text)
+        if self._outside_chat is not None:
+            self._outside_chat.speaks(text)
 
-    def _said_beside(self, handle: SpeechHandle, text: str, at_s: float) -> None:
+    def _said_outside_chat(self, handle: SpeechHandle, text: str, at_s: float) -> None:
         said = Utterance(handle.id, "agent", text, at_s=at_s, interrupted=handle.interrupted)
         self._call_at("agent", at_s).record(said)
 

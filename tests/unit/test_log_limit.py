@@ -7,19 +7,11 @@ import pytest
 
 from sidecar import telemetry
 from sidecar.log import Spared
-from sidecar.sparing import Sparing
+from sidecar.log_limit import LogLimit
 from sidecar.telemetry import Telemetry, catalogue
+from tests.set_clock import Clock
 
 pytestmark = pytest.mark.unit
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class Lines:
@@ -36,8 +28,8 @@ class Lines:
 
 def test_few_of_a_kind_are_logged_and_the_rest_counted() -> None:
     """A flood of refusals writes ten lines a minute per reason, with a count of those left out."""
-    clock, log = Clock(), Lines()
-    events = Telemetry(strict=True, logger=log, sparing=Sparing(clock=clock))
+    clock, log = Clock(0.0), Lines()
+    events = Telemetry(strict=True, logger=log, log_limit=LogLimit(clock=clock))
     for n in range(5_000):
         events.emit(telemetry.link_refused, why="wrong or missing token")
         events.emit(telemetry.vapi_refused, route="webhook", status=401, why=f"stranger {n}")
@@ -71,10 +63,10 @@ def test_what_is_no_strangers_is_always_logged() -> None:
 
 def test_kinds_are_bounded() -> None:
     """New reasons from a stranger fill neither the log nor the memory."""
-    sparing = Sparing(burst=2, clock=Clock())
-    passed = sum(sparing.admits(n) is not None for n in range(10_000))
+    log_limit = LogLimit(burst=2, clock=Clock(0.0))
+    passed = sum(log_limit.admits(n) is not None for n in range(10_000))
     assert passed < 300
-    assert len(sparing._kinds) < 300
+    assert len(log_limit._kinds) < 300
 
 
 def test_lines_of_libraries_are_spared_too() -> None:

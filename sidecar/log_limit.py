@@ -1,4 +1,4 @@
-"""Limits lines that say the same: a few pass a minute, and the number left out is kept."""
+"""Limits repeated log lines: a few of each kind pass per minute, and the others are counted."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ _REST = "the rest"
 
 
 @dataclass(slots=True)
-class Sparing:
+class LogLimit:
     """Lets `burst` lines of each kind pass every `window_s`, so that nobody can flood a log.
 
     Attributes:
@@ -24,9 +24,9 @@ class Sparing:
     _kinds: dict[Hashable, "_Kind"] = field(default_factory=dict[Hashable, "_Kind"])
 
     def admits(self, kind: Hashable) -> int | None:
-        """Return how many of this kind were left out since the last that passed; None: so is this.
+        """Return how many of a kind were dropped since the last that passed; None: drop this one.
 
-        Beyond some hundred kinds all others count as one kind.
+        Beyond some hundred kinds, all others count as one kind.
         """
         now_s = self.clock()
         if kind not in self._kinds and len(self._kinds) >= _KINDS:

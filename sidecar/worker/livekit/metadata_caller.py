@@ -53,7 +53,7 @@ class _Fit(IntEnum):
     NAMED = 3
 
 
-class Meant:
+class MetadataCaller:
     """Finds the one person whom a job's metadata speaks for.
 
     Of those who fit best, it is the one who was first seen alone. If several are seen at once, it

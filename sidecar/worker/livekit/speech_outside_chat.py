@@ -1,4 +1,4 @@
-"""What an agent says outside the conversation: `say(add_to_chat_ctx=False)` adds no item to it."""
+"""What an agent says outside the chat: `say(add_to_chat_ctx=False)` adds no item to it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -28,7 +28,7 @@ class _Said:
         self.played = False
 
 
-class Beside:
+class SpeechOutsideChat:
     """Follows each `say` of a session, and reports what was heard of those that leave no item.
 
     Args:
