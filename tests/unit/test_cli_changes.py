@@ -50,18 +50,27 @@ def rows(path: Path) -> Rows:
 
 
 class ClosedJournal:
-    """A journal that no sidecar has open, and the command line on it."""
+    """A journal that no sidecar has open, and the command line on it.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    Args:
+        monkeypatch: Sets the command's environment.
+        data_dir: Where to make it.
+        max_age_s: `SIDECAR_POST_MAX_AGE_S` of the commands; the sidecar's was a day.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, data_dir: Path, *, max_age_s: float
+    ) -> None:
         data_dir.mkdir(mode=0o700)
         self.path = data_dir / "journal.db"
         self.dead = anyio.run(fill, self.path)
+        self._max_age_s = max_age_s
         self._cli = Cli(monkeypatch, data_dir)
 
     def changed(self, *args: str, code: int = 0) -> set[str]:
         """Run a command; return the tables in which a row changed."""
         before = rows(self.path)
-        done = self._cli.run(*args, SIDECAR_POST_MAX_AGE_S=f"{DAY_S:g}")
+        done = self._cli.run(*args, SIDECAR_POST_MAX_AGE_S=f"{self._max_age_s:g}")
         assert done.code == code, done
         after = rows(self.path)
         return {table for table in before if before[table] != after[table]}
@@ -74,9 +83,11 @@ class ClosedJournal:
             connection.close()
 
 
-@pytest.fixture
-def closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClosedJournal:
-    return ClosedJournal(monkeypatch, tmp_path / "data")
+@pytest.fixture(params=[DAY_S, 60.0], ids=["its settings", "other settings"])
+def closed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ClosedJournal:
+    return ClosedJournal(monkeypatch, tmp_path / "data", max_age_s=request.param)
 
 
 def test_a_batch_that_does_not_exist_is_dropped_without_a_change(closed: ClosedJournal) -> None:

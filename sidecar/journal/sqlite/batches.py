@@ -38,6 +38,11 @@ def take_back(
 ) -> None:
     """Treat what is marked as being sent as in doubt; limit the times another clock stored."""
     _draw_in(tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=policy)
+    doubt(tx, now_s=now_s)
+
+
+def doubt(tx: Transaction, *, now_s: float) -> None:
+    """Treat what is marked as being sent as in doubt, due now."""
     tx.run(
         "UPDATE batches SET state = ? WHERE state = ?",
         after(State.SENDING, BatchEvent.CRASHED),

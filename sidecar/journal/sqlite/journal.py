@@ -76,7 +76,8 @@ class SqliteJournal(SqliteReports):
     ) -> Self:
         """Open the journal at `path`, creating it and its directory when missing.
 
-        Batches that an earlier process was sending are in doubt from here on.
+        Batches that an earlier process was sending are in doubt from here on. No other time or
+        state changes, whatever the policy: a command with other settings moves nothing.
 
         Args:
             path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it. Tombstones are
@@ -109,7 +110,8 @@ class SqliteJournal(SqliteReports):
         threads = Threads(path, lock=lock, reserve=reserve, connections=connections)
         journal = cls(threads, policy=policy, secret=secret, clock=clock, redact=redact)
         try:
-            await journal.take_back(now_s=clock())
+            now_s = clock()
+            await threads.write(lambda tx: batches.doubt(tx, now_s=now_s))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await journal.aclose()
