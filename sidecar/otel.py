@@ -33,7 +33,7 @@ from sidecar.environment import said, wrong
 from sidecar.errors import ConfigError
 from sidecar.otel_environment import exporter_of, wrong_variables
 from sidecar.telemetry import Emit
-from sidecar.tracing import TEXT, Kind, Span, Value, traceparent_or_none
+from sidecar.tracing import TEXT, Kind, Span, Value, traceparent_or_empty
 
 _KINDS: Final = {
     "internal": SpanKind.INTERNAL,
@@ -315,7 +315,7 @@ def _traceparent_of(span: SpanContext) -> str:
 
 def _context_of(traceparent: str) -> SpanContext | None:
     """Return the span that a `traceparent` names; None for a text that names none."""
-    if not traceparent_or_none(traceparent):
+    if not traceparent_or_empty(traceparent):
         return None
     _, trace_id, span_id, flags = traceparent.split("-")
     return SpanContext(

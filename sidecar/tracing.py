@@ -120,7 +120,7 @@ class _NoTraces:
         start_s: float | None = None,
         inside: bool = False,
     ) -> Span:
-        return _Passing(traceparent_or_none(parent))
+        return _Passing(traceparent_or_empty(parent))
 
     def make_current(self, span: Span) -> None: ...
 
@@ -128,6 +128,6 @@ class _NoTraces:
 NO_TRACES: Final[Tracer] = _NoTraces()
 
 
-def traceparent_or_none(raw: str) -> str:
+def traceparent_or_empty(raw: str) -> str:
     """Return a well-formed `traceparent` as it is, and any other text as empty, not an error."""
     return raw if _TRACEPARENT.fullmatch(raw) else ""

@@ -286,7 +286,7 @@ class Sidecar:
         except Exception as error:  # noqa: BLE001 - whatever it is, the journal does not work
             return {"ready": False, "journal": type(error).__name__}
         ready = not self.calls.draining and not self.calls.journal_error
-        failing = self.relay.failing or self.snapshots.failing or self.calls.unfound
+        failing = self.relay.failing or self.snapshots.failing or self.calls.lookup_failed
         return {
             "ready": ready,
             "draining": self.calls.draining,

@@ -68,7 +68,7 @@ class Registry(Protocol):
         ...
 
 
-class Feed(Protocol):
+class MemorySource(Protocol):
     """Provides a call's memory. Nothing here waits."""
 
     def cached(self, live: "LiveCall") -> CachedSnapshot | None:
@@ -92,10 +92,16 @@ class LiveCall:
     """One call while a channel holds it. Made by `sidecar.calls.Calls.open`."""
 
     def __init__(
-        self, registry: Registry, feed: Feed, call: Call, *, owner: str, listener: Listener
+        self,
+        registry: Registry,
+        source: MemorySource,
+        call: Call,
+        *,
+        owner: str,
+        listener: Listener,
     ) -> None:
         self._registry = registry
-        self._feed = feed
+        self._source = source
         self.call = call
         self.owner = owner
         self.listener = listener
@@ -113,12 +119,12 @@ class LiveCall:
         self.may_be_stored = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
         self.closed = False
-        self.bringing = False
+        self.loading = False
         """Its first memory is being loaded."""
-        self.unfound = False
+        self.lookup_failed = False
         """Its agent could not be looked up: Letta was unavailable or denied access."""
-        self.looks = 0
-        """How many looks for newer memory are under way."""
+        self.reads = 0
+        """How many reads of newer memory are under way."""
         self.last_seq = 0
         self.turns = 0
         self.notified_version: str | None = None
@@ -134,18 +140,18 @@ class LiveCall:
     @property
     def snapshot(self) -> Snapshot | None:
         """The current snapshot of the agent's blocks, to show to people."""
-        cached = self._feed.cached(self)
+        cached = self._source.cached(self)
         return cached.snapshot if cached else None
 
     @property
     def memory(self) -> MemoryView:
         """The memory for the next prompt, from the current snapshot and turns; never waits."""
-        cached = self._feed.cached(self)
+        cached = self._source.cached(self)
         source = (cached.snapshot.version if cached else "", self.recent)
         if source != self._rendered_from:
-            self._rendered = self._feed.render(self, cached)
+            self._rendered = self._source.render(self, cached)
             self._rendered_from = source
-        return self._feed.view(cached, self._rendered)
+        return self._source.view(cached, self._rendered)
 
     async def ready(self, waits: Waits) -> float:
         """Wait until `memory` is as new as a prompt may wait for; return the seconds waited.
@@ -161,7 +167,7 @@ class LiveCall:
         Args:
             traceparent: The span of the speech, where the channel has one.
         """
-        self._feed.refresh(self, traceparent=traceparent or self.traceparent)
+        self._source.refresh(self, traceparent=traceparent or self.traceparent)
 
     async def record(self, turns: Sequence[Turn]) -> None:
         """Make turns of this call durable; on return they survive any crash.

@@ -20,7 +20,7 @@ from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
 
 RECENT_TURNS = 60
-LOOKS_AT_ONCE = 8
+READS_AT_ONCE = 8
 """Reads that one call may have under way: a caller may speak many times while a read is slow."""
 
 
@@ -75,11 +75,11 @@ class MemoryFeed:
         If that is under way already, only the current memory is reported.
         """
         live.wait.opened()
-        if live.bringing:
+        if live.loading:
             self._notify(live, newest=False)
         else:
-            live.bringing = True
-            self._spawn(self._bring_memory, live)
+            live.loading = True
+            self._spawn(self._load_memory, live)
 
     def end(self, live: LiveCall) -> None:
         """Stop loading memory for a call that is no longer live."""
@@ -136,30 +136,30 @@ class MemoryFeed:
     def refresh(self, live: LiveCall, *, traceparent: str) -> None:
         """Start a read for a call and notify its listener when it has ended.
 
-        Starts none where `LOOKS_AT_ONCE` are under way for this call: their result serves as well.
+        Starts none where `READS_AT_ONCE` are under way for this call: their result serves as well.
         """
-        if live.looks >= LOOKS_AT_ONCE:
+        if live.reads >= READS_AT_ONCE:
             return
         if live.agent_id is not None:
             live.wait.read_began(looking=True)
         elif live.notified_version is None:
             return  # its first memory is still being loaded
-        live.looks += 1
-        self._spawn(self._look, live, traceparent)
+        live.reads += 1
+        self._spawn(self._read, live, traceparent)
 
-    async def _look(self, live: LiveCall, traceparent: str) -> None:
+    async def _read(self, live: LiveCall, traceparent: str) -> None:
         try:
             await self._notify_newest(live, traceparent)
         finally:
-            live.looks -= 1
+            live.reads -= 1
 
-    async def _bring_memory(self, live: LiveCall) -> None:
+    async def _load_memory(self, live: LiveCall) -> None:
         try:
-            await self._bring(live)
+            await self._load(live)
         finally:
-            live.bringing = False
+            live.loading = False
 
-    async def _bring(self, live: LiveCall) -> None:
+    async def _load(self, live: LiveCall) -> None:
         """Report the snapshot that is in memory or on disk, then read the newest memory."""
         if not live.call.ref.known:
             self._notify(live, newest=True)
@@ -193,10 +193,10 @@ class MemoryFeed:
                 find = self._identity.agent_of if live.may_be_stored else self._identity.found_agent
                 agent_id = await find(live.call.ref)
             except (LettaError, JournalError) as failure:
-                live.unfound = isinstance(failure, LettaUnavailable | LettaDenied)
+                live.lookup_failed = isinstance(failure, LettaUnavailable | LettaDenied)
                 error, hint = f"{type(failure).__name__}: {failure.message}", failure.hint
             else:
-                live.unfound = False
+                live.lookup_failed = False
                 return agent_id
             attempt += 1
             self._emit(telemetry.agent_unresolved, lane=live.call.ref.lane, error=error, hint=hint)

@@ -155,9 +155,9 @@ class Calls:
         return tuple(self._live.values())
 
     @property
-    def unfound(self) -> bool:
+    def lookup_failed(self) -> bool:
         """Whether a live call waits for its agent because Letta is unavailable or denies access."""
-        return any(live.unfound for live in self._live.values())
+        return any(live.lookup_failed for live in self._live.values())
 
     async def wait_for_fewer(self) -> None:
         """Return when a live call has ended."""

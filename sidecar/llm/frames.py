@@ -30,7 +30,7 @@ def parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
     try:  # a server of Python writes NaN, which msgspec refuses
         value: object = json.loads(whole_characters(raw))
     except MALFORMED as error:
-        raise ValueError("this is no JSON") from error
+        raise ValueError("this is not JSON") from error
     return object_or_none(value), json_of(value)
 
 

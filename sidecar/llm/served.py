@@ -95,7 +95,7 @@ class _Routes:
 
     def _admit(self, request: web.Request) -> None:
         if not is_secret(token_in(request.raw_headers), self._key):
-            raise web.HTTPUnauthorized(text="the key of this endpoint is wanted")
+            raise web.HTTPUnauthorized(text="this endpoint needs its key")
 
 
 def writer_for(body: Mapping[str, Any], *, model: str) -> ChatWriter:
@@ -115,7 +115,7 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     try:
         body: object = await request.json()
     except ValueError as error:
-        raise web.HTTPBadRequest(text="the body is no JSON") from error
+        raise web.HTTPBadRequest(text="the body is not JSON") from error
     if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body is no JSON object")
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
     return cast("dict[str, Any]", body)

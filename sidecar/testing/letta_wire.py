@@ -149,7 +149,7 @@ async def json_object(request: web.Request) -> Json:
     try:
         body: object = json.loads(raw or b"{}")
     except ValueError as error:
-        raise web.HTTPBadRequest(text="the body is no JSON") from error
+        raise web.HTTPBadRequest(text="the body is not JSON") from error
     if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body is no JSON object")
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
     return cast("Json", body)

@@ -21,7 +21,7 @@ from sidecar.model import (
     call_key,
     is_channel,
 )
-from sidecar.tracing import traceparent_or_none
+from sidecar.tracing import traceparent_or_empty
 from sidecar.untrusted import MALFORMED
 
 SUBPROTOCOL = "letta-sidecar.v1"
@@ -224,7 +224,7 @@ def turn_of(tenant: str, frame: TurnFrame) -> Turn:
         at_s=frame.at_s,
         interrupted=frame.interrupted,
         metrics=frame.metrics,
-        traceparent=traceparent_or_none(frame.traceparent),
+        traceparent=traceparent_or_empty(frame.traceparent),
     )
 
 

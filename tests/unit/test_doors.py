@@ -191,7 +191,7 @@ class Doors:
         status = int(answer.split(b" ", 2)[1])
         if status != 200:
             assert 401 == status
-            assert answer.endswith(b"the key of this endpoint is wanted")
+            assert answer.endswith(b"this endpoint needs its key")
         return status == 200
 
 

@@ -226,8 +226,8 @@ async def test_a_stream_that_breaks_off_is_an_error_after_its_pieces() -> None:
     ("body", "why"),
     [
         ("", "empty"),
-        ("data: {no json\n\n", "no JSON"),
-        ("data: []\n\n", "no JSON object"),
+        ("data: {no json\n\n", "not JSON"),
+        ("data: []\n\n", "not a JSON object"),
         ('data: {"error": {"message": "canary", "code": "overloaded"}}\n\n', ": overloaded"),
         ("data: [DONE]\n\n", "empty"),
         (": a comment\n\nevent: x\n\n", "empty"),

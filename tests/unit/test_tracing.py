@@ -24,7 +24,7 @@ from sidecar.errors import ConfigError
 from sidecar.otel import OtelTracer, tracer_of
 from sidecar.otel_environment import exporter_of
 from sidecar.telemetry import Event
-from sidecar.tracing import NO_TRACES, TEXT, traceparent_or_none
+from sidecar.tracing import NO_TRACES, TEXT, traceparent_or_empty
 from sidecar.worker.livekit.traces import JobTraces
 from tests.quiet import unheard
 
@@ -215,7 +215,7 @@ def test_a_timeout_may_be_a_fraction() -> None:
 @pytest.mark.parametrize("raw", WRONG)
 def test_a_wrong_traceparent_is_none(raw: str) -> None:
     """An invalid traceparent is ignored without an error, and the span begins its own trace."""
-    assert traceparent_or_none(raw) == ""
+    assert traceparent_or_empty(raw) == ""
     made, exporter = tracer()
     made.start("work", parent=raw, links=[raw]).end()
     (span,) = exporter.get_finished_spans()

@@ -173,8 +173,8 @@ class TestReading:
 
     def test_a_list_in_lines(self) -> None:
         """An event in lines that is no object is a failure, and so is one that is no JSON."""
-        assert "no JSON object" in read([b'data: [{"choices": [\ndata: ]}]\n\n']).failure
-        assert read([b'data: {"choices": [\ndata: ]}}\ndata: {}\n\n']).failure.endswith("no JSON")
+        assert "not a JSON object" in read([b'data: [{"choices": [\ndata: ]}]\n\n']).failure
+        assert read([b'data: {"choices": [\ndata: ]}}\ndata: {}\n\n']).failure.endswith("not JSON")
 
     @pytest.mark.parametrize("body", LONG.values(), ids=LONG)
     @pytest.mark.parametrize("kind", [ChatReader, Passing])

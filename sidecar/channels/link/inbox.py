@@ -18,7 +18,7 @@ from sidecar import telemetry
 from sidecar.calls import Calls, LiveCall, MemoryView
 from sidecar.errors import CallError, JournalError
 from sidecar.telemetry import Emit
-from sidecar.tracing import traceparent_or_none
+from sidecar.tracing import traceparent_or_empty
 from sidecar.wire.frames import (
     Ack,
     CallClose,
@@ -108,7 +108,7 @@ class CallInbox:
         if self.live is None:
             self._refuse(_unknown_call())
         else:
-            self.live.speech_started(traceparent=traceparent_or_none(frame.traceparent))
+            self.live.speech_started(traceparent=traceparent_or_empty(frame.traceparent))
 
     async def _open(self, frame: CallOpen) -> None:
         try:
@@ -122,7 +122,7 @@ class CallInbox:
                     opened_at_s=frame.opened_at_s,
                     owner=self._owner,
                     listener=_CallListener(self.call_id, self._send),
-                    traceparent=traceparent_or_none(frame.traceparent),
+                    traceparent=traceparent_or_empty(frame.traceparent),
                     room=frame.room,
                 )
                 for piece in self.live.guidance.pieces:  # an earlier connection may have lost some

@@ -90,9 +90,9 @@ def object_of(body: bytes) -> Mapping[str, Any]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             parsed = _decode(whole_characters(body))
     except MALFORMED:
-        raise RequestRefused(400, "the body is no JSON") from None
+        raise RequestRefused(400, "the body is not JSON") from None
     if not isinstance(parsed, dict):
-        raise RequestRefused(400, "the body is no JSON object")
+        raise RequestRefused(400, "the body is not a JSON object")
     return cast("dict[str, Any]", parsed)
 
 

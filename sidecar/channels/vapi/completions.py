@@ -42,7 +42,7 @@ from sidecar.channels.vapi.upstream import Upstream
 from sidecar.errors import CallError, LlmError
 from sidecar.llm.writer import DONE
 from sidecar.telemetry import Emit
-from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_none
+from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, traceparent_or_empty
 
 FALLBACK_TEXT: Final = "I'm sorry, I lost my thread for a moment. Could you say that again?"
 OVER_BUDGET_TEXT: Final = "I'm sorry, I have to stop here for now. Please call again later."
@@ -196,9 +196,7 @@ class Completions:
         try:
             prompt, body = await apart(cost, written)
         except (ValueError, OverflowError, RecursionError, TypeError):
-            raise RequestRefused(
-                400, "the body holds what can't be written as JSON again"
-            ) from None
+            raise RequestRefused(400, "the body can't be written back as JSON") from None
         span = self._span(headers.get("traceparent", ""), call, model, asked)
         return Request(call, asked, stretches, prompt, body, model, admitted.tenant, span)
 
@@ -207,7 +205,7 @@ class Completions:
     ) -> Span:
         """Start the span of a request to the model: in the request's trace, else in its call's."""
         of_call = call.live.traceparent if call else ""
-        given = traceparent_or_none(given)
+        given = traceparent_or_empty(given)
         about = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": self._policy.provider or None,
