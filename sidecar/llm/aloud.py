@@ -3,7 +3,9 @@
 Thought is not spoken. A server that recognises its model's thought sends it apart (`reasoning`,
 `reasoning_content`, parts of the type `thinking`). Others leave it in the text, between tags, where
 a voice would read it out. Some leave only the tag at its end, since their template writes the first
-one: their first reply is spoken with its thought, and from then on words wait for that tag.
+one: their first reply is spoken with its thought, and from then on words wait for that tag. A model
+may also write such a tag because a caller asked for it, so `sidecar.llm.dialects` believes that of
+a model which spoke without thought only after several replies.
 """
 
 import re
@@ -102,8 +104,8 @@ class Aloud:
         thinks: The reply begins with thought. If no tag ends it, `close` returns it as words.
 
     Attributes:
-        thinks: What this reply shows of its model: whether its thought begins without a tag; None
-            if it shows nothing new.
+        thinks: What this reply shows of its model: whether its thought begins without a tag, once
+            it is closed; None if it shows nothing new.
     """
 
     def __init__(self, *, thinks: bool = False) -> None:
@@ -155,7 +157,10 @@ class Aloud:
         """
         buffered, self._buffer = self._buffer, ""
         if self._thought_so_far is None or cut:
-            return "" if self._end is not None else self._words(buffered)
+            said = "" if self._end is not None else self._words(buffered)
+            if self._begun and not (self._thought or cut):
+                self.thinks = False
+            return said
         whole, self._thought_so_far, self._end = (
             "".join([*self._thought_so_far, buffered]),
             None,

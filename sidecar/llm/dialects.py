@@ -24,6 +24,11 @@ RETRIES: Final = 4
 _MODELS_LIMIT = 256
 _INSTRUCTIONS = ("system", "developer")  # compared, not hashed: a role may be anything
 _BAD_REQUEST = 400
+_ENOUGH = 3
+"""So many replies in a row show that a model thinks now, after one that was words alone.
+
+A caller can have a model write a tag, and then the first words of all others would wait.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,13 @@ class Dialect:
         refused: Names of parameters.
         roles: What it demands of the messages' roles.
         thinks: Its replies begin with thought that no tag begins: see `sidecar.llm.aloud.Aloud`.
+        doubted: So many replies in a row have yet to show that, before `thinks` is set again.
     """
 
     refused: frozenset[str] = frozenset()
     roles: Roles = Roles.ANY
     thinks: bool = False
+    doubted: int = 0
 
     def written(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a request as the server takes it."""
@@ -114,10 +121,14 @@ class Dialects:
     def heard(self, model: str, *, thinks: bool | None) -> None:
         """Note what a reply showed of how its model thinks: see `ChatReader.thinks`."""
         known = self.of(model)
-        if thinks is not None and thinks != known.thinks:
-            self._store(model, replace(known, thinks=thinks))
-            if self._learnt is not None:
-                self._learnt(model, self.of(model))
+        if thinks is None:
+            return
+        doubted = max(0, known.doubted - 1) if thinks else _ENOUGH
+        heard = replace(known, thinks=thinks and not doubted, doubted=doubted)
+        if heard != known:
+            self._store(model, heard)
+            if heard.thinks != known.thinks and self._learnt is not None:
+                self._learnt(model, heard)
 
     async def asked(
         self, body: Mapping[str, Any], ask: Callable[[bytes], Awaitable[T]], *, raw: bytes = b""

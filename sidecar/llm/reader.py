@@ -123,8 +123,9 @@ class ChatReader:
 
     @property
     def thinks(self) -> bool | None:
-        """What the reply shows of its model: see `Aloud.thinks`."""
-        return self._aloud.thinks
+        """What the reply shows of its model: see `Aloud.thinks`. Half of one has no last tag."""
+        shown = self._aloud.thinks
+        return None if self.failure and not shown else shown
 
     @property
     def unfinished(self) -> str:

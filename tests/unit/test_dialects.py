@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -650,6 +651,28 @@ class TestAsking:
         with pytest.raises(Refusal):
             await Dialects().asked({**BODY, **many}, server.ask)
         assert len(server.asked) == RETRIES + 1
+
+    @pytest.mark.parametrize(
+        ("replies", "thinks"),
+        [
+            ("T", "1"),
+            ("TP", "10"),
+            ("PTPTTPT", "0000000"),
+            ("PTTT", "0001"),
+            ("PT-T-TT", "0000011"),
+            ("TPTTTT", "100011"),
+        ],
+    )
+    def test_how_a_model_thinks(self, replies: str, thinks: str) -> None:
+        """A first reply teaches that thought begins without a tag; after one in words, three do."""
+        learnt = list[bool]()
+        dialects = Dialects(lambda _, dialect: learnt.append(dialect.thinks))
+        known = list[bool]()
+        for reply in replies:
+            dialects.heard("m", thinks={"T": True, "P": False, "-": None}[reply])
+            known.append(dialects.of("m").thinks)
+        assert known == [one == "1" for one in thinks]
+        assert learnt == [new for old, new in pairwise([False, *known]) if old != new]
 
     async def test_by_model(self) -> None:
         """Refused parameters are remembered by model, and for a bounded number of models."""

@@ -338,6 +338,27 @@ class TestThought:
                 got = await world.ask()
                 assert (got.text, got.pieces[0][0]) == ("It is.", first_s)
 
+    async def test_a_tag_that_a_caller_asks_for_delays_nobody(self) -> None:
+        """A model that speaks without thought does so after a reply that has a tag in its words."""
+        plain = [data(says("It ")), 0.5, data(says("is.")), 0.5, data(STOP) + DONE]
+        asked_for = [data(says("Here: ")), data(says("</think>")), data(says(" Yes."), STOP) + DONE]
+        replies = [plain, asked_for, plain]
+        async with served(Scripted(lambda _: replies.pop(0))) as world:
+            for text in ("It is.", "Here:  Yes.", "It is."):
+                got = await world.ask()
+                assert (got.text, got.pieces[0][0]) == (text, 0.0)
+            assert world.telemetry.counts["model_dialect_learnt"] == 0
+
+    async def test_a_reply_that_breaks_off_shows_nothing_of_its_model(self) -> None:
+        """Thought that broke off before its tag does not pass for a reply without thought."""
+        broken = [data(says("Let me")), b'data: {"choices": [{"ind']
+        thought = data(says("Let me see."), says("</think>"), says("Yes."), STOP) + DONE
+        replies = [broken, [thought], [thought]]
+        async with served(Scripted(lambda _: replies.pop(0))) as world:
+            await world.ask()
+            await world.ask()
+            assert (await world.ask()).text == "Yes."
+
     async def test_thought_that_takes_too_long_is_not_spoken(self) -> None:
         """A model known to think gets the fallback in time, and when its thought was cut."""
         thought = [data(says("Hm."), says("</think>"), says("Yes."), STOP) + DONE]
