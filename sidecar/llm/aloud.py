@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+MOST_CHARS: Final = 1 << 18
+"""What goes on for longer without a tag is thought for good: to read it again would take the loop
+from all calls."""
 _THOUGHTS: Final[dict[str, str]] = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -101,7 +104,8 @@ class Aloud:
     the tag, and `thinks` says to read the next of the same model with `thinks=True`.
 
     Args:
-        thinks: The reply begins with thought. If no tag ends it, `close` returns it as words.
+        thinks: The reply begins with thought. If no tag ends it, `close` returns it as words,
+            unless it is longer than `MOST_CHARS`.
 
     Attributes:
         thinks: What this reply shows of its model: whether its thought begins without a tag, once
@@ -112,6 +116,7 @@ class Aloud:
         self.thinks: bool | None = None
         self._end = _ANY_END if thinks else None
         self._thought_so_far: list[str] | None = list[str]() if thinks else None
+        self._thought_chars = 0
         self._buffer: str = ""
         self._begun = self._tagged = self._thought = False
 
@@ -175,6 +180,9 @@ class Aloud:
         """Buffer the end of thought: it may begin its tag; the rest may turn out to be words."""
         if self._thought_so_far is not None:
             self._thought_so_far.append(text[at:until])
+            self._thought_chars += until - at
+            if self._thought_chars + len(text) - until > MOST_CHARS:
+                self._thought_so_far = None
         self._buffer = text[until:]
 
     def _mark(self, mark: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.llm.aloud import Aloud, ends_a_sentence, without_thought
+from sidecar.llm.aloud import MOST_CHARS, Aloud, ends_a_sentence, without_thought
 from sidecar.llm.objects import Nesting
 from sidecar.llm.openai import PIECE_BYTES
 from sidecar.llm.passing import Passing
@@ -346,6 +346,16 @@ class TestAloud:
         aloud = Aloud(thinks=True)
         assert aloud.feed("Let me") + aloud.close(cut=True) == ""
         assert aloud.thinks is None
+
+    def test_thought_without_end_is_never_words(self) -> None:
+        """Thought longer than any reply is not read again at its end, and none of it stays."""
+        for length, said in ((MOST_CHARS, MOST_CHARS), (MOST_CHARS + 1, 0)):
+            aloud = Aloud(thinks=True)
+            assert not any(map(aloud.feed, cut_up("a" * length, range(0, length, 1_000))))
+            assert len(aloud.close()) == said
+            assert aloud.thinks is (False if said else None)
+        aloud = Aloud(thinks=True)
+        assert aloud.feed("a" * (MOST_CHARS + 1)) + aloud.feed("</think>Yes.") == "Yes."
 
     @pytest.mark.parametrize(
         ("text", "ends"),
