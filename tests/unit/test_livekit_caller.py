@@ -287,6 +287,14 @@ MEANT: dict[str, tuple[dict[str, Any], list[tuple[str, Person]], list[Hints]]] =
         [("+", POSER), (">", POSER), ("!", POSER), ("+", SIP), (">", SIP)],
         [Hints(caller="+12025550100"), IS_POSER, Hints(caller="+12025550100")],
     ),
+    **{
+        f"an identity that is written as {address}": (
+            {"caller": address},
+            [("+", Person(address)), (">", Person(address)), ("+", SIP), (">", SIP)],
+            [Hints(caller=address), Hints(identity=address), Hints(caller=address)],
+        )
+        for address in ("tel:+12025550100", "sip:+12025550100", "SIP_+12025550100")
+    },
     "an identity that is a number, alone": (
         {"caller": "+12025550100"},
         [("+", POSER), (">", POSER)],

@@ -4,11 +4,14 @@ The metadata was written before anybody was there, and names the caller by a wor
 own. The room has to show who that is; if it does not, the metadata speaks for nobody.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from sidecar.withheld import may_be_anybodys
+
+_LIKE_A_NUMBER = re.compile(r"\s*(?:(?:sips?|tel):|sip_)?\s*\+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +114,4 @@ def _own_name(person: Person) -> str:
 
     Many applications let people choose their identity, so that proves no number.
     """
-    return "" if person.identity.lstrip().startswith("+") else person.identity
+    return "" if _LIKE_A_NUMBER.match(person.identity) else person.identity
