@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 from livekit import rtc
 
-from tests.livekit_room.parts import SENTENCE
+from tests.livekit_room.parts import SENTENCE, SENTENCE_OVER
 from tests.livekit_room.server import token_for
 
 RATE_HZ = 24_000
@@ -61,8 +61,9 @@ class Caller:
 
     async def say(self, text: str) -> None:
         """Say a sentence with espeak-ng's voice, and return at its end."""
-        await self._begin_sentence()
+        await self._announce(SENTENCE)
         await self.speak(spoken(text))
+        await self._announce(SENTENCE_OVER)
 
     async def speak(self, samples: bytes) -> None:
         """Say 16-bit mono samples at `RATE_HZ` and return at their end."""
@@ -72,12 +73,12 @@ class Caller:
     async def begin(self, text: str, *, words: int) -> None:
         """Begin a sentence, and return when its first words are understood, long before its end."""
         self.understood = ""
-        await self._begin_sentence()
+        await self._announce(SENTENCE)
         self._to_say += spoken(text)
         await self.until(lambda: len(self.understood.split()) >= words)
 
-    async def _begin_sentence(self) -> None:
-        await self.room.local_participant.publish_data(b"", topic=SENTENCE)
+    async def _announce(self, topic: str) -> None:
+        await self.room.local_participant.publish_data(b"", topic=topic)
 
     async def until_agent_speaks(self, budget_s: float = 60.0) -> None:
         await self.until(lambda: self._speaking, budget_s)

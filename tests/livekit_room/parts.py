@@ -4,7 +4,8 @@
 recogniser does not listen to words: it only hears *that* the caller speaks, and takes the words
 from the room's script, `VOICE_SCRIPTS/ROOM.json`, one line per utterance. The caller announces each
 sentence by a data packet, because on a busy machine sound has gaps, and what follows a gap is not a
-new sentence. Every prompt is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
+new sentence; and its end by another, because the gap may be as long as the sentence. Every prompt
+is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
 """
 
 import array
@@ -35,6 +36,8 @@ from sidecar.livekit import PiperTts, PortLlm, WhisperStt
 WORD_S = 0.22  # seconds that a caller takes for a word, a little less than espeak-ng takes
 FINAL_AFTER_S = 0.4  # silence after which the recogniser ends an utterance
 SENTENCE = "a sentence begins"  # topic of the packet that announces a sentence
+SENTENCE_OVER = "a sentence is over"
+LOST_AFTER_S = 1.5  # silence after the end of a sentence whose sound was lost
 FORGOTTEN_AFTER_S = 2.0  # silence after which unannounced speech is discarded
 LOUD = 500  # mean amplitude of 16-bit samples above which somebody speaks
 CHAR_S = 0.018  # seconds that the agent takes for a character: fast, as there are many tests
@@ -114,14 +117,15 @@ class ScriptedStream(stt.RecognizeStream):
     async def _run(self) -> None:
         script: list[str] = json.loads(_room_file(".json").read_text())
         spoken_s = silent_s = 0.0
-        shown = ended = begun = 0
+        shown = ended = begun = over = 0
 
-        def begins(packet: rtc.DataPacket) -> None:
-            nonlocal begun
+        def announced(packet: rtc.DataPacket) -> None:
+            nonlocal begun, over
             begun += packet.topic == SENTENCE
+            over = begun if packet.topic == SENTENCE_OVER else over
 
         room: Any = get_job_context().room  # its `on` is only partly typed
-        room.on("data_received", begins)
+        room.on("data_received", announced)
         async for frame in self._input_ch:
             if not isinstance(frame, rtc.AudioFrame):
                 continue
@@ -130,14 +134,16 @@ class ScriptedStream(stt.RecognizeStream):
                 silent_s = 0.0
             else:
                 silent_s += frame.duration
-            if spoken_s < 2 * frame.duration or not script:
+            lost = over > ended and silent_s >= LOST_AFTER_S
+            if (spoken_s < 2 * frame.duration and not lost) or not script:
                 continue
             if ended == begun:
                 if silent_s >= FORGOTTEN_AFTER_S:
                     spoken_s = silent_s = 0.0
                 continue
             words = script[0].split()
-            known = min(int((spoken_s + silent_s) / WORD_S), len(words))
+            heard = len(words) if lost else int((spoken_s + silent_s) / WORD_S)
+            known = min(heard, len(words))
             if silent_s >= FINAL_AFTER_S:
                 script.pop(0)
                 self._tell(stt.SpeechEventType.FINAL_TRANSCRIPT, " ".join(words[:known]))
