@@ -155,12 +155,12 @@ def python_of_the_image() -> Path:
 
 def rights_missing() -> str:
     """Return what is missing to make such a root here; empty if nothing is."""
-    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    probe = ["unshare", "--net", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
     if (
         os.geteuid()
         or subprocess.run(probe, check=False, capture_output=True, timeout=20).returncode
     ):
-        return "root and a mount namespace are needed to try the image without an engine"
+        return "root and namespaces of mounts and network are needed to try the image without an engine"
     return ""
 
 
@@ -205,6 +205,16 @@ def built(directory: Path, *, lock: str) -> Path:
     return directory / "opt/sidecar"
 
 
+_LOOPBACK = """
+import fcntl, socket, struct, sys
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+print("up", flush=True)
+sys.stdin.read()
+"""
+"""Brings up the loopback interface of a new network, and stays until its input ends."""
+
+
 class Image:
     """A stage, ready to run commands in it.
 
@@ -212,10 +222,20 @@ class Image:
         stage: Its environment, user and volumes are used.
         venv: A virtual environment made at /opt/sidecar, or one that is relocatable.
         copied: Files of the checkout, by their paths in the stage.
+        own_network: Its ports are its own, as in a container; nothing outside is reached.
     """
 
-    def __init__(self, stage: Stage, venv: Path, copied: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        venv: Path,
+        copied: Mapping[str, Path] | None = None,
+        *,
+        own_network: bool = False,
+    ) -> None:
         self._stage = stage
+        self._own_network = own_network
+        self._network: subprocess.Popen[bytes] | None = None
         self._venv = venv
         home = re.search(r"^home = (.+)/bin$", (venv / "pyvenv.cfg").read_text(), re.MULTILINE)
         assert home is not None
@@ -236,9 +256,19 @@ class Image:
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o755)
             shutil.copy(source, directory)
+        if self._own_network:
+            self._network = subprocess.Popen(
+                ["unshare", "--net", sys.executable, "-c", _LOOPBACK],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert self._network.stdout is not None
+            assert self._network.stdout.readline() == b"up\n"
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._network is not None:
+            self._network.communicate(timeout=20)  # its input ends, and so does it
         shutil.rmtree(self._directory)
 
     def start(
@@ -264,8 +294,10 @@ class Image:
             binds.append((str(scratch), "/tmp"))
         inside = {"PATH": "/usr/bin:/bin"} | self._stage.env | dict(env or {})
         inside["PATH"] = inside["PATH"].replace("$PATH", "/usr/bin:/bin")
+        network = f"--net=/proc/{self._network.pid}/ns/net" if self._network else ""
         return subprocess.Popen(
             [
+                *(("nsenter", network) if network else ()),
                 *("unshare", "--mount", "sh", "-c", _ROOT + _RUN, "image"),
                 *(str(self._directory / "root"), self._prefix),
                 *(part for bind in binds for part in bind),

@@ -290,7 +290,8 @@ def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Pat
         "LIVEKIT_API_SECRET": "a secret of this test, and of it alone",
     }
     venv = locked(outside, wheel, "speech")
-    with Image(stage, venv, {target: ROOT / source}) as image:
+    # Its health is asked at a fixed port, which another worker of this machine may have.
+    with Image(stage, venv, {target: ROOT / source}, own_network=True) as image:
         assert image.run(stage.health)[0] != 0
         process = image.start(stage.command, env, tmp=True)
         log: list[str] = []
