@@ -160,7 +160,7 @@ def rights_missing() -> str:
         os.geteuid()
         or subprocess.run(probe, check=False, capture_output=True, timeout=20).returncode
     ):
-        return "root and namespaces of mounts and network are needed to try the image without an engine"
+        return "to try the image without an engine takes root, and namespaces of mounts and network"
     return ""
 
 
