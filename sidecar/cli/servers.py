@@ -20,6 +20,7 @@ from sidecar.untrusted import MALFORMED
 _CLOCK_WRONG_S = 5.0
 _CONNECT_S = 3.0
 _ANSWER_S = 15.0
+_LATE = "no answer in time"
 
 
 async def letta_answers(settings: Settings) -> list[Finding]:
@@ -46,8 +47,7 @@ async def letta_answers(settings: Settings) -> list[Finding]:
             )
         ]
     except (LettaError, TimeoutError) as error:
-        said = error.message if isinstance(error, LettaError) else "no answer in time"
-        hint = error.hint if isinstance(error, LettaError) else ""
+        said, hint = _why(error)
         app_server = settings.letta_generation == "app-server"
         named = "LETTA_APP_SERVER_URL" if app_server else "LETTA_BASE_URL and LETTA_API_KEY"
         fix = hint or f"check {named}"
@@ -136,8 +136,7 @@ async def model_answers(settings: Settings) -> Finding:
             async for _ in llm.stream([{"role": "user", "content": "Say: ok"}]):
                 break
     except (SidecarError, TimeoutError) as error:
-        said = error.message if isinstance(error, SidecarError) else "no answer in time"
-        hint = error.hint if isinstance(error, SidecarError) else ""
+        said, hint = _why(error)
         fix = hint or "check LLM_BASE_URL, LLM_API_KEY and LLM_MODEL"
         return Finding("language model", "bad", f"{llm.name}: {said}", fix)
     finally:
@@ -180,6 +179,11 @@ def collector_answers() -> Finding:
         fix = "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT: calls go on without it"
         return Finding("traces", "warning", f"{where} does not answer", fix)
     return Finding("traces", "ok", f"{where} answers ({protocol})")
+
+
+def _why(error: SidecarError | TimeoutError) -> tuple[str, str]:
+    """Return what went wrong, and the remedy if it is known."""
+    return (error.message, error.hint) if isinstance(error, SidecarError) else (_LATE, "")
 
 
 def _connects(host: str, port: int) -> bool:

@@ -12,7 +12,7 @@ from sidecar.channels.vapi.alignment import Pair, Runs, align, alike, words_of
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, Stretch
 from sidecar.channels.vapi.joined import Joined
 from sidecar.channels.vapi.stored import Entry
-from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, heard_again, placed
+from sidecar.channels.vapi.windows import LIMIT, CallSoFar, Sighting, goes_on, heard_again, placed
 
 _NEAR = 8
 
@@ -169,7 +169,7 @@ def parted(
     for stretch in stretches:
         parts += stretch.rest()
     after = parts[later:]
-    if len(after) < len(tail) or not all(map(_goes_on, tail, after)):
+    if len(after) < len(tail) or not all(map(goes_on, tail, after)):
         return None
     return parts, pairs
 
@@ -307,11 +307,6 @@ def _beside(old: Sequence[Entry], new: Sequence[Stretch], *, last_word: bool) ->
 
 def _alike(old: Stretch, new: Stretch) -> bool:
     return old.speaker == new.speaker and alike(words_of(old.text), words_of(new.text))
-
-
-def _goes_on(begun: Stretch, said: Stretch) -> bool:
-    words = words_of(begun.text)
-    return begun.speaker == said.speaker and words_of(said.text)[: len(words)] == words
 
 
 def common_start(stored: Sequence[Entry], stretches: Sequence[Stretch]) -> int:

@@ -206,12 +206,15 @@ def shown_before(known: Sequence[Stretch], shown: Sequence[Stretch]) -> list[Pai
         [(one.speaker, one.text) for one in shown[:-1]],
     )
     end = place + len(shown) - 1
-    if length < len(shown) - 1 or known[end].speaker != shown[-1].speaker:
-        return []
-    last = words_of(shown[-1].text)
-    if words_of(known[end].text)[: len(last)] != last:
+    if length < len(shown) - 1 or not goes_on(shown[-1], known[end]):
         return []
     return [(place + n, n) for n in range(len(shown))]
+
+
+def goes_on(begun: Stretch, said: Stretch) -> bool:
+    """Whether a speaker's words are those of an earlier guess, or more."""
+    words = words_of(begun.text)
+    return begun.speaker == said.speaker and words_of(said.text)[: len(words)] == words
 
 
 def begins_within(known: Stretch, shown: Stretch, *, agreed: bool) -> bool:
