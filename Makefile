@@ -22,6 +22,8 @@ LETTA ?= stand-in
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
+# The tests start some two hundred processes, and the installed packages are not compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint \
 	types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
