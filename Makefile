@@ -17,7 +17,7 @@ SHIP_VENV := .ship-venv
 LITELLM_VENV := .litellm-venv
 KILLS ?= 200
 # Tests at a time, on two cores: most of the slow ones wait for voices and servers, not for a core.
-JOBS ?= 3
+JOBS ?= 4
 LETTA ?= stand-in
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
