@@ -1,4 +1,4 @@
-"""Fixtures for every test, and how tests share processes when `make test` runs two at a time."""
+"""Fixtures for every test, and how tests share the processes of `make test`."""
 
 import os
 
