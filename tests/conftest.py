@@ -1,5 +1,6 @@
 """Fixtures for every test, and how tests share the processes of `make test`."""
 
+import gc
 import os
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("backend")
     if mark is not None and "anyio_backend" in metafunc.fixturenames:
         metafunc.parametrize("anyio_backend", mark.args, indirect=True)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was collected, which lives to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupedScheduling:

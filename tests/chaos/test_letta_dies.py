@@ -47,40 +47,31 @@ async def delivered(letta: Letta, post: Post) -> None:
             await anyio.sleep(0.2)
 
 
-async def test_a_server_that_is_down_takes_nothing(
-    world: RealWorld, letta_server: LettaStack
-) -> None:
-    """A refused connection means that nothing was posted, and a read reports Letta unavailable."""
-    agent_id = await new_agent(world)
-    post = await new_post(world, agent_id)
-    letta_server.kill_letta()
-    try:
-        with pytest.raises(LettaUnavailable):
-            await world.letta.read_blocks(agent_id)
-        with pytest.raises(NotAccepted):
-            await world.letta.post(post)
-        with pytest.raises(LettaUnavailable):
-            await world.letta.find(post)
-    finally:
-        letta_server.start_letta()
-    await delivered(world.letta, post)
-    assert await world.copies(post) == 1
-
-
 async def test_a_batch_survives_a_server_killed_over_it(
     world: RealWorld, letta_server: LettaStack
 ) -> None:
     """A run that died with its server counts as running until the cut-off, then as absent."""
+    # While the server is down, nothing is posted, and a read reports Letta unavailable.
     # The dead run's lock in Redis would refuse the batch for 300 s, so Redis is emptied here.
     agent_id = await new_agent(world)
     post = await new_post(world, agent_id, "[[remember human: Saw it die]]")
+    other_agent_id = await new_agent(world)
+    other = await new_post(world, other_agent_id)
     await world.stall_model()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(lost_post, world.letta, post))
         await until_running(world.letta, post)
         letta_server.kill_letta()
     await world.release_model()
-    letta_server.start_letta()
+    try:
+        with pytest.raises(LettaUnavailable):
+            await world.letta.read_blocks(other_agent_id)
+        with pytest.raises(NotAccepted):
+            await world.letta.post(other)
+        with pytest.raises(LettaUnavailable):
+            await world.letta.find(other)
+    finally:
+        letta_server.start_letta()
     assert await world.letta.find(post) == "running"
     age_s = time.time() - post.first_sent_at_s
     later = RestLetta(world.base_url, letta_server.api_key, run_cutoff_s=age_s / 2)
@@ -94,6 +85,8 @@ async def test_a_batch_survives_a_server_killed_over_it(
     await delivered(later, post)
     assert await world.copies(post) == 1
     assert (await value_of(later, agent_id)).count("Saw it die") == 1
+    await delivered(later, other)
+    assert await world.copies(other) == 1
 
 
 async def lost_post(letta: Letta, post: Post) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,8 +339,18 @@ def test_making_it_real(shell: Shell) -> None:
     assert "DEMO" not in written
 
 
+def all_but_ours(directory: Path) -> Path:
+    """Make a directory of the packages that are installed here, the sidecar's own left out."""
+    directory.mkdir()
+    for found in Path(sysconfig.get_path("purelib")).iterdir():
+        if not re.match(r"_*(editable|letta_voice_sidecar)", found.name):
+            (directory / found.name).symlink_to(found)
+    return directory
+
+
 def test_getting_started(tmp_path: Path) -> None:
     """The wheel is built, installed by pip into a new environment, and its sidecar serves."""
+    # What it depends on is there already; tests/e2e/test_shipping.py installs that as well.
     checkout = tmp_path / "checkout"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -357,6 +368,7 @@ def test_getting_started(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "home", checkout)
     shell.env["PATH"] = os.environ["PATH"]  # so that only the installed `sidecar` is found
     shell.env["PIP_NO_COMPILE"] = "1"  # a start compiles what it needs
+    shell.env["PYTHONPATH"] = str(all_but_ours(tmp_path / "installed"))
     assert "page " in shell.play("docs/getting-started.md", "As a package")
     Shell(tmp_path / "another").play("docs/getting-started.md", "From a checkout")
 
