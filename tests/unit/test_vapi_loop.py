@@ -5,7 +5,7 @@ import gc
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.tools.recall import Recall
+from tests.cpu_time import slowness
 from tests.quiet import Quiet
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
@@ -191,12 +192,10 @@ HISTORIES: Mapping[str, Callable[[], list[dict[str, str]]]] = {
 
 
 @pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Keep the garbage collector from scanning the test run's own objects."""
+def collected() -> None:
+    """Let the garbage collector pass over what earlier tests left."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.anyio
@@ -237,9 +236,10 @@ async def test_no_history_holds_the_loop(
         directory.mkdir(mode=0o700)
         took = await taken(directory)
         blocked_s = {name: min(took[name], blocked_s.get(name, took[name])) for name in took}
-        if max(blocked_s.values()) <= BLOCKED_S:
+        limit_s = BLOCKED_S * slowness()
+        if max(blocked_s.values()) <= limit_s:
             return
-    assert {name: longest_s for name, longest_s in blocked_s.items() if longest_s > BLOCKED_S} == {}
+    assert {name: longest_s for name, longest_s in blocked_s.items() if longest_s > limit_s} == {}
 
 
 @pytest.mark.anyio
@@ -251,7 +251,7 @@ async def test_no_escapes_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Monk
         for end, status in ((b'"}]}', 200), (b'"', 400)):
             body = b'{"messages":[{"role":"user","content":"' + halves + end
             assert await routes.post(routes.chat, body) == status
-    assert loop.longest_s < BLOCKED_S
+    assert loop.longest_s < BLOCKED_S * slowness()
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ from sidecar.llm.passing import Passing
 from sidecar.llm.port import Reply, ToolCall
 from sidecar.llm.reader import ANSWER_BYTES, FRAME_BYTES, ChatReader, is_audible
 from sidecar.llm.writer import ChatWriter
+from tests.cpu_time import at_most, slowness
 from tests.llm.answers import (
     ANSWERS,
     CALL,
@@ -181,11 +182,10 @@ class TestReading:
     def test_long_answers_hold_nobody(self, kind: type[ChatReader | Passing], body: bytes) -> None:
         """Each part of an answer is looked at once, however the answer is broken up."""
         reader = kind()
-        began_s = time.thread_time()
-        for at in range(0, len(body), 4096):
-            reader.feed(body[at : at + 4096])
-        reader.close()
-        assert time.thread_time() - began_s < CPU_S
+        with at_most(CPU_S):
+            for at in range(0, len(body), 4096):
+                reader.feed(body[at : at + 4096])
+            reader.close()
 
     @pytest.mark.parametrize("size", [FRAME_BYTES - 2_000, 4 * FRAME_BYTES])
     @pytest.mark.parametrize("kind", [ChatReader, Passing])
@@ -207,7 +207,7 @@ class TestReading:
             took_s.append(time.thread_time() - began_s)
         finally:
             gc.enable()
-        assert max(took_s) < PIECE_S
+        assert max(took_s) < PIECE_S * slowness()
 
     @given(
         st.lists(st.sampled_from(["{", "}", '"', "\\", "a", '{"a":', "[1]", r"\\", r"\""])),

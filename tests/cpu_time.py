@@ -1,0 +1,45 @@
+"""Bounds of CPU time that hold on a slow machine as they do on a fast one."""
+
+import gc
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+_ROUNDS: Final = 100_000
+_ROUNDS_S: Final = 0.007
+"""CPU time of the loop on the machine of docs/benchmarks.md, about."""
+
+
+def slowness() -> float:
+    """Return how many times slower this machine is just now than that of docs/benchmarks.md.
+
+    At least 1. It takes some tens of milliseconds to measure.
+    """
+    return max(1.0, min(_loop_s() for _ in range(3)) / _ROUNDS_S)
+
+
+def _loop_s() -> float:
+    total = 0
+    began_s = time.thread_time()
+    for number in range(_ROUNDS):
+        total += number * number
+    return time.thread_time() - began_s
+
+
+@contextmanager
+def at_most(limit_s: float) -> Generator[None]:
+    """Fail if the block takes more CPU time of this thread than `limit_s` on that machine.
+
+    The garbage collector rests meanwhile: it would look at whatever earlier tests left.
+    """
+    slow = slowness()
+    gc.disable()
+    try:
+        began_s = time.thread_time()
+        yield
+        took_s = time.thread_time() - began_s
+    finally:
+        gc.enable()
+    slow = max(slow, slowness())
+    assert took_s < limit_s * slow, f"{took_s:.3f} s of CPU on a machine {slow:.1f} times slower"
