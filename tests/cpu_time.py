@@ -1,6 +1,7 @@
 """Bounds of CPU time that hold on a slow machine as they do on a fast one."""
 
 import gc
+import statistics
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ def slowness() -> float:
 
     At least 1. It takes some tens of milliseconds to measure.
     """
-    return max(1.0, min(_loop_s() for _ in range(3)) / _ROUNDS_S)
+    return max(1.0, statistics.median(_loop_s() for _ in range(5)) / _ROUNDS_S)
 
 
 def _loop_s() -> float:

@@ -42,7 +42,6 @@ pytestmark = [
     pytest.mark.chaos,
     pytest.mark.real_letta,
     pytest.mark.anyio,
-    pytest.mark.timeout(120),
 ]
 
 SETTLE_S = 45.0

@@ -84,7 +84,6 @@ class TestOracle:
         assert verdict.mixed == 2
 
 
-@pytest.mark.timeout(300)
 def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
     """After 12 kills at random, every acked turn is in Letta once and in its call's order."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -94,7 +93,6 @@ def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
     assert verdict.turns > 50
 
 
-@pytest.mark.timeout(300)
 def test_the_loop_can_lose(tmp_path: Path) -> None:
     """If workers wait for acks while the sidecar is away, killing both loses turns."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -103,7 +101,6 @@ def test_the_loop_can_lose(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_letta
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("app_server_program")
 def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
     """The real App Server, slowed and killed, digests each acked turn once and in order."""
@@ -114,7 +111,6 @@ def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
     assert verdict.turns > 5
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", ["no_lookup", "no_horizon", "trusted_503"])
 def test_the_loop_can_fail(tmp_path: Path, mutation: str) -> None:
     """Without look-ups, without the horizon or trusting a 503, turns are delivered twice."""

@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.chaos,
     pytest.mark.real_letta,
     pytest.mark.anyio,
-    pytest.mark.timeout(400),
 ]
 
 SETTLE_S = 60.0

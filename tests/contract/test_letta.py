@@ -37,7 +37,7 @@ from tests.contract.letta_worlds import (
 )
 from tests.letta_server.stack import MODEL, LettaStack
 
-pytestmark = [pytest.mark.contract, pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
 STAND_INS = ["stand-in", "stand-in-no-redis"]
 REAL = ["real", "real-no-redis"]

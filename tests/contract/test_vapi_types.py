@@ -30,7 +30,7 @@ from tests.vapi.api import Api
 from tests.vapi.bodies import ASSISTANT_REQUEST, SENT, model_request
 from tests.vapi.model import Model
 
-pytestmark = [pytest.mark.contract, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "vapi"

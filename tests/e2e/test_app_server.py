@@ -12,7 +12,7 @@ from tests.app_server.stack import AppServerStack
 from tests.console_page import opened
 from tests.sidecar_process import SidecarProcess, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ def measured(key: str) -> dict[str, Any]:
     return dict(figures[key])
 
 
-@pytest.mark.timeout(300)
 def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
     """Whatever Letta does, a turn is one LLM call, and every prompt holds the memory once."""
     rows = measured("prompt_path")
@@ -47,7 +46,6 @@ def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
     assert rows["no memory"]["llm_calls_per_turn"] == 1.0
 
 
-@pytest.mark.timeout(300)
 def test_every_turn_sent_over_the_link_is_acked() -> None:
     """At any speed, from one client and from four, every turn is acked."""
     figures = measured("journal")
@@ -57,7 +55,6 @@ def test_every_turn_sent_over_the_link_is_acked() -> None:
     assert all(row["unacked"] == 0 and row["max_per_s"] > 0 for row in linked)
 
 
-@pytest.mark.timeout(300)
 def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
     """Letta gets exactly what was said, over HTTP and in process."""
     figures = measured("delivery")
@@ -66,7 +63,6 @@ def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
         assert (0, 0, 0) == (row["lost"], row["doubled"], row["misordered"])
 
 
-@pytest.mark.timeout(300)
 def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
     """Each way has its ratio for each number of streams, and every cut stream was closed."""
     figures = measured("vapi")
@@ -85,7 +81,6 @@ def test_the_comparison_is_skipped_with_a_word(
     assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
-@pytest.mark.timeout(300)
 def test_an_idle_sidecar_is_weighed() -> None:
     """The benchmark reports memory and CPU for each kind of Letta."""
     figures = measured("idle")

@@ -22,7 +22,7 @@ from tests.browser import Browser, Tab, chromium
 from tests.ports import free_port
 from tests.sidecar_process import RESTARTED, SidecarProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / ".screenshots"

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from tests.dockerfile import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 MKDOCS = ROOT / ".docs-venv/bin/mkdocs"
 SOURCES = ("docs", "mkdocs.yml", "examples/vapi/README.md", "ops", "sidecar")

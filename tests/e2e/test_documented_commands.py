@@ -32,7 +32,7 @@ from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_docs import names_in
 from tests.unit.test_ops_files import compose, manifests, pod, unit_file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 BIN = ROOT / ".venv/bin"
 OURS = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "VOICE_", "COVERAGE", "XDG_")

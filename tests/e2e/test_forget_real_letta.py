@@ -13,7 +13,7 @@ from tests.e2e.test_cli import Cli
 from tests.letta_server.stack import LettaStack
 from tests.sidecar_process import SidecarProcess, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
 
 def asked(stack: LettaStack, path: str) -> tuple[int, Any]:

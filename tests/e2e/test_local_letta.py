@@ -14,7 +14,7 @@ from tests.console_page import opened
 from tests.e2e.test_cli import Cli, bytes_below
 from tests.sidecar_process import SidecarProcess, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
 
 def env_of(program: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.e2e.test_cli import Cli
 from tests.letta_server.stack import EMBEDDING, MODEL, LettaStack
 from tests.sidecar_process import SidecarProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
 BLOCKS = (
     Block("calls", "", "past calls", limit_chars=5_000),

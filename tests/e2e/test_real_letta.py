@@ -10,7 +10,7 @@ from tests.console_page import opened
 from tests.letta_server.stack import LettaStack
 from tests.sidecar_process import SidecarProcess, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real_letta, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
 
 def settings(stack: LettaStack) -> dict[str, str]:

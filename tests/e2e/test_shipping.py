@@ -27,7 +27,7 @@ from tests.ports import free_port
 from tests.sidecar_process import SidecarProcess, eventually, get
 from tests.unit.test_ops_files import PATHS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.e2e
 
 UV = str(ROOT / ".venv/bin/uv")
 STAGES = stages()

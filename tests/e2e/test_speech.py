@@ -21,7 +21,7 @@ from tests.sidecar_process import SidecarProcess, eventually
 for part in ("faster_whisper", "piper"):
     pytest.importorskip(part, reason="offline speech is not installed: run `make setup-dev`")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 PHONE = "+12025550120"
 

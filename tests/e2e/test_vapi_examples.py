@@ -12,7 +12,7 @@ import pytest
 
 from tests.vapi.api import Api
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.e2e
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "vapi"
 

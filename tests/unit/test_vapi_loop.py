@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -199,7 +200,6 @@ def collected() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("shape", HISTORIES)
 async def test_no_history_holds_the_loop(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,16 +230,18 @@ async def test_no_history_holds_the_loop(
                 took[name] = loop.longest_s
         return took
 
-    blocked_s: dict[str, float] = {}
+    blocked_s: dict[str, float] = {}  # as on a machine that is not slow
     for attempt in range(_TRIES):
         directory = tmp_path / str(attempt)
         directory.mkdir(mode=0o700)
+        slow = slowness()
         took = await taken(directory)
-        blocked_s = {name: min(took[name], blocked_s.get(name, took[name])) for name in took}
-        limit_s = BLOCKED_S * slowness()
-        if max(blocked_s.values()) <= limit_s:
+        slow = max(slow, slowness())
+        for name, took_s in took.items():
+            blocked_s[name] = min(took_s / slow, blocked_s.get(name, math.inf))
+        if max(blocked_s.values()) <= BLOCKED_S:
             return
-    assert {name: longest_s for name, longest_s in blocked_s.items() if longest_s > limit_s} == {}
+    assert {name: longest_s for name, longest_s in blocked_s.items() if longest_s > BLOCKED_S} == {}
 
 
 @pytest.mark.anyio
