@@ -21,12 +21,14 @@ from typing_extensions import override
 
 from sidecar.errors import JournalCorrupt, JournalError, JournalLocked
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sqlite import SqliteJournal, batches, forgetting, reads, writes
+from sidecar.journal.sql import batches, forgetting, reads, writes
+from sidecar.journal.sql.transaction import Transaction
+from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.backup import back_up
 from sidecar.journal.sqlite.file import execute
 from sidecar.journal.sqlite.reports import reports_of_file
 from sidecar.journal.sqlite.threads import Threads
-from sidecar.journal.sqlite.transactions import Transaction
+from sidecar.journal.sqlite.transactions import SqliteTransaction
 from sidecar.model import AgentRef, Call, Turn
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
@@ -55,6 +57,11 @@ async def journal(path: Path) -> AsyncIterator[SqliteJournal]:
 
 def turn(n: int, text: str = "hello") -> Turn:
     return Turn(CALL.key, f"item-{n}", n, "caller", text, 1_800_000_000.0)
+
+
+def connection_of(tx: Transaction) -> apsw.Connection:
+    assert isinstance(tx, SqliteTransaction)
+    return tx._connection
 
 
 async def store_calls(
@@ -92,11 +99,12 @@ async def steps_of(
         return False
 
     def counted(tx: Transaction) -> None:
-        tx._connection.set_progress_handler(step, 10)
+        connection = connection_of(tx)
+        connection.set_progress_handler(step, 10)
         try:
             ask(tx)
         finally:
-            tx._connection.set_progress_handler(None)
+            connection.set_progress_handler(None)
 
     executor = journal._executor
     await (executor.write(counted) if writing else executor.read(counted))
@@ -318,7 +326,7 @@ class TestThreads:
         plans = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         asked: list[str] = []
 
-        class Asking(Transaction):
+        class Asking(SqliteTransaction):
             @override
             def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
                 asked.extend(str(row[3]) for row in execute(plans, f"EXPLAIN QUERY PLAN {sql}"))
@@ -504,7 +512,7 @@ class TestForeignFiles:
             assert await again.replay(batch.batch_id, now_s=now_s + 9)
             (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
             assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
-            assert await again._executor.read(lambda tx: schema_of(tx._connection)) == made
+            assert await again._executor.read(lambda tx: schema_of(connection_of(tx))) == made
         finally:
             await again.aclose()
         async with reports_of_file(path) as reports:
@@ -518,12 +526,12 @@ class TestForeignFiles:
         assert "SIDECAR_DATA_DIR" in refused.value.hint
 
 
-class Interrupted(Transaction):
+class Interrupted(SqliteTransaction):
     """A read during which another connection appends a turn after each statement."""
 
     def __init__(self, reader: apsw.Connection, writer: apsw.Connection) -> None:
         super().__init__(reader)
-        self._writer = Transaction(writer)
+        self._writer = SqliteTransaction(writer)
         self._next = 2
 
     @override

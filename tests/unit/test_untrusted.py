@@ -24,7 +24,7 @@ TEXTS = st.text(st.characters(codec=None), max_size=40) | st.text(
 )
 OF_OUR_OWN = {
     "wire/schema.py": "a schema that msgspec wrote",
-    "journal/sqlite/reads.py": "figures that the journal wrote",
+    "journal/sql/reads.py": "figures that the journal wrote",
     "channels/vapi/upstream.py": "a body that was read before",
     "cli/callers.py": "an answer that `reach` has read",
 }

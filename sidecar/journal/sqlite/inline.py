@@ -8,9 +8,10 @@ import anyio.lowlevel
 import apsw
 
 from sidecar.errors import JournalError
-from sidecar.journal.sqlite.executor import Bell
+from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import journal_error
-from sidecar.journal.sqlite.transactions import Job, Transaction, commit, read
+from sidecar.journal.sqlite.transactions import Job, commit, read
 
 T = TypeVar("T")
 

@@ -17,9 +17,10 @@ import apsw
 from typing_extensions import override
 
 from sidecar.errors import JournalError, JournalFull
-from sidecar.journal.sqlite.executor import Bell
+from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import FileLock, Reserve, is_write_fault, journal_error
-from sidecar.journal.sqlite.transactions import Job, Transaction, commit, read
+from sidecar.journal.sqlite.transactions import Job, commit, read
 
 T = TypeVar("T")
 

@@ -9,11 +9,16 @@ from typing import Any
 import apsw
 
 from sidecar.errors import CallError
+from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import execute, is_write_fault, journal_error
 
 
-class Transaction:
-    """What an operation gets: SQL, and a way to say that something may be due earlier."""
+class SqliteTransaction:
+    """A `Transaction` on one connection.
+
+    Args:
+        connection: Used by one thread at a time.
+    """
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
@@ -31,6 +36,11 @@ class Transaction:
         """Run a statement and return how many rows it changed."""
         execute(self._connection, sql, values)
         return self._connection.changes()
+
+    def write_nothing_new(self) -> None:
+        """Write the first page as it is."""
+        ((version,),) = self.rows("PRAGMA user_version")
+        self.run(f"PRAGMA user_version = {version}")
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
@@ -57,7 +67,7 @@ class Job:
 def read(connection: apsw.Connection, job: Job, path: Path) -> None:
     """Run a read, on the state of the last commit."""
     try:
-        job.value = job.operation(Transaction(connection))
+        job.value = job.operation(SqliteTransaction(connection))
     except Exception as error:  # noqa: BLE001 - whoever waits gets it
         job.error = journal_error(error, path)
 
@@ -71,7 +81,7 @@ def commit(connection: apsw.Connection, jobs: Sequence[Job], path: Path) -> bool
     Raises:
         apsw.Error: none of them was stored.
     """
-    transaction = Transaction(connection)
+    transaction = SqliteTransaction(connection)
     execute(connection, "BEGIN IMMEDIATE")
     try:
         for job in jobs:

@@ -1,0 +1,107 @@
+"""What the journal stores of one caller, and how all of it is erased."""
+
+from collections.abc import Sequence
+
+from sidecar.errors import CallerBusy
+from sidecar.journal.erasure import StoredOfCaller
+from sidecar.journal.sql.batches import free_lane
+from sidecar.journal.sql.tombstones import bury, seal_of
+from sidecar.journal.sql.transaction import Transaction
+from sidecar.model import AgentRef
+
+
+def stored_of_caller(tx: Transaction, caller_key: str) -> StoredOfCaller:
+    """Return what is stored of a caller."""
+    if not caller_key:
+        return StoredOfCaller((), 0, 0, 0, 0, 0, (), (), None)
+    calls = tx.rows("SELECT key FROM calls WHERE caller_key = ? ORDER BY id", caller_key)
+    live, turns, undelivered = tx.rows(
+        "SELECT count(*) FILTER (WHERE closed_at_s IS NULL), coalesce(sum(head), 0),"
+        " coalesce(sum(head - acked), 0) FROM calls WHERE caller_key = ?",
+        caller_key,
+    )[0]
+    dead, under_way = tx.rows(
+        "SELECT count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'sending')"
+        " FROM batches WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )[0]
+    lanes = [
+        (AgentRef.of_lane(name), agent_id)
+        for name, agent_id in tx.rows(
+            "SELECT name, agent_id FROM lanes WHERE id IN"
+            " (SELECT id FROM lanes WHERE substr(name, instr(name, '/') + 1) = ?2"
+            "  UNION SELECT lane FROM calls WHERE caller_key = ?1)",
+            caller_key,
+            f"caller/{caller_key}",
+        )
+    ]
+    own = next((agent for ref, agent in lanes if ref.caller_key == caller_key), None)
+    agents = {ref.agent_id or agent for ref, agent in lanes} - {None}
+    conversations = tx.rows(
+        "SELECT l.name, l.agent_id, c.conversation_id FROM calls c JOIN lanes l ON l.id = c.lane"
+        " WHERE c.caller_key = ? AND c.conversation_id IS NOT NULL ORDER BY c.id",
+        caller_key,
+    )
+    return StoredOfCaller(
+        tuple(key for (key,) in calls),
+        live,
+        turns,
+        undelivered,
+        dead,
+        under_way,
+        tuple(sorted(agents)),
+        tuple(
+            (AgentRef.of_lane(lane).agent_id or agent or "", c) for lane, agent, c in conversations
+        ),
+        own,
+    )
+
+
+def erase_caller(
+    tx: Transaction, caller_key: str, *, also: Sequence[str], secret: bytes, now_s: float
+) -> int:
+    """Erase all calls of a caller, with a tombstone for each, and for those in `also`.
+
+    Returns:
+        How many turns.
+
+    Raises:
+        CallerBusy: a call is live or a batch under way; nothing was erased.
+    """
+    if not caller_key:
+        return 0
+    stored = stored_of_caller(tx, caller_key)
+    if stored.live_calls:
+        raise CallerBusy("a call of this caller is live", hint="try again when it has ended")
+    if stored.under_way:
+        raise CallerBusy(
+            "a batch of this caller is on its way to Letta", hint="try again in a minute"
+        )
+    bury(tx, (seal_of(secret, key) for key in (*stored.calls, *also)), now_s=now_s)
+    lanes = tx.rows("SELECT DISTINCT lane FROM calls WHERE caller_key = ?", caller_key)
+    for (lane,) in lanes:
+        tx.run(
+            "UPDATE lanes SET open_batch = NULL WHERE id = ?2 AND open_batch IN"
+            " (SELECT id FROM batches WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1))",
+            caller_key,
+            lane,
+        )
+    erased = tx.run(
+        "DELETE FROM turns WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )
+    tx.run(
+        "DELETE FROM batches WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )
+    tx.run("DELETE FROM calls WHERE caller_key = ?", caller_key)
+    for (lane,) in lanes:
+        row = tx.row("SELECT open_batch, hold_s FROM lanes WHERE id = ?", lane)
+        if row is not None and row[0] is None:
+            free_lane(tx, lane, now_s=now_s, hold_until_s=row[1])
+    tx.run(
+        "DELETE FROM lanes WHERE substr(name, instr(name, '/') + 1) = ?"
+        " AND NOT EXISTS (SELECT 1 FROM calls WHERE lane = lanes.id)",
+        f"caller/{caller_key}",
+    )
+    return erased

@@ -1,0 +1,317 @@
+"""`SqlJournal`: every port of the journal, implemented by SQL that an `Executor` runs."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from sidecar.errors import CallError
+from sidecar.journal.erasure import StoredOfCaller
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sql import batches, forgetting, reads, tombstones, writes
+from sidecar.journal.sql.executor import Executor
+from sidecar.journal.sql.reports import SqlReports
+from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
+
+if TYPE_CHECKING:
+    from sidecar.journal.port import Journal
+
+_MANY_TURNS = 500
+"""From this many on, turns are checked in a thread: redacting them takes milliseconds."""
+
+
+class SqlJournal(SqlReports):
+    """A journal in an SQL database.
+
+    Promises beyond `Journal`: an append whose caller is cancelled is still stored; reads do not
+    delay appends; when there is no room, settling and erasing go on.
+
+    Args:
+        executor: Runs the operations; closed with the journal.
+        policy: When turns are due.
+        secret: Keys the tombstones.
+        clock: Unix time in seconds.
+        redact: Returns a turn's text as it may be kept; no other text reaches the database.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        policy: PostPolicy,
+        secret: bytes,
+        clock: Callable[[], float] = time.time,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        super().__init__(executor)
+        self._executor = executor
+        self._secret = secret
+        self._policy = policy
+        self._clock = clock
+        self._redact = redact
+
+    @property
+    def has_room(self) -> bool:
+        """Whether appends are accepted: False from when the disk is full until space returns."""
+        return self._executor.has_room
+
+    # Calls and turns
+
+    async def open_call(self, call: Call) -> Call:
+        """See `Journal.open_call`."""
+        _check_text(call.key, call.caller_key, call.channel)
+        now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
+        return await self._executor.write(
+            lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
+        )
+
+    async def identify(self, call: Call) -> Call:
+        """See `Journal.identify`."""
+        _check_text(call.key, call.caller_key)
+        now_s = self._clock()
+        seal = tombstones.seal_of(self._secret, call.key)
+        return await self._executor.write(
+            lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            grows=True,
+        )
+
+    async def append(self, turns: Sequence[Turn]) -> None:
+        """See `Journal.append`."""
+        turns = self._checked(turns)
+        now_s = self._clock()
+        await self._executor.write(
+            lambda tx: writes.append(tx, turns, now_s=now_s, policy=self._policy), grows=True
+        )
+
+    def _checked(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Return the turns as they may be kept.
+
+        Raises:
+            CallError: a lone surrogate, or a `seq` beyond `MAX_SEQ` (`bad_value`).
+        """
+        for turn in turns:
+            _check_text(turn.text, turn.item_id, turn.call)
+            if turn.seq > MAX_SEQ:
+                raise CallError("bad_value", "a turn's seq is too large", hint="count from 1")
+        redact = self._redact
+        if redact is None:
+            return turns
+        return [replace(turn, text=redact(turn.text)) for turn in turns]
+
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
+        """See `Journal.rewrite`."""
+        if len(turns) < _MANY_TURNS:
+            turns = self._checked(turns)
+        else:
+            turns = await anyio.to_thread.run_sync(self._checked, turns)
+        now_s = self._clock()
+        return await self._executor.write(
+            lambda tx: writes.rewrite(
+                tx, key, turns, unchanged=unchanged, now_s=now_s, policy=self._policy
+            ),
+            grows=True,
+        )
+
+    async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
+        """See `Journal.close_call`."""
+        now_s = self._clock()
+        await self._executor.write(
+            lambda tx: writes.close_call(
+                tx, key, at_s=at_s, final=final, now_s=now_s, policy=self._policy
+            )
+        )
+
+    async def try_write(self) -> None:
+        """See `Journal.try_write`."""
+        await self._executor.write(lambda tx: tx.write_nothing_new(), grows=True)
+
+    async def hurry(self, *, now_s: float) -> None:
+        """See `Journal.hurry`."""
+        await self._executor.write(lambda tx: writes.hurry(tx, now_s=now_s))
+
+    async def erase_settled(self, *, before_s: float) -> int:
+        """See `Journal.erase_settled`."""
+        erased = 0
+        while True:
+            some = await self._executor.write(lambda tx: writes.erase_ended(tx, before_s=before_s))
+            if some is None:
+                break
+            erased += some
+        await self._executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
+        return erased
+
+    async def stored_of_caller(self, caller_key: str) -> StoredOfCaller:
+        """See `Journal.stored_of_caller`."""
+        return await self._executor.read(lambda tx: forgetting.stored_of_caller(tx, caller_key))
+
+    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
+        """See `Journal.erase_caller`.
+
+        Raises:
+            CallerBusy: see `Journal.erase_caller`.
+        """
+        return await self._executor.write(
+            lambda tx: forgetting.erase_caller(
+                tx, caller_key, also=also, secret=self._secret, now_s=now_s
+            )
+        )
+
+    async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
+        """See `Journal.said_of`. Reads some calls at a time, so that other reads wait less."""
+        left, found, after = set(pieces), set[bytes](), 0
+        while left:
+            last, said = await self._executor.read(
+                lambda tx, after=after, left=tuple(left): reads.said_of(tx, left, after=after)
+            )
+            if last is None:
+                break
+            found |= said
+            left -= said
+            after = last
+        return found
+
+    # What was learnt from Letta
+
+    async def agent_of(self, ref: AgentRef) -> str | None:
+        """See `Journal.agent_of`."""
+        return await self._executor.read(lambda tx: reads.agent_of(tx, ref))
+
+    async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
+        """See `Journal.learn_agent`."""
+        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, agent_id))
+
+    async def forget_agent(self, ref: AgentRef) -> None:
+        """See `Journal.forget_agent`."""
+        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, None))
+
+    async def learn_conversation(self, key: str, conversation_id: str) -> None:
+        """See `Journal.learn_conversation`."""
+        await self._executor.write(lambda tx: writes.learn_conversation(tx, key, conversation_id))
+
+    # Batches
+
+    async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
+        """See `Journal.claim`."""
+        return await self._executor.write(
+            lambda tx: batches.claim(
+                tx, limit, now_s=now_s, post_timeout_s=post_timeout_s, policy=self._policy
+            )
+        )
+
+    async def take_back(
+        self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
+    ) -> None:
+        """See `Journal.take_back`."""
+        await self._executor.write(
+            lambda tx: batches.take_back(
+                tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=self._policy
+            )
+        )
+
+    async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
+        """See `Journal.resend`."""
+        return await self._executor.write(
+            lambda tx: batches.resend(
+                tx, batch.batch_id, now_s=now_s, post_timeout_s=post_timeout_s
+            )
+        )
+
+    async def settle(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.settle`."""
+        await self._executor.write(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
+
+    async def release(
+        self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
+    ) -> None:
+        """See `Journal.release`."""
+        await self._executor.write(
+            lambda tx: batches.release(
+                tx,
+                batch.batch_id,
+                due_s=due_s,
+                unknown=unknown,
+                over=over,
+                error=error,
+                now_s=now_s,
+            )
+        )
+
+    async def retire(
+        self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
+    ) -> None:
+        """See `Journal.retire`."""
+        await self._executor.write(
+            lambda tx: batches.retire(
+                tx, batch.batch_id, error=error, now_s=now_s, hold_until_s=hold_until_s
+            )
+        )
+
+    async def split(self, batch: Batch, *, now_s: float) -> None:
+        """See `Journal.split`."""
+        await self._executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
+
+    async def replay(self, batch_id: str, *, now_s: float) -> bool:
+        """See `Journal.replay`."""
+        return await self._executor.write(lambda tx: batches.replay(tx, batch_id, now_s=now_s))
+
+    async def drop(self, batch_id: str, *, now_s: float) -> bool:
+        """See `Journal.drop`."""
+        return await self._executor.write(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
+
+    # The state of delivery
+
+    async def next_due_s(self) -> float | None:
+        """See `Journal.next_due_s`."""
+        return await self._executor.read(reads.next_due_s)
+
+    async def wait(self, timeout_s: float) -> None:
+        """See `Journal.wait`."""
+        await self._executor.wait(timeout_s)
+
+    async def recent(
+        self, ref: AgentRef, *, caller_key: str, except_call: str, since_s: float, limit: int
+    ) -> tuple[Turn, ...]:
+        """See `Journal.recent`."""
+        if not caller_key or not ref.known:
+            return ()
+        return await self._executor.read(
+            lambda tx: reads.recent(
+                tx,
+                ref,
+                caller_key=caller_key,
+                except_call=except_call,
+                since_s=since_s,
+                limit=limit,
+            )
+        )
+
+    async def live_calls(self) -> list[Call]:
+        """See `Journal.live_calls`."""
+        return await self._executor.read(reads.live_calls)
+
+    async def aclose(self) -> None:
+        """See `Journal.aclose`."""
+        await self._executor.stop()
+
+
+def _check_text(*texts: str) -> None:
+    """Refuse text that UTF-8 cannot encode, before any of it is stored.
+
+    Raises:
+        CallError: a lone surrogate (`bad_value`).
+    """
+    for text in texts:
+        # Compared, because the codec's own error would carry the text.
+        if text.isascii():
+            continue
+        if text.encode("utf-8", "surrogatepass") != text.encode("utf-8", "replace"):
+            raise CallError("bad_value", "a text is no Unicode", hint="send no lone surrogates")
+
+
+if TYPE_CHECKING:
+    _EVERY_PORT: type[Journal] = SqlJournal

@@ -1,0 +1,339 @@
+"""What the journal writes about calls and turns, each function one operation inside a transaction.
+
+Invariants, kept by every operation here and in `batches.py`:
+
+* A lane's `due_s` is NULL while its open batch is being sent. Otherwise it is the time of the open
+  batch's next try, or, without an open batch, the earliest `due_s` of its calls and of what was
+  replayed, but not before `hold_s`.
+* A call's `due_s` is NULL exactly when nothing of it is pending (`sealed = head`).
+* `open_batch` names the one batch of a lane that may be under way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from sidecar.errors import CallError
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sql.reads import SELECT_CALL, call_of_row
+from sidecar.journal.sql.tombstones import is_buried
+from sidecar.journal.sql.transaction import Transaction
+from sidecar.model import AgentRef, Call, Turn, joined_consent
+
+_ERASE_CALLS = 50
+
+
+# Calls and turns
+
+
+def open_call(
+    tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy
+) -> Call:
+    """Store a call, or reopen the stored one; return it as stored.
+
+    Raises:
+        CallError: it was erased with its caller (`erased`), or belongs to another caller.
+    """
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
+    if row is None:
+        if is_buried(tx, seal):
+            raise _erased()
+        tx.run(
+            "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
+            " closed_at_s, conversation_id, consent, last_s)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            call.key,
+            _lane_id(tx, call.ref),
+            int(call.ref.known),
+            call.channel,
+            call.caller_key,
+            call.opened_at_s,
+            call.closed_at_s,
+            call.conversation_id,
+            call.consent,
+            now_s,
+        )
+        if call.caller_key:
+            _hasten_earlier(tx, call, now_s=now_s)
+        return call
+    stored = call_of_row(row)
+    if stored.caller_key not in {"", call.caller_key}:
+        raise CallError("call_claimed", "the call is stored as another caller's")
+    if stored.closed_at_s is not None:
+        tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
+        reschedule_call(tx, _row_id(tx, call.key), now_s=now_s, policy=policy)
+    consent = joined_consent(stored.consent, call.consent)
+    if consent != stored.consent:
+        tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
+    return replace(stored, closed_at_s=None, consent=consent)
+
+
+def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
+    """Make what is pending of the caller's other calls in this lane due now."""
+    lane = _lane_id(tx, call.ref)
+    if tx.run(
+        "UPDATE calls SET due_s = ?1 WHERE lane = ?2 AND due_s > ?1 AND caller_key || '' = ?3",
+        now_s,
+        lane,
+        call.caller_key,
+    ):
+        hasten_lane(tx, lane, now_s)
+
+
+def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy) -> Call:
+    """Give a call its caller, and its agent if it had none; then its turns become pending.
+
+    Raises:
+        CallError: it was erased with its caller (`erased`), or never opened.
+    """
+    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
+    if row is None:
+        raise _erased() if is_buried(tx, seal) else _unknown_call()
+    stored = call_of_row(row)
+    if stored.caller_key or (stored.ref.known and stored.ref != call.ref):
+        return stored
+    row_id = _row_id(tx, call.key)
+    tx.run("UPDATE calls SET caller_key = ? WHERE id = ?", call.caller_key, row_id)
+    if call.ref.known and not stored.ref.known:
+        tx.run(
+            "UPDATE calls SET lane = ?, deliver = 1, sealed = 0, acked = 0, due_s = NULL"
+            " WHERE id = ?",
+            _lane_id(tx, call.ref),
+            row_id,
+        )
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
+    if call.caller_key:
+        _hasten_earlier(tx, call, now_s=now_s)
+    return replace(stored, ref=call.ref, caller_key=call.caller_key)
+
+
+def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
+    """Store turns in order; those stored before are dropped."""
+    by_call: dict[str, list[Turn]] = {}
+    for turn in turns:
+        by_call.setdefault(turn.call, []).append(turn)
+    for key, of_call in by_call.items():
+        _append_to_call(tx, key, of_call, now_s=now_s, policy=policy)
+
+
+def _append_to_call(
+    tx: Transaction, key: str, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy
+) -> None:
+    row = tx.row(
+        "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls WHERE key = ?", key
+    )
+    if row is None:
+        raise _unknown_call()
+    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
+    head = first_head
+    for turn in turns:
+        head += tx.run(
+            "INSERT INTO turns(call, n, item_id, seq, speaker, text, chars, at_s,"
+            " appended_s, interrupted, metrics, traceparent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            row_id,
+            head + 1,
+            turn.item_id,
+            turn.seq,
+            turn.speaker,
+            turn.text,
+            len(turn.text),
+            turn.at_s,
+            now_s,
+            int(turn.interrupted),
+            msgspec.json.encode(turn.metrics).decode() if turn.metrics else None,
+            turn.traceparent or None,
+        )
+    if head == first_head:
+        return
+    if not deliver:
+        tx.run(
+            "UPDATE calls SET head = ?1, sealed = ?1, acked = ?1, last_s = ?2 WHERE id = ?3",
+            head,
+            now_s,
+            row_id,
+        )
+        return
+    # The oldest pending turn was appended now, or `due_s` already counts from an older one.
+    due = policy.due_s(
+        pending=head - sealed, oldest_s=now_s, closed=closed_at_s is not None, now_s=now_s
+    )
+    if due is None or (due_s is not None and due_s <= due):
+        due = None
+    tx.run(
+        "UPDATE calls SET head = ?, due_s = ?, last_s = ? WHERE id = ?",
+        head,
+        due_s if due is None else due,
+        now_s,
+        row_id,
+    )
+    if due is not None:
+        hasten_lane(tx, lane, due)
+
+
+def rewrite(
+    tx: Transaction,
+    key: str,
+    turns: Sequence[Turn],
+    *,
+    unchanged: int,
+    now_s: float,
+    policy: PostPolicy,
+) -> int:
+    """Replace the turns of a call after the first `unchanged`; return how many are in batches.
+
+    The new turns wait no longer for their post than the replaced ones would have.
+    """
+    row = tx.row("SELECT id, deliver, sealed FROM calls WHERE key = ?", key)
+    if row is None:
+        raise _unknown_call()
+    row_id, deliver, sealed = row
+    if deliver and sealed > unchanged:
+        return sealed
+    (oldest_s,) = tx.rows(
+        "SELECT min(appended_s) FROM turns WHERE call = ? AND n > ?", row_id, unchanged
+    )[0]
+    tx.run("DELETE FROM turns WHERE call = ? AND n > ?", row_id, unchanged)
+    (head,) = tx.rows("SELECT count(*) FROM turns WHERE call = ?", row_id)[0]
+    tx.run("UPDATE calls SET head = ?, due_s = NULL WHERE id = ?", head, row_id)
+    if not deliver:
+        tx.run("UPDATE calls SET sealed = ?1, acked = ?1 WHERE id = ?2", head, row_id)
+    _append_to_call(tx, key, turns, now_s=now_s, policy=policy)
+    if oldest_s is not None:
+        tx.run(
+            "UPDATE turns SET appended_s = ? WHERE call = ? AND n = ?", oldest_s, row_id, head + 1
+        )
+    reschedule_call(tx, row_id, now_s=now_s, policy=policy)
+    return sealed if deliver else 0
+
+
+def close_call(
+    tx: Transaction,
+    key: str,
+    *,
+    at_s: float,
+    now_s: float,
+    policy: PostPolicy,
+    final: bool = False,
+) -> None:
+    """Mark a call as ended; what is pending of it becomes due."""
+    row_id = _row_id(tx, key)
+    if final:
+        tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
+    if tx.run(
+        "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, row_id
+    ):
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
+
+
+def hurry(tx: Transaction, *, now_s: float) -> None:
+    """Make all that is pending due now."""
+    tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s)
+    tx.run(
+        "UPDATE lanes SET due_s = max(?1, hold_s)"
+        " WHERE open_batch IS NULL AND due_s > max(?1, hold_s)",
+        now_s,
+    )
+    tx.wakes = True
+
+
+# What was learnt from Letta
+
+
+def learn_agent(tx: Transaction, ref: AgentRef, agent_id: str | None) -> None:
+    """Store or forget the agent of a lane; a change forgets the old agent's conversations."""
+    lane = _lane_id(tx, ref)
+    (before,) = tx.rows("SELECT agent_id FROM lanes WHERE id = ?", lane)[0]
+    if before == agent_id:
+        return
+    tx.run("UPDATE lanes SET agent_id = ? WHERE id = ?", agent_id, lane)
+    if before is not None:
+        tx.run("UPDATE calls SET conversation_id = NULL WHERE lane = ?", lane)
+
+
+def learn_conversation(tx: Transaction, key: str, conversation_id: str) -> None:
+    """Store the conversation of a call."""
+    tx.run("UPDATE calls SET conversation_id = ? WHERE key = ?", conversation_id, key)
+
+
+# Retention
+
+
+def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
+    """Erase some calls that ended before `before_s`; return how many turns, None: no call left.
+
+    Only some at a time, because an append waits for the transaction it shares with them.
+    """
+    calls = tx.rows(
+        "SELECT id FROM calls c WHERE coalesce(closed_at_s, last_s) < ? AND head = acked"
+        " AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.call = c.id"
+        "  AND b.state NOT IN ('settled', 'dropped')) LIMIT ?",
+        before_s,
+        _ERASE_CALLS,
+    )
+    if not calls:
+        return None
+    erased = 0
+    for (row_id,) in calls:
+        erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
+        tx.run("DELETE FROM batches WHERE call = ?", row_id)
+        tx.run("DELETE FROM calls WHERE id = ?", row_id)
+    return erased
+
+
+# When things are due
+
+
+def reschedule_call(tx: Transaction, row_id: int, *, now_s: float, policy: PostPolicy) -> None:
+    """Compute a call's due time again, and make its lane due no later."""
+    lane, closed_at_s, pending, oldest_s, deliver = tx.rows(
+        "SELECT lane, closed_at_s, head - sealed,"
+        " (SELECT appended_s FROM turns t WHERE t.call = c.id AND t.n = c.sealed + 1), deliver"
+        " FROM calls c WHERE id = ?",
+        row_id,
+    )[0]
+    if not deliver:
+        return
+    due_s = policy.due_s(
+        pending=pending, oldest_s=oldest_s or now_s, closed=closed_at_s is not None, now_s=now_s
+    )
+    tx.run("UPDATE calls SET due_s = ? WHERE id = ?", due_s, row_id)
+    if due_s is not None:
+        hasten_lane(tx, lane, due_s)
+
+
+def hasten_lane(tx: Transaction, lane: int, due_s: float) -> None:
+    """Make an idle lane due at `due_s`, or when its hold ends, unless it is due earlier."""
+    if tx.run(
+        "UPDATE lanes SET due_s = max(?1, hold_s) WHERE id = ?2 AND open_batch IS NULL"
+        " AND (due_s IS NULL OR due_s > max(?1, hold_s))",
+        due_s,
+        lane,
+    ):
+        tx.wakes = True
+
+
+# Rows
+
+
+def _lane_id(tx: Transaction, ref: AgentRef) -> int:
+    row = tx.row("SELECT id FROM lanes WHERE name = ?", ref.lane)
+    if row is None:
+        (row,) = tx.rows("INSERT INTO lanes(name) VALUES (?) RETURNING id", ref.lane)
+    return row[0]
+
+
+def _row_id(tx: Transaction, key: str) -> int:
+    row = tx.row("SELECT id FROM calls WHERE key = ?", key)
+    if row is None:
+        raise _unknown_call()
+    return row[0]
+
+
+def _unknown_call() -> CallError:
+    return CallError("unknown_call", "no such call was opened", hint="send call.open first")
+
+
+def _erased() -> CallError:
+    return CallError("erased", "the call was erased with its caller")
