@@ -315,9 +315,9 @@ class _Talk:
                 self._committed.set()
 
     async def talk(self) -> None:
-        """Say one thing after another while the floor is open."""
+        """Say one thing after another while the floor is open, and until one is measured."""
         number = 0
-        while self._floor.open:
+        while self._floor.open or number <= WARM_UP_TURNS:
             number += 1
             await anyio.sleep(self._dice.uniform(*PAUSE_S))
             with anyio.fail_after(TURN_S):

@@ -75,7 +75,7 @@ class Tab:
         assert "exceptionDetails" not in answer, (expression, answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    def until(self, expression: str, *, within_s: float = 20.0) -> Any:
+    def until(self, expression: str, *, within_s: float = 60.0) -> Any:
         """Return the expression's value once it is true."""
         deadline = time.monotonic() + within_s
         while not (value := self.read(expression)):
@@ -85,7 +85,7 @@ class Tab:
             self.command("Runtime.evaluate", expression=_PAUSE, awaitPromise=True)
         return value
 
-    def shows(self, text: str, *, within: str = "body", within_s: float = 20.0) -> None:
+    def shows(self, text: str, *, within: str = "body", within_s: float = 60.0) -> None:
         """Wait until a part of the page shows a text."""
         self.until(
             f"(document.querySelector({json.dumps(within)})?.innerText ?? '')"
@@ -93,7 +93,7 @@ class Tab:
             within_s=within_s,
         )
 
-    def says(self, text: str, *, within: str, within_s: float = 20.0) -> None:
+    def says(self, text: str, *, within: str, within_s: float = 60.0) -> None:
         """Wait until a part of the page shows exactly this text, as another may contain it."""
         self.until(
             f"document.querySelector({json.dumps(within)})?.innerText.trim()"

@@ -24,7 +24,7 @@ class Page:
     def send(self, **frame: object) -> None:
         self._socket.send(json.dumps(frame))
 
-    def until(self, kind: str, *, within_s: float = 20.0, **fields: object) -> dict[str, Any]:
+    def until(self, kind: str, *, within_s: float = 60.0, **fields: object) -> dict[str, Any]:
         """Receive until a frame of this type and these values."""
         deadline = time.monotonic() + within_s
         while True:

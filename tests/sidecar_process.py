@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-START_S = 50.0
+START_S = 120.0
 
 
 class SidecarProcess:
@@ -206,7 +206,7 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def eventually(what: Callable[[], bool], *, within_s: float = 20.0, saying: str = "") -> None:
+def eventually(what: Callable[[], bool], *, within_s: float = 60.0, saying: str = "") -> None:
     """Return as soon as `what` holds; fail if that takes longer than the limit."""
     deadline = time.monotonic() + within_s
     while not what():
