@@ -248,7 +248,7 @@ class Loop:
             worker.stop(within_s=20.0)
 
     def until_delivered(self) -> Verdict:
-        """Wait until nothing is undelivered or spooled, then judge."""
+        """Wait until nothing is undelivered or spooled, or a mutation has shown, then judge."""
         deadline = time.monotonic() + self.letta.recover_s
         while time.monotonic() < deadline:
             if self._undelivered() == 0 and not list(
@@ -257,6 +257,8 @@ class Loop:
                 threading.Event().wait(QUIET_S)
                 if self._undelivered() == 0:
                     break
+            if self.options.mutation and self.verdict().doubled:
+                break
             threading.Event().wait(0.1)
         else:
             self.options.say(f"not all was delivered within {self.letta.recover_s:g} s")

@@ -54,7 +54,7 @@ class Letta(Protocol):
     moods: Sequence[str]
     env: Mapping[str, str]
     """The sidecar's settings for it."""
-    recover_s: float = 120.0
+    recover_s: float = 900.0
     """How long delivery may take once all faults are over."""
 
     def start(self) -> None:
@@ -277,7 +277,6 @@ class AppServer(Letta):
     """
 
     moods = ("well", "well", "slow", "slow", "frozen", "killed")
-    recover_s = 900.0
 
     def __init__(self, directory: Path) -> None:
         self._stack = AppServerStack(directory / "app-server")
