@@ -257,8 +257,10 @@ class Loop:
                 threading.Event().wait(QUIET_S)
                 if self._undelivered() == 0:
                     break
-            if self.options.mutation and self.verdict().doubled:
-                break
+            if self.options.mutation in MUTATIONS:
+                if self.verdict().doubled:
+                    break
+                threading.Event().wait(QUIET_S)  # a verdict reads every message
             threading.Event().wait(0.1)
         else:
             self.options.say(f"not all was delivered within {self.letta.recover_s:g} s")

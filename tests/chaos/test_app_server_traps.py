@@ -34,6 +34,7 @@ from tests.contract.letta_worlds import (
     new_agent,
     new_post,
     next_post,
+    takes_nothing,
     until_running,
     value_of,
 )
@@ -217,12 +218,7 @@ async def test_a_server_killed_mid_turn_loses_and_doubles_nothing(world: AppServ
         await at_work(world, post)
         world.stack.kill_server()
     try:
-        with pytest.raises(LettaUnavailable):
-            await world.letta.read_blocks(agent_id)
-        with pytest.raises(NotAccepted):
-            await world.letta.post(post)
-        with pytest.raises(LettaUnavailable):
-            await world.letta.find(post)
+        await takes_nothing(world.letta, agent_id, post)
     finally:
         world.stack.start_server()
     await world.slow_model(0.0)

@@ -11,7 +11,14 @@ import pytest
 from sidecar.errors import LettaUnavailable, NotAccepted, OutcomeUnknown
 from sidecar.letta.port import Finding, Letta, Post
 from sidecar.letta.rest.letta import RestLetta
-from tests.contract.letta_worlds import RealWorld, new_agent, new_post, until_running, value_of
+from tests.contract.letta_worlds import (
+    RealWorld,
+    new_agent,
+    new_post,
+    takes_nothing,
+    until_running,
+    value_of,
+)
 from tests.letta_server.stack import LettaStack
 
 pytestmark = [
@@ -63,12 +70,7 @@ async def test_a_batch_survives_a_server_killed_over_it(
         letta_server.kill_letta()
     await world.release_model()
     try:
-        with pytest.raises(LettaUnavailable):
-            await world.letta.read_blocks(other_agent_id)
-        with pytest.raises(NotAccepted):
-            await world.letta.post(other)
-        with pytest.raises(LettaUnavailable):
-            await world.letta.find(other)
+        await takes_nothing(world.letta, other_agent_id, other)
     finally:
         letta_server.start_letta()
     assert await world.letta.find(post) == "running"

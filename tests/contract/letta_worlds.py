@@ -15,11 +15,12 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 from letta_client import AsyncLetta
 from typing_extensions import override
 
 from sidecar.demo.model import DemoModel
-from sidecar.errors import LlmError
+from sidecar.errors import LettaUnavailable, LlmError, NotAccepted
 from sidecar.letta.app_server.history import text_of
 from sidecar.letta.app_server.letta import AppServerLetta
 from sidecar.letta.app_server.socket import Sockets
@@ -347,6 +348,16 @@ def next_post(agent_id: str, conversation_id: str, words: str) -> Post:
 
 async def value_of(letta: Letta, agent_id: str, label: str = "human") -> str:
     return next(b.value for b in await letta.read_blocks(agent_id) if b.label == label)
+
+
+async def takes_nothing(letta: Letta, agent_id: str, post: Post) -> None:
+    """A server that is down: nothing was posted for sure, and reads report it unavailable."""
+    with pytest.raises(LettaUnavailable):
+        await letta.read_blocks(agent_id)
+    with pytest.raises(NotAccepted):
+        await letta.post(post)
+    with pytest.raises(LettaUnavailable):
+        await letta.find(post)
 
 
 async def until_running(letta: Letta, post: Post) -> None:

@@ -365,7 +365,7 @@ def test_words_cannot_command_the_terminal(sidecar: SidecarProcess, cli: Cli) ->
 
 
 def test_help_is_instant(cli: Cli) -> None:
-    """`sidecar --help` loads neither the server nor the SDKs, and costs little CPU time."""
+    """`sidecar --help` loads neither the server nor the SDKs, and costs under 0.3 s of CPU."""
     before = os.times().children_user
     assert "doctor" in cli.ok("--help")
     assert os.times().children_user - before < 0.3 * slowness()
