@@ -9,9 +9,10 @@ import apsw
 
 from sidecar.errors import JournalError
 from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.threads import Job
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import journal_error
-from sidecar.journal.sqlite.transactions import Job, commit, read
+from sidecar.journal.sqlite.transactions import commit, read
 
 T = TypeVar("T")
 

@@ -1,14 +1,14 @@
 """Operations on one connection: each runs wholly or not at all."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from sidecar.errors import CallError
+from sidecar.journal.sql.threads import Job
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import execute, is_write_fault, journal_error
 
@@ -53,15 +53,6 @@ class SqliteTransaction:
             yield
         finally:
             execute(self._connection, "ROLLBACK")
-
-
-@dataclass(slots=True)
-class Job:
-    """An operation, and what it ended with: a value or an error."""
-
-    operation: Callable[[Transaction], Any]
-    value: Any = None
-    error: Exception | None = None
 
 
 def read(connection: apsw.Connection, job: Job, path: Path) -> None:

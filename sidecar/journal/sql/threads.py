@@ -1,0 +1,132 @@
+"""Threads that own one connection each and run operations in the order in which they come."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sidecar.errors import JournalError
+from sidecar.journal.sql.transaction import Transaction
+
+T = TypeVar("T")
+
+_GROUP_LIMIT = 512
+
+
+@dataclass(slots=True)
+class Job:
+    """An operation, and what it ended with: a value or an error."""
+
+    operation: Callable[[Transaction], Any]
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Queued(Job):
+    """A job on its way. `grows`: it stores more, and is refused when the disk is full."""
+
+    future: "asyncio.Future[Any]"
+    grows: bool = False
+
+    def settle(self) -> None:
+        """Hand the result over, on the loop; its caller may have stopped waiting."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.value)
+
+
+class Worker:
+    """A thread that owns one connection and takes jobs in order, all that wait at once.
+
+    The queue is bounded by those that submit: a link's call, a page and a request each wait for
+    what they submitted before they submit more, and are themselves bounded in bytes.
+
+    Args:
+        name: Of the thread.
+        idle_s: How long no job comes before `_rest` is called; None: it never is.
+    """
+
+    def __init__(self, name: str, *, idle_s: float | None = None) -> None:
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, operation: Callable[[Transaction], T], *, grows: bool = False
+    ) -> "asyncio.Future[T]":
+        """Queue an operation. A caller that stops waiting does not stop the operation.
+
+        Raises:
+            JournalError: the journal is closed.
+        """
+        if self._closing:
+            raise JournalError("the journal is closed")
+        job = Queued(operation, future=self._loop.create_future(), grows=grows)
+        self._jobs.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        """Finish what is queued, close the connection and return when the thread has ended."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.put(None)
+        self._thread.join()
+
+    def _groups(self) -> Iterator[list[Queued]]:
+        """Yield the waiting jobs, at most some hundred at a time, until `stop`."""
+        while True:
+            group: list[Queued] = []
+            job = self._next()
+            while job is not None:
+                group.append(job)
+                if len(group) == _GROUP_LIMIT or self._jobs.empty():
+                    break
+                job = self._jobs.get()
+            if group:
+                yield group
+            if job is None:
+                return
+
+    def _next(self) -> Queued | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=self._idle_s)
+            except queue.Empty:
+                self._rest()
+
+    def _run(self) -> None:
+        for group in self._groups():
+            self._carry_out(group)
+            try:
+                self._loop.call_soon_threadsafe(self._hand_over, group)
+            except RuntimeError:  # the loop is closed; what was committed stays committed
+                break
+        self._disconnect()
+
+    def _hand_over(self, group: list[Queued]) -> None:
+        for job in group:
+            job.settle()
+
+    def _carry_out(self, group: list[Queued]) -> None:
+        raise NotImplementedError
+
+    def _rest(self) -> None:
+        """Do what is to be done while no job comes. May take no longer than a job."""
+
+    def _disconnect(self) -> None:
+        raise NotImplementedError
+
+
+def fail(group: list[Queued], error: JournalError) -> None:
+    """Let every job of a group end with this error."""
+    for job in group:
+        job.error = error
