@@ -20,6 +20,7 @@ KILLS ?= 200
 # machine it takes the cores that the rooms need to speak and hear in time.
 JOBS ?= 3
 LETTA ?= stand-in
+JOURNAL ?= sqlite
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
@@ -109,12 +110,14 @@ app-server: $(APP_SERVER_VENV)/.installed ## Install the Letta App Server
 app-server: ## (Letta's current generation)
 
 debian: ## Install the Debian packages that the tests use
-debian: ## (redis-server, espeak-ng, git, systemd, chromium)
+debian: ## (redis-server, espeak-ng, git, systemd, chromium, postgresql, pgbouncer)
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
 	command -v git >/dev/null || missing="$$missing git"; \
 	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	ls /usr/sbin/pgbouncer >/dev/null 2>&1 || missing="$$missing pgbouncer"; \
 	if [ -n "$$missing" ]; then \
 	  as=""; [ "$$(id -u)" = 0 ] || as=sudo; \
 	  echo "installing$$missing"; \
@@ -174,8 +177,8 @@ bench-litellm: ## Measure the VAPI endpoint beside the LiteLLM proxy, installed 
 	@$(BIN)/python -m benchmarks litellm
 
 chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost,
-chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server)
-	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA)
+chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL=sqlite|postgres)
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \
@@ -190,7 +193,9 @@ lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.i
 	$$compile pyproject.toml -o requirements/worker.txt && \
 	$$compile pyproject.toml --extra speech -o requirements/speech.txt && \
 	$$compile pyproject.toml --extra server -o requirements/run.txt && \
-	$$compile pyproject.toml --extra server --extra speech --extra dev -o requirements/dev.txt
+	$$compile pyproject.toml --extra server --extra postgres -o requirements/postgres.txt && \
+	$$compile pyproject.toml --extra server --extra postgres --extra speech --extra dev \
+	  -o requirements/dev.txt
 
 docs: $(DOCS_VENV)/.installed ## Build the documentation site into site/, with no broken link
 	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

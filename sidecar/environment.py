@@ -22,6 +22,7 @@ JSON_LIMIT_CHARS: Final = 131_072
 SECRET_CHARS: Final = 16
 MAKE_ONE: Final = "make one with: openssl rand -hex 16"
 WS_SCHEMES: Final = ("ws", "wss")
+DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 HTTP_SCHEMES: Final = ("http", "https")
 _NAME_LIMIT_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -156,6 +157,17 @@ def base_url(text: str, schemes: Sequence[str]) -> str:
     if "?" in checked or "#" in checked:
         raise ValueError("leave out what stands from ? or # on: paths are added to it")
     return checked
+
+
+def database_url(text: str) -> str:
+    """Return a URL as libpq reads it: several hosts, a socket's directory, settings after `?`."""
+    starts = " or ".join(f"{scheme}://" for scheme in DATABASE_SCHEMES)
+    if not text.startswith(tuple(f"{scheme}://" for scheme in DATABASE_SCHEMES)):
+        raise ValueError(f"start it with {starts}, or unset it to use SQLite")
+    plain(text)
+    if re.search(r"\s", text):
+        raise ValueError("write a blank in it as %20")
+    return text
 
 
 def host(text: str) -> str:

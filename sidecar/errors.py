@@ -161,8 +161,26 @@ class JournalFull(JournalError):
     retryable = True
 
 
+class NoJournal(JournalError):
+    """No sidecar has made a journal there yet."""
+
+
 class JournalLocked(JournalError):
-    """Another process holds the journal file."""
+    """Another process writes to the journal."""
+
+
+class JournalAway(JournalError):
+    """The journal's database does not answer. Nothing of the failed operation was stored."""
+
+    retryable = True
+
+
+class JournalRefused(JournalError):
+    """The journal's database can't be used as it is, until someone changes it or its setting."""
+
+
+class LeaseLost(JournalError):
+    """Another sidecar writes to the journal now. Nothing of the failed operation was stored."""
 
 
 class JournalCorrupt(JournalError):

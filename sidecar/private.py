@@ -214,6 +214,21 @@ def installation_secret(directory: Path) -> bytes:
     )
 
 
+def has_secret(directory: Path) -> bool:
+    """Whether a start has made a secret in this directory."""
+    return (directory / _SECRET_FILE).is_file()
+
+
+def is_installation_secret(directory: Path, secret: bytes) -> bool:
+    """Whether a directory's own secret is this one; it is from here on if there was none."""
+    kept = _read_or_make(
+        directory / _SECRET_FILE,
+        good=lambda found: len(found) >= _SECRET_BYTES,
+        make=lambda: secret,
+    )
+    return kept == secret
+
+
 def link_token(directory: Path) -> str:
     """Return the token of this data directory, made on the first start; file 0600.
 

@@ -10,7 +10,11 @@ from xdist.remote import Producer  # pyright: ignore[reportMissingTypeStubs]
 
 from tests.schedule import GroupedScheduling
 
-pytest_plugins = ["tests.letta_server.fixtures", "tests.app_server.fixtures"]
+pytest_plugins = [
+    "tests.letta_server.fixtures",
+    "tests.app_server.fixtures",
+    "tests.postgres.fixtures",
+]
 
 # The time that an example takes depends on the machine's load, not on the product.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

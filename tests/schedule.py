@@ -19,6 +19,7 @@ from xdist.scheduler.loadscope import (  # pyright: ignore[reportMissingTypeStub
 
 LETTA: Final = "letta"
 APP_SERVER: Final = "app-server"
+POSTGRES: Final = "postgres"
 _SERVER_OF_MODULE: Final = {
     "test_letta_dies": LETTA,
     "test_real_letta": LETTA,
@@ -26,6 +27,9 @@ _SERVER_OF_MODULE: Final = {
     "test_move": LETTA,
     "test_app_server": APP_SERVER,
     "test_app_server_traps": APP_SERVER,
+    "test_postgres": POSTGRES,
+    "test_postgres_journal": POSTGRES,
+    "test_journal_copy": POSTGRES,
 }
 _SERVER_OF_TEST: Final = {"test_the_second_call_recalls_what_letta_made_of_the_first": LETTA}
 _KIND: Final = re.compile(r"[\[-](real|app-server)[-\]]")
@@ -38,6 +42,8 @@ def group_of(nodeid: str) -> str:
     """Return the name of the group of a test; its own id where it has none."""
     path, _, test = nodeid.partition("::")
     module = PurePosixPath(path).stem
+    if re.search(r"[\[-]postgres[-\]]", test):
+        return POSTGRES
     if module == "test_letta" and (kind := _KIND.search(test)):
         return APP_SERVER if kind[1] == APP_SERVER else LETTA
     if server := _SERVER_OF_MODULE.get(module) or _SERVER_OF_TEST.get(test):

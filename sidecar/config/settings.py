@@ -28,10 +28,12 @@ from sidecar import environment
 from sidecar.config.json_once import NamedTwice, named_once
 from sidecar.config.kinds import (
     Allowed,
+    DatabaseUrl,
     Flag,
     HeaderValues,
     Host,
     HttpUrl,
+    InstallationSecret,
     LettaPassword,
     LiveKitUrl,
     OneOrTwoSecrets,
@@ -92,6 +94,8 @@ class Settings(BaseSettings):
 
     # Where it keeps things
     data_dir: StatePath = Field(default_factory=default_data_dir, alias="SIDECAR_DATA_DIR")
+    journal_url: DatabaseUrl = Field(None, alias="SIDECAR_JOURNAL_URL")
+    secret: InstallationSecret = Field(None, alias="SIDECAR_SECRET")
     spool_dir: StatePath | None = Field(None, alias="SIDECAR_SPOOL_DIR")
     retention_days: float = Field(30, alias="SIDECAR_RETENTION_DAYS", gt=0, le=36_500)
 

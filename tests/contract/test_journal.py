@@ -10,6 +10,7 @@ import pytest
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.port import Journal
+from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -24,8 +25,14 @@ POST_TIMEOUT_S = 30.0
 
 
 @pytest.fixture(
-    params=[("memory", "asyncio"), ("memory", "trio"), ("sqlite", "asyncio")],
-    ids=["memory-asyncio", "memory-trio", "sqlite"],
+    params=[
+        ("memory", "asyncio"),
+        ("memory", "trio"),
+        ("sqlite", "asyncio"),
+        ("postgres", "asyncio"),
+        ("pooled", "asyncio"),
+    ],
+    ids=["memory-asyncio", "memory-trio", "sqlite", "postgres", "postgres-pooled"],
 )
 def engine(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
@@ -42,13 +49,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def journal(engine: tuple[str, str], clock: Clock, tmp_path: Path) -> AsyncIterator[Journal]:
+async def journal(
+    engine: tuple[str, str], clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Journal]:
     if engine[0] == "memory":
         yield MemoryJournal(POLICY, clock=clock)
+        return
+    if engine[0] in {"postgres", "pooled"}:
+        url = request.getfixturevalue("postgres").emptied()
+        if engine[0] == "pooled":
+            url = request.getfixturevalue("pooler").url(url)
+        opened = await PostgresJournal.open(url, secret=b"s" * 32, policy=POLICY, clock=clock)
     else:
         opened = await SqliteJournal.open(tmp_path / "journal.db", policy=POLICY, clock=clock)
-        yield opened
-        await opened.aclose()
+    yield opened
+    await opened.aclose()
 
 
 def call(name: str = "one", ref: AgentRef = REF, caller_key: str = "k1") -> Call:

@@ -10,6 +10,7 @@ from sidecar.errors import CallerBusy, CallError
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.port import Journal
+from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
 from sidecar.testing.memory_journal import MemoryJournal
@@ -23,7 +24,7 @@ NOTHING = StoredOfCaller((), 0, 0, 0, 0, 0, (), (), None)
 SECRET = "my dog is called Barnaby the Ninth"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -34,15 +35,20 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def journal(engine: str, clock: Clock, tmp_path: Path) -> AsyncIterator[Journal]:
+async def journal(
+    engine: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Journal]:
+    policy = PostPolicy(max_turns=20, max_age_s=60.0)
     if engine == "memory":
-        yield MemoryJournal(PostPolicy(max_turns=20, max_age_s=60.0), clock=clock)
+        yield MemoryJournal(policy, clock=clock)
+        return
+    if engine == "postgres":
+        url = request.getfixturevalue("postgres").emptied()
+        opened = await PostgresJournal.open(url, secret=b"s" * 32, policy=policy, clock=clock)
     else:
-        opened = await SqliteJournal.open(
-            tmp_path / "journal.db", policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=clock
-        )
-        yield opened
-        await opened.aclose()
+        opened = await SqliteJournal.open(tmp_path / "journal.db", policy=policy, clock=clock)
+    yield opened
+    await opened.aclose()
 
 
 async def had(

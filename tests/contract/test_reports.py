@@ -9,6 +9,8 @@ import pytest
 
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.port import Journal
+from sidecar.journal.postgres import PostgresJournal
+from sidecar.journal.postgres.reports import reports_of_database
 from sidecar.journal.reports import Reports
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.reports import reports_of_file
@@ -28,7 +30,7 @@ FIXED = AgentRef("acme", agent_id="agent-fixed")
 
 @dataclass
 class ReportsBench:
-    """A journal, and what reports on it: itself, or a reader of its file."""
+    """A journal, and what reports on it: itself, or a reader of its file or database."""
 
     clock: Clock
     journal: Journal
@@ -48,7 +50,7 @@ class ReportsBench:
         )
 
 
-@pytest.fixture(params=["memory", "owner", "file"])
+@pytest.fixture(params=["memory", "owner", "file", "postgres-owner", "postgres"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReportsBench]:
     clock, policy = Clock(NOW_S), PostPolicy(max_turns=2, max_age_s=60.0)
     if request.param == "memory":
@@ -57,9 +59,18 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     path = tmp_path / "journal.db"
     async with AsyncExitStack() as stack:
+        if request.param.startswith("postgres"):
+            url = request.getfixturevalue("postgres").emptied()
+            journal = await PostgresJournal.open(url, secret=b"s" * 32, policy=policy, clock=clock)
+            stack.push_async_callback(journal.aclose)
+            reports: Reports = journal
+            if request.param == "postgres":
+                reports = await stack.enter_async_context(reports_of_database(url))
+            yield ReportsBench(clock, journal, reports)
+            return
         journal = await SqliteJournal.open(path, policy=policy, clock=clock)
         stack.push_async_callback(journal.aclose)
-        reports: Reports = journal
+        reports = journal
         if request.param == "file":
             reports = await stack.enter_async_context(reports_of_file(path))
         yield ReportsBench(clock, journal, reports)

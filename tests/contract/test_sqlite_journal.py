@@ -84,7 +84,7 @@ async def store_calls(
             tx.run("UPDATE calls SET acked = sealed, settled_s = 1e9 WHERE sealed > 0")
             tx.run("UPDATE lanes SET open_batch = NULL, due_s = 0 WHERE open_batch IS NOT NULL")
 
-    await journal._executor.write(store)
+    await journal.executor.write(store)
 
 
 async def steps_of(
@@ -106,7 +106,7 @@ async def steps_of(
         finally:
             connection.set_progress_handler(None)
 
-    executor = journal._executor
+    executor = journal.executor
     await (executor.write(counted) if writing else executor.read(counted))
     return steps
 
@@ -262,7 +262,7 @@ class TestThreads:
 
     async def test_a_slow_read_delays_no_append(self, journal: SqliteJournal) -> None:
         """An append is acked while a long read is still under way."""
-        threads = journal._executor
+        threads = journal.executor
         assert isinstance(threads, Threads)
         slow = threads.read(
             lambda tx: tx.rows(
@@ -512,7 +512,7 @@ class TestForeignFiles:
             assert await again.replay(batch.batch_id, now_s=now_s + 9)
             (replayed,) = await again.claim(1, now_s=now_s + 9, post_timeout_s=1.0)
             assert (replayed.sealed_at_s, replayed.tried_since_s) == (now_s, now_s + 9)
-            assert await again._executor.read(lambda tx: schema_of(connection_of(tx))) == made
+            assert await again.executor.read(lambda tx: schema_of(connection_of(tx))) == made
         finally:
             await again.aclose()
         async with reports_of_file(path) as reports:

@@ -47,7 +47,7 @@ class SqlJournal(SqlReports):
         redact: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(executor)
-        self._executor = executor
+        self.executor = executor
         self._secret = secret
         self._policy = policy
         self._clock = clock
@@ -56,7 +56,7 @@ class SqlJournal(SqlReports):
     @property
     def has_room(self) -> bool:
         """Whether appends are accepted: False from when the disk is full until space returns."""
-        return self._executor.has_room
+        return self.executor.has_room
 
     # Calls and turns
 
@@ -65,7 +65,7 @@ class SqlJournal(SqlReports):
         _check_text(call.key, call.caller_key, call.channel)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
             grows=True,
         )
@@ -75,7 +75,7 @@ class SqlJournal(SqlReports):
         _check_text(call.key, call.caller_key)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
             grows=True,
         )
@@ -84,7 +84,7 @@ class SqlJournal(SqlReports):
         """See `Journal.append`."""
         turns = self._checked(turns)
         now_s = self._clock()
-        await self._executor.write(
+        await self.executor.write(
             lambda tx: writes.append(tx, turns, now_s=now_s, policy=self._policy), grows=True
         )
 
@@ -110,7 +110,7 @@ class SqlJournal(SqlReports):
         else:
             turns = await anyio.to_thread.run_sync(self._checked, turns)
         now_s = self._clock()
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: writes.rewrite(
                 tx, key, turns, unchanged=unchanged, now_s=now_s, policy=self._policy
             ),
@@ -120,7 +120,7 @@ class SqlJournal(SqlReports):
     async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
-        await self._executor.write(
+        await self.executor.write(
             lambda tx: writes.close_call(
                 tx, key, at_s=at_s, final=final, now_s=now_s, policy=self._policy
             )
@@ -128,26 +128,26 @@ class SqlJournal(SqlReports):
 
     async def try_write(self) -> None:
         """See `Journal.try_write`."""
-        await self._executor.write(lambda tx: tx.write_nothing_new(), grows=True)
+        await self.executor.write(lambda tx: tx.write_nothing_new(), grows=True)
 
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
-        await self._executor.write(lambda tx: writes.hurry(tx, now_s=now_s))
+        await self.executor.write(lambda tx: writes.hurry(tx, now_s=now_s))
 
     async def erase_settled(self, *, before_s: float) -> int:
         """See `Journal.erase_settled`."""
         erased = 0
         while True:
-            some = await self._executor.write(lambda tx: writes.erase_ended(tx, before_s=before_s))
+            some = await self.executor.write(lambda tx: writes.erase_ended(tx, before_s=before_s))
             if some is None:
                 break
             erased += some
-        await self._executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
+        await self.executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
         return erased
 
     async def stored_of_caller(self, caller_key: str) -> StoredOfCaller:
         """See `Journal.stored_of_caller`."""
-        return await self._executor.read(lambda tx: forgetting.stored_of_caller(tx, caller_key))
+        return await self.executor.read(lambda tx: forgetting.stored_of_caller(tx, caller_key))
 
     async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
         """See `Journal.erase_caller`.
@@ -155,7 +155,7 @@ class SqlJournal(SqlReports):
         Raises:
             CallerBusy: see `Journal.erase_caller`.
         """
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: forgetting.erase_caller(
                 tx, caller_key, also=also, secret=self._secret, now_s=now_s
             )
@@ -165,7 +165,7 @@ class SqlJournal(SqlReports):
         """See `Journal.said_of`. Reads some calls at a time, so that other reads wait less."""
         left, found, after = set(pieces), set[bytes](), 0
         while left:
-            last, said = await self._executor.read(
+            last, said = await self.executor.read(
                 lambda tx, after=after, left=tuple(left): reads.said_of(tx, left, after=after)
             )
             if last is None:
@@ -179,25 +179,25 @@ class SqlJournal(SqlReports):
 
     async def agent_of(self, ref: AgentRef) -> str | None:
         """See `Journal.agent_of`."""
-        return await self._executor.read(lambda tx: reads.agent_of(tx, ref))
+        return await self.executor.read(lambda tx: reads.agent_of(tx, ref))
 
     async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
         """See `Journal.learn_agent`."""
-        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, agent_id))
+        await self.executor.write(lambda tx: writes.learn_agent(tx, ref, agent_id))
 
     async def forget_agent(self, ref: AgentRef) -> None:
         """See `Journal.forget_agent`."""
-        await self._executor.write(lambda tx: writes.learn_agent(tx, ref, None))
+        await self.executor.write(lambda tx: writes.learn_agent(tx, ref, None))
 
     async def learn_conversation(self, key: str, conversation_id: str) -> None:
         """See `Journal.learn_conversation`."""
-        await self._executor.write(lambda tx: writes.learn_conversation(tx, key, conversation_id))
+        await self.executor.write(lambda tx: writes.learn_conversation(tx, key, conversation_id))
 
     # Batches
 
     async def claim(self, limit: int, *, now_s: float, post_timeout_s: float) -> list[Batch]:
         """See `Journal.claim`."""
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: batches.claim(
                 tx, limit, now_s=now_s, post_timeout_s=post_timeout_s, policy=self._policy
             )
@@ -207,7 +207,7 @@ class SqlJournal(SqlReports):
         self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
     ) -> None:
         """See `Journal.take_back`."""
-        await self._executor.write(
+        await self.executor.write(
             lambda tx: batches.take_back(
                 tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=self._policy
             )
@@ -215,7 +215,7 @@ class SqlJournal(SqlReports):
 
     async def resend(self, batch: Batch, *, now_s: float, post_timeout_s: float) -> Batch:
         """See `Journal.resend`."""
-        return await self._executor.write(
+        return await self.executor.write(
             lambda tx: batches.resend(
                 tx, batch.batch_id, now_s=now_s, post_timeout_s=post_timeout_s
             )
@@ -223,13 +223,13 @@ class SqlJournal(SqlReports):
 
     async def settle(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.settle`."""
-        await self._executor.write(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
+        await self.executor.write(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
 
     async def release(
         self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
     ) -> None:
         """See `Journal.release`."""
-        await self._executor.write(
+        await self.executor.write(
             lambda tx: batches.release(
                 tx,
                 batch.batch_id,
@@ -245,7 +245,7 @@ class SqlJournal(SqlReports):
         self, batch: Batch, *, error: str, now_s: float, hold_until_s: float = 0.0
     ) -> None:
         """See `Journal.retire`."""
-        await self._executor.write(
+        await self.executor.write(
             lambda tx: batches.retire(
                 tx, batch.batch_id, error=error, now_s=now_s, hold_until_s=hold_until_s
             )
@@ -253,25 +253,25 @@ class SqlJournal(SqlReports):
 
     async def split(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.split`."""
-        await self._executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
+        await self.executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.replay`."""
-        return await self._executor.write(lambda tx: batches.replay(tx, batch_id, now_s=now_s))
+        return await self.executor.write(lambda tx: batches.replay(tx, batch_id, now_s=now_s))
 
     async def drop(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.drop`."""
-        return await self._executor.write(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
+        return await self.executor.write(lambda tx: batches.drop(tx, batch_id, now_s=now_s))
 
     # The state of delivery
 
     async def next_due_s(self) -> float | None:
         """See `Journal.next_due_s`."""
-        return await self._executor.read(reads.next_due_s)
+        return await self.executor.read(reads.next_due_s)
 
     async def wait(self, timeout_s: float) -> None:
         """See `Journal.wait`."""
-        await self._executor.wait(timeout_s)
+        await self.executor.wait(timeout_s)
 
     async def recent(
         self, ref: AgentRef, *, caller_key: str, except_call: str, since_s: float, limit: int
@@ -279,7 +279,7 @@ class SqlJournal(SqlReports):
         """See `Journal.recent`."""
         if not caller_key or not ref.known:
             return ()
-        return await self._executor.read(
+        return await self.executor.read(
             lambda tx: reads.recent(
                 tx,
                 ref,
@@ -292,11 +292,14 @@ class SqlJournal(SqlReports):
 
     async def live_calls(self) -> list[Call]:
         """See `Journal.live_calls`."""
-        return await self._executor.read(reads.live_calls)
+        return await self.executor.read(reads.live_calls)
+
+    async def finish_copy(self) -> None:
+        """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""
 
     async def aclose(self) -> None:
         """See `Journal.aclose`."""
-        await self._executor.stop()
+        await self.executor.stop()
 
 
 def _check_text(*texts: str) -> None:

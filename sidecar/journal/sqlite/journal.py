@@ -46,6 +46,7 @@ class SqliteJournal(SqlJournal):
         clock: Callable[[], float] = time.time,
         reserve_bytes: int = RESERVE_BYTES,
         redact: Callable[[str], str] | None = None,
+        secret: bytes | None = None,
     ) -> Self:
         """Open the journal at `path`, creating it and its directory when missing.
 
@@ -53,12 +54,12 @@ class SqliteJournal(SqlJournal):
         state changes, whatever the policy: a command with other settings moves nothing.
 
         Args:
-            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it. Tombstones are
-                keyed by the `secret` of its directory, the installation's own.
+            path: The file; `-wal`, `-shm`, `.lock` and `.reserve` appear beside it.
             policy: When turns are due.
             clock: Unix time in seconds.
             reserve_bytes: Disk kept aside for a full disk.
             redact: Returns a turn's text as it may be kept; no other text reaches the file.
+            secret: Keys the tombstones; None: the `secret` of the file's directory.
 
         Raises:
             JournalLocked: another process has it open.
@@ -71,17 +72,17 @@ class SqliteJournal(SqlJournal):
             lock = _lock(path)
             try:
                 writer = open_writer(path)
-                secret = _secret(path)
+                key = secret or _secret(path)
                 reserve = Reserve(path, size_bytes=reserve_bytes)
                 reserve.take()
-                return lock, reserve, (writer, open_reader(path)), secret
+                return lock, reserve, (writer, open_reader(path)), key
             except BaseException:
                 lock.release()
                 raise
 
-        lock, reserve, connections, secret = await anyio.to_thread.run_sync(prepare)
+        lock, reserve, connections, key = await anyio.to_thread.run_sync(prepare)
         threads = Threads(path, lock=lock, reserve=reserve, connections=connections)
-        journal = cls(threads, policy=policy, secret=secret, clock=clock, redact=redact)
+        journal = cls(threads, policy=policy, secret=key, clock=clock, redact=redact)
         try:
             now_s = clock()
             await threads.write(lambda tx: batches.doubt(tx, now_s=now_s))
@@ -119,7 +120,7 @@ class SqliteJournal(SqlJournal):
     async def _emptied_log(self) -> bool:
         """Empty the log, in several tries that each delay appends only for a moment."""
         for _ in range(_CHECKPOINT_TRIES):
-            if await self._executor.read(checkpoint):
+            if await self.executor.read(checkpoint):
                 return True
             await anyio.sleep(_CHECKPOINT_AGAIN_S)
         return False

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import apsw
 
-from sidecar.errors import JournalError
+from sidecar.errors import JournalError, NoJournal
 from sidecar.journal.sql import SqlReports
-from sidecar.journal.sqlite.file import SCHEMA_VERSION, execute, journal_error
+from sidecar.journal.sqlite.file import SCHEMA_VERSION, execute, journal_error, owner_of
 from sidecar.journal.sqlite.inline import Inline
 
 _BUSY_MS = 5_000
@@ -22,7 +22,8 @@ async def reports_of_file(path: Path) -> AsyncGenerator[SqlReports]:
     for a server.
 
     Raises:
-        JournalError: there is none, it can't be read, or another version wrote it.
+        NoJournal: there is none.
+        JournalError: it can't be read, or another version wrote it.
     """
     inline = Inline(_connect(path), path)
     try:
@@ -38,7 +39,7 @@ def _connect(path: Path) -> apsw.Connection:
         JournalError: as `reports_of_file`.
     """
     if not path.is_file():
-        raise JournalError(
+        raise NoJournal(
             f"there is no journal at {path}",
             hint="start the sidecar once, or check SIDECAR_DATA_DIR",
         )
@@ -55,3 +56,23 @@ def _connect(path: Path) -> apsw.Connection:
             hint="start this version once, or look with the version that runs",
         )
     return connection
+
+
+def version_of_file(path: Path) -> tuple[int, str]:
+    """Return the version of a journal's tables, 0 without a file, and the process that owns it.
+
+    Raises:
+        JournalError: the file can't be read.
+    """
+    if not path.is_file():
+        return 0, ""
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            ((version,),) = execute(connection, "PRAGMA user_version")
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise journal_error(error, path) from error
+    owner = owner_of(path)
+    return version, "" if owner is None else f"process {owner}"

@@ -1,0 +1,113 @@
+"""`PostgresJournal`: the journal in a PostgreSQL database."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Self
+
+import anyio
+import anyio.to_thread
+import psycopg
+from typing_extensions import override
+
+from sidecar.errors import JournalLocked
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.postgres import lease as leases
+from sidecar.journal.postgres.connection import Connection, connect
+from sidecar.journal.postgres.faults import journal_error
+from sidecar.journal.postgres.lease import Lease
+from sidecar.journal.postgres.schema import migrate
+from sidecar.journal.postgres.threads import DatabaseThreads
+from sidecar.journal.sql import SqlJournal, batches
+from sidecar.journal.sql.transaction import Transaction
+
+_AGAIN_S: Final = 0.2
+
+
+class PostgresJournal(SqlJournal):
+    """A journal in a PostgreSQL database, for one process at a time on an asyncio loop.
+
+    `open` creates one. Costs: one commit per group of operations that wait at the same time.
+    """
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        secret: bytes,
+        policy: PostPolicy,
+        clock: Callable[[], float] = time.time,
+        redact: Callable[[str], str] | None = None,
+        wait_s: float = 0.0,
+        copied_from: str = "",
+    ) -> Self:
+        """Open the journal in the database of `url`, creating its tables when missing.
+
+        Batches that an earlier process was sending are in doubt from here on.
+
+        Args:
+            url: As libpq reads it, ``postgresql://…``; several hosts may be named.
+            secret: Keys the tombstones; the same for every process that ever opens this journal.
+            policy: When turns are due.
+            clock: Unix time in seconds.
+            redact: Returns a turn's text as it may be kept; no other text reaches the database.
+            wait_s: How long to wait for another writer's lease to end: that of a process which was
+                killed lasts for `LEASE_S`.
+            copied_from: Where a copy comes from that is to be made or finished; until `finish_copy`
+                no other open succeeds.
+
+        Raises:
+            JournalLocked: another sidecar writes to it.
+            JournalAway: the database does not answer.
+            JournalError: it refuses; a newer sidecar made the tables; they belong to another
+                installation's secret.
+        """
+        give_up_s = time.monotonic() + wait_s
+
+        def prepare() -> tuple[Connection, Lease]:
+            try:
+                connection = connect(url)
+            except psycopg.Error as error:
+                raise journal_error(error) from error
+            try:
+                migrate(connection)
+                while True:
+                    try:
+                        return connection, leases.take(
+                            connection, secret=secret, copied_from=copied_from
+                        )
+                    except JournalLocked:
+                        if time.monotonic() > give_up_s:
+                            raise
+                        time.sleep(_AGAIN_S)
+            except BaseException as error:
+                with suppress(psycopg.Error):
+                    connection.close()
+                if isinstance(error, psycopg.Error):
+                    raise journal_error(error) from error
+                raise
+
+        connection, lease = await anyio.to_thread.run_sync(prepare)
+        threads = DatabaseThreads(url, lease=lease, connection=connection)
+        journal = cls(threads, policy=policy, secret=secret, clock=clock, redact=redact)
+        try:
+            now_s = clock()
+            await threads.write(lambda tx: batches.doubt(tx, now_s=now_s))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await journal.aclose()
+            raise
+        return journal
+
+    @override
+    async def finish_copy(self) -> None:
+        """See `SqlJournal.finish_copy`."""
+        await self.executor.write(_finish_copy)
+
+
+def _finish_copy(tx: Transaction) -> None:
+    for table in ("lanes", "calls", "batches"):
+        sequence = f"pg_get_serial_sequence('{table}', 'id')"
+        tx.rows(f"SELECT setval({sequence}, max(id)) FROM {table}")  # noqa: S608 - constants only
+    tx.run("UPDATE writer SET copied_from = ''")

@@ -1,0 +1,286 @@
+"""Two threads, each with a connection: writes committed in groups, and reads beside them.
+
+A connection may end at any moment. What was not committed then is tried again; a commit whose
+answer was lost is looked up by the number of its transaction, so that no operation takes effect
+twice and none is lost.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, LiteralString, TypeVar, cast
+
+import anyio.to_thread
+import psycopg
+from typing_extensions import override
+
+from sidecar.errors import JournalAway, JournalFull
+from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
+from sidecar.journal.postgres.faults import is_lost, journal_error
+from sidecar.journal.postgres.lease import RENEW_S, Lease, give_back, is_committed, renew
+from sidecar.journal.postgres.transactions import PostgresTransaction
+from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.threads import Queued, Worker, fail
+from sidecar.journal.sql.transaction import Transaction
+
+T = TypeVar("T")
+
+AWAY_S: Final = 10.0
+"""How long an operation waits for a database that is away before it fails."""
+WRITE_S: Final = 15.0
+"""How long a group of writes may take before its connection is cut."""
+READ_S: Final = 60.0
+"""The same of a read."""
+_LOOK_EVERY_S: Final = 1.0
+_AGAIN_S: Final = 0.1
+_IDLE_S: Final = 5
+# One message: a transaction pooler passes no setting on that outlives a transaction. JIT would
+# compile for tens of milliseconds while rows are locked; a transaction whose client is gone must
+# not hold them.
+_BEGIN: Final = cast(
+    "LiteralString",
+    "BEGIN; SET LOCAL jit = off; SET LOCAL synchronous_commit = on;"
+    f" SET LOCAL statement_timeout = '{STATEMENT_S}s';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'",
+)
+
+
+class _NotCommitted(Exception):
+    """A connection ended before its transaction was committed."""
+
+
+class DatabaseThreads:
+    """An `Executor` for one database, on an asyncio loop.
+
+    Args:
+        url: Of the database.
+        lease: The right to write; given back by `stop`.
+        connection: To begin with, for writing.
+    """
+
+    def __init__(self, url: str, *, lease: Lease, connection: Connection) -> None:
+        self._bell = Bell()
+        self._stopped = False
+        self._writer = DatabaseWriter(url, lease=lease, connection=connection, wake=self._bell.ring)
+        self._reader = DatabaseReader("journal-reader", url)
+        self._loop = asyncio.get_running_loop()
+        self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
+
+    def _look_after(self) -> None:
+        """Cut the connections that have not answered for too long."""
+        self._writer.cut_after(WRITE_S)
+        self._reader.cut_after(READ_S)
+        self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
+
+    @property
+    def has_room(self) -> bool:
+        """See `Executor.has_room`: False from when the disk is full until a write succeeds."""
+        return self._writer.has_room
+
+    def write(
+        self, operation: Callable[[Transaction], T], *, grows: bool = False
+    ) -> "asyncio.Future[T]":
+        """See `Executor.write`."""
+        return self._writer.submit(operation, grows=grows)
+
+    def read(self, operation: Callable[[Transaction], T]) -> "asyncio.Future[T]":
+        """See `Executor.read`."""
+        return self._reader.submit(operation)
+
+    async def wait(self, timeout_s: float) -> None:
+        """See `Executor.wait`."""
+        await self._bell.wait(timeout_s)
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        try:
+            await anyio.to_thread.run_sync(self._reader.stop)
+            await anyio.to_thread.run_sync(self._writer.stop)
+        finally:
+            self._look.cancel()
+
+
+class _OnDatabase(Worker):
+    """A thread that owns one connection, and makes another when it is gone.
+
+    Args:
+        name: Of the thread.
+        url: Of the database.
+        connection: To begin with.
+        idle_s: See `Worker`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        connection: Connection | None = None,
+        *,
+        idle_s: float | None = None,
+    ) -> None:
+        self._url = url
+        self._connection = connection
+        self._asked_s: float | None = None
+        self._pause = threading.Event()
+        super().__init__(name, idle_s=idle_s)
+
+    def cut_after(self, limit_s: float) -> None:
+        """End the connection if what was asked of it has taken longer than this; on the loop."""
+        asked_s, connection = self._asked_s, self._connection
+        if asked_s is not None and connection is not None and time.monotonic() - asked_s > limit_s:
+            cut(connection)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = connect(self._url)
+        return self._connection
+
+    @override
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        """Try until the database answers, for `AWAY_S`.
+
+        Raises:
+            JournalAway: it did not answer.
+            Exception: what else `attempt` raised.
+        """
+        began_s = time.monotonic()
+        while True:
+            self._asked_s = time.monotonic()
+            try:
+                return attempt()
+            except (psycopg.Error, _NotCommitted) as error:
+                if not isinstance(error, _NotCommitted) and not is_lost(error, self._connection):
+                    raise
+                self._disconnect()
+                if time.monotonic() - began_s > AWAY_S or self._closing:
+                    raise journal_error(error) from error
+                self._pause.wait(_AGAIN_S)
+            finally:
+                self._asked_s = None
+
+
+class DatabaseReader(_OnDatabase):
+    """Runs reads, each on the state of the last commit."""
+
+    @override
+    def _carry_out(self, group: list[Queued]) -> None:
+        for job in group:
+            try:
+                job.value = self._persist(lambda job=job: self._read(job))
+            except Exception as error:  # noqa: BLE001 - whoever waits gets it
+                job.error = journal_error(error)
+
+    def _read(self, job: Queued) -> Any:
+        return job.operation(PostgresTransaction(self._connected()))
+
+
+class DatabaseWriter(_OnDatabase):
+    """Commits operations in groups: each wholly or not at all, in the order submitted.
+
+    Args:
+        url: Of the database.
+        lease: The right to write.
+        connection: To begin with.
+        wake: Called on the loop after a commit that may have made something due earlier.
+    """
+
+    def __init__(
+        self, url: str, *, lease: Lease, connection: Connection, wake: Callable[[], None]
+    ) -> None:
+        self._lease = lease
+        self._wake = wake
+        self._wakes = False
+        self.has_room = True
+        super().__init__("journal-writer", url, connection, idle_s=RENEW_S)
+
+    @override
+    def _hand_over(self, group: list[Queued]) -> None:
+        super()._hand_over(group)
+        if self._wakes:
+            self._wakes = False
+            self._wake()
+
+    @override
+    def _rest(self) -> None:
+        # What is wrong is met again by the next write, which reports it.
+        with suppress(Exception):
+            self._once([])
+
+    @override
+    def _disconnect(self) -> None:
+        if self._closing and self._connection is not None:
+            with suppress(psycopg.Error):
+                give_back(self._connection, self._lease)
+        super()._disconnect()
+
+    @override
+    def _carry_out(self, group: list[Queued]) -> None:
+        try:
+            self._once(group)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            if len(group) == 1 or isinstance(error, JournalAway):
+                fail(group, journal_error(error))
+            else:
+                # One of them failed, and with it all: now each by itself.
+                for job in group:
+                    self._carry_out([job])
+                return
+        self.has_room = not any(isinstance(job.error, JournalFull) for job in group)
+
+    def _once(self, jobs: Sequence[Queued]) -> None:
+        """Run jobs in one transaction, once.
+
+        Raises:
+            Exception: none of them was stored.
+        """
+        self._persist(lambda: self._transact(jobs))
+
+    def _transact(self, jobs: Sequence[Queued]) -> None:
+        connection = self._connected()
+        tx = PostgresTransaction(connection)
+        connection.execute(_BEGIN)
+        try:
+            number = renew(tx, self._lease)
+            for job in jobs:
+                job.value = job.operation(tx)
+        except BaseException:
+            if not connection.closed:
+                with suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error as error:
+            if not is_lost(error, connection):
+                raise
+            if not self._took_effect(number):
+                raise _NotCommitted from error
+        self._wakes = self._wakes or tx.wakes
+
+    def _took_effect(self, number: int) -> bool:
+        """Find out whether a transaction was committed, however long the database is away.
+
+        Raises:
+            LeaseLost: another has the lease; nobody can say.
+            JournalAway: the journal is being closed, and nothing is known.
+        """
+        began_s = time.monotonic()
+        while not self._closing or time.monotonic() - began_s < AWAY_S:
+            super()._disconnect()
+            self._asked_s = time.monotonic()
+            try:
+                return is_committed(self._connected(), self._lease, number)
+            except psycopg.Error:
+                self._pause.wait(_AGAIN_S)
+        raise JournalAway("the journal's database does not say what became of a commit")

@@ -1,0 +1,414 @@
+"""What the PostgreSQL journal promises beyond every journal: one writer, and no commit in doubt."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from sidecar.errors import (
+    CallError,
+    JournalAway,
+    JournalError,
+    JournalLocked,
+    JournalRefused,
+    LeaseLost,
+    NoJournal,
+)
+from sidecar.journal.policy import PostPolicy
+from sidecar.journal.postgres import PostgresJournal
+from sidecar.journal.postgres.about import about, migrated
+from sidecar.journal.postgres.connection import connect
+from sidecar.journal.postgres.owner import is_gone, own_name, started
+from sidecar.journal.postgres.reports import reports_of_database
+from sidecar.journal.postgres.schema import SCHEMA_VERSION
+from sidecar.model import AgentRef, Call, Turn
+from tests.postgres.proxy import FaultProxy
+from tests.postgres.server import PostgresServer
+
+pytestmark = [pytest.mark.contract, pytest.mark.anyio]
+
+POLICY = PostPolicy(max_turns=20, max_age_s=60.0)
+SECRET = b"s" * 32
+NOW_S = 1_800_000_000.0
+CALL = Call("acme/one", AgentRef("acme", agent_id="agent-1"), "livekit", "k1", NOW_S)
+WAIT_S = 60.0
+
+
+def turn(n: int) -> Turn:
+    return Turn(CALL.key, f"item-{n}", n, "caller", f"word {n}", NOW_S + n)
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    return postgres.emptied()
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[FaultProxy]:
+    with FaultProxy(postgres.port) as between:
+        yield between
+
+
+def through(proxy: FaultProxy, postgres: PostgresServer, url: str) -> str:
+    return url.replace(f":{postgres.port}/", f":{proxy.port}/")
+
+
+@asynccontextmanager
+async def opened(
+    url: str, *, secret: bytes = SECRET, wait_s: float = 0.0
+) -> AsyncGenerator[PostgresJournal]:
+    journal = await PostgresJournal.open(
+        url, secret=secret, policy=POLICY, clock=lambda: NOW_S, wait_s=wait_s
+    )
+    try:
+        yield journal
+    finally:
+        await journal.aclose()
+
+
+def asked(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run SQL of a test's own; returns its rows."""
+    with connect(url) as connection:
+        cursor = connection.execute(cast("LiteralString", sql))
+        return cursor.fetchall() if cursor.description else []
+
+
+async def numbers(journal: PostgresJournal) -> list[int]:
+    return [said.seq for said in await journal.turns(CALL.key)]
+
+
+class TestOneWriter:
+    """A lease says who writes."""
+
+    async def test_a_second_sidecar_is_refused(self, url: str) -> None:
+        """While one sidecar has the lease, another that opens the journal is told whose it is."""
+        async with opened(url):
+            with pytest.raises(JournalLocked, match="writes to this journal"):
+                await PostgresJournal.open(url, secret=SECRET, policy=POLICY)
+        async with opened(url) as next_one:
+            await next_one.open_call(CALL)
+
+    async def test_a_dead_ones_lease_ends(self, url: str) -> None:
+        """A start waits for the lease of a process that was killed, and then has it."""
+        asked(url, "UPDATE writer SET owner = 'gone', until = clock_timestamp() + interval '2 s'")
+        began_s = time.monotonic()
+        async with opened(url, wait_s=WAIT_S) as journal:
+            await journal.open_call(CALL)
+        assert time.monotonic() - began_s < WAIT_S
+
+    async def test_a_process_that_ended_here_is_succeeded_at_once(self, url: str) -> None:
+        """The lease of a killed process of this machine is free; that of a living one is not."""
+        async with await anyio.open_process(["sleep", "600"]) as process:
+            name = own_name().split(":")
+            name[1], name[3] = str(process.pid), started(process.pid)
+            asked(
+                url,
+                f"UPDATE writer SET owner = '{':'.join(name)}',"
+                " until = clock_timestamp() + interval '1 h'",
+            )
+            with pytest.raises(JournalLocked, match=f"process {process.pid} of"):
+                await PostgresJournal.open(url, secret=SECRET, policy=POLICY)
+            process.kill()
+        async with opened(url) as journal:
+            await journal.open_call(CALL)
+
+    async def test_a_process_elsewhere_may_live(self) -> None:
+        """Of a process of another machine or namespace nobody here knows that it has ended."""
+        host, pid, kernel, at, nonce = own_name().split(":")
+        assert not is_gone(f"{host}:{pid}:{kernel}:{at}:{nonce}")
+        assert is_gone(f"{host}:{pid}:{kernel}:1:{nonce}")
+        assert not is_gone(f"{host}:{pid}:another-kernel:1:{nonce}")
+        assert not is_gone("a name that says nothing")
+
+    async def test_an_idle_one_renews_its_lease(self, url: str) -> None:
+        """A sidecar without a call holds its lease for longer than a lease lasts."""
+        async with opened(url):
+            ((first,),) = asked(url, "SELECT until FROM writer")
+
+            def is_longer() -> bool:
+                sql = f"SELECT until > timestamptz '{first}' + interval '2 s' FROM writer"
+                return asked(url, sql) == [(True,)]
+
+            await until(is_longer)
+
+    async def test_one_that_lost_its_lease_stores_nothing(self, url: str) -> None:
+        """A sidecar that was frozen past its lease and wakes beside another one is fenced off."""
+        async with opened(url) as late:
+            await late.open_call(CALL)
+            await late.append([turn(1)])
+            asked(url, "UPDATE writer SET owner = '', until = '-infinity'")
+            async with opened(url) as other:
+                with pytest.raises(LeaseLost):
+                    await late.append([turn(2)])
+                with pytest.raises(LeaseLost):
+                    await late.claim(9, now_s=NOW_S + 99, post_timeout_s=1.0)
+                await other.append([turn(3)])
+                assert await numbers(other) == [1, 3]
+
+    async def test_another_installations_secret_is_refused(self, url: str) -> None:
+        """Tombstones are keyed by the secret, so a sidecar with another one does not write."""
+        async with opened(url):
+            pass
+        with pytest.raises(JournalRefused, match="another secret") as caught:
+            await PostgresJournal.open(url, secret=b"t" * 32, policy=POLICY)
+        assert "SIDECAR_SECRET" in caught.value.hint
+
+
+class TestFaults:
+    """Connections, answers and servers are lost at every moment."""
+
+    async def test_a_commit_whose_answer_is_lost_took_effect_once(
+        self, url: str, postgres: PostgresServer, proxy: FaultProxy
+    ) -> None:
+        """A claim that was committed before the connection ended returns its batch."""
+        async with opened(through(proxy, postgres, url)) as journal:
+            await journal.open_call(CALL)
+            await journal.append([turn(1)])
+            await journal.close_call(CALL.key, at_s=NOW_S)
+            proxy.lose_answer_to(b"COMMIT")
+            (batch,) = await journal.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+            assert proxy.lost == 1
+            assert batch.attempt == 0
+            assert await journal.claim(9, now_s=NOW_S, post_timeout_s=1.0) == []
+            await journal.settle(batch, now_s=NOW_S)
+            assert (await journal.counts()).undelivered == 0
+
+    async def test_a_commit_that_never_arrived_is_made_again(
+        self, url: str, postgres: PostgresServer, proxy: FaultProxy
+    ) -> None:
+        """A write whose commit was lost on its way is stored, once, without its caller's help."""
+        async with opened(through(proxy, postgres, url)) as journal:
+            await journal.open_call(CALL)
+            for n, words in enumerate((b"BEGIN", b"INSERT INTO turns", b"COMMIT"), 1):
+                proxy.lose(words)
+                await journal.append([turn(n)])
+                assert proxy.lost == n
+            assert await numbers(journal) == [1, 2, 3]
+
+    async def test_sessions_that_end_lose_and_double_nothing(
+        self, url: str, postgres: PostgresServer
+    ) -> None:
+        """Turns appended while every session is ended again and again are there once, in order."""
+        async with opened(url) as journal:
+            await journal.open_call(CALL)
+            for n in range(1, 91, 3):
+                async with anyio.create_task_group() as tasks:
+                    for one in range(n, n + 3):
+                        tasks.start_soon(journal.append, [turn(one)])
+                    tasks.start_soon(anyio.to_thread.run_sync, postgres.end_sessions)
+            assert await numbers(journal) == list(range(1, 91))
+
+    async def test_a_server_that_crashes_delays_writes(
+        self, url: str, postgres: PostgresServer
+    ) -> None:
+        """What is appended while the database recovers from a crash is stored when it is back."""
+        async with opened(url) as journal, anyio.create_task_group() as tasks:
+            await journal.open_call(CALL)
+            await journal.append([turn(1)])
+            postgres.crash()
+            tasks.start_soon(journal.append, [turn(2)])
+            postgres.start_postgres()
+        async with opened(url, wait_s=WAIT_S) as journal:
+            assert await numbers(journal) == [1, 2]
+
+    async def test_a_database_that_stays_away_fails_writes(
+        self,
+        url: str,
+        postgres: PostgresServer,
+        proxy: FaultProxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A write to a database that can't be reached fails, and one after it is back succeeds."""
+        monkeypatch.setattr("sidecar.journal.postgres.threads.AWAY_S", 0.3)
+        async with opened(through(proxy, postgres, url)) as journal:
+            await journal.open_call(CALL)
+            proxy.cut()
+            with pytest.raises(JournalAway):
+                await journal.append([turn(1)])
+            with pytest.raises(JournalAway):
+                await journal.counts()
+            proxy.resume()
+            await journal.append([turn(2)])
+            assert await numbers(journal) == [2]
+
+    async def test_a_database_that_stops_answering_is_left(
+        self,
+        url: str,
+        postgres: PostgresServer,
+        proxy: FaultProxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A connection on which no answer comes is ended, and the write made on another one."""
+        monkeypatch.setattr("sidecar.journal.postgres.threads.WRITE_S", 0.5)
+        async with opened(through(proxy, postgres, url)) as journal:
+            await journal.open_call(CALL)
+            before = proxy.accepted
+            proxy.hold()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(journal.append, [turn(1)])
+                await until(lambda: proxy.accepted > before)
+                proxy.resume()
+            assert await numbers(journal) == [1]
+
+    async def test_a_bad_write_does_not_fail_its_neighbours(self, url: str) -> None:
+        """Of writes that are committed together, one that is refused takes none with it."""
+        async with opened(url) as journal:
+            await journal.open_call(CALL)
+            refused: list[str] = []
+
+            async def append_to(key: str, n: int) -> None:
+                try:
+                    await journal.append([Turn(key, f"item-{n}", n, "caller", "hello", NOW_S)])
+                except CallError as error:
+                    refused.append(error.code)
+
+            async with anyio.create_task_group() as tasks:
+                for n in range(1, 41):
+                    tasks.start_soon(append_to, CALL.key if n % 4 else "acme/none", n)
+            assert refused == ["unknown_call"] * 10
+            assert sorted(await numbers(journal)) == [n for n in range(1, 41) if n % 4]
+
+
+class TestSchema:
+    """Migrations, and sidecars of other versions."""
+
+    async def test_two_that_start_at_once_make_the_tables_once(
+        self, postgres: PostgresServer
+    ) -> None:
+        """Sidecars that migrate a new database at the same time wait for one another."""
+        new = postgres.database(migrated=False)
+        applied: list[int] = []
+
+        async def make() -> None:
+            applied.extend(await anyio.to_thread.run_sync(migrated, new))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(make)
+        assert applied == list(range(1, SCHEMA_VERSION + 1))
+
+    async def test_an_earlier_release_runs_on_newer_tables(self, url: str) -> None:
+        """Tables of a later version that admits this one are used; this one leaves them so."""
+        asked(
+            url,
+            f"INSERT INTO journal_schema(version, oldest_reader) VALUES ({SCHEMA_VERSION + 1}, 1);"
+            " ALTER TABLE turns ADD COLUMN later TEXT; ALTER TABLE calls ADD COLUMN later TEXT",
+        )
+        try:
+            async with opened(url) as journal:
+                await journal.open_call(CALL)
+                await journal.append([turn(1)])
+                assert await numbers(journal) == [1]
+            assert about(url).schema == SCHEMA_VERSION + 1
+        finally:
+            asked(
+                url,
+                f"DELETE FROM journal_schema WHERE version > {SCHEMA_VERSION};"
+                " ALTER TABLE turns DROP COLUMN later; ALTER TABLE calls DROP COLUMN later",
+            )
+
+    async def test_tables_that_are_too_new_are_refused(self, postgres: PostgresServer) -> None:
+        """Tables that say that this version is too old for them are neither read nor written."""
+        new, later = postgres.database(), SCHEMA_VERSION + 1
+        asked(
+            new,
+            f"INSERT INTO journal_schema(version, oldest_reader) VALUES ({later}, {later})",
+        )
+        with pytest.raises(JournalRefused, match="newer sidecar"):
+            await PostgresJournal.open(new, secret=SECRET, policy=POLICY)
+        with pytest.raises(JournalRefused, match="newer sidecar"):
+            async with reports_of_database(new):
+                pass
+
+    async def test_reading_makes_no_tables(self, postgres: PostgresServer) -> None:
+        """A report on a database without a journal says that there is none, and makes none."""
+        new = postgres.database(migrated=False)
+        with pytest.raises(NoJournal):
+            async with reports_of_database(new):
+                pass
+        assert about(new).schema == 0
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A database that can't be used, and what is said of it."""
+
+    arrange: Callable[[PostgresServer], str]
+    message: str
+    hint: str
+
+
+def _closed_port(postgres: PostgresServer) -> str:
+    return postgres.url("postgres").replace(f":{postgres.port}/", ":1/")
+
+
+def _without_rights(postgres: PostgresServer) -> str:
+    new = postgres.database(migrated=False)
+    asked(new, "DROP ROLE IF EXISTS guest")
+    asked(new, "CREATE ROLE guest LOGIN")
+    return new.replace("sidecar@", "guest@")
+
+
+def _read_only(postgres: PostgresServer) -> str:
+    new = postgres.database()
+    with connect(postgres.url("postgres")) as admin:
+        name = new.rpartition("/")[2]
+        admin.execute(
+            cast("LiteralString", f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        )
+    return new
+
+
+WRONG = {
+    "port": Wrong(_closed_port, "does not answer", "start it, or check SIDECAR_JOURNAL_URL"),
+    "database": Wrong(lambda at: at.url("nowhere"), "does not exist", "create it"),
+    "role": Wrong(
+        lambda at: at.database().replace("sidecar@", "nobody@"),
+        "refuses the sign-in",
+        "check SIDECAR_JOURNAL_URL",
+    ),
+    "rights": Wrong(_without_rights, "refuses a right", "own its schema"),
+    "read-only": Wrong(_read_only, "is read-only", "name the primary"),
+}
+
+
+class TestWrongDatabase:
+    """A database that can't be used is named with its remedy, in one line."""
+
+    @pytest.mark.parametrize("kind", WRONG)
+    async def test_what_is_wrong_is_said_with_its_remedy(
+        self, postgres: PostgresServer, kind: str
+    ) -> None:
+        """Each kind of database that can't be used has its own message and remedy."""
+        wrong = WRONG[kind]
+        where = wrong.arrange(postgres)
+        with pytest.raises(JournalError) as caught:
+            await PostgresJournal.open(where, secret=SECRET, policy=POLICY)
+        assert isinstance(caught.value, JournalRefused | JournalAway)
+        assert wrong.message in caught.value.message
+        assert wrong.hint in caught.value.hint
+        assert "\n" not in str(caught.value)
+        assert "127.0.0.1" not in str(caught.value)
+
+    async def test_what_is_sound_is_described(self, url: str) -> None:
+        """The description of a database names its version, its settings and its writer."""
+        assert about(url).writer == ""
+        async with opened(url):
+            found = about(url)
+        assert found.server >= 140_000
+        assert (found.schema, found.newest) == (SCHEMA_VERSION, SCHEMA_VERSION)
+        assert found.writer
+        assert (found.read_only, found.may_write, found.synchronous_commit) == (False, True, "on")
+        assert abs(found.clock_ahead_s) < found.round_trip_s + 1.0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait, at most `WAIT_S`, for something that happens on another thread or server."""
+    with anyio.fail_after(WAIT_S):
+        while not await anyio.to_thread.run_sync(holds):
+            await anyio.lowlevel.checkpoint()
