@@ -29,7 +29,7 @@ from sidecar.app.from_settings import (
     spool_tenant,
     traced,
 )
-from sidecar.app.journal import opened_journal
+from sidecar.app.journal import opened_journal, secret_of
 from sidecar.app.local_letta import OpenLetta
 from sidecar.app.routes import routes
 from sidecar.app.vapi import build_vapi
@@ -58,12 +58,14 @@ from sidecar.memory.prompt import PromptLimits
 from sidecar.memory.snapshots import Snapshots
 from sidecar.memory.store import DirectoryStore
 from sidecar.privacy import redaction
-from sidecar.private import installation_secret, link_token
+from sidecar.private import link_token
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.tracing import NO_TRACES, Tracer
 
 DAY_S = 86_400.0
+LEASE_ENDS_S = 10.0
+"""How long a start waits for the database to be free of a process that was killed."""
 FIRST_LOOK_S = 5.0
 """The longest that delivery waits at the start for the first pass over the spool."""
 
@@ -395,7 +397,9 @@ async def opened(
     directory = prepare_data_dir(settings)
     clock = SteadyClock()
     async with AsyncExitStack() as stack:
-        journal = await stack.enter_async_context(opened_journal(settings, directory, clock=clock))
+        journal = await stack.enter_async_context(
+            opened_journal(settings, directory, clock=clock, wait_s=LEASE_ENDS_S)
+        )
         llm = build_llm(settings)
         stack.push_async_callback(llm.aclose)
         tracer = await stack.enter_async_context(traced(settings, events.emit))
@@ -409,7 +413,7 @@ async def opened(
             journal=journal,
             found=found,
             llm=llm,
-            secret=installation_secret(directory),
+            secret=secret_of(settings, directory),
             directory=directory,
             emit=events.emit,
             clock=clock,

@@ -5,7 +5,8 @@ runs. Commands that change (`outbox replay`, `forget`) ask the running sidecar t
 here when none runs.
 
 Exit codes: 0 done; 1 it failed, or what was asked for does not exist; 2 the configuration or the
-command line is wrong, each field named. With `--json` an error is JSON as well.
+command line is wrong, each field named, or the database that it names can't be used. With `--json`
+an error is JSON as well.
 """
 
 import errno
@@ -19,9 +20,9 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from sidecar.cli import agents, backup, callers, calls, memory, outbox, ready, show
+from sidecar.cli import agents, backup, callers, calls, journal, memory, outbox, ready, show
 from sidecar.cli.arguments import Commands
-from sidecar.errors import ConfigError, SidecarError
+from sidecar.errors import ConfigError, JournalAway, JournalRefused, SidecarError
 from sidecar.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -29,10 +30,11 @@ _GROUPS = {
     "Run": ("run", "check", "ready"),
     "Inspect": ("calls", "memory", "doctor"),
     "Repair": ("outbox",),
-    "Move": ("agents", "export", "backup"),
+    "Move": ("agents", "export", "backup", "journal"),
     "Erase": ("forget",),
 }
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_NOT_USABLE = (JournalRefused, JournalAway)
 _MARKS = {"ok": "ok", "warning": "warn", "bad": "BAD"}
 
 
@@ -87,6 +89,7 @@ app.add_typer(calls.app, name="calls")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(agents.app, name="agents")
 app.add_typer(memory.app, name="memory")
+app.add_typer(journal.app, name="journal")
 app.command()(callers.forget)
 app.command()(callers.export)
 app.command()(backup.backup)
@@ -115,7 +118,7 @@ def main() -> None:
         if "--json" in sys.argv:
             fields = [{"field": f, "remedy": r} for f, r in error.fields] if wrong else []
             show.as_json({"error": error.message, "hint": error.hint, "fields": fields})
-        sys.exit(2 if wrong else 1)
+        sys.exit(2 if wrong or isinstance(error, _NOT_USABLE) else 1)
 
 
 def _run_and_flush() -> None:

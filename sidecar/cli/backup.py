@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sidecar.cli import reach, show
+from sidecar.errors import JournalError
 from sidecar.journal import JOURNAL_FILE
 
 
@@ -21,6 +22,11 @@ def backup(
     """
     from sidecar.journal.sqlite.backup import back_up  # noqa: PLC0415
 
+    if reach.settings().journal_url is not None:
+        raise JournalError(
+            "the journal is in a PostgreSQL database, which has its own backups",
+            hint="pg_dump makes one: docs/postgres.md",
+        )
     size_bytes = back_up(reach.data_dir() / JOURNAL_FILE, target)
     if as_json:
         show.as_json({"file": str(target), "bytes": size_bytes})

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 
 from sidecar import environment
-from sidecar.cli import machine, servers
+from sidecar.cli import database, machine, servers
 from sidecar.cli.finding import Finding
 from sidecar.cli.undelivered import lanes
 from sidecar.config.agent_map import read_agent_map
@@ -77,6 +77,8 @@ def run(settings: Settings) -> Iterator[Finding]:
     yield machine.permissions(directory)
     yield from machine.on_disk(directory)
     yield machine.clock()
+    if settings.journal_url is not None:
+        yield from database.findings(settings)
     sidecar = running(directory)
     is_running = sidecar.found != _NONE_RUNS
     yield (
@@ -89,7 +91,7 @@ def run(settings: Settings) -> Iterator[Finding]:
     yield anyio.run(servers.livekit_answers, settings)
     yield servers.collector_answers()
     yield sidecar
-    yield lanes(settings, directory, running=is_running, now_s=time.time())
+    yield lanes(settings, running=is_running, now_s=time.time())
 
 
 def run_without_settings(error: ConfigError) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""How a command reaches the journal: it reads the file, and changes it through the owner.
+"""How a command reaches the journal: it reads it itself, and changes it through the owner.
 
 The journal has one owner. While a sidecar runs, a change is requested from it
 (`sidecar/channels/admin.py`); when none runs, the command opens the journal itself.
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sidecar.call_names import calls_named, several
-from sidecar.errors import JournalError, JournalLocked, SidecarError
-from sidecar.journal import JOURNAL_FILE
+from sidecar.errors import JournalLocked, SidecarError
 from sidecar.untrusted import MALFORMED
 
 if TYPE_CHECKING:
@@ -90,25 +89,31 @@ def only_one(keys: Sequence[str], name: str) -> str:
     return keys[0]
 
 
-def reading(own: "Callable[[Reports], Coroutine[Any, Any, T]]", directory: Path | None = None) -> T:
+def reading(
+    own: "Callable[[Reports], Coroutine[Any, Any, T]]", ours: "Settings | None" = None
+) -> T:
     """Read from the journal; a sidecar may be running.
 
     Args:
         own: What to read. Nothing else runs on its loop: it may block.
-        directory: The data directory; None: the one that the settings name.
+        ours: Settings as loaded; None: load them.
 
     Raises:
-        JournalError: there is no journal, or it can't be read.
+        NoJournal: there is none.
+        JournalError: it can't be read.
     """
     import anyio  # noqa: PLC0415
 
-    return anyio.run(_with_reports, directory or data_dir(), own)
+    ours = ours or settings()
+    return anyio.run(_with_reports, ours, _directory_of(ours), own)
 
 
-async def _with_reports(directory: Path, own: "Callable[[Reports], Coroutine[Any, Any, T]]") -> T:
-    from sidecar.app.journal import opened_reports  # noqa: PLC0415
+async def _with_reports(
+    settings: "Settings", directory: Path, own: "Callable[[Reports], Coroutine[Any, Any, T]]"
+) -> T:
+    from sidecar.app.journal import opened_reports, place_of  # noqa: PLC0415
 
-    async with opened_reports(directory) as reports:
+    async with opened_reports(place_of(settings, directory)) as reports:
         return await own(reports)
 
 
@@ -135,11 +140,6 @@ def changing(
 
     ours = settings()
     directory = _directory_of(ours)
-    if not (directory / JOURNAL_FILE).is_file():
-        raise JournalError(
-            f"there is no journal in {directory}",
-            hint="start the sidecar once, or check SIDECAR_DATA_DIR",
-        )
     try:
         return anyio.run(_with_journal, ours, directory, own)
     except JournalLocked:
@@ -151,7 +151,7 @@ async def _with_journal(
 ) -> T:
     from sidecar.app.journal import opened_journal  # noqa: PLC0415
 
-    async with opened_journal(settings, directory, clock=time.time) as journal:
+    async with opened_journal(settings, directory, clock=time.time, existing=True) as journal:
         return await own(journal)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TypeVar
@@ -104,6 +104,29 @@ def each(work: Sequence[T], what: str) -> Iterable[T]:
     from rich.progress import track  # noqa: PLC0415
 
     return track(work, what, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def progress() -> Generator[Callable[[str, int, int], None]]:
+    """Yield what shows a step, how much of it is done and how much there is.
+
+    A bar for each step on standard error, if that is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _step, _done, _total: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where a bar is drawn
+    from rich.progress import Progress, TaskID  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def shown(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step)
+            bars.update(tasks[step], completed=done, total=total)
+
+        yield shown
 
 
 @contextmanager

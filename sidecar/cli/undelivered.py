@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidecar.cli import reach, show
 from sidecar.cli.finding import Finding
-from sidecar.errors import JournalError
-from sidecar.journal import JOURNAL_FILE
+from sidecar.errors import JournalError, NoJournal
 
 if TYPE_CHECKING:
     from sidecar.config.settings import Settings
@@ -23,7 +21,7 @@ _WAITS = "not sent yet"
 _LOOK = "sidecar outbox list"
 
 
-def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float) -> Finding:
+def lanes(settings: "Settings", *, running: bool, now_s: float) -> Finding:
     """Find out whether turns are reaching Letta; blocking.
 
     A lane is delayed while its last try was refused or is in doubt, or when its oldest turn is
@@ -31,17 +29,15 @@ def lanes(settings: "Settings", directory: Path, *, running: bool, now_s: float)
 
     Args:
         settings: As loaded.
-        directory: Where the journal is.
-        running: Whether a sidecar runs on it.
+        running: Whether a sidecar runs on its data directory.
         now_s: Unix time.
     """
-    path = directory / JOURNAL_FILE
-    if not path.exists():
-        return Finding("lanes", "ok", "no journal yet")
     try:
-        waiting = reach.reading(lambda journal: journal.lanes(), directory)
+        waiting = reach.reading(lambda journal: journal.lanes(), settings)
+    except NoJournal:
+        return Finding("lanes", "ok", "no journal yet")
     except JournalError as error:
-        return Finding("lanes", "bad", error.message, error.hint or f"look into {path}")
+        return Finding("lanes", "bad", error.message, error.hint or "look into the journal")
     patience_s = settings.post_max_age_s + settings.post_timeout_s
     delayed = [
         lane

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,18 @@ def venv_of_the_unit(words: list[str]) -> None:
     assert words
 
 
+def extras(words: list[str]) -> None:
+    """Check that the extras of the installed package exist."""
+    (named,) = re.findall(r"letta-voice-sidecar\[([a-z,]+)\]", words[-1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(named.split(",")) <= set(project["optional-dependencies"])
+
+
+def on_a_database(words: list[str]) -> None:
+    """Check nothing but that there are words: the server's programs are run by the test."""
+    assert words
+
+
 def script_is_there(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file()
 
@@ -180,6 +193,15 @@ KNOWN = {
         "e2e/test_vapi_examples.py::test_the_script_creates_and_then_updates",
     ),
     r"sidecar agents move .*": Known(sidecar_words, "e2e/test_move.py"),
+    r"pip install 'letta-voice-sidecar\[.*\]'": Known(
+        extras, "e2e/test_shipping.py::test_pip_install_and_sidecar_run"
+    ),
+    r"(createdb|pg_dump|pg_restore) .*": Known(
+        on_a_database, "e2e/test_postgres.py::test_a_restored_dump_is_a_journal"
+    ),
+    r"sidecar journal copy .*": Known(
+        sidecar_words, "e2e/test_postgres.py::test_a_journal_moves_from_the_file_and_back"
+    ),
     r"\.venv/bin/python -m pytest .*": Known(lambda words: all_there(words[2:]), ".ci/run"),
     r"docker (build|run) .*": _IMAGE,
     r"docker compose .*": _COMPOSE,

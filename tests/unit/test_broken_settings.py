@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "agents show": ("agent-1",),
     "agents diff": ("agent-1",),
     "agents move": ("agent-1", "--to", "embedded"),
+    "journal status": (),
+    "journal migrate": (),
+    "journal copy": ("/proc/no-such-journal.db", "/proc/no-such-copy.db"),
     "memory log": ("agent-1",),
     "memory diff": ("--caller", "id:ada"),
 }
@@ -53,6 +56,8 @@ BROKEN: dict[str, tuple[str, ...]] = {
         *("/" + "x" * 300, "~nobody-of-that-name/x", "/dev/null", "/dev/null/x"),
         *('""', '"/srv/x"', "\ufeff"),
     ),
+    "SIDECAR_JOURNAL_URL": ("mysql://u:password@h/d", "localhost", "postgresql://h /d", "a\x01b"),
+    "SIDECAR_SECRET": ("short", "two words and more", "with\x01control-in-it"),
     "SIDECAR_SPOOL_DIR": ("/" + "x" * 300, "''", "\u200b"),
     "SIDECAR_REDACT": ("everything", ",", " , ,"),
     "SIDECAR_CONSENT": ("maybe",),

@@ -324,7 +324,7 @@ RELEASES: dict[str, tuple[str, str]] = {
 
 
 def looked(tmp_path: Path, *, now_s: float, running: bool = True) -> Finding:
-    return lanes(load({}), tmp_path / "data", running=running, now_s=now_s)
+    return lanes(load({"SIDECAR_DATA_DIR": str(tmp_path / "data")}), running=running, now_s=now_s)
 
 
 @pytest.mark.parametrize("state", RELEASES)

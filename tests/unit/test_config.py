@@ -160,6 +160,8 @@ def good() -> dict[str, str]:
         "SIDECAR_APP_SERVER_PROGRAM": "/bin/letta",
         "SIDECAR_AGENT_MAP": __file__,
         "SIDECAR_DEFAULT_REGION": "FR",
+        "SIDECAR_JOURNAL_URL": "postgresql://sidecar:word@db.example/journal?sslmode=require",
+        "SIDECAR_SECRET": SECRET + "i",
         "LLM_BASE_URL": "https://llm.example/v1",
         "LIVEKIT_URL": "wss://livekit.example",
         "SIDECAR_VAPI_KEY": SECRET + "k",
