@@ -23,8 +23,11 @@ from benchmarks.figures import Figures, latency
 from benchmarks.link_client import TEXT
 from benchmarks.processes import LettaProcess, sidecar
 from sidecar.journal.policy import PostPolicy
+from sidecar.journal.postgres import PostgresJournal
+from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.model import AgentRef, Call, Turn
+from tests.postgres.server import PostgresServer, binaries
 from tests.sidecar_process import SidecarProcess
 
 RATE_PER_S = 200.0
@@ -33,6 +36,7 @@ QUICK_SECONDS = 0.5
 APPENDERS = 256
 """Appends that wait at once when the journal is driven as fast as it can."""
 CLIENT_S = 60.0
+POLICY = PostPolicy(max_turns=20, max_age_s=60.0)
 
 
 async def measure(quick: bool) -> Figures:
@@ -40,7 +44,8 @@ async def measure(quick: bool) -> Figures:
 
     The figures on top are those of one client. The rows have the same figures for 4 clients (50/s
     each), for one client whose turns are also delivered to a Letta, for the journal in this
-    process, and for a bare fsync (before and after everything else, as the disk's speed varies).
+    process, for one in a PostgreSQL of this machine, and for a bare fsync (before and after
+    everything else, as the disk's speed varies).
     """
     seconds = QUICK_SECONDS if quick else SECONDS
     async with AsyncExitStack() as stack:
@@ -54,7 +59,12 @@ async def measure(quick: bool) -> Figures:
         process = await anyio.to_thread.run_sync(start)
         rows: dict[str, Figures] = {}
         rows["bare fsync, before"] = await _fsync(directory / "bare", seconds)
-        rows["journal, no link"] = await _direct(directory / "journal.db", seconds)
+        file = await SqliteJournal.open(directory / "journal.db", policy=POLICY)
+        rows["journal, no link"] = await _direct(file, seconds)
+        if binaries() is not None:
+            server = stack.enter_context(PostgresServer(directory / "postgres", fsync=True))
+            database = await PostgresJournal.open(server.database(), secret=b"", policy=POLICY)
+            rows["PostgreSQL journal, no link"] = await _direct(database, seconds)
         for name, clients, caller in (
             ("link, 1 client", 1, ""),
             ("link, 4 clients", 4, ""),
@@ -150,9 +160,11 @@ def _paced(append: Callable[[], None], seconds: float) -> list[float]:
     return took_s
 
 
-async def _direct(path: Path, seconds: float) -> Figures:
-    """Append to the journal itself, at the rate, and then with `APPENDERS` waiting at a time."""
-    journal = await SqliteJournal.open(path, policy=PostPolicy(max_turns=20, max_age_s=60.0))
+async def _direct(journal: SqlJournal, seconds: float) -> Figures:
+    """Append to a journal itself, at the rate, and then with `APPENDERS` waiting at a time.
+
+    Closes it.
+    """
     call = Call("bench/1", AgentRef("bench"), "livekit", "", opened_at_s=time.time())
     try:
         await journal.open_call(call)

@@ -1,15 +1,16 @@
 """Kill the sidecar and its workers at random, and look for lost, doubled or misordered turns.
 
-    python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--mutation NAME]
-        [--keep DIR]
+    python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--journal ENGINE]
+        [--mutation NAME] [--keep DIR]
 
 Two workers hold calls over the real link. The real sidecar posts to a stand-in Letta that stores a
 post twice if it gets it twice, and that is slow, down, frozen, lying or restarted in turn. `--letta
 classic` uses the real classic server, slow or frozen in turn; `--letta app-server` uses the real
 App Server, slow, frozen or killed, and checks what it learned as well. Every so often a process is
-killed with SIGKILL and started again, or the sidecar and then a worker are. At the end all faults
-are removed, and what Letta has is compared with what the workers know to be acked, and with what
-the spool must have held where both were dead.
+killed with SIGKILL and started again, or the sidecar and then a worker are. With `--journal
+postgres` the journal is in a real PostgreSQL, which crashes and recovers as well. At the end all
+faults are removed, and what Letta has is compared with what the workers know to be acked, and with
+what the spool must have held where both were dead.
 
 The seed is printed first. The same seed draws the same kills and faults, though a kill finds the
 processes at whatever they are doing. The last printed line is JSON.
@@ -45,6 +46,7 @@ from tests.chaos.lettas import (
 )
 from tests.chaos.mutated_sidecar import MUTATIONS
 from tests.ports import free_port
+from tests.postgres.server import PostgresServer
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
 LATE_SPOOL = "late_spool"
@@ -80,6 +82,7 @@ class Options:
     directory: Path
     mutation: str = ""
     letta: str = "stand-in"
+    journal: str = "sqlite"
     say: Callable[[str], None] = print
 
 
@@ -120,6 +123,7 @@ class Loop:
     letta: Letta = field(init=False)
     sidecar: Child = field(init=False)
     workers: list[Child] = field(init=False)
+    database: PostgresServer | None = None
     starts: Counter[str] = field(default_factory=Counter[str])
     moods: Counter[str] = field(default_factory=Counter[str])
     _port: int = field(init=False)
@@ -135,6 +139,8 @@ class Loop:
             self.letta = StandIn(directory, MOODS_OF_MUTATION[self.options.mutation])
         else:
             self.letta = StandIn(directory)
+        if self.options.journal == "postgres":
+            self.database = PostgresServer(directory / "postgres")
         self.sidecar = Child("sidecar", directory / "sidecar.log")
         self.workers = [Child(f"worker{n}", directory / f"worker{n}.log") for n in range(WORKERS)]
         (directory / "ledgers").mkdir()
@@ -151,6 +157,8 @@ class Loop:
             "SIDECAR_SPOOL_DIR": str(self.options.directory / "spool"),
             "CHAOS_MUTATION": self.options.mutation,
         }
+        if self.database is not None:
+            env["SIDECAR_JOURNAL_URL"] = self.database.url("postgres")
         mutated = self.options.mutation in MUTATIONS
         module = "tests.chaos.mutated_sidecar" if mutated else "sidecar"
         self.sidecar.start([sys.executable, "-m", module, "run"], env)
@@ -198,6 +206,11 @@ class Loop:
         """Kill a process whatever it is doing, and start it again at once or after a while."""
         if self.dice.random() < (1.0 if self.options.mutation == LATE_SPOOL else 0.2):
             return self.kill_both()
+        if self.database is not None and self.dice.random() < 0.3:
+            self.database.crash()
+            self.pause(self.dice.uniform(0.0, 2.0))
+            self.database.start_postgres()
+            return "database"
         if self.dice.random() < 0.3:
             worker = self.dice.choice(self.workers)
             worker.kill()
@@ -276,6 +289,8 @@ class Loop:
         for child in (self.sidecar, *self.workers):
             child.kill()
         self.letta.stop()
+        if self.database is not None:
+            self.database.stop()
 
 
 def run(options: Options) -> Verdict:
@@ -287,6 +302,8 @@ def run(options: Options) -> Verdict:
     loop = Loop(options)
     try:
         loop.letta.start()
+        if loop.database is not None:
+            loop.database.start()
         loop.start_sidecar()
         loop.wait_for_sidecar()
         for worker in loop.workers:
@@ -316,6 +333,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--letta", choices=("stand-in", *REAL), default="stand-in")
+    parser.add_argument("--journal", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--mutation", choices=(*MUTATIONS, LATE_SPOOL), default="")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
@@ -323,14 +341,23 @@ def main() -> int:
     directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}", flush=True)
-    verdict = run(Options(chosen.kills, seed, directory, chosen.mutation, letta=chosen.letta))
+    verdict = run(
+        Options(
+            chosen.kills,
+            seed,
+            directory,
+            chosen.mutation,
+            letta=chosen.letta,
+            journal=chosen.journal,
+        )
+    )
     if verdict.mixed:
         print(f"{verdict.mixed} conversations or turns that belong to another call")
     if verdict.clean and not chosen.keep:
         shutil.rmtree(directory, ignore_errors=True)
     else:
         print(f"logs are in {directory}")
-    print(json.dumps(verdict.summary(chosen.kills)), flush=True)
+    print(json.dumps({**verdict.summary(chosen.kills), "journal": chosen.journal}), flush=True)
     return 0 if verdict.clean else 1
 
 
