@@ -135,7 +135,7 @@ async def _call(journal: SqliteJournal, agent_id: str, talking: anyio.CapacityLi
         for n in range(TURNS):
             turn = Turn(call.key, f"{n}", n + 1, "caller", _text(agent_id, n), time.time())
             await journal.append([turn])
-        await journal.close_call(call.key, at_s=time.time())
+        await journal.close_call(call.key, epoch=1, at_s=time.time())
 
 
 def _text(agent_id: str, number: int) -> str:

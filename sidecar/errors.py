@@ -183,6 +183,13 @@ class LeaseLost(JournalError):
     """Another sidecar writes to the journal now. Nothing of the failed operation was stored."""
 
 
+class TakenOver(SidecarError):
+    """Another replica has this lane or call now. Nothing was stored; that replica goes on with it.
+
+    No `JournalError`: trying again would change nothing.
+    """
+
+
 class JournalCorrupt(JournalError):
     """The journal file is damaged or is not a journal."""
 

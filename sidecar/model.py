@@ -215,6 +215,8 @@ class Call:
         consent: Whether the caller agreed that it is kept; after a `no`, only what was stored
             before the `no` is kept.
         final: Its channel has had the last word on it: only a further last word corrects it.
+        epoch: Grows each time a replica takes the call; as stored when it was opened. Not compared:
+            it says who has the call, not what it is.
     """
 
     key: str
@@ -226,6 +228,7 @@ class Call:
     conversation_id: str | None = None
     consent: Consent = ""
     final: bool = False
+    epoch: int = field(default=0, compare=False)
 
     @property
     def call_id(self) -> str:
@@ -338,6 +341,7 @@ class Batch:
         sealed_at_s: Unix time of sealing: no try of it is older.
         tried_since_s: Unix time from which the time to give up counts: sealing, or the last replay.
         last_part: The call is closed and nothing of it comes after this batch.
+        epoch: Grows each time the lane is claimed; a claim with an older one changes nothing.
     """
 
     batch_id: str
@@ -352,6 +356,7 @@ class Batch:
     sealed_at_s: float
     tried_since_s: float
     last_part: bool
+    epoch: int = 0
 
 
 _LAST_SECOND_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z, the last `datetime` can name

@@ -63,6 +63,10 @@ class Registry(Protocol):
         """Store nothing more of the call."""
         ...
 
+    async def retake(self, live: "LiveCall") -> None:
+        """Take the call again in the journal, where another replica has taken it."""
+        ...
+
     def guided(self, live: "LiveCall", *, chars: int, cut_chars: int) -> None:
         """Report new guidance, and how much of it and of older guidance was left out."""
         ...
@@ -194,6 +198,14 @@ class LiveCall:
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
         await self._registry.refuse(self)
+
+    async def retake(self) -> None:
+        """Take the call again in the journal, where another replica has taken it.
+
+        Raises:
+            JournalError: it stays the other one's; may be repeated.
+        """
+        await self._registry.retake(self)
 
     def guide(self, text: str) -> None:
         """Have the voice agent follow `text` from its next prompt on, until the call ends.

@@ -10,6 +10,7 @@ it is closed, so that its last words are posted.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -22,7 +23,7 @@ from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.records import Heard, Records
 from sidecar.calls.storing import Storing
-from sidecar.errors import CallError, JournalError
+from sidecar.errors import CallError, JournalError, TakenOver
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy
@@ -56,6 +57,19 @@ class CallPolicy:
     def may_store(self, hints: CallerHints) -> bool:
         """Whether a call with these hints may be stored."""
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A call whose holder was lost.
+
+    Attributes:
+        since_s: Unix time.
+        epoch: At which this replica has it.
+    """
+
+    since_s: float
+    epoch: int
 
 
 def _check_channel(channel: Channel) -> None:
@@ -103,7 +117,7 @@ class Calls:
         self._emit = emit
         self._clock = clock
         self._records = Records()
-        self._orphans: dict[str, float] = {}
+        self._orphans: dict[str, Orphan] = {}
         self._storing = Storing(
             journal,
             self._records,
@@ -134,15 +148,27 @@ class Calls:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
             self._feed.tasks = tasks
-            now_s = self._clock()
-            for call in await self._journal.live_calls():
-                self._orphans[call.key] = now_s
+            await self._take_over()
             task_status.started()
             while True:
                 await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
                 await self._close_orphans()
+                await self._take_over_again()
                 self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
                 await self._storing.try_again()
+
+    async def _take_over(self) -> None:
+        """Make orphans of the live calls whose replica is gone."""
+        now_s = self._clock()
+        for call in await self._journal.take_over():
+            if call.key not in self._live:
+                self._orphans[call.key] = Orphan(now_s, call.epoch)
+
+    async def _take_over_again(self) -> None:
+        try:
+            await self._take_over()
+        except JournalError as error:
+            self._storing.failed(error)
 
     @property
     def journal_error(self) -> str:
@@ -331,7 +357,8 @@ class Calls:
         else:
             await self._journal.append(turns)
         if key not in self._live:  # else a worker has reopened it, and will close it
-            await self._journal.close_call(key, at_s=self._clock())
+            with suppress(TakenOver):
+                await self._journal.close_call(key, at_s=self._clock(), epoch=stored.epoch)
             self._orphans.pop(key, None)
         return True
 
@@ -374,7 +401,7 @@ class Calls:
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
             if live.stored or live.key in self._orphans:
-                self._orphans[live.key] = self._clock()
+                self._orphans[live.key] = Orphan(self._clock(), live.call.epoch)
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
@@ -394,7 +421,10 @@ class Calls:
             if not live.elsewhere:
                 await self._storing.store_call(live)
             if live.stored:
-                await self._journal.close_call(live.key, at_s=self._clock(), final=final)
+                with suppress(TakenOver):  # that replica closes it
+                    await self._journal.close_call(
+                        live.key, at_s=self._clock(), epoch=live.call.epoch, final=final
+                    )
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
         self._forget(live)
@@ -409,6 +439,15 @@ class Calls:
                 live.call = await self._journal.open_call(replace(live.call, consent="no"))
             except JournalError as error:
                 self._storing.failed(error)
+
+    async def retake(self, live: LiveCall) -> None:
+        """Take a live call again that another replica has opened: here it goes on.
+
+        Raises:
+            JournalError: it stays the other one's; may be repeated.
+        """
+        live.stored = False
+        await self._storing.store_call(live)
 
     def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
         """Report that guidance came for a live call."""
@@ -427,23 +466,23 @@ class Calls:
 
     async def _close_orphans(self) -> None:
         now_s = self._clock()
-        for key, since_s in list(self._orphans.items()):
+        for key, orphan in list(self._orphans.items()):
             # While one is closed, any of the others may be reopened or lost again.
             if (
-                now_s - since_s < self._policy.orphan_s
-                or self._orphans.get(key) != since_s
+                now_s - orphan.since_s < self._policy.orphan_s
+                or self._orphans.get(key) != orphan
                 or key in self._live
             ):
                 continue
             try:
-                await self._journal.close_call(key, at_s=now_s)
-            except CallError:
-                self._orphans.pop(key, None)  # erased meanwhile
+                await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch)
+            except (CallError, TakenOver):
+                self._orphans.pop(key, None)  # erased meanwhile, or another replica's now
                 continue
             except JournalError as error:
                 self._storing.failed(error)
                 continue
-            if self._orphans.get(key) == since_s and key not in self._live:
+            if self._orphans.get(key) == orphan and key not in self._live:
                 del self._orphans[key]
             self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
 

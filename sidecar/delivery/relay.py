@@ -11,7 +11,7 @@ its batch back as unknown if there is time; if not, the next run does that at it
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import anyio
@@ -43,7 +43,7 @@ from sidecar.delivery.observed import (
     end_attributes,
     post_span,
 )
-from sidecar.errors import JournalError
+from sidecar.errors import JournalError, TakenOver
 from sidecar.journal.outbox import Outbox
 from sidecar.journal.states import BatchEvent
 from sidecar.letta.port import Letta
@@ -253,13 +253,21 @@ class Relay:
             with delivery_span(self._tracer, batch) as span:
                 settled = await self._bring_home(batch, claimed_s, span)
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_PART_WAY_S):
+            with (
+                anyio.CancelScope(shield=True),
+                anyio.move_on_after(_PART_WAY_S),
+                suppress(TakenOver),
+            ):
                 await self._until_taken(lambda: self._give_up_try(batch, "the sidecar stopped"))
             raise
+        except TakenOver:  # whoever has the lane now looks the batch up
+            self._emit(telemetry.lane_taken_over, lane=batch.lane, batch=batch.batch_id)
+            settled = None
         except Exception as error:  # noqa: BLE001 - one batch's fault must not stop the others
             fault = type(error).__name__
             self._emit(telemetry.part_failed, part="delivery", error=fault, hint="")
-            await self._until_taken(lambda: self._give_up_try(batch, fault))
+            with suppress(TakenOver):
+                await self._until_taken(lambda: self._give_up_try(batch, fault))
             settled = None
         finally:
             if probing:

@@ -13,7 +13,10 @@ from sidecar.model import Batch
 
 
 class Outbox(Addresses, Undelivered, Protocol):
-    """The queue to Letta. Only one relay at a time claims from it.
+    """The queue to Letta. Only one relay of a replica at a time claims from it.
+
+    A claim is over when its lane belongs to another one: then every method that takes a batch
+    raises `TakenOver` and stores nothing, unless that batch has ended already.
 
     Writes take effect in the order in which the methods are called. Every method may raise
     `JournalError`; then nothing was stored.
@@ -22,13 +25,13 @@ class Outbox(Addresses, Undelivered, Protocol):
     async def take_back(
         self, *, now_s: float, wait_s: float = math.inf, horizon_s: float = math.inf
     ) -> None:
-        """Treat every batch that is marked as being sent as in doubt, due now.
+        """Treat as in doubt, due now, what this replica or one that is gone was sending.
 
-        To be called before the first claim, when nothing is under way. Times that an earlier
-        process stored by another clock are limited to what is possible by this one: no batch was
-        sealed later than now, no try lands after `now_s + horizon_s`, no lane waits for its batch
-        longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s` or `horizon_s`,
-        whichever is longer.
+        To be called before the first claim, when this replica has nothing under way. Times that an
+        earlier process stored by another clock are limited to what is possible by this one: no
+        batch was sealed later than now, no try lands after `now_s + horizon_s`, no lane waits for
+        its batch longer than `wait_s`, nor for turns longer than `PostPolicy.max_age_s` or
+        `horizon_s`, whichever is longer.
 
         Args:
             now_s: Unix time.

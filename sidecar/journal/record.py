@@ -24,6 +24,8 @@ class Record(Transcripts, Protocol):
         (`sidecar.model.joined_consent`). Opening it again never changes whose memory it belongs to:
         if the rules have given its caller another agent since, the call keeps its stored `ref` to
         the end, and likewise an empty `caller_key`.
+        From here on the call belongs to this replica, at the `epoch` that is returned: what another
+        one opened earlier, it can neither rewrite nor close.
 
         Raises:
             CallError: the key is stored with another `caller_key` (`call_claimed`), or the call was
@@ -58,11 +60,17 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int, epoch: int) -> int:
         """Replace the turns of a call after the first `unchanged` by these, in one step.
 
         For a channel that learns later what was really said. A turn in a batch never changes:
         when more than `unchanged` turns are in batches, nothing is changed.
+
+        Args:
+            key: Of the call.
+            turns: What takes the place of the others.
+            unchanged: How many stay.
+            epoch: As `open_call` or `take_over` returned it.
 
         Returns:
             How many turns of the call, from its first, are in batches. More than `unchanged`:
@@ -70,25 +78,31 @@ class Record(Transcripts, Protocol):
 
         Raises:
             CallError: as for `append`.
+            TakenOver: another replica has opened the call since.
         """
         ...
 
-    async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
+    async def close_call(self, key: str, *, at_s: float, epoch: int, final: bool = False) -> None:
         """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
 
         Args:
             key: Of the call.
             at_s: Unix time.
+            epoch: As `open_call` or `take_over` returned it.
             final: Its channel has given its final account of it. That mark stays, even if the
                 call is opened again.
 
         Raises:
             CallError: the call was never opened (`unknown_call`).
+            TakenOver: another replica has opened the call since.
         """
         ...
 
-    async def live_calls(self) -> list[Call]:
-        """Return the calls that are not closed, oldest first."""
+    async def take_over(self) -> list[Call]:
+        """Take the live calls whose replica is gone, and return them, oldest first.
+
+        At the start of a sidecar those are all that an earlier one left.
+        """
         ...
 
     async def recent(

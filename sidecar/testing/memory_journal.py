@@ -2,12 +2,18 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from copy import copy
+from typing import Final, Self
+
+import apsw
 
 from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sql.batches import begin
+from sidecar.journal.sql.replicas import new_name
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.file import open_in_memory
 from sidecar.journal.sqlite.inline import Inline
+from sidecar.journal.sqlite.transactions import SqliteTransaction
 
 POLICY: Final = PostPolicy(max_turns=20, max_age_s=60.0)
 
@@ -23,6 +29,23 @@ class MemoryJournal(SqliteJournal):
     def __init__(
         self, policy: PostPolicy = POLICY, *, clock: Callable[[], float] = time.time
     ) -> None:
+        self._connection = open_in_memory()
         super().__init__(
-            Inline(open_in_memory()), policy=policy, secret=b"of this process alone", clock=clock
+            Inline(self._connection),
+            policy=policy,
+            secret=b"of this process alone",
+            clock=clock,
+            replica=new_name(),
         )
+        _enter(self._connection, self.replica)
+
+    def restarted(self) -> Self:
+        """Return it as the next process finds it: this one is gone."""
+        again = copy(self)
+        again.replica = new_name()
+        _enter(self._connection, again.replica)
+        return again
+
+
+def _enter(connection: apsw.Connection, replica: str) -> None:
+    begin(SqliteTransaction(connection), replica=replica, now_s=0.0)

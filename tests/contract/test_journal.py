@@ -125,7 +125,7 @@ class TestCalls:
         await journal.open_call(began)
         assert await journal.open_call(call(ref=OTHER)) == began
         await journal.append([turn(1)])
-        await journal.close_call(began.key, at_s=clock())
+        await journal.close_call(began.key, epoch=1, at_s=clock())
         claimed = await journal.claim(10, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
         assert [batch.call.ref for batch in claimed] == ([first] if first.known else [])
 
@@ -141,7 +141,7 @@ class TestCalls:
         assert await journal.call(known.key) == known
         assert await journal.identify(call(ref=OTHER, caller_key="x")) == known
         await journal.append([turn(2)])
-        await journal.close_call(known.key, at_s=clock())
+        await journal.close_call(known.key, epoch=1, at_s=clock())
         (batch,) = await journal.claim(1, now_s=clock() + 1_000, post_timeout_s=1.0)
         assert [one.item_id for one in batch.turns] == ["item-1", "item-2"]
 
@@ -164,7 +164,7 @@ class TestCalls:
     async def test_a_closed_call_opens_again(self, journal: Journal) -> None:
         """A call that was closed is live again when it is opened again."""
         await journal.open_call(call())
-        await journal.close_call("acme/one", at_s=7.0)
+        await journal.close_call("acme/one", epoch=1, at_s=7.0)
         (row,) = await journal.calls(limit=5)
         assert row.call.closed_at_s == pytest.approx(7.0)
         assert (await journal.open_call(call())).closed_at_s is None
@@ -176,14 +176,14 @@ class TestCalls:
             await journal.append([turn(1), turn(1, "ghost")])
         assert refused.value.code == "unknown_call"
         with pytest.raises(CallError):
-            await journal.close_call("acme/ghost", at_s=1.0)
+            await journal.close_call("acme/ghost", epoch=1, at_s=1.0)
         assert await journal.turns("acme/one") == ()
 
     async def test_closing_twice_keeps_the_first_time(self, journal: Journal) -> None:
         """Closing a call again is no error, and keeps the first time."""
         await journal.open_call(call())
-        await journal.close_call("acme/one", at_s=7.0)
-        await journal.close_call("acme/one", at_s=9.0)
+        await journal.close_call("acme/one", epoch=1, at_s=7.0)
+        await journal.close_call("acme/one", epoch=1, at_s=9.0)
         (row,) = await journal.calls(limit=5)
         assert row.call.closed_at_s == pytest.approx(7.0)
 
@@ -247,7 +247,7 @@ class TestTurns:
     async def test_a_closed_call_still_takes_turns(self, journal: Journal, clock: Clock) -> None:
         """A late turn of a closed call is stored and due at once."""
         await journal.open_call(call())
-        await journal.close_call("acme/one", at_s=1.0)
+        await journal.close_call("acme/one", epoch=1, at_s=1.0)
         await claim_none(journal, clock)
         await journal.append([turn(1)])
         assert numbers(await claim_one(journal, clock)) == [1]
@@ -279,7 +279,7 @@ class TestDue:
         await journal.open_call(call())
         await journal.append([turn(1)])
         await claim_none(journal, clock)
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         batch = await claim_one(journal, clock)
         assert numbers(batch) == [1]
         assert batch.last_part
@@ -287,7 +287,7 @@ class TestDue:
     async def test_an_empty_call_is_never_due(self, journal: Journal, clock: Clock) -> None:
         """A call without turns posts nothing."""
         await journal.open_call(call())
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         assert await journal.next_due_s() is None
         await claim_none(journal, clock)
 
@@ -295,7 +295,7 @@ class TestDue:
         """A call with neither agent nor caller is stored, never delivered, and counts as done."""
         await journal.open_call(call(ref=AgentRef("acme"), caller_key=""))
         await journal.append([turn(n) for n in range(1, 6)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         clock.now_s += 1_000
         assert await journal.next_due_s() is None
         await claim_none(journal, clock)
@@ -344,7 +344,7 @@ class TestBatches:
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 8)])
         await journal.append([turn(8, text="x" * 500), turn(9)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         parts: list[list[int]] = []
         finals: list[bool] = []
         for _ in range(4):
@@ -363,7 +363,7 @@ class TestBatches:
         await journal.append([turn(1), turn(2), turn(3)])
         first = await claim_one(journal, clock)
         await journal.append([turn(4)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         await journal.release(
             first, due_s=clock(), unknown=False, over=False, error="", now_s=clock()
         )
@@ -381,7 +381,7 @@ class TestBatches:
         for name, ref in (("one", REF), ("two", REF), ("three", OTHER)):
             await journal.open_call(call(name, ref))
             await journal.append([turn(1, name)])
-            await journal.close_call(f"acme/{name}", at_s=clock())
+            await journal.close_call(f"acme/{name}", epoch=1, at_s=clock())
         first, other = await journal.claim(10, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
         assert {first.lane, other.lane} == {REF.lane, OTHER.lane}
         await claim_none(journal, clock)
@@ -396,7 +396,7 @@ class TestBatches:
             name = f"call-{n}"
             await journal.open_call(call(name, AgentRef("acme", agent_id=f"agent-{n}")))
             await journal.append([turn(1, name)])
-            await journal.close_call(f"acme/{name}", at_s=clock())
+            await journal.close_call(f"acme/{name}", epoch=1, at_s=clock())
             clock.now_s += 1
         taken = await journal.claim(3, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
         assert [batch.agent_id for batch in taken] == ["agent-0", "agent-1", "agent-2"]
@@ -405,11 +405,11 @@ class TestBatches:
         """After a batch is settled, its lane goes behind those that wait already."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 11)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         clock.now_s += 1
         await journal.open_call(call("two", OTHER))
         await journal.append([turn(1, "two")])
-        await journal.close_call("acme/two", at_s=clock())
+        await journal.close_call("acme/two", epoch=1, at_s=clock())
         clock.now_s += 1
         (first,) = await journal.claim(1, now_s=clock(), post_timeout_s=POST_TIMEOUT_S)
         await journal.settle(first, now_s=clock())
@@ -459,6 +459,7 @@ class TestBatches:
             assert again.in_doubt
             assert again.attempt == 1
             assert again.horizon_s == batch.horizon_s
+            batch = again
 
     async def test_an_answer_ends_the_horizon(self, journal: Journal, clock: Clock) -> None:
         """When Letta has answered, nothing of that try can still land."""
@@ -498,7 +499,7 @@ class TestBatches:
         batch = await claim_one(journal, clock)
         await journal.retire(batch, error="", now_s=clock(), hold_until_s=clock() + 10)
         await journal.append([turn(n) for n in range(4, 7)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         await journal.hurry(now_s=clock())
         await claim_none(journal, clock)
         clock.now_s += 10
@@ -544,7 +545,7 @@ class TestBatches:
         began_s = clock()
         clock.now_s += 60
         await journal.append([turn(50, "two", at_s=began_s + 50)])
-        await journal.close_call("acme/two", at_s=clock())
+        await journal.close_call("acme/two", epoch=1, at_s=clock())
         await journal.append([turn(20, "one", at_s=began_s + 20)])
         for said in ([20], [50]):
             batch = await claim_one(journal, clock)
@@ -564,7 +565,7 @@ class TestBatches:
                 clock.now_s += 20
                 at_s = clock() + (ahead_s if name == wrong else 0.0)
                 await journal.append([turn(n, key, at_s=at_s)])
-                await journal.close_call(f"acme/{key}", at_s=clock())
+                await journal.close_call(f"acme/{key}", epoch=1, at_s=clock())
                 clock.now_s += 20
             for n in (0, 1):
                 batch = await claim_one(journal, clock)
@@ -580,7 +581,7 @@ class TestBatches:
         await journal.append([turn(1, "ada")])
         await journal.open_call(call("bob", shared, "k2"))
         await journal.append([turn(2, "bob")])
-        await journal.close_call("acme/bob", at_s=clock())
+        await journal.close_call("acme/bob", epoch=1, at_s=clock())
         batch = await claim_one(journal, clock)
         assert batch.call.call_id == "bob"
 
@@ -623,7 +624,7 @@ class TestBatches:
         """A split batch comes back as two new batches in order, and each can be split again."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 6)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         whole = await claim_one(journal, clock)
         assert whole.last_part
         await journal.split(whole, now_s=clock())
@@ -647,7 +648,7 @@ class TestBatches:
         """A settle whose answer was lost may be repeated, even when the next batch is under way."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 7)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         first = await claim_one(journal, clock)
         await journal.settle(first, now_s=clock())
         second = await claim_one(journal, clock)
@@ -666,7 +667,7 @@ class TestDeadLetters:
         """A retired batch is listed, is not undelivered, and the next batch goes out."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 7)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         batch = await claim_one(journal, clock)
         await journal.retire(batch, error="400", now_s=clock())
         (letter,) = await journal.batches(states=("dead",), limit=99)
@@ -684,7 +685,7 @@ class TestDeadLetters:
         """A replayed letter goes out again as the same batch, in doubt, behind the open one."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 7)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         dead = await claim_one(journal, clock)
         await journal.retire(dead, error="400", now_s=clock())
         following = await claim_one(journal, clock)
@@ -708,7 +709,7 @@ class TestDeadLetters:
         """A dropped letter is no longer listed, nor shown as recent, and can be erased."""
         await journal.open_call(call())
         await journal.append([turn(1)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         dead = await claim_one(journal, clock)
         await journal.retire(dead, error="400", now_s=clock())
         assert await journal.erase_settled(before_s=clock() + 1) == 0
@@ -727,14 +728,14 @@ class TestLearnt:
         await journal.learn_agent(REF, "agent-1")
         await journal.open_call(call())
         await journal.append([turn(1)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         await journal.learn_conversation("acme/one", "conv-1")
         assert await journal.agent_of(REF) == "agent-1"
         batch = await claim_one(journal, clock)
         assert (batch.agent_id, batch.call.conversation_id) == ("agent-1", "conv-1")
         await journal.open_call(call("two", fixed))
         await journal.append([turn(1, "two")])
-        await journal.close_call("acme/two", at_s=clock())
+        await journal.close_call("acme/two", epoch=1, at_s=clock())
         assert (await claim_one(journal, clock)).agent_id == "agent-9"
 
     async def test_another_agent_forgets_conversations(
@@ -826,7 +827,7 @@ class TestTotals:
         """Batches are listed by their state, from either end, with their outcome."""
         await journal.open_call(call())
         await journal.append([turn(n) for n in range(1, 8)])
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         first = await claim_one(journal, clock)
         (row,) = await journal.batches(states=("sealed", "sending"), limit=9)
         assert (row.batch_id, row.call, row.lane) == (first.batch_id, "acme/one", REF.lane)
@@ -851,7 +852,7 @@ class TestTotals:
         await journal.append([turn(1), turn(2), turn(3)])
         clock.now_s += 5
         await journal.append([turn(1, "two")])
-        await journal.close_call("acme/two", at_s=clock())
+        await journal.close_call("acme/two", epoch=1, at_s=clock())
         counts = await journal.counts()
         assert (counts.calls, counts.live_calls, counts.turns, counts.undelivered) == (2, 1, 4, 4)
         backlog = await journal.backlog()
@@ -872,13 +873,14 @@ class TestTotals:
         assert (await journal.counts()).undelivered == 1
 
     async def test_live_calls(self, journal: Journal, clock: Clock) -> None:
-        """The calls that are not closed are listed oldest first, also one opened again."""
+        """The calls that are not closed are listed newest first, also one opened again."""
         for name in ("one", "two", "three"):
             await journal.open_call(call(name))
-        await journal.close_call("acme/one", at_s=clock())
-        await journal.close_call("acme/two", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
+        await journal.close_call("acme/two", epoch=1, at_s=clock())
         await journal.open_call(call("two"))
-        assert [c.key for c in await journal.live_calls()] == ["acme/two", "acme/three"]
+        live = await journal.calls(limit=9, live=True)
+        assert [row.call.key for row in live] == ["acme/three", "acme/two"]
 
     async def test_retention(self, journal: Journal, clock: Clock) -> None:
         """Ended calls are erased once digested; a call left open ended with its last turn."""
@@ -888,8 +890,8 @@ class TestTotals:
         for batch in await journal.claim(9, now_s=clock(), post_timeout_s=1.0):
             if batch.agent_id != "waiting":
                 await journal.settle(batch, now_s=clock())
-        await journal.close_call("acme/done", at_s=clock())
-        await journal.close_call("acme/waiting", at_s=clock())
+        await journal.close_call("acme/done", epoch=1, at_s=clock())
+        await journal.close_call("acme/waiting", epoch=1, at_s=clock())
         assert await journal.erase_settled(before_s=clock()) == 0
         assert await journal.erase_settled(before_s=clock() + 1) == 6
         assert [row.call.call_id for row in await journal.calls(limit=9)] == ["waiting"]
@@ -906,7 +908,10 @@ class TestRewriting:
         await journal.open_call(call())
         await journal.append([turn(1), turn(2)])
         assert (
-            await journal.rewrite("acme/one", [turn(2, text="as heard"), turn(3)], unchanged=1) == 0
+            await journal.rewrite(
+                "acme/one", [turn(2, text="as heard"), turn(3)], unchanged=1, epoch=1
+            )
+            == 0
         )
         assert [t.text for t in await journal.turns("acme/one")] == ["hello", "as heard", "hello"]
         assert numbers(await claim_one(journal, clock)) == [1, 2, 3]
@@ -917,11 +922,11 @@ class TestRewriting:
         await journal.append([turn(n) for n in range(1, 4)])
         batch = await claim_one(journal, clock)
         await journal.append([turn(4)])
-        assert await journal.rewrite("acme/one", [turn(9)], unchanged=2) == 3
+        assert await journal.rewrite("acme/one", [turn(9)], unchanged=2, epoch=1) == 3
         assert [t.seq for t in await journal.turns("acme/one")] == [1, 2, 3, 4]
-        assert await journal.rewrite("acme/one", [turn(9)], unchanged=3) == 3
+        assert await journal.rewrite("acme/one", [turn(9)], unchanged=3, epoch=1) == 3
         await journal.settle(batch, now_s=clock())
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         assert numbers(await claim_one(journal, clock)) == [9]
 
     async def test_it_waits_no_longer_than_what_it_replaces(
@@ -932,15 +937,17 @@ class TestRewriting:
         await journal.append([turn(1)])
         for mended in range(1, 4):
             clock.now_s += 20.0
-            await journal.rewrite("acme/one", [turn(1, text=f"mended {mended}")], unchanged=0)
+            await journal.rewrite(
+                "acme/one", [turn(1, text=f"mended {mended}")], unchanged=0, epoch=1
+            )
         assert [t.text for t in (await claim_one(journal, clock)).turns] == ["mended 3"]
 
     async def test_taking_all_back_leaves_nothing_due(self, journal: Journal, clock: Clock) -> None:
         """A call whose pending turns were all withdrawn has nothing to deliver."""
         await journal.open_call(call())
         await journal.append([turn(1)])
-        await journal.rewrite("acme/one", [], unchanged=0)
-        await journal.close_call("acme/one", at_s=clock())
+        await journal.rewrite("acme/one", [], unchanged=0, epoch=1)
+        await journal.close_call("acme/one", epoch=1, at_s=clock())
         await claim_none(journal, clock)
         assert (await journal.counts()).undelivered == 0
 
@@ -948,7 +955,7 @@ class TestRewriting:
         """A call that is never delivered may be rewritten at any time."""
         await journal.open_call(call("anon", AgentRef("acme"), ""))
         await journal.append([turn(1, "anon"), turn(2, "anon")])
-        assert await journal.rewrite("acme/anon", [turn(5, "anon")], unchanged=1) == 0
+        assert await journal.rewrite("acme/anon", [turn(5, "anon")], unchanged=1, epoch=1) == 0
         assert [t.seq for t in await journal.turns("acme/anon")] == [1, 5]
         await claim_none(journal, clock)
         assert (await journal.counts()).undelivered == 0
@@ -956,7 +963,7 @@ class TestRewriting:
     async def test_an_unknown_call_is_refused(self, journal: Journal) -> None:
         """Only a call that was opened can be rewritten."""
         with pytest.raises(CallError):
-            await journal.rewrite("acme/ghost", [], unchanged=0)
+            await journal.rewrite("acme/ghost", [], unchanged=0, epoch=1)
 
 
 async def test_a_closed_journal_takes_nothing(journal: Journal) -> None:

@@ -48,7 +48,7 @@ class CopyBench:
                 call = Call(
                     f"acme/{n}", AgentRef("acme", caller_key=f"k{n}"), "livekit", f"k{n}", NOW_S
                 )
-                await journal.open_call(call)
+                stored = await journal.open_call(call)
                 await journal.append(
                     [
                         Turn(call.key, f"i{m}", m, "caller", f"w\0rd {m} \U0010ffff", NOW_S + m)
@@ -57,7 +57,7 @@ class CopyBench:
                 )
                 await journal.learn_agent(call.ref, f"agent-{n}")
                 if n % 3:
-                    await journal.close_call(call.key, at_s=NOW_S)
+                    await journal.close_call(call.key, epoch=stored.epoch, at_s=NOW_S)
             settled, dead, *_ = await journal.claim(9, now_s=NOW_S, post_timeout_s=60.0)
             await journal.settle(settled, now_s=NOW_S)
             await journal.retire(dead, error="400", now_s=NOW_S)
@@ -121,9 +121,9 @@ async def test_a_sidecar_goes_on_with_the_copy(bench: CopyBench) -> None:
     settings = bench.settings({"SIDECAR_JOURNAL_URL": bench.url})
     async with opened_journal(settings, bench.data, clock=lambda: NOW_S) as journal:
         call = Call("acme/new", AgentRef("acme", caller_key="new"), "vapi", "new", NOW_S)
-        await journal.open_call(call)
+        stored = await journal.open_call(call)
         await journal.append([Turn(call.key, "i1", 1, "caller", "hello", NOW_S)])
-        await journal.close_call(call.key, at_s=NOW_S)
+        await journal.close_call(call.key, epoch=stored.epoch, at_s=NOW_S)
         batches = await journal.claim(99, now_s=NOW_S + 1e6, post_timeout_s=60.0)
         assert {"acme/new", "acme/3"} <= {batch.call.key for batch in batches}
         erased = Call("acme/erased", call.ref, "vapi", "new", NOW_S)

@@ -60,7 +60,7 @@ async def had(
     turns = [Turn(key, f"i{n}", n, "caller", f"{SECRET} {n}", 1_799_999_000.0 + n) for n in (1, 2)]
     await journal.append(turns)
     if closed:
-        await journal.close_call(key, at_s=1_799_999_100.0)
+        await journal.close_call(key, epoch=1, at_s=1_799_999_100.0)
 
 
 def bytes_below(directory: Path) -> bytes:
@@ -131,7 +131,7 @@ async def test_a_caller_on_the_line_is_not_erased(journal: Journal, clock: Clock
     await had(journal, "one", ref=OWN, caller_key="k1", closed=False)
     with pytest.raises(CallerBusy):
         await journal.erase_caller("k1", now_s=clock())
-    await journal.close_call("acme/one", at_s=clock())
+    await journal.close_call("acme/one", epoch=1, at_s=clock())
     (batch,) = await journal.claim(5, now_s=clock(), post_timeout_s=30.0)
     with pytest.raises(CallerBusy):
         await journal.erase_caller("k1", now_s=clock())
@@ -157,7 +157,7 @@ async def test_no_byte_of_an_erased_caller_stays(tmp_path: Path, clock: Clock) -
     long = Turn("acme/long", "long", 1, "caller", f"{SECRET} " * 2_000, 1_799_999_000.0)
     await journal.open_call(Call("acme/long", OWN, "livekit", "k1", 1_799_999_000.0))
     await journal.append([long])
-    await journal.close_call("acme/long", at_s=clock())
+    await journal.close_call("acme/long", epoch=1, at_s=clock())
     await journal.open_call(Call("acme/k", replace(OWN, caller_key="k2"), "livekit", "k2", 1.0))
     await journal.append([Turn("acme/k", "i", 1, "caller", "kept for good", 2.0)])
     await journal.erase_caller("k1", now_s=clock())

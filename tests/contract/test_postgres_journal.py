@@ -169,7 +169,7 @@ class TestFaults:
         async with opened(through(proxy, postgres, url)) as journal:
             await journal.open_call(CALL)
             await journal.append([turn(1)])
-            await journal.close_call(CALL.key, at_s=NOW_S)
+            await journal.close_call(CALL.key, epoch=1, at_s=NOW_S)
             proxy.lose_answer_to(b"COMMIT")
             (batch,) = await journal.claim(9, now_s=NOW_S, post_timeout_s=1.0)
             assert proxy.lost == 1

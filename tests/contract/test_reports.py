@@ -81,7 +81,7 @@ async def test_calls_are_listed_with_their_figures(bench: ReportsBench) -> None:
     await bench.call("one", ADA, "a", "b")
     await bench.call("two", BOB, "c")
     await bench.call("three", ADA)
-    await bench.journal.close_call("acme/one", at_s=NOW_S)
+    await bench.journal.close_call("acme/one", epoch=1, at_s=NOW_S)
     rows = await bench.reports.calls(limit=9)
     assert [(row.call.call_id, row.turns, row.undelivered) for row in rows] == [
         ("three", 0, 0),

@@ -68,18 +68,27 @@ async def store_calls(
     journal: SqliteJournal, first: int, end: int, *, caller_key: str, settled: bool
 ) -> None:
     """Store ended calls of one caller with their own agent, of two turns each."""
+    replica = journal.replica
 
     def store(tx: Transaction) -> None:
         for n in range(first, end):
             key = f"acme/{caller_key}-{n}"
             call = Call(key, AgentRef("acme", caller_key=caller_key), "livekit", caller_key, 1.0)
-            writes.open_call(tx, call, seal=b"", now_s=float(n), policy=POLICY)
+            writes.open_call(tx, call, replica=replica, seal=b"", now_s=float(n), policy=POLICY)
             said = [Turn(key, f"i{m}", m, "caller", "hello", 10.0 * n + m) for m in (1, 2)]
             writes.append(tx, said, now_s=float(n), policy=POLICY)
-            writes.close_call(tx, key, at_s=float(n), now_s=float(n), policy=POLICY)
+            writes.close_call(
+                tx,
+                key,
+                replica=replica,
+                epoch=1,
+                at_s=float(n),
+                now_s=float(n),
+                policy=POLICY,
+            )
         if not settled:
             return
-        while batches.claim(tx, 1, now_s=1e9, post_timeout_s=1.0, policy=POLICY):
+        while batches.claim(tx, 1, replica=replica, now_s=1e9, post_timeout_s=1.0, policy=POLICY):
             tx.run("UPDATE batches SET state = 'settled', ended_s = 1e9")
             tx.run("UPDATE calls SET acked = sealed, settled_s = 1e9 WHERE sealed > 0")
             tx.run("UPDATE lanes SET open_batch = NULL, due_s = 0 WHERE open_batch IS NOT NULL")
@@ -244,7 +253,7 @@ class TestPrivacy:
         await journal.append([turn(n, text=secret) for n in range(3)])
         (batch,) = await journal.claim(1, now_s=time.time(), post_timeout_s=1.0)
         await journal.settle(batch, now_s=time.time())
-        await journal.close_call(CALL.key, at_s=1.0)
+        await journal.close_call(CALL.key, epoch=1, at_s=1.0)
         assert files_with_it()
         assert await journal.erase_settled(before_s=time.time()) == 3
         assert files_with_it() == []
@@ -295,7 +304,7 @@ class TestThreads:
         """A backup or a shell that reads the file delays the emptying of the log, but no append."""
         await journal.open_call(Call("acme/two", REF, "livekit", "k2", 0.0))
         await journal.append([turn(1)])
-        await journal.close_call(CALL.key, at_s=1.0)
+        await journal.close_call(CALL.key, epoch=1, at_s=1.0)
         backup = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         execute(backup, "BEGIN; SELECT count(*) FROM turns")
         refused: list[JournalError] = []
@@ -354,7 +363,7 @@ class TestThreads:
                 tx, ref, caller_key="k1", except_call="", since_s=0.0, limit=60
             ),
             lambda tx: forgetting.stored_of_caller(tx, "k2"),
-            reads.live_calls,
+            reads.free_calls,
             lambda tx: reads.agent_of(tx, ref),
         )
         cost: list[list[int]] = []
@@ -473,7 +482,7 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    @pytest.mark.parametrize("version", [1, 2, 3, 4])
+    @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
@@ -485,7 +494,16 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        execute(older, "ALTER TABLE calls DROP COLUMN final")
+        execute(older, "DROP TABLE replicas")
+        for table, column in (
+            ("lanes", "replica"),
+            ("lanes", "epoch"),
+            ("calls", "replica"),
+            ("calls", "epoch"),
+        ):
+            execute(older, f"ALTER TABLE {table} DROP COLUMN {column}")
+        if version <= 4:
+            execute(older, "ALTER TABLE calls DROP COLUMN final")
         if version <= 3:
             execute(
                 older,

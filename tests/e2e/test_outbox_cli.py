@@ -24,7 +24,7 @@ async def _bury(path: Path, count: int) -> list[str]:
         key = f"default/call-{n}"
         await journal.open_call(Call(key, ref, "livekit", ref.caller_key or "", time.time()))
         await journal.append([Turn(key, "i", 1, "caller", f"words number {n}", time.time())])
-        await journal.close_call(key, at_s=time.time())
+        await journal.close_call(key, epoch=1, at_s=time.time())
         (batch,) = await journal.claim(5, now_s=time.time(), post_timeout_s=30.0)
         await journal.retire(batch, error="Letta answered 400", now_s=time.time())
         dead.append(batch.batch_id)

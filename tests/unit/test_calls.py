@@ -12,13 +12,15 @@ from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
 from sidecar.errors import CallError, JournalFull, LettaUnavailable
 from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sql import SqlJournal
+from sidecar.journal.sql.replicas import enter
 from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, Block, CallerHints, Snapshot, Turn
+from sidecar.model import AgentRef, Block, Call, CallerHints, Snapshot, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
-from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.testing.memory_journal import POLICY, MemoryJournal
 
 pytestmark = pytest.mark.unit
 
@@ -138,6 +140,10 @@ class CallsBench:
             yield self
             await trio.testing.wait_all_tasks_blocked()  # no read begins while its part ends
             tasks.cancel_scope.cancel()
+
+    async def live_calls(self) -> list[Call]:
+        """The calls that the journal has as live."""
+        return [row.call for row in await self.journal.calls(limit=-1, live=True)]
 
     async def open(
         self, call_id: str, hints: CallerHints = ADA, *, owner: str = "w1", tenant: str = "t"
@@ -408,10 +414,10 @@ def test_a_lost_worker_may_come_back_and_otherwise_its_call_is_closed() -> None:
         await anyio.sleep(100.0)
         live, _ = await bench.open("c1")
         await anyio.sleep(200.0)
-        assert len(await bench.journal.live_calls()) == 1
+        assert len(await bench.live_calls()) == 1
         bench.calls.orphan("w1")
         await anyio.sleep(130.0)
-        assert await bench.journal.live_calls() == []
+        assert await bench.live_calls() == []
         assert bench.calls.live == ()
 
     virtual(body)
@@ -453,12 +459,12 @@ def test_calls_an_earlier_process_left_open_are_closed_in_the_end() -> None:
         await live.record([turn(live, "i1", "hello")])
 
     async def second(bench: CallsBench) -> None:
-        assert len(await bench.journal.live_calls()) == 1
+        assert len(await bench.live_calls()) == 1
         await anyio.sleep(130.0)
-        assert await bench.journal.live_calls() == []
+        assert await bench.live_calls() == []
 
     virtual(first, before)
-    after = CallsBench(journal=before.journal)
+    after = CallsBench(journal=before.journal.restarted())
     virtual(second, after)
 
 
@@ -494,7 +500,7 @@ def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
 
     virtual(first, before)
     rules = IdentityRules(agent_map={ADA.phone: "agent-7"})
-    virtual(second, CallsBench(journal=before.journal, rules=rules))
+    virtual(second, CallsBench(journal=before.journal.restarted(), rules=rules))
 
 
 def test_an_id_used_again_brings_no_other_callers_words() -> None:
@@ -528,22 +534,22 @@ def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
         bench.calls.orphan("w1")
         close_call = bench.journal.close_call
 
-        async def slow(call: str, *, at_s: float) -> None:
-            await close_call(call, at_s=at_s)
+        async def slow(call: str, *, epoch: int, at_s: float) -> None:
+            await close_call(call, epoch=epoch, at_s=at_s)
             await anyio.sleep(1.0)
 
         bench.journal.close_call = slow  # type: ignore[method-assign]
         with anyio.fail_after(200):
-            while len(await bench.journal.live_calls()) == 3:  # noqa: ASYNC110
+            while len(await bench.live_calls()) == 3:  # noqa: ASYNC110
                 await anyio.sleep(0.1)
         await bench.open("c1")
         await bench.open("c2")
         bench.calls.orphan("w1")
         await bench.open("c1")
         await anyio.sleep(60.0)
-        assert {call.call_id for call in await bench.journal.live_calls()} == {"c1", "c2"}
+        assert {call.call_id for call in await bench.live_calls()} == {"c1", "c2"}
         await anyio.sleep(70.0)
-        assert {call.call_id for call in await bench.journal.live_calls()} == {"c1"}
+        assert {call.call_id for call in await bench.live_calls()} == {"c1"}
 
     virtual(body)
 
@@ -570,7 +576,7 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
             tasks.start_soon(intake)
             await anyio.sleep(0.5)
             await bench.open("c1")
-        assert [call.call_id for call in await bench.journal.live_calls()] == ["c1"]
+        assert [call.call_id for call in await bench.live_calls()] == ["c1"]
         assert await bench.journal.turns("t/c1") == tuple(spooled)
 
     virtual(body)
@@ -586,7 +592,7 @@ def test_a_lost_call_that_another_caller_asks_for_is_closed_all_the_same() -> No
         with pytest.raises(CallError):
             await bench.open("c1", BOB)
         await anyio.sleep(130.0)
-        assert await bench.journal.live_calls() == []
+        assert await bench.live_calls() == []
 
     virtual(body)
 
@@ -607,7 +613,30 @@ def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
         assert bench.telemetry.counts["journal_failed"] == 0
 
     virtual(first, before)
-    virtual(second, CallsBench(journal=before.journal))
+    virtual(second, CallsBench(journal=before.journal.restarted()))
+
+
+def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
+    """A call that went on at another sidecar ends here, or is lost here, without being closed."""
+
+    async def body(bench: CallsBench) -> None:
+        other = SqlJournal(
+            bench.journal.executor, policy=POLICY, secret=b"", clock=bench.clock, replica="other"
+        )
+        await bench.journal.executor.write(lambda tx: enter(tx, "other", now_s=0.0))
+        for name in ("closed", "lost"):
+            live, _ = await bench.open(name)
+            await live.record([turn(live, f"{name}-1", "hello")])
+            await other.open_call(live.call)
+            if name == "closed":
+                await live.close("bye")
+        bench.calls.orphan("w1")
+        await anyio.sleep(300.0)
+        assert {call.call_id for call in await bench.live_calls()} == {"closed", "lost"}
+        assert not bench.calls.live
+        assert bench.calls.journal_error == ""
+
+    virtual(body)
 
 
 def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
@@ -615,7 +644,7 @@ def test_a_call_erased_under_its_holder_is_stored_anew() -> None:
 
     async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
-        await bench.journal.close_call(live.key, at_s=0.0)
+        await bench.journal.close_call(live.key, epoch=1, at_s=0.0)
         assert await bench.journal.erase_settled(before_s=1.0) == 0
         assert await bench.journal.call(live.key) is None
         await live.record([turn(live, "i1", "hello")])
@@ -853,7 +882,7 @@ def test_a_call_that_was_erased_under_its_holder_stays_erased() -> None:
     async def body(bench: CallsBench) -> None:
         live, _ = await bench.open("c1")
         await live.record([turn(live, "i1", "hello")])
-        await bench.journal.close_call(live.key, at_s=1.0)
+        await bench.journal.close_call(live.key, epoch=1, at_s=1.0)
         await bench.journal.erase_caller(live.call.caller_key, now_s=bench.clock())
         await live.record([turn(live, "i2", "more")])
         assert not live.may_be_stored

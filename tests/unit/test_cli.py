@@ -341,7 +341,7 @@ def test_doctor_says_what_holds_a_lane(tmp_path: Path, state: str) -> None:
         call = Call("t/c", AgentRef("t", agent_id="a"), "livekit", "", BEGAN_S)
         await journal.open_call(call)
         await journal.append([Turn(call.key, "i", 1, "caller", "hello", BEGAN_S)])
-        await journal.close_call(call.key, at_s=BEGAN_S)
+        await journal.close_call(call.key, epoch=1, at_s=BEGAN_S)
         (batch,) = await journal.claim(9, now_s=BEGAN_S + 1, post_timeout_s=1.0)
         await journal.release(
             batch,

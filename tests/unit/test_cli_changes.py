@@ -30,7 +30,7 @@ async def fill(path: Path) -> str:
         )
         await journal.open_call(call)
         await journal.append([Turn(call.key, "i1", 1, "caller", "hello", time.time())])
-    await journal.close_call("default/over", at_s=time.time())
+    await journal.close_call("default/over", epoch=1, at_s=time.time())
     (batch,) = await journal.claim(9, now_s=time.time(), post_timeout_s=60.0)
     await journal.retire(batch, error="400", now_s=time.time())
     await journal.aclose()

@@ -66,7 +66,7 @@ class ForgettingBench:
         await self.journal.open_call(Call(call, ref, "livekit", key, 1_799_999_000.0))
         await self.journal.append([Turn(call, "i1", 1, "caller", text, 1_799_999_001.0)])
         if closed:
-            await self.journal.close_call(call, at_s=1_799_999_100.0)
+            await self.journal.close_call(call, epoch=1, at_s=1_799_999_100.0)
 
     async def agent(self) -> str:
         """The caller's own agent, with a last good copy of its memory."""

@@ -24,6 +24,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.journal.policy import PostPolicy
+from sidecar.journal.sqlite.transactions import SqliteTransaction
 from sidecar.letta.port import AgentSpec
 from sidecar.model import AgentRef, Batch, Call, Turn
 from sidecar.telemetry import Telemetry
@@ -109,7 +110,7 @@ class RelayBench:
             [Turn(call.key, f"{name}-{i}", i, "caller", f"{name}:{i}.", unix_s()) for i in range(n)]
         )
         if close:
-            await self.journal.close_call(call.key, at_s=unix_s())
+            await self.journal.close_call(call.key, epoch=1, at_s=unix_s())
 
     async def delivered(self, *, within_s: float = RECOVERED_S) -> None:
         """Return when the journal has nothing undelivered."""
@@ -212,7 +213,7 @@ class TestDelivery:
             async with bench.running():
                 await bench.say("one", 1, close=False)
                 await anyio.sleep(3)
-                await bench.journal.close_call("acme/one", at_s=unix_s())
+                await bench.journal.close_call("acme/one", epoch=1, at_s=unix_s())
                 await bench.delivered(within_s=1)
 
         virtual(test)
@@ -270,7 +271,7 @@ class TestOrder:
                 await anyio.sleep(1)
                 assert bench.heard("lyon") == [0], "due as soon as the caller is back"
                 await bench.append("oslo", 0)
-                await bench.journal.close_call("acme/oslo", at_s=unix_s())
+                await bench.journal.close_call("acme/oslo", epoch=1, at_s=unix_s())
                 await bench.delivered(within_s=5)
             assert bench.order() == ["lyon:0", "oslo:0"]
 
@@ -288,7 +289,7 @@ class TestOrder:
                 await bench.say("oslo", 1, close=False)
                 await anyio.sleep(1)
                 await bench.append("lyon", 1, at_s=said_s - 1)
-                await bench.journal.close_call("acme/oslo", at_s=unix_s())
+                await bench.journal.close_call("acme/oslo", epoch=1, at_s=unix_s())
                 await bench.delivered()
             assert bench.order() == ["lyon:0", "lyon:1", "oslo:0"]
 
@@ -327,7 +328,9 @@ class TestOrder:
                             words.append(f"c{on_line}-:{len(words)}")
                             await bench.append(f"c{on_line}-", len(words) - 1)
                         case "hang up" if on_line is not None:
-                            await bench.journal.close_call(f"acme/c{on_line}-", at_s=unix_s())
+                            await bench.journal.close_call(
+                                f"acme/c{on_line}-", epoch=1, at_s=unix_s()
+                            )
                             on_line = None
                         case "kill":
                             on_line = None
@@ -764,7 +767,7 @@ class TestAddress:
                 await bench.journal.append(
                     [Turn("acme/one", "late", 4, "caller", "one:4.", unix_s())]
                 )
-                await bench.journal.close_call("acme/one", at_s=unix_s())
+                await bench.journal.close_call("acme/one", epoch=1, at_s=unix_s())
                 await bench.delivered(within_s=30)
             assert bench.heard("one") == list(range(5))
             assert len(bench.letta.conversations) == 1
@@ -965,6 +968,27 @@ class TestFlush:
                 await bench.say("one", 2)
                 bench.journal.backlog = failing
                 assert await bench.relay.flush(10) is None
+
+        virtual(test)
+
+    def test_a_lane_that_another_has_claimed_is_left_to_it(self) -> None:
+        """A delivery that ends when another replica has the lane stores nothing, and says so."""
+
+        async def test() -> None:
+            def claim_elsewhere(_agent_id: str) -> None:
+                tx = SqliteTransaction(bench.journal._connection)
+                tx.run("UPDATE lanes SET replica = 'another', epoch = epoch + 1")
+
+            bench = RelayBench(on_changed=claim_elsewhere)
+            async with bench.running():
+                await bench.say("one", 2)
+                await anyio.sleep(60)
+            assert bench.letta.posts == 1
+            assert [fields["lane"] for fields in bench.events("lane_taken_over")] == [REF.lane]
+            assert not bench.events("journal_failed")
+            assert not bench.settled
+            (batch,) = await bench.journal.batches(states=("sending",), limit=9)
+            assert batch.turns == 2
 
         virtual(test)
 

@@ -18,9 +18,11 @@ from sidecar.channels.vapi.control import Control
 from sidecar.channels.vapi.history import UNCONFIRMED_NOTE, VOICEMAIL_NOTE, stretches_of
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.errors import JournalFull
+from sidecar.journal.sql import SqlJournal
+from sidecar.journal.sql.replicas import enter
 from sidecar.model import Call, CallerHints
 from sidecar.prompt_wait import Waits
-from sidecar.testing.memory_journal import MemoryJournal
+from sidecar.testing.memory_journal import POLICY, MemoryJournal
 from tests.unit.test_calls import ADA, BOB, CallsBench
 
 pytestmark = [pytest.mark.unit, pytest.mark.backend("virtual-time")]
@@ -116,6 +118,29 @@ class TestVapiCalls:
             await bench.vapi.end(call, "over")
             assert [text for text, _ in await bench.texts()][2:] == ["Bye.", "bye ada"]
             assert not bench.calls.live
+
+    async def test_a_call_that_was_at_another_replica_is_mended_all_the_same(self) -> None:
+        """What another sidecar stored of a call meanwhile is read again before turns are mended."""
+        async with opened() as bench:
+            call = await bench.call()
+            await call.take(HISTORY, stamp_ms=1.0)
+            other = SqlJournal(
+                bench.journal.executor,
+                policy=POLICY,
+                secret=b"",
+                clock=bench.clock,
+                replica="other",
+            )
+            await bench.journal.executor.write(lambda tx: enter(tx, "other", now_s=0.0))
+            taken = await other.open_call(call.live.call)
+            corrected = {"role": "assistant", "content": "hello Ada, good to hear you"}
+            await call.report(stretches_of([USER_1, corrected, USER_2]))
+            assert bench.telemetry.counts["turns_mended"] == 1
+            assert call.live.call.epoch == taken.epoch + 1
+            assert [text for text, _ in await bench.texts()][:2] == [
+                "My name is Ada.",
+                "hello Ada, good to hear you",
+            ]
 
     @pytest.mark.parametrize("posted", [True, False])
     async def test_a_report_of_the_last_assistant_alone(self, posted: bool) -> None:

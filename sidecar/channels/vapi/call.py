@@ -27,6 +27,7 @@ from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.channels.vapi.written import WrittenReplies
+from sidecar.errors import TakenOver
 from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
@@ -405,7 +406,15 @@ class VapiCall:
                 return followed
             traceparent = self.live.traceparent
             turns = [replace(turn, traceparent=traceparent) for turn in planned.turns]
-            sealed = await self._journal.rewrite(self.live.key, turns, unchanged=planned.unchanged)
+            try:
+                sealed = await self._journal.rewrite(
+                    self.live.key, turns, unchanged=planned.unchanged, epoch=self.live.call.epoch
+                )
+            except TakenOver:  # another replica may have stored more of it
+                await self.live.retake()
+                self._stored = None
+                stored = await self._turns()
+                continue
             if sealed <= planned.unchanged:
                 self._emit(
                     telemetry.turns_mended,

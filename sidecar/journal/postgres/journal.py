@@ -90,10 +90,17 @@ class PostgresJournal(SqlJournal):
 
         connection, lease = await anyio.to_thread.run_sync(prepare)
         threads = DatabaseThreads(url, lease=lease, connection=connection)
-        journal = cls(threads, policy=policy, secret=secret, clock=clock, redact=redact)
+        journal = cls(
+            threads,
+            policy=policy,
+            secret=secret,
+            clock=clock,
+            redact=redact,
+            replica=lease.owner,
+        )
         try:
             now_s = clock()
-            await threads.write(lambda tx: batches.doubt(tx, now_s=now_s))
+            await threads.write(lambda tx: batches.begin(tx, replica=journal.replica, now_s=now_s))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await journal.aclose()

@@ -16,7 +16,7 @@ import anyio.to_thread
 import psycopg
 from typing_extensions import override
 
-from sidecar.errors import JournalAway, JournalFull
+from sidecar.errors import JournalAway, JournalFull, SidecarError
 from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
 from sidecar.journal.postgres.faults import is_lost, journal_error
 from sidecar.journal.postgres.lease import RENEW_S, Lease, give_back, is_committed, renew
@@ -230,7 +230,7 @@ class DatabaseWriter(_OnDatabase):
             self._once(group)
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
             if len(group) == 1 or isinstance(error, JournalAway):
-                fail(group, journal_error(error))
+                fail(group, error if isinstance(error, SidecarError) else journal_error(error))
             else:
                 # One of them failed, and with it all: now each by itself.
                 for job in group:

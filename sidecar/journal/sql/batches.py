@@ -6,9 +6,11 @@ known to be stored.
 """
 
 import uuid
+from dataclasses import dataclass
 
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.reads import SELECT_CALL, SELECT_TURN, call_of_row, turn_of_row
+from sidecar.journal.sql.replicas import THERE, enter_alone, require_lane
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sql.writes import reschedule_call
 from sidecar.journal.states import BatchEvent, State, after
@@ -18,7 +20,13 @@ _ERROR_CHARS = 500
 
 
 def claim(
-    tx: Transaction, limit: int, *, now_s: float, post_timeout_s: float, policy: PostPolicy
+    tx: Transaction,
+    limit: int,
+    *,
+    replica: str,
+    now_s: float,
+    post_timeout_s: float,
+    policy: PostPolicy,
 ) -> list[Batch]:
     """Take due lanes, cut a batch where none is open, and mark each as being sent."""
     batches: list[Batch] = []
@@ -29,26 +37,46 @@ def claim(
         if batch is None:
             free_lane(tx, lane, now_s=now_s, hold_until_s=0.0)
         else:
+            tx.run("UPDATE lanes SET replica = ?, epoch = epoch + 1 WHERE id = ?", replica, lane)
             batches.append(_take(tx, lane, batch, now_s=now_s, post_timeout_s=post_timeout_s))
     return batches
 
 
 def take_back(
-    tx: Transaction, *, now_s: float, wait_s: float, horizon_s: float, policy: PostPolicy
+    tx: Transaction,
+    *,
+    replica: str,
+    now_s: float,
+    wait_s: float,
+    horizon_s: float,
+    policy: PostPolicy,
 ) -> None:
-    """Treat what is marked as being sent as in doubt; limit the times another clock stored."""
+    """Treat what this replica has under way as in doubt; limit the times another clock stored."""
     _draw_in(tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=policy)
+    tx.run("UPDATE lanes SET replica = '' WHERE replica = ?", replica)
+    doubt(tx, now_s=now_s)
+
+
+def begin(tx: Transaction, *, replica: str, now_s: float) -> None:
+    """Enter the only replica; what an earlier one had under way is in doubt."""
+    enter_alone(tx, replica, now_s=now_s)
     doubt(tx, now_s=now_s)
 
 
 def doubt(tx: Transaction, *, now_s: float) -> None:
-    """Treat what is marked as being sent as in doubt, due now."""
+    """Treat what no replica has under way any more as in doubt, due now."""
+    free = f"replica NOT IN {THERE}"
     tx.run(
-        "UPDATE batches SET state = ? WHERE state = ?",
+        "UPDATE batches SET state = ? WHERE state = ?"  # noqa: S608 - constants only
+        f" AND lane IN (SELECT id FROM lanes WHERE {free})",
         after(State.SENDING, BatchEvent.CRASHED),
         State.SENDING,
     )
-    if tx.run("UPDATE lanes SET due_s = ? WHERE due_s IS NULL AND open_batch IS NOT NULL", now_s):
+    if tx.run(
+        "UPDATE lanes SET due_s = ?, replica = ''"  # noqa: S608 - constants only
+        f" WHERE due_s IS NULL AND open_batch IS NOT NULL AND {free}",
+        now_s,
+    ):
         tx.wakes = True
 
 
@@ -154,11 +182,12 @@ def _take(tx: Transaction, lane: int, batch: int, *, now_s: float, post_timeout_
 def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch:
     (row,) = tx.rows(
         "SELECT b.batch_id, l.name, l.agent_id, b.call, b.part, b.lo, b.hi, b.horizon_s,"
-        " b.sealed_at_s, b.replayed_s, b.last_part FROM batches b JOIN lanes l ON l.id = b.lane"
-        " WHERE b.id = ?",
+        " b.sealed_at_s, b.replayed_s, b.last_part, l.epoch"
+        " FROM batches b JOIN lanes l ON l.id = b.lane WHERE b.id = ?",
         batch,
     )
-    batch_id, lane, agent_id, row_id, part, lo, hi, horizon_s, sealed_at_s, replayed_s, last = row
+    batch_id, lane, agent_id, row_id, part, lo, hi, horizon_s, sealed_at_s, *rest = row
+    replayed_s, last, epoch = rest
     (row,) = tx.rows(f"{SELECT_CALL} WHERE c.id = ?", row_id)
     call = call_of_row(row)
     turns = tx.rows(
@@ -177,12 +206,35 @@ def _load(tx: Transaction, batch: int, *, attempt: int, in_doubt: bool) -> Batch
         sealed_at_s=sealed_at_s,
         tried_since_s=sealed_at_s if replayed_s is None else replayed_s,
         last_part=bool(last),
+        epoch=epoch,
     )
 
 
-def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: float) -> Batch:
-    """Record another try of a batch under way."""
-    ((batch, attempt),) = tx.rows("SELECT id, attempt FROM batches WHERE batch_id = ?", batch_id)
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A batch as a replica claimed it; each end of it is checked against that.
+
+    Attributes:
+        batch_id: Of the batch.
+        replica: Who claimed its lane.
+        epoch: Of the lane, since.
+    """
+
+    batch_id: str
+    replica: str
+    epoch: int
+
+
+def resend(tx: Transaction, claimed: Claim, *, now_s: float, post_timeout_s: float) -> Batch:
+    """Record another try of a batch under way.
+
+    Raises:
+        TakenOver: another claim has its lane.
+    """
+    ((batch, lane, attempt),) = tx.rows(
+        "SELECT id, lane, attempt FROM batches WHERE batch_id = ?", claimed.batch_id
+    )
+    require_lane(tx, lane, replica=claimed.replica, epoch=claimed.epoch)
     tx.run(
         "UPDATE batches SET attempt = attempt + 1, horizon_s = ? WHERE id = ? AND state = ?",
         now_s + post_timeout_s,
@@ -192,18 +244,39 @@ def resend(tx: Transaction, batch_id: str, *, now_s: float, post_timeout_s: floa
     return _load(tx, batch, attempt=attempt, in_doubt=False)
 
 
-def settle(tx: Transaction, batch_id: str, *, now_s: float) -> None:
-    """Mark a batch as digested by Letta; its call's cursor moves past it."""
-    _end(tx, batch_id, BatchEvent.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
+def _under_way(tx: Transaction, claimed: Claim) -> int | None:
+    """Return the lane of a batch under way; None: it has ended or was given back.
+
+    Raises:
+        TakenOver: it is under way, and another claim has its lane.
+    """
+    row = tx.row("SELECT lane, state FROM batches WHERE batch_id = ?", claimed.batch_id)
+    if row is None or row[1] != State.SENDING:
+        return None
+    require_lane(tx, row[0], replica=claimed.replica, epoch=claimed.epoch)
+    return row[0]
+
+
+def settle(tx: Transaction, claimed: Claim, *, now_s: float) -> None:
+    """Mark a batch as digested by Letta; its call's cursor moves past it.
+
+    Raises:
+        TakenOver: another claim has its lane.
+    """
+    _end(tx, claimed, BatchEvent.DIGESTED, error="", now_s=now_s, hold_until_s=0.0)
 
 
 def retire(
-    tx: Transaction, batch_id: str, *, error: str, now_s: float, hold_until_s: float
+    tx: Transaction, claimed: Claim, *, error: str, now_s: float, hold_until_s: float
 ) -> None:
-    """Make a batch a dead letter; its call's cursor moves past it."""
+    """Make a batch a dead letter; its call's cursor moves past it.
+
+    Raises:
+        TakenOver: another claim has its lane.
+    """
     _end(
         tx,
-        batch_id,
+        claimed,
         BatchEvent.REJECTED_FOR_GOOD,
         error=error,
         now_s=now_s,
@@ -213,26 +286,25 @@ def retire(
 
 def _end(
     tx: Transaction,
-    batch_id: str,
+    claimed: Claim,
     event: BatchEvent,
     *,
     error: str,
     now_s: float,
     hold_until_s: float,
 ) -> None:
+    lane = _under_way(tx, claimed)
+    if lane is None:
+        return
     state = after(State.SENDING, event)
-    if not tx.run(
-        "UPDATE batches SET state = ?, ended_s = ?, error = ? WHERE batch_id = ? AND state = ?",
+    tx.run(
+        "UPDATE batches SET state = ?, ended_s = ?, error = ? WHERE batch_id = ?",
         state,
         now_s,
         error[:_ERROR_CHARS],
-        batch_id,
-        State.SENDING,
-    ):
-        return
-    ((lane, row_id, hi),) = tx.rows(
-        "SELECT lane, call, hi FROM batches WHERE batch_id = ?", batch_id
+        claimed.batch_id,
     )
+    ((row_id, hi),) = tx.rows("SELECT call, hi FROM batches WHERE batch_id = ?", claimed.batch_id)
     tx.run(
         "UPDATE calls SET acked = max(acked, ?1),"
         " settled_s = CASE WHEN ?2 = 1 THEN ?3 ELSE settled_s END WHERE id = ?4",
@@ -255,7 +327,7 @@ def free_lane(tx: Transaction, lane: int, *, now_s: float, hold_until_s: float) 
     if waiting:
         due_s = now_s
     tx.run(
-        "UPDATE lanes SET open_batch = NULL, hold_s = ?, due_s = ? WHERE id = ?",
+        "UPDATE lanes SET open_batch = NULL, replica = '', hold_s = ?, due_s = ? WHERE id = ?",
         hold_until_s,
         None if due_s is None else max(now_s, hold_until_s, due_s),
         lane,
@@ -265,7 +337,7 @@ def free_lane(tx: Transaction, lane: int, *, now_s: float, hold_until_s: float) 
 
 def release(
     tx: Transaction,
-    batch_id: str,
+    claimed: Claim,
     *,
     due_s: float,
     unknown: bool,
@@ -273,34 +345,40 @@ def release(
     error: str,
     now_s: float,
 ) -> None:
-    """Give a batch back until `due_s`."""
-    if tx.run(
+    """Give a batch back until `due_s`.
+
+    Raises:
+        TakenOver: another claim has its lane.
+    """
+    lane = _under_way(tx, claimed)
+    if lane is None:
+        return
+    tx.run(
         "UPDATE batches SET state = ?1,"
         " horizon_s = CASE WHEN ?2 = 1 AND horizon_s > ?3 THEN ?3 ELSE horizon_s END, error = ?4"
-        " WHERE batch_id = ?5 AND state = ?6",
+        " WHERE batch_id = ?5",
         State.UNKNOWN if unknown else State.RETRY,
         int(over),
         now_s,
         error[:_ERROR_CHARS],
-        batch_id,
-        State.SENDING,
-    ):
-        tx.run(
-            "UPDATE lanes SET due_s = ? WHERE open_batch ="
-            " (SELECT id FROM batches WHERE batch_id = ?)",
-            due_s,
-            batch_id,
-        )
-        tx.wakes = True
+        claimed.batch_id,
+    )
+    tx.run("UPDATE lanes SET due_s = ?, replica = '' WHERE id = ?", due_s, lane)
+    tx.wakes = True
 
 
-def split(tx: Transaction, batch_id: str, *, now_s: float) -> None:
-    """Replace a batch under way by two halves of it."""
+def split(tx: Transaction, claimed: Claim, *, now_s: float) -> None:
+    """Replace a batch under way by two halves of it.
+
+    Raises:
+        TakenOver: another claim has its lane.
+    """
+    if _under_way(tx, claimed) is None:
+        return
     row = tx.row(
         "SELECT id, lane, call, part, lo, hi, last_part, sealed_at_s, replayed_s FROM batches"
-        " WHERE batch_id = ? AND state = ? AND hi > lo",
-        batch_id,
-        State.SENDING,
+        " WHERE batch_id = ? AND hi > lo",
+        claimed.batch_id,
     )
     if row is None:
         return

@@ -38,14 +38,14 @@ class Table:
 
 # A lane's open batch is copied last: it names a row of a table that names lanes.
 _TABLES: Final = (
-    Table("lanes", ("id",), ("name", "agent_id", "due_s", "hold_s")),
+    Table("lanes", ("id",), ("name", "agent_id", "due_s", "hold_s", "replica", "epoch")),
     Table(
         "calls",
         ("id",),
         (
             *("key", "lane", "deliver", "channel", "caller_key", "opened_at_s", "closed_at_s"),
             *("conversation_id", "consent", "final", "head", "sealed", "acked", "parts"),
-            *("due_s", "last_s", "settled_s"),
+            *("due_s", "last_s", "settled_s", "replica", "epoch"),
         ),
     ),
     Table(

@@ -35,6 +35,7 @@ class SqlJournal(SqlReports):
         secret: Keys the tombstones.
         clock: Unix time in seconds.
         redact: Returns a turn's text as it may be kept; no other text reaches the database.
+        replica: Names this run of a sidecar; entered by whoever opens the journal.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SqlJournal(SqlReports):
         secret: bytes,
         clock: Callable[[], float] = time.time,
         redact: Callable[[str], str] | None = None,
+        replica: str,
     ) -> None:
         super().__init__(executor)
         self.executor = executor
@@ -52,6 +54,7 @@ class SqlJournal(SqlReports):
         self._policy = policy
         self._clock = clock
         self._redact = redact
+        self.replica = replica
 
     @property
     def has_room(self) -> bool:
@@ -66,7 +69,9 @@ class SqlJournal(SqlReports):
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
         return await self.executor.write(
-            lambda tx: writes.open_call(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            lambda tx: writes.open_call(
+                tx, call, replica=self.replica, seal=seal, now_s=now_s, policy=self._policy
+            ),
             grows=True,
         )
 
@@ -103,7 +108,7 @@ class SqlJournal(SqlReports):
             return turns
         return [replace(turn, text=redact(turn.text)) for turn in turns]
 
-    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int) -> int:
+    async def rewrite(self, key: str, turns: Sequence[Turn], *, unchanged: int, epoch: int) -> int:
         """See `Journal.rewrite`."""
         if len(turns) < _MANY_TURNS:
             turns = self._checked(turns)
@@ -112,17 +117,31 @@ class SqlJournal(SqlReports):
         now_s = self._clock()
         return await self.executor.write(
             lambda tx: writes.rewrite(
-                tx, key, turns, unchanged=unchanged, now_s=now_s, policy=self._policy
+                tx,
+                key,
+                turns,
+                unchanged=unchanged,
+                replica=self.replica,
+                epoch=epoch,
+                now_s=now_s,
+                policy=self._policy,
             ),
             grows=True,
         )
 
-    async def close_call(self, key: str, *, at_s: float, final: bool = False) -> None:
+    async def close_call(self, key: str, *, at_s: float, epoch: int, final: bool = False) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
         await self.executor.write(
             lambda tx: writes.close_call(
-                tx, key, at_s=at_s, final=final, now_s=now_s, policy=self._policy
+                tx,
+                key,
+                at_s=at_s,
+                final=final,
+                replica=self.replica,
+                epoch=epoch,
+                now_s=now_s,
+                policy=self._policy,
             )
         )
 
@@ -199,7 +218,12 @@ class SqlJournal(SqlReports):
         """See `Journal.claim`."""
         return await self.executor.write(
             lambda tx: batches.claim(
-                tx, limit, now_s=now_s, post_timeout_s=post_timeout_s, policy=self._policy
+                tx,
+                limit,
+                replica=self.replica,
+                now_s=now_s,
+                post_timeout_s=post_timeout_s,
+                policy=self._policy,
             )
         )
 
@@ -209,7 +233,12 @@ class SqlJournal(SqlReports):
         """See `Journal.take_back`."""
         await self.executor.write(
             lambda tx: batches.take_back(
-                tx, now_s=now_s, wait_s=wait_s, horizon_s=horizon_s, policy=self._policy
+                tx,
+                replica=self.replica,
+                now_s=now_s,
+                wait_s=wait_s,
+                horizon_s=horizon_s,
+                policy=self._policy,
             )
         )
 
@@ -217,13 +246,13 @@ class SqlJournal(SqlReports):
         """See `Journal.resend`."""
         return await self.executor.write(
             lambda tx: batches.resend(
-                tx, batch.batch_id, now_s=now_s, post_timeout_s=post_timeout_s
+                tx, self._claimed(batch), now_s=now_s, post_timeout_s=post_timeout_s
             )
         )
 
     async def settle(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.settle`."""
-        await self.executor.write(lambda tx: batches.settle(tx, batch.batch_id, now_s=now_s))
+        await self.executor.write(lambda tx: batches.settle(tx, self._claimed(batch), now_s=now_s))
 
     async def release(
         self, batch: Batch, *, due_s: float, unknown: bool, over: bool, error: str, now_s: float
@@ -232,7 +261,7 @@ class SqlJournal(SqlReports):
         await self.executor.write(
             lambda tx: batches.release(
                 tx,
-                batch.batch_id,
+                self._claimed(batch),
                 due_s=due_s,
                 unknown=unknown,
                 over=over,
@@ -247,13 +276,16 @@ class SqlJournal(SqlReports):
         """See `Journal.retire`."""
         await self.executor.write(
             lambda tx: batches.retire(
-                tx, batch.batch_id, error=error, now_s=now_s, hold_until_s=hold_until_s
+                tx, self._claimed(batch), error=error, now_s=now_s, hold_until_s=hold_until_s
             )
         )
 
     async def split(self, batch: Batch, *, now_s: float) -> None:
         """See `Journal.split`."""
-        await self.executor.write(lambda tx: batches.split(tx, batch.batch_id, now_s=now_s))
+        await self.executor.write(lambda tx: batches.split(tx, self._claimed(batch), now_s=now_s))
+
+    def _claimed(self, batch: Batch) -> batches.Claim:
+        return batches.Claim(batch.batch_id, self.replica, batch.epoch)
 
     async def replay(self, batch_id: str, *, now_s: float) -> bool:
         """See `Journal.replay`."""
@@ -290,9 +322,11 @@ class SqlJournal(SqlReports):
             )
         )
 
-    async def live_calls(self) -> list[Call]:
-        """See `Journal.live_calls`."""
-        return await self.executor.read(reads.live_calls)
+    async def take_over(self) -> list[Call]:
+        """See `Journal.take_over`."""
+        if not await self.executor.read(reads.free_calls):
+            return []
+        return await self.executor.write(lambda tx: writes.take_over(tx, replica=self.replica))
 
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""

@@ -7,6 +7,7 @@ import msgspec
 
 from sidecar.journal.backlog import Backlog
 from sidecar.journal.reports import BatchRow, CallRow, JournalCounts, LaneStatus
+from sidecar.journal.sql.replicas import THERE
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.states import State
 from sidecar.model import OTHER_CHANNEL, AgentRef, Call, Turn, is_channel
@@ -262,9 +263,11 @@ def call(tx: Transaction, key: str) -> Call | None:
     return None if row is None else call_of_row(row)
 
 
-def live_calls(tx: Transaction) -> list[Call]:
-    """Return the calls that are not closed, oldest first."""
-    rows = tx.rows(f"{SELECT_CALL} WHERE c.closed_at_s IS NULL ORDER BY c.id")
+def free_calls(tx: Transaction) -> list[Call]:
+    """Return the live calls that belong to no replica, oldest first."""
+    rows = tx.rows(
+        f"{SELECT_CALL} WHERE c.closed_at_s IS NULL AND c.replica NOT IN {THERE} ORDER BY c.id"
+    )
     return [call_of_row(row) for row in rows]
 
 

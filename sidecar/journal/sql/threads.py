@@ -126,7 +126,7 @@ class Worker:
         raise NotImplementedError
 
 
-def fail(group: list[Queued], error: JournalError) -> None:
+def fail(group: list[Queued], error: Exception) -> None:
     """Let every job of a group end with this error."""
     for job in group:
         job.error = error

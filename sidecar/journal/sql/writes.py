@@ -16,7 +16,8 @@ import msgspec
 
 from sidecar.errors import CallError
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql.reads import SELECT_CALL, call_of_row
+from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, free_calls
+from sidecar.journal.sql.replicas import require_call
 from sidecar.journal.sql.tombstones import is_buried
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef, Call, Turn, joined_consent
@@ -28,9 +29,9 @@ _ERASE_CALLS = 50
 
 
 def open_call(
-    tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy
+    tx: Transaction, call: Call, *, replica: str, seal: bytes, now_s: float, policy: PostPolicy
 ) -> Call:
-    """Store a call, or reopen the stored one; return it as stored.
+    """Store a call, or reopen the stored one, and take it; return it as stored.
 
     Raises:
         CallError: it was erased with its caller (`erased`), or belongs to another caller.
@@ -41,8 +42,8 @@ def open_call(
             raise _erased()
         tx.run(
             "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
-            " closed_at_s, conversation_id, consent, last_s)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " closed_at_s, conversation_id, consent, last_s, replica, epoch)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
             call.key,
             _lane_id(tx, call.ref),
             int(call.ref.known),
@@ -53,10 +54,11 @@ def open_call(
             call.conversation_id,
             call.consent,
             now_s,
+            replica,
         )
         if call.caller_key:
             _hasten_earlier(tx, call, now_s=now_s)
-        return call
+        return replace(call, epoch=1)
     stored = call_of_row(row)
     if stored.caller_key not in {"", call.caller_key}:
         raise CallError("call_claimed", "the call is stored as another caller's")
@@ -66,7 +68,23 @@ def open_call(
     consent = joined_consent(stored.consent, call.consent)
     if consent != stored.consent:
         tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
-    return replace(stored, closed_at_s=None, consent=consent)
+    epoch = _taken(tx, call.key, replica=replica)
+    return replace(stored, closed_at_s=None, consent=consent, epoch=epoch)
+
+
+def _taken(tx: Transaction, key: str, *, replica: str) -> int:
+    """Take a call for a replica that has not got it, and return its epoch."""
+    tx.run(
+        "UPDATE calls SET replica = ?1, epoch = epoch + 1 WHERE key = ?2 AND replica <> ?1",
+        replica,
+        key,
+    )
+    return tx.rows("SELECT epoch FROM calls WHERE key = ?", key)[0][0]
+
+
+def take_over(tx: Transaction, *, replica: str) -> list[Call]:
+    """Take the live calls that belong to no replica, and return them."""
+    return [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
 
 
 def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
@@ -178,17 +196,23 @@ def rewrite(
     turns: Sequence[Turn],
     *,
     unchanged: int,
+    replica: str,
+    epoch: int,
     now_s: float,
     policy: PostPolicy,
 ) -> int:
     """Replace the turns of a call after the first `unchanged`; return how many are in batches.
 
     The new turns wait no longer for their post than the replaced ones would have.
+
+    Raises:
+        TakenOver: the call was opened by another replica since.
     """
     row = tx.row("SELECT id, deliver, sealed FROM calls WHERE key = ?", key)
     if row is None:
         raise _unknown_call()
     row_id, deliver, sealed = row
+    require_call(tx, row_id, replica=replica, epoch=epoch)
     if deliver and sealed > unchanged:
         return sealed
     (oldest_s,) = tx.rows(
@@ -213,12 +237,19 @@ def close_call(
     key: str,
     *,
     at_s: float,
+    replica: str,
+    epoch: int,
     now_s: float,
     policy: PostPolicy,
     final: bool = False,
 ) -> None:
-    """Mark a call as ended; what is pending of it becomes due."""
+    """Mark a call as ended; what is pending of it becomes due.
+
+    Raises:
+        TakenOver: the call was opened by another replica since.
+    """
     row_id = _row_id(tx, key)
+    require_call(tx, row_id, replica=replica, epoch=epoch)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
     if tx.run(

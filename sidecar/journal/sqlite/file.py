@@ -16,7 +16,7 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLoc
 from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # SQL that upgrades a file from version N to N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
@@ -32,6 +32,11 @@ MIGRATIONS = {
     "CREATE TABLE tombstones(seal BLOB PRIMARY KEY, erased_s REAL NOT NULL) WITHOUT ROWID;"
     "CREATE INDEX tombstones_by_age ON tombstones(erased_s)",
     4: "ALTER TABLE calls ADD COLUMN final INTEGER NOT NULL DEFAULT 0",
+    5: "CREATE TABLE replicas(name TEXT PRIMARY KEY, entered_s REAL NOT NULL) WITHOUT ROWID;"
+    "ALTER TABLE lanes ADD COLUMN replica TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE lanes ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE calls ADD COLUMN replica TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE calls ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

@@ -13,6 +13,7 @@ from typing_extensions import override
 from sidecar.errors import JournalError
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import SqlJournal, batches
+from sidecar.journal.sql.replicas import new_name
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import (
     FileLock,
@@ -82,10 +83,12 @@ class SqliteJournal(SqlJournal):
 
         lock, reserve, connections, key = await anyio.to_thread.run_sync(prepare)
         threads = Threads(path, lock=lock, reserve=reserve, connections=connections)
-        journal = cls(threads, policy=policy, secret=key, clock=clock, redact=redact)
+        journal = cls(
+            threads, policy=policy, secret=key, clock=clock, redact=redact, replica=new_name()
+        )
         try:
             now_s = clock()
-            await threads.write(lambda tx: batches.doubt(tx, now_s=now_s))
+            await threads.write(lambda tx: batches.begin(tx, replica=journal.replica, now_s=now_s))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await journal.aclose()

@@ -1,4 +1,10 @@
--- Version 5. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 6. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+
+-- The sidecars that use this journal; one at a time has the file open.
+CREATE TABLE replicas(
+  name      TEXT PRIMARY KEY,
+  entered_s REAL NOT NULL
+) WITHOUT ROWID;
 
 -- One queue per agent: at most one batch of it is open at a time.
 CREATE TABLE lanes(
@@ -7,7 +13,9 @@ CREATE TABLE lanes(
   agent_id   TEXT,                        -- learnt, where the name does not hold it
   due_s      REAL,                        -- when a claim may take it; NULL: idle, or claimed
   hold_s     REAL NOT NULL DEFAULT 0,     -- nothing is cut before: the server may be at work
-  open_batch INTEGER REFERENCES batches(id)
+  open_batch INTEGER REFERENCES batches(id),
+  replica    TEXT NOT NULL DEFAULT '',    -- who has claimed it; '': nobody
+  epoch      INTEGER NOT NULL DEFAULT 0   -- grows with each claim
 );
 CREATE INDEX lanes_due ON lanes(due_s) WHERE due_s IS NOT NULL;
 CREATE INDEX lanes_of_caller ON lanes(substr(name, instr(name, '/') + 1));
@@ -31,7 +39,9 @@ CREATE TABLE calls(
   parts           INTEGER NOT NULL DEFAULT 0, -- batches cut so far
   due_s           REAL,                       -- when what is pending is due; NULL: nothing is
   last_s          REAL NOT NULL,              -- last append
-  settled_s       REAL                        -- last settlement
+  settled_s       REAL,                       -- last settlement
+  replica         TEXT NOT NULL DEFAULT '',   -- who has it while it is live
+  epoch           INTEGER NOT NULL DEFAULT 0  -- grows each time a replica takes it
 );
 CREATE INDEX calls_due ON calls(lane, due_s) WHERE due_s IS NOT NULL;
 CREATE INDEX calls_of_caller ON calls(caller_key);

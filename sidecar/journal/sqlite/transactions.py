@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from sidecar.errors import CallError
+from sidecar.errors import SidecarError
 from sidecar.journal.sql.threads import Job
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import execute, is_write_fault, journal_error
@@ -94,5 +94,5 @@ def _attempt(connection: apsw.Connection, job: Job, transaction: Transaction, pa
         if is_write_fault(error) or not connection.in_transaction:
             raise
         execute(connection, "ROLLBACK TO job")
-        job.error = error if isinstance(error, CallError) else journal_error(error, path)
+        job.error = error if isinstance(error, SidecarError) else journal_error(error, path)
     execute(connection, "RELEASE job")
