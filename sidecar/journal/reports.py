@@ -106,7 +106,7 @@ class Reports(Transcripts, Undelivered, Protocol):
 
         Args:
             states: Of `sidecar.journal.states`.
-            limit: At most this many, from the start of the order.
+            limit: At most this many, from the start of the order; negative: all.
             newest_first: In the reverse order.
         """
         ...

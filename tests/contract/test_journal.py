@@ -671,6 +671,7 @@ class TestDeadLetters:
         batch = await claim_one(journal, clock)
         await journal.retire(batch, error="400", now_s=clock())
         (letter,) = await journal.batches(states=("dead",), limit=99)
+        assert await journal.batches(states=("dead",), limit=-1) == [letter]
         assert (letter.batch_id, letter.call, letter.turns, letter.error) == (
             batch.batch_id,
             "acme/one",

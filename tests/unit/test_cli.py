@@ -429,3 +429,23 @@ def test_a_full_disk_is_no_reason_to_move_memory_away(
     with pytest.raises(LettaError) as caught:
         anyio.run(partial(EmbeddedLetta.open, tmp_path / "letta.db", llm=DemoModel()))
     assert remedy in caught.value.hint
+
+
+def test_the_journal_says_where_it_is(command: Cli, tmp_path: Path) -> None:
+    """`journal status` names the file and its version, and `journal migrate` has nothing to do."""
+    found = json.loads(command.ok("journal", "status", "--json"))
+    assert found["engine"] == "sqlite"
+    assert found["place"] == str(tmp_path / "data" / "journal.db")
+    assert (found["schema"], found["writer"]) == (found["newest"], "")
+    assert "schema  " in command.ok("journal", "status")
+    assert f"schema {found['newest']} -> {found['newest']}" in command.ok("journal", "migrate")
+
+
+def test_a_journal_that_is_not_there_yet_has_no_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before the first start there is no journal; `journal migrate` makes one."""
+    (tmp_path / "new").mkdir(mode=0o700)
+    command = Cli(monkeypatch, tmp_path / "new")
+    assert "none yet" in command.ok("journal", "status")
+    assert "schema 0 -> " in command.ok("journal", "migrate")

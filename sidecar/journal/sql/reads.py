@@ -177,7 +177,7 @@ def counts(tx: Transaction) -> JournalCounts:
 def batches(
     tx: Transaction, *, states: Sequence[str], limit: int, newest_first: bool = False
 ) -> list[BatchRow]:
-    """Return the batches in one of these states, in the order in which they were sealed.
+    """Return the batches in one of these states, as sealed; a negative limit: all.
 
     Batches under way and dead ones are found by partial indexes, whose conditions must appear here
     word for word; settled ones, of which there are many, by their row from the end.
@@ -185,7 +185,10 @@ def batches(
     words = ", ".join(f"'{State(state).value}'" for state in states)
     among, by = (f"= {words}", "b.id") if len(states) == 1 else (f"IN ({words})", "+b.id")
     order = "DESC" if newest_first else "ASC"
-    rows = tx.rows(f"{SELECT_BATCH} WHERE b.state {among} ORDER BY {by} {order} LIMIT ?", limit)
+    rows = tx.rows(
+        f"{SELECT_BATCH} WHERE b.state {among} ORDER BY {by} {order} LIMIT ?",
+        _ALL if limit < 0 else limit,
+    )
     return [BatchRow(*row) for row in rows]
 
 
@@ -215,7 +218,7 @@ def calls(tx: Transaction, *, limit: int, live: bool, caller_key: str) -> list[C
         " AND (?2 = '' OR c.caller_key = ?2) ORDER BY c.id DESC LIMIT ?3",
         int(live),
         caller_key,
-        limit if limit >= 0 else _ALL,
+        _ALL if limit < 0 else limit,
     )
     return [_call_row(row) for row in rows]
 
