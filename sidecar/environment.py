@@ -167,6 +167,9 @@ def database_url(text: str) -> str:
     plain(text)
     if re.search(r"\s", text):
         raise ValueError("write a blank in it as %20")
+    user, at, _ = text.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and re.search(r"[?#]", user):  # libpq takes them for a part of the user or password
+        raise ValueError("write ? as %3F and # as %23 before the @")
     return text
 
 

@@ -22,7 +22,7 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.reports import Reports
 from sidecar.journal.sql import SqlJournal
 from sidecar.privacy import redaction
-from sidecar.private import installation_secret
+from sidecar.private import has_secret, installation_secret, is_installation_secret
 
 if TYPE_CHECKING:
     from sidecar.journal.postgres.about import DatabaseStatus
@@ -207,10 +207,22 @@ def require_driver(field: str) -> None:
 
 
 def secret_of(settings: Settings, directory: Path) -> bytes:
-    """Return the secret of this installation: the one that is set, or the data directory's own."""
-    if settings.secret is not None:
-        return settings.secret.get_secret_value().encode()
-    return installation_secret(directory)
+    """Return the secret of this installation: the one that is set, or the data directory's own.
+
+    Raises:
+        ConfigError: one is set, and the data directory has another, by which the tombstones of the
+            callers that were erased so far are known.
+    """
+    if settings.secret is None:
+        return installation_secret(directory)
+    secret = settings.secret.get_secret_value().encode()
+    if has_secret(directory) and not is_installation_secret(directory, secret):
+        remedy = f"unset it, or remove {directory}/secret if no caller was ever erased"
+        raise ConfigError(
+            f"SIDECAR_SECRET: {directory} has a secret of its own; {remedy}",
+            fields=(("SIDECAR_SECRET", remedy),),
+        )
+    return secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

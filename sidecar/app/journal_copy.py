@@ -21,6 +21,7 @@ from sidecar.journal import JOURNAL_FILE
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.copying import Progress, copy
+from sidecar.journal.sqlite.file import FileLock
 from sidecar.private import has_secret, is_installation_secret, make_directory
 
 _UNFINISHED = ".copying"
@@ -43,7 +44,7 @@ def place_named(text: str, field: str) -> Place:
             raise ConfigError(f"{field}: {error}", fields=((field, str(error)),)) from None
         require_driver(field)
         return Place(url, Path())
-    path = Path(text).expanduser()
+    path = Path(text).expanduser().resolve()
     return Place("", path / JOURNAL_FILE if path.is_dir() else path)
 
 
@@ -130,9 +131,21 @@ async def _opened_target(
             yield journal
             await journal.finish_copy()
         return
+    make_directory(place.file.parent)
+    lock = FileLock(place.file)  # no sidecar starts there meanwhile
+    try:
+        async with _opened_file(place, secret, policy) as file:
+            yield file
+    finally:
+        lock.release()
+
+
+@asynccontextmanager
+async def _opened_file(
+    place: Place, secret: bytes, policy: PostPolicy
+) -> AsyncGenerator[SqlJournal]:
     if place.file.exists():
         raise JournalError(f"{place} is there already", hint="name a new file")
-    make_directory(place.file.parent)
     if not is_installation_secret(place.file.parent, secret):
         raise JournalError(
             f"{place.file.parent} belongs to an installation with another secret",
@@ -140,10 +153,14 @@ async def _opened_target(
         )
     unfinished = place.file.with_name(place.file.name + _UNFINISHED)
     async with opened_at(
-        Place("", unfinished), policy=policy, secret=secret, clock=clock
+        Place("", unfinished), policy=policy, secret=secret, clock=SteadyClock()
     ) as journal:
         yield journal
+    if unfinished.with_name(f"{unfinished.name}-wal").exists():
+        raise JournalError(
+            f"a program has {unfinished} open", hint="end it, and repeat the command"
+        )
     unfinished.rename(place.file)
-    for beside in ("-wal", "-shm", ".lock", ".reserve"):
+    for beside in ("-shm", ".lock", ".reserve"):
         with suppress(FileNotFoundError):
             unfinished.with_name(unfinished.name + beside).unlink()

@@ -287,12 +287,13 @@ class Sidecar:
                 backlog = await self.journal.backlog()
         except Exception as error:  # noqa: BLE001 - whatever it is, the journal does not work
             return {"ready": False, "journal": type(error).__name__}
-        ready = not self.calls.draining and not self.calls.journal_error
+        journal = self.calls.journal_error or ("" if self.journal.has_room else "takes no turns")
+        ready = not self.calls.draining and not journal
         failing = self.relay.failing or self.snapshots.failing or self.calls.lookup_failed
         return {
             "ready": ready,
             "draining": self.calls.draining,
-            "journal": self.calls.journal_error or "ok",
+            "journal": journal or "ok",
             "live_calls": len(self.calls.live),
             "undelivered_turns": backlog.undelivered,
             "dead_batches": backlog.dead_batches,

@@ -400,8 +400,10 @@ class Calls:
         """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
-            if live.stored or live.key in self._orphans:
-                self._orphans[live.key] = Orphan(self._clock(), live.call.epoch)
+            before = self._orphans.get(live.key)
+            if live.stored or before is not None:
+                epoch = live.call.epoch if live.stored or before is None else before.epoch
+                self._orphans[live.key] = Orphan(self._clock(), epoch)
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
@@ -421,10 +423,12 @@ class Calls:
             if not live.elsewhere:
                 await self._storing.store_call(live)
             if live.stored:
-                with suppress(TakenOver):  # that replica closes it
+                try:
                     await self._journal.close_call(
                         live.key, at_s=self._clock(), epoch=live.call.epoch, final=final
                     )
+                except TakenOver:  # that replica closes it
+                    self._emit(telemetry.call_taken_over, call=live.key)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
         self._forget(live)
@@ -476,8 +480,12 @@ class Calls:
                 continue
             try:
                 await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch)
-            except (CallError, TakenOver):
-                self._orphans.pop(key, None)  # erased meanwhile, or another replica's now
+            except CallError:
+                self._orphans.pop(key, None)  # erased meanwhile
+                continue
+            except TakenOver:
+                self._orphans.pop(key, None)
+                self._emit(telemetry.call_taken_over, call=key)
                 continue
             except JournalError as error:
                 self._storing.failed(error)

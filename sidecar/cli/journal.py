@@ -75,7 +75,7 @@ def copy(
         return
     for table, rows in copied.rows.items():
         show.say(f"{table:11} {rows:9} rows, {copied.written[table]} copied now")
-    show.say(f"{places[0]} is unchanged; {places[1]} has every row of it")
+    show.say(f"{places[1]} has every row of {places[0]}")
 
 
 def _status() -> "JournalStatus":

@@ -24,11 +24,16 @@ T = TypeVar("T")
 
 _REQUEST_S: Final = 310.0
 _LOOK_S: Final = 5.0
+_LEASE_ENDS_S: Final = 6.0
 _OTHER_JSON: Final = (KeyError, TypeError, AttributeError)
 
 
 class CommandRefused(SidecarError):
     """The running sidecar refused the request; nothing was changed unless the message says so."""
+
+
+class NoneRuns(CommandRefused):
+    """No sidecar runs on this data directory."""
 
 
 def data_dir() -> Path:
@@ -133,7 +138,7 @@ def changing(
         body: JSON for the route.
 
     Raises:
-        JournalError: there is no journal, or it failed.
+        JournalError: there is no journal, or it failed, or a sidecar elsewhere writes to it.
         CommandRefused: the running sidecar refused it, or does not answer.
     """
     import anyio  # noqa: PLC0415
@@ -142,8 +147,13 @@ def changing(
     directory = _directory_of(ours)
     try:
         return anyio.run(_with_journal, ours, directory, own)
-    except JournalLocked:
-        return read(ask(directory, path, body))
+    except JournalLocked as locked:
+        try:
+            return read(ask(directory, path, body))
+        except NoneRuns:
+            if ours.journal_url is None:
+                raise
+            raise locked from None  # it names who writes, on whatever machine
 
 
 async def _with_journal(
@@ -151,7 +161,11 @@ async def _with_journal(
 ) -> T:
     from sidecar.app.journal import opened_journal  # noqa: PLC0415
 
-    async with opened_journal(settings, directory, clock=time.time, existing=True) as journal:
+    # One that was killed leaves its lease on a database; one that runs here is asked at once.
+    wait_s = 0.0 if (directory / "control.json").exists() else _LEASE_ENDS_S
+    async with opened_journal(
+        settings, directory, clock=time.time, existing=True, wait_s=wait_s
+    ) as journal:
         return await own(journal)
 
 
@@ -209,7 +223,7 @@ def _request(
         finally:
             connection.close()
     except FileNotFoundError:
-        raise CommandRefused(
+        raise NoneRuns(
             f"no sidecar answers on {directory}",
             hint="start one there, or wait until it is up",
         ) from None

@@ -18,6 +18,11 @@ from sidecar.journal.reports import Reports
 class Journal(Record, Outbox, DeadLetters, Reports, Erasure, Protocol):
     """Every port, implemented by one engine; for code that opens a journal and passes it on."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether turns are accepted: False while the disk is full or the lease is another's."""
+        ...
+
     async def aclose(self) -> None:
         """Finish what is queued and close. Safe to call twice."""
         ...

@@ -183,7 +183,11 @@ async def test_a_file_is_a_journal_when_it_is_whole(bench: CopyBench) -> None:
     assert not target.exists()
     rest = await bench.copy(str(bench.file), str(target))
     assert (rest.written["turns"], rest.rows["turns"]) == (0, CALLS * TURNS)
-    assert sorted(path.name for path in target.parent.iterdir()) == ["journal.db", "secret"]
+    assert sorted(path.name for path in target.parent.iterdir()) == [
+        "journal.db",
+        "journal.db.lock",
+        "secret",
+    ]
     assert rows(target) == rows(bench.file)
 
 
@@ -198,6 +202,23 @@ async def test_no_journal_is_overwritten(bench: CopyBench) -> None:
         await bench.copy(bench.url, str(bench.file))
     with pytest.raises(JournalError, match="where it is"):
         await bench.copy(str(bench.file), str(bench.data))
+
+
+async def test_another_secret_is_refused_where_one_was_used(bench: CopyBench) -> None:
+    """A secret set beside the directory's own, by which tombstones are known, is no journal's."""
+    await bench.fill()
+    settings = bench.settings({"SIDECAR_SECRET": "another-secret-than-that"})
+    with pytest.raises(ConfigError, match="SIDECAR_SECRET"):
+        async with opened_journal(settings, bench.data, clock=lambda: NOW_S):
+            pass
+    with pytest.raises(ConfigError, match="SIDECAR_SECRET"):
+        await copy_journal(
+            settings,
+            bench.data,
+            place_named(str(bench.file), "FROM"),
+            place_named(bench.url, "TO"),
+            progress=lambda _table, _done, _total: None,
+        )
 
 
 async def test_a_running_sidecars_journal_is_not_copied(bench: CopyBench) -> None:

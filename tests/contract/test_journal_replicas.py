@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,16 @@ class TestCalls:
             await fleet.first.rewrite(CALL.key, [turn(9)], unchanged=0, epoch=stored.epoch)
         assert [row.call.key for row in await fleet.first.calls(limit=9, live=True)] == [CALL.key]
         assert [one.seq for one in await fleet.second.turns(CALL.key)] == [1]
+
+    async def test_a_call_that_gets_its_caller_late_is_closed(self, fleet: Fleet) -> None:
+        """A call that was opened without a caller stays this replica's when it gets one."""
+        nobody = replace(CALL, ref=AgentRef("acme"), caller_key="")
+        await fleet.first.open_call(nobody)
+        known = await fleet.first.identify(CALL)
+        await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=known.epoch)
+        again = await fleet.first.identify(CALL)
+        assert again.epoch == known.epoch
+        assert await fleet.first.calls(limit=9, live=True) == []
 
     async def test_turns_are_stored_whoever_has_the_call(self, fleet: Fleet) -> None:
         """Words that reach a replica which has lost the call are stored, each once, in order."""

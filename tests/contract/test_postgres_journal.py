@@ -125,6 +125,16 @@ class TestOneWriter:
         assert not is_gone(f"{host}:{pid}:another-kernel:1:{nonce}")
         assert not is_gone("a name that says nothing")
 
+    async def test_a_process_that_is_hidden_may_live(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where /proc hides the processes of others, one that exists is not taken for ended."""
+
+        def unseen(_pid: int) -> bool:
+            return False
+
+        monkeypatch.setattr("sidecar.journal.postgres.owner._is_seen", unseen)
+        host, pid, kernel, _, nonce = own_name().split(":")
+        assert not is_gone(f"{host}:{pid}:{kernel}:1:{nonce}")
+
     async def test_an_idle_one_renews_its_lease(self, url: str) -> None:
         """A sidecar without a call holds its lease for longer than a lease lasts."""
         async with opened(url):
@@ -147,8 +157,10 @@ class TestOneWriter:
                     await late.append([turn(2)])
                 with pytest.raises(LeaseLost):
                     await late.claim(9, now_s=NOW_S + 99, post_timeout_s=1.0)
+                assert not late.has_room
                 await other.append([turn(3)])
                 assert await numbers(other) == [1, 3]
+                assert other.has_room
 
     async def test_another_installations_secret_is_refused(self, url: str) -> None:
         """Tombstones are keyed by the secret, so a sidecar with another one does not write."""

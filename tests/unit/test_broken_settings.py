@@ -56,7 +56,10 @@ BROKEN: dict[str, tuple[str, ...]] = {
         *("/" + "x" * 300, "~nobody-of-that-name/x", "/dev/null", "/dev/null/x"),
         *('""', '"/srv/x"', "\ufeff"),
     ),
-    "SIDECAR_JOURNAL_URL": ("mysql://u:password@h/d", "localhost", "postgresql://h /d", "a\x01b"),
+    "SIDECAR_JOURNAL_URL": (
+        *("mysql://u:password@h/d", "localhost", "postgresql://h /d", "a\x01b"),
+        "postgresql://u:password?x@h/d",
+    ),
     "SIDECAR_SECRET": ("short", "two words and more", "with\x01control-in-it"),
     "SIDECAR_SPOOL_DIR": ("/" + "x" * 300, "''", "\u200b"),
     "SIDECAR_REDACT": ("everything", ",", " , ,"),

@@ -616,6 +616,31 @@ def test_a_lost_call_that_was_erased_is_no_fault_of_the_journal() -> None:
     virtual(second, CallsBench(journal=before.journal.restarted()))
 
 
+def test_a_lost_call_that_could_not_be_stored_again_is_closed_in_the_end() -> None:
+    """A call taken up after a restart, while the journal failed, and lost again is closed."""
+    before = CallsBench()
+
+    async def first(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+
+    async def second(bench: CallsBench) -> None:
+        open_call = bench.journal.open_call
+
+        async def refuse(_call: Call) -> Call:
+            raise JournalFull("no room")
+
+        bench.journal.open_call = refuse  # type: ignore[method-assign]
+        await bench.open("c1")
+        bench.calls.orphan("w1")
+        bench.journal.open_call = open_call
+        await anyio.sleep(300.0)
+        assert await bench.live_calls() == []
+
+    virtual(first, before)
+    virtual(second, CallsBench(journal=before.journal.restarted()))
+
+
 def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
     """A call that went on at another sidecar ends here, or is lost here, without being closed."""
 

@@ -412,6 +412,8 @@ class VapiCall:
                 )
             except TakenOver:  # another replica may have stored more of it
                 await self.live.retake()
+                if not self.live.may_be_stored:
+                    return None
                 self._stored = None
                 stored = await self._turns()
                 continue

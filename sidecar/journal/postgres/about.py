@@ -79,8 +79,9 @@ def _about(connection: Connection) -> DatabaseStatus:
     may_write = True
     if schema:
         ((may_write,),) = tx.rows(
-            "SELECT has_table_privilege('turns', 'INSERT, UPDATE, DELETE')"
-            " AND has_table_privilege('writer', 'UPDATE')"
+            "SELECT bool_and(has_table_privilege(name, may)) FROM"
+            " unnest(ARRAY['lanes', 'calls', 'turns', 'batches', 'tombstones', 'writer']) AS name,"
+            " unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS may"
         )
     ahead_s, round_trip_s = min((_asked(tx) for _ in range(5)), key=lambda asked: asked[1])
     return DatabaseStatus(

@@ -18,6 +18,23 @@ def is_lost(error: Exception, connection: psycopg.Connection[object] | None) -> 
     return connection is None or connection.closed or connection.broken
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether a transaction was undone for others' sake, and may simply be made again."""
+    return isinstance(
+        error, errors.DeadlockDetected | errors.SerializationFailure | errors.LockNotAvailable
+    )
+
+
+def away(error: Exception) -> JournalAway:
+    """Return what it means that the database was away for too long, with what it said last."""
+    found = journal_error(error)
+    if isinstance(found, JournalAway | JournalRefused):
+        return JournalAway(found.message, hint=found.hint)
+    return JournalAway(
+        "the journal's database does not answer", hint="start it, or check SIDECAR_JOURNAL_URL"
+    )
+
+
 def journal_error(error: Exception) -> JournalError:
     """Return the `JournalError` that an error means. It carries no value of a statement."""
     if isinstance(error, JournalError):

@@ -7,15 +7,18 @@ the database's clock counts.
 
 import hashlib
 import hmac
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, LiteralString, cast
 
 from sidecar.errors import JournalLocked, JournalRefused, LeaseLost
-from sidecar.journal.postgres.connection import Connection
+from sidecar.journal.postgres.connection import STATEMENT_S, Connection
 from sidecar.journal.postgres.owner import is_gone, own_name, shown
 from sidecar.journal.postgres.transactions import PostgresTransaction
 
 LEASE_S: Final = 5.0
+_IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
 RENEW_S: Final = 1.5
 """Less than a third of the lease: two renewals may be late before another may take it."""
 
@@ -117,11 +120,12 @@ def is_committed(connection: Connection, lease: Lease, number: int) -> bool:
         LeaseLost: another has the lease, so nobody can say.
         psycopg.Error: the database did not answer.
     """
-    row = PostgresTransaction(connection).row(
-        "SELECT commits FROM writer WHERE owner = ?1 AND epoch = ?2 FOR UPDATE",
-        lease.owner,
-        lease.epoch,
-    )
+    with _in_time(connection):
+        row = PostgresTransaction(connection).row(
+            "SELECT commits FROM writer WHERE owner = ?1 AND epoch = ?2 FOR UPDATE",
+            lease.owner,
+            lease.epoch,
+        )
     if row is None:
         raise _lost()
     return row[0] >= number
@@ -129,9 +133,18 @@ def is_committed(connection: Connection, lease: Lease, number: int) -> bool:
 
 def give_back(connection: Connection, lease: Lease) -> None:
     """Let another take the lease at once."""
-    PostgresTransaction(connection).run(
-        "UPDATE writer SET owner = '' WHERE owner = ?1 AND epoch = ?2", lease.owner, lease.epoch
-    )
+    with _in_time(connection):
+        PostgresTransaction(connection).run(
+            "UPDATE writer SET owner = '' WHERE owner = ?1 AND epoch = ?2", lease.owner, lease.epoch
+        )
+
+
+@contextmanager
+def _in_time(connection: Connection) -> Generator[None]:
+    """Let the server give up on statements that wait for too long, in one transaction."""
+    with connection.transaction():
+        connection.execute(_IN_TIME)
+        yield
 
 
 def _lost() -> LeaseLost:

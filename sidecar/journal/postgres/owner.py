@@ -26,7 +26,8 @@ def is_gone(name: str) -> bool:
     parts = name.split(":")
     if len(parts) != _FIELDS or not parts[1].isdigit() or not _kernel() or parts[2] != _kernel():
         return False
-    return started(int(parts[1])) != parts[3]
+    pid = int(parts[1])
+    return started(pid) != parts[3] if _is_seen(pid) else not _exists(pid)
 
 
 def shown(name: str) -> str:
@@ -44,8 +45,23 @@ def _kernel() -> str:
         return ""
 
 
+def _is_seen(pid: int) -> bool:
+    """Whether /proc shows a process; it may hide those of other users."""
+    return os.access(f"/proc/{pid}/stat", os.R_OK)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def started(pid: int) -> str:
-    """Return when a process was started, in the kernel's ticks; empty: there is none."""
+    """Return when a process was started, in the kernel's ticks; empty: it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:

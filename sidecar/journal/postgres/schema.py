@@ -71,6 +71,8 @@ def migrate(connection: Connection) -> list[int]:
         )
         refuse_newer(connection)
         version = version_of(connection)
+        if version:  # every write of a sidecar begins with this row: none is under way from here on
+            connection.execute("SELECT 1 FROM writer FOR UPDATE")
         for number, sql in sorted(migrations().items()):
             if number > version:
                 connection.execute(cast("LiteralString", sql))

@@ -16,9 +16,9 @@ import anyio.to_thread
 import psycopg
 from typing_extensions import override
 
-from sidecar.errors import JournalAway, JournalFull, SidecarError
+from sidecar.errors import JournalAway, JournalFull, LeaseLost, SidecarError
 from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
-from sidecar.journal.postgres.faults import is_lost, journal_error
+from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_error
 from sidecar.journal.postgres.lease import RENEW_S, Lease, give_back, is_committed, renew
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
@@ -76,7 +76,10 @@ class DatabaseThreads:
 
     @property
     def has_room(self) -> bool:
-        """See `Executor.has_room`: False from when the disk is full until a write succeeds."""
+        """See `Executor.has_room`: False from when the disk is full until a write succeeds.
+
+        And from when the lease is lost.
+        """
         return self._writer.has_room
 
     def write(
@@ -136,6 +139,7 @@ class _OnDatabase(Worker):
             cut(connection)
 
     def _connected(self) -> Connection:
+        self._asks()
         if self._connection is None:
             self._connection = connect(self._url)
         return self._connection
@@ -156,18 +160,22 @@ class _OnDatabase(Worker):
         """
         began_s = time.monotonic()
         while True:
-            self._asked_s = time.monotonic()
             try:
                 return attempt()
             except (psycopg.Error, _NotCommitted) as error:
-                if not isinstance(error, _NotCommitted) and not is_lost(error, self._connection):
-                    raise
-                self._disconnect()
+                if not is_passing(error):
+                    if isinstance(error, psycopg.Error) and not is_lost(error, self._connection):
+                        raise
+                    self._disconnect()
                 if time.monotonic() - began_s > AWAY_S or self._closing:
-                    raise journal_error(error) from error
+                    raise away(error) from error
                 self._pause.wait(_AGAIN_S)
             finally:
                 self._asked_s = None
+
+    def _asks(self) -> None:
+        """Note that the database is asked something: it has to answer in time."""
+        self._asked_s = time.monotonic()
 
 
 class DatabaseReader(_OnDatabase):
@@ -175,14 +183,22 @@ class DatabaseReader(_OnDatabase):
 
     @override
     def _carry_out(self, group: list[Queued]) -> None:
+        gone: JournalAway | None = None
         for job in group:
+            if job.future.done():  # nobody waits for it any more
+                continue
+            if gone is not None:
+                job.error = gone
+                continue
             try:
                 job.value = self._persist(lambda job=job: self._read(job))
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
                 job.error = journal_error(error)
+                if isinstance(error, JournalAway):
+                    gone = error
 
     def _read(self, job: Queued) -> Any:
-        return job.operation(PostgresTransaction(self._connected()))
+        return job.operation(PostgresTransaction(self._connected(), asks=self._asks))
 
 
 class DatabaseWriter(_OnDatabase):
@@ -214,14 +230,20 @@ class DatabaseWriter(_OnDatabase):
     @override
     def _rest(self) -> None:
         # What is wrong is met again by the next write, which reports it.
-        with suppress(Exception):
+        try:
             self._once([])
+        except LeaseLost:
+            self.has_room = False
+        except Exception:  # noqa: BLE001, S110 - as said
+            pass
 
     @override
     def _disconnect(self) -> None:
         if self._closing and self._connection is not None:
+            self._asks()
             with suppress(psycopg.Error):
                 give_back(self._connection, self._lease)
+            self._asked_s = None
         super()._disconnect()
 
     @override
@@ -236,7 +258,7 @@ class DatabaseWriter(_OnDatabase):
                 for job in group:
                     self._carry_out([job])
                 return
-        self.has_room = not any(isinstance(job.error, JournalFull) for job in group)
+        self.has_room = not any(isinstance(job.error, JournalFull | LeaseLost) for job in group)
 
     def _once(self, jobs: Sequence[Queued]) -> None:
         """Run jobs in one transaction, once.
@@ -248,7 +270,7 @@ class DatabaseWriter(_OnDatabase):
 
     def _transact(self, jobs: Sequence[Queued]) -> None:
         connection = self._connected()
-        tx = PostgresTransaction(connection)
+        tx = PostgresTransaction(connection, asks=self._asks)
         connection.execute(_BEGIN)
         try:
             number = renew(tx, self._lease)
@@ -260,6 +282,7 @@ class DatabaseWriter(_OnDatabase):
                     connection.execute("ROLLBACK")
             raise
         try:
+            self._asks()
             connection.execute("COMMIT")
         except psycopg.Error as error:
             if not is_lost(error, connection):
@@ -278,7 +301,10 @@ class DatabaseWriter(_OnDatabase):
         began_s = time.monotonic()
         while not self._closing or time.monotonic() - began_s < AWAY_S:
             super()._disconnect()
-            self._asked_s = time.monotonic()
+            if time.monotonic() - began_s > AWAY_S:
+                self._refuse_waiting(
+                    JournalAway("the journal's database does not say what became of a commit")
+                )
             try:
                 return is_committed(self._connected(), self._lease, number)
             except psycopg.Error:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString, cast
 
@@ -36,15 +36,23 @@ def in_postgres(sql: str) -> LiteralString:
     return cast("LiteralString", _PLACE.sub(place, sql))
 
 
+def _notes_nothing() -> None:
+    """Do nothing: nobody waits for the answer but the caller."""
+
+
 class PostgresTransaction:
     """A `Transaction` on one connection.
 
     Args:
         connection: In autocommit mode, used by one thread at a time.
+        asks: Called before each statement.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self, connection: Connection, *, asks: Callable[[], None] = _notes_nothing
+    ) -> None:
         self._connection = connection
+        self._asks = asks
         self._cursor = psycopg.RawCursor(connection)
         self.wakes = False
 
@@ -65,6 +73,7 @@ class PostgresTransaction:
         return self._cursor.rowcount
 
     def _execute(self, sql: str, values: Sequence[Any]) -> None:
+        self._asks()
         searched = _TEXT_AS_BYTES in sql
         self._cursor.execute(
             in_postgres(sql), [_storable(value, searched=searched) for value in values]

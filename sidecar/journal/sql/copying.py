@@ -14,6 +14,7 @@ from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.transaction import Transaction
 
 _ROWS: Final = 200
+_ERASED_ROWS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,11 @@ async def copy(source: Executor, target: Executor, *, progress: Progress) -> dic
     try:
         return await _copy(source, target, progress)
     except _Changed:
-        await target.write(_emptied)
+        await _empty(target)
+    try:
         return await _copy(source, target, progress)
+    except _Changed:
+        raise JournalError("the source changes while it is copied", hint="stop what does") from None
 
 
 async def _copy(source: Executor, target: Executor, progress: Progress) -> dict[str, int]:
@@ -161,7 +165,17 @@ def _open(tx: Transaction, open_batches: Sequence[tuple[Any, ...]]) -> None:
         tx.run("UPDATE lanes SET open_batch = ? WHERE id = ?", batch, lane)
 
 
-def _emptied(tx: Transaction) -> None:
-    tx.run("UPDATE lanes SET open_batch = NULL")
+async def _empty(target: Executor) -> None:
+    """Erase all rows, some at a time."""
+    await target.write(lambda tx: tx.run("UPDATE lanes SET open_batch = NULL"))
     for table in reversed(_TABLES):
-        tx.run(f"DELETE FROM {table.name}")  # noqa: S608 - constants only
+        while await target.write(lambda tx, table=table: _erase_some(tx, table)):
+            pass
+
+
+def _erase_some(tx: Transaction, table: Table) -> int:
+    key = ", ".join(table.key)
+    return tx.run(
+        f"DELETE FROM {table.name} WHERE ({key}) IN"  # noqa: S608 - constants only
+        f" (SELECT {key} FROM {table.name} ORDER BY {key} LIMIT {_ERASED_ROWS})"
+    )

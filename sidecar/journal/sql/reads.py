@@ -18,7 +18,7 @@ _METRICS = msgspec.json.Decoder(dict[str, float])
 
 SELECT_CALL = (
     "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
-    " c.conversation_id, c.consent, c.final FROM calls c JOIN lanes l ON l.id = c.lane"
+    " c.conversation_id, c.consent, c.final, c.epoch FROM calls c JOIN lanes l ON l.id = c.lane"
 )
 SELECT_CALL_ROW = SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
 SELECT_TURN = (
@@ -57,7 +57,8 @@ _RECENT = f"""
 
 def call_of_row(row: tuple[Any, ...]) -> Call:
     """Return the call of a `SELECT_CALL` row; an invalid channel becomes `OTHER_CHANNEL`."""
-    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, consent, final = row
+    key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, *rest = row
+    consent, final, epoch = rest
     return Call(
         key,
         AgentRef.of_lane(lane),
@@ -68,6 +69,7 @@ def call_of_row(row: tuple[Any, ...]) -> Call:
         conversation,
         consent,
         final=bool(final),
+        epoch=epoch,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -111,6 +112,25 @@ class Worker:
             except RuntimeError:  # the loop is closed; what was committed stays committed
                 break
         self._disconnect()
+
+    def _refuse_waiting(self, error: Exception) -> None:
+        """Let every job that waits end with an error, while the one under way goes on."""
+        waiting: list[Queued] = []
+        ends = False
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                ends = True
+            else:
+                waiting.append(job)
+        if ends:
+            self._jobs.put(None)
+        fail(waiting, error)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(Worker._hand_over, self, waiting)
 
     def _hand_over(self, group: list[Queued]) -> None:
         for job in group:
