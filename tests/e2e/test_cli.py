@@ -366,9 +366,14 @@ def test_words_cannot_command_the_terminal(sidecar: SidecarProcess, cli: Cli) ->
 
 def test_help_is_instant(cli: Cli) -> None:
     """`sidecar --help` loads neither the server nor the SDKs, and costs under 0.3 s of CPU."""
-    before = os.times().children_user
-    assert "doctor" in cli.ok("--help")
-    assert os.times().children_user - before < 0.3 * slowness()
+
+    def cost_s() -> float:
+        before_s = os.times().children_user
+        assert "doctor" in cli.ok("--help")
+        return os.times().children_user - before_s
+
+    # The least of three: what runs beside it on the same core makes each of them dearer.
+    assert min(cost_s() for _ in range(3)) < 0.3 * slowness()
     code = "import sys, sidecar.cli; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
