@@ -3,10 +3,8 @@
 import time
 from dataclasses import dataclass
 
-import psycopg
-
 from sidecar.journal.postgres.connection import Connection, connect
-from sidecar.journal.postgres.faults import journal_error
+from sidecar.journal.postgres.faults import as_journal_errors
 from sidecar.journal.postgres.lease import owner_of
 from sidecar.journal.postgres.owner import shown
 from sidecar.journal.postgres.schema import SCHEMA_VERSION, migrate, version_of
@@ -48,11 +46,8 @@ def about(url: str) -> DatabaseStatus:
     Raises:
         JournalError: it does not answer, or refuses.
     """
-    try:
-        with connect(url) as connection:
-            return _about(connection)
-    except psycopg.Error as error:
-        raise journal_error(error) from error
+    with as_journal_errors(), connect(url) as connection:
+        return _about(connection)
 
 
 def migrated(url: str) -> list[int]:
@@ -61,11 +56,8 @@ def migrated(url: str) -> list[int]:
     Raises:
         JournalError: the database does not answer or refuses, or the tables are a newer sidecar's.
     """
-    try:
-        with connect(url) as connection:
-            return migrate(connection)
-    except psycopg.Error as error:
-        raise journal_error(error) from error
+    with as_journal_errors(), connect(url) as connection:
+        return migrate(connection)
 
 
 def _about(connection: Connection) -> DatabaseStatus:

@@ -1,6 +1,8 @@
 """What an error of PostgreSQL means for the journal."""
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
 import psycopg
@@ -33,6 +35,19 @@ def away(error: Exception) -> JournalAway:
     return JournalAway(
         "the journal's database does not answer", hint="start it, or check SIDECAR_JOURNAL_URL"
     )
+
+
+@contextmanager
+def as_journal_errors() -> Generator[None]:
+    """Raise what an error of the driver means in its place.
+
+    Raises:
+        JournalError: see `journal_error`.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        raise journal_error(error) from error
 
 
 def journal_error(error: Exception) -> JournalError:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self
 
-import anyio
 import anyio.to_thread
 import psycopg
 from typing_extensions import override
@@ -14,11 +13,11 @@ from sidecar.errors import JournalLocked
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.postgres import lease as leases
 from sidecar.journal.postgres.connection import Connection, connect
-from sidecar.journal.postgres.faults import journal_error
+from sidecar.journal.postgres.faults import as_journal_errors
 from sidecar.journal.postgres.lease import Lease
 from sidecar.journal.postgres.schema import migrate
 from sidecar.journal.postgres.threads import DatabaseThreads
-from sidecar.journal.sql import SqlJournal, batches
+from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.transaction import Transaction
 
 _AGAIN_S: Final = 0.2
@@ -66,27 +65,24 @@ class PostgresJournal(SqlJournal):
         give_up_s = time.monotonic() + wait_s
 
         def prepare() -> tuple[Connection, Lease]:
-            try:
+            with as_journal_errors():
                 connection = connect(url)
-            except psycopg.Error as error:
-                raise journal_error(error) from error
-            try:
-                migrate(connection)
-                while True:
-                    try:
-                        return connection, leases.take(
-                            connection, secret=secret, copied_from=copied_from
-                        )
-                    except JournalLocked:
-                        if time.monotonic() > give_up_s:
-                            raise
-                        time.sleep(_AGAIN_S)
-            except BaseException as error:
-                with suppress(psycopg.Error):
-                    connection.close()
-                if isinstance(error, psycopg.Error):
-                    raise journal_error(error) from error
-                raise
+                try:
+                    migrate(connection)
+                    return connection, taken(connection)
+                except BaseException:
+                    with suppress(psycopg.Error):
+                        connection.close()
+                    raise
+
+        def taken(connection: Connection) -> Lease:
+            while True:
+                try:
+                    return leases.take(connection, secret=secret, copied_from=copied_from)
+                except JournalLocked:
+                    if time.monotonic() > give_up_s:
+                        raise
+                    time.sleep(_AGAIN_S)
 
         connection, lease = await anyio.to_thread.run_sync(prepare)
         threads = DatabaseThreads(url, lease=lease, connection=connection)
@@ -98,14 +94,7 @@ class PostgresJournal(SqlJournal):
             redact=redact,
             replica=lease.owner,
         )
-        try:
-            now_s = clock()
-            await threads.write(lambda tx: batches.begin(tx, replica=journal.replica, now_s=now_s))
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await journal.aclose()
-            raise
-        return journal
+        return await journal.begin()
 
     @override
     async def finish_copy(self) -> None:

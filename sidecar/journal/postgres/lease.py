@@ -18,9 +18,9 @@ from sidecar.journal.postgres.owner import is_gone, own_name, shown
 from sidecar.journal.postgres.transactions import PostgresTransaction
 
 LEASE_S: Final = 5.0
-_IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
 RENEW_S: Final = 1.5
 """Less than a third of the lease: two renewals may be late before another may take it."""
+_IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def take(connection: Connection, *, secret: bytes, copied_from: str = "") -> Lea
 
     Args:
         connection: To the database.
-        copied_from: Where a copy comes from that is about to be made or finished.
         secret: The installation's. The first taking stores a keyed hash of it; another one's
             tombstones would not be found.
+        copied_from: Where a copy comes from that is about to be made or finished.
 
     Raises:
         JournalLocked: another holds it.

@@ -4,11 +4,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-import psycopg
-
-from sidecar.errors import JournalError, JournalRefused, NoJournal
+from sidecar.errors import JournalRefused, NoJournal
 from sidecar.journal.postgres.connection import Connection, connect
-from sidecar.journal.postgres.faults import journal_error
+from sidecar.journal.postgres.faults import as_journal_errors
 from sidecar.journal.postgres.schema import SCHEMA_VERSION, refuse_newer, version_of
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql import SqlReports
@@ -50,25 +48,18 @@ class _Inline:
         Raises:
             JournalError: the read failed.
         """
-        try:
+        with as_journal_errors():
             return operation(PostgresTransaction(self._connection))
-        except psycopg.Error as error:
-            raise journal_error(error) from error
 
 
 def _connected(url: str) -> Connection:
-    try:
+    with as_journal_errors():
         connection = connect(url)
-    except psycopg.Error as error:
-        raise journal_error(error) from error
-    try:
-        _refuse_others(connection)
-    except psycopg.Error as error:
-        connection.close()
-        raise journal_error(error) from error
-    except JournalError:
-        connection.close()
-        raise
+        try:
+            _refuse_others(connection)
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, LiteralString, TypeVar, cast
 
-import anyio.to_thread
 import psycopg
 from typing_extensions import override
 
@@ -22,8 +21,7 @@ from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_e
 from sidecar.journal.postgres.lease import RENEW_S, Lease, give_back, is_committed, renew
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
-from sidecar.journal.sql.threads import Queued, Worker, fail
-from sidecar.journal.sql.transaction import Transaction
+from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
 
 T = TypeVar("T")
 
@@ -51,7 +49,7 @@ class _NotCommitted(Exception):
     """A connection ended before its transaction was committed."""
 
 
-class DatabaseThreads:
+class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
     """An `Executor` for one database, on an asyncio loop.
 
     Args:
@@ -61,10 +59,9 @@ class DatabaseThreads:
     """
 
     def __init__(self, url: str, *, lease: Lease, connection: Connection) -> None:
-        self._bell = Bell()
-        self._stopped = False
-        self._writer = DatabaseWriter(url, lease=lease, connection=connection, wake=self._bell.ring)
-        self._reader = DatabaseReader("journal-reader", url)
+        bell = Bell()
+        writer = DatabaseWriter(url, lease=lease, connection=connection, wake=bell.ring)
+        super().__init__(DatabaseReader("journal-reader", url), writer, bell)
         self._loop = asyncio.get_running_loop()
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
@@ -82,28 +79,11 @@ class DatabaseThreads:
         """
         return self._writer.has_room
 
-    def write(
-        self, operation: Callable[[Transaction], T], *, grows: bool = False
-    ) -> "asyncio.Future[T]":
-        """See `Executor.write`."""
-        return self._writer.submit(operation, grows=grows)
-
-    def read(self, operation: Callable[[Transaction], T]) -> "asyncio.Future[T]":
-        """See `Executor.read`."""
-        return self._reader.submit(operation)
-
-    async def wait(self, timeout_s: float) -> None:
-        """See `Executor.wait`."""
-        await self._bell.wait(timeout_s)
-
+    @override
     async def stop(self) -> None:
         """See `Executor.stop`."""
-        if self._stopped:
-            return
-        self._stopped = True
         try:
-            await anyio.to_thread.run_sync(self._reader.stop)
-            await anyio.to_thread.run_sync(self._writer.stop)
+            await super().stop()
         finally:
             self._look.cancel()
 
@@ -116,6 +96,7 @@ class _OnDatabase(Worker):
         url: Of the database.
         connection: To begin with.
         idle_s: See `Worker`.
+        wake: See `Worker`.
     """
 
     def __init__(
@@ -125,12 +106,13 @@ class _OnDatabase(Worker):
         connection: Connection | None = None,
         *,
         idle_s: float | None = None,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         self._url = url
         self._connection = connection
         self._asked_s: float | None = None
         self._pause = threading.Event()
-        super().__init__(name, idle_s=idle_s)
+        super().__init__(name, idle_s=idle_s, wake=wake)
 
     def cut_after(self, limit_s: float) -> None:
         """End the connection if what was asked of it has taken longer than this; on the loop."""
@@ -215,17 +197,8 @@ class DatabaseWriter(_OnDatabase):
         self, url: str, *, lease: Lease, connection: Connection, wake: Callable[[], None]
     ) -> None:
         self._lease = lease
-        self._wake = wake
-        self._wakes = False
         self.has_room = True
-        super().__init__("journal-writer", url, connection, idle_s=RENEW_S)
-
-    @override
-    def _hand_over(self, group: list[Queued]) -> None:
-        super()._hand_over(group)
-        if self._wakes:
-            self._wakes = False
-            self._wake()
+        super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
     @override
     def _rest(self) -> None:

@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+import anyio
 import anyio.to_thread
 
 from sidecar.errors import CallError
@@ -55,6 +56,22 @@ class SqlJournal(SqlReports):
         self._clock = clock
         self._redact = redact
         self.replica = replica
+
+    async def begin(self) -> Self:
+        """Enter as the only replica, and return this; close it if that fails.
+
+        What an earlier process was sending is in doubt from here on.
+        """
+        try:
+            now_s = self._clock()
+            await self.executor.write(
+                lambda tx: batches.begin(tx, replica=self.replica, now_s=now_s)
+            )
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
+        return self
 
     @property
     def has_room(self) -> bool:

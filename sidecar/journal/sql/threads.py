@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+import anyio.to_thread
 
 from sidecar.errors import JournalError
+from sidecar.journal.sql.executor import Bell
 from sidecar.journal.sql.transaction import Transaction
 
 T = TypeVar("T")
@@ -51,10 +54,19 @@ class Worker:
     Args:
         name: Of the thread.
         idle_s: How long no job comes before `_rest` is called; None: it never is.
+        wake: Called on the loop after a group that has set `_wakes`; None: none does.
     """
 
-    def __init__(self, name: str, *, idle_s: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        idle_s: float | None = None,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
         self._idle_s = idle_s
+        self._wake = wake
+        self._wakes = False
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
         self._closing = False
@@ -130,11 +142,14 @@ class Worker:
             self._jobs.put(None)
         fail(waiting, error)
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(Worker._hand_over, self, waiting)
+            self._loop.call_soon_threadsafe(self._hand_over, waiting)
 
     def _hand_over(self, group: list[Queued]) -> None:
         for job in group:
             job.settle()
+        if self._wakes and self._wake is not None:
+            self._wakes = False
+            self._wake()
 
     def _carry_out(self, group: list[Queued]) -> None:
         raise NotImplementedError
@@ -144,6 +159,52 @@ class Worker:
 
     def _disconnect(self) -> None:
         raise NotImplementedError
+
+
+AReader = TypeVar("AReader", bound=Worker)
+AWriter = TypeVar("AWriter", bound=Worker)
+
+
+class ReaderAndWriter(Generic[AReader, AWriter]):
+    """An `Executor` of two threads, so that reads never delay writes.
+
+    Args:
+        reader: Runs the reads.
+        writer: Runs the writes.
+        bell: Rung by `writer`.
+    """
+
+    def __init__(self, reader: AReader, writer: AWriter, bell: Bell) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._bell = bell
+        self._stopped = False
+
+    def write(
+        self, operation: Callable[[Transaction], T], *, grows: bool = False
+    ) -> "asyncio.Future[T]":
+        """See `Executor.write`."""
+        return self._writer.submit(operation, grows=grows)
+
+    def read(self, operation: Callable[[Transaction], T]) -> "asyncio.Future[T]":
+        """See `Executor.read`."""
+        return self._reader.submit(operation)
+
+    async def wait(self, timeout_s: float) -> None:
+        """See `Executor.wait`."""
+        await self._bell.wait(timeout_s)
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await anyio.to_thread.run_sync(self._reader.stop)
+        await anyio.to_thread.run_sync(self._writer.stop)
+        self._end()
+
+    def _end(self) -> None:
+        """Let go of what both threads used; they have ended."""
 
 
 def fail(group: list[Queued], error: Exception) -> None:

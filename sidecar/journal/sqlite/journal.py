@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sidecar.errors import JournalError
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql import SqlJournal, batches
+from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.replicas import new_name
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import (
@@ -86,14 +86,7 @@ class SqliteJournal(SqlJournal):
         journal = cls(
             threads, policy=policy, secret=key, clock=clock, redact=redact, replica=new_name()
         )
-        try:
-            now_s = clock()
-            await threads.write(lambda tx: batches.begin(tx, replica=journal.replica, now_s=now_s))
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await journal.aclose()
-            raise
-        return journal
+        return await journal.begin()
 
     @override
     async def erase_settled(self, *, before_s: float) -> int:

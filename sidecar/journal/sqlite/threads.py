@@ -4,26 +4,20 @@ A commit costs one fsync whatever it holds, so all operations that wait are comm
 at 200 appends a second each has its own, at 10,000 a second some hundred share one.
 """
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-import anyio.to_thread
 import apsw
 from typing_extensions import override
 
 from sidecar.errors import JournalFull
 from sidecar.journal.sql.executor import Bell
-from sidecar.journal.sql.threads import Queued, Worker, fail
-from sidecar.journal.sql.transaction import Transaction
+from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
 from sidecar.journal.sqlite.file import FileLock, Reserve, is_write_fault, journal_error
 from sidecar.journal.sqlite.transactions import commit, read
 
-T = TypeVar("T")
 
-
-class Threads:
+class Threads(ReaderAndWriter["Reader", "Writer"]):
     """An `Executor` for one file, on an asyncio loop.
 
     Args:
@@ -43,37 +37,17 @@ class Threads:
     ) -> None:
         self._lock = lock
         self._reserve = reserve
-        self._bell = Bell()
-        self._stopped = False
-        self._writer = Writer(connections[0], path, reserve=reserve, wake=self._bell.ring)
-        self._reader = Reader("journal-reader", connections[1], path)
+        bell = Bell()
+        writer = Writer(connections[0], path, reserve=reserve, wake=bell.ring)
+        super().__init__(Reader("journal-reader", connections[1], path), writer, bell)
 
     @property
     def has_room(self) -> bool:
         """See `Executor.has_room`: False from when the disk is full until space returns."""
         return self._reserve.allocated
 
-    def write(
-        self, operation: Callable[[Transaction], T], *, grows: bool = False
-    ) -> "asyncio.Future[T]":
-        """See `Executor.write`."""
-        return self._writer.submit(operation, grows=grows)
-
-    def read(self, operation: Callable[[Transaction], T]) -> "asyncio.Future[T]":
-        """See `Executor.read`."""
-        return self._reader.submit(operation)
-
-    async def wait(self, timeout_s: float) -> None:
-        """See `Executor.wait`."""
-        await self._bell.wait(timeout_s)
-
-    async def stop(self) -> None:
-        """See `Executor.stop`."""
-        if self._stopped:
-            return
-        self._stopped = True
-        await anyio.to_thread.run_sync(self._reader.stop)
-        await anyio.to_thread.run_sync(self._writer.stop)
+    @override
+    def _end(self) -> None:
         self._lock.release()
 
 
@@ -84,12 +58,20 @@ class _OnFile(Worker):
         name: Of the thread.
         connection: Used by this thread alone from here on.
         path: Of the journal, for messages.
+        wake: See `Worker`.
     """
 
-    def __init__(self, name: str, connection: apsw.Connection, path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        connection: apsw.Connection,
+        path: Path,
+        *,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
         self._connection = connection
         self._path = path
-        super().__init__(name)
+        super().__init__(name, wake=wake)
 
     @override
     def _disconnect(self) -> None:
@@ -127,16 +109,7 @@ class Writer(_OnFile):
         wake: Callable[[], None],
     ) -> None:
         self._reserve = reserve
-        self._wake = wake
-        self._wakes = False
-        super().__init__("journal-writer", connection, path)
-
-    @override
-    def _hand_over(self, group: list[Queued]) -> None:
-        super()._hand_over(group)
-        if self._wakes:
-            self._wakes = False
-            self._wake()
+        super().__init__("journal-writer", connection, path, wake=wake)
 
     @override
     def _carry_out(self, group: list[Queued]) -> None:
