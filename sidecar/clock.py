@@ -1,7 +1,10 @@
-"""The time of day for a running process: it never jumps."""
+"""The time of day for a running process: it jumps with no setting of a clock."""
 
 import time
 from collections.abc import Callable
+
+_APART_S = 0.25
+"""Further than what an answer of a database takes: less is no difference of clocks."""
 
 
 class SteadyClock:
@@ -9,8 +12,9 @@ class SteadyClock:
 
     Every due time, horizon and age in one process comes from one of these, so that setting the
     clock neither delays deliveries nor makes a post look older than it is. It differs from the
-    wall clock by the jumps since it was built; a restart takes the new time. So compare times that
-    come from outside (of a signature, a file, a run of Letta's, a day's budget) with `time.time`,
+    wall clock by the jumps since it was built; a restart takes the new time. Processes that share a
+    database follow its time, since each reads due times and horizons which another one stored. So
+    compare times that come from outside (of a signature, a file, a run of Letta's, a day's budget) with `time.time`,
     never with this.
 
     Args:
@@ -26,6 +30,16 @@ class SteadyClock:
     ) -> None:
         self._monotonic = monotonic
         self._offset_s = wall() - monotonic()
+
+    def follow(self, now_s: float) -> None:
+        """Take another's time, unless this is near it; from any thread.
+
+        Args:
+            now_s: Unix time there.
+        """
+        offset_s = now_s - self._monotonic()
+        if abs(offset_s - self._offset_s) > _APART_S:
+            self._offset_s = offset_s
 
     def __call__(self) -> float:
         """Return Unix time in seconds."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 from typing_extensions import override
 
+from sidecar.clock import SteadyClock
 from sidecar.config.settings import Settings
 from sidecar.errors import ConfigError, NoJournal
 from sidecar.journal import JOURNAL_FILE
@@ -68,15 +69,19 @@ async def opened_journal(
     *,
     clock: Callable[[], float],
     existing: bool = False,
+    alone: bool = True,
     wait_s: float = 0.0,
 ) -> AsyncGenerator[SqlJournal]:
-    """Open the journal as its owner; closes it at the end.
+    """Open the journal to read and write; closes it at the end.
+
+    A file is one process's at a time. A database is shared by all sidecars on it.
 
     Args:
         settings: As loaded. They say where it is, when turns are due and what is redacted.
         directory: The data directory.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds. A `SteadyClock` follows the database's.
         existing: Make none.
+        alone: Only where no sidecar has it open.
         wait_s: How long to wait for the lease of another process on the database to end.
 
     Raises:
@@ -94,6 +99,7 @@ async def opened_journal(
         secret=None if own_secret else secret_of(settings, directory),
         clock=clock,
         redact=redaction(settings.redact),
+        alone=alone,
         wait_s=wait_s,
     ) as journal:
         yield journal
@@ -107,17 +113,19 @@ async def opened_at(
     secret: bytes | None,
     clock: Callable[[], float],
     redact: Callable[[str], str] | None = None,
+    alone: bool = True,
     wait_s: float = 0.0,
     copied_from: str = "",
 ) -> AsyncGenerator[SqlJournal]:
-    """Open the journal at a place as its owner; closes it at the end.
+    """Open the journal at a place to read and write; closes it at the end.
 
     Args:
         place: Where it is, or is made.
         policy: When turns are due.
         secret: Keys the tombstones; None: that of the file's directory.
-        clock: Unix time in seconds.
+        clock: See `opened_journal`.
         redact: Returns a turn's text as it may be kept.
+        alone: See `opened_journal`.
         wait_s: See `opened_journal`.
         copied_from: See `PostgresJournal.open`.
 
@@ -125,7 +133,7 @@ async def opened_at(
         JournalError: as `SqliteJournal.open` and `PostgresJournal.open`.
     """
     if place.url:
-        from sidecar.journal.postgres import PostgresJournal  # noqa: PLC0415 - an extra
+        from sidecar.journal.postgres import PostgresJournal, ignored  # noqa: PLC0415 - an extra
 
         journal = await PostgresJournal.open(
             place.url,
@@ -134,7 +142,9 @@ async def opened_at(
             clock=clock,
             redact=redact,
             wait_s=wait_s,
+            alone=alone,
             copied_from=copied_from,
+            timed=clock.follow if isinstance(clock, SteadyClock) else ignored,
         )
     else:
         from sidecar.journal.sqlite import SqliteJournal  # noqa: PLC0415 - one of two
@@ -234,14 +244,14 @@ class JournalStatus:
         place: The file, or the database without its user and password.
         schema: Version of the tables; 0: there are none.
         newest: The version that this sidecar makes.
-        writer: Who writes to it, where that is known; empty: nobody.
+        writers: Who writes to it, where that is known.
     """
 
     engine: str
     place: str
     schema: int
     newest: int
-    writer: str
+    writers: tuple[str, ...]
 
 
 def status_of(place: Place) -> JournalStatus:
@@ -257,14 +267,15 @@ def status_of(place: Place) -> JournalStatus:
             place=str(place),
             schema=found.schema,
             newest=found.newest,
-            writer=found.writer,
+            writers=found.writers,
         )
     from sidecar.journal.sqlite.file import SCHEMA_VERSION  # noqa: PLC0415 - one of two
     from sidecar.journal.sqlite.reports import version_of_file  # noqa: PLC0415
 
     schema, writer = version_of_file(place.file)
+    writers = (writer,) if writer else ()
     return JournalStatus(
-        engine="sqlite", place=str(place), schema=schema, newest=SCHEMA_VERSION, writer=writer
+        engine="sqlite", place=str(place), schema=schema, newest=SCHEMA_VERSION, writers=writers
     )
 
 

@@ -399,7 +399,7 @@ async def opened(
     clock = SteadyClock()
     async with AsyncExitStack() as stack:
         journal = await stack.enter_async_context(
-            opened_journal(settings, directory, clock=clock, wait_s=LEASE_ENDS_S)
+            opened_journal(settings, directory, clock=clock, alone=False, wait_s=LEASE_ENDS_S)
         )
         llm = build_llm(settings)
         stack.push_async_callback(llm.aclose)

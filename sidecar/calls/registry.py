@@ -44,6 +44,9 @@ from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, NO_TRACES, Tracer
 
+_LOOK_S = 2.0
+"""The calls of a replica that is gone are taken over within this time of its lease's end."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallPolicy:
@@ -117,6 +120,7 @@ class Calls:
         self._emit = emit
         self._clock = clock
         self._records = Records()
+        self._replica = journal.replica
         self._orphans: dict[str, Orphan] = {}
         self._storing = Storing(
             journal,
@@ -151,9 +155,10 @@ class Calls:
             await self._take_over()
             task_status.started()
             while True:
-                await anyio.sleep(min(5.0, self._policy.orphan_s / 4))
+                await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
                 await self._close_orphans()
                 await self._take_over_again()
+                await self._retake_all()
                 self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
                 await self._storing.try_again()
 
@@ -169,6 +174,22 @@ class Calls:
             await self._take_over()
         except JournalError as error:
             self._storing.failed(error)
+
+    async def _retake_all(self) -> None:
+        """Take the live calls again, once this replica was taken for gone."""
+        name = self._journal.replica
+        if name == self._replica:
+            return
+        for live in self.live:
+            if live.stored:
+                try:
+                    await self.retake(live)
+                except CallError:
+                    continue  # erased meanwhile
+                except JournalError as error:
+                    self._storing.failed(error)
+                    return
+        self._replica = name
 
     @property
     def journal_error(self) -> str:

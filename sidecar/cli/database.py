@@ -62,7 +62,7 @@ def _takes_writes(found: "DatabaseStatus") -> Finding:
             "this role may not write to the journal's tables",
             "let the role of SIDECAR_JOURNAL_URL own them",
         )
-    return Finding("writes", "ok", f"written by {found.writer or 'nobody now'}")
+    return Finding("writes", "ok", f"written by {', '.join(found.writers) or 'nobody now'}")
 
 
 def _durable(found: "DatabaseStatus") -> Finding:

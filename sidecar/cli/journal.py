@@ -26,7 +26,8 @@ def status(*, as_json: Json = False) -> None:
         return
     show.say(f"{found.engine}  {found.place}")
     show.say(f"schema  {_schema(found)}")
-    show.say(f"writer  {found.writer or 'nobody'}")
+    for writer in found.writers or ("nobody",):
+        show.say(f"writer  {writer}")
 
 
 @app.command()

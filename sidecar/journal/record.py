@@ -15,6 +15,15 @@ class Record(Transcripts, Protocol):
     `JournalError`; then nothing was stored.
     """
 
+    @property
+    def replica(self) -> str:
+        """The name of this run of a sidecar in the journal.
+
+        Another one once this replica was taken for gone: then no call is its own any more, until it
+        opens it again.
+        """
+        ...
+
     async def open_call(self, call: Call) -> Call:
         """Store a call and return it as stored; a repeated key returns the call stored first.
 

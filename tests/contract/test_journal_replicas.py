@@ -49,7 +49,7 @@ class Fleet:
     async def end(self, journal: SqlJournal) -> None:
         """Let a replica be gone, as when its lease has ended."""
         name = journal.replica
-        await self.first.executor.write(
+        await self.second.executor.write(
             lambda tx: tx.run("DELETE FROM replicas WHERE name = ?", name)
         )
 
@@ -61,25 +61,34 @@ class Fleet:
 
 
 @asynccontextmanager
-async def opened(
-    engine: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncGenerator[SqlJournal]:
+async def opened(engine: str, clock: Clock, tmp_path: Path) -> AsyncGenerator[SqlJournal]:
     if engine == "memory":
         yield MemoryJournal(POLICY, clock=clock)
         return
-    if engine == "postgres":
-        url = request.getfixturevalue("postgres").emptied()
-        journal = await PostgresJournal.open(url, secret=SECRET, policy=POLICY, clock=clock)
-    else:
-        journal = await SqliteJournal.open(tmp_path / "journal.db", policy=POLICY, clock=clock)
+    journal = await SqliteJournal.open(tmp_path / "journal.db", policy=POLICY, clock=clock)
     yield journal
     await journal.aclose()
+
+
+@asynccontextmanager
+async def processes(url: str, clock: Clock) -> AsyncGenerator[Fleet]:
+    """Two on one database, each as a process of its own opens it."""
+    journals = [
+        await PostgresJournal.open(url, secret=SECRET, policy=POLICY, clock=clock) for _ in range(2)
+    ]
+    yield Fleet(journals[0], journals[1], clock)
+    for journal in journals:
+        await journal.aclose()
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Fleet]:
     clock = Clock(NOW_S)
-    async with opened(request.param, clock, tmp_path, request) as first:
+    if request.param == "postgres":
+        async with processes(request.getfixturevalue("postgres").emptied(), clock) as two:
+            yield two
+        return
+    async with opened(request.param, clock, tmp_path) as first:
         second = SqlJournal(
             first.executor, policy=POLICY, secret=SECRET, clock=clock, replica=new_name()
         )

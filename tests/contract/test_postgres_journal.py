@@ -1,4 +1,4 @@
-"""What the PostgreSQL journal promises beyond every journal: one writer, and no commit in doubt."""
+"""What the PostgreSQL journal promises beyond every journal: replicas, and no commit in doubt."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -18,6 +18,7 @@ from sidecar.errors import (
     JournalRefused,
     LeaseLost,
     NoJournal,
+    TakenOver,
 )
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.postgres import PostgresJournal
@@ -27,6 +28,7 @@ from sidecar.journal.postgres.owner import is_gone, own_name, started
 from sidecar.journal.postgres.reports import reports_of_database
 from sidecar.journal.postgres.schema import SCHEMA_VERSION
 from sidecar.model import AgentRef, Call, Turn
+from tests.postgres.pooler import Pooler
 from tests.postgres.proxy import FaultProxy
 from tests.postgres.server import PostgresServer
 
@@ -60,10 +62,10 @@ def through(proxy: FaultProxy, postgres: PostgresServer, url: str) -> str:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, secret: bytes = SECRET, wait_s: float = 0.0
+    url: str, *, secret: bytes = SECRET, wait_s: float = 0.0, alone: bool = False
 ) -> AsyncGenerator[PostgresJournal]:
     journal = await PostgresJournal.open(
-        url, secret=secret, policy=POLICY, clock=lambda: NOW_S, wait_s=wait_s
+        url, secret=secret, policy=POLICY, clock=lambda: NOW_S, wait_s=wait_s, alone=alone
     )
     try:
         yield journal
@@ -82,22 +84,187 @@ async def numbers(journal: PostgresJournal) -> list[int]:
     return [said.seq for said in await journal.turns(CALL.key)]
 
 
-class TestOneWriter:
-    """A lease says who writes."""
+class TestReplicas:
+    """Sidecars beside one another: each writes in turn, for as long as it renews its lease."""
 
-    async def test_a_second_sidecar_is_refused(self, url: str) -> None:
-        """While one sidecar has the lease, another that opens the journal is told whose it is."""
+    async def test_two_append_to_one_call(self, url: str) -> None:
+        """Turns that two replicas append at once, some of them both, are stored once, in order."""
+        async with opened(url) as first, opened(url) as second:
+            await first.open_call(CALL)
+
+            async def say(journal: PostgresJournal, ns: range) -> None:
+                for n in ns:
+                    await journal.append([turn(n)])
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(say, first, range(1, 60))
+                tasks.start_soon(say, second, range(30, 90))
+            found = await numbers(first)
+            assert sorted(found) == list(range(1, 90))
+            assert [n for n in found if n >= 60] == list(range(60, 90))
+            assert await numbers(second) == found
+
+    async def test_two_claim_each_lane_once(self, url: str) -> None:
+        """Of two replicas that claim at once, one gets a lane."""
+        async with opened(url) as first, opened(url) as second:
+            for n in range(20):
+                call = Call(f"acme/{n}", AgentRef("acme", agent_id=f"a{n}"), "vapi", "k", NOW_S)
+                await first.open_call(call)
+                await first.append([Turn(call.key, "i", 1, "caller", "hello", NOW_S)])
+            await first.hurry(now_s=NOW_S)
+            lanes: list[str] = []
+
+            async def claim(journal: PostgresJournal) -> None:
+                while batches := await journal.claim(3, now_s=NOW_S, post_timeout_s=1.0):
+                    lanes.extend(batch.lane for batch in batches)
+                    for batch in batches:
+                        await journal.settle(batch, now_s=NOW_S)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(claim, first)
+                tasks.start_soon(claim, second)
+            assert sorted(lanes) == sorted(f"acme/agent/a{n}" for n in range(20))
+
+    async def test_one_that_is_cut_off_is_succeeded_and_comes_back(
+        self, url: str, postgres: PostgresServer, proxy: FaultProxy
+    ) -> None:
+        """What a replica had that can't renew is another's; it goes on under another name."""
+        async with opened(through(proxy, postgres, url)) as late, opened(url) as other:
+            stored = await late.open_call(CALL)
+            await late.append([turn(1)])
+            await late.hurry(now_s=NOW_S)
+            (batch,) = await late.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+            name = late.replica
+            proxy.hold()
+            taken: list[Call] = []
+            with anyio.fail_after(WAIT_S):
+                while not taken:
+                    await anyio.sleep(0.05)
+                    taken = await other.take_over()
+            assert [call.epoch for call in taken] == [stored.epoch + 1]
+            (again,) = await other.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+            assert (again.batch_id, again.in_doubt) == (batch.batch_id, True)
+            proxy.resume()
+            await late.append([turn(2)])
+            assert late.replica != name
+            with pytest.raises(TakenOver):
+                await late.settle(batch, now_s=NOW_S)
+            with pytest.raises(TakenOver):
+                await late.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
+            await other.settle(again, now_s=NOW_S)
+            assert await numbers(other) == [1, 2]
+            assert late.has_room
+
+    async def test_an_idle_one_renews_its_lease(self, url: str) -> None:
+        """A replica without a call holds its lease for longer than a lease lasts."""
+        async with opened(url), opened(url):
+            ((first,),) = asked(url, "SELECT max(until) FROM replicas")
+
+            def are_longer() -> bool:
+                sql = f"SELECT min(until) > timestamptz '{first}' + interval '2 s' FROM replicas"
+                return asked(url, sql) == [(True,)]
+
+            await until(are_longer)
+
+    async def test_a_process_that_ended_here_is_gone_at_once(self, url: str) -> None:
+        """What a killed process of this machine had is free before its lease ends."""
+        async with opened(url) as journal, await anyio.open_process(["sleep", "600"]) as process:
+            name = own_name().split(":")
+            name[1], name[3] = str(process.pid), started(process.pid)
+            asked(url, f"INSERT INTO replicas(name, entered_s) VALUES ('{':'.join(name)}', 0)")
+            await journal.open_call(CALL)
+            asked(url, f"UPDATE calls SET replica = '{':'.join(name)}'")
+            assert await journal.take_over() == []
+            assert f"process {process.pid} of" in "".join(about(url).writers)
+            process.kill()
+            await process.wait()
+            taken: list[Call] = []
+            with anyio.fail_after(WAIT_S):
+                while not taken:
+                    await anyio.sleep(0.05)
+                    taken = await journal.take_over()
+
+    async def test_one_that_leaves_frees_what_it_had(self, url: str) -> None:
+        """What a replica was sending and whom it had on the line is free when it has stopped."""
+        async with opened(url) as other:
+            async with opened(url) as leaving:
+                await leaving.open_call(CALL)
+                await leaving.append([turn(1)])
+                await leaving.hurry(now_s=NOW_S)
+                await leaving.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+                assert await other.claim(9, now_s=NOW_S, post_timeout_s=1.0) == []
+            (again,) = await other.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+            assert again.in_doubt
+            assert [call.key for call in await other.take_over()] == [CALL.key]
+
+    async def test_what_one_makes_due_wakes_the_others(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A replica that waits for work is woken by a turn that another one stores."""
+        monkeypatch.setattr("sidecar.journal.postgres.threads.POLL_S", 900.0)
+        async with opened(url) as first, opened(url) as second:
+            await first.open_call(CALL)
+            woken = anyio.Event()
+
+            async def wait_for_work() -> None:
+                while await second.next_due_s() is None:
+                    await second.wait(900.0)
+                woken.set()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait_for_work)
+                await first.append([turn(1)])
+                with anyio.fail_after(WAIT_S):
+                    await woken.wait()
+
+    async def test_behind_a_pooler_it_looks_by_itself(self, url: str, pooler: Pooler) -> None:
+        """Where no notification comes through, a replica sees within a second what is due."""
+        async with opened(pooler.url(url)) as first, opened(pooler.url(url)) as second:
+            await first.open_call(CALL)
+            await first.append([turn(1)])
+            with anyio.fail_after(WAIT_S):
+                while await second.next_due_s() is None:
+                    await second.wait(900.0)
+
+    async def test_all_follow_the_databases_clock(self, url: str) -> None:
+        """A replica is given the database's time when it starts, and again while it runs."""
+        told: list[float] = []
+        journal = await PostgresJournal.open(url, secret=SECRET, policy=POLICY, timed=told.append)
+        try:
+            await until(lambda: len(told) > 1)
+        finally:
+            await journal.aclose()
+        assert abs(told[-1] - time.time()) < WAIT_S
+        assert told[0] < told[1]
+
+
+class TestAlone:
+    """A command that needs the journal for itself gets it where no replica is, and lets none in."""
+
+    async def test_beside_a_replica_it_is_refused(self, url: str) -> None:
+        """While a sidecar runs, a command is told which one."""
         async with opened(url):
             with pytest.raises(JournalLocked, match="writes to this journal"):
-                await PostgresJournal.open(url, secret=SECRET, policy=POLICY)
-        async with opened(url) as next_one:
-            await next_one.open_call(CALL)
+                await PostgresJournal.open(url, secret=SECRET, policy=POLICY, alone=True)
+        async with opened(url, alone=True) as command:
+            await command.open_call(CALL)
 
-    async def test_a_dead_ones_lease_ends(self, url: str) -> None:
+    async def test_no_replica_comes_beside_it(self, url: str) -> None:
+        """While a command has the journal, a sidecar and another command are told which one."""
+        async with opened(url, alone=True) as command:
+            for alone in (False, True):
+                with pytest.raises(JournalLocked, match="writes to this journal"):
+                    await PostgresJournal.open(url, secret=SECRET, policy=POLICY, alone=alone)
+            await command.open_call(CALL)
+        async with opened(url), opened(url):
+            pass
+
+    @pytest.mark.parametrize("alone", [False, True])
+    async def test_a_dead_ones_lease_ends(self, url: str, alone: bool) -> None:
         """A start waits for the lease of a process that was killed, and then has it."""
         asked(url, "UPDATE writer SET owner = 'gone', until = clock_timestamp() + interval '2 s'")
         began_s = time.monotonic()
-        async with opened(url, wait_s=WAIT_S) as journal:
+        async with opened(url, wait_s=WAIT_S, alone=alone) as journal:
             await journal.open_call(CALL)
         assert time.monotonic() - began_s < WAIT_S
 
@@ -135,32 +302,45 @@ class TestOneWriter:
         host, pid, kernel, _, nonce = own_name().split(":")
         assert not is_gone(f"{host}:{pid}:{kernel}:1:{nonce}")
 
-    async def test_an_idle_one_renews_its_lease(self, url: str) -> None:
-        """A sidecar without a call holds its lease for longer than a lease lasts."""
-        async with opened(url):
-            ((first,),) = asked(url, "SELECT until FROM writer")
-
-            def is_longer() -> bool:
-                sql = f"SELECT until > timestamptz '{first}' + interval '2 s' FROM writer"
-                return asked(url, sql) == [(True,)]
-
-            await until(is_longer)
-
-    async def test_one_that_lost_its_lease_stores_nothing(self, url: str) -> None:
-        """A sidecar that was frozen past its lease and wakes beside another one is fenced off."""
-        async with opened(url) as late:
+    @pytest.mark.parametrize("alone", [False, True])
+    async def test_one_that_lost_its_lease_stores_nothing(self, url: str, alone: bool) -> None:
+        """One that was frozen past its lease and wakes beside a command is fenced off."""
+        async with opened(url, alone=alone) as late:
             await late.open_call(CALL)
             await late.append([turn(1)])
             asked(url, "UPDATE writer SET owner = '', until = '-infinity'")
-            async with opened(url) as other:
-                with pytest.raises(LeaseLost):
+            async with opened(url, alone=True) as other:
+                with pytest.raises((LeaseLost, JournalLocked)):
                     await late.append([turn(2)])
-                with pytest.raises(LeaseLost):
+                with pytest.raises((LeaseLost, JournalLocked)):
                     await late.claim(9, now_s=NOW_S + 99, post_timeout_s=1.0)
                 assert not late.has_room
                 await other.append([turn(3)])
                 assert await numbers(other) == [1, 3]
                 assert other.has_room
+            if not alone:
+                await late.append([turn(2)])
+                assert await numbers(late) == [1, 3, 2]
+                assert late.has_room
+
+    async def test_a_sidecar_of_the_version_before_writes_alone(self, url: str) -> None:
+        """While one of a version before replicas writes, none of this one starts beside it."""
+        asked(
+            url,
+            "UPDATE writer SET owner = 'old:1:k:1:n', until = clock_timestamp() + interval '1 h';"
+            " INSERT INTO replicas(name, entered_s) VALUES ('old:1:k:1:n', 0)",
+        )
+        with pytest.raises(JournalLocked, match="process 1 of old"):
+            await PostgresJournal.open(url, secret=SECRET, policy=POLICY)
+        asked(url, "UPDATE writer SET until = '-infinity'")
+        async with opened(url):
+            assert asked(url, "SELECT count(*) FROM replicas WHERE name LIKE 'old%'") == [(0,)]
+            ((free,),) = asked(url, "SELECT owner = '' OR until < clock_timestamp() FROM writer")
+            assert not free  # by this it sees that it may not write
+
+
+class TestSecret:
+    """A journal belongs to one installation's secret."""
 
     async def test_another_installations_secret_is_refused(self, url: str) -> None:
         """Tombstones are keyed by the secret, so a sidecar with another one does not write."""
@@ -409,12 +589,12 @@ class TestWrongDatabase:
 
     async def test_what_is_sound_is_described(self, url: str) -> None:
         """The description of a database names its version, its settings and its writer."""
-        assert about(url).writer == ""
+        assert about(url).writers == ()
         async with opened(url):
             found = about(url)
         assert found.server >= 140_000
         assert (found.schema, found.newest) == (SCHEMA_VERSION, SCHEMA_VERSION)
-        assert found.writer
+        assert len(found.writers) == 1
         assert (found.read_only, found.may_write, found.synchronous_commit) == (False, True, "on")
         assert abs(found.clock_ahead_s) < found.round_trip_s + 1.0
 

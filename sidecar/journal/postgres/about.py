@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sidecar.journal.postgres.connection import Connection, connect
 from sidecar.journal.postgres.faults import as_journal_errors
-from sidecar.journal.postgres.lease import owner_of
+from sidecar.journal.postgres.lease import writers
 from sidecar.journal.postgres.owner import shown
 from sidecar.journal.postgres.schema import SCHEMA_VERSION, migrate, version_of
 from sidecar.journal.postgres.transactions import PostgresTransaction
@@ -19,7 +19,7 @@ class DatabaseStatus:
         server: Version of PostgreSQL, as 150007.
         schema: Version of the tables; 0: there are none.
         newest: The version that this sidecar makes.
-        writer: Who writes to it; empty: nobody.
+        writers: Who writes to it.
         fsync: Whether a commit survives a power cut, as far as the server goes.
         synchronous_commit: The server's own setting; the sidecar asks for `on` in each write.
         read_only: Whether it takes no writes: a standby, or set so.
@@ -31,7 +31,7 @@ class DatabaseStatus:
     server: int
     schema: int
     newest: int
-    writer: str
+    writers: tuple[str, ...]
     fsync: bool
     synchronous_commit: str
     read_only: bool
@@ -67,20 +67,22 @@ def _about(connection: Connection) -> DatabaseStatus:
         "SELECT current_setting('fsync'), current_setting('synchronous_commit'),"
         " current_setting('transaction_read_only')"
     )
-    owner = owner_of(tx) if schema else ""
+    names = writers(tx) if schema else []
     may_write = True
     if schema:
         ((may_write,),) = tx.rows(
             "SELECT bool_and(has_table_privilege(name, may)) FROM"
-            " unnest(ARRAY['lanes', 'calls', 'turns', 'batches', 'tombstones', 'writer']) AS name,"
+            " unnest(ARRAY['lanes', 'calls', 'turns', 'batches', 'tombstones', 'writer', 'replicas'])"
+            " AS name,"
             " unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS may"
+            " WHERE to_regclass(name) IS NOT NULL"
         )
     ahead_s, round_trip_s = min((_asked(tx) for _ in range(5)), key=lambda asked: asked[1])
     return DatabaseStatus(
         server=connection.info.server_version,
         schema=schema,
         newest=SCHEMA_VERSION,
-        writer=shown(owner) if owner else "",
+        writers=tuple(shown(name) for name in names),
         fsync=fsync == "on",
         synchronous_commit=synchronous,
         read_only=read_only == "on",

@@ -1,4 +1,4 @@
-"""`PostgresJournal`: the journal in a PostgreSQL database."""
+"""`PostgresJournal`: the journal in a PostgreSQL database, for one sidecar or for many."""
 
 import time
 from collections.abc import Callable
@@ -16,17 +16,24 @@ from sidecar.journal.postgres.connection import Connection, connect
 from sidecar.journal.postgres.faults import as_journal_errors
 from sidecar.journal.postgres.lease import Lease
 from sidecar.journal.postgres.schema import migrate
-from sidecar.journal.postgres.threads import DatabaseThreads
+from sidecar.journal.postgres.threads import DatabaseThreads, Replica
 from sidecar.journal.sql import SqlJournal
+from sidecar.journal.sql.batches import doubt
 from sidecar.journal.sql.transaction import Transaction
 
 _AGAIN_S: Final = 0.2
 
 
-class PostgresJournal(SqlJournal):
-    """A journal in a PostgreSQL database, for one process at a time on an asyncio loop.
+def ignored(now_s: float) -> None:
+    """Stand in for `timed`."""
 
-    `open` creates one. Costs: one commit per group of operations that wait at the same time.
+
+class PostgresJournal(SqlJournal):
+    """A journal in a PostgreSQL database, for a process on an asyncio loop, beside others.
+
+    `open` creates one. Costs: one commit per group of operations that wait at the same time;
+    transactions of all processes follow one another. `replica` changes when this process was taken
+    for gone: then it has nothing any more of what it had claimed and opened before.
     """
 
     @classmethod
@@ -39,11 +46,13 @@ class PostgresJournal(SqlJournal):
         clock: Callable[[], float] = time.time,
         redact: Callable[[str], str] | None = None,
         wait_s: float = 0.0,
+        alone: bool = False,
         copied_from: str = "",
+        timed: Callable[[float], None] = ignored,
     ) -> Self:
         """Open the journal in the database of `url`, creating its tables when missing.
 
-        Batches that an earlier process was sending are in doubt from here on.
+        Batches that a process was sending which is gone are in doubt from here on.
 
         Args:
             url: As libpq reads it, ``postgresql://…``; several hosts may be named.
@@ -51,13 +60,15 @@ class PostgresJournal(SqlJournal):
             policy: When turns are due.
             clock: Unix time in seconds.
             redact: Returns a turn's text as it may be kept; no other text reaches the database.
-            wait_s: How long to wait for another writer's lease to end: that of a process which was
-                killed lasts for `LEASE_S`.
+            wait_s: How long to wait for another's lease to end: that of a process which was killed
+                lasts for `LEASE_S`.
+            alone: Only where no other process has the journal open, and let none open it.
             copied_from: Where a copy comes from that is to be made or finished; until `finish_copy`
                 no other open succeeds.
+            timed: Called in a thread with the database's Unix time, at once and every few seconds.
 
         Raises:
-            JournalLocked: another sidecar writes to it.
+            JournalLocked: another process has it alone; or has it, and `alone` is set.
             JournalAway: the database does not answer.
             JournalError: it refuses; a newer sidecar made the tables; they belong to another
                 installation's secret.
@@ -69,32 +80,49 @@ class PostgresJournal(SqlJournal):
                 connection = connect(url)
                 try:
                     migrate(connection)
-                    return connection, taken(connection)
+                    lease = taken(connection)
+                    timed(leases.database_s(connection))
                 except BaseException:
                     with suppress(psycopg.Error):
                         connection.close()
                     raise
+                return connection, lease
 
         def taken(connection: Connection) -> Lease:
             while True:
                 try:
-                    return leases.take(connection, secret=secret, copied_from=copied_from)
+                    return leases.take(
+                        connection, secret=secret, alone=alone, copied_from=copied_from
+                    )
                 except JournalLocked:
                     if time.monotonic() > give_up_s:
                         raise
                     time.sleep(_AGAIN_S)
 
         connection, lease = await anyio.to_thread.run_sync(prepare)
-        threads = DatabaseThreads(url, lease=lease, connection=connection)
+        journal: Self
+
+        def renamed(name: str) -> None:
+            journal.replica = name
+
+        def freed(tx: Transaction) -> None:
+            doubt(tx, now_s=clock())
+
+        threads = DatabaseThreads(
+            url,
+            lease=lease,
+            connection=connection,
+            replica=Replica(secret=secret, renamed=renamed, freed=freed, timed=timed),
+        )
         journal = cls(
             threads,
             policy=policy,
             secret=secret,
             clock=clock,
             redact=redact,
-            replica=lease.owner,
+            replica=lease.replica,
         )
-        return await journal.begin()
+        return await journal.begin(freed)
 
     @override
     async def finish_copy(self) -> None:

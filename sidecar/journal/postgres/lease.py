@@ -1,8 +1,12 @@
-"""Who writes to the journal: one sidecar at a time, for as long as it renews its lease.
+"""Who writes to the journal: replicas beside one another, or one process alone.
 
-The lease is a row, not a lock of the session: a transaction pooler gives each transaction another
-session. Every write renews it in its own transaction, and stores nothing if another holds it. Only
-the database's clock counts.
+A replica has a row with a lease, not a lock of its session: a transaction pooler gives each
+transaction another session. Each write locks the one row of `writer` first, so that transactions of
+all replicas follow one another, and renews its replica's lease; it stores nothing if that replica
+was taken for gone. Only the database's clock counts.
+
+A command that needs the journal for itself, and a sidecar of the versions before replicas, puts its
+name into `writer`; then no other writes.
 """
 
 import hashlib
@@ -19,7 +23,9 @@ from sidecar.journal.postgres.transactions import PostgresTransaction
 
 LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
-"""Less than a third of the lease: two renewals may be late before another may take it."""
+"""Less than a third of the lease: two renewals may be late before a replica is taken for gone."""
+_REPLICAS: Final = "*"
+"""In place of an owner's name: the replicas write, in turn."""
 _IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
 
 
@@ -28,115 +34,187 @@ class Lease:
     """A right to write.
 
     Attributes:
-        owner: Names the process, for people and to tell it from every other.
-        epoch: Grows with each taking.
+        replica: Names this run of a process, for people and to tell it from every other.
+        alone: Whether nobody else may write meanwhile.
     """
 
-    owner: str
-    epoch: int
+    replica: str
+    alone: bool
+
+    @property
+    def owner(self) -> str:
+        """What stands in `writer`."""
+        return self.replica if self.alone else _REPLICAS
 
 
-def take(connection: Connection, *, secret: bytes, copied_from: str = "") -> Lease:
-    """Take the lease.
+def take(
+    connection: Connection, *, secret: bytes, alone: bool = False, copied_from: str = ""
+) -> Lease:
+    """Take a lease, under a new name.
 
     Args:
         connection: To the database.
         secret: The installation's. The first taking stores a keyed hash of it; another one's
             tombstones would not be found.
+        alone: Only where no replica is there, and let none come.
         copied_from: Where a copy comes from that is about to be made or finished.
 
     Raises:
-        JournalLocked: another holds it.
+        JournalLocked: another writes alone; or a replica is there, and `alone` is set.
         JournalRefused: the journal belongs to another installation's secret; or a copy into it was
             not finished; or a copy is to be made, and it is not empty.
         psycopg.Error: the database refused.
     """
-    tx = PostgresTransaction(connection)
-    ours = hmac.digest(secret, b"installation", hashlib.sha256)
-    ((theirs, unfinished),) = tx.rows("SELECT installation, copied_from FROM writer")
-    if theirs is not None and theirs != ours:
-        raise JournalRefused(
-            "the journal's database belongs to an installation with another secret",
-            hint="set SIDECAR_SECRET, or copy the file `secret` of its data directory",
+    with _in_time(connection):
+        tx = PostgresTransaction(connection)
+        ((owner, ended, theirs, unfinished),) = tx.rows(
+            "SELECT owner, until < clock_timestamp(), installation, copied_from FROM writer"
+            " FOR UPDATE"
         )
-    if unfinished and not copied_from:
-        raise JournalRefused(
-            f"a copy of {unfinished} into this journal was not finished",
-            hint="repeat `sidecar journal copy`",
+        ours = hmac.digest(secret, b"installation", hashlib.sha256)
+        if theirs is not None and theirs != ours:
+            raise JournalRefused(
+                "the journal's database belongs to an installation with another secret",
+                hint="set SIDECAR_SECRET, or copy the file `secret` of its data directory",
+            )
+        if unfinished and not copied_from:
+            raise JournalRefused(
+                f"a copy of {unfinished} into this journal was not finished",
+                hint="repeat `sidecar journal copy`",
+            )
+        if copied_from and unfinished != copied_from and tx.row("SELECT 1 FROM lanes LIMIT 1"):
+            raise JournalRefused("there is a journal already", hint="name an empty database")
+        _require_free(tx, owner, ended=ended, alone=alone)
+        lease = Lease(own_name(), alone)
+        tx.run(
+            "UPDATE writer SET owner = ?1, epoch = epoch + 1, installation = ?2, copied_from = ?3,"
+            " until = clock_timestamp() + make_interval(secs => ?4)",
+            lease.owner,
+            ours,
+            copied_from,
+            LEASE_S,
         )
-    if copied_from and unfinished != copied_from and tx.row("SELECT 1 FROM lanes LIMIT 1"):
-        raise JournalRefused("there is a journal already", hint="name an empty database")
-    owner = own_name()
-    there = owner_of(tx)
-    row = tx.row(
-        "UPDATE writer SET owner = ?1, epoch = epoch + 1, installation = ?3, copied_from = ?4,"
-        " until = clock_timestamp() + make_interval(secs => ?2)"
-        " WHERE owner = '' OR until < clock_timestamp() OR owner = ?5 RETURNING epoch",
-        owner,
-        LEASE_S,
-        ours,
-        copied_from,
-        there if is_gone(there) else None,
-    )
-    if row is not None:
-        return Lease(owner, row[0])
-    raise JournalLocked(
-        f"{shown(owner_of(tx))} writes to this journal",
-        hint=f"stop it; if it is gone, its lease ends within {LEASE_S:.0f} s",
-    )
+        tx.run(
+            "INSERT INTO replicas(name, entered_s, until)"
+            " VALUES (?1, extract(epoch FROM clock_timestamp())::float8,"
+            " clock_timestamp() + make_interval(secs => ?2))",
+            lease.replica,
+            LEASE_S,
+        )
+        return lease
 
 
-def owner_of(tx: PostgresTransaction) -> str:
-    """Return who holds the lease; empty: nobody does."""
-    row = tx.row("SELECT owner FROM writer WHERE until >= clock_timestamp()")
-    return "" if row is None else row[0]
-
-
-def renew(tx: PostgresTransaction, lease: Lease) -> int:
-    """Renew the lease within a transaction; return the number of that transaction.
+def _require_free(tx: PostgresTransaction, owner: str, *, ended: bool, alone: bool) -> None:
+    """Take those that are gone out of `replicas`.
 
     Raises:
-        LeaseLost: another has it.
+        JournalLocked: see `take`.
     """
+    if owner == _REPLICAS:
+        reap(tx)
+        there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1") if alone else None
+        if there is not None:
+            raise _locked(there[0])
+    elif owner and not ended and not is_gone(owner):
+        raise _locked(owner)
+    else:
+        tx.run("DELETE FROM replicas")
+
+
+def reap(tx: PostgresTransaction, *, except_for: str = "") -> bool:
+    """Take out of `replicas` those whose lease or process has ended; return whether any had.
+
+    To be called in a transaction that has locked `writer`.
+
+    Args:
+        tx: The transaction.
+        except_for: A replica that is there.
+    """
+    gone = [
+        name
+        for name, ended in tx.rows(
+            "SELECT name, until < clock_timestamp() FROM replicas WHERE name <> ?", except_for
+        )
+        if ended or is_gone(name)
+    ]
+    for name in gone:
+        tx.run("DELETE FROM replicas WHERE name = ?", name)
+    return bool(gone)
+
+
+def writers(tx: PostgresTransaction) -> list[str]:
+    """Return the names of those who write, oldest first."""
+    ((owner, ended),) = tx.rows("SELECT owner, until < clock_timestamp() FROM writer")
+    if owner != _REPLICAS:
+        return [owner] if owner and not ended else []
+    rows = tx.rows(
+        "SELECT name FROM replicas WHERE until >= clock_timestamp() ORDER BY entered_s, name"
+    )
+    return [name for (name,) in rows]
+
+
+def renew(tx: PostgresTransaction, lease: Lease) -> tuple[int, float]:
+    """Wait for the turn of this transaction, and renew the lease within it.
+
+    Returns:
+        The number of the transaction among those of this lease, and the database's Unix time.
+
+    Raises:
+        LeaseLost: the replica was taken for gone, or another writes alone.
+    """
+    # Locks `writer` before the replica's row, as everyone does.
     row = tx.row(
-        "UPDATE writer SET commits = commits + 1,"
+        "WITH turn AS (UPDATE writer SET until = clock_timestamp() + make_interval(secs => ?3)"
+        " WHERE owner = ?2 RETURNING one)"
+        " UPDATE replicas SET commits = commits + 1,"
         " until = clock_timestamp() + make_interval(secs => ?3)"
-        " WHERE owner = ?1 AND epoch = ?2 RETURNING commits",
+        " FROM turn WHERE name = ?1 AND one = 1"
+        " RETURNING commits, extract(epoch FROM clock_timestamp())::float8",
+        lease.replica,
         lease.owner,
-        lease.epoch,
         LEASE_S,
     )
     if row is None:
         raise _lost()
-    return row[0]
+    return row[0], row[1]
+
+
+def database_s(connection: Connection) -> float:
+    """Return the database's Unix time."""
+    ((now_s,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return now_s
 
 
 def is_committed(connection: Connection, lease: Lease, number: int) -> bool:
     """Whether the transaction of a number took effect; waits until it has ended.
 
-    A transaction whose connection was cut may still be committing: it holds the row until then.
+    A transaction whose connection was cut may still be committing: it has the row until then.
 
     Raises:
-        LeaseLost: another has the lease, so nobody can say.
+        LeaseLost: the replica was taken for gone, so nobody can say.
         psycopg.Error: the database did not answer.
     """
     with _in_time(connection):
         row = PostgresTransaction(connection).row(
-            "SELECT commits FROM writer WHERE owner = ?1 AND epoch = ?2 FOR UPDATE",
-            lease.owner,
-            lease.epoch,
+            "SELECT commits FROM replicas WHERE name = ? FOR UPDATE", lease.replica
         )
     if row is None:
         raise _lost()
     return row[0] >= number
 
 
-def give_back(connection: Connection, lease: Lease) -> None:
-    """Let another take the lease at once."""
+@contextmanager
+def giving_back(connection: Connection, lease: Lease) -> Generator[PostgresTransaction]:
+    """Give a lease back, in one transaction with what else is done in it."""
     with _in_time(connection):
-        PostgresTransaction(connection).run(
-            "UPDATE writer SET owner = '' WHERE owner = ?1 AND epoch = ?2", lease.owner, lease.epoch
+        tx = PostgresTransaction(connection)
+        tx.rows("SELECT 1 FROM writer FOR UPDATE")
+        tx.run("DELETE FROM replicas WHERE name = ?", lease.replica)
+        tx.run(
+            "UPDATE writer SET owner = '' WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM replicas)",
+            lease.owner,
         )
+        yield tx
 
 
 @contextmanager
@@ -145,6 +223,13 @@ def _in_time(connection: Connection) -> Generator[None]:
     with connection.transaction():
         connection.execute(_IN_TIME)
         yield
+
+
+def _locked(name: str) -> JournalLocked:
+    return JournalLocked(
+        f"{shown(name)} writes to this journal",
+        hint=f"stop it; if it is gone, its lease ends within {LEASE_S:.0f} s",
+    )
 
 
 def _lost() -> LeaseLost:

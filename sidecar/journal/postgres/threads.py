@@ -1,8 +1,9 @@
-"""Two threads, each with a connection: writes committed in groups, and reads beside them.
+"""Threads, each with a connection: one commits writes in groups, one reads.
 
 A connection may end at any moment. What was not committed then is tried again; a commit whose
 answer was lost is looked up by the number of its transaction, so that no operation takes effect
-twice and none is lost.
+twice and none is lost. A replica that was taken for gone goes on under a new name, and has nothing
+any more of what it had under the old one.
 """
 
 import asyncio
@@ -10,18 +11,30 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, LiteralString, TypeVar, cast
 
+import anyio.to_thread
 import psycopg
 from typing_extensions import override
 
-from sidecar.errors import JournalAway, JournalFull, LeaseLost, SidecarError
+from sidecar.errors import JournalAway, JournalFull, JournalLocked, LeaseLost, SidecarError
 from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
 from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_error
-from sidecar.journal.postgres.lease import RENEW_S, Lease, give_back, is_committed, renew
+from sidecar.journal.postgres.lease import (
+    RENEW_S,
+    Lease,
+    giving_back,
+    is_committed,
+    reap,
+    renew,
+    take,
+)
+from sidecar.journal.postgres.listener import CHANNEL, Listener
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
 from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
+from sidecar.journal.sql.transaction import Transaction
 
 T = TypeVar("T")
 
@@ -33,7 +46,11 @@ READ_S: Final = 60.0
 """The same of a read."""
 _LOOK_EVERY_S: Final = 1.0
 _AGAIN_S: Final = 0.1
-_IDLE_S: Final = 5
+_IDLE_S: Final = 2
+"""How long a replica that is frozen within a transaction makes all others wait."""
+_NO_ROOM: Final = (JournalFull, JournalLocked, LeaseLost)
+POLL_S: Final = 1.0
+"""How often to look for what other replicas have made due, where no notification comes through."""
 # One message: a transaction pooler passes no setting on that outlives a transaction. JIT would
 # compile for tens of milliseconds while rows are locked; a transaction whose client is gone must
 # not hold them.
@@ -45,8 +62,30 @@ _BEGIN: Final = cast(
 )
 
 
+_COMMIT: Final = "COMMIT"
+# In one message with the commit; the transaction fails with it.
+_WAKE_AND_COMMIT: Final = f"NOTIFY {CHANNEL}; COMMIT"
+
+
 class _NotCommitted(Exception):
     """A connection ended before its transaction was committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """What a writer's thread has to do beside writes; each is called in that thread.
+
+    Attributes:
+        secret: The installation's, to take another lease by.
+        renamed: Called with this replica's name when it goes on under another one.
+        freed: Frees what replicas that are gone have claimed, within a transaction.
+        timed: Called with the database's Unix time now and then.
+    """
+
+    secret: bytes
+    renamed: Callable[[str], None]
+    freed: Callable[[Transaction], None]
+    timed: Callable[[float], None]
 
 
 class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
@@ -56,13 +95,17 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
         url: Of the database.
         lease: The right to write; given back by `stop`.
         connection: To begin with, for writing.
+        replica: What else the writer does.
     """
 
-    def __init__(self, url: str, *, lease: Lease, connection: Connection) -> None:
+    def __init__(self, url: str, *, lease: Lease, connection: Connection, replica: Replica) -> None:
         bell = Bell()
-        writer = DatabaseWriter(url, lease=lease, connection=connection, wake=bell.ring)
+        writer = DatabaseWriter(
+            url, lease=lease, connection=connection, replica=replica, wake=bell.ring
+        )
         super().__init__(DatabaseReader("journal-reader", url), writer, bell)
         self._loop = asyncio.get_running_loop()
+        self._listener = None if lease.alone else Listener(url, heard=bell.ring)
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
     def _look_after(self) -> None:
@@ -75,14 +118,21 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
     def has_room(self) -> bool:
         """See `Executor.has_room`: False from when the disk is full until a write succeeds.
 
-        And from when the lease is lost.
+        And while another writes alone.
         """
         return self._writer.has_room
+
+    @override
+    async def wait(self, timeout_s: float) -> None:
+        """See `Executor.wait`; also after `POLL_S`, for what other replicas have made due."""
+        await super().wait(min(timeout_s, POLL_S))
 
     @override
     async def stop(self) -> None:
         """See `Executor.stop`."""
         try:
+            if self._listener is not None:
+                await anyio.to_thread.run_sync(self._listener.stop)
             await super().stop()
         finally:
             self._look.cancel()
@@ -190,13 +240,22 @@ class DatabaseWriter(_OnDatabase):
         url: Of the database.
         lease: The right to write.
         connection: To begin with.
+        replica: What else to do.
         wake: Called on the loop after a commit that may have made something due earlier.
     """
 
     def __init__(
-        self, url: str, *, lease: Lease, connection: Connection, wake: Callable[[], None]
+        self,
+        url: str,
+        *,
+        lease: Lease,
+        connection: Connection,
+        replica: Replica,
+        wake: Callable[[], None],
     ) -> None:
         self._lease = lease
+        self._replica = replica
+        self._looked_s = time.monotonic()
         self.has_room = True
         super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
@@ -205,17 +264,19 @@ class DatabaseWriter(_OnDatabase):
         # What is wrong is met again by the next write, which reports it.
         try:
             self._once([])
-        except LeaseLost:
+        except (LeaseLost, JournalLocked):
             self.has_room = False
         except Exception:  # noqa: BLE001, S110 - as said
             pass
+        else:
+            self.has_room = True
 
     @override
     def _disconnect(self) -> None:
         if self._closing and self._connection is not None:
             self._asks()
-            with suppress(psycopg.Error):
-                give_back(self._connection, self._lease)
+            with suppress(psycopg.Error), giving_back(self._connection, self._lease) as tx:
+                self._replica.freed(tx)
             self._asked_s = None
         super()._disconnect()
 
@@ -231,7 +292,7 @@ class DatabaseWriter(_OnDatabase):
                 for job in group:
                     self._carry_out([job])
                 return
-        self.has_room = not any(isinstance(job.error, JournalFull | LeaseLost) for job in group)
+        self.has_room = not any(isinstance(job.error, _NO_ROOM) for job in group)
 
     def _once(self, jobs: Sequence[Queued]) -> None:
         """Run jobs in one transaction, once.
@@ -246,17 +307,20 @@ class DatabaseWriter(_OnDatabase):
         tx = PostgresTransaction(connection, asks=self._asks)
         connection.execute(_BEGIN)
         try:
-            number = renew(tx, self._lease)
+            number, database_s = renew(tx, self._lease)
+            self._look_around(tx, database_s)
             for job in jobs:
                 job.value = job.operation(tx)
-        except BaseException:
+        except BaseException as error:
             if not connection.closed:
                 with suppress(psycopg.Error):
                     connection.execute("ROLLBACK")
+            if isinstance(error, LeaseLost):
+                self._go_on_anew(connection)
             raise
         try:
             self._asks()
-            connection.execute("COMMIT")
+            connection.execute(_WAKE_AND_COMMIT if tx.wakes else _COMMIT)
         except psycopg.Error as error:
             if not is_lost(error, connection):
                 raise
@@ -264,11 +328,35 @@ class DatabaseWriter(_OnDatabase):
                 raise _NotCommitted from error
         self._wakes = self._wakes or tx.wakes
 
+    def _look_around(self, tx: PostgresTransaction, database_s: float) -> None:
+        """Free what replicas that are gone have claimed, and take the database's time."""
+        if time.monotonic() - self._looked_s < RENEW_S:
+            return
+        self._looked_s = time.monotonic()
+        self._replica.timed(database_s)
+        if reap(tx, except_for=self._lease.replica):
+            self._replica.freed(tx)
+
+    def _go_on_anew(self, connection: Connection) -> None:
+        """Take a lease under another name, once this replica was taken for gone.
+
+        Raises:
+            _NotCommitted: it has one; the transaction has to be made again.
+            JournalLocked: another writes alone.
+            LeaseLost: this one has written alone.
+        """
+        if self._lease.alone:
+            return
+        self._asks()
+        self._lease = take(connection, secret=self._replica.secret)
+        self._replica.renamed(self._lease.replica)
+        raise _NotCommitted
+
     def _took_effect(self, number: int) -> bool:
         """Find out whether a transaction was committed, however long the database is away.
 
         Raises:
-            LeaseLost: another has the lease; nobody can say.
+            LeaseLost: this replica was taken for gone; nobody can say.
             JournalAway: the journal is being closed, and nothing is known.
         """
         began_s = time.monotonic()

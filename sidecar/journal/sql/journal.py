@@ -15,6 +15,7 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import batches, forgetting, reads, tombstones, writes
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
+from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class SqlJournal(SqlReports):
         secret: Keys the tombstones.
         clock: Unix time in seconds.
         redact: Returns a turn's text as it may be kept; no other text reaches the database.
-        replica: Names this run of a sidecar; entered by whoever opens the journal.
+        replica: Names this run of a sidecar; entered by whoever opens the journal. Operations read
+            it when they are run.
     """
 
     def __init__(
@@ -57,16 +59,10 @@ class SqlJournal(SqlReports):
         self._redact = redact
         self.replica = replica
 
-    async def begin(self) -> Self:
-        """Enter as the only replica, and return this; close it if that fails.
-
-        What an earlier process was sending is in doubt from here on.
-        """
+    async def begin(self, first: Callable[[Transaction], None]) -> Self:
+        """Run the first operation, and return this; close it if that fails."""
         try:
-            now_s = self._clock()
-            await self.executor.write(
-                lambda tx: batches.begin(tx, replica=self.replica, now_s=now_s)
-            )
+            await self.executor.write(first)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.aclose()

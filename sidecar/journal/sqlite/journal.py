@@ -13,6 +13,7 @@ from typing_extensions import override
 from sidecar.errors import JournalError
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import SqlJournal
+from sidecar.journal.sql.batches import begin
 from sidecar.journal.sql.replicas import new_name
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.sqlite.file import (
@@ -86,7 +87,8 @@ class SqliteJournal(SqlJournal):
         journal = cls(
             threads, policy=policy, secret=key, clock=clock, redact=redact, replica=new_name()
         )
-        return await journal.begin()
+        now_s = clock()
+        return await journal.begin(lambda tx: begin(tx, replica=journal.replica, now_s=now_s))
 
     @override
     async def erase_settled(self, *, before_s: float) -> int:
