@@ -102,6 +102,17 @@ class MemoryFeed:
         if agent_id is not None:
             await self._snapshots.refresh(agent_id).done.wait()
 
+    def digested_elsewhere(self, ref: AgentRef) -> None:
+        """Read an agent of which another replica has delivered a batch, if a call here uses it."""
+        if self._of_agent:
+            self._spawn(self._read_elsewhere, ref)
+
+    async def _read_elsewhere(self, ref: AgentRef) -> None:
+        agent_id = await self._identity.known_agent(ref)
+        if agent_id in self._of_agent:
+            self._snapshots.changed(agent_id)
+            await self._snapshots.refresh(agent_id).done.wait()
+
     def cached(self, live: LiveCall) -> CachedSnapshot | None:
         """Return the current snapshot for a call."""
         return self._snapshots.cached(live.agent_id) if live.agent_id else None

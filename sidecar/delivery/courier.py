@@ -110,7 +110,7 @@ class Courier:
         if batch.agent_id is not None:
             return batch
         agent_id = await self._resolve_agent(batch.call.ref)
-        await self._journal.learn_agent(batch.call.ref, agent_id)
+        agent_id = await self._journal.learn_agent(batch.call.ref, agent_id)
         return replace(batch, agent_id=agent_id)
 
     async def _with_conversation(self, batch: Batch) -> Batch:
@@ -121,9 +121,12 @@ class Courier:
         opened = await self._letta.open_conversation(
             batch.agent_id, label=f"{call.channel} call {call.call_id}"
         )
-        await self._journal.learn_conversation(call.key, opened)
+        # Another replica may have opened one meanwhile, and may have posted to it.
+        learnt = await self._journal.learn_conversation(
+            call.key, opened, instead_of=call.conversation_id or ""
+        )
         self._conversations_gone.discard(call.key)
-        return replace(batch, call=replace(call, conversation_id=opened))
+        return replace(batch, call=replace(call, conversation_id=learnt))
 
     async def look_up(self, addressed: Addressed) -> Outcome:
         """Ask Letta whether an earlier try of the batch has landed."""
@@ -190,7 +193,7 @@ class Courier:
         times = self._times_gone.get(batch.lane, 0) + 1
         self._times_gone[batch.lane] = times
         if times >= GONE_LIMIT and batch.call.ref.agent_id is None:
-            await self._journal.forget_agent(batch.call.ref)
+            await self._journal.forget_agent(batch.call.ref, batch.agent_id or "")
             del self._times_gone[batch.lane]
         return _outcome(BatchEvent.AGENT_GONE, error)
 

@@ -1,4 +1,7 @@
-"""What was learnt from Letta: the agent of each lane, and the conversation of each call."""
+"""What was learnt from Letta: the agent of each lane, and the conversation of each call.
+
+Several sidecars may learn at once: the first one's word counts for all.
+"""
 
 from typing import Protocol
 
@@ -15,18 +18,35 @@ class Directory(Protocol):
         """Return the agent id learnt for this lane, or None."""
         ...
 
-    async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
-        """Remember the agent id of a lane. A changed id forgets the lane's conversations."""
+    async def learn_agent(self, ref: AgentRef, agent_id: str, *, instead_of: str = "") -> str:
+        """Remember the agent id of a lane, if none is remembered, and return the one that is.
+
+        Args:
+            ref: Of the lane.
+            agent_id: The agent.
+            instead_of: It is replaced if it is this one, and the lane's conversations forgotten.
+        """
         ...
 
 
 class Addresses(Directory, Protocol):
     """Also remembers the conversation of each call, and forgets agents that no longer exist."""
 
-    async def forget_agent(self, ref: AgentRef) -> None:
-        """Forget a lane's agent that no longer exists, and the conversations of the lane."""
+    async def forget_agent(self, ref: AgentRef, agent_id: str) -> None:
+        """Forget a lane's agent that no longer exists, and the conversations of the lane.
+
+        No effect if another one is remembered by now.
+        """
         ...
 
-    async def learn_conversation(self, key: str, conversation_id: str) -> None:
-        """Remember Letta's conversation of a call. A later one replaces it."""
+    async def learn_conversation(
+        self, key: str, conversation_id: str, *, instead_of: str = ""
+    ) -> str:
+        """Remember Letta's conversation of a call, if none is, and return the one that is.
+
+        Args:
+            key: Of the call; one that was erased remembers nothing.
+            conversation_id: The conversation.
+            instead_of: It is replaced if it is this one.
+        """
         ...

@@ -1,6 +1,6 @@
 """What live calls need of the journal: their turns stored, durably and in order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sidecar.journal.transcripts import Transcripts
@@ -23,6 +23,12 @@ class Record(Transcripts, Protocol):
         opens it again.
         """
         ...
+
+    digested: Callable[[AgentRef], None]
+    """Set it to be called on the loop when another replica has settled a batch of that agent.
+
+    It may fail to come: what has to be seen in any case is read from time to time.
+    """
 
     async def open_call(self, call: Call) -> Call:
         """Store a call and return it as stored; a repeated key returns the call stored first.

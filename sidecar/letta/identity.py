@@ -83,8 +83,7 @@ class Identity:
         tags = caller_tags(ref.tenant, key)
         found = await self._letta.find_agents(tags)
         if found:
-            agent_id = _oldest(found)
-            await self._directory.learn_agent(ref, agent_id)
+            agent_id = await self._directory.learn_agent(ref, _oldest(found))
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
             return agent_id
         if not self._rules.create_agents:
@@ -97,21 +96,33 @@ class Identity:
                 ref.tenant, key, model=self._rules.model, embedding=self._rules.embedding
             )
         )
+        learnt = created
         with anyio.CancelScope(shield=True):
-            await self._directory.learn_agent(ref, created)
+            learnt = await self._directory.learn_agent(ref, created)
         self._emit(telemetry.agent_created, lane=ref.lane, agent=created)
-        return await self._oldest_after(ref, tags, created)
+        return await self._oldest_after(ref, tags, created, learnt)
 
-    async def _oldest_after(self, ref: AgentRef, tags: Sequence[str], created: str) -> str:
-        """Return the agent that every sidecar agrees on, the oldest; delete ours if it is not."""
+    async def _oldest_after(
+        self, ref: AgentRef, tags: Sequence[str], created: str, learnt: str
+    ) -> str:
+        """Return the agent that every sidecar agrees on, the oldest; delete ours if it is not.
+
+        Args:
+            ref: Whose agent.
+            tags: By which it is found.
+            created: The one that was created here.
+            learnt: The one in the directory: another replica's, if that was faster.
+        """
         found = await self._letta.find_agents(tags)
-        agent_id = _oldest(found) if found else created
-        if agent_id != created and any(agent.agent_id == created for agent in found):
-            await self._directory.learn_agent(ref, agent_id)
+        if not any(agent.agent_id == created for agent in found):
+            return learnt  # a late list: what it lacks can't be compared
+        agent_id = _oldest(found)
+        if agent_id != learnt:
+            agent_id = await self._directory.learn_agent(ref, agent_id, instead_of=learnt)
+        if agent_id != created:
             await self._letta.delete_agent(created)
             self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
-            return agent_id
-        return created
+        return agent_id
 
     def _one_at_a_time(self, lane: str) -> "_LaneLock":
         return _LaneLock(self._locks, lane)

@@ -1,15 +1,17 @@
 """Kill the sidecar and its workers at random, and look for lost, doubled or misordered turns.
 
     python -m tests.chaos.killloop [--kills N] [--seed N] [--letta KIND] [--journal ENGINE]
-        [--mutation NAME] [--keep DIR]
+        [--replicas N] [--mutation NAME] [--keep DIR]
 
 Two workers hold calls over the real link. The real sidecar posts to a stand-in Letta that stores a
 post twice if it gets it twice, and that is slow, down, frozen, lying or restarted in turn. `--letta
 classic` uses the real classic server, slow or frozen in turn; `--letta app-server` uses the real
 App Server, slow, frozen or killed, and checks what it learned as well. Every so often a process is
 killed with SIGKILL and started again, or the sidecar and then a worker are. With `--journal
-postgres` the journal is in a real PostgreSQL, which crashes and recovers as well. At the end all
-faults are removed, and what Letta has is compared with what the workers know to be acked, and with
+postgres` the journal is in a real PostgreSQL, which crashes and recovers as well. With `--replicas`
+several sidecars share it, each with a clock of its own, behind a proxy that gives each connection
+to the next one; they are frozen and cut off from the database as well. At the end all faults are
+removed, and what Letta has is compared with what the workers know to be acked, and with
 what the spool must have held where both were dead.
 
 The seed is printed first. The same seed draws the same kills and faults, though a kill finds the
@@ -21,16 +23,17 @@ import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sidecar.journal.postgres.lease import LEASE_S
 from tests.chaos.ledger import Verdict, judge, read_ledgers
 from tests.chaos.lettas import (
     FREEZE_S,
@@ -39,13 +42,11 @@ from tests.chaos.lettas import (
     RealServer,
     StandIn,
     Stuck,
-    answers,
     ask,
-    start,
     wait_for_port,
 )
 from tests.chaos.mutated_sidecar import MUTATIONS
-from tests.ports import free_port
+from tests.chaos.sidecars import Child, Sidecar, Sidecars, quantile_s, taken_over_in_s
 from tests.postgres.server import PostgresServer
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
@@ -54,17 +55,10 @@ LATE_SPOOL = "late_spool"
 KILL_WITHIN_S = 1.2
 KILL_WITHIN_MUTATED_S = 4.0
 WORKERS = 2
+FROZEN_SHARE = 0.5
+"""Of the faults of a replica beside others, those after which it goes on."""
 START_S = 90.0
 QUIET_S = 2.0
-SIDECAR_ENV = {
-    "SIDECAR_CONSOLE": "0",
-    "SIDECAR_LOG_JSON": "1",
-    "SIDECAR_POST_MAX_TURNS": "4",
-    "SIDECAR_POST_MAX_AGE_S": "0.4",
-    "SIDECAR_ORPHAN_S": "3.0",
-    "SIDECAR_DRAIN_CALLS_S": "0",
-    "SIDECAR_DRAIN_FLUSH_S": "5",
-}
 # A mutation runs with the moods in which its rule matters, so that the damage shows within a few
 # kills. Kills then leave time for the damage: a post that is given up, looked up, and then lands.
 MOODS_OF_MUTATION = {
@@ -83,35 +77,8 @@ class Options:
     mutation: str = ""
     letta: str = "stand-in"
     journal: str = "sqlite"
+    replicas: int = 1
     say: Callable[[str], None] = print
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that is started again under the same name."""
-
-    name: str
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = start(command, self.log, env)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def stop(self, within_s: float) -> None:
-        """Send SIGTERM and wait; kill a process that does not end."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise Stuck(f"{self.name} did not stop in {within_s:g} s") from None
 
 
 @dataclass(slots=True)
@@ -121,18 +88,17 @@ class Loop:
     options: Options
     dice: random.Random = field(init=False)
     letta: Letta = field(init=False)
-    sidecar: Child = field(init=False)
+    sidecars: Sidecars = field(init=False)
     workers: list[Child] = field(init=False)
     database: PostgresServer | None = None
     starts: Counter[str] = field(default_factory=Counter[str])
     moods: Counter[str] = field(default_factory=Counter[str])
-    _port: int = field(init=False)
+    taken_over_s: list[float] = field(default_factory=list[float])
     _mood_ends: float = 0.0
 
     def __post_init__(self) -> None:
         directory = self.options.directory
         self.dice = random.Random(self.options.seed)
-        self._port = free_port()
         if self.options.letta in REAL:
             self.letta = REAL[self.options.letta](directory)
         elif self.options.mutation:
@@ -141,27 +107,14 @@ class Loop:
             self.letta = StandIn(directory)
         if self.options.journal == "postgres":
             self.database = PostgresServer(directory / "postgres")
-        self.sidecar = Child("sidecar", directory / "sidecar.log")
+        env = {**self.letta.env, "CHAOS_MUTATION": self.options.mutation}
+        self.sidecars = Sidecars(
+            directory, replicas=self.options.replicas, env=env, database=self.database
+        )
         self.workers = [Child(f"worker{n}", directory / f"worker{n}.log") for n in range(WORKERS)]
         (directory / "ledgers").mkdir()
 
     # Starting
-
-    def start_sidecar(self) -> None:
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "COVERAGE")
-        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        env |= SIDECAR_ENV | {
-            **self.letta.env,
-            "SIDECAR_PORT": str(self._port),
-            "SIDECAR_DATA_DIR": str(self.options.directory / "data"),
-            "SIDECAR_SPOOL_DIR": str(self.options.directory / "spool"),
-            "CHAOS_MUTATION": self.options.mutation,
-        }
-        if self.database is not None:
-            env["SIDECAR_JOURNAL_URL"] = self.database.url("postgres")
-        mutated = self.options.mutation in MUTATIONS
-        module = "tests.chaos.mutated_sidecar" if mutated else "sidecar"
-        self.sidecar.start([sys.executable, "-m", module, "run"], env)
 
     def start_worker(self, worker: Child) -> None:
         self.starts[worker.name] += 1
@@ -169,7 +122,7 @@ class Loop:
         ledger = self.ledger_of(worker)
         arguments = [
             ledger.name,
-            f"ws://127.0.0.1:{self._port}/link",
+            f"ws://127.0.0.1:{self.sidecars.link_port}/link",
             str(directory / "spool"),
             str(ledger),
             str(self.dice.randrange(1 << 30)),
@@ -216,16 +169,47 @@ class Loop:
             worker.kill()
             self.start_worker(worker)
             return worker.name
-        self.sidecar.kill()
+        sidecar = self.dice.choice(self.sidecars.all)
+        if self.options.replicas > 1 and self.dice.random() < FROZEN_SHARE:
+            return self.freeze_or_cut(sidecar)
+        sidecar.kill()
         self.pause(self.dice.choice([0.0, 0.0, self.dice.uniform(0.0, 2.0)]))
-        self.start_sidecar()
+        if self.options.replicas > 1:
+            self.measure_take_over(sidecar)
+        sidecar.run()
         if self.dice.random() < 0.8:  # else the next kill may hit its start
-            self.wait_for_sidecar()
-        return "sidecar"
+            self.wait_for(sidecar)
+        return sidecar.name
+
+    def freeze_or_cut(self, sidecar: Sidecar) -> str:
+        """Freeze a replica, or cut it off from the database, for longer than its lease or not."""
+        assert sidecar.network is not None
+        what = self.dice.choice(["frozen", "cut", "held"])
+        match what:
+            case "frozen":
+                sidecar.signal(signal.SIGSTOP)
+            case "cut":
+                sidecar.network.cut()
+            case _:
+                sidecar.network.hold()
+        self.pause(self.dice.uniform(0.5, LEASE_S + 5.0))
+        sidecar.signal(signal.SIGCONT)
+        sidecar.network.resume()
+        return f"{sidecar.name} {what}"
+
+    def measure_take_over(self, killed: Sidecar) -> None:
+        """Wait until what a killed replica had is another's, and note how long that took."""
+        assert self.database is not None
+        if killed.process is not None and any(
+            other.answers for other in self.sidecars.all if other is not killed
+        ):
+            took_s = taken_over_in_s(self.database, killed.process.pid, within_s=START_S)
+            self.taken_over_s.append(took_s)
 
     def kill_both(self) -> str:
-        """Kill the sidecar and, while it is dead, a worker, whose words are in the spool alone."""
-        self.sidecar.kill()
+        """Kill all sidecars and, while they are dead, a worker, whose words are in the spool."""
+        for sidecar in self.sidecars.all:
+            sidecar.kill()
         # With the mutation: long enough for more than `NEWEST` turns, even on a busy machine.
         least_s = 1.0 if self.options.mutation == LATE_SPOOL else 0.0
         self.pause(self.dice.uniform(least_s, least_s + 1.5))
@@ -234,15 +218,17 @@ class Loop:
         with self.ledger_of(worker).open("ab") as ledger:
             ledger.write(b"\nalone\n")
         self.start_worker(worker)
-        self.start_sidecar()
-        self.wait_for_sidecar()
-        return f"sidecar and {worker.name}"
+        for sidecar in self.sidecars.all:
+            sidecar.run()
+        for sidecar in self.sidecars.all:
+            self.wait_for(sidecar)
+        return f"all sidecars and {worker.name}"
 
-    def wait_for_sidecar(self) -> None:
+    def wait_for(self, sidecar: Sidecar) -> None:
         deadline = time.monotonic() + START_S
-        while not answers(self._port):
+        while not sidecar.answers:
             if time.monotonic() > deadline:  # checked before the pause, which may be long
-                raise Stuck("the sidecar does not start")
+                raise Stuck(f"{sidecar.name} does not start")
             self.pause(0.05)
 
     # Verdict
@@ -255,8 +241,10 @@ class Loop:
     def make_well(self) -> None:
         """End all faults and all calls."""
         self.letta.become("well", self.dice)
-        if not answers(self._port):
-            wait_for_port(self._port)
+        self.sidecars.heal()
+        for sidecar in self.sidecars.all:
+            if not sidecar.answers:
+                wait_for_port(sidecar.port)
         for worker in self.workers:
             worker.stop(within_s=20.0)
 
@@ -280,21 +268,26 @@ class Loop:
         return self.verdict()
 
     def _undelivered(self) -> int:
+        port = self.sidecars.all[0].port
         try:
-            return int(ask(f"http://127.0.0.1:{self._port}/readyz")["undelivered_turns"])
+            return int(ask(f"http://127.0.0.1:{port}/readyz")["undelivered_turns"])
         except (OSError, KeyError, ValueError):  # not up, or not ready
             return -1
 
     def end(self) -> None:
-        for child in (self.sidecar, *self.workers):
-            child.kill()
+        for worker in self.workers:
+            worker.kill()
+        self.sidecars.end()
         self.letta.stop()
         if self.database is not None:
             self.database.stop()
 
 
-def run(options: Options) -> Verdict:
+def run(options: Options) -> tuple[Verdict, Mapping[str, float | None]]:
     """Run the loop. With a mutation it ends as soon as a turn is doubled.
+
+    Returns:
+        What went wrong, and what was measured: `takeover_p99_s`, None without replicas.
 
     Raises:
         Stuck: a process did not start or stop.
@@ -304,8 +297,10 @@ def run(options: Options) -> Verdict:
         loop.letta.start()
         if loop.database is not None:
             loop.database.start()
-        loop.start_sidecar()
-        loop.wait_for_sidecar()
+        for sidecar in loop.sidecars.all:
+            sidecar.run()
+        for sidecar in loop.sidecars.all:
+            loop.wait_for(sidecar)
         for worker in loop.workers:
             loop.start_worker(worker)
         loop.pause(1.0)
@@ -321,8 +316,9 @@ def run(options: Options) -> Verdict:
         verdict = loop.until_delivered()
         if isinstance(loop.letta, AppServer):
             options.say(f"{loop.letta.cut_off} messages stand cut off, in conversations of no use")
-        loop.sidecar.stop(within_s=20.0)
-        return verdict
+        for sidecar in loop.sidecars.all:
+            sidecar.stop(within_s=20.0)
+        return verdict, {"takeover_p99_s": quantile_s(loop.taken_over_s, 0.99)}
     finally:
         loop.end()
 
@@ -334,6 +330,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--letta", choices=("stand-in", *REAL), default="stand-in")
     parser.add_argument("--journal", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--replicas", type=int, default=1, help="sidecars; several need postgres")
     parser.add_argument("--mutation", choices=(*MUTATIONS, LATE_SPOOL), default="")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
@@ -341,7 +338,9 @@ def main() -> int:
     directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}", flush=True)
-    verdict = run(
+    if chosen.replicas > 1 and chosen.journal != "postgres":
+        parser.error("several replicas need --journal postgres")
+    verdict, measured = run(
         Options(
             chosen.kills,
             seed,
@@ -349,6 +348,7 @@ def main() -> int:
             chosen.mutation,
             letta=chosen.letta,
             journal=chosen.journal,
+            replicas=chosen.replicas,
         )
     )
     if verdict.mixed:
@@ -357,7 +357,13 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
     else:
         print(f"logs are in {directory}")
-    print(json.dumps({**verdict.summary(chosen.kills), "journal": chosen.journal}), flush=True)
+    summary = {
+        **verdict.summary(chosen.kills),
+        "journal": chosen.journal,
+        "replicas": chosen.replicas,
+        **measured,
+    }
+    print(json.dumps(summary), flush=True)
     return 0 if verdict.clean else 1
 
 

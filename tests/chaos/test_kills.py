@@ -88,7 +88,7 @@ def test_nothing_is_lost_doubled_or_misordered(tmp_path: Path) -> None:
     """After 8 kills at random, every acked turn is in Letta once and in its call's order."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    verdict = run(Options(8, seed, tmp_path))
+    verdict, _ = run(Options(8, seed, tmp_path))
     assert verdict.clean, verdict
     assert verdict.turns > 30
 
@@ -97,7 +97,7 @@ def test_a_database_that_crashes_as_well_changes_nothing(tmp_path: Path) -> None
     """With the journal in PostgreSQL, kills of every process lose and double nothing."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    verdict = run(Options(4, seed, tmp_path, journal="postgres"))
+    verdict, _ = run(Options(4, seed, tmp_path, journal="postgres"))
     assert verdict.clean, verdict
     assert verdict.turns > 10
 
@@ -106,7 +106,8 @@ def test_the_loop_can_lose(tmp_path: Path) -> None:
     """If workers wait for acks while the sidecar is away, killing both loses turns."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    assert run(Options(6, seed, tmp_path, LATE_SPOOL)).lost
+    verdict, _ = run(Options(6, seed, tmp_path, LATE_SPOOL))
+    assert verdict.lost
 
 
 @pytest.mark.real_letta
@@ -115,7 +116,7 @@ def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
     """The real App Server, slowed and killed, digests each acked turn once and in order."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    verdict = run(Options(3, seed, tmp_path, letta="app-server"))
+    verdict, _ = run(Options(3, seed, tmp_path, letta="app-server"))
     assert verdict.clean, verdict
     assert verdict.turns > 5
 
@@ -125,4 +126,5 @@ def test_the_loop_can_fail(tmp_path: Path, mutation: str) -> None:
     """Without look-ups, without the horizon or trusting a 503, turns are delivered twice."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    assert run(Options(40, seed, tmp_path, mutation)).doubled
+    verdict, _ = run(Options(40, seed, tmp_path, mutation))
+    assert verdict.doubled

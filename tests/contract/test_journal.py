@@ -749,13 +749,30 @@ class TestLearnt:
             await journal.learn_agent(ref, "agent-1")
             await journal.learn_conversation(key, "conv")
             await journal.learn_agent(ref, "agent-1")
-        await journal.forget_agent(REF)
+        await journal.forget_agent(REF, "agent-9")
+        assert await journal.agent_of(REF) == "agent-1"
+        await journal.forget_agent(REF, "agent-1")
         assert await journal.agent_of(REF) is None
         two, one = await journal.calls(limit=5)
         assert (one.call.conversation_id, two.call.conversation_id) == (None, "conv")
-        await journal.learn_agent(OTHER, "agent-2")
+        await journal.learn_agent(OTHER, "agent-2", instead_of="agent-1")
         two, _ = await journal.calls(limit=5)
         assert two.call.conversation_id is None
+
+    async def test_the_first_word_counts(self, journal: Journal) -> None:
+        """Of several agents or conversations that are learnt, the first one stays until replaced."""
+        await journal.open_call(call())
+        assert await journal.learn_agent(REF, "agent-1") == "agent-1"
+        assert await journal.learn_conversation("acme/one", "conv-1") == "conv-1"
+        assert await journal.learn_agent(REF, "agent-2") == "agent-1"
+        assert await journal.learn_agent(REF, "agent-2", instead_of="agent-3") == "agent-1"
+        assert await journal.learn_conversation("acme/one", "conv-2") == "conv-1"
+        (row,) = await journal.calls(limit=5)
+        assert (await journal.agent_of(REF), row.call.conversation_id) == ("agent-1", "conv-1")
+        again = await journal.learn_conversation("acme/one", "conv-2", instead_of="conv-1")
+        assert again == "conv-2"
+        assert await journal.learn_agent(REF, "agent-2", instead_of="agent-1") == "agent-2"
+        assert await journal.learn_conversation("acme/none", "conv-3") == "conv-3"
 
 
 class TestRecent:

@@ -28,8 +28,8 @@ from sidecar.journal.postgres.owner import is_gone, own_name, started
 from sidecar.journal.postgres.reports import reports_of_database
 from sidecar.journal.postgres.schema import SCHEMA_VERSION
 from sidecar.model import AgentRef, Call, Turn
+from tests.fault_proxy import FaultProxy
 from tests.postgres.pooler import Pooler
-from tests.postgres.proxy import FaultProxy
 from tests.postgres.server import PostgresServer
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
@@ -216,6 +216,27 @@ class TestReplicas:
                 await first.append([turn(1)])
                 with anyio.fail_after(WAIT_S):
                     await woken.wait()
+
+    async def test_what_one_settles_the_others_hear(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A replica is told whose memory another one's delivery has changed, but not of its own."""
+        monkeypatch.setattr("sidecar.journal.postgres.threads.POLL_S", 900.0)
+        heard: list[str] = []
+        async with opened(url) as first, opened(url) as second:
+            first.digested = lambda ref: heard.append(f"first {ref.lane}")
+            second.digested = lambda ref: heard.append(f"second {ref.lane}")
+            with anyio.fail_after(WAIT_S):
+                for journal in (first, second):
+                    await journal.wait(900.0)  # ends when it listens
+            await first.open_call(CALL)
+            for n, journal in enumerate((first, second), 1):
+                await journal.append([turn(n)])
+                await journal.hurry(now_s=NOW_S)
+                (batch,) = await journal.claim(9, now_s=NOW_S, post_timeout_s=1.0)
+                await journal.settle(batch, now_s=NOW_S)
+                await until(lambda n=n: len(heard) == n)
+        assert heard == [f"second {CALL.ref.lane}", f"first {CALL.ref.lane}"]
 
     async def test_behind_a_pooler_it_looks_by_itself(self, url: str, pooler: Pooler) -> None:
         """Where no notification comes through, a replica sees within a second what is due."""

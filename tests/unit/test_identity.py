@@ -289,8 +289,10 @@ class Learnt:
     async def agent_of(self, ref: AgentRef) -> str | None:
         return self.agents.get(ref.lane)
 
-    async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
-        self.agents[ref.lane] = agent_id
+    async def learn_agent(self, ref: AgentRef, agent_id: str, *, instead_of: str = "") -> str:
+        if self.agents.get(ref.lane, instead_of) == instead_of:
+            self.agents[ref.lane] = agent_id
+        return self.agents[ref.lane]
 
 
 REF = AgentRef("t", caller_key="k")
@@ -396,10 +398,10 @@ async def test_an_agent_is_learnt_though_its_asker_is_gone() -> None:
 
     class Slow(Learnt):
         @override
-        async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
+        async def learn_agent(self, ref: AgentRef, agent_id: str, *, instead_of: str = "") -> str:
             scope.cancel()
             await anyio.lowlevel.checkpoint()
-            await super().learn_agent(ref, agent_id)
+            return await super().learn_agent(ref, agent_id, instead_of=instead_of)
 
     learnt = Slow()
     with scope:

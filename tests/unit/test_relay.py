@@ -804,9 +804,9 @@ class TestAddress:
             asked: list[AgentRef] = []
             forget = bench.journal.forget_agent
 
-            async def count(ref: AgentRef) -> None:
+            async def count(ref: AgentRef, agent_id: str) -> None:
                 asked.append(ref)
-                await forget(ref)
+                await forget(ref, agent_id)
 
             bench.journal.forget_agent = count
             async with bench.running():

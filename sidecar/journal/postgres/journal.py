@@ -20,6 +20,7 @@ from sidecar.journal.postgres.threads import DatabaseThreads, Replica
 from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.batches import doubt
 from sidecar.journal.sql.transaction import Transaction
+from sidecar.model import AgentRef
 
 _AGAIN_S: Final = 0.2
 
@@ -112,7 +113,13 @@ class PostgresJournal(SqlJournal):
             url,
             lease=lease,
             connection=connection,
-            replica=Replica(secret=secret, renamed=renamed, freed=freed, timed=timed),
+            replica=Replica(
+                secret=secret,
+                renamed=renamed,
+                freed=freed,
+                timed=timed,
+                digested=lambda lane: journal.digested(AgentRef.of_lane(lane)),
+            ),
         )
         journal = cls(
             threads,

@@ -30,7 +30,7 @@ from sidecar.journal.postgres.lease import (
     renew,
     take,
 )
-from sidecar.journal.postgres.listener import CHANNEL, Listener
+from sidecar.journal.postgres.listener import WAKE, Listener, tell_digested
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
 from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
@@ -64,7 +64,7 @@ _BEGIN: Final = cast(
 
 _COMMIT: Final = "COMMIT"
 # In one message with the commit; the transaction fails with it.
-_WAKE_AND_COMMIT: Final = f"NOTIFY {CHANNEL}; COMMIT"
+_WAKE_AND_COMMIT: Final = f"{WAKE}; COMMIT"
 
 
 class _NotCommitted(Exception):
@@ -73,19 +73,22 @@ class _NotCommitted(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """What a writer's thread has to do beside writes; each is called in that thread.
+    """What there is to do for a replica beside reads and writes.
 
     Attributes:
         secret: The installation's, to take another lease by.
-        renamed: Called with this replica's name when it goes on under another one.
+        renamed: Called with this replica's name when it goes on under another one; in the writer's
+            thread, as the next two.
         freed: Frees what replicas that are gone have claimed, within a transaction.
         timed: Called with the database's Unix time now and then.
+        digested: Called on the loop with a lane of which another replica has settled a batch.
     """
 
     secret: bytes
     renamed: Callable[[str], None]
     freed: Callable[[Transaction], None]
     timed: Callable[[float], None]
+    digested: Callable[[str], None]
 
 
 class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
@@ -105,8 +108,15 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
         )
         super().__init__(DatabaseReader("journal-reader", url), writer, bell)
         self._loop = asyncio.get_running_loop()
-        self._listener = None if lease.alone else Listener(url, heard=bell.ring)
+        self._digested = replica.digested
+        self._listener = (
+            None if lease.alone else Listener(url, woken=bell.ring, digested=self._hear_digested)
+        )
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
+
+    def _hear_digested(self, replica: str, lane: str) -> None:
+        if replica != self._writer.replica:
+            self._digested(lane)
 
     def _look_after(self) -> None:
         """Cut the connections that have not answered for too long."""
@@ -259,6 +269,11 @@ class DatabaseWriter(_OnDatabase):
         self.has_room = True
         super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
+    @property
+    def replica(self) -> str:
+        """The name of this replica."""
+        return self._lease.replica
+
     @override
     def _rest(self) -> None:
         # What is wrong is met again by the next write, which reports it.
@@ -311,6 +326,7 @@ class DatabaseWriter(_OnDatabase):
             self._look_around(tx, database_s)
             for job in jobs:
                 job.value = job.operation(tx)
+            tell_digested(tx, replica=self.replica)
         except BaseException as error:
             if not connection.closed:
                 with suppress(psycopg.Error):

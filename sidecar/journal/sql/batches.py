@@ -305,6 +305,8 @@ def _end(
         claimed.batch_id,
     )
     ((row_id, hi),) = tx.rows("SELECT call, hi FROM batches WHERE batch_id = ?", claimed.batch_id)
+    if state is State.SETTLED:
+        tx.digested.append(tx.rows("SELECT name FROM lanes WHERE id = ?", lane)[0][0])
     tx.run(
         "UPDATE calls SET acked = max(acked, ?1),"
         " settled_s = CASE WHEN ?2 = 1 THEN ?3 ELSE settled_s END WHERE id = ?4",

@@ -58,6 +58,7 @@ class SqlJournal(SqlReports):
         self._clock = clock
         self._redact = redact
         self.replica = replica
+        self.digested: Callable[[AgentRef], None] = _tell_nobody
 
     async def begin(self, first: Callable[[Transaction], None]) -> Self:
         """Run the first operation, and return this; close it if that fails."""
@@ -213,17 +214,23 @@ class SqlJournal(SqlReports):
         """See `Journal.agent_of`."""
         return await self.executor.read(lambda tx: reads.agent_of(tx, ref))
 
-    async def learn_agent(self, ref: AgentRef, agent_id: str) -> None:
+    async def learn_agent(self, ref: AgentRef, agent_id: str, *, instead_of: str = "") -> str:
         """See `Journal.learn_agent`."""
-        await self.executor.write(lambda tx: writes.learn_agent(tx, ref, agent_id))
+        return await self.executor.write(
+            lambda tx: writes.learn_agent(tx, ref, agent_id, instead_of=instead_of)
+        )
 
-    async def forget_agent(self, ref: AgentRef) -> None:
+    async def forget_agent(self, ref: AgentRef, agent_id: str) -> None:
         """See `Journal.forget_agent`."""
-        await self.executor.write(lambda tx: writes.learn_agent(tx, ref, None))
+        await self.executor.write(lambda tx: writes.forget_agent(tx, ref, agent_id))
 
-    async def learn_conversation(self, key: str, conversation_id: str) -> None:
+    async def learn_conversation(
+        self, key: str, conversation_id: str, *, instead_of: str = ""
+    ) -> str:
         """See `Journal.learn_conversation`."""
-        await self.executor.write(lambda tx: writes.learn_conversation(tx, key, conversation_id))
+        return await self.executor.write(
+            lambda tx: writes.learn_conversation(tx, key, conversation_id, instead_of=instead_of)
+        )
 
     # Batches
 
@@ -347,6 +354,10 @@ class SqlJournal(SqlReports):
     async def aclose(self) -> None:
         """See `Journal.aclose`."""
         await self.executor.stop()
+
+
+def _tell_nobody(ref: AgentRef) -> None:
+    """Stand in for `SqlJournal.digested`."""
 
 
 def _check_text(*texts: str) -> None:

@@ -272,20 +272,43 @@ def hurry(tx: Transaction, *, now_s: float) -> None:
 # What was learnt from Letta
 
 
-def learn_agent(tx: Transaction, ref: AgentRef, agent_id: str | None) -> None:
-    """Store or forget the agent of a lane; a change forgets the old agent's conversations."""
+def learn_agent(tx: Transaction, ref: AgentRef, agent_id: str, *, instead_of: str) -> str:
+    """Store the agent of a lane that has none, or has another one; return the one it has."""
+    lane = _lane_id(tx, ref)
+    (before,) = tx.rows("SELECT agent_id FROM lanes WHERE id = ?", lane)[0]
+    if before not in {None, instead_of}:
+        return before
+    _change_agent(tx, lane, before, agent_id)
+    return agent_id
+
+
+def forget_agent(tx: Transaction, ref: AgentRef, agent_id: str) -> None:
+    """Forget the agent of a lane, if it is this one."""
     lane = _lane_id(tx, ref)
     (before,) = tx.rows("SELECT agent_id FROM lanes WHERE id = ?", lane)[0]
     if before == agent_id:
-        return
-    tx.run("UPDATE lanes SET agent_id = ? WHERE id = ?", agent_id, lane)
-    if before is not None:
-        tx.run("UPDATE calls SET conversation_id = NULL WHERE lane = ?", lane)
+        _change_agent(tx, lane, before, None)
 
 
-def learn_conversation(tx: Transaction, key: str, conversation_id: str) -> None:
-    """Store the conversation of a call."""
-    tx.run("UPDATE calls SET conversation_id = ? WHERE key = ?", conversation_id, key)
+def _change_agent(tx: Transaction, lane: int, before: str | None, agent_id: str | None) -> None:
+    if before != agent_id:
+        tx.run("UPDATE lanes SET agent_id = ? WHERE id = ?", agent_id, lane)
+        if before is not None:
+            tx.run("UPDATE calls SET conversation_id = NULL WHERE lane = ?", lane)
+
+
+def learn_conversation(tx: Transaction, key: str, conversation_id: str, *, instead_of: str) -> str:
+    """Store the conversation of a call that has none, or has another; return the one it has."""
+    if tx.run(
+        "UPDATE calls SET conversation_id = ?1 WHERE key = ?2"
+        " AND (conversation_id IS NULL OR conversation_id = ?3)",
+        conversation_id,
+        key,
+        instead_of,
+    ):
+        return conversation_id
+    row = tx.row("SELECT conversation_id FROM calls WHERE key = ?", key)
+    return conversation_id if row is None else row[0]
 
 
 # Retention

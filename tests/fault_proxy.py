@@ -1,7 +1,8 @@
-"""A network between the journal and its database that fails when a test says so."""
+"""A network between two programs of this machine that fails when a test says so."""
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -13,10 +14,10 @@ _JOIN_S: Final = 30.0
 
 
 class FaultProxy:
-    """Passes connections on to a port of 127.0.0.1, from one of its own.
+    """Passes connections on to ports of 127.0.0.1, from one of its own.
 
     Args:
-        target_port: Of the database or pooler.
+        target_ports: Each connection goes to the next of them that takes one.
 
     Attributes:
         port: Where it listens.
@@ -24,8 +25,8 @@ class FaultProxy:
         lost: How many times it has lost what `lose` or `lose_answer_to` told it to.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+    def __init__(self, *target_ports: int) -> None:
+        self._targets = deque(target_ports)
         self._lock = threading.Lock()
         self._flowing = threading.Event()
         self._flowing.set()
@@ -92,9 +93,8 @@ class FaultProxy:
             except OSError:
                 return
             self.accepted += 1
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target_port))
-            except OSError:
+            server = self._connected()
+            if server is None:
                 client.close()
                 continue
             with self._lock:
@@ -105,6 +105,13 @@ class FaultProxy:
                 continue
             self._start(partial(self._pass, client, server, asks=True))
             self._start(partial(self._pass, server, client, asks=False))
+
+    def _connected(self) -> socket.socket | None:
+        for _ in range(len(self._targets)):
+            self._targets.rotate(-1)
+            with suppress(OSError):
+                return socket.create_connection(("127.0.0.1", self._targets[-1]))
+        return None
 
     def _pass(self, source: socket.socket, target: socket.socket, *, asks: bool) -> None:
         with suppress(OSError):
