@@ -336,8 +336,9 @@ class Calls:
         """Store a call that its dead worker left in a spool, and close it.
 
         Returns:
-            False when a worker holds the call at present, or when the call that writes the record
-            of its room has not reached the same time: try again later.
+            False when a worker holds the call at present, here or through another replica, or when
+            the call that writes the record of its room has not reached the same time: try again
+            later.
 
         Raises:
             CallError: the call is stored for another caller, or the channel's name is not allowed.
@@ -345,7 +346,7 @@ class Calls:
         """
         _check_channel(channel)
         key = call_key(tenant, call_id)
-        if key in self._live:
+        if key in self._live or await self._journal.is_live_elsewhere(key):
             return False
         if not self.may_store(hints):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))

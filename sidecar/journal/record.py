@@ -120,6 +120,10 @@ class Record(Transcripts, Protocol):
         """
         ...
 
+    async def is_live_elsewhere(self, key: str) -> bool:
+        """Whether a call is live on another replica that is there."""
+        ...
+
     async def recent(
         self, ref: AgentRef, *, caller_key: str, except_call: str, since_s: float, limit: int
     ) -> tuple[Turn, ...]:

@@ -45,7 +45,7 @@ from tests.chaos.lettas import (
     ask,
     wait_for_port,
 )
-from tests.chaos.mutated_sidecar import MUTATIONS
+from tests.chaos.mutated_sidecar import MUTATIONS, NO_FENCING
 from tests.chaos.sidecars import Child, Sidecar, Sidecars, quantile_s, taken_over_in_s
 from tests.postgres.server import PostgresServer
 
@@ -65,6 +65,7 @@ MOODS_OF_MUTATION = {
     "no_lookup": ("slow", "lying"),
     "no_horizon": ("belated",),
     "trusted_503": ("lying",),
+    NO_FENCING: ("well",),
     LATE_SPOOL: ("well",),
 }
 
@@ -157,6 +158,8 @@ class Loop:
 
     def kill_one(self) -> str:
         """Kill a process whatever it is doing, and start it again at once or after a while."""
+        if self.options.mutation == NO_FENCING:
+            return self.freeze(self.dice.choice(self.sidecars.all), LEASE_S + 5.0)
         if self.dice.random() < (1.0 if self.options.mutation == LATE_SPOOL else 0.2):
             return self.kill_both()
         if self.database is not None and self.dice.random() < 0.3:
@@ -185,17 +188,24 @@ class Loop:
         """Freeze a replica, or cut it off from the database, for longer than its lease or not."""
         assert sidecar.network is not None
         what = self.dice.choice(["frozen", "cut", "held"])
+        for_s = self.dice.uniform(0.5, LEASE_S + 5.0)
         match what:
             case "frozen":
-                sidecar.signal(signal.SIGSTOP)
+                return self.freeze(sidecar, for_s)
             case "cut":
                 sidecar.network.cut()
             case _:
                 sidecar.network.hold()
-        self.pause(self.dice.uniform(0.5, LEASE_S + 5.0))
-        sidecar.signal(signal.SIGCONT)
+        self.pause(for_s)
         sidecar.network.resume()
         return f"{sidecar.name} {what}"
+
+    def freeze(self, sidecar: Sidecar, for_s: float) -> str:
+        """Let a sidecar do nothing for a while."""
+        sidecar.signal(signal.SIGSTOP)
+        self.pause(for_s)
+        sidecar.signal(signal.SIGCONT)
+        return f"{sidecar.name} frozen"
 
     def measure_take_over(self, killed: Sidecar) -> None:
         """Wait until what a killed replica had is another's, and note how long that took."""

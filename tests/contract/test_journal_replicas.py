@@ -178,6 +178,18 @@ class TestCalls:
         assert await fleet.second.take_over() == []
         await fleet.second.close_call(CALL.key, at_s=NOW_S, epoch=taken.epoch)
 
+    async def test_whose_it_is_can_be_asked(self, fleet: Fleet) -> None:
+        """A call is live elsewhere while another replica that is there has it open."""
+        assert not await fleet.second.is_live_elsewhere(CALL.key)
+        stored = await said(fleet)
+        assert await fleet.second.is_live_elsewhere(CALL.key)
+        assert not await fleet.first.is_live_elsewhere(CALL.key)
+        await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
+        assert not await fleet.second.is_live_elsewhere(CALL.key)
+        await fleet.first.open_call(CALL)
+        await fleet.end(fleet.first)
+        assert not await fleet.second.is_live_elsewhere(CALL.key)
+
     async def test_one_that_wakes_late_closes_and_rewrites_nothing(self, fleet: Fleet) -> None:
         """A call that went on elsewhere is neither closed nor rewritten by who had it before."""
         stored = await said(fleet, turns=1)

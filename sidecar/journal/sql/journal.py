@@ -348,6 +348,12 @@ class SqlJournal(SqlReports):
             return []
         return await self.executor.write(lambda tx: writes.take_over(tx, replica=self.replica))
 
+    async def is_live_elsewhere(self, key: str) -> bool:
+        """See `Journal.is_live_elsewhere`."""
+        return await self.executor.read(
+            lambda tx: reads.is_live_elsewhere(tx, key, replica=self.replica)
+        )
+
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""
 

@@ -276,6 +276,17 @@ def free_calls(tx: Transaction) -> list[Call]:
     return [call_of_row(row) for row in rows]
 
 
+def is_live_elsewhere(tx: Transaction, key: str, *, replica: str) -> bool:
+    """Whether a call is live on another replica that is there."""
+    row = tx.row(
+        f"SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL AND replica <> ?"  # noqa: S608 - a constant
+        f" AND replica IN {THERE}",
+        key,
+        replica,
+    )
+    return row is not None
+
+
 def turns(tx: Transaction, key: str) -> tuple[Turn, ...]:
     """Return all turns of a call, in order."""
     rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", key)
