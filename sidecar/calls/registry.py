@@ -152,7 +152,8 @@ class Calls:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
             self._feed.tasks = tasks
-            self._journal.digested = self.digested_elsewhere
+            self._journal.digested = self._feed.digested_elsewhere
+            tasks.start_soon(self._feed.follow_others)
             await self._take_over()
             task_status.started()
             while True:
@@ -435,10 +436,6 @@ class Calls:
     async def digested(self, ref: AgentRef, batch: Batch) -> None:
         """Read the agent of a batch that was digested, for the calls that are live."""
         await self._feed.digested(ref, batch)
-
-    def digested_elsewhere(self, ref: AgentRef) -> None:
-        """Read an agent of whose calls another replica has delivered a batch."""
-        self._feed.digested_elsewhere(ref)
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; see `Storing.record`."""

@@ -9,7 +9,7 @@ import apsw
 
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.batches import begin
-from sidecar.journal.sql.replicas import new_name
+from sidecar.journal.sql.replicas import enter, new_name
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.file import open_in_memory
 from sidecar.journal.sqlite.inline import Inline
@@ -38,6 +38,13 @@ class MemoryJournal(SqliteJournal):
             replica=new_name(),
         )
         _enter(self._connection, self.replica)
+
+    def beside(self) -> Self:
+        """Return it as another replica has it."""
+        other = copy(self)
+        other.replica = new_name()
+        enter(SqliteTransaction(self._connection), other.replica, now_s=0.0)
+        return other
 
     def restarted(self) -> Self:
         """Return it as the next process finds it: this one is gone."""

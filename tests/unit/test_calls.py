@@ -10,7 +10,7 @@ import trio.testing
 
 from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
-from sidecar.errors import CallError, JournalFull, LettaUnavailable
+from sidecar.errors import CallError, JournalFull, LettaUnavailable, TakenOver
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.replicas import enter
@@ -937,5 +937,67 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
         ear.views.clear()
         live.speech_started()
         await ear.newest()
+
+    virtual(body)
+
+
+def test_what_another_replica_delivered_reaches_a_live_call() -> None:
+    """A call here gets the memory that a batch changed which another replica has settled."""
+
+    async def body(bench: CallsBench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.newest()
+        ear.views.clear()
+        bench.letta.values["agent-0"] = "Her name is Ada."
+        # As a thread has the loop call it: outside of any task.
+        trio.lowlevel.current_trio_token().run_sync_soon(bench.journal.digested, live.call.ref)
+        await anyio.sleep(1.0)  # the next poll comes later
+        assert any("Ada" in view.text for view, _ in ear.views)
+
+    virtual(body)
+
+
+def test_one_that_was_taken_for_gone_takes_its_calls_again() -> None:
+    """A replica that goes on under another name takes its live calls back, and closes them."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = bench.journal.restarted()
+        (taken,) = await other.take_over()
+        assert taken.key == live.key
+        bench.journal.replica = "again"
+        await bench.journal.executor.write(lambda tx: enter(tx, "again", now_s=0.0))
+        await anyio.sleep(3.0)
+        with pytest.raises(TakenOver):
+            await other.close_call(live.key, at_s=1.0, epoch=taken.epoch)
+        await live.close("bye")
+        assert await bench.live_calls() == []
+
+    virtual(body)
+
+
+def test_a_spool_waits_while_its_call_is_live_elsewhere() -> None:
+    """What a dead worker left of a call that goes on at another replica is stored once it ended."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = CallsBench(journal=bench.journal.beside())
+
+        async def restored() -> bool:
+            return await other.calls.restore(
+                "t",
+                "c1",
+                channel="livekit",
+                hints=ADA,
+                opened_at_s=1.0,
+                turns=[turn(live, "i2", "more")],
+            )
+
+        assert not await restored()
+        await live.close("bye")
+        assert await restored()
+        assert [one.text for one in await bench.journal.turns(live.key)] == ["hello", "more"]
 
     virtual(body)

@@ -25,7 +25,7 @@ from sidecar.model import AgentRef
 _AGAIN_S: Final = 0.2
 
 
-def ignored(now_s: float) -> None:
+def ignored(ahead_s: float) -> None:
     """Stand in for `timed`."""
 
 
@@ -66,7 +66,8 @@ class PostgresJournal(SqlJournal):
             alone: Only where no other process has the journal open, and let none open it.
             copied_from: Where a copy comes from that is to be made or finished; until `finish_copy`
                 no other open succeeds.
-            timed: Called in a thread with the database's Unix time, at once and every few seconds.
+            timed: Called in a thread, at once and every few seconds, with the database's Unix time
+                less what `time.monotonic` shows: see `SteadyClock.follow`.
 
         Raises:
             JournalLocked: another process has it alone; or has it, and `alone` is set.
@@ -82,7 +83,8 @@ class PostgresJournal(SqlJournal):
                 try:
                     migrate(connection)
                     lease = taken(connection)
-                    timed(leases.database_s(connection))
+                    if (ahead_s := leases.look_at_clock(connection)) is not None:
+                        timed(ahead_s)
                 except BaseException:
                     with suppress(psycopg.Error):
                         connection.close()

@@ -11,6 +11,7 @@ name into `writer`; then no other writes.
 
 import hashlib
 import hmac
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from sidecar.journal.postgres.transactions import PostgresTransaction
 LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
 """Less than a third of the lease: two renewals may be late before a replica is taken for gone."""
+_AT_ONCE_S: Final = 0.2
+_LOOKS: Final = 5
 _REPLICAS: Final = "*"
 """In place of an owner's name: the replicas write, in turn."""
 _IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
@@ -179,10 +182,28 @@ def renew(tx: PostgresTransaction, lease: Lease) -> tuple[int, float]:
     return row[0], row[1]
 
 
-def database_s(connection: Connection) -> float:
-    """Return the database's Unix time."""
-    ((now_s,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
-    return now_s
+def ahead_s(database_s: float, *, asked_s: float) -> float | None:
+    """Return by how much the database's Unix time is ahead of the monotonic clock.
+
+    Args:
+        database_s: As it answered just now.
+        asked_s: What the monotonic clock showed when it was asked.
+
+    Returns:
+        None: the answer took too long to say when it was given.
+    """
+    answered_s = time.monotonic()
+    return database_s - answered_s if answered_s - asked_s < _AT_ONCE_S else None
+
+
+def look_at_clock(connection: Connection) -> float | None:
+    """Return what `ahead_s` does; None if no answer of a few came at once."""
+    for _ in range(_LOOKS):
+        asked_s = time.monotonic()
+        ((now_s,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        if (ahead := ahead_s(now_s, asked_s=asked_s)) is not None:
+            return ahead
+    return None
 
 
 def is_committed(connection: Connection, lease: Lease, number: int) -> bool:

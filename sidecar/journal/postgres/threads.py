@@ -24,6 +24,7 @@ from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_e
 from sidecar.journal.postgres.lease import (
     RENEW_S,
     Lease,
+    ahead_s,
     giving_back,
     is_committed,
     reap,
@@ -80,7 +81,7 @@ class Replica:
         renamed: Called with this replica's name when it goes on under another one; in the writer's
             thread, as the next two.
         freed: Frees what replicas that are gone have claimed, within a transaction.
-        timed: Called with the database's Unix time now and then.
+        timed: Called now and then with what `ahead_s` returns.
         digested: Called on the loop with a lane of which another replica has settled a batch.
     """
 
@@ -322,8 +323,9 @@ class DatabaseWriter(_OnDatabase):
         tx = PostgresTransaction(connection, asks=self._asks)
         connection.execute(_BEGIN)
         try:
+            asked_s = time.monotonic()
             number, database_s = renew(tx, self._lease)
-            self._look_around(tx, database_s)
+            self._look_around(tx, ahead_s(database_s, asked_s=asked_s))
             for job in jobs:
                 job.value = job.operation(tx)
             tell_digested(tx, replica=self.replica)
@@ -344,12 +346,13 @@ class DatabaseWriter(_OnDatabase):
                 raise _NotCommitted from error
         self._wakes = self._wakes or tx.wakes
 
-    def _look_around(self, tx: PostgresTransaction, database_s: float) -> None:
+    def _look_around(self, tx: PostgresTransaction, clock_ahead_s: float | None) -> None:
         """Free what replicas that are gone have claimed, and take the database's time."""
         if time.monotonic() - self._looked_s < RENEW_S:
             return
         self._looked_s = time.monotonic()
-        self._replica.timed(database_s)
+        if clock_ahead_s is not None:
+            self._replica.timed(clock_ahead_s)
         if reap(tx, except_for=self._lease.replica):
             self._replica.freed(tx)
 
