@@ -21,6 +21,7 @@ KILLS ?= 200
 JOBS ?= 3
 LETTA ?= stand-in
 JOURNAL ?= sqlite
+REPLICAS ?= 1
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
@@ -177,8 +178,10 @@ bench-litellm: ## Measure the VAPI endpoint beside the LiteLLM proxy, installed 
 	@$(BIN)/python -m benchmarks litellm
 
 chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost,
-chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL=sqlite|postgres)
-	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL)
+chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL=sqlite|postgres
+chaos: ## REPLICAS=N)
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL) \
+	  --replicas $(REPLICAS)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \

@@ -760,7 +760,7 @@ class TestLearnt:
         assert two.call.conversation_id is None
 
     async def test_the_first_word_counts(self, journal: Journal) -> None:
-        """Of several agents or conversations that are learnt, the first one stays until replaced."""
+        """Of several agents or conversations that are learnt, the first stays until replaced."""
         await journal.open_call(call())
         assert await journal.learn_agent(REF, "agent-1") == "agent-1"
         assert await journal.learn_conversation("acme/one", "conv-1") == "conv-1"

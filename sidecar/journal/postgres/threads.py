@@ -31,7 +31,7 @@ from sidecar.journal.postgres.lease import (
     renew,
     take,
 )
-from sidecar.journal.postgres.listener import WAKE, Listener, tell_digested
+from sidecar.journal.postgres.notifications import WAKE, Notifications, tell_digested
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
 from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
@@ -110,9 +110,9 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
         super().__init__(DatabaseReader("journal-reader", url), writer, bell)
         self._loop = asyncio.get_running_loop()
         self._digested = replica.digested
-        self._listener = (
-            None if lease.alone else Listener(url, woken=bell.ring, digested=self._hear_digested)
-        )
+        self._notifications: Notifications | None = None
+        if not lease.alone:
+            self._notifications = Notifications(url, woken=bell.ring, digested=self._hear_digested)
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
     def _hear_digested(self, replica: str, lane: str) -> None:
@@ -142,8 +142,8 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
     async def stop(self) -> None:
         """See `Executor.stop`."""
         try:
-            if self._listener is not None:
-                await anyio.to_thread.run_sync(self._listener.stop)
+            if self._notifications is not None:
+                await anyio.to_thread.run_sync(self._notifications.stop)
             await super().stop()
         finally:
             self._look.cancel()

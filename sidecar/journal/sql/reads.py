@@ -279,7 +279,7 @@ def free_calls(tx: Transaction) -> list[Call]:
 def is_live_elsewhere(tx: Transaction, key: str, *, replica: str) -> bool:
     """Whether a call is live on another replica that is there."""
     row = tx.row(
-        f"SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL AND replica <> ?"  # noqa: S608 - a constant
+        "SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL AND replica <> ?"  # noqa: S608
         f" AND replica IN {THERE}",
         key,
         replica,

@@ -29,7 +29,7 @@ def tell_digested(tx: Transaction, *, replica: str) -> None:
         tx.rows("SELECT pg_notify(?, ?)", CHANNEL, f"{replica} {lane}")
 
 
-class Listener:
+class Notifications:
     """A thread with a connection of its own, on which notifications come.
 
     Behind a pooler none would come, since a transaction pooler gives each transaction another
@@ -51,7 +51,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
         self._connection: Connection | None = None
-        self._thread = threading.Thread(target=self._run, name="journal-listener", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="journal-notifications", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
