@@ -13,9 +13,9 @@ class SteadyClock:
     Every due time, horizon and age in one process comes from one of these, so that setting the
     clock neither delays deliveries nor makes a post look older than it is. It differs from the
     wall clock by the jumps since it was built; a restart takes the new time. Processes that share
-    a database follow its time, since each reads due times and horizons which another one stored. So
-    compare times that come from outside (of a signature, a file, a run of Letta's, a day's budget) with `time.time`,
-    never with this.
+    a database follow its time, since each reads due times and horizons which another one stored.
+    So compare times that come from outside (of a signature, a file, a run of Letta's, a day's
+    budget) with `time.time`, never with this.
 
     Args:
         wall: Unix time, read once.
