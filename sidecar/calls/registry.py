@@ -165,11 +165,14 @@ class Calls:
                 await self._storing.try_again()
 
     async def _take_over(self) -> None:
-        """Make orphans of the live calls whose replica is gone."""
+        """Make orphans of the live calls whose replica is gone, unless they are live here."""
         now_s = self._clock()
         for call in await self._journal.take_over():
-            if call.key not in self._live:
+            live = self._live.get(call.key)
+            if live is None:
                 self._orphans[call.key] = Orphan(now_s, call.epoch)
+            else:
+                live.call = replace(live.call, epoch=call.epoch)
 
     async def _take_over_again(self) -> None:
         try:
@@ -183,14 +186,13 @@ class Calls:
         if name == self._replica:
             return
         for live in self.live:
-            if live.stored:
-                try:
-                    await self.retake(live)
-                except CallError:
-                    continue  # erased meanwhile
-                except JournalError as error:
-                    self._storing.failed(error)
-                    return
+            try:
+                epoch = await self._journal.retake(live.key)
+            except JournalError as error:
+                self._storing.failed(error)
+                return
+            if epoch is not None:
+                live.call = replace(live.call, epoch=epoch)
         self._replica = name
 
     @property
@@ -447,12 +449,10 @@ class Calls:
             if not live.elsewhere:
                 await self._storing.store_call(live)
             if live.stored:
-                try:
-                    await self._journal.close_call(
-                        live.key, at_s=self._clock(), epoch=live.call.epoch, final=final
-                    )
-                except TakenOver:  # that replica closes it
-                    self._emit(telemetry.call_taken_over, call=live.key)
+                # Its channel says that it has ended, whichever replica has it by now.
+                await self._journal.close_call(
+                    live.key, at_s=self._clock(), epoch=None, final=final
+                )
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
         self._forget(live)
@@ -475,7 +475,11 @@ class Calls:
             JournalError: it stays the other one's; may be repeated.
         """
         live.stored = False
-        await self._storing.store_call(live)
+        try:
+            await self._storing.store_call(live)
+        except BaseException:
+            live.stored = True
+            raise
 
     def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
         """Report that guidance came for a live call."""

@@ -97,13 +97,16 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def close_call(self, key: str, *, at_s: float, epoch: int, final: bool = False) -> None:
+    async def close_call(
+        self, key: str, *, at_s: float, epoch: int | None, final: bool = False
+    ) -> None:
         """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
 
         Args:
             key: Of the call.
             at_s: Unix time.
-            epoch: As `open_call` or `take_over` returned it.
+            epoch: As `open_call` or `take_over` returned it, where only this replica takes it for
+                ended; None: its channel has said so.
             final: Its channel has given its final account of it. That mark stays, even if the
                 call is opened again.
 
@@ -117,6 +120,13 @@ class Record(Transcripts, Protocol):
         """Take the live calls whose replica is gone, and return them, oldest first.
 
         At the start of a sidecar those are all that an earlier one left.
+        """
+        ...
+
+    async def retake(self, key: str) -> int | None:
+        """Take a live call that this replica had under another name; return its epoch.
+
+        None: it has been closed meanwhile, or was never stored.
         """
         ...
 

@@ -151,7 +151,11 @@ class TestReplicas:
             with pytest.raises(TakenOver):
                 await late.settle(batch, now_s=NOW_S)
             with pytest.raises(TakenOver):
+                await late.resend(batch, now_s=NOW_S, post_timeout_s=1.0)
+            with pytest.raises(TakenOver):
                 await late.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
+            epoch = await late.retake(CALL.key)
+            assert epoch == stored.epoch + 2
             await other.settle(again, now_s=NOW_S)
             assert await numbers(other) == [1, 2]
             assert late.has_room
@@ -233,7 +237,7 @@ class TestReplicas:
             await first.open_call(CALL)
             for n, journal in enumerate((first, second), 1):
                 await journal.append([turn(n)])
-                await journal.hurry(now_s=NOW_S)
+                await first.hurry(now_s=NOW_S)
                 (batch,) = await journal.claim(9, now_s=NOW_S, post_timeout_s=1.0)
                 await journal.settle(batch, now_s=NOW_S)
                 await until(lambda n=n: len(heard) == n)

@@ -89,19 +89,23 @@ def test_a_call_goes_on_at_another_replica(fleet: Fleet) -> None:
     """When a worker's replica is killed, the other one takes its call, and all arrives once."""
     with worker(fleet.first) as peer:
         peer.open("c1", identity="ada")
-        peer.turn("c1", "i1", text="one")
+        peer.turn("c1", "i1", text="first words")
         peer.until("ack")
         fleet.first.kill()
     with worker(fleet.second) as peer:
         peer.open("c1", identity="ada")
-        peer.turn("c1", "i1", text="one")
-        peer.turn("c1", "i2", seq=2, text="two")
+        peer.turn("c1", "i1", text="first words")
+        peer.turn("c1", "i2", seq=2, text="more words")
         peer.until("ack")
         peer.send(type="call.close", call="c1", at_s=2.0)
     eventually(fleet.second.is_at_rest)
-    assert fleet.texts("c1") == ["one", "two"]
-    (said,) = {conversation for conversation, _ in fleet.letta.messages()}
-    assert said
+    assert fleet.texts("c1") == ["first words", "more words"]
+    said = fleet.letta.messages()
+    assert len({conversation for conversation, _ in said}) == 1
+    assert [sum(word in text for _, text in said) for word in ("first words", "more words")] == [
+        1,
+        1,
+    ]
     fleet.first.start()
     eventually(fleet.is_at_rest)
 

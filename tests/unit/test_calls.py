@@ -642,7 +642,7 @@ def test_a_lost_call_that_could_not_be_stored_again_is_closed_in_the_end() -> No
 
 
 def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
-    """A call that went on at another sidecar ends here, or is lost here, without being closed."""
+    """A call that went on at another sidecar is closed where its channel ends it, not when lost."""
 
     async def body(bench: CallsBench) -> None:
         other = SqlJournal(
@@ -657,7 +657,7 @@ def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
                 await live.close("bye")
         bench.calls.orphan("w1")
         await anyio.sleep(300.0)
-        assert {call.call_id for call in await bench.live_calls()} == {"closed", "lost"}
+        assert {call.call_id for call in await bench.live_calls()} == {"lost"}
         assert not bench.calls.live
         assert bench.calls.journal_error == ""
 
@@ -966,12 +966,30 @@ def test_one_that_was_taken_for_gone_takes_its_calls_again() -> None:
         other = bench.journal.restarted()
         (taken,) = await other.take_over()
         assert taken.key == live.key
-        bench.journal.replica = "again"
-        await bench.journal.executor.write(lambda tx: enter(tx, "again", now_s=0.0))
+        bench.journal.renamed()
         await anyio.sleep(3.0)
         with pytest.raises(TakenOver):
             await other.close_call(live.key, at_s=1.0, epoch=taken.epoch)
         await live.close("bye")
+        assert await bench.live_calls() == []
+
+    virtual(body)
+
+
+def test_a_call_of_a_dead_replica_that_is_live_here_is_closed_here() -> None:
+    """A call that two replicas had live goes on at the one that is left, and is closed by it."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = bench.journal.beside()
+        await other.open_call(live.call)
+        await bench.journal.executor.write(
+            lambda tx: tx.run("DELETE FROM replicas WHERE name = ?", other.replica)
+        )
+        await anyio.sleep(3.0)
+        bench.calls.orphan("w1")
+        await anyio.sleep(300.0)
         assert await bench.live_calls() == []
 
     virtual(body)

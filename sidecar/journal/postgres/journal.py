@@ -77,14 +77,17 @@ class PostgresJournal(SqlJournal):
         """
         give_up_s = time.monotonic() + wait_s
 
+        def freed(tx: Transaction) -> None:
+            doubt(tx, now_s=clock())
+
         def prepare() -> tuple[Connection, Lease]:
             with as_journal_errors():
                 connection = connect(url)
                 try:
                     migrate(connection)
-                    lease = taken(connection)
                     if (ahead_s := leases.look_at_clock(connection)) is not None:
                         timed(ahead_s)
+                    lease = taken(connection)
                 except BaseException:
                     with suppress(psycopg.Error):
                         connection.close()
@@ -95,7 +98,11 @@ class PostgresJournal(SqlJournal):
             while True:
                 try:
                     return leases.take(
-                        connection, secret=secret, alone=alone, copied_from=copied_from
+                        connection,
+                        secret=secret,
+                        freed=freed,
+                        alone=alone,
+                        copied_from=copied_from,
                     )
                 except JournalLocked:
                     if time.monotonic() > give_up_s:
@@ -104,20 +111,12 @@ class PostgresJournal(SqlJournal):
 
         connection, lease = await anyio.to_thread.run_sync(prepare)
         journal: Self
-
-        def renamed(name: str) -> None:
-            journal.replica = name
-
-        def freed(tx: Transaction) -> None:
-            doubt(tx, now_s=clock())
-
         threads = DatabaseThreads(
             url,
             lease=lease,
             connection=connection,
             replica=Replica(
                 secret=secret,
-                renamed=renamed,
                 freed=freed,
                 timed=timed,
                 digested=lambda lane: journal.digested(AgentRef.of_lane(lane)),
@@ -131,7 +130,14 @@ class PostgresJournal(SqlJournal):
             redact=redact,
             replica=lease.replica,
         )
-        return await journal.begin(freed)
+        return journal
+
+    @property
+    @override
+    def replica(self) -> str:
+        """See `Journal.replica`."""
+        assert isinstance(self.executor, DatabaseThreads)
+        return self.executor.replica
 
     @override
     async def finish_copy(self) -> None:

@@ -12,15 +12,16 @@ name into `writer`; then no other writes.
 import hashlib
 import hmac
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, LiteralString, cast
 
 from sidecar.errors import JournalLocked, JournalRefused, LeaseLost
-from sidecar.journal.postgres.connection import STATEMENT_S, Connection
+from sidecar.journal.postgres.connection import IDLE_S, STATEMENT_S, Connection
 from sidecar.journal.postgres.owner import is_gone, own_name, shown
 from sidecar.journal.postgres.transactions import PostgresTransaction
+from sidecar.journal.sql.transaction import Transaction
 
 LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
@@ -29,7 +30,11 @@ _AT_ONCE_S: Final = 0.2
 _LOOKS: Final = 5
 _REPLICAS: Final = "*"
 """In place of an owner's name: the replicas write, in turn."""
-_IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
+_IN_TIME: Final = cast(
+    "LiteralString",
+    f"SET LOCAL statement_timeout = '{STATEMENT_S}s';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,12 @@ class Lease:
 
 
 def take(
-    connection: Connection, *, secret: bytes, alone: bool = False, copied_from: str = ""
+    connection: Connection,
+    *,
+    secret: bytes,
+    freed: Callable[[Transaction], None],
+    alone: bool = False,
+    copied_from: str = "",
 ) -> Lease:
     """Take a lease, under a new name.
 
@@ -59,6 +69,7 @@ def take(
         connection: To the database.
         secret: The installation's. The first taking stores a keyed hash of it; another one's
             tombstones would not be found.
+        freed: Frees what replicas that are gone have claimed, within the transaction.
         alone: Only where no replica is there, and let none come.
         copied_from: Where a copy comes from that is about to be made or finished.
 
@@ -104,20 +115,22 @@ def take(
             lease.replica,
             LEASE_S,
         )
+        freed(tx)
         return lease
 
 
 def _require_free(tx: PostgresTransaction, owner: str, *, ended: bool, alone: bool) -> None:
-    """Take those that are gone out of `replicas`.
+    """Let a lease be taken; replicas that are in the way, and gone, go out of `replicas`.
 
     Raises:
         JournalLocked: see `take`.
     """
     if owner == _REPLICAS:
-        reap(tx)
-        there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1") if alone else None
-        if there is not None:
-            raise _locked(there[0])
+        if alone:
+            reap(tx)
+            there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1")
+            if there is not None:
+                raise _locked(there[0])
     elif owner and not ended and not is_gone(owner):
         raise _locked(owner)
     else:
@@ -157,7 +170,7 @@ def writers(tx: PostgresTransaction) -> list[str]:
 
 
 def renew(tx: PostgresTransaction, lease: Lease) -> tuple[int, float]:
-    """Wait for the turn of this transaction, and renew the lease within it.
+    """Wait for the turn of this transaction, and renew the lease within it, even a late one.
 
     Returns:
         The number of the transaction among those of this lease, and the database's Unix time.

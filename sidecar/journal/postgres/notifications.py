@@ -1,11 +1,13 @@
 """Tells other replicas what was committed, so that nobody has to look for it all the time.
 
-A notification without words says that something may be due earlier; one of `REPLICA LANE` says that
-Letta has digested more of a lane. It may be lost: whoever waits has to look from time to time.
+One without words says that something may be due earlier; one of `NONCE LANE`, a replica's nonce and
+a lane's row, that Letta has digested more of that lane. Whoever may connect to the database can
+hear them, so they name nobody. They may be lost: whoever waits has to look from time to time.
 """
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -19,12 +21,14 @@ CHANNEL: Final = "letta_voice_sidecar"
 WAKE: Final = f"NOTIFY {CHANNEL}"
 _LISTEN: Final = f"LISTEN {CHANNEL}"
 _AGAIN_S: Final = 2.0
+_CUT_AGAIN_S: Final = 0.2
+_STOP_S: Final = 15.0
 _LOOK_S: Final = 30.0
 """How long to listen before the connection is asked whether it is there."""
 
 
 def tell_digested(tx: Transaction, *, replica: str) -> None:
-    """Have the commit tell the others what `replica` has settled in this transaction."""
+    """Have the commit say what the replica of this nonce has settled in this transaction."""
     for lane in dict.fromkeys(tx.digested):
         tx.rows("SELECT pg_notify(?, ?)", CHANNEL, f"{replica} {lane}")
 
@@ -39,11 +43,11 @@ class Notifications:
         url: Of the database.
         woken: Called on the loop when another replica, or this one, has made something due earlier,
             and when a connection has been made, since something may have been missed.
-        digested: Called on the loop with a replica's name and the lane of what it has settled.
+        digested: Called on the loop with a replica's nonce and the lane of what it has settled.
     """
 
     def __init__(
-        self, url: str, *, woken: Callable[[], None], digested: Callable[[str, str], None]
+        self, url: str, *, woken: Callable[[], None], digested: Callable[[str, int], None]
     ) -> None:
         self._url = url
         self._woken = woken
@@ -55,11 +59,13 @@ class Notifications:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and return when it has ended."""
+        """End the thread; return when it has ended, or has not within `_STOP_S`."""
         self._stopping.set()
-        if (connection := self._connection) is not None:
-            cut(connection)
-        self._thread.join()
+        began_s = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - began_s < _STOP_S:
+            if (connection := self._connection) is not None:
+                cut(connection)  # again, as another one may have been made meanwhile
+            self._thread.join(_CUT_AGAIN_S)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -81,8 +87,8 @@ class Notifications:
     def _tell(self, words: str) -> None:
         replica, _, lane = words.partition(" ")
         with suppress(RuntimeError):  # the loop is closed
-            if lane:
-                self._loop.call_soon_threadsafe(self._digested, replica, lane)
+            if lane.isdecimal():
+                self._loop.call_soon_threadsafe(self._digested, replica, int(lane))
             else:
                 self._loop.call_soon_threadsafe(self._woken)
 

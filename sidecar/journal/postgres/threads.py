@@ -19,9 +19,16 @@ import psycopg
 from typing_extensions import override
 
 from sidecar.errors import JournalAway, JournalFull, JournalLocked, LeaseLost, SidecarError
-from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
+from sidecar.journal.postgres.connection import (
+    IDLE_S,
+    STATEMENT_S,
+    Connection,
+    connect,
+    cut,
+)
 from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_error
 from sidecar.journal.postgres.lease import (
+    LEASE_S,
     RENEW_S,
     Lease,
     ahead_s,
@@ -32,8 +39,10 @@ from sidecar.journal.postgres.lease import (
     take,
 )
 from sidecar.journal.postgres.notifications import WAKE, Notifications, tell_digested
+from sidecar.journal.postgres.owner import nonce_of
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.reads import name_of_lane
 from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
 from sidecar.journal.sql.transaction import Transaction
 
@@ -47,8 +56,6 @@ READ_S: Final = 60.0
 """The same of a read."""
 _LOOK_EVERY_S: Final = 1.0
 _AGAIN_S: Final = 0.1
-_IDLE_S: Final = 2
-"""How long a replica that is frozen within a transaction makes all others wait."""
 _NO_ROOM: Final = (JournalFull, JournalLocked, LeaseLost)
 POLL_S: Final = 1.0
 """How often to look for what other replicas have made due, where no notification comes through."""
@@ -59,7 +66,7 @@ _BEGIN: Final = cast(
     "LiteralString",
     "BEGIN; SET LOCAL jit = off; SET LOCAL synchronous_commit = on;"
     f" SET LOCAL statement_timeout = '{STATEMENT_S}s';"
-    f" SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'",
+    f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'",
 )
 
 
@@ -78,15 +85,13 @@ class Replica:
 
     Attributes:
         secret: The installation's, to take another lease by.
-        renamed: Called with this replica's name when it goes on under another one; in the writer's
-            thread, as the next two.
-        freed: Frees what replicas that are gone have claimed, within a transaction.
+        freed: Frees what replicas that are gone have claimed, within a transaction; called in the
+            writer's thread, as the next one.
         timed: Called now and then with what `ahead_s` returns.
         digested: Called on the loop with a lane of which another replica has settled a batch.
     """
 
     secret: bytes
-    renamed: Callable[[str], None]
     freed: Callable[[Transaction], None]
     timed: Callable[[float], None]
     digested: Callable[[str], None]
@@ -115,9 +120,18 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
             self._notifications = Notifications(url, woken=bell.ring, digested=self._hear_digested)
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
-    def _hear_digested(self, replica: str, lane: str) -> None:
-        if replica != self._writer.replica:
-            self._digested(lane)
+    @property
+    def replica(self) -> str:
+        """The name of this replica; another one once it was taken for gone."""
+        return self._writer.replica
+
+    def _hear_digested(self, replica: str, lane: int) -> None:
+        if replica != nonce_of(self.replica):
+            self.read(lambda tx: name_of_lane(tx, lane)).add_done_callback(self._tell_digested)
+
+    def _tell_digested(self, named: "asyncio.Future[str]") -> None:
+        if not named.cancelled() and named.exception() is None and named.result():
+            self._digested(named.result())
 
     def _look_after(self) -> None:
         """Cut the connections that have not answered for too long."""
@@ -187,12 +201,15 @@ class _OnDatabase(Worker):
             self._connection = connect(self._url)
         return self._connection
 
-    @override
-    def _disconnect(self) -> None:
+    def _drop_connection(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
+
+    @override
+    def _disconnect(self) -> None:
+        self._drop_connection()
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         """Try until the database answers, for `AWAY_S`.
@@ -209,8 +226,9 @@ class _OnDatabase(Worker):
                 if not is_passing(error):
                     if isinstance(error, psycopg.Error) and not is_lost(error, self._connection):
                         raise
-                    self._disconnect()
-                if time.monotonic() - began_s > AWAY_S or self._closing:
+                    self._drop_connection()
+                is_sure = isinstance(error, _NotCommitted)
+                if time.monotonic() - began_s > AWAY_S or (self._closing and not is_sure):
                     raise away(error) from error
                 self._pause.wait(_AGAIN_S)
             finally:
@@ -266,7 +284,8 @@ class DatabaseWriter(_OnDatabase):
     ) -> None:
         self._lease = lease
         self._replica = replica
-        self._looked_s = time.monotonic()
+        self._committed_s = self._looked_s = time.monotonic()
+        self._reaps_after_s = self._looked_s + LEASE_S
         self.has_room = True
         super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
@@ -309,6 +328,8 @@ class DatabaseWriter(_OnDatabase):
                     self._carry_out([job])
                 return
         self.has_room = not any(isinstance(job.error, _NO_ROOM) for job in group)
+        if time.monotonic() - self._committed_s > RENEW_S:
+            self._rest()  # what fails renews nothing
 
     def _once(self, jobs: Sequence[Queued]) -> None:
         """Run jobs in one transaction, once.
@@ -328,7 +349,7 @@ class DatabaseWriter(_OnDatabase):
             self._look_around(tx, ahead_s(database_s, asked_s=asked_s))
             for job in jobs:
                 job.value = job.operation(tx)
-            tell_digested(tx, replica=self.replica)
+            tell_digested(tx, replica=nonce_of(self.replica))
         except BaseException as error:
             if not connection.closed:
                 with suppress(psycopg.Error):
@@ -344,16 +365,21 @@ class DatabaseWriter(_OnDatabase):
                 raise
             if not self._took_effect(number):
                 raise _NotCommitted from error
+        self._committed_s = time.monotonic()
         self._wakes = self._wakes or tx.wakes
 
     def _look_around(self, tx: PostgresTransaction, clock_ahead_s: float | None) -> None:
         """Free what replicas that are gone have claimed, and take the database's time."""
-        if time.monotonic() - self._looked_s < RENEW_S:
+        now_s = time.monotonic()
+        if now_s - self._committed_s > 2 * RENEW_S:
+            # The database was away, or this process was: let the others renew their leases first.
+            self._reaps_after_s = now_s + LEASE_S
+        if now_s - self._looked_s < RENEW_S:
             return
-        self._looked_s = time.monotonic()
+        self._looked_s = now_s
         if clock_ahead_s is not None:
             self._replica.timed(clock_ahead_s)
-        if reap(tx, except_for=self._lease.replica):
+        if now_s > self._reaps_after_s and reap(tx, except_for=self._lease.replica):
             self._replica.freed(tx)
 
     def _go_on_anew(self, connection: Connection) -> None:
@@ -367,8 +393,7 @@ class DatabaseWriter(_OnDatabase):
         if self._lease.alone:
             return
         self._asks()
-        self._lease = take(connection, secret=self._replica.secret)
-        self._replica.renamed(self._lease.replica)
+        self._lease = take(connection, secret=self._replica.secret, freed=self._replica.freed)
         raise _NotCommitted
 
     def _took_effect(self, number: int) -> bool:
@@ -380,7 +405,7 @@ class DatabaseWriter(_OnDatabase):
         """
         began_s = time.monotonic()
         while not self._closing or time.monotonic() - began_s < AWAY_S:
-            super()._disconnect()
+            self._drop_connection()
             if time.monotonic() - began_s > AWAY_S:
                 self._refuse_waiting(
                     JournalAway("the journal's database does not say what became of a commit")

@@ -17,12 +17,13 @@ import msgspec
 from sidecar.errors import CallError
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, free_calls
-from sidecar.journal.sql.replicas import require_call
+from sidecar.journal.sql.replicas import THERE, require_call
 from sidecar.journal.sql.tombstones import is_buried
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef, Call, Turn, joined_consent
 
 _ERASE_CALLS = 50
+_FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
 # Calls and turns
@@ -85,6 +86,13 @@ def _taken(tx: Transaction, key: str, *, replica: str) -> int:
 def take_over(tx: Transaction, *, replica: str) -> list[Call]:
     """Take the live calls that belong to no replica, and return them."""
     return [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
+
+
+def retake(tx: Transaction, key: str, *, replica: str) -> int | None:
+    """Take a live call, whoever has it; return its epoch, None where it is closed or unknown."""
+    if tx.row("SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL", key) is None:
+        return None
+    return _taken(tx, key, replica=replica)
 
 
 def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
@@ -238,7 +246,7 @@ def close_call(
     *,
     at_s: float,
     replica: str,
-    epoch: int,
+    epoch: int | None,
     now_s: float,
     policy: PostPolicy,
     final: bool = False,
@@ -249,7 +257,8 @@ def close_call(
         TakenOver: the call was opened by another replica since.
     """
     row_id = _row_id(tx, key)
-    require_call(tx, row_id, replica=replica, epoch=epoch)
+    if epoch is not None:
+        require_call(tx, row_id, replica=replica, epoch=epoch)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
     if tx.run(
@@ -258,12 +267,17 @@ def close_call(
         reschedule_call(tx, row_id, now_s=now_s, policy=policy)
 
 
-def hurry(tx: Transaction, *, now_s: float) -> None:
-    """Make all that is pending due now."""
-    tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s)
+def hurry(tx: Transaction, *, replica: str, now_s: float) -> None:
+    """Make due now what is pending of a replica's calls, and of those that nobody has."""
+    tx.run(
+        f"UPDATE calls SET due_s = ?1 WHERE due_s > ?1 AND {_FREE_OR_OWN}",  # noqa: S608 - constants
+        now_s,
+        replica,
+    )
     tx.run(
         "UPDATE lanes SET due_s = max(?1, hold_s)"
-        " WHERE open_batch IS NULL AND due_s > max(?1, hold_s)",
+        " WHERE open_batch IS NULL AND due_s > max(?1, hold_s)"
+        " AND EXISTS (SELECT 1 FROM calls c WHERE c.lane = lanes.id AND c.due_s <= ?1)",
         now_s,
     )
     tx.wakes = True
@@ -297,17 +311,24 @@ def _change_agent(tx: Transaction, lane: int, before: str | None, agent_id: str 
             tx.run("UPDATE calls SET conversation_id = NULL WHERE lane = ?", lane)
 
 
-def learn_conversation(tx: Transaction, key: str, conversation_id: str, *, instead_of: str) -> str:
-    """Store the conversation of a call that has none, or has another; return the one it has."""
+def learn_conversation(
+    tx: Transaction, key: str, conversation_id: str, *, agent_id: str, instead_of: str
+) -> str:
+    """Store the conversation of a call that has none, or has another; return the one it has.
+
+    Nothing is stored where the call's lane has learnt another agent than the conversation's.
+    """
     if tx.run(
         "UPDATE calls SET conversation_id = ?1 WHERE key = ?2"
-        " AND (conversation_id IS NULL OR conversation_id = ?3)",
+        " AND (conversation_id IS NULL OR conversation_id = ?3)"
+        " AND NOT EXISTS (SELECT 1 FROM lanes WHERE id = calls.lane AND agent_id <> ?4)",
         conversation_id,
         key,
         instead_of,
+        agent_id,
     ):
         return conversation_id
-    row = tx.row("SELECT conversation_id FROM calls WHERE key = ?", key)
+    row = tx.row("SELECT coalesce(conversation_id, '') FROM calls WHERE key = ?", key)
     return conversation_id if row is None else row[0]
 
 
