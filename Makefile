@@ -28,8 +28,8 @@ export DO_NOT_TRACK := 1
 # The tests start some two hundred processes, and the installed packages are not compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast slow check lint \
-	types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast slow check \
+	lint types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
 
 # A text that is too long for one line goes on in a second one that begins with the same target.
 help: ## Show this

@@ -270,7 +270,7 @@ def close_call(
 def hurry(tx: Transaction, *, replica: str, now_s: float) -> None:
     """Make due now what is pending of a replica's calls, and of those that nobody has."""
     tx.run(
-        f"UPDATE calls SET due_s = ?1 WHERE due_s > ?1 AND {_FREE_OR_OWN}",  # noqa: S608 - constants
+        f"UPDATE calls SET due_s = ?1 WHERE due_s > ?1 AND {_FREE_OR_OWN}",  # noqa: S608
         now_s,
         replica,
     )
