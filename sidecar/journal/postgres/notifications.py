@@ -1,6 +1,6 @@
 """Tells other replicas what was committed, so that nobody has to look for it all the time.
 
-One without words says that something may be due earlier; one of `NONCE LANE`, a replica's nonce and
+One of `NONCE`, a replica's nonce, says that something may be due earlier; one of `NONCE LANE`, with
 a lane's row, that Letta has digested more of that lane. Whoever may connect to the database can
 hear them, so they name nobody. They may be lost: whoever waits has to look from time to time.
 """
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, LiteralString, cast
 
 import psycopg
 
@@ -18,13 +18,18 @@ from sidecar.journal.postgres.connection import Connection, connect, cut
 from sidecar.journal.sql.transaction import Transaction
 
 CHANNEL: Final = "letta_voice_sidecar"
-WAKE: Final = f"NOTIFY {CHANNEL}"
 _LISTEN: Final = f"LISTEN {CHANNEL}"
 _AGAIN_S: Final = 2.0
 _CUT_AGAIN_S: Final = 0.2
 _STOP_S: Final = 15.0
 _LOOK_S: Final = 30.0
 """How long to listen before the connection is asked whether it is there."""
+
+
+def wake_and_commit(replica: str) -> LiteralString:
+    """Return what commits, and says that the replica of this nonce has made something due."""
+    assert replica.isalnum()
+    return cast("LiteralString", f"NOTIFY {CHANNEL}, '{replica}'; COMMIT")
 
 
 def tell_digested(tx: Transaction, *, replica: str) -> None:
@@ -41,13 +46,13 @@ class Notifications:
 
     Args:
         url: Of the database.
-        woken: Called on the loop when another replica, or this one, has made something due earlier,
-            and when a connection has been made, since something may have been missed.
+        woken: Called on the loop with the nonce of a replica that has made something due earlier;
+            with none when a connection has been made, since something may have been missed.
         digested: Called on the loop with a replica's nonce and the lane of what it has settled.
     """
 
     def __init__(
-        self, url: str, *, woken: Callable[[], None], digested: Callable[[str, int], None]
+        self, url: str, *, woken: Callable[[str], None], digested: Callable[[str, int], None]
     ) -> None:
         self._url = url
         self._woken = woken
@@ -90,7 +95,7 @@ class Notifications:
             if lane.isdecimal():
                 self._loop.call_soon_threadsafe(self._digested, replica, int(lane))
             else:
-                self._loop.call_soon_threadsafe(self._woken)
+                self._loop.call_soon_threadsafe(self._woken, replica)
 
 
 def _is_pooled(connection: Connection) -> bool:

@@ -38,7 +38,7 @@ from sidecar.journal.postgres.lease import (
     renew,
     take,
 )
-from sidecar.journal.postgres.notifications import WAKE, Notifications, tell_digested
+from sidecar.journal.postgres.notifications import Notifications, tell_digested, wake_and_commit
 from sidecar.journal.postgres.owner import nonce_of
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
@@ -68,11 +68,6 @@ _BEGIN: Final = cast(
     f" SET LOCAL statement_timeout = '{STATEMENT_S}s';"
     f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'",
 )
-
-
-_COMMIT: Final = "COMMIT"
-# In one message with the commit; the transaction fails with it.
-_WAKE_AND_COMMIT: Final = f"{WAKE}; COMMIT"
 
 
 class _NotCommitted(Exception):
@@ -117,13 +112,19 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
         self._digested = replica.digested
         self._notifications: Notifications | None = None
         if not lease.alone:
-            self._notifications = Notifications(url, woken=bell.ring, digested=self._hear_digested)
+            self._notifications = Notifications(
+                url, woken=self._hear_wake, digested=self._hear_digested
+            )
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
     @property
     def replica(self) -> str:
         """The name of this replica; another one once it was taken for gone."""
         return self._writer.replica
+
+    def _hear_wake(self, replica: str) -> None:
+        if replica != nonce_of(self.replica):
+            self._bell.ring()
 
     def _hear_digested(self, replica: str, lane: int) -> None:
         if replica != nonce_of(self.replica):
@@ -359,7 +360,10 @@ class DatabaseWriter(_OnDatabase):
             raise
         try:
             self._asks()
-            connection.execute(_WAKE_AND_COMMIT if tx.wakes else _COMMIT)
+            if tx.wakes:  # in one message, so that both are done or neither
+                connection.execute(wake_and_commit(nonce_of(self.replica)))
+            else:
+                connection.execute("COMMIT")
         except psycopg.Error as error:
             if not is_lost(error, connection):
                 raise
