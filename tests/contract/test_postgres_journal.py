@@ -171,6 +171,16 @@ class TestReplicas:
 
             await until(are_longer)
 
+    async def test_one_whose_writes_all_fail_renews_its_lease(self, url: str) -> None:
+        """A replica that is asked only for what it has to refuse is not taken for gone."""
+        async with opened(url) as journal:
+            ((first,),) = asked(url, "SELECT max(until) FROM replicas")
+            sql = f"SELECT max(until) > timestamptz '{first}' + interval '2 s' FROM replicas"
+            with anyio.fail_after(WAIT_S):
+                while asked(url, sql) != [(True,)]:
+                    with pytest.raises(CallError):
+                        await journal.append([Turn("acme/none", "i", 1, "caller", "hello", NOW_S)])
+
     async def test_a_process_that_ended_here_is_gone_at_once(self, url: str) -> None:
         """What a killed process of this machine had is free before its lease ends."""
         async with opened(url) as journal, await anyio.open_process(["sleep", "600"]) as process:

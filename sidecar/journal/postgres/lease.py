@@ -126,8 +126,8 @@ def _require_free(tx: PostgresTransaction, owner: str, *, ended: bool, alone: bo
         JournalLocked: see `take`.
     """
     if owner == _REPLICAS:
+        reap(tx, ended=alone)
         if alone:
-            reap(tx)
             there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1")
             if there is not None:
                 raise _locked(there[0])
@@ -137,21 +137,22 @@ def _require_free(tx: PostgresTransaction, owner: str, *, ended: bool, alone: bo
         tx.run("DELETE FROM replicas")
 
 
-def reap(tx: PostgresTransaction, *, except_for: str = "") -> bool:
-    """Take out of `replicas` those whose lease or process has ended; return whether any had.
+def reap(tx: PostgresTransaction, *, except_for: str = "", ended: bool) -> bool:
+    """Take out of `replicas` those that are gone; return whether any was.
 
     To be called in a transaction that has locked `writer`.
 
     Args:
         tx: The transaction.
         except_for: A replica that is there.
+        ended: Those whose lease has ended, too; False: only those whose process has.
     """
     gone = [
         name
-        for name, ended in tx.rows(
+        for name, has_ended in tx.rows(
             "SELECT name, until < clock_timestamp() FROM replicas WHERE name <> ?", except_for
         )
-        if ended or is_gone(name)
+        if (ended and has_ended) or is_gone(name)
     ]
     for name in gone:
         tx.run("DELETE FROM replicas WHERE name = ?", name)

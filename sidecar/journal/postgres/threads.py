@@ -56,7 +56,7 @@ READ_S: Final = 60.0
 """The same of a read."""
 _LOOK_EVERY_S: Final = 1.0
 _AGAIN_S: Final = 0.1
-_NO_ROOM: Final = (JournalFull, JournalLocked, LeaseLost)
+_BARRED: Final = (JournalLocked, LeaseLost)
 POLL_S: Final = 1.0
 """How often to look for what other replicas have made due, where no notification comes through."""
 # One message: a transaction pooler passes no setting on that outlives a transaction. JIT would
@@ -287,7 +287,7 @@ class DatabaseWriter(_OnDatabase):
         self._replica = replica
         self._committed_s = self._looked_s = time.monotonic()
         self._reaps_after_s = self._looked_s + LEASE_S
-        self.has_room = True
+        self._is_full = self._is_barred = False
         super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
     @property
@@ -295,17 +295,20 @@ class DatabaseWriter(_OnDatabase):
         """The name of this replica."""
         return self._lease.replica
 
+    @property
+    def has_room(self) -> bool:
+        """See `DatabaseThreads.has_room`."""
+        return not (self._is_full or self._is_barred)
+
     @override
     def _rest(self) -> None:
         # What is wrong is met again by the next write, which reports it.
         try:
             self._once([])
-        except (LeaseLost, JournalLocked):
-            self.has_room = False
-        except Exception:  # noqa: BLE001, S110 - as said
-            pass
+        except Exception as error:  # noqa: BLE001 - as said
+            self._is_barred = isinstance(error, _BARRED)
         else:
-            self.has_room = True
+            self._is_barred = False
 
     @override
     def _disconnect(self) -> None:
@@ -318,18 +321,21 @@ class DatabaseWriter(_OnDatabase):
 
     @override
     def _carry_out(self, group: list[Queued]) -> None:
+        is_away = False
         try:
             self._once(group)
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            if len(group) == 1 or isinstance(error, JournalAway):
+            is_away = isinstance(error, JournalAway)
+            if len(group) == 1 or is_away:
                 fail(group, error if isinstance(error, SidecarError) else journal_error(error))
             else:
                 # One of them failed, and with it all: now each by itself.
                 for job in group:
                     self._carry_out([job])
                 return
-        self.has_room = not any(isinstance(job.error, _NO_ROOM) for job in group)
-        if time.monotonic() - self._committed_s > RENEW_S:
+        self._is_full = any(isinstance(job.error, JournalFull) for job in group)
+        self._is_barred = any(isinstance(job.error, _BARRED) for job in group)
+        if not is_away and time.monotonic() - self._committed_s > RENEW_S:
             self._rest()  # what fails renews nothing
 
     def _once(self, jobs: Sequence[Queued]) -> None:
@@ -383,7 +389,8 @@ class DatabaseWriter(_OnDatabase):
         self._looked_s = now_s
         if clock_ahead_s is not None:
             self._replica.timed(clock_ahead_s)
-        if now_s > self._reaps_after_s and reap(tx, except_for=self._lease.replica):
+        may_have_ended = now_s > self._reaps_after_s
+        if reap(tx, except_for=self._lease.replica, ended=may_have_ended):
             self._replica.freed(tx)
 
     def _go_on_anew(self, connection: Connection) -> None:
