@@ -560,9 +560,9 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
     async def body(bench: CallsBench) -> None:
         append = bench.journal.append
 
-        async def slow(turns: Sequence[Turn], *, epoch: int | None = None) -> None:
+        async def slow(turns: Sequence[Turn]) -> None:
             await anyio.sleep(1.0)
-            await append(turns, epoch=epoch)
+            await append(turns)
 
         bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
@@ -767,7 +767,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         await ear.newest()
         append = bench.journal.append
 
-        async def full(_: Sequence[Turn], **__: object) -> None:
+        async def full(_: Sequence[Turn]) -> None:
             raise JournalFull("no room")
 
         bench.journal.append = full  # type: ignore[method-assign]
