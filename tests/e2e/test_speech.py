@@ -5,7 +5,6 @@ from the embedded Letta's memory, Piper speaks for the agent, and what the calle
 recognised again.
 """
 
-import re
 from pathlib import Path
 
 import anyio
@@ -24,6 +23,8 @@ for part in ("faster_whisper", "piper"):
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 PHONE = "+12025550120"
+ASKED_AT_MOST = 3
+"""A small recogniser mishears one word in some hundred; who did not understand asks again."""
 
 
 def piper(text: str) -> bytes:
@@ -35,19 +36,26 @@ def piper(text: str) -> bytes:
     return b"".join(bytes(f.data) for f in (*resampler.push(frame), *resampler.flush()))
 
 
-async def exchange(caller: Caller, samples: bytes) -> None:
+async def exchange(caller: Caller, samples: bytes) -> str:
+    """Say something, and return what a recogniser hears of the answer."""
+    caller.audio.clear()
     said = len(caller.heard)
     await caller.speak(samples)
     await caller.until(lambda: len(caller.heard) > said, 90)
     await caller.until_agent_is_silent(for_s=1.5)
+    heard = bytes(caller.audio)
+    frame = rtc.AudioFrame(heard, RATE_HZ, 1, len(heard) // 2)
+    return await anyio.to_thread.run_sync(WhisperStt()._transcribe, frame)
 
 
+@pytest.mark.slow
 async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> None:
     """A spoken fact is recognised, remembered and spoken aloud in the next call."""
-    telling = await anyio.to_thread.run_sync(piper, "My favorite color is green.")
+    telling = await anyio.to_thread.run_sync(piper, "My favorite color is purple.")
     asked = await anyio.to_thread.run_sync(piper, "What is my favorite color?")
     env = {"SIDECAR_SPOOL_DIR": str(tmp_path / "spool")}
     sidecar = SidecarProcess(tmp_path / "data", env)
+    heard = ""
     await anyio.to_thread.run_sync(sidecar.start)
     try:
         async with (
@@ -60,21 +68,20 @@ async def test_a_voice_is_understood_remembered_and_answered(tmp_path: Path) -> 
                 env={"VOICE_DISCLOSURE": "Hello."},
             ) as worker,
         ):
-            for room, samples in (("tell", telling), ("ask", asked)):
+            for room, samples, told in (("tell", telling, ""), ("ask", asked, "purple")):
                 async with calling(server.url, room, room, phone=PHONE) as caller:
                     await server.call_agent(room)
                     # The disclosure, and then the greeting, however long it takes to begin.
                     await caller.until(lambda caller=caller: len(caller.heard) >= 2, 120)
                     await caller.until_agent_is_silent(60, for_s=2.0)
-                    caller.audio.clear()
-                    await exchange(caller, samples)
+                    for _ in range(ASKED_AT_MOST):
+                        heard = (await exchange(caller, samples)).lower()
+                        if told in heard:
+                            break
                 await anyio.to_thread.run_sync(eventually, lambda: not sidecar.live_calls())
             prompt = str(worker.prompts("ask")[-1])
     finally:
         await anyio.to_thread.run_sync(sidecar.stop)
 
-    assert "green" in prompt
-    samples = bytes(caller.audio)
-    frame = rtc.AudioFrame(samples, RATE_HZ, 1, len(samples) // 2)
-    heard = await anyio.to_thread.run_sync(WhisperStt()._transcribe, frame)
-    assert re.search(r"\bgreen\b", heard, re.IGNORECASE), heard
+    assert "purple" in prompt
+    assert "purple" in heard
