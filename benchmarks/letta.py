@@ -37,7 +37,7 @@ from tests.app_server.stack import AppServerStack
 from tests.app_server.stack import installed as app_server_installed
 from tests.letta_server.stack import EMBEDDING, MODEL, LettaStack
 from tests.letta_server.stack import installed as classic_installed
-from tests.sidecar_process import SidecarProcess
+from tests.sidecar_process import COLD, SidecarProcess
 
 READS, POSTS, TOKENS = 200, 20, 50
 QUICK_READS, QUICK_POSTS, QUICK_TOKENS = 10, 2, 3
@@ -184,7 +184,7 @@ async def _first_token_of_app_server(
         "SIDECAR_LOG_LEVEL": "info",
     }
     api = f"{server.url.replace('ws', 'http', 1)}/v1"
-    with SidecarProcess(directory / "data", env) as sidecar:
+    with SidecarProcess(directory / "data", env, command=COLD) as sidecar:
         ways = {
             "first token: model, beside App Server": _Way(f"{server.llm_url}/v1", "demo"),
             "first token: ours": _Way(

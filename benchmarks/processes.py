@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.sidecar_process import SidecarProcess
+from tests.sidecar_process import COLD, SidecarProcess
 
 START_S = 30.0
 MEMORY = "remembered-fact"
@@ -30,7 +30,7 @@ def sidecar(data_dir: Path, letta: "LettaProcess | None", **settings: str) -> Si
     env = {"SIDECAR_LOG_LEVEL": "info", **settings}
     if letta is not None:
         env["LETTA_BASE_URL"] = letta.url
-    return SidecarProcess(data_dir, env)
+    return SidecarProcess(data_dir, env, command=COLD)
 
 
 class LettaProcess:

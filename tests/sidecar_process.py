@@ -1,5 +1,7 @@
 """The sidecar as its user runs it: a process with its own data directory."""
 
+import atexit
+import functools
 import json
 import os
 import re
@@ -14,13 +16,40 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests.warm import Warm, WarmProcess
+
 START_S = 120.0
+COLD = (sys.executable, "-m", "sidecar", "run")
+"""The command itself, where its start is what is meant."""
+IMPORTED = ("sidecar.cli", "sidecar.app.serve", "sidecar.letta.rest.letta")
 
 
 def without_settings() -> dict[str, str]:
     """Return this machine's environment without what a sidecar reads of it."""
     ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_", "COVERAGE")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+@functools.cache
+def warm() -> Warm:
+    """Return what starts `sidecar` without the second that its imports take."""
+    started = Warm(IMPORTED, env=without_settings())
+    atexit.register(started.close)
+    return started
+
+
+def sidecar_command(
+    *args: str, env: Mapping[str, str], stdin: str = "", stderr: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m sidecar` with arguments to its end.
+
+    Args:
+        args: The arguments.
+        env: Its whole environment.
+        stdin: What it can read.
+        stderr: Where it writes errors; None: they are returned.
+    """
+    return warm().run(["sidecar", *args], env=env, stdin=stdin, stderr=stderr, timeout=60.0)
 
 
 class SidecarProcess:
@@ -30,7 +59,7 @@ class SidecarProcess:
         data_dir: Kept over restarts.
         env: Settings besides the data directory; the machine's own are removed.
         port: 0 takes a free one, and keeps it over restarts.
-        command: Replaces this checkout's `sidecar run`.
+        command: Replaces this checkout's `sidecar run`, which is started warm.
         cwd: The working directory; by default the test's.
     """
 
@@ -40,7 +69,7 @@ class SidecarProcess:
         env: Mapping[str, str] | None = None,
         *,
         port: int = 0,
-        command: Sequence[str] = (sys.executable, "-m", "sidecar", "run"),
+        command: Sequence[str] = (),
         cwd: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
@@ -51,7 +80,7 @@ class SidecarProcess:
         self._env = dict(env or {})
         self._command = command
         self._cwd = cwd
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._readers: list[threading.Thread] = []
 
     def start(self) -> Self:
@@ -67,19 +96,28 @@ class SidecarProcess:
         }
         banner: list[str] = []
         up = threading.Event()
-        self._process = process = subprocess.Popen(
-            self._command,
-            cwd=self._cwd,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        process: subprocess.Popen[bytes] | WarmProcess
+        if self._command:
+            process = subprocess.Popen(
+                self._command,
+                cwd=self._cwd,
+                env=env,
+                stdout=out_end,
+                stderr=err_end,
+                start_new_session=True,
+            )
+        else:
+            process = warm().start(
+                ["sidecar", "run"], cwd=self._cwd, env=env, stdout=out_end, stderr=err_end
+            )
+        self._process = process
+        os.close(out_end)
+        os.close(err_end)
 
         def read_banner() -> None:
-            assert process.stdout is not None
-            with process.stdout as lines:
+            with open(out, encoding="utf-8") as lines:  # noqa: PTH123 - a pipe
                 for line in lines:
                     banner.append(line)
                     if line.strip().startswith("data "):
@@ -87,8 +125,7 @@ class SidecarProcess:
             up.set()
 
         def read_log() -> None:
-            assert process.stderr is not None
-            with process.stderr as lines:
+            with open(err, encoding="utf-8") as lines:  # noqa: PTH123 - a pipe
                 self.log.extend(lines)
 
         self._readers = [threading.Thread(target=r, daemon=True) for r in (read_banner, read_log)]

@@ -44,9 +44,8 @@ from tests.chaos.lettas import (
     StandIn,
     Stuck,
     ask,
-    wait_for_port,
 )
-from tests.chaos.mutated_sidecar import MUTATIONS, NO_FENCING
+from tests.chaos.mutated_sidecar import ADDRESSING_FILE, MUTATIONS, NO_FENCING
 from tests.chaos.sidecars import Child, Sidecar, Sidecars, taken_over_in_s
 from tests.postgres.server import PostgresServer
 
@@ -132,7 +131,7 @@ class Loop:
         env = os.environ | self.letta.env | {"SIDECAR_DATA_DIR": str(directory / "data")}
         if self.options.mutation == LATE_SPOOL:
             env["CHAOS_SPOOL_AFTER_S"] = "5"
-        worker.start([sys.executable, "-m", "tests.chaos.killed_worker", *arguments], env)
+        worker.start(["tests.chaos.killed_worker", *arguments], env)
 
     def ledger_of(self, worker: Child) -> Path:
         """The ledger of a worker's current process."""
@@ -160,7 +159,7 @@ class Loop:
     def kill_one(self) -> str:
         """Kill a process whatever it is doing, and start it again at once or after a while."""
         if self.options.mutation == NO_FENCING:
-            return self.freeze(self.dice.choice(self.sidecars.all), LEASE_S + 5.0)
+            return self.freeze(self.before_a_post(), LEASE_S + 5.0)
         if self.dice.random() < (1.0 if self.options.mutation == LATE_SPOOL else 0.2):
             return self.kill_both()
         if self.database is not None and self.dice.random() < 0.3:
@@ -201,6 +200,16 @@ class Loop:
         sidecar.network.resume()
         return f"{sidecar.name} {what}"
 
+    def before_a_post(self) -> Sidecar:
+        """Wait until a mutated sidecar is about to post, and return it."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            for sidecar in self.sidecars.all:
+                if (sidecar.data_dir / ADDRESSING_FILE).exists():
+                    return sidecar
+            threading.Event().wait(0.01)
+        raise Stuck("no sidecar posts anything")
+
     def freeze(self, sidecar: Sidecar, for_s: float) -> str:
         """Let a sidecar do nothing for a while."""
         sidecar.signal(signal.SIGSTOP)
@@ -240,6 +249,8 @@ class Loop:
         while not sidecar.answers:
             if time.monotonic() > deadline:  # checked before the pause, which may be long
                 raise Stuck(f"{sidecar.name} does not start")
+            if sidecar.ended:  # it started while it was cut off from its database
+                sidecar.run()
             self.pause(0.05)
 
     # Verdict
@@ -255,7 +266,7 @@ class Loop:
         self.sidecars.heal()
         for sidecar in self.sidecars.all:
             if not sidecar.answers:
-                wait_for_port(sidecar.port)
+                self.wait_for(sidecar)
         for worker in self.workers:
             worker.stop(within_s=20.0)
 

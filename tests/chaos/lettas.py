@@ -6,8 +6,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
@@ -30,7 +28,8 @@ from tests.app_server.stack import AppServerStack
 from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 from tests.ports import free_port
-from tests.stack import DIES_WITH_PARENT
+from tests.sidecar_process import warm
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -41,11 +40,10 @@ class Stuck(Exception):
     """Something that had to happen did not."""
 
 
-def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process that dies with this one; its output is appended to `log`."""
-    dying = [sys.executable, str(DIES_WITH_PARENT), str(int(signal.SIGKILL)), ""]
+def start(program: Sequence[str], log: Path, env: Mapping[str, str]) -> WarmProcess:
+    """Start a module with its arguments, warm; its output is appended to `log`."""
     with log.open("ab") as out:
-        return subprocess.Popen([*dying, *command], stdout=out, stderr=out, cwd=ROOT, env=env)
+        return warm().start(program, stdout=out, stderr=out, cwd=ROOT, env=env)
 
 
 class Letta(Protocol):
@@ -156,7 +154,7 @@ class StandIn(Letta):
         self.moods = moods
         self._directory = directory
         self._port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: WarmProcess | None = None
         self._frozen = False
         self.env = {
             "LETTA_BASE_URL": f"http://127.0.0.1:{self._port}",
@@ -166,7 +164,7 @@ class StandIn(Letta):
 
     @override
     def start(self) -> None:
-        command = [sys.executable, "-m", "sidecar.testing.letta_server", "--no-dedupe"]
+        command = ["sidecar.testing.letta_server", "--no-dedupe"]
         options = ["--port", str(self._port), "--db", str(self._directory / "letta.jsonl")]
         log = self._directory / "letta.log"
         self._process = start([*command, *options, "--delay-ms", "20"], log, os.environ)

@@ -6,7 +6,8 @@ usage: CHAOS_MUTATION=NAME python -m tests.chaos.mutated_sidecar run
 * `no_horizon`: absent is final at once, though an earlier try may still land.
 * `trusted_503`: a 503 counts as a refusal, though a proxy may send it after Letta took the post.
 * `no_fencing`: a replica that wakes late goes on with a lane that another one has claimed. Finding
-  a batch's address takes it a while, so that it is frozen before a post often enough.
+  a batch's address takes it a while, in which a file in its data directory says so, so that it can
+  be frozen before a post.
 """
 
 import os
@@ -28,6 +29,7 @@ from sidecar.model import Batch
 NO_FENCING = "no_fencing"
 MUTATIONS = ("no_lookup", "no_horizon", "trusted_503", NO_FENCING)
 ADDRESS_S = 0.5
+ADDRESSING_FILE = "addressing"
 
 address = Courier.address
 post_error = wire.post_error
@@ -55,7 +57,10 @@ def unfenced(*_: Any, **__: Any) -> None:
 
 
 async def addressed_late(self: Courier, batch: Batch) -> Addressed | Outcome:
+    addressing = anyio.Path(os.environ["SIDECAR_DATA_DIR"], ADDRESSING_FILE)
+    await addressing.touch()
     await anyio.sleep(ADDRESS_S)
+    await addressing.unlink(missing_ok=True)
     return await address(self, batch)
 
 

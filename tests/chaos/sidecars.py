@@ -3,7 +3,6 @@
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from tests.fault_proxy import FaultProxy
 from tests.ports import free_port
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import without_settings
+from tests.warm import WarmProcess
 
 SIDECAR_ENV = {
     "SIDECAR_CONSOLE": "0",
@@ -38,10 +38,10 @@ class Child:
     def __init__(self, name: str, log: Path) -> None:
         self.name = name
         self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: WarmProcess | None = None
 
-    def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = start(command, self.log, env)
+    def start(self, program: Sequence[str], env: Mapping[str, str]) -> None:
+        self.process = start(program, self.log, env)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -69,6 +69,7 @@ class Sidecar(Child):
 
     Attributes:
         port: On which it listens.
+        data_dir: Its own.
         network: Between it and the database; None: its journal is a file.
     """
 
@@ -77,6 +78,7 @@ class Sidecar(Child):
     ) -> None:
         super().__init__(name, directory / f"{name}.log")
         self.port = free_port()
+        self.data_dir = Path(env["SIDECAR_DATA_DIR"])
         self._env = without_settings() | SIDECAR_ENV | {**env, "SIDECAR_PORT": str(self.port)}
         self.network: FaultProxy | None = None
         if database is not None:
@@ -87,11 +89,16 @@ class Sidecar(Child):
         module = "tests.chaos.mutated_sidecar" if mutated else "sidecar"
         if "CLOCK_FILE" in env and not mutated:
             module = "tests.moved_clock"
-        self._command = [sys.executable, "-m", module, "run"]
+        self._program = [module, "run"]
 
     def run(self) -> None:
         """Start it."""
-        self.start(self._command, self._env)
+        self.start(self._program, self._env)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
 
     @property
     def answers(self) -> bool:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,21 +12,14 @@ import pytest
 from typing_extensions import override
 
 from tests.e2e.test_link_server import worker
-from tests.sidecar_process import SidecarProcess, eventually
+from tests.sidecar_process import SidecarProcess, eventually, sidecar_command
 
 pytestmark = pytest.mark.e2e
 
 
 def ready(data_dir: Path, *options: str) -> tuple[int, str]:
     """The exit code and the output of `sidecar ready`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sidecar", "ready", *options],
-        env=os.environ | {"SIDECAR_DATA_DIR": str(data_dir)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = sidecar_command("ready", *options, env=os.environ | {"SIDECAR_DATA_DIR": str(data_dir)})
     return done.returncode, done.stdout + done.stderr
 
 

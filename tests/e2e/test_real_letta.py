@@ -1,14 +1,13 @@
 """The whole path on a real Letta server: a fact, a changed block, the next call's prompt."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.console_page import opened
 from tests.letta_server.stack import LettaStack
-from tests.sidecar_process import SidecarProcess, eventually
+from tests.sidecar_process import SidecarProcess, eventually, sidecar_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real_letta]
 
@@ -75,16 +74,7 @@ def test_the_command_line_makes_and_shows_an_agent(
         **settings(letta_server),
     }
 
-    def sidecar(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sidecar", *arguments],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
+    sidecar = partial(sidecar_command, env=env)
     made = sidecar("agents", "create", "front desk")
     assert made.returncode == 0, made.stderr
     shown = sidecar("agents", "show", made.stdout.strip())

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from tests.ports import free_ports
 from tests.stack import ROOT, Stack, StackError, answers, listens, run_until_stopped
+from tests.warm import Warm
 
 HERE = Path(__file__).resolve().parent
 LETTA_PYTHON = ROOT / ".letta-venv/bin/python"
@@ -60,6 +61,7 @@ class LettaStack(Stack):
         self.api_key = password
         self.base_url = f"http://127.0.0.1:{self._port}"
         self.timings_s: dict[str, float] = {}
+        self._imported: Warm | None = None
 
     @override
     def start(self) -> None:
@@ -78,6 +80,8 @@ class LettaStack(Stack):
     @override
     def stop(self) -> None:
         super().stop()
+        if self._imported is not None:
+            self._imported.close()
         if self._postgres_dir is not None:
             shutil.rmtree(self._postgres_dir, ignore_errors=True)
 
@@ -89,8 +93,14 @@ class LettaStack(Stack):
 
     def start_letta(self) -> None:
         """Start the server on its existing data and wait until it answers."""
-        command = [str(LETTA_PYTHON), str(HERE / "serve.py"), str(self._port)]
-        self._spawn("letta", command, environ=self._environ())
+        with (self._dir / "letta.log").open("ab") as log:
+            self._processes["letta"] = self._python().start(
+                [str(HERE / "serve.py"), str(self._port)],
+                env=self._environ(),
+                cwd=self._dir,
+                stdout=log,
+                stderr=log,
+            )
         self._wait("letta", lambda: answers(f"{self.base_url}/v1/health/"))
 
     def restart_letta(self) -> None:
@@ -167,17 +177,21 @@ class LettaStack(Stack):
         self._wait("postgres", lambda: listens(self._postgres_port))
 
     def _make_schema(self) -> None:
-        done = subprocess.run(
-            [str(LETTA_PYTHON), str(HERE / "schema.py")],
-            check=False,
-            env=self._environ(),
-            cwd=self._dir,
-            capture_output=True,
-            timeout=READY_S,
-        )
+        done = self._python().run([str(HERE / "schema.py")], env=self._environ(), timeout=READY_S)
         if done.returncode:
-            tail = done.stderr.decode(errors="replace")[-2000:]
-            raise StackError(f"the tables could not be made: {tail}")
+            raise StackError(f"the tables could not be made: {done.stderr[-2000:]}")
+
+    def _python(self) -> Warm:
+        """Return the interpreter of the server, which has imported it."""
+        if self._imported is None:
+            with (self._dir / "letta.log").open("ab") as log:
+                self._imported = Warm(
+                    ["letta.server.rest_api.app"],
+                    python=str(LETTA_PYTHON),
+                    env=self._environ(),
+                    log=log,
+                )
+        return self._imported
 
     def _environ(self) -> dict[str, str]:
         foreign = ("LETTA_", "OPENAI_")
