@@ -16,6 +16,8 @@ DOCS_VENV := .docs-venv
 SHIP_VENV := .ship-venv
 LITELLM_VENV := .litellm-venv
 KILLS ?= 200
+SECONDS ?= 600
+CALLS ?= 200
 # Tests at a time, on two cores. A fourth made the suite no faster (10:03 for 10:09), and on a slow
 # machine it takes the cores that the rooms need to speak and hear in time.
 JOBS ?= 3
@@ -28,8 +30,9 @@ export DO_NOT_TRACK := 1
 # The tests start some two hundred processes, and the installed packages are not compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast slow check \
-	lint types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server real-parts debian run test test-fast \
+	slow check lint types fmt bench bench-litellm chaos soak lock clean docs cli-docs link-schema \
+	dist vapi-demo
 
 # A text that is too long for one line goes on in a second one that begins with the same target.
 help: ## Show this
@@ -145,15 +148,14 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 	  $(MAKE) --no-print-directory speech; fi
 	@$(BIN)/sidecar run --restart
 
-test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
-	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint
-test: ## Checks, and all tests on the real parts but the slow ones
-	@said=$$(mktemp); $(BIN)/pyright >$$said 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m "not slow"; tests=$$?; \
-	wait $$types; types=$$?; cat $$said; rm -f $$said; exit $$((tests + types))
+real-parts: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
+	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian
 
-slow: $(VENV)/.dev $(APP_SERVER_VENV)/.installed debian ## The tests that `make test` leaves out
-	@$(BIN)/python -m pytest -m slow -q
+test: real-parts lint ## Style, and all tests on the real parts but the slow ones
+	@$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m "not slow"
+
+slow: real-parts ## The tests that `make test` leaves out
+	@$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m slow
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
 	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q
@@ -185,6 +187,9 @@ chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL
 chaos: ## REPLICAS=N)
 	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL) \
 	  --replicas $(REPLICAS)
+
+soak: $(VENV)/.dev ## Hold CALLS live calls for SECONDS, with faults, and see whether anything grows
+	@$(BIN)/python -m tests.chaos.soak --seconds $(SECONDS) --calls $(CALLS)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \

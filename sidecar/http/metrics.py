@@ -136,6 +136,7 @@ class Metrics:
         self._journal_up = gauge("sidecar_journal_up", "1 while turns can be stored.")
         self._draining = gauge("sidecar_draining", "1 while the sidecar is draining.")
         self._connections = gauge("sidecar_link_connections", "Workers that are connected.")
+        self._tasks = gauge("sidecar_tasks", "Tasks that run on the event loop.")
         self._live = Gauge(
             "sidecar_live_calls", "Calls that are live.", ["channel"], registry=registry
         )
@@ -209,6 +210,7 @@ class Metrics:
         self._journal_up.set(state.journal_ok)
         self._draining.set(state.draining)
         self._connections.set(state.connections)
+        self._tasks.set(len(anyio.get_running_tasks()))
         for channel in CHANNELS:
             self._live.labels(channel).set(state.live_calls.get(channel, 0))
         others = (n for channel, n in state.live_calls.items() if channel not in CHANNELS)

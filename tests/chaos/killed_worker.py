@@ -28,10 +28,12 @@ from tests.quiet import Quiet
 
 # The kill loop sets this to take out the rule that turns are spooled at once without a sidecar.
 SPOOLS_LATE_S = float(os.environ.get("CHAOS_SPOOL_AFTER_S", "0"))
-CALLS_AT_ONCE = 3
-CALLERS = 24
+CALLS_AT_ONCE = int(os.environ.get("CHAOS_CALLS", "3"))
+CALLERS = int(os.environ.get("CHAOS_CALLERS", "24"))
 TURN_EVERY_S = float(os.environ.get("CHAOS_TURN_EVERY_S", "0.08"))
 FLUSH_S = 2.0
+# Notes how long each ack took, and what each prompt waited.
+TIMED = "CHAOS_TIMED" in os.environ
 # The first turn of each call asks the demo model to remember the call.
 TEACHES = "CHAOS_TEACH" in os.environ
 
@@ -43,9 +45,14 @@ class Worker:
         self._dice = dice
         self._ledger = ledger.open("ab", buffering=0)
         self.stopping = anyio.Event()
+        self._said_s: dict[tuple[str, str], float] = {}
 
     def note(self, *words: object) -> None:
         self._ledger.write((" ".join(map(str, words)) + "\n").encode())
+
+    def took(self, what: str, since_s: float) -> None:
+        """Note when something ended, in Unix time, and how long it took."""
+        self.note("took", what, time.time(), time.perf_counter() - since_s)
 
     def watch_acks(self, call: LinkedCall) -> None:
         """Note each ack at the moment the unacked gets it."""
@@ -56,6 +63,8 @@ class Worker:
             items = list(items)
             for item in items:
                 self.note("acked", call.call_id, item)
+                if said_s := self._said_s.pop((call.call_id, item), 0.0):
+                    self.took("ack", said_s)
             return forget(items, closed=closed)
 
         unacked.acked = acked
@@ -63,6 +72,8 @@ class Worker:
     async def run_calls(self, slot: int) -> None:
         """Hold one call after another."""
         opened = 0
+        if TIMED:
+            await anyio.sleep(self._dice.uniform(0.0, 2 * TURN_EVERY_S))
         while not self.stopping.is_set():
             opened += 1
             hints = Hints(caller=f"caller-{self._dice.randrange(CALLERS)}")
@@ -77,7 +88,13 @@ class Worker:
                 text = text_of(call.call_id, n)
                 if TEACHES and n == 0:
                     text += f" {lesson_of(call.call_id)}"
+                if TIMED:
+                    self._said_s[call.call_id, str(n)] = time.perf_counter()
                 call.record(Utterance(str(n), "agent" if n % 2 else "caller", text))
+                if TIMED and n % 2 == 0:
+                    asked_s = time.perf_counter()
+                    await call.ready()
+                    self.took("prompt", asked_s)
                 await anyio.sleep(self._dice.expovariate(1 / TURN_EVERY_S))
                 if self.stopping.is_set():
                     break

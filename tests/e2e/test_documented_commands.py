@@ -182,6 +182,10 @@ KNOWN = {
     r"make chaos KILLS=\d+": Known(
         make_target, "chaos/test_kills.py::test_nothing_is_lost_doubled_or_misordered"
     ),
+    r"make slow": Known(make_target, "unit/test_forge_files.py"),
+    r"make soak": Known(
+        make_target, "chaos/test_soak.py::test_calls_with_faults_lose_nothing_and_are_measured"
+    ),
     r"make bench": Known(make_target, "e2e/test_benchmarks.py"),
     r"make speech": Known(make_target, "e2e/test_speech.py"),
     r"python voice_worker\.py start": Known(
