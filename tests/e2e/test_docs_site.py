@@ -137,27 +137,24 @@ def test_the_settings_are_on_the_configuration_page(site: Path) -> None:
         assert f"<code>{name}</code>" in shown
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("[gone](nowhere.md)", "nowhere.md"),
-        ("[gone](letta.md#no-such-heading)", "no-such-heading"),
-        ("[gone](../README.md#no-such-heading)", "no-such-heading"),
-        ("[gone](../NOWHERE.md)", "NOWHERE.md"),
-    ],
-)
-def test_a_broken_link_fails_the_build(fault: str, said: str, tmp_path: Path) -> None:
+def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
     """The strict build fails on a link to a missing page or anchor, in docs/ or outside."""
+    faults = {
+        "nowhere.md": "nowhere.md",
+        "letta.md#no-such-heading": "#no-such-heading",
+        "../README.md#no-heading-there": "#no-heading-there",
+        "../NOWHERE.md": "NOWHERE.md",
+    }
     for source in (*SOURCES, *(path.name for path in ROOT.glob("*.md"))):
         target = tmp_path / "copy" / source
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         copy(ROOT / source, target)
     with (tmp_path / "copy/docs/deploy.md").open("a") as page:
-        page.write(f"\n{fault}\n")
+        page.writelines(f"\n[gone]({fault})\n" for fault in faults)
     done = build(tmp_path / "copy/mkdocs.yml", tmp_path / "site")
     assert done.returncode != 0
-    assert said in done.stderr
+    assert [said for said in faults.values() if said not in done.stderr] == []
 
 
 def test_the_command_reference_is_that_of_the_commands(tmp_path: Path) -> None:

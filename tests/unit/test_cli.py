@@ -1,6 +1,7 @@
 """The command line on a journal of its own, in this process."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -71,6 +72,10 @@ class Done:
         return json.loads(self.out)
 
 
+built = functools.cache(typer.main.get_command)
+"""Typer makes every command anew for each run, which costs more than most of them."""
+
+
 class Cli:
     """`sidecar …` with settings of its own."""
 
@@ -88,6 +93,7 @@ class Cli:
             for name, value in (said | {"COLUMNS": "80"} | settings).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["sidecar", *args])
+            patch.setattr(typer.main, "get_command", built)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
                     cli.main()

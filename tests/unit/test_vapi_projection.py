@@ -646,7 +646,7 @@ def played(data: st.DataObject, spoken: Spoken) -> Stored:
 
 
 @given(data=st.data(), spoken=spoken_calls(discards=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_reported_call_is_stored_as_it_was_spoken(data: st.DataObject, spoken: Spoken) -> None:
     """Whatever is repeated, lost, late or posted meanwhile: after the report, exactly the truth."""
     stored = played(data, spoken)
@@ -656,7 +656,7 @@ def test_a_reported_call_is_stored_as_it_was_spoken(data: st.DataObject, spoken:
 
 
 @given(data=st.data(), spoken=spoken_calls(), window=st.integers(0, 4), whole=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_absence_takes_nothing_back(
     data: st.DataObject, spoken: Spoken, window: int, whole: bool
 ) -> None:
@@ -679,7 +679,7 @@ def test_absence_takes_nothing_back(
 
 
 @given(data=st.data(), spoken=spoken_calls(discards=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_call_without_a_report_ends_with_what_was_seen_last(
     data: st.DataObject, spoken: Spoken
 ) -> None:
