@@ -51,12 +51,12 @@ WITH_KEY = ["stand-in", "real", APP_SERVER]
 
 def marked(kinds: list[str]) -> list[ParameterSet]:
     """Mark the kinds that need the real server, so that a quick run can leave them out."""
-    return [
-        pytest.param(kind, marks=pytest.mark.real_letta)
-        if kind in {*REAL, APP_SERVER}
-        else pytest.param(kind)
-        for kind in kinds
-    ]
+    marks = {
+        "real": [pytest.mark.real_letta],
+        "real-no-redis": [pytest.mark.real_letta, pytest.mark.slow],
+        APP_SERVER: [pytest.mark.real_letta],
+    }
+    return [pytest.param(kind, marks=marks.get(kind, [])) for kind in kinds]
 
 
 @pytest.fixture(params=marked(EVERY))

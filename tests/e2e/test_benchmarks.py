@@ -47,6 +47,7 @@ def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
     assert rows["no memory"]["llm_calls_per_turn"] == 1.0
 
 
+@pytest.mark.slow
 def test_every_turn_sent_over_the_link_is_acked() -> None:
     """At any speed, from one client and from four, every turn is acked."""
     figures = measured("journal")
@@ -83,6 +84,7 @@ def test_the_comparison_is_skipped_with_a_word(
     assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
+@pytest.mark.slow
 def test_an_idle_sidecar_is_weighed() -> None:
     """The benchmark reports memory and CPU for each kind of Letta."""
     figures = measured("idle")

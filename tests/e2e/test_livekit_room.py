@@ -271,6 +271,7 @@ async def test_sigterm_in_a_call_hands_over_what_was_said(
     assert [] == spool_files(worker.spool_dir)
 
 
+@pytest.mark.slow
 async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
     server: LiveKitServer, fake: Fake, tmp_path: Path
 ) -> None:
@@ -295,6 +296,7 @@ async def test_kill_9_of_the_worker_leaves_its_words_in_the_spool(
 # With the real sidecar
 
 
+@pytest.mark.slow
 @pytest.mark.real_letta
 async def test_the_second_call_recalls_what_letta_made_of_the_first(
     server: LiveKitServer, letta_server: LettaStack, tmp_path: Path
@@ -332,6 +334,7 @@ async def test_the_second_call_recalls_what_letta_made_of_the_first(
     assert phone not in log
 
 
+@pytest.mark.slow
 async def test_a_sidecar_killed_in_a_call_is_back_for_the_next_one(
     server: LiveKitServer, tmp_path: Path
 ) -> None:
@@ -367,6 +370,7 @@ def words_in_journal(data_dir: Path) -> list[str]:
         return [text for (text,) in rows]
 
 
+@pytest.mark.slow
 async def test_two_jobs_in_one_room_store_each_word_once(
     server: LiveKitServer, tmp_path: Path
 ) -> None:
@@ -398,6 +402,7 @@ async def test_two_jobs_in_one_room_store_each_word_once(
         await anyio.to_thread.run_sync(sidecar.stop)
 
 
+@pytest.mark.slow
 async def test_a_call_in_a_room_is_one_trace(server: LiveKitServer, tmp_path: Path) -> None:
     """One trace goes from the caller's speech to the settled batch, without words or numbers."""
     said = "my name is Zenobia"

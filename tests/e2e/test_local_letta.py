@@ -105,6 +105,7 @@ def test_a_second_start_finds_the_same_agent_and_memory(
     assert {p.stat().st_mode & 0o777 for p in (folder / "token", auth_file)} == {0o600}
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_started_again(tmp_path: Path, app_server_program: Path) -> None:
     """After kill -9 of the App Server calls go on, and what was said meanwhile is remembered."""
     with SidecarProcess(tmp_path / "data", env_of(app_server_program)) as sidecar:
@@ -167,6 +168,7 @@ def test_where_it_cannot_start_the_embedded_one_remembers(tmp_path: Path, why: s
         until_answered(sidecar, "What is my favourite colour?", "teal")
 
 
+@pytest.mark.slow
 def test_memory_does_not_change_hands_when_the_server_is_gone(
     tmp_path: Path, app_server_program: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_from_the_embedded_one_to_the_app_server(
     moved(tmp_path, at_embedded(tmp_path), at_app_server(app_server))
 
 
+@pytest.mark.slow
 def test_from_the_app_server_to_the_embedded_one(
     tmp_path: Path, app_server: AppServerStack
 ) -> None:
@@ -139,6 +140,7 @@ def test_from_the_app_server_to_the_embedded_one(
     moved(tmp_path, at_app_server(app_server), at_embedded(tmp_path))
 
 
+@pytest.mark.slow
 def test_from_the_classic_server_to_the_app_server(
     tmp_path: Path, app_server: AppServerStack, letta_server: LettaStack
 ) -> None:
@@ -153,6 +155,7 @@ def test_from_the_app_server_to_the_classic_one(
     moved(tmp_path, at_app_server(app_server), at_classic(letta_server))
 
 
+@pytest.mark.slow
 def test_between_classic_servers_an_agent_file_is_carried(
     tmp_path: Path, letta_server: LettaStack, letta_server_without_redis: LettaStack
 ) -> None:

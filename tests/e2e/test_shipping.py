@@ -244,6 +244,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
     """The image serves as its user with only volumes writable, from a healthy start to a drain."""
     # The health check fails before the start and after the end, and succeeds in between. The
@@ -279,6 +280,7 @@ def test_the_image_serves_from_a_read_only_root(outside: Path) -> None:
             assert image.run(["touch", f"{at}/x"])[0] != 0
 
 
+@pytest.mark.slow
 def test_the_worker_image_starts_from_a_read_only_root(outside: Path, wheel: Path) -> None:
     """With a writable /tmp and spool, the worker loads its models, is healthy and stops."""
     stage = STAGES["worker"]
