@@ -1,8 +1,8 @@
 """A disk whose power can be cut: what was not synced by then is lost, in part, or torn.
 
 It is a VFS of SQLite on top of the real one, so that a journal runs on it unchanged. `image` writes
-the files as they may be after a cut at this moment: all that was synced is there, and each sector of
-what was written since is there or not, whatever the order in which it was written.
+the files as they may be after a cut at this moment: all that was synced is there, and each sector
+of what was written since is there or not, whatever the order in which it was written.
 """
 
 import random
