@@ -20,6 +20,7 @@
     │   ├── JournalFull             no room to make a turn durable; nothing was stored
     │   ├── JournalLocked           another process owns the file
     │   ├── JournalCorrupt          the file is not a journal or is damaged
+    │   ├── HeardElsewhere          another replica has the call that this one would go on with
     │   ├── CallerBusy              a caller to be forgotten has a live call, or a batch under way
     │   └── CallError               the call is unknown or another's, or a turn cannot be stored
     ├── LinkError                   a frame that breaks the link protocol; names the field
@@ -188,6 +189,20 @@ class TakenOver(SidecarError):
 
     No `JournalError`: trying again would change nothing.
     """
+
+
+class HeardElsewhere(JournalError):
+    """Another replica has the call of this room and caller, for another job: nothing was stored.
+
+    Args:
+        key: Of that call.
+    """
+
+    retryable = True
+
+    def __init__(self, key: str) -> None:
+        super().__init__("another sidecar has the call of this room and caller")
+        self.key = key
 
 
 class JournalCorrupt(JournalError):

@@ -482,7 +482,7 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
@@ -494,14 +494,18 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        execute(older, "DROP TABLE replicas")
-        for table, column in (
-            ("lanes", "replica"),
-            ("lanes", "epoch"),
-            ("calls", "replica"),
-            ("calls", "epoch"),
-        ):
-            execute(older, f"ALTER TABLE {table} DROP COLUMN {column}")
+        execute(older, "DROP TABLE successors; DROP INDEX calls_of_room")
+        for column in ("room", "lost_s"):
+            execute(older, f"ALTER TABLE calls DROP COLUMN {column}")
+        if version <= 5:
+            execute(older, "DROP TABLE replicas")
+            for table, column in (
+                ("lanes", "replica"),
+                ("lanes", "epoch"),
+                ("calls", "replica"),
+                ("calls", "epoch"),
+            ):
+                execute(older, f"ALTER TABLE {table} DROP COLUMN {column}")
         if version <= 4:
             execute(older, "ALTER TABLE calls DROP COLUMN final")
         if version <= 3:

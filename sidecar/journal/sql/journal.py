@@ -77,16 +77,40 @@ class SqlJournal(SqlReports):
 
     # Calls and turns
 
-    async def open_call(self, call: Call) -> Call:
+    async def open_call(self, call: Call, *, continues: str = "", lost: bool = False) -> Call:
         """See `Journal.open_call`."""
-        _check_text(call.key, call.caller_key, call.channel)
+        _check_text(call.key, call.caller_key, call.channel, call.room)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
         return await self.executor.write(
             lambda tx: writes.open_call(
-                tx, call, replica=self.replica, seal=seal, now_s=now_s, policy=self._policy
+                tx,
+                call,
+                continues=continues,
+                lost=lost,
+                replica=self.replica,
+                seal=seal,
+                now_s=now_s,
+                policy=self._policy,
             ),
             grows=True,
+        )
+
+    async def lose(self, lost: Sequence[tuple[str, int]], *, at_s: float) -> None:
+        """See `Journal.lose`."""
+        await self.executor.write(lambda tx: writes.lose(tx, lost, replica=self.replica, at_s=at_s))
+
+    async def in_room(self, room: str, *, caller_key: str) -> str | None:
+        """See `Journal.in_room`."""
+        if not room or not caller_key:
+            return None
+        now_s = self._clock()
+        return await self.executor.read(lambda tx: reads.in_room(tx, room, caller_key, now_s=now_s))
+
+    async def so_far(self, key: str, *, except_by: str, limit: int) -> tuple[Turn, ...]:
+        """See `Journal.so_far`."""
+        return await self.executor.read(
+            lambda tx: reads.so_far(tx, key, except_by=except_by, limit=limit)
         )
 
     async def identify(self, call: Call) -> Call:
@@ -143,7 +167,16 @@ class SqlJournal(SqlReports):
             grows=True,
         )
 
-    async def close_call(self, key: str, *, at_s: float, epoch: int, final: bool = False) -> None:
+    async def close_call(
+        self,
+        key: str,
+        *,
+        at_s: float,
+        epoch: int,
+        final: bool = False,
+        ended: bool = True,
+        if_lost: bool = False,
+    ) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
         await self.executor.write(
@@ -152,6 +185,8 @@ class SqlJournal(SqlReports):
                 key,
                 at_s=at_s,
                 final=final,
+                ended=ended,
+                if_lost=if_lost,
                 replica=self.replica,
                 epoch=epoch,
                 now_s=now_s,
@@ -346,7 +381,10 @@ class SqlJournal(SqlReports):
         """See `Journal.take_over`."""
         if not await self.executor.read(reads.free_calls):
             return []
-        return await self.executor.write(lambda tx: writes.take_over(tx, replica=self.replica))
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: writes.take_over(tx, replica=self.replica, now_s=now_s)
+        )
 
     async def is_live_elsewhere(self, key: str) -> bool:
         """See `Journal.is_live_elsewhere`."""

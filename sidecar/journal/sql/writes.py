@@ -14,62 +14,167 @@ from dataclasses import replace
 
 import msgspec
 
-from sidecar.errors import CallError
-from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, free_calls
-from sidecar.journal.sql.replicas import require_call
+from sidecar.errors import CallError, HeardElsewhere
+from sidecar.journal.policy import GOES_ON_S, PostPolicy
+from sidecar.journal.sql.reads import (
+    OPENED_LAST,
+    SELECT_CALL,
+    call_of_row,
+    free_calls,
+    row_of,
+)
+from sidecar.journal.sql.replicas import THERE, require_call
 from sidecar.journal.sql.tombstones import is_buried
 from sidecar.journal.sql.transaction import Transaction
-from sidecar.model import AgentRef, Call, Turn, joined_consent
+from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
 _ERASE_CALLS = 50
+_SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
+_SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls"
 
 
 # Calls and turns
 
 
 def open_call(
-    tx: Transaction, call: Call, *, replica: str, seal: bytes, now_s: float, policy: PostPolicy
+    tx: Transaction,
+    call: Call,
+    *,
+    replica: str,
+    seal: bytes,
+    now_s: float,
+    policy: PostPolicy,
+    continues: str = "",
+    lost: bool = False,
 ) -> Call:
-    """Store a call, or reopen the stored one, and take it; return it as stored.
+    """Store a call, reopen the stored one, or go on with another; take it, and return it as stored.
 
     Raises:
         CallError: it was erased with its caller (`erased`), or belongs to another caller.
+        HeardElsewhere: another replica has the call that it would go on with.
     """
-    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
-    if row is None:
+    row_id = row_of(tx, call.key)
+    if row_id is None:
         if is_buried(tx, seal):
             raise _erased()
+        row_id = _going_on(tx, call, continues=continues, replica=replica, now_s=now_s)
+        if row_id is None:
+            return _new_call(tx, call, lost=lost, replica=replica, now_s=now_s)
         tx.run(
-            "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
-            " closed_at_s, conversation_id, consent, last_s, replica, epoch)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+            "INSERT INTO successors(key, call, n)"
+            " VALUES (?1, ?2, 1 + (SELECT count(*) FROM successors WHERE call = ?2))",
             call.key,
-            _lane_id(tx, call.ref),
-            int(call.ref.known),
-            call.channel,
-            call.caller_key,
-            call.opened_at_s,
-            call.closed_at_s,
-            call.conversation_id,
-            call.consent,
-            now_s,
-            replica,
+            row_id,
         )
-        if call.caller_key:
-            _hasten_earlier(tx, call, now_s=now_s)
-        return replace(call, epoch=1)
-    stored = call_of_row(row)
+    else:
+        _require_not_elsewhere(tx, row_id, call.key, replica=replica)
+    stored = call_of_row(tx.rows(f"{SELECT_CALL} WHERE c.id = ?", row_id)[0])
     if stored.caller_key not in {"", call.caller_key}:
         raise CallError("call_claimed", "the call is stored as another caller's")
     if stored.closed_at_s is not None:
-        tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
-        reschedule_call(tx, _row_id(tx, call.key), now_s=now_s, policy=policy)
+        tx.run("UPDATE calls SET closed_at_s = NULL WHERE id = ?", row_id)
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
     consent = joined_consent(stored.consent, call.consent)
     if consent != stored.consent:
-        tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
-    epoch = _taken(tx, call.key, replica=replica)
-    return replace(stored, closed_at_s=None, consent=consent, epoch=epoch)
+        tx.run("UPDATE calls SET consent = ? WHERE id = ?", consent, row_id)
+    room = stored.room if lost else call.room
+    tx.run(
+        "UPDATE calls SET room = ?1, lost_s = CASE WHEN ?2 = 1 THEN coalesce(lost_s, ?3) END"
+        " WHERE id = ?4 AND (room <> ?1 OR lost_s IS NOT NULL OR ?2 = 1)",
+        room,
+        int(lost),
+        now_s,
+        row_id,
+    )
+    epoch = _taken(tx, stored.key, replica=replica)
+    return replace(stored, closed_at_s=None, consent=consent, room=room, epoch=epoch)
+
+
+def _new_call(tx: Transaction, call: Call, *, lost: bool, replica: str, now_s: float) -> Call:
+    tx.run(
+        "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
+        " closed_at_s, conversation_id, consent, last_s, room, lost_s, replica, epoch)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+        call.key,
+        _lane_id(tx, call.ref),
+        int(call.ref.known),
+        call.channel,
+        call.caller_key,
+        call.opened_at_s,
+        call.closed_at_s,
+        call.conversation_id,
+        call.consent,
+        now_s,
+        call.room,
+        now_s if lost else None,
+        replica,
+    )
+    if call.caller_key:
+        _hasten_earlier(tx, call, now_s=now_s)
+    return replace(call, epoch=1)
+
+
+def _going_on(
+    tx: Transaction, call: Call, *, continues: str, replica: str, now_s: float
+) -> int | None:
+    """Return the row of the call that a new one goes on with; None: there is none.
+
+    Raises:
+        HeardElsewhere: another replica has it, and its worker is not known to be lost.
+    """
+    if not call.room or not call.caller_key:
+        return None
+    row = tx.row(
+        "SELECT id, key, replica, closed_at_s, lost_s,"  # noqa: S608 - constants only
+        f" CASE WHEN replica IN {THERE} THEN 1 ELSE 0 END"
+        " FROM calls WHERE room = ?1 AND room <> '' AND caller_key = ?2"
+        " ORDER BY CASE WHEN key = ?3 THEN 0 ELSE 1 END, id DESC LIMIT 1",
+        call.room,
+        call.caller_key,
+        continues,
+    )
+    if row is None:
+        return None
+    row_id, key, whose, closed_at_s, lost_s, is_there = row
+    if lost_s is not None:
+        recent = lost_s > now_s - GOES_ON_S
+    else:
+        recent = closed_at_s is None and not is_there
+    if recent or (key == continues and whose == replica):
+        return row_id
+    if closed_at_s is None and lost_s is None and whose != replica:
+        raise HeardElsewhere(key)
+    return None
+
+
+def _require_not_elsewhere(tx: Transaction, row_id: int, key: str, *, replica: str) -> None:
+    """Check that no other replica has a call for a later successor.
+
+    Raises:
+        HeardElsewhere: one has.
+    """
+    row = tx.row(
+        f"SELECT c.key, {OPENED_LAST} FROM calls c WHERE c.id = ?"  # noqa: S608 - constants
+        " AND c.closed_at_s IS NULL AND c.lost_s IS NULL"
+        f" AND c.replica <> ? AND c.replica IN {THERE}",
+        row_id,
+        replica,
+    )
+    if row is not None and row[1] != key:
+        raise HeardElsewhere(row[0])
+
+
+def lose(tx: Transaction, lost: Sequence[tuple[str, int]], *, replica: str, at_s: float) -> None:
+    """Note when the workers of calls were lost that this replica still has at these epochs."""
+    for key, epoch in lost:
+        tx.run(
+            "UPDATE calls SET lost_s = ? WHERE key = ? AND replica = ? AND epoch = ?"
+            " AND room <> '' AND closed_at_s IS NULL AND lost_s IS NULL",
+            at_s,
+            key,
+            replica,
+            epoch,
+        )
 
 
 def _taken(tx: Transaction, key: str, *, replica: str) -> int:
@@ -82,9 +187,11 @@ def _taken(tx: Transaction, key: str, *, replica: str) -> int:
     return tx.rows("SELECT epoch FROM calls WHERE key = ?", key)[0][0]
 
 
-def take_over(tx: Transaction, *, replica: str) -> list[Call]:
-    """Take the live calls that belong to no replica, and return them."""
-    return [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
+def take_over(tx: Transaction, *, replica: str, now_s: float) -> list[Call]:
+    """Take the live calls that belong to no replica, and return them; their workers are lost."""
+    taken = [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
+    lose(tx, [(call.key, call.epoch) for call in taken], replica=replica, at_s=now_s)
+    return taken
 
 
 def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
@@ -138,9 +245,10 @@ def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: Post
 def _append_to_call(
     tx: Transaction, key: str, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy
 ) -> None:
-    row = tx.row(
-        "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls WHERE key = ?", key
-    )
+    row = tx.row(f"{_SELECT_LOG} WHERE key = ?", key)
+    succeeds = row is None
+    if row is None:
+        row = tx.row(f"{_SELECT_LOG} WHERE id = {_SUCCEEDED}", key)
     if row is None:
         raise _unknown_call()
     row_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
@@ -152,7 +260,7 @@ def _append_to_call(
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             row_id,
             head + 1,
-            turn.item_id,
+            succeeding_item(key, turn.item_id) if succeeds else turn.item_id,
             turn.seq,
             turn.speaker,
             turn.text,
@@ -242,14 +350,20 @@ def close_call(
     now_s: float,
     policy: PostPolicy,
     final: bool = False,
+    ended: bool = True,
+    if_lost: bool = False,
 ) -> None:
-    """Mark a call as ended; what is pending of it becomes due.
+    """Mark a call as closed; what is pending of it becomes due.
 
     Raises:
         TakenOver: the call was opened by another replica since.
     """
     row_id = _row_id(tx, key)
     require_call(tx, row_id, replica=replica, epoch=epoch)
+    if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
+        return
+    if ended:
+        tx.run("UPDATE calls SET room = '' WHERE id = ? AND room <> ''", row_id)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
     if tx.run(
@@ -332,6 +446,7 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
     for (row_id,) in calls:
         erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
         tx.run("DELETE FROM batches WHERE call = ?", row_id)
+        tx.run("DELETE FROM successors WHERE call = ?", row_id)
         tx.run("DELETE FROM calls WHERE id = ?", row_id)
     return erased
 
@@ -379,10 +494,10 @@ def _lane_id(tx: Transaction, ref: AgentRef) -> int:
 
 
 def _row_id(tx: Transaction, key: str) -> int:
-    row = tx.row("SELECT id FROM calls WHERE key = ?", key)
-    if row is None:
+    row_id = row_of(tx, key)
+    if row_id is None:
         raise _unknown_call()
-    return row[0]
+    return row_id
 
 
 def _unknown_call() -> CallError:
