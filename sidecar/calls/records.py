@@ -7,6 +7,7 @@ stored from the other call, which writes the record from then on. So every word 
 whichever call dies.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,24 +25,33 @@ _ROOMS_LIMIT: Final = 1_024
 """Rooms remembered after their last call."""
 _REACHES: Final = 32
 """Calls of a room whose progress is remembered for comparison."""
+_LAST: Final = 8
+"""Of the newest turns of a call, this many are compared by their words."""
 _SAME_S: Final = 5.0
 """Two jobs complete the same utterance less than this many seconds apart."""
 
 
 @dataclass(slots=True)
 class _Reach:
-    """How far a call's record has come, by the times of its turns."""
+    """How far a call's record has come, by the times of its turns.
+
+    Attributes:
+        owner: The worker of the call.
+        since_s: Unix time from which that worker has heard everything.
+        until_s: Unix time until which its turns are stored.
+        last: Hash and time of each of the newest turns; no words are stored here.
+    """
 
     owner: str
+    since_s: float
     until_s: float = 0.0
     last: deque[tuple[int, float]] = field(
-        default_factory=lambda: deque[tuple[int, float]](maxlen=8)
+        default_factory=lambda: deque[tuple[int, float]](maxlen=_LAST)
     )
-    """Hash and time of each of the newest turns; no words are stored here."""
 
     def covers(self, turn: Turn) -> bool:
-        return turn.at_s <= self.until_s or any(
-            said == _said(turn) and turn.at_s - at_s < _SAME_S for said, at_s in self.last
+        return self.since_s <= turn.at_s <= self.until_s or any(
+            said == _said(turn) and abs(turn.at_s - at_s) < _SAME_S for said, at_s in self.last
         )
 
 
@@ -111,6 +121,26 @@ class Records:
         reach.last.extend((_said(turn), turn.at_s) for turn in turns)
         record.moved()
 
+    def reached_elsewhere(self, live: LiveCall, key: str, stored: Sequence[Turn]) -> None:
+        """Note how far another sidecar has come with the call of a live call's room.
+
+        Args:
+            live: The call here.
+            key: Of the call there.
+            stored: All its turns.
+        """
+        record = self._of.get(live.heard) if live.heard else None
+        if record is None or not stored:
+            return
+        reach = record.reaches.setdefault(f"{key} elsewhere", _Reach("another sidecar", 0.0))
+        reach.until_s = max(turn.at_s for turn in stored)
+        reach.last.extend((_said(turn), turn.at_s) for turn in stored[-_LAST:])
+
+    def in_room(self, heard: Heard | None) -> Sequence[LiveCall]:
+        """Return the live calls of a room and caller; the first writes the record."""
+        record = self._of.get(heard) if heard else None
+        return tuple(record.calls) if record else ()
+
     async def own(self, live: LiveCall, turns: Sequence[Turn]) -> Sequence[Turn]:
         """Wait until it is known which of these turns this call must store, and return those."""
         record = self._of.get(live.heard) if live.heard else None
@@ -123,15 +153,19 @@ class Records:
         return left
 
     def left_of(self, heard: Heard | None, key: str, turns: Sequence[Turn]) -> list[Turn] | None:
-        """Return the turns to store of a call that its worker left; None: not known yet."""
+        """Return the turns to store of a call that its worker left; None: not known yet.
+
+        What was said before each of the room's live calls was opened, no other worker has heard.
+        """
         record = self._of.get(heard) if heard else None
         if record is None:
             return list(turns)
         left = record.uncovered(turns, owner="", key=key)
-        return None if left and record.calls else left
+        since_s = min((live.opened_at_s for live in record.calls), default=math.inf)
+        return left if all(turn.at_s < since_s for turn in left) else None
 
     def _reach(self, record: _Record, live: LiveCall) -> _Reach:
-        reach = record.reaches.setdefault(live.key, _Reach(live.owner))
+        reach = record.reaches.setdefault(live.key, _Reach(live.owner, live.opened_at_s))
         while len(record.reaches) > _REACHES:
             del record.reaches[next(iter(record.reaches))]
         return reach

@@ -7,6 +7,11 @@ memory that there is, and the call's listener is notified of newer memory as it 
 Theory of operation: a call is *live* while a channel holds it. When its holder is lost (a worker
 died, the sidecar was restarted) it is an *orphan*: the same worker may reopen it; after `orphan_s`
 it is closed, so that its last words are posted.
+
+A call that is opened in the room of an orphan, by the same caller and within `GOES_ON_S`, is its
+*successor*: it goes on with the stored call. The journal decides that when it stores the successor,
+so it is the same on every replica. Here such a call has the key that its own channel gives it
+(`LiveCall.key`), and the stored call another one (`LiveCall.call.key`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
@@ -23,7 +28,8 @@ from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.records import Heard, Records
 from sidecar.calls.storing import Storing
-from sidecar.errors import CallError, JournalError, TakenOver
+from sidecar.errors import CallError, HeardElsewhere, JournalError, TakenOver
+from sidecar.journal.policy import GOES_ON_S
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy
@@ -39,6 +45,7 @@ from sidecar.model import (
     Turn,
     call_key,
     is_channel,
+    room_key,
 )
 from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
@@ -69,10 +76,12 @@ class Orphan:
     Attributes:
         since_s: Unix time.
         epoch: At which this replica has it.
+        heard: The room in which it may go on, and its caller.
     """
 
     since_s: float
     epoch: int
+    heard: Heard | None = None
 
 
 def _check_channel(channel: Channel) -> None:
@@ -142,7 +151,14 @@ class Calls:
             journal_failed=self._storing.emit_failed,
         )
         self._live: dict[str, LiveCall] = {}
-        self._left_guidance = LeftGuidance(orphan_s=policy.orphan_s)
+        self._successors: dict[str, LiveCall] = {}
+        """The live call that goes on with a stored call of another key, by that key."""
+        self._unwritten: set[str] = set()
+        """Orphans of which the journal does not know that they are."""
+        self._refused: dict[Heard, float] = {}
+        """When a call was lost whose caller had said no: of that, nothing is stored."""
+        self._tasks: TaskGroup | None = None
+        self._left_guidance = LeftGuidance(orphan_s=max(policy.orphan_s, GOES_ON_S))
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _notify_nobody
         """Called when a new call has been opened."""
@@ -151,24 +167,69 @@ class Calls:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
-            self._feed.tasks = tasks
+            self._feed.tasks = self._tasks = tasks
             self._journal.digested = self.digested_elsewhere
             await self._take_over()
             task_status.started()
             while True:
                 await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
+                await self._write_lost()
+                await self._go_on_all()
                 await self._close_orphans()
                 await self._take_over_again()
                 await self._retake_all()
-                self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
+                self._forget_old()
                 await self._storing.try_again()
 
     async def _take_over(self) -> None:
         """Make orphans of the live calls whose replica is gone."""
         now_s = self._clock()
         for call in await self._journal.take_over():
-            if call.key not in self._live:
-                self._orphans[call.key] = Orphan(now_s, call.epoch)
+            if not self._is_live(call.key):
+                heard = (call.room, call.caller_key) if call.room and call.caller_key else None
+                self._orphans[call.key] = Orphan(now_s, call.epoch, heard)
+
+    def _is_live(self, key: str) -> bool:
+        """Whether a channel holds a stored call, by whatever key."""
+        return key in self._live or key in self._successors
+
+    async def _write_lost(self) -> None:
+        """Let the journal know of calls that are lost: their room may be at another replica."""
+        keys = [key for key in self._unwritten if key in self._orphans and not self._is_live(key)]
+        self._unwritten.clear()
+        lost = [(key, self._orphans[key]) for key in keys]
+        if not lost:
+            return
+        try:
+            await self._journal.lose(
+                [(key, orphan.epoch) for key, orphan in lost],
+                at_s=max(orphan.since_s for _, orphan in lost),
+            )
+        except JournalError as error:
+            self._unwritten.update(keys)
+            self._storing.failed(error)
+
+    async def _go_on_all(self) -> None:
+        """Let live calls that have joined another go on with it, where its worker is lost now."""
+        for live in self.live:
+            if live.stored or not (live.before in self._orphans or live.elsewhere_until_lost):
+                continue
+            try:
+                await self._storing.store_call(live)
+            except HeardElsewhere:
+                continue
+            except CallError:
+                continue  # another caller's, which its worker is told when it records
+            except JournalError as error:
+                self._storing.failed(error)
+                return
+
+    def _forget_old(self) -> None:
+        now_s = self._clock()
+        self._left_guidance.forget(expected=self._orphans, now_s=now_s)
+        for heard, lost_s in list(self._refused.items()):
+            if now_s - lost_s >= GOES_ON_S:
+                del self._refused[heard]
 
     async def _take_over_again(self) -> None:
         try:
@@ -185,8 +246,8 @@ class Calls:
             if live.stored:
                 try:
                     await self.retake(live)
-                except CallError:
-                    continue  # erased meanwhile
+                except (CallError, HeardElsewhere):
+                    continue  # erased meanwhile, or another worker goes on with it elsewhere
                 except JournalError as error:
                     self._storing.failed(error)
                     return
@@ -240,7 +301,8 @@ class Calls:
             listener: Notified of newer memory, guidance and commands.
             traceparent: The channel's own span of the call, where it has one.
             room: Where the call is heard. Of several calls with one room and caller, one writes the
-                record (`sidecar.calls.records`); empty: no other call hears it.
+                record (`sidecar.calls.records`), and one that is lost is gone on with; empty: no
+                other call hears it.
             whose: Whose the call is; used in place of the caller that `hints` name.
 
         Raises:
@@ -266,12 +328,14 @@ class Calls:
                     hint="give each call an id of its own",
                 )
             live.listener = listener
+            live.refused = live.refused or hints.consent == "no"
             if not self._policy.may_store(hints):
                 await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
             return live
-        resumed = key in self._orphans
+        heard = _heard(tenant, room, resolution.caller_key)
+        resumed = key in self._orphans or self._lost_in(heard) is not None
         if self.draining and not resumed:
             raise CallError(
                 "draining", "the sidecar is shutting down", hint="open the call on another sidecar"
@@ -287,40 +351,101 @@ class Calls:
             consent=hints.consent,
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
-        live.guidance = self._left_guidance.take_up(call)
-        live.may_be_stored = self._policy.may_store(hints)
-        live.heard = _heard(tenant, room, resolution.caller_key)
+        live.heard = heard
+        live.refused = hints.consent == "no" or self._was_refused(heard)
+        live.may_be_stored = self._policy.may_store(hints) and not live.refused
         self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
-            try:
-                await self._storing.store_call(live)
-            except CallError:
-                del self._live[key]
-                self._records.leave(live)
-                raise
-            except JournalError as error:
-                self._storing.failed(error)  # the call goes on; `record` stores it first
+            await self._store_opened(live)
         self._emit(
             telemetry.call_opened,
             call=key,
             channel=channel,
             lane=live.call.ref.lane,
-            resumed=resumed,
+            resumed=resumed or live.call.key != live.key,
         )
         self.on_opened()
         self._feed.begin(live)
         return live
 
-    def _is_stored(self, key: str) -> None:
+    async def _store_opened(self, live: LiveCall) -> None:
+        """Store a call that was just opened, or find out with what it goes on.
+
+        Raises:
+            CallError: it can't be opened; it is no longer live.
+        """
+        try:
+            await self._storing.store_call(live)
+        except CallError:
+            del self._live[live.key]
+            self._leave(live)
+            raise
+        except HeardElsewhere as error:
+            live.before, live.elsewhere, live.elsewhere_until_lost = error.key, True, True
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=error.key)
+        except JournalError as error:
+            self._storing.failed(error)  # the call goes on; `record` stores it first
+        if live.heard and not live.stored and not live.before:
+            await self._look_into_room(live, live.heard)
+
+    def _is_stored(self, live: LiveCall) -> None:
+        key = live.call.key
         self._orphans.pop(key, None)
+        live.elsewhere_until_lost = False
+        if key != live.key:
+            self._succeed(live, key)
+            _inherit(live, self._left_guidance.take_up(live.call).pieces)
+        elif self._successors.get(live.before) is live:  # that call was ended meanwhile
+            del self._successors[live.before]
+            live.before, live.so_far = "", ()
+
+    def _succeed(self, live: LiveCall, key: str) -> None:
+        """Let a live call go on with a stored one."""
+        live.before = key
+        if not live.closed:
+            self._successors[key] = live
 
     def _enter(self, live: LiveCall) -> None:
         self._live[live.key] = live
         if writer := self._records.enter(live):
             live.elsewhere = True
+            # What a job finds that comes back is its own call, whose words it has.
+            live.before = writer.call.key if writer.call.key != live.key else ""
+            live.guidance = self._left_guidance.take_up(live.call)
+            _inherit(live, writer.guidance.pieces)
             self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=writer.key)
+            return
+        if (lost := self._lost_in(live.heard)) and lost != live.key:
+            self._succeed(live, lost)
+        live.guidance = self._left_guidance.take_up(live.call, before=live.before)
+
+    def _lost_in(self, heard: Heard | None) -> str | None:
+        """Return the key of the call of a room and caller that was lost there within the minute."""
+        if heard is None:
+            return None
+        lost = [
+            (orphan.since_s, key)
+            for key, orphan in self._orphans.items()
+            if orphan.heard == heard and self._clock() - orphan.since_s < GOES_ON_S
+        ]
+        return max(lost)[1] if lost else None
+
+    def _was_refused(self, heard: Heard | None) -> bool:
+        """Whether the caller said no in a call of this room that is live, or was lost lately."""
+        return heard is not None and (
+            heard in self._refused or any(one.refused for one in self._records.in_room(heard))
+        )
+
+    async def _look_into_room(self, live: LiveCall, heard: Heard) -> None:
+        """Find out with what a call that is not stored goes on, for its memory."""
+        try:
+            going_on = await self._journal.in_room(heard[0], caller_key=heard[1])
+        except JournalError as error:
+            self._storing.failed(error)
+        else:
+            live.before = going_on if going_on and going_on != live.key else ""
 
     async def restore(
         self,
@@ -332,8 +457,21 @@ class Calls:
         opened_at_s: float,
         turns: Sequence[Turn],
         room: str = "",
+        ended: bool = False,
     ) -> bool:
         """Store a call that its dead worker left in a spool, and close it.
+
+        Where another worker goes on with it, its turns are stored, and it stays open.
+
+        Args:
+            tenant: Whose workers write there.
+            call_id: As its worker named it.
+            channel: Where it came from.
+            hints: Who was on the line.
+            opened_at_s: Unix time.
+            turns: What was not acked, in order.
+            room: Where it was heard, or empty.
+            ended: Its worker had ended it.
 
         Returns:
             False when a worker holds the call at present, here or through another replica, or when
@@ -348,11 +486,12 @@ class Calls:
         key = call_key(tenant, call_id)
         if key in self._live or await self._journal.is_live_elsewhere(key):
             return False
-        if not self.may_store(hints):
+        resolution = resolve(tenant, hints, self._rules)
+        heard = _heard(tenant, room, resolution.caller_key)
+        if not self.may_store(hints) or self._was_refused(heard):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
-        resolution = resolve(tenant, hints, self._rules)
-        left = self._records.left_of(_heard(tenant, room, resolution.caller_key), key, turns)
+        left = self._records.left_of(heard, key, turns)
         if left is None:
             return False
         if turns and not left and key not in self._orphans:
@@ -365,25 +504,44 @@ class Calls:
             resolution.caller_key,
             opened_at_s,
             consent=hints.consent,
+            room=heard[0] if heard else "",
         )
         if resolution.why and key not in self._orphans:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
         try:
-            stored = await self._journal.open_call(call)
+            return await self._restore(call, turns, ended=ended)
         except CallError as error:
             if error.code != "erased":
                 raise
             self._emit(telemetry.erased_call_refused, call=key)
             return True
+
+    async def _restore(self, call: Call, turns: Sequence[Turn], *, ended: bool) -> bool:
+        before = await self._journal.call(call.key)
+        if before is not None and self._is_live(before.key):
+            await self._add(before, turns)
+            return True
+        try:
+            stored = await self._journal.open_call(call, lost=True)
+        except HeardElsewhere:
+            if before is not None:
+                await self._add(before, turns)
+            return before is not None
+        await self._add(stored, turns)
+        if call.key not in self._live and not self._is_live(stored.key):  # else its worker closes
+            with suppress(TakenOver):
+                await self._journal.close_call(
+                    call.key, at_s=self._clock(), epoch=stored.epoch, ended=ended, if_lost=True
+                )
+            self._orphans.pop(stored.key, None)
+        return True
+
+    async def _add(self, stored: Call, turns: Sequence[Turn]) -> None:
+        """Store turns that a dead worker left, unless the caller has said no."""
         if stored.consent == "no":
-            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
+            self._emit(telemetry.turns_not_kept, call=stored.key, turns=len(turns))
         else:
             await self._journal.append(turns)
-        if key not in self._live:  # else a worker has reopened it, and will close it
-            with suppress(TakenOver):
-                await self._journal.close_call(key, at_s=self._clock(), epoch=stored.epoch)
-            self._orphans.pop(key, None)
-        return True
 
     def may_store(self, hints: CallerHints) -> bool:
         """Whether anything of a call with these hints may be stored."""
@@ -423,10 +581,19 @@ class Calls:
         """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
+            if live.heard and live.refused:
+                self._refused[live.heard] = self._clock()
             before = self._orphans.get(live.key)
             if live.stored or before is not None:
                 epoch = live.call.epoch if live.stored or before is None else before.epoch
-                self._orphans[live.key] = Orphan(self._clock(), epoch)
+                key = live.call.key if live.stored else live.key
+                self._orphans[key] = Orphan(self._clock(), epoch, live.heard)
+                if live.heard:
+                    self._unwritten.add(key)
+            for heir in self._records.in_room(live.heard)[:1]:
+                _inherit(heir, live.guidance.pieces)
+        if self._unwritten and self._tasks is not None:
+            self._tasks.start_soon(self._write_lost)
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
@@ -458,6 +625,8 @@ class Calls:
                     self._emit(telemetry.call_taken_over, call=live.key)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
+            if live.heard:
+                self._refused.pop(live.heard, None)
         self._forget(live)
 
     async def refuse(self, live: LiveCall) -> None:
@@ -467,7 +636,9 @@ class Calls:
         live.may_be_stored = False
         if live.stored:
             try:
-                live.call = await self._journal.open_call(replace(live.call, consent="no"))
+                live.call = await self._journal.open_call(
+                    replace(live.call, key=live.key, consent="no")
+                )
             except JournalError as error:
                 self._storing.failed(error)
 
@@ -492,8 +663,13 @@ class Calls:
             del self._live[live.key]
             self._fewer.set()
             self._fewer = anyio.Event()
-        self._records.leave(live)
+        self._leave(live)
         self._feed.end(live)
+
+    def _leave(self, live: LiveCall) -> None:
+        self._records.leave(live)
+        if self._successors.get(live.before) is live:
+            del self._successors[live.before]
 
     async def _close_orphans(self) -> None:
         now_s = self._clock()
@@ -502,11 +678,11 @@ class Calls:
             if (
                 now_s - orphan.since_s < self._policy.orphan_s
                 or self._orphans.get(key) != orphan
-                or key in self._live
+                or self._is_live(key)
             ):
                 continue
             try:
-                await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch)
+                await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch, ended=False)
             except CallError:
                 self._orphans.pop(key, None)  # erased meanwhile
                 continue
@@ -517,11 +693,20 @@ class Calls:
             except JournalError as error:
                 self._storing.failed(error)
                 continue
-            if self._orphans.get(key) == orphan and key not in self._live:
+            if self._orphans.get(key) == orphan and not self._is_live(key):
                 del self._orphans[key]
             self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
 
 
 def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
     """Return the room and caller that several calls may hear; None where either is unknown."""
-    return (f"{tenant}/{room}", caller_key) if room and caller_key else None
+    return (room_key(tenant, room), caller_key) if room and caller_key else None
+
+
+def _inherit(live: LiveCall, guidance: Sequence[str]) -> None:
+    """Give a live call the guidance of the one that it goes on with."""
+    for piece in guidance:
+        before = live.guidance.text
+        live.guidance.add(piece)
+        if live.guidance.text != before:
+            live.listener.on_guidance(piece)

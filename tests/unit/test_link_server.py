@@ -63,9 +63,9 @@ class Journal(MemoryJournal):
         self.stalled_for = ""
 
     @override
-    async def open_call(self, call: Call) -> Call:
+    async def open_call(self, call: Call, *, continues: str = "", lost: bool = False) -> Call:
         await self.disk.wait()
-        return await super().open_call(call)
+        return await super().open_call(call, continues=continues, lost=lost)
 
     @override
     async def append(self, turns: Sequence[Turn]) -> None:
