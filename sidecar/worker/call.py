@@ -44,7 +44,7 @@ class Line(Protocol):
 
 
 class LinkedCall:
-    """One live call, made by `Link.open_call`; every method but the two waits returns at once.
+    """One live call, made by `Link.open_call`; every method but the three waits returns at once.
 
     Attributes:
         memory: The newest memory of this call, None until the first arrives; read it at each
@@ -124,6 +124,22 @@ class LinkedCall:
         """
         with anyio.move_on_after(budget_s):
             await self._wait.over(self._link.waits)
+
+    async def goes_on(self, budget_s: float | None = None) -> bool:
+        """Return whether the caller has been spoken with in this call before: do not greet again.
+
+        That is so where a job takes the place of one whose worker was lost, or joins it. Waits for
+        the sidecar's first answer, not for Letta. False while that is not known: the sidecar is
+        away, or nobody is on the line yet.
+
+        Args:
+            budget_s: Seconds to wait at most; None: as long as a first prompt may wait.
+        """
+        wait_s = self._link.waits.cold_start_s if budget_s is None else budget_s
+        with anyio.move_on_after(wait_s):
+            while self.memory is None and not self._link.away:
+                await self._wait.change()
+        return self.memory is not None and self.memory.continues
 
     async def flushed(self, budget_s: float) -> bool:
         """Wait until every turn and the end of the call are acked, and return whether they are.
