@@ -2,8 +2,9 @@
 
 usage: one_job.py NAME LINK_URL SPOOL_DIR
 
-Reads a JSON object a line and answers each with one. `do` is `open`, `say` (with `text`), `flush`
-(wait for every ack) or `close` (end the call, and wait for its ack).
+Reads a JSON object a line and answers each with one. `do` is `open` (once the link is up; the
+answer has the first memory, and how long that took), `say` (with `text`), `flush` (wait for every
+ack) or `close` (end the call, and wait for its ack).
 """
 
 import json
@@ -45,13 +46,18 @@ class OneJob:
         """Do one thing, and return the answer."""
         match what:
             case "open":
+                with anyio.fail_after(WAIT_S):
+                    while not self._link.connected:  # noqa: ASYNC110 - the link has no event for it
+                        await anyio.sleep(0.01)
                 self._call = self._link.open_call(
                     self._name, "livekit", CALLER, opened_at_s=time.time(), room=ROOM
                 )
+                began_s = time.monotonic()
                 continues = await self.call.goes_on(WAIT_S)
                 return {
                     "continues": continues,
                     "text": self.call.memory.text if self.call.memory else "",
+                    "took_s": time.monotonic() - began_s,
                 }
             case "say":
                 self._said += 1

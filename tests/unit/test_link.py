@@ -156,6 +156,35 @@ async def test_turns_reach_the_sidecar_once_and_in_order(
     assert [] == spool_files(tmp_path)
 
 
+@pytest.mark.parametrize("continues", [True, False])
+async def test_a_worker_asks_whether_its_call_goes_on(
+    sidecar: FakeSidecar, tmp_path: Path, continues: bool
+) -> None:
+    """The sidecar's first memory answers it, also one without words and with newer to come."""
+    sidecar.memory_of = lambda call: Memory(
+        call, "", "", 0.0, "none", newest=False, continues=continues
+    )
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        assert await worker.call().goes_on(60.0) is continues
+
+
+async def test_without_a_sidecar_no_call_goes_on(tmp_path: Path, free_port: int) -> None:
+    """A worker whose sidecar is away greets as always, and does not wait for it."""
+    with anyio.fail_after(30.0):
+        async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+            assert not await worker.call().goes_on(60.0)
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A sidecar that says nothing of a call holds the greeting up for the budget and no longer."""
+    sidecar.memory_of = lambda _: None
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        with anyio.fail_after(30.0):
+            assert not await worker.call().goes_on(0.05)
+
+
 def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:
     """What was said before the sidecar came is handed over, in order, when it does."""
     script = (
