@@ -21,14 +21,15 @@ KILLS ?= 200
 JOBS ?= 3
 LETTA ?= stand-in
 JOURNAL ?= sqlite
+REPLICAS ?= 1
 ONLY ?=
 # Slow to import; nothing of ours needs to phone home.
 export DO_NOT_TRACK := 1
 # The tests start some two hundred processes, and the installed packages are not compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast check lint \
-	types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
+.PHONY: help setup setup-dev speech letta-server app-server debian run test test-fast slow check \
+	lint types fmt bench bench-litellm chaos lock clean docs cli-docs link-schema dist vapi-demo
 
 # A text that is too long for one line goes on in a second one that begins with the same target.
 help: ## Show this
@@ -146,10 +147,13 @@ run: $(VENV)/.run ## Start the sidecar with its page: no key, no account
 
 test: $(VENV)/.dev $(LETTA_VENV)/.installed $(APP_SERVER_VENV)/.installed \
 	$(VAPI_TYPES_VENV)/.installed $(DOCS_VENV)/.installed $(SHIP_VENV)/.installed debian lint
-test: ## Everything: checks, and all tests on the real parts
+test: ## Checks, and all tests on the real parts but the slow ones
 	@said=$$(mktemp); $(BIN)/pyright >$$said 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m "not slow"; tests=$$?; \
 	wait $$types; types=$$?; cat $$said; rm -f $$said; exit $$((tests + types))
+
+slow: $(VENV)/.dev debian ## The tests that `make test` leaves out
+	@$(BIN)/python -m pytest -m slow -q
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server
 	@$(BIN)/python -m pytest -m "unit or (contract and not real_letta)" -q
@@ -177,8 +181,10 @@ bench-litellm: ## Measure the VAPI endpoint beside the LiteLLM proxy, installed 
 	@$(BIN)/python -m benchmarks litellm
 
 chaos: $(VENV)/.dev ## Kill the sidecar and its workers KILLS times and look for lost,
-chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL=sqlite|postgres)
-	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL)
+chaos: ## doubled or misordered turns (LETTA=stand-in|classic|app-server JOURNAL=sqlite|postgres
+chaos: ## REPLICAS=N)
+	@$(BIN)/python -m tests.chaos.killloop --kills $(KILLS) --letta $(LETTA) --journal $(JOURNAL) \
+	  --replicas $(REPLICAS)
 
 lock: $(BIN)/uv ## Renew the lock files from pyproject.toml and requirements/*.in
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \

@@ -67,6 +67,8 @@ class MemoryFeed:
         self._clock = clock
         self._journal_failed = journal_failed
         self._of_agent: dict[str, set[LiveCall]] = {}
+        self._elsewhere: dict[str, AgentRef] = {}
+        self._heard = anyio.Event()
         self.tasks: TaskGroup | None = None
         """The task group in which reads run; set by `Calls.run`."""
         snapshots.on_read = self._on_read
@@ -105,9 +107,22 @@ class MemoryFeed:
             await self._snapshots.refresh(agent_id).done.wait()
 
     def digested_elsewhere(self, ref: AgentRef) -> None:
-        """Read an agent of which another replica has delivered a batch, if a call here uses it."""
+        """Read an agent of which another replica has delivered a batch, if a call here uses it.
+
+        May be called outside of any task.
+        """
         if self._of_agent:
-            self._spawn(self._read_elsewhere, ref)
+            self._elsewhere[ref.lane] = ref
+            self._heard.set()
+
+    async def follow_others(self) -> None:
+        """Read what `digested_elsewhere` named, until cancelled."""
+        while True:
+            await self._heard.wait()
+            self._heard = anyio.Event()
+            named, self._elsewhere = self._elsewhere, {}
+            for ref in named.values():
+                self._spawn(self._read_elsewhere, ref)
 
     async def _read_elsewhere(self, ref: AgentRef) -> None:
         agent_id = await self._identity.known_agent(ref)

@@ -168,7 +168,8 @@ class Calls:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
             self._feed.tasks = self._tasks = tasks
-            self._journal.digested = self.digested_elsewhere
+            self._journal.digested = self._feed.digested_elsewhere
+            tasks.start_soon(self._feed.follow_others)
             await self._take_over()
             task_status.started()
             while True:
@@ -182,10 +183,13 @@ class Calls:
                 await self._storing.try_again()
 
     async def _take_over(self) -> None:
-        """Make orphans of the live calls whose replica is gone."""
+        """Make orphans of the live calls whose replica is gone, unless they are live here."""
         now_s = self._clock()
         for call in await self._journal.take_over():
-            if not self._is_live(call.key):
+            live = self._live.get(call.key) or self._successors.get(call.key)
+            if live is not None:
+                live.call = replace(live.call, epoch=call.epoch)
+            else:
                 heard = (call.room, call.caller_key) if call.room and call.caller_key else None
                 self._orphans[call.key] = Orphan(now_s, call.epoch, heard)
 
@@ -243,14 +247,15 @@ class Calls:
         if name == self._replica:
             return
         for live in self.live:
-            if live.stored:
-                try:
-                    await self.retake(live)
-                except (CallError, HeardElsewhere):
-                    continue  # erased meanwhile, or another worker goes on with it elsewhere
-                except JournalError as error:
-                    self._storing.failed(error)
-                    return
+            if not live.stored:
+                continue
+            try:
+                epoch = await self._journal.retake(live.key)
+            except JournalError as error:
+                self._storing.failed(error)
+                return
+            if epoch is not None:
+                live.call = replace(live.call, epoch=epoch)
         self._replica = name
 
     @property
@@ -603,13 +608,9 @@ class Calls:
         """Read the agent of a batch that was digested, for the calls that are live."""
         await self._feed.digested(ref, batch)
 
-    def digested_elsewhere(self, ref: AgentRef) -> None:
-        """Read an agent of whose calls another replica has delivered a batch."""
-        self._feed.digested_elsewhere(ref)
-
-    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+    async def record(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> None:
         """Make turns of a live call durable; see `Storing.record`."""
-        await self._storing.record(live, turns)
+        await self._storing.record(live, turns, fenced=fenced)
 
     async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
         """End a live call."""
@@ -617,12 +618,10 @@ class Calls:
             if not live.elsewhere:
                 await self._storing.store_call(live)
             if live.stored:
-                try:
-                    await self._journal.close_call(
-                        live.key, at_s=self._clock(), epoch=live.call.epoch, final=final
-                    )
-                except TakenOver:  # that replica closes it
-                    self._emit(telemetry.call_taken_over, call=live.key)
+                # Its channel says that it has ended, whichever replica has it by now.
+                await self._journal.close_call(
+                    live.key, at_s=self._clock(), epoch=None, final=final
+                )
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
             if live.heard:
@@ -649,7 +648,11 @@ class Calls:
             JournalError: it stays the other one's; may be repeated.
         """
         live.stored = False
-        await self._storing.store_call(live)
+        try:
+            await self._storing.store_call(live)
+        except BaseException:
+            live.stored = True
+            raise
 
     def guided(self, live: LiveCall, *, chars: int, cut_chars: int) -> None:
         """Report that guidance came for a live call."""

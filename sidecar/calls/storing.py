@@ -49,10 +49,14 @@ class Storing:
         self._emit = emit
         self._tracer = tracer
 
-    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
+    async def record(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> None:
         """Make turns of a live call durable; drop them where the caller did not agree.
 
         Where another call writes the record, this returns when that record has reached these turns.
+
+        Raises:
+            TakenOver: `fenced` is set, and another replica has opened the call since.
+            JournalError: they were not stored.
         """
         while turns := await self._records.own(live, turns):
             if not live.may_be_stored:
@@ -61,7 +65,7 @@ class Storing:
                 return
             self._look_for_gap(live, turns)
             try:
-                if not await self._append(live, turns):
+                if not await self._append(live, turns, fenced=fenced):
                     self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                     return
             except HeardElsewhere as error:
@@ -121,7 +125,7 @@ class Storing:
                 wait_s=wait_s,
             )
 
-    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
+    async def _append(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> bool:
         """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
 
         A call that retention has erased meanwhile is stored again.
@@ -144,7 +148,7 @@ class Storing:
         ) as span:
             traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
             try:
-                await self._journal.append(traced)
+                await self._journal.append(traced, epoch=live.call.epoch if fenced else None)
             except CallError as error:
                 if error.code != "unknown_call":
                     raise
@@ -152,7 +156,7 @@ class Storing:
                 await self.store_call(live)
                 if not live.may_be_stored:
                     return False
-                await self._journal.append(traced)
+                await self._journal.append(traced, epoch=live.call.epoch if fenced else None)
         return True
 
     async def store_call(self, live: LiveCall) -> None:

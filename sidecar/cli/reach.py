@@ -1,7 +1,8 @@
-"""How a command reaches the journal: it reads it itself, and changes it through the owner.
+"""How a command reaches the journal: it reads it itself, and changes it through a sidecar.
 
-The journal has one owner. While a sidecar runs, a change is requested from it
-(`sidecar/channels/admin.py`); when none runs, the command opens the journal itself.
+While a sidecar runs on the data directory, a change is requested from it
+(`sidecar/channels/admin.py`). When none does, the command opens the journal itself, for itself
+alone: on a database that other sidecars use, it is refused.
 """
 
 import json

@@ -69,7 +69,7 @@ class Courier:
         self._letta = letta
         self._resolve_agent = resolve_agent
         self._policy = policy
-        self._conversations_gone: set[str] = set()
+        self._conversations_gone: dict[str, str] = {}
         self._times_gone: dict[str, int] = {}
         self._moved: set[str] = set()
 
@@ -116,16 +116,19 @@ class Courier:
     async def _with_conversation(self, batch: Batch) -> Batch:
         call = batch.call
         assert batch.agent_id is not None
-        if call.conversation_id is not None and call.key not in self._conversations_gone:
+        if call.conversation_id not in {None, self._conversations_gone.get(call.key)}:
+            self._conversations_gone.pop(call.key, None)  # another replica has opened a new one
             return batch
         opened = await self._letta.open_conversation(
             batch.agent_id, label=f"{call.channel} call {call.call_id}"
         )
         # Another replica may have opened one meanwhile, and may have posted to it.
         learnt = await self._journal.learn_conversation(
-            call.key, opened, instead_of=call.conversation_id or ""
+            call.key, opened, agent_id=batch.agent_id, instead_of=call.conversation_id or ""
         )
-        self._conversations_gone.discard(call.key)
+        if not learnt:
+            raise LettaUnavailable("the caller's agent was replaced meanwhile")
+        self._conversations_gone.pop(call.key, None)
         return replace(batch, call=replace(call, conversation_id=learnt))
 
     async def look_up(self, addressed: Addressed) -> Outcome:
@@ -161,7 +164,7 @@ class Courier:
         except Rejected as error:
             return _outcome(BatchEvent.REJECTED, error)
         except ConversationGone as error:
-            self._conversations_gone.add(batch.call.key)
+            self._conversations_gone[batch.call.key] = batch.call.conversation_id or ""
             return _outcome(BatchEvent.CONVERSATION_GONE, error)
         except AgentNotFound as error:
             return await self._agent_gone(batch, error)
@@ -181,7 +184,7 @@ class Courier:
             self._moved.discard(batch.batch_id)
             return _outcome(BatchEvent.TOO_LARGE, error)
         self._moved.add(batch.batch_id)
-        self._conversations_gone.add(batch.call.key)
+        self._conversations_gone[batch.call.key] = batch.call.conversation_id or ""
         return _outcome(BatchEvent.CONVERSATION_GONE, error)
 
     async def _agent_gone(self, batch: Batch, error: AgentNotFound) -> Outcome:

@@ -142,7 +142,7 @@ class Relay:
         return self._breaker.failing
 
     async def run(self) -> None:
-        """Deliver until cancelled. Only one relay may run on a journal.
+        """Deliver until cancelled. Only one relay of a replica may run on a journal.
 
         Batches that an earlier run claimed and could not give back are in doubt, and looked up.
 

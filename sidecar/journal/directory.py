@@ -40,13 +40,17 @@ class Addresses(Directory, Protocol):
         ...
 
     async def learn_conversation(
-        self, key: str, conversation_id: str, *, instead_of: str = ""
+        self, key: str, conversation_id: str, *, agent_id: str, instead_of: str = ""
     ) -> str:
         """Remember Letta's conversation of a call, if none is, and return the one that is.
 
         Args:
             key: Of the call; one that was erased remembers nothing.
             conversation_id: The conversation.
+            agent_id: Whose it is; nothing is remembered if another one has been learnt since.
             instead_of: It is replaced if it is this one.
+
+        Returns:
+            Empty: there is none, because another agent has been learnt.
         """
         ...

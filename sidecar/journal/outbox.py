@@ -101,7 +101,10 @@ class Outbox(Addresses, Undelivered, Protocol):
         ...
 
     async def hurry(self, *, now_s: float) -> None:
-        """Make every pending turn due at once. A batch that waits for its next try still waits."""
+        """Make the pending turns of this replica's calls due at once, and those nobody has.
+
+        A batch that waits for its next try still waits.
+        """
         ...
 
     async def next_due_s(self) -> float | None:

@@ -100,8 +100,13 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def append(self, turns: Sequence[Turn]) -> None:
+    async def append(self, turns: Sequence[Turn], *, epoch: int | None = None) -> None:
         """Store turns, in the order given.
+
+        Args:
+            turns: Of one call or of several.
+            epoch: As `open_call` returned it, where the turns follow from those that are stored:
+                only while this replica has the call. None: whoever has it.
 
         Promises: on return they survive a crash of this process and of the host (fsynced); a
         turn whose (call, item_id) is stored already is dropped, so append may be repeated; all
@@ -113,6 +118,7 @@ class Record(Transcripts, Protocol):
             CallError: a call was never opened (`unknown_call`), or a turn can't be stored
                 (`bad_value`): a text is not Unicode (a lone surrogate), or a `seq` is beyond
                 `MAX_SEQ`.
+            TakenOver: `epoch` is given, and another replica has opened the call since.
         """
         ...
 
@@ -143,7 +149,7 @@ class Record(Transcripts, Protocol):
         key: str,
         *,
         at_s: float,
-        epoch: int,
+        epoch: int | None,
         final: bool = False,
         ended: bool = True,
         if_lost: bool = False,
@@ -153,7 +159,8 @@ class Record(Transcripts, Protocol):
         Args:
             key: Of the call.
             at_s: Unix time.
-            epoch: As `open_call` or `take_over` returned it.
+            epoch: As `open_call` or `take_over` returned it, where only this replica takes it for
+                ended; None: its channel has said so.
             final: Its channel has given its final account of it. That mark stays, even if the
                 call is opened again.
             ended: Its worker has ended it: no other call goes on with it.
@@ -169,6 +176,13 @@ class Record(Transcripts, Protocol):
         """Take the live calls whose replica is gone, and return them, oldest first.
 
         At the start of a sidecar those are all that an earlier one left.
+        """
+        ...
+
+    async def retake(self, key: str) -> int | None:
+        """Take a live call that this replica had under another name; return its epoch.
+
+        None: it has been closed meanwhile, or was never stored.
         """
         ...
 

@@ -6,7 +6,8 @@ or the caller's own. A caller's own agent carries tags made of the tenant and th
 is found by all of them and otherwise created (`Identity.agent_of`). A created agent is stored at
 once, even if a later step fails: otherwise a Letta whose list is late, or has no tags, would be
 asked for another agent each time. Two sidecars may create one at the same moment: after creating,
-the tags are looked up again, and the oldest agent wins everywhere. An agent is never looked up by
+the tags are looked up again, and the oldest agent wins everywhere, unless both share a journal and
+the other one was learnt there first. An agent is never looked up by
 name, and never picked because it is similar.
 """
 
@@ -105,7 +106,10 @@ class Identity:
     async def _oldest_after(
         self, ref: AgentRef, tags: Sequence[str], created: str, learnt: str
     ) -> str:
-        """Return the agent that every sidecar agrees on, the oldest; delete ours if it is not.
+        """Return the agent that every sidecar agrees on; delete ours if it is not.
+
+        That is the oldest. Only who learnt an agent first replaces it by an older one, so that of
+        two replicas not each deletes its own.
 
         Args:
             ref: Whose agent.
@@ -116,12 +120,14 @@ class Identity:
         found = await self._letta.find_agents(tags)
         if not any(agent.agent_id == created for agent in found):
             return learnt  # a late list: what it lacks can't be compared
-        agent_id = _oldest(found)
-        if agent_id != learnt:
-            agent_id = await self._directory.learn_agent(ref, agent_id, instead_of=learnt)
-        if agent_id != created:
-            await self._letta.delete_agent(created)
-            self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
+        oldest = _oldest(found)
+        if oldest == created:
+            return learnt
+        agent_id = learnt
+        if learnt == created:
+            agent_id = await self._directory.learn_agent(ref, oldest, instead_of=created)
+        await self._letta.delete_agent(created)
+        self._emit(telemetry.agent_found, lane=ref.lane, agent=agent_id)
         return agent_id
 
     def _one_at_a_time(self, lane: str) -> "_LaneLock":

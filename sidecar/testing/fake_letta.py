@@ -89,6 +89,7 @@ class FakeLetta:
         self._any_agent = any_agent
         self._agents: dict[str, _Agent] = {}
         self._conversations: dict[str, str] = {}
+        self._opened = 0
         self._taken: list[Taken] = []
         self.archive: dict[str, list[str]] = {}
         """Texts of archival memory by agent; every question finds all of them."""
@@ -163,9 +164,8 @@ class FakeLetta:
         """See `Letta.open_conversation`."""
         await self._answer()
         self._check_agent(agent_id)
-        conversation_id = f"conv-{len(self._conversations) + 1}"
-        while conversation_id in self._conversations:
-            conversation_id += "x"
+        self._opened += 1
+        conversation_id = f"conv-{self._opened}"
         self._conversations[conversation_id] = agent_id
         return conversation_id
 

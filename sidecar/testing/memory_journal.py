@@ -5,11 +5,9 @@ from collections.abc import Callable
 from copy import copy
 from typing import Final, Self
 
-import apsw
-
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.batches import begin
-from sidecar.journal.sql.replicas import new_name
+from sidecar.journal.sql.replicas import enter, new_name
 from sidecar.journal.sqlite import SqliteJournal
 from sidecar.journal.sqlite.file import open_in_memory
 from sidecar.journal.sqlite.inline import Inline
@@ -35,17 +33,28 @@ class MemoryJournal(SqliteJournal):
             policy=policy,
             secret=b"of this process alone",
             clock=clock,
-            replica=new_name(),
+            replica="",
         )
-        _enter(self._connection, self.replica)
+        self.begin()
+
+    def renamed(self) -> None:
+        """Go on under another name, as a replica does that was taken for gone."""
+        self._replica = new_name()
+        enter(SqliteTransaction(self._connection), self._replica, now_s=0.0)
+
+    def beside(self) -> Self:
+        """Return it as another replica has it."""
+        other = copy(self)
+        other.renamed()
+        return other
 
     def restarted(self) -> Self:
         """Return it as the next process finds it: this one is gone."""
         again = copy(self)
-        again.replica = new_name()
-        _enter(self._connection, again.replica)
+        again.begin()
         return again
 
-
-def _enter(connection: apsw.Connection, replica: str) -> None:
-    begin(SqliteTransaction(connection), replica=replica, now_s=0.0)
+    def begin(self) -> None:
+        """Enter as the only replica, under another name."""
+        self._replica = new_name()
+        begin(SqliteTransaction(self._connection), replica=self._replica, now_s=0.0)

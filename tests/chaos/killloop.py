@@ -176,9 +176,9 @@ class Loop:
         if self.options.replicas > 1 and self.dice.random() < FROZEN_SHARE:
             return self.freeze_or_cut(sidecar)
         sidecar.kill()
-        self.pause(self.dice.choice([0.0, 0.0, self.dice.uniform(0.0, 2.0)]))
         if self.options.replicas > 1:
             self.measure_take_over(sidecar)
+        self.pause(self.dice.choice([0.0, 0.0, self.dice.uniform(0.0, 2.0)]))
         sidecar.run()
         if self.dice.random() < 0.8:  # else the next kill may hit its start
             self.wait_for(sidecar)
@@ -322,6 +322,8 @@ def run(options: Options) -> tuple[Verdict, Mapping[str, float | None]]:
             if options.mutation and loop.verdict().doubled:
                 break
         options.say(f"killed {dict(killed)}; Letta was {dict(loop.moods)}")
+        if options.mutation in MUTATIONS and (shown := loop.verdict()).doubled:
+            return shown, {}
         loop.make_well()
         verdict = loop.until_delivered()
         if isinstance(loop.letta, AppServer):

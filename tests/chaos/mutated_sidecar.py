@@ -5,8 +5,8 @@ usage: CHAOS_MUTATION=NAME python -m tests.chaos.mutated_sidecar run
 * `no_lookup`: a batch in doubt is sent again without a look-up.
 * `no_horizon`: absent is final at once, though an earlier try may still land.
 * `trusted_503`: a 503 counts as a refusal, though a proxy may send it after Letta took the post.
-* `no_fencing`: a replica that wakes late goes on with a lane that another one has claimed. Finding a
-  batch's address takes it a while, so that it is frozen before a post often enough.
+* `no_fencing`: a replica that wakes late goes on with a lane that another one has claimed. Finding
+  a batch's address takes it a while, so that it is frozen before a post often enough.
 """
 
 import os

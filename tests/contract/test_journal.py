@@ -328,14 +328,17 @@ class TestDue:
                 await journal.append([turn(1)])
 
     async def test_wait_does_not_miss_what_came_before(self, journal: Journal) -> None:
-        """What became due before a wait began ends that wait too, but not the next one."""
+        """What became due before a wait began ends that wait too, but not each one after it."""
         await journal.open_call(call())
         await journal.append([turn(1)])
         with anyio.fail_after(5):
             await journal.wait(60)
-        with anyio.move_on_after(0.01) as nothing_new:
-            await journal.wait(60)
-        assert nothing_new.cancelled_caught
+        waits = True
+        with anyio.fail_after(60):
+            while waits:
+                with anyio.move_on_after(0.01) as nothing_new:
+                    await journal.wait(60)
+                waits = not nothing_new.cancelled_caught
 
 
 class TestBatches:
@@ -730,7 +733,7 @@ class TestLearnt:
         await journal.open_call(call())
         await journal.append([turn(1)])
         await journal.close_call("acme/one", epoch=1, at_s=clock())
-        await journal.learn_conversation("acme/one", "conv-1")
+        await journal.learn_conversation("acme/one", "conv-1", agent_id="agent-1")
         assert await journal.agent_of(REF) == "agent-1"
         batch = await claim_one(journal, clock)
         assert (batch.agent_id, batch.call.conversation_id) == ("agent-1", "conv-1")
@@ -747,7 +750,7 @@ class TestLearnt:
         await journal.open_call(call("two", OTHER))
         for key, ref in (("acme/one", REF), ("acme/two", OTHER)):
             await journal.learn_agent(ref, "agent-1")
-            await journal.learn_conversation(key, "conv")
+            await journal.learn_conversation(key, "conv", agent_id="agent-1")
             await journal.learn_agent(ref, "agent-1")
         await journal.forget_agent(REF, "agent-9")
         assert await journal.agent_of(REF) == "agent-1"
@@ -760,19 +763,37 @@ class TestLearnt:
         assert two.call.conversation_id is None
 
     async def test_the_first_word_counts(self, journal: Journal) -> None:
-        """Of several agents or conversations that are learnt, the first one stays until replaced."""
+        """Of several agents or conversations that are learnt, the first stays until replaced."""
         await journal.open_call(call())
+
+        async def conversation(conversation_id: str, *, instead_of: str = "") -> str:
+            return await journal.learn_conversation(
+                "acme/one", conversation_id, agent_id="agent-1", instead_of=instead_of
+            )
+
         assert await journal.learn_agent(REF, "agent-1") == "agent-1"
-        assert await journal.learn_conversation("acme/one", "conv-1") == "conv-1"
+        assert await conversation("conv-1") == "conv-1"
         assert await journal.learn_agent(REF, "agent-2") == "agent-1"
         assert await journal.learn_agent(REF, "agent-2", instead_of="agent-3") == "agent-1"
-        assert await journal.learn_conversation("acme/one", "conv-2") == "conv-1"
+        assert await conversation("conv-2") == "conv-1"
         (row,) = await journal.calls(limit=5)
         assert (await journal.agent_of(REF), row.call.conversation_id) == ("agent-1", "conv-1")
-        again = await journal.learn_conversation("acme/one", "conv-2", instead_of="conv-1")
-        assert again == "conv-2"
+        assert await conversation("conv-2", instead_of="conv-1") == "conv-2"
         assert await journal.learn_agent(REF, "agent-2", instead_of="agent-1") == "agent-2"
-        assert await journal.learn_conversation("acme/none", "conv-3") == "conv-3"
+
+    async def test_a_conversation_of_another_agent_is_not_learnt(self, journal: Journal) -> None:
+        """A conversation that was opened while the caller's agent was replaced is not used."""
+        await journal.open_call(call())
+        await journal.open_call(call("fixed", AgentRef("acme", agent_id="agent-9")))
+        await journal.learn_agent(REF, "agent-2")
+        for key, agent_id, expected in (
+            ("acme/one", "agent-1", ""),
+            ("acme/one", "agent-2", "conv"),
+            ("acme/fixed", "agent-9", "conv"),
+            ("acme/none", "agent-1", "conv"),
+        ):
+            learnt = await journal.learn_conversation(key, "conv", agent_id=agent_id)
+            assert learnt == expected
 
 
 class TestRecent:

@@ -73,7 +73,7 @@ async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> Non
     await had(journal, "two", ref=SHARED, caller_key="k1")
     await had(journal, "other", ref=SHARED, caller_key="k2", closed=False)
     await journal.learn_agent(OWN, "agent-own")
-    await journal.learn_conversation("acme/two", "conv-2")
+    await journal.learn_conversation("acme/two", "conv-2", agent_id="agent-shared")
     stored = await journal.stored_of_caller("k1")
     assert stored == StoredOfCaller(
         calls=("acme/one", "acme/two"),

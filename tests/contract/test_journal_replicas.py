@@ -159,6 +159,18 @@ class TestLanes:
         await fleet.first.settle(newer, now_s=fleet.clock())
         assert await fleet.undelivered() == 0
 
+    async def test_a_batch_that_another_one_ended_for_good_is_not_sent(self, fleet: Fleet) -> None:
+        """A batch that was split or erased since it was claimed is sent by its claim no more."""
+        stored = await said(fleet)
+        (late,) = await fleet.claim(fleet.first)
+        await fleet.end(fleet.first)
+        await fleet.doubt(fleet.second)
+        (now,) = await fleet.claim(fleet.second)
+        await fleet.second.split(now, now_s=fleet.clock())
+        with pytest.raises(TakenOver):
+            await fleet.first.resend(late, now_s=fleet.clock(), post_timeout_s=1.0)
+        assert stored.key == CALL.key
+
 
 class TestCalls:
     """A live call belongs to the replica that opened it last."""
@@ -177,6 +189,32 @@ class TestCalls:
         assert (taken, taken.epoch) == (stored, stored.epoch + 1)
         assert await fleet.second.take_over() == []
         await fleet.second.close_call(CALL.key, at_s=NOW_S, epoch=taken.epoch)
+
+    async def test_its_channel_ends_it_whoever_has_it(self, fleet: Fleet) -> None:
+        """A call that its channel says to have ended is closed, and is then retaken by nobody."""
+        await said(fleet, turns=1)
+        await fleet.second.open_call(CALL)
+        await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=None, final=True)
+        assert await fleet.first.calls(limit=9, live=True) == []
+        assert await fleet.second.retake(CALL.key) is None
+        assert await fleet.second.retake("acme/none") is None
+
+    async def test_one_that_was_late_takes_it_again(self, fleet: Fleet) -> None:
+        """A live call is taken by a replica that had it, and no one else closes it as lost."""
+        stored = await said(fleet)
+        await fleet.end(fleet.first)
+        (taken,) = await fleet.second.take_over()
+        assert await fleet.first.retake(CALL.key) == taken.epoch + 1 > stored.epoch
+        with pytest.raises(TakenOver):
+            await fleet.second.close_call(CALL.key, at_s=NOW_S, epoch=taken.epoch)
+
+    async def test_a_drain_hurries_no_call_of_another(self, fleet: Fleet) -> None:
+        """What is pending of a replica's own calls becomes due when it stops, and no other's."""
+        await said(fleet, turns=1)
+        await fleet.second.hurry(now_s=fleet.clock())
+        assert await fleet.claim(fleet.second) == []
+        await fleet.first.hurry(now_s=fleet.clock())
+        assert len(await fleet.claim(fleet.second)) == 1
 
     async def test_whose_it_is_can_be_asked(self, fleet: Fleet) -> None:
         """A call is live elsewhere while another replica that is there has it open."""
@@ -199,6 +237,9 @@ class TestCalls:
             await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
         with pytest.raises(TakenOver):
             await fleet.first.rewrite(CALL.key, [turn(9)], unchanged=0, epoch=stored.epoch)
+        with pytest.raises(TakenOver):
+            await fleet.first.append([turn(9)], epoch=stored.epoch)
+        await fleet.second.append([turn(1)], epoch=again.epoch)
         assert [row.call.key for row in await fleet.first.calls(limit=9, live=True)] == [CALL.key]
         assert [one.seq for one in await fleet.second.turns(CALL.key)] == [1]
 

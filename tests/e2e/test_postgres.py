@@ -67,11 +67,11 @@ def test_commands_work_beside_it_and_without_it(postgres: PostgresServer, tmp_pa
         assert CANARY in cli.ok("calls", "show", "c1")
         status = cli.json("journal", "status")
         assert (status["engine"], status["schema"]) == ("postgresql", status["newest"])
-        assert f"process {sidecar.pid} of" in status["writer"]
+        assert f"process {sidecar.pid} of" in "".join(status["writers"])
         assert "@" not in status["place"]
         cli.ok("forget", "--caller", "id:ada", "--yes")
     assert [call["call"] for call in cli.json("calls", "list")] == ["default/c2"]
-    assert cli.json("journal", "status")["writer"] == ""
+    assert cli.json("journal", "status")["writers"] == []
     cli.ok("forget", "--caller", "id:bob", "--yes")
     assert cli.json("calls", "list") == []
 

@@ -10,7 +10,7 @@ import trio.testing
 
 from sidecar.access.callers import IdentityRules
 from sidecar.calls import CallPolicy, Calls, LiveCall, MemoryView
-from sidecar.errors import CallError, JournalFull, LettaUnavailable
+from sidecar.errors import CallError, JournalFull, LettaUnavailable, TakenOver
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.replicas import enter
@@ -564,9 +564,9 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
     async def body(bench: CallsBench) -> None:
         append = bench.journal.append
 
-        async def slow(turns: Sequence[Turn]) -> None:
+        async def slow(turns: Sequence[Turn], *, epoch: int | None = None) -> None:
             await anyio.sleep(1.0)
-            await append(turns)
+            await append(turns, epoch=epoch)
 
         bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
@@ -646,7 +646,7 @@ def test_a_lost_call_that_could_not_be_stored_again_is_closed_in_the_end() -> No
 
 
 def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
-    """A call that went on at another sidecar ends here, or is lost here, without being closed."""
+    """A call that went on at another sidecar is closed where its channel ends it, not when lost."""
 
     async def body(bench: CallsBench) -> None:
         other = SqlJournal(
@@ -661,7 +661,7 @@ def test_a_call_that_another_replica_has_opened_is_left_open() -> None:
                 await live.close("bye")
         bench.calls.orphan("w1")
         await anyio.sleep(300.0)
-        assert {call.call_id for call in await bench.live_calls()} == {"closed", "lost"}
+        assert {call.call_id for call in await bench.live_calls()} == {"lost"}
         assert not bench.calls.live
         assert bench.calls.journal_error == ""
 
@@ -771,7 +771,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         await ear.newest()
         append = bench.journal.append
 
-        async def full(_: Sequence[Turn]) -> None:
+        async def full(_: Sequence[Turn], **__: object) -> None:
             raise JournalFull("no room")
 
         bench.journal.append = full  # type: ignore[method-assign]
@@ -941,5 +941,85 @@ def test_a_flood_of_speech_and_openings_starts_a_few_reads_at_most() -> None:
         ear.views.clear()
         live.speech_started()
         await ear.newest()
+
+    virtual(body)
+
+
+def test_what_another_replica_delivered_reaches_a_live_call() -> None:
+    """A call here gets the memory that a batch changed which another replica has settled."""
+
+    async def body(bench: CallsBench) -> None:
+        live, ear = await bench.open("c1")
+        await ear.newest()
+        ear.views.clear()
+        bench.letta.values["agent-0"] = "Her name is Ada."
+        # As a thread has the loop call it: outside of any task.
+        trio.lowlevel.current_trio_token().run_sync_soon(bench.journal.digested, live.call.ref)
+        await anyio.sleep(1.0)  # the next poll comes later
+        assert any("Ada" in view.text for view, _ in ear.views)
+
+    virtual(body)
+
+
+def test_one_that_was_taken_for_gone_takes_its_calls_again() -> None:
+    """A replica that goes on under another name takes its live calls back, and closes them."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = bench.journal.restarted()
+        (taken,) = await other.take_over()
+        assert taken.key == live.key
+        bench.journal.renamed()
+        await anyio.sleep(3.0)
+        with pytest.raises(TakenOver):
+            await other.close_call(live.key, at_s=1.0, epoch=taken.epoch)
+        await live.close("bye")
+        assert await bench.live_calls() == []
+
+    virtual(body)
+
+
+def test_a_call_of_a_dead_replica_that_is_live_here_is_closed_here() -> None:
+    """A call that two replicas had live goes on at the one that is left, and is closed by it."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = bench.journal.beside()
+        await other.open_call(live.call)
+        await bench.journal.executor.write(
+            lambda tx: tx.run("DELETE FROM replicas WHERE name = ?", other.replica)
+        )
+        await anyio.sleep(3.0)
+        bench.calls.orphan("w1")
+        await anyio.sleep(300.0)
+        assert await bench.live_calls() == []
+
+    virtual(body)
+
+
+def test_a_spool_waits_while_its_call_is_live_elsewhere() -> None:
+    """What a dead worker left of a call that goes on at another replica is stored once it ended."""
+
+    async def body(bench: CallsBench) -> None:
+        live, _ = await bench.open("c1")
+        await live.record([turn(live, "i1", "hello")])
+        other = CallsBench(journal=bench.journal.beside())
+
+        async def restored() -> bool:
+            return await other.calls.restore(
+                "t",
+                "c1",
+                channel="livekit",
+                hints=ADA,
+                opened_at_s=1.0,
+                turns=[turn(live, "i2", "more")],
+            )
+
+        assert not await restored()
+        await live.close("bye")
+        assert await restored()
+        assert [one.text for one in await bench.journal.turns(live.key)] == ["hello", "more"]
 
     virtual(body)

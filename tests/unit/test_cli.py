@@ -436,7 +436,7 @@ def test_the_journal_says_where_it_is(command: Cli, tmp_path: Path) -> None:
     found = json.loads(command.ok("journal", "status", "--json"))
     assert found["engine"] == "sqlite"
     assert found["place"] == str(tmp_path / "data" / "journal.db")
-    assert (found["schema"], found["writer"]) == (found["newest"], "")
+    assert (found["schema"], found["writers"]) == (found["newest"], [])
     assert "schema  " in command.ok("journal", "status")
     assert f"schema {found['newest']} -> {found['newest']}" in command.ok("journal", "migrate")
 

@@ -154,8 +154,8 @@ async def test_of_a_shared_agent_only_the_conversation_goes(bench: ForgettingBen
     await bench.call("two", ref=SHARED, key=OTHER, text="somebody else's words entirely")
     mine = await bench.letta.open_conversation("agent-shared", label="one")
     other = await bench.letta.open_conversation("agent-shared", label="two")
-    await bench.journal.learn_conversation("acme/one", mine)
-    await bench.journal.learn_conversation("acme/two", other)
+    await bench.journal.learn_conversation("acme/one", mine, agent_id="agent-shared")
+    await bench.journal.learn_conversation("acme/two", other, agent_id="agent-shared")
     report = await bench.forgetting.forget("acme", KEY)
     assert report.agents == ()
     assert report.conversations == 1

@@ -341,6 +341,47 @@ async def test_two_sidecars_at_once_agree_on_the_oldest_agent() -> None:
     assert len(agents.found) == 1
 
 
+@given(st.lists(st.integers(0, 6), min_size=9, max_size=40))
+def test_replicas_agree_on_an_agent_that_stays(pauses: list[int]) -> None:
+    """Replicas that create an agent at the same moment end with one that none of them deletes."""
+
+    async def main() -> None:
+        left = list(pauses)
+
+        async def pause() -> None:
+            for _ in range(left.pop() if left else 0):
+                await anyio.lowlevel.checkpoint()
+
+        class Uneven(Agents):
+            @override
+            async def find_agents(self, tags: Sequence[str]) -> Sequence[FoundAgent]:
+                await pause()
+                return await super().find_agents(tags)
+
+            @override
+            async def create_agent(self, spec: AgentSpec) -> str:
+                agent_id = await super().create_agent(spec)
+                await pause()
+                return agent_id
+
+            @override
+            async def delete_agent(self, agent_id: str) -> None:
+                await pause()
+                await super().delete_agent(agent_id)
+
+        agents, learnt = Uneven(), Learnt()
+
+        async def call(who: Identity) -> None:
+            await who.agent_of(REF)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(call, identity(agents, learnt))
+        assert learnt.agents[REF.lane] in {agent.agent_id for agent in agents.found}
+
+    anyio.run(main)
+
+
 @pytest.mark.anyio
 async def test_a_caller_with_an_agent_is_found_by_all_tags_and_never_by_name() -> None:
     """An agent of another tenant is not the caller's, even with the same caller key and name."""

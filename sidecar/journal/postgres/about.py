@@ -72,8 +72,8 @@ def _about(connection: Connection) -> DatabaseStatus:
     if schema:
         ((may_write,),) = tx.rows(
             "SELECT bool_and(has_table_privilege(name, may)) FROM"
-            " unnest(ARRAY['lanes', 'calls', 'turns', 'batches', 'tombstones', 'writer', 'replicas'])"
-            " AS name,"
+            " unnest(ARRAY['lanes', 'calls', 'turns', 'batches', 'tombstones', 'writer',"
+            "  'replicas']) AS name,"
             " unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS may"
             " WHERE to_regclass(name) IS NOT NULL"
         )

@@ -10,6 +10,8 @@ import psycopg
 CONNECT_S: Final = 5
 STATEMENT_S: Final = 10
 """How long the server works on one statement before it gives up."""
+IDLE_S: Final = 2
+"""How long a process that is frozen within a transaction makes all others wait."""
 _PEER_GONE_MS: Final = 10_000
 
 Connection = psycopg.Connection[tuple[Any, ...]]

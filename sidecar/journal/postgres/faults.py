@@ -94,6 +94,11 @@ _MEANINGS: Final = (
         "the journal's database refuses a right that the sidecar needs",
         "let the role of SIDECAR_JOURNAL_URL own its schema",
     ),
+    (
+        errors.LockNotAvailable,
+        "another session has a table of the journal locked",
+        "try again when it has ended (a dump, a migration)",
+    ),
     (errors.UndefinedTable, "there is no journal in the database", "run `sidecar journal migrate`"),
     ((errors.InvalidPassword, errors.InvalidAuthorizationSpecification), *_SIGN_IN),
     ((errors.InvalidCatalogName, errors.InvalidSchemaName), *_NONE_THERE),

@@ -25,7 +25,7 @@ from sidecar.model import AgentRef
 _AGAIN_S: Final = 0.2
 
 
-def ignored(now_s: float) -> None:
+def ignored(ahead_s: float) -> None:
     """Stand in for `timed`."""
 
 
@@ -66,7 +66,8 @@ class PostgresJournal(SqlJournal):
             alone: Only where no other process has the journal open, and let none open it.
             copied_from: Where a copy comes from that is to be made or finished; until `finish_copy`
                 no other open succeeds.
-            timed: Called in a thread with the database's Unix time, at once and every few seconds.
+            timed: Called in a thread, at once and every few seconds, with the database's Unix time
+                less what `time.monotonic` shows: see `SteadyClock.follow`.
 
         Raises:
             JournalLocked: another process has it alone; or has it, and `alone` is set.
@@ -76,13 +77,17 @@ class PostgresJournal(SqlJournal):
         """
         give_up_s = time.monotonic() + wait_s
 
+        def freed(tx: Transaction) -> None:
+            doubt(tx, now_s=clock())
+
         def prepare() -> tuple[Connection, Lease]:
             with as_journal_errors():
                 connection = connect(url)
                 try:
                     migrate(connection)
+                    if (ahead_s := leases.look_at_clock(connection)) is not None:
+                        timed(ahead_s)
                     lease = taken(connection)
-                    timed(leases.database_s(connection))
                 except BaseException:
                     with suppress(psycopg.Error):
                         connection.close()
@@ -93,7 +98,11 @@ class PostgresJournal(SqlJournal):
             while True:
                 try:
                     return leases.take(
-                        connection, secret=secret, alone=alone, copied_from=copied_from
+                        connection,
+                        secret=secret,
+                        freed=freed,
+                        alone=alone,
+                        copied_from=copied_from,
                     )
                 except JournalLocked:
                     if time.monotonic() > give_up_s:
@@ -102,20 +111,12 @@ class PostgresJournal(SqlJournal):
 
         connection, lease = await anyio.to_thread.run_sync(prepare)
         journal: Self
-
-        def renamed(name: str) -> None:
-            journal.replica = name
-
-        def freed(tx: Transaction) -> None:
-            doubt(tx, now_s=clock())
-
         threads = DatabaseThreads(
             url,
             lease=lease,
             connection=connection,
             replica=Replica(
                 secret=secret,
-                renamed=renamed,
                 freed=freed,
                 timed=timed,
                 digested=lambda lane: journal.digested(AgentRef.of_lane(lane)),
@@ -129,7 +130,14 @@ class PostgresJournal(SqlJournal):
             redact=redact,
             replica=lease.replica,
         )
-        return await journal.begin(freed)
+        return journal
+
+    @property
+    @override
+    def replica(self) -> str:
+        """See `Journal.replica`."""
+        assert isinstance(self.executor, DatabaseThreads)
+        return self.executor.replica
 
     @override
     async def finish_copy(self) -> None:

@@ -11,22 +11,30 @@ name into `writer`; then no other writes.
 
 import hashlib
 import hmac
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, LiteralString, cast
 
 from sidecar.errors import JournalLocked, JournalRefused, LeaseLost
-from sidecar.journal.postgres.connection import STATEMENT_S, Connection
+from sidecar.journal.postgres.connection import IDLE_S, STATEMENT_S, Connection
 from sidecar.journal.postgres.owner import is_gone, own_name, shown
 from sidecar.journal.postgres.transactions import PostgresTransaction
+from sidecar.journal.sql.transaction import Transaction
 
 LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
 """Less than a third of the lease: two renewals may be late before a replica is taken for gone."""
+_AT_ONCE_S: Final = 0.2
+_LOOKS: Final = 5
 _REPLICAS: Final = "*"
 """In place of an owner's name: the replicas write, in turn."""
-_IN_TIME: Final = cast("LiteralString", f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
+_IN_TIME: Final = cast(
+    "LiteralString",
+    f"SET LOCAL statement_timeout = '{STATEMENT_S}s';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,12 @@ class Lease:
 
 
 def take(
-    connection: Connection, *, secret: bytes, alone: bool = False, copied_from: str = ""
+    connection: Connection,
+    *,
+    secret: bytes,
+    freed: Callable[[Transaction], None],
+    alone: bool = False,
+    copied_from: str = "",
 ) -> Lease:
     """Take a lease, under a new name.
 
@@ -56,6 +69,7 @@ def take(
         connection: To the database.
         secret: The installation's. The first taking stores a keyed hash of it; another one's
             tombstones would not be found.
+        freed: Frees what replicas that are gone have claimed, within the transaction.
         alone: Only where no replica is there, and let none come.
         copied_from: Where a copy comes from that is about to be made or finished.
 
@@ -101,41 +115,44 @@ def take(
             lease.replica,
             LEASE_S,
         )
+        freed(tx)
         return lease
 
 
 def _require_free(tx: PostgresTransaction, owner: str, *, ended: bool, alone: bool) -> None:
-    """Take those that are gone out of `replicas`.
+    """Let a lease be taken; replicas that are in the way, and gone, go out of `replicas`.
 
     Raises:
         JournalLocked: see `take`.
     """
     if owner == _REPLICAS:
-        reap(tx)
-        there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1") if alone else None
-        if there is not None:
-            raise _locked(there[0])
+        reap(tx, ended=alone)
+        if alone:
+            there = tx.row("SELECT name FROM replicas ORDER BY name LIMIT 1")
+            if there is not None:
+                raise _locked(there[0])
     elif owner and not ended and not is_gone(owner):
         raise _locked(owner)
     else:
         tx.run("DELETE FROM replicas")
 
 
-def reap(tx: PostgresTransaction, *, except_for: str = "") -> bool:
-    """Take out of `replicas` those whose lease or process has ended; return whether any had.
+def reap(tx: PostgresTransaction, *, except_for: str = "", ended: bool) -> bool:
+    """Take out of `replicas` those that are gone; return whether any was.
 
     To be called in a transaction that has locked `writer`.
 
     Args:
         tx: The transaction.
         except_for: A replica that is there.
+        ended: Those whose lease has ended, too; False: only those whose process has.
     """
     gone = [
         name
-        for name, ended in tx.rows(
+        for name, has_ended in tx.rows(
             "SELECT name, until < clock_timestamp() FROM replicas WHERE name <> ?", except_for
         )
-        if ended or is_gone(name)
+        if (ended and has_ended) or is_gone(name)
     ]
     for name in gone:
         tx.run("DELETE FROM replicas WHERE name = ?", name)
@@ -154,7 +171,7 @@ def writers(tx: PostgresTransaction) -> list[str]:
 
 
 def renew(tx: PostgresTransaction, lease: Lease) -> tuple[int, float]:
-    """Wait for the turn of this transaction, and renew the lease within it.
+    """Wait for the turn of this transaction, and renew the lease within it, even a late one.
 
     Returns:
         The number of the transaction among those of this lease, and the database's Unix time.
@@ -179,10 +196,28 @@ def renew(tx: PostgresTransaction, lease: Lease) -> tuple[int, float]:
     return row[0], row[1]
 
 
-def database_s(connection: Connection) -> float:
-    """Return the database's Unix time."""
-    ((now_s,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
-    return now_s
+def ahead_s(database_s: float, *, asked_s: float) -> float | None:
+    """Return by how much the database's Unix time is ahead of the monotonic clock.
+
+    Args:
+        database_s: As it answered just now.
+        asked_s: What the monotonic clock showed when it was asked.
+
+    Returns:
+        None: the answer took too long to say when it was given.
+    """
+    answered_s = time.monotonic()
+    return database_s - answered_s if answered_s - asked_s < _AT_ONCE_S else None
+
+
+def look_at_clock(connection: Connection) -> float | None:
+    """Return what `ahead_s` does; None if no answer of a few came at once."""
+    for _ in range(_LOOKS):
+        asked_s = time.monotonic()
+        ((now_s,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        if (ahead := ahead_s(now_s, asked_s=asked_s)) is not None:
+            return ahead
+    return None
 
 
 def is_committed(connection: Connection, lease: Lease, number: int) -> bool:

@@ -21,6 +21,11 @@ def own_name() -> str:
     return ":".join(part.replace(":", "-") for part in parts)
 
 
+def nonce_of(name: str) -> str:
+    """Return what of a name tells it from others, and nothing of its machine."""
+    return name.rpartition(":")[2]
+
+
 def is_gone(name: str) -> bool:
     """Whether the process of a name has certainly ended; False where that can't be known."""
     parts = name.split(":")

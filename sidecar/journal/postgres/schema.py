@@ -5,8 +5,14 @@ from importlib import resources
 from typing import Final, LiteralString, cast
 
 from sidecar.errors import JournalRefused
-from sidecar.journal.postgres.connection import Connection
+from sidecar.journal.postgres.connection import STATEMENT_S, Connection
 
+# All writes wait for a migration: it waits for no reader of a table for long.
+_IN_TIME: Final = cast(
+    "LiteralString",
+    f"SET LOCAL lock_timeout = '{STATEMENT_S}s';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{STATEMENT_S}s'",
+)
 _LOCK: Final = 0x4C534A31
 """Of one migration at a time; the same figure as in the header of the SQLite file."""
 OLDEST_READER: Final = 1
@@ -56,13 +62,15 @@ def migrate(connection: Connection) -> list[int]:
 
     Raises:
         JournalRefused: as `refuse_newer`.
-        psycopg.Error: the database refused; nothing was changed.
+        psycopg.Error: the database refused, or another session had a table locked for too long;
+            nothing was changed.
     """
     applied: list[int] = []
     if version_of(connection) >= SCHEMA_VERSION:  # needs no right to make tables
         refuse_newer(connection)
         return applied
     with connection.transaction():
+        connection.execute(_IN_TIME)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         connection.execute(
             "CREATE TABLE IF NOT EXISTS journal_schema("

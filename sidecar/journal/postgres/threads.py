@@ -19,20 +19,30 @@ import psycopg
 from typing_extensions import override
 
 from sidecar.errors import JournalAway, JournalFull, JournalLocked, LeaseLost, SidecarError
-from sidecar.journal.postgres.connection import STATEMENT_S, Connection, connect, cut
+from sidecar.journal.postgres.connection import (
+    IDLE_S,
+    STATEMENT_S,
+    Connection,
+    connect,
+    cut,
+)
 from sidecar.journal.postgres.faults import away, is_lost, is_passing, journal_error
 from sidecar.journal.postgres.lease import (
+    LEASE_S,
     RENEW_S,
     Lease,
+    ahead_s,
     giving_back,
     is_committed,
     reap,
     renew,
     take,
 )
-from sidecar.journal.postgres.listener import WAKE, Listener, tell_digested
+from sidecar.journal.postgres.notifications import Notifications, tell_digested, wake_and_commit
+from sidecar.journal.postgres.owner import nonce_of
 from sidecar.journal.postgres.transactions import PostgresTransaction
 from sidecar.journal.sql.executor import Bell
+from sidecar.journal.sql.reads import name_of_lane
 from sidecar.journal.sql.threads import Queued, ReaderAndWriter, Worker, fail
 from sidecar.journal.sql.transaction import Transaction
 
@@ -46,9 +56,7 @@ READ_S: Final = 60.0
 """The same of a read."""
 _LOOK_EVERY_S: Final = 1.0
 _AGAIN_S: Final = 0.1
-_IDLE_S: Final = 2
-"""How long a replica that is frozen within a transaction makes all others wait."""
-_NO_ROOM: Final = (JournalFull, JournalLocked, LeaseLost)
+_BARRED: Final = (JournalLocked, LeaseLost)
 POLL_S: Final = 1.0
 """How often to look for what other replicas have made due, where no notification comes through."""
 # One message: a transaction pooler passes no setting on that outlives a transaction. JIT would
@@ -58,13 +66,8 @@ _BEGIN: Final = cast(
     "LiteralString",
     "BEGIN; SET LOCAL jit = off; SET LOCAL synchronous_commit = on;"
     f" SET LOCAL statement_timeout = '{STATEMENT_S}s';"
-    f" SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'",
+    f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'",
 )
-
-
-_COMMIT: Final = "COMMIT"
-# In one message with the commit; the transaction fails with it.
-_WAKE_AND_COMMIT: Final = f"{WAKE}; COMMIT"
 
 
 class _NotCommitted(Exception):
@@ -77,15 +80,13 @@ class Replica:
 
     Attributes:
         secret: The installation's, to take another lease by.
-        renamed: Called with this replica's name when it goes on under another one; in the writer's
-            thread, as the next two.
-        freed: Frees what replicas that are gone have claimed, within a transaction.
-        timed: Called with the database's Unix time now and then.
+        freed: Frees what replicas that are gone have claimed, within a transaction; called in the
+            writer's thread, as the next one.
+        timed: Called now and then with what `ahead_s` returns.
         digested: Called on the loop with a lane of which another replica has settled a batch.
     """
 
     secret: bytes
-    renamed: Callable[[str], None]
     freed: Callable[[Transaction], None]
     timed: Callable[[float], None]
     digested: Callable[[str], None]
@@ -109,14 +110,29 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
         super().__init__(DatabaseReader("journal-reader", url), writer, bell)
         self._loop = asyncio.get_running_loop()
         self._digested = replica.digested
-        self._listener = (
-            None if lease.alone else Listener(url, woken=bell.ring, digested=self._hear_digested)
-        )
+        self._notifications: Notifications | None = None
+        if not lease.alone:
+            self._notifications = Notifications(
+                url, woken=self._hear_wake, digested=self._hear_digested
+            )
         self._look = self._loop.call_later(_LOOK_EVERY_S, self._look_after)
 
-    def _hear_digested(self, replica: str, lane: str) -> None:
-        if replica != self._writer.replica:
-            self._digested(lane)
+    @property
+    def replica(self) -> str:
+        """The name of this replica; another one once it was taken for gone."""
+        return self._writer.replica
+
+    def _hear_wake(self, replica: str) -> None:
+        if replica != nonce_of(self.replica):
+            self._bell.ring()
+
+    def _hear_digested(self, replica: str, lane: int) -> None:
+        if replica != nonce_of(self.replica):
+            self.read(lambda tx: name_of_lane(tx, lane)).add_done_callback(self._tell_digested)
+
+    def _tell_digested(self, named: "asyncio.Future[str]") -> None:
+        if not named.cancelled() and named.exception() is None and named.result():
+            self._digested(named.result())
 
     def _look_after(self) -> None:
         """Cut the connections that have not answered for too long."""
@@ -141,8 +157,8 @@ class DatabaseThreads(ReaderAndWriter["DatabaseReader", "DatabaseWriter"]):
     async def stop(self) -> None:
         """See `Executor.stop`."""
         try:
-            if self._listener is not None:
-                await anyio.to_thread.run_sync(self._listener.stop)
+            if self._notifications is not None:
+                await anyio.to_thread.run_sync(self._notifications.stop)
             await super().stop()
         finally:
             self._look.cancel()
@@ -186,12 +202,15 @@ class _OnDatabase(Worker):
             self._connection = connect(self._url)
         return self._connection
 
-    @override
-    def _disconnect(self) -> None:
+    def _drop_connection(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
+
+    @override
+    def _disconnect(self) -> None:
+        self._drop_connection()
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         """Try until the database answers, for `AWAY_S`.
@@ -208,8 +227,9 @@ class _OnDatabase(Worker):
                 if not is_passing(error):
                     if isinstance(error, psycopg.Error) and not is_lost(error, self._connection):
                         raise
-                    self._disconnect()
-                if time.monotonic() - began_s > AWAY_S or self._closing:
+                    self._drop_connection()
+                is_sure = isinstance(error, _NotCommitted)
+                if time.monotonic() - began_s > AWAY_S or (self._closing and not is_sure):
                     raise away(error) from error
                 self._pause.wait(_AGAIN_S)
             finally:
@@ -265,8 +285,9 @@ class DatabaseWriter(_OnDatabase):
     ) -> None:
         self._lease = lease
         self._replica = replica
-        self._looked_s = time.monotonic()
-        self.has_room = True
+        self._committed_s = self._looked_s = time.monotonic()
+        self._reaps_after_s = self._looked_s + LEASE_S
+        self._is_full = self._is_barred = False
         super().__init__("journal-writer", url, connection, idle_s=RENEW_S, wake=wake)
 
     @property
@@ -274,17 +295,20 @@ class DatabaseWriter(_OnDatabase):
         """The name of this replica."""
         return self._lease.replica
 
+    @property
+    def has_room(self) -> bool:
+        """See `DatabaseThreads.has_room`."""
+        return not (self._is_full or self._is_barred)
+
     @override
     def _rest(self) -> None:
         # What is wrong is met again by the next write, which reports it.
         try:
             self._once([])
-        except (LeaseLost, JournalLocked):
-            self.has_room = False
-        except Exception:  # noqa: BLE001, S110 - as said
-            pass
+        except Exception as error:  # noqa: BLE001 - as said
+            self._is_barred = isinstance(error, _BARRED)
         else:
-            self.has_room = True
+            self._is_barred = False
 
     @override
     def _disconnect(self) -> None:
@@ -297,17 +321,22 @@ class DatabaseWriter(_OnDatabase):
 
     @override
     def _carry_out(self, group: list[Queued]) -> None:
+        is_away = False
         try:
             self._once(group)
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            if len(group) == 1 or isinstance(error, JournalAway):
+            is_away = isinstance(error, JournalAway)
+            if len(group) == 1 or is_away:
                 fail(group, error if isinstance(error, SidecarError) else journal_error(error))
             else:
                 # One of them failed, and with it all: now each by itself.
                 for job in group:
                     self._carry_out([job])
                 return
-        self.has_room = not any(isinstance(job.error, _NO_ROOM) for job in group)
+        self._is_full = any(isinstance(job.error, JournalFull) for job in group)
+        self._is_barred = any(isinstance(job.error, _BARRED) for job in group)
+        if not is_away and time.monotonic() - self._committed_s > RENEW_S:
+            self._rest()  # what fails renews nothing
 
     def _once(self, jobs: Sequence[Queued]) -> None:
         """Run jobs in one transaction, once.
@@ -322,11 +351,12 @@ class DatabaseWriter(_OnDatabase):
         tx = PostgresTransaction(connection, asks=self._asks)
         connection.execute(_BEGIN)
         try:
+            asked_s = time.monotonic()
             number, database_s = renew(tx, self._lease)
-            self._look_around(tx, database_s)
+            self._look_around(tx, ahead_s(database_s, asked_s=asked_s))
             for job in jobs:
                 job.value = job.operation(tx)
-            tell_digested(tx, replica=self.replica)
+            tell_digested(tx, replica=nonce_of(self.replica))
         except BaseException as error:
             if not connection.closed:
                 with suppress(psycopg.Error):
@@ -336,21 +366,31 @@ class DatabaseWriter(_OnDatabase):
             raise
         try:
             self._asks()
-            connection.execute(_WAKE_AND_COMMIT if tx.wakes else _COMMIT)
+            if tx.wakes:  # in one message, so that both are done or neither
+                connection.execute(wake_and_commit(nonce_of(self.replica)))
+            else:
+                connection.execute("COMMIT")
         except psycopg.Error as error:
             if not is_lost(error, connection):
                 raise
             if not self._took_effect(number):
                 raise _NotCommitted from error
+        self._committed_s = time.monotonic()
         self._wakes = self._wakes or tx.wakes
 
-    def _look_around(self, tx: PostgresTransaction, database_s: float) -> None:
+    def _look_around(self, tx: PostgresTransaction, clock_ahead_s: float | None) -> None:
         """Free what replicas that are gone have claimed, and take the database's time."""
-        if time.monotonic() - self._looked_s < RENEW_S:
+        now_s = time.monotonic()
+        if now_s - self._committed_s > 2 * RENEW_S:
+            # The database was away, or this process was: let the others renew their leases first.
+            self._reaps_after_s = now_s + LEASE_S
+        if now_s - self._looked_s < RENEW_S:
             return
-        self._looked_s = time.monotonic()
-        self._replica.timed(database_s)
-        if reap(tx, except_for=self._lease.replica):
+        self._looked_s = now_s
+        if clock_ahead_s is not None:
+            self._replica.timed(clock_ahead_s)
+        may_have_ended = now_s > self._reaps_after_s
+        if reap(tx, except_for=self._lease.replica, ended=may_have_ended):
             self._replica.freed(tx)
 
     def _go_on_anew(self, connection: Connection) -> None:
@@ -364,8 +404,7 @@ class DatabaseWriter(_OnDatabase):
         if self._lease.alone:
             return
         self._asks()
-        self._lease = take(connection, secret=self._replica.secret)
-        self._replica.renamed(self._lease.replica)
+        self._lease = take(connection, secret=self._replica.secret, freed=self._replica.freed)
         raise _NotCommitted
 
     def _took_effect(self, number: int) -> bool:
@@ -377,7 +416,7 @@ class DatabaseWriter(_OnDatabase):
         """
         began_s = time.monotonic()
         while not self._closing or time.monotonic() - began_s < AWAY_S:
-            super()._disconnect()
+            self._drop_connection()
             if time.monotonic() - began_s > AWAY_S:
                 self._refuse_waiting(
                     JournalAway("the journal's database does not say what became of a commit")

@@ -55,7 +55,7 @@ class PostgresTransaction:
         self._asks = asks
         self._cursor = psycopg.RawCursor(connection)
         self.wakes = False
-        self.digested: list[str] = []
+        self.digested: list[int] = []
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""

@@ -8,6 +8,7 @@ known to be stored.
 import uuid
 from dataclasses import dataclass
 
+from sidecar.errors import TakenOver
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.reads import SELECT_CALL, SELECT_TURN, call_of_row, turn_of_row
 from sidecar.journal.sql.replicas import THERE, enter_alone, require_lane
@@ -229,11 +230,12 @@ def resend(tx: Transaction, claimed: Claim, *, now_s: float, post_timeout_s: flo
     """Record another try of a batch under way.
 
     Raises:
-        TakenOver: another claim has its lane.
+        TakenOver: another claim has its lane, or has split it, or it was erased.
     """
-    ((batch, lane, attempt),) = tx.rows(
-        "SELECT id, lane, attempt FROM batches WHERE batch_id = ?", claimed.batch_id
-    )
+    row = tx.row("SELECT id, lane, attempt FROM batches WHERE batch_id = ?", claimed.batch_id)
+    if row is None:
+        raise TakenOver("another replica has ended this batch since")
+    batch, lane, attempt = row
     require_lane(tx, lane, replica=claimed.replica, epoch=claimed.epoch)
     tx.run(
         "UPDATE batches SET attempt = attempt + 1, horizon_s = ? WHERE id = ? AND state = ?",
@@ -306,7 +308,7 @@ def _end(
     )
     ((row_id, hi),) = tx.rows("SELECT call, hi FROM batches WHERE batch_id = ?", claimed.batch_id)
     if state is State.SETTLED:
-        tx.digested.append(tx.rows("SELECT name FROM lanes WHERE id = ?", lane)[0][0])
+        tx.digested.append(lane)
     tx.run(
         "UPDATE calls SET acked = max(acked, ?1),"
         " settled_s = CASE WHEN ?2 = 1 THEN ?3 ELSE settled_s END WHERE id = ?4",

@@ -4,9 +4,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
 
 from sidecar.errors import CallError
@@ -15,7 +14,6 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import batches, forgetting, reads, tombstones, writes
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
-from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 
 if TYPE_CHECKING:
@@ -57,18 +55,13 @@ class SqlJournal(SqlReports):
         self._policy = policy
         self._clock = clock
         self._redact = redact
-        self.replica = replica
+        self._replica = replica
         self.digested: Callable[[AgentRef], None] = _tell_nobody
 
-    async def begin(self, first: Callable[[Transaction], None]) -> Self:
-        """Run the first operation, and return this; close it if that fails."""
-        try:
-            await self.executor.write(first)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.aclose()
-            raise
-        return self
+    @property
+    def replica(self) -> str:
+        """See `Journal.replica`."""
+        return self._replica
 
     @property
     def has_room(self) -> bool:
@@ -123,12 +116,20 @@ class SqlJournal(SqlReports):
             grows=True,
         )
 
-    async def append(self, turns: Sequence[Turn]) -> None:
+    async def append(self, turns: Sequence[Turn], *, epoch: int | None = None) -> None:
         """See `Journal.append`."""
         turns = self._checked(turns)
         now_s = self._clock()
         await self.executor.write(
-            lambda tx: writes.append(tx, turns, now_s=now_s, policy=self._policy), grows=True
+            lambda tx: writes.append(
+                tx,
+                turns,
+                replica=self.replica,
+                epoch=epoch,
+                now_s=now_s,
+                policy=self._policy,
+            ),
+            grows=True,
         )
 
     def _checked(self, turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -172,7 +173,7 @@ class SqlJournal(SqlReports):
         key: str,
         *,
         at_s: float,
-        epoch: int,
+        epoch: int | None,
         final: bool = False,
         ended: bool = True,
         if_lost: bool = False,
@@ -200,7 +201,7 @@ class SqlJournal(SqlReports):
 
     async def hurry(self, *, now_s: float) -> None:
         """See `Journal.hurry`."""
-        await self.executor.write(lambda tx: writes.hurry(tx, now_s=now_s))
+        await self.executor.write(lambda tx: writes.hurry(tx, replica=self.replica, now_s=now_s))
 
     async def erase_settled(self, *, before_s: float) -> int:
         """See `Journal.erase_settled`."""
@@ -260,11 +261,13 @@ class SqlJournal(SqlReports):
         await self.executor.write(lambda tx: writes.forget_agent(tx, ref, agent_id))
 
     async def learn_conversation(
-        self, key: str, conversation_id: str, *, instead_of: str = ""
+        self, key: str, conversation_id: str, *, agent_id: str, instead_of: str = ""
     ) -> str:
         """See `Journal.learn_conversation`."""
         return await self.executor.write(
-            lambda tx: writes.learn_conversation(tx, key, conversation_id, instead_of=instead_of)
+            lambda tx: writes.learn_conversation(
+                tx, key, conversation_id, agent_id=agent_id, instead_of=instead_of
+            )
         )
 
     # Batches
@@ -385,6 +388,10 @@ class SqlJournal(SqlReports):
         return await self.executor.write(
             lambda tx: writes.take_over(tx, replica=self.replica, now_s=now_s)
         )
+
+    async def retake(self, key: str) -> int | None:
+        """See `Journal.retake`."""
+        return await self.executor.write(lambda tx: writes.retake(tx, key, replica=self.replica))
 
     async def is_live_elsewhere(self, key: str) -> bool:
         """See `Journal.is_live_elsewhere`."""

@@ -300,6 +300,12 @@ def free_calls(tx: Transaction) -> list[Call]:
     return [call_of_row(row) for row in rows]
 
 
+def name_of_lane(tx: Transaction, lane: int) -> str:
+    """Return the name of a lane; empty: there is none any more."""
+    row = tx.row("SELECT name FROM lanes WHERE id = ?", lane)
+    return "" if row is None else row[0]
+
+
 def is_live_elsewhere(tx: Transaction, key: str, *, replica: str) -> bool:
     """Whether a call is live on another replica that is there, for the worker of this key."""
     row = tx.row(

@@ -16,8 +16,8 @@ class Transaction(Protocol):
     wakes: bool
     """Set by an operation after which something may be due earlier than before."""
 
-    digested: list[str]
-    """Names of lanes of which an operation has noted that Letta has digested more."""
+    digested: list[int]
+    """Lanes, by their row, of which an operation has noted that Letta has digested more."""
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""

@@ -31,6 +31,7 @@ from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 _ERASE_CALLS = 50
 _SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
 _SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls"
+_FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
 # Calls and turns
@@ -194,6 +195,24 @@ def take_over(tx: Transaction, *, replica: str, now_s: float) -> list[Call]:
     return taken
 
 
+def retake(tx: Transaction, key: str, *, replica: str) -> int | None:
+    """Take a live call, whoever has it; return its epoch.
+
+    None: it is closed or unknown, or another worker goes on with it.
+    """
+    row_id = row_of(tx, key)
+    row = None
+    if row_id is not None and _is_last(tx, row_id, key):
+        row = tx.row("SELECT key FROM calls WHERE id = ? AND closed_at_s IS NULL", row_id)
+    return None if row is None else _taken(tx, row[0], replica=replica)
+
+
+def _is_last(tx: Transaction, row_id: int, key: str) -> bool:
+    """Whether a call was opened last by this key."""
+    sql = f"SELECT {OPENED_LAST} FROM calls c WHERE c.id = ?"  # noqa: S608 - constants
+    return tx.row(sql, row_id) == (key,)
+
+
 def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
     """Make what is pending of the caller's other calls in this lane due now."""
     lane = _lane_id(tx, call.ref)
@@ -233,12 +252,26 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
     return replace(stored, ref=call.ref, caller_key=call.caller_key)
 
 
-def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
-    """Store turns in order; those stored before are dropped."""
+def append(
+    tx: Transaction,
+    turns: Sequence[Turn],
+    *,
+    replica: str,
+    epoch: int | None,
+    now_s: float,
+    policy: PostPolicy,
+) -> None:
+    """Store turns in order; those stored before are dropped.
+
+    Raises:
+        TakenOver: an epoch is given, and a call was opened by another replica since.
+    """
     by_call: dict[str, list[Turn]] = {}
     for turn in turns:
         by_call.setdefault(turn.call, []).append(turn)
     for key, of_call in by_call.items():
+        if epoch is not None:
+            require_call(tx, _row_id(tx, key), replica=replica, epoch=epoch)
         _append_to_call(tx, key, of_call, now_s=now_s, policy=policy)
 
 
@@ -346,7 +379,7 @@ def close_call(
     *,
     at_s: float,
     replica: str,
-    epoch: int,
+    epoch: int | None,
     now_s: float,
     policy: PostPolicy,
     final: bool = False,
@@ -359,7 +392,10 @@ def close_call(
         TakenOver: the call was opened by another replica since.
     """
     row_id = _row_id(tx, key)
-    require_call(tx, row_id, replica=replica, epoch=epoch)
+    if epoch is not None:
+        require_call(tx, row_id, replica=replica, epoch=epoch)
+    elif not _is_last(tx, row_id, key):
+        return  # another worker goes on with it
     if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
         return
     if ended:
@@ -372,12 +408,17 @@ def close_call(
         reschedule_call(tx, row_id, now_s=now_s, policy=policy)
 
 
-def hurry(tx: Transaction, *, now_s: float) -> None:
-    """Make all that is pending due now."""
-    tx.run("UPDATE calls SET due_s = ?1 WHERE due_s > ?1", now_s)
+def hurry(tx: Transaction, *, replica: str, now_s: float) -> None:
+    """Make due now what is pending of a replica's calls, and of those that nobody has."""
+    tx.run(
+        f"UPDATE calls SET due_s = ?1 WHERE due_s > ?1 AND {_FREE_OR_OWN}",  # noqa: S608
+        now_s,
+        replica,
+    )
     tx.run(
         "UPDATE lanes SET due_s = max(?1, hold_s)"
-        " WHERE open_batch IS NULL AND due_s > max(?1, hold_s)",
+        " WHERE open_batch IS NULL AND due_s > max(?1, hold_s)"
+        " AND EXISTS (SELECT 1 FROM calls c WHERE c.lane = lanes.id AND c.due_s <= ?1)",
         now_s,
     )
     tx.wakes = True
@@ -411,17 +452,24 @@ def _change_agent(tx: Transaction, lane: int, before: str | None, agent_id: str 
             tx.run("UPDATE calls SET conversation_id = NULL WHERE lane = ?", lane)
 
 
-def learn_conversation(tx: Transaction, key: str, conversation_id: str, *, instead_of: str) -> str:
-    """Store the conversation of a call that has none, or has another; return the one it has."""
+def learn_conversation(
+    tx: Transaction, key: str, conversation_id: str, *, agent_id: str, instead_of: str
+) -> str:
+    """Store the conversation of a call that has none, or has another; return the one it has.
+
+    Nothing is stored where the call's lane has learnt another agent than the conversation's.
+    """
     if tx.run(
         "UPDATE calls SET conversation_id = ?1 WHERE key = ?2"
-        " AND (conversation_id IS NULL OR conversation_id = ?3)",
+        " AND (conversation_id IS NULL OR conversation_id = ?3)"
+        " AND NOT EXISTS (SELECT 1 FROM lanes WHERE id = calls.lane AND agent_id <> ?4)",
         conversation_id,
         key,
         instead_of,
+        agent_id,
     ):
         return conversation_id
-    row = tx.row("SELECT conversation_id FROM calls WHERE key = ?", key)
+    row = tx.row("SELECT coalesce(conversation_id, '') FROM calls WHERE key = ?", key)
     return conversation_id if row is None else row[0]
 
 

@@ -88,7 +88,13 @@ class SqliteJournal(SqlJournal):
             threads, policy=policy, secret=key, clock=clock, redact=redact, replica=new_name()
         )
         now_s = clock()
-        return await journal.begin(lambda tx: begin(tx, replica=journal.replica, now_s=now_s))
+        try:
+            await threads.write(lambda tx: begin(tx, replica=journal.replica, now_s=now_s))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await journal.aclose()
+            raise
+        return journal
 
     @override
     async def erase_settled(self, *, before_s: float) -> int:

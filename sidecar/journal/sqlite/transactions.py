@@ -23,7 +23,7 @@ class SqliteTransaction:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self.wakes = False
-        self.digested: list[str] = []
+        self.digested: list[int] = []
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
