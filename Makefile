@@ -152,7 +152,7 @@ test: ## Checks, and all tests on the real parts but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m "not slow"; tests=$$?; \
 	wait $$types; types=$$?; cat $$said; rm -f $$said; exit $$((tests + types))
 
-slow: $(VENV)/.dev debian ## The tests that `make test` leaves out
+slow: $(VENV)/.dev $(APP_SERVER_VENV)/.installed debian ## The tests that `make test` leaves out
 	@$(BIN)/python -m pytest -m slow -q
 
 test-fast: $(VENV)/.dev ## The unit and contract tests that need no server

@@ -181,7 +181,7 @@ class JournalRefused(JournalError):
 
 
 class LeaseLost(JournalError):
-    """Another sidecar writes to the journal now. Nothing of the failed operation was stored."""
+    """This sidecar was taken for gone, and others write. The failed operation may be repeated."""
 
 
 class TakenOver(SidecarError):

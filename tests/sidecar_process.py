@@ -17,13 +17,18 @@ from typing import Any, Self
 START_S = 120.0
 
 
+def without_settings() -> dict[str, str]:
+    """Return this machine's environment without what a sidecar reads of it."""
+    ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_", "COVERAGE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 class SidecarProcess:
     """`python -m sidecar run` on a free port of this machine.
 
     Args:
         data_dir: Kept over restarts.
-        env: Settings besides the data directory; the machine's own SIDECAR_*, LETTA_*, LLM_*,
-            OPENAI_*, OTEL_* and LIVEKIT_* settings are removed.
+        env: Settings besides the data directory; the machine's own are removed.
         port: 0 takes a free one, and keeps it over restarts.
         command: Replaces this checkout's `sidecar run`.
         cwd: The working directory; by default the test's.
@@ -51,9 +56,7 @@ class SidecarProcess:
 
     def start(self) -> Self:
         """Start it and return when it answers."""
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "OTEL_", "COVERAGE")
-        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        env |= {
+        env = without_settings() | {
             "SIDECAR_DATA_DIR": str(self.data_dir),
             "SIDECAR_PORT": str(self.port),
             "SIDECAR_LETTA": "embedded",  # unless a test sets another

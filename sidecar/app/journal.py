@@ -133,7 +133,7 @@ async def opened_at(
         JournalError: as `SqliteJournal.open` and `PostgresJournal.open`.
     """
     if place.url:
-        from sidecar.journal.postgres import PostgresJournal, ignored  # noqa: PLC0415 - an extra
+        from sidecar.journal.postgres import PostgresJournal  # noqa: PLC0415 - an extra
 
         journal = await PostgresJournal.open(
             place.url,
@@ -144,7 +144,7 @@ async def opened_at(
             wait_s=wait_s,
             alone=alone,
             copied_from=copied_from,
-            timed=clock.follow if isinstance(clock, SteadyClock) else ignored,
+            timed=clock.follow if isinstance(clock, SteadyClock) else None,
         )
     else:
         from sidecar.journal.sqlite import SqliteJournal  # noqa: PLC0415 - one of two

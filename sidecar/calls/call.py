@@ -53,7 +53,7 @@ class Listener(Protocol):
 class Registry(Protocol):
     """Where a live call stores what is said in it: the registry of all live calls."""
 
-    async def record(self, live: "LiveCall", turns: Sequence[Turn], *, fenced: bool) -> None:
+    async def record(self, live: "LiveCall", turns: Sequence[Turn]) -> None:
         """Make turns durable."""
         ...
 
@@ -187,19 +187,14 @@ class LiveCall:
         """
         self._source.refresh(self, traceparent=traceparent or self.traceparent)
 
-    async def record(self, turns: Sequence[Turn], *, fenced: bool = False) -> None:
+    async def record(self, turns: Sequence[Turn]) -> None:
         """Make turns of this call durable; on return they survive any crash.
 
-        Args:
-            turns: In order.
-            fenced: They follow from those that are stored: only while this replica has the call.
-
         Raises:
-            TakenOver: `fenced` is set, and another replica has opened the call since.
             JournalFull: nothing of `turns` was stored; they may be recorded again.
             JournalError: the journal failed otherwise.
         """
-        await self._registry.record(self, turns, fenced=fenced)
+        await self._registry.record(self, turns)
 
     async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
         """End the call: its pending turns are posted to Letta. May be repeated.

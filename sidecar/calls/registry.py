@@ -608,9 +608,9 @@ class Calls:
         """Read the agent of a batch that was digested, for the calls that are live."""
         await self._feed.digested(ref, batch)
 
-    async def record(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> None:
+    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; see `Storing.record`."""
-        await self._storing.record(live, turns, fenced=fenced)
+        await self._storing.record(live, turns)
 
     async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
         """End a live call."""

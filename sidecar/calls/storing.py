@@ -49,14 +49,10 @@ class Storing:
         self._emit = emit
         self._tracer = tracer
 
-    async def record(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> None:
+    async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; drop them where the caller did not agree.
 
         Where another call writes the record, this returns when that record has reached these turns.
-
-        Raises:
-            TakenOver: `fenced` is set, and another replica has opened the call since.
-            JournalError: they were not stored.
         """
         while turns := await self._records.own(live, turns):
             if not live.may_be_stored:
@@ -65,7 +61,7 @@ class Storing:
                 return
             self._look_for_gap(live, turns)
             try:
-                if not await self._append(live, turns, fenced=fenced):
+                if not await self._append(live, turns):
                     self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                     return
             except HeardElsewhere as error:
@@ -125,7 +121,7 @@ class Storing:
                 wait_s=wait_s,
             )
 
-    async def _append(self, live: LiveCall, turns: Sequence[Turn], *, fenced: bool) -> bool:
+    async def _append(self, live: LiveCall, turns: Sequence[Turn]) -> bool:
         """Store turns, each with the span it belongs to: its channel's own, or that of storing it.
 
         A call that retention has erased meanwhile is stored again.
@@ -148,7 +144,7 @@ class Storing:
         ) as span:
             traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
             try:
-                await self._journal.append(traced, epoch=live.call.epoch if fenced else None)
+                await self._journal.append(traced)
             except CallError as error:
                 if error.code != "unknown_call":
                     raise
@@ -156,7 +152,7 @@ class Storing:
                 await self.store_call(live)
                 if not live.may_be_stored:
                     return False
-                await self._journal.append(traced, epoch=live.call.epoch if fenced else None)
+                await self._journal.append(traced)
         return True
 
     async def store_call(self, live: LiveCall) -> None:

@@ -100,13 +100,8 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def append(self, turns: Sequence[Turn], *, epoch: int | None = None) -> None:
+    async def append(self, turns: Sequence[Turn]) -> None:
         """Store turns, in the order given.
-
-        Args:
-            turns: Of one call or of several.
-            epoch: As `open_call` returned it, where the turns follow from those that are stored:
-                only while this replica has the call. None: whoever has it.
 
         Promises: on return they survive a crash of this process and of the host (fsynced); a
         turn whose (call, item_id) is stored already is dropped, so append may be repeated; all
@@ -118,7 +113,6 @@ class Record(Transcripts, Protocol):
             CallError: a call was never opened (`unknown_call`), or a turn can't be stored
                 (`bad_value`): a text is not Unicode (a lone surrogate), or a `seq` is beyond
                 `MAX_SEQ`.
-            TakenOver: `epoch` is given, and another replica has opened the call since.
         """
         ...
 

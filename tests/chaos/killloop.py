@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.figures import percentile
 from sidecar.journal.postgres.lease import LEASE_S
 from tests.chaos.ledger import Verdict, judge, read_ledgers
 from tests.chaos.lettas import (
@@ -46,7 +47,7 @@ from tests.chaos.lettas import (
     wait_for_port,
 )
 from tests.chaos.mutated_sidecar import MUTATIONS, NO_FENCING
-from tests.chaos.sidecars import Child, Sidecar, Sidecars, quantile_s, taken_over_in_s
+from tests.chaos.sidecars import Child, Sidecar, Sidecars, taken_over_in_s
 from tests.postgres.server import PostgresServer
 
 REAL: Mapping[str, Callable[[Path], Letta]] = {"classic": RealServer, "app-server": AppServer}
@@ -330,7 +331,8 @@ def run(options: Options) -> tuple[Verdict, Mapping[str, float | None]]:
             options.say(f"{loop.letta.cut_off} messages stand cut off, in conversations of no use")
         for sidecar in loop.sidecars.all:
             sidecar.stop(within_s=20.0)
-        return verdict, {"takeover_p99_s": quantile_s(loop.taken_over_s, 0.99)}
+        took_s = percentile(loop.taken_over_s, 0.99) if loop.taken_over_s else None
+        return verdict, {"takeover_p99_s": took_s}
     finally:
         loop.end()
 

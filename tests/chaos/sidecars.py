@@ -1,6 +1,5 @@
 """The sidecars of the kill loop: one, or several on one database behind a round-robin proxy."""
 
-import os
 import secrets
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from sidecar.journal.postgres.connection import connect
@@ -17,6 +17,7 @@ from tests.chaos.mutated_sidecar import MUTATIONS
 from tests.fault_proxy import FaultProxy
 from tests.ports import free_port
 from tests.postgres.server import PostgresServer
+from tests.sidecar_process import without_settings
 
 SIDECAR_ENV = {
     "SIDECAR_CONSOLE": "0",
@@ -76,9 +77,7 @@ class Sidecar(Child):
     ) -> None:
         super().__init__(name, directory / f"{name}.log")
         self.port = free_port()
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "COVERAGE")
-        own = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        self._env = own | SIDECAR_ENV | {**env, "SIDECAR_PORT": str(self.port)}
+        self._env = without_settings() | SIDECAR_ENV | {**env, "SIDECAR_PORT": str(self.port)}
         self.network: FaultProxy | None = None
         if database is not None:
             self.network = FaultProxy(database.port)
@@ -140,13 +139,13 @@ class Sidecars:
             name = "sidecar" if replicas == 1 else f"sidecar{n}"
             self.all.append(Sidecar(name, directory, {**env, **own}, database))
         ports = [sidecar.port for sidecar in self.all]
-        self._proxy = FaultProxy(*ports) if replicas > 1 else None
-        if self._proxy is not None:
-            self._proxy.__enter__()
+        self._networks = ExitStack()
+        self.link_port = ports[0]
+        if replicas > 1:
+            self.link_port = self._networks.enter_context(FaultProxy(*ports)).port
         for sidecar in self.all:
             if sidecar.network is not None:
-                sidecar.network.__enter__()
-        self.link_port = ports[0] if self._proxy is None else self._proxy.port
+                self._networks.enter_context(sidecar.network)
 
     def heal(self) -> None:
         """End every fault."""
@@ -160,17 +159,7 @@ class Sidecars:
         self.heal()
         for sidecar in self.all:
             sidecar.kill()
-        for proxy in (self._proxy, *(sidecar.network for sidecar in self.all)):
-            if proxy is not None:
-                proxy.__exit__(None, None, None)
-
-
-def quantile_s(measured_s: Sequence[float], share: float) -> float | None:
-    """Return the value that a share of the measured ones do not exceed; None without any."""
-    if not measured_s:
-        return None
-    ordered = sorted(measured_s)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        self._networks.close()
 
 
 def taken_over_in_s(database: PostgresServer, pid: int, *, within_s: float) -> float:

@@ -98,11 +98,12 @@ def test_three_replicas_on_one_database_change_nothing(tmp_path: Path) -> None:
     """Replicas are killed, frozen and cut off, and their database crashes: all arrives once."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    verdict, _ = run(Options(4, seed, tmp_path, journal="postgres", replicas=3))
+    verdict, _ = run(Options(2, seed, tmp_path, journal="postgres", replicas=3))
     assert verdict.clean, verdict
     assert verdict.turns > 10
 
 
+@pytest.mark.slow
 def test_the_loop_can_lose(tmp_path: Path) -> None:
     """If workers wait for acks while the sidecar is away, killing both loses turns."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -111,6 +112,7 @@ def test_the_loop_can_lose(tmp_path: Path) -> None:
     assert verdict.lost
 
 
+@pytest.mark.slow
 @pytest.mark.real_letta
 @pytest.mark.usefixtures("app_server_program")
 def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:

@@ -237,9 +237,6 @@ class TestCalls:
             await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
         with pytest.raises(TakenOver):
             await fleet.first.rewrite(CALL.key, [turn(9)], unchanged=0, epoch=stored.epoch)
-        with pytest.raises(TakenOver):
-            await fleet.first.append([turn(9)], epoch=stored.epoch)
-        await fleet.second.append([turn(1)], epoch=again.epoch)
         assert [row.call.key for row in await fleet.first.calls(limit=9, live=True)] == [CALL.key]
         assert [one.seq for one in await fleet.second.turns(CALL.key)] == [1]
 

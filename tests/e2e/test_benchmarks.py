@@ -32,6 +32,7 @@ def measured(key: str) -> dict[str, Any]:
     return dict(figures[key])
 
 
+@pytest.mark.slow
 def test_every_trouble_of_letta_costs_one_llm_call_a_turn() -> None:
     """Whatever Letta does, a turn is one LLM call, and every prompt holds the memory once."""
     rows = measured("prompt_path")
@@ -63,6 +64,7 @@ def test_nothing_is_lost_doubled_or_misordered_on_the_way() -> None:
         assert (0, 0, 0) == (row["lost"], row["doubled"], row["misordered"])
 
 
+@pytest.mark.slow
 def test_streams_through_the_sidecar_are_measured_beside_a_bare_proxy() -> None:
     """Each way has its ratio for each number of streams, and every cut stream was closed."""
     figures = measured("vapi")

@@ -21,7 +21,7 @@ from sidecar.cli import app as cli_app
 from sidecar.private import STATE_NAMES
 from tests.console_page import opened
 from tests.cpu_time import slowness
-from tests.sidecar_process import SidecarProcess, eventually, get
+from tests.sidecar_process import SidecarProcess, eventually, get, without_settings
 
 pytestmark = pytest.mark.e2e
 
@@ -41,9 +41,10 @@ class Cli:
     def run(
         self, *args: str, stdin: str = "", terminal: int = subprocess.PIPE
     ) -> subprocess.CompletedProcess[str]:
-        ours = ("SIDECAR_", "LETTA_", "LLM_", "OPENAI_", "LIVEKIT_", "VAPI_", "OTEL_", "COVERAGE")
-        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        env |= {"SIDECAR_DATA_DIR": str(self._data_dir), "SIDECAR_LETTA": "embedded"}
+        env = without_settings() | {
+            "SIDECAR_DATA_DIR": str(self._data_dir),
+            "SIDECAR_LETTA": "embedded",
+        }
         env |= {"COLUMNS": "80", **self._env}
         return subprocess.run(
             [sys.executable, "-m", "sidecar", *args],

@@ -164,6 +164,20 @@ class CallsBench:
         )
         return live, ear
 
+    async def restore(
+        self, call_id: str, turns: Sequence[Turn], *, hints: CallerHints = ADA, room: str = ""
+    ) -> bool:
+        """Store what a dead worker left of a call in its spool."""
+        return await self.calls.restore(
+            "t",
+            call_id,
+            channel="livekit",
+            hints=hints,
+            opened_at_s=1.0,
+            turns=turns,
+            room=room,
+        )
+
 
 def virtual(test: Callable[[CallsBench], Awaitable[None]], bench: CallsBench | None = None) -> None:
     async def main() -> None:
@@ -489,14 +503,7 @@ def test_a_call_ends_with_the_agent_it_began_with(how: str) -> None:
             await live.close("bye")
             assert live.agent_id == "agent-0"
         else:
-            assert await bench.calls.restore(
-                "t",
-                "c1",
-                channel="livekit",
-                hints=ADA,
-                opened_at_s=1.0,
-                turns=[Turn("t/c1", "i2", 0, "caller", "again", 1.0)],
-            )
+            assert await bench.restore("c1", [Turn("t/c1", "i2", 0, "caller", "again", 1.0)])
         assert [t.text for t in await bench.journal.turns("t/c1")] == ["hello", "again"]
         (row,) = await bench.journal.calls(limit=2)
         assert row.call.ref.agent_id is None
@@ -564,17 +571,15 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
     async def body(bench: CallsBench) -> None:
         append = bench.journal.append
 
-        async def slow(turns: Sequence[Turn], *, epoch: int | None = None) -> None:
+        async def slow(turns: Sequence[Turn]) -> None:
             await anyio.sleep(1.0)
-            await append(turns, epoch=epoch)
+            await append(turns)
 
         bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]
 
         async def intake() -> None:
-            assert await bench.calls.restore(
-                "t", "c1", channel="livekit", hints=ADA, opened_at_s=1.0, turns=spooled
-            )
+            assert await bench.restore("c1", spooled)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(intake)
@@ -771,7 +776,7 @@ def test_a_full_disk_is_told_and_the_call_goes_on() -> None:
         await ear.newest()
         append = bench.journal.append
 
-        async def full(_: Sequence[Turn], **__: object) -> None:
+        async def full(_: Sequence[Turn]) -> None:
             raise JournalFull("no room")
 
         bench.journal.append = full  # type: ignore[method-assign]
@@ -855,9 +860,7 @@ def test_a_number_that_is_none_is_in_the_log_once_in_a_call() -> None:
         assert bench.telemetry.counts["caller_unresolved"] == 1
         spooled = [Turn("t/c3", "i1", 0, "caller", "hello", 1.0)]
         nobody = CallerHints(phone="unknown")
-        assert await bench.calls.restore(
-            "t", "c3", channel="livekit", hints=nobody, opened_at_s=1.0, turns=spooled
-        )
+        assert await bench.restore("c3", spooled, hints=nobody)
         assert bench.telemetry.counts["caller_unresolved"] == 2
 
     virtual(body)
@@ -891,9 +894,7 @@ def test_late_words_of_an_erased_call_are_taken_and_dropped() -> None:
         late.speech_started()
         await anyio.sleep(60.0)
         await late.close("hung up")
-        assert await bench.calls.restore(
-            "t", "c1", channel="livekit", hints=ADA, opened_at_s=1.0, turns=[turn(late, "i3", "x")]
-        )
+        assert await bench.restore("c1", [turn(late, "i3", "x")])
         assert await bench.journal.calls(limit=9) == []
         assert bench.letta.agents == {}
         assert bench.telemetry.counts["erased_call_refused"] == 2
@@ -1007,19 +1008,10 @@ def test_a_spool_waits_while_its_call_is_live_elsewhere() -> None:
         await live.record([turn(live, "i1", "hello")])
         other = CallsBench(journal=bench.journal.beside())
 
-        async def restored() -> bool:
-            return await other.calls.restore(
-                "t",
-                "c1",
-                channel="livekit",
-                hints=ADA,
-                opened_at_s=1.0,
-                turns=[turn(live, "i2", "more")],
-            )
-
-        assert not await restored()
+        left = [turn(live, "i2", "more")]
+        assert not await other.restore("c1", left)
         await live.close("bye")
-        assert await restored()
+        assert await other.restore("c1", left)
         assert [one.text for one in await bench.journal.turns(live.key)] == ["hello", "more"]
 
     virtual(body)

@@ -1,6 +1,8 @@
 """The courier where several sidecars deliver: which conversation a batch goes to."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -36,6 +38,16 @@ class CourierBench:
         await self.journal.close_call(CALL.key, at_s=NOW_S, epoch=None)
         (batch,) = await self.journal.claim(1, now_s=NOW_S, post_timeout_s=9.0)
         return batch
+
+    def before_opening(self, happens: Callable[[], Awaitable[object]]) -> None:
+        """Let something happen elsewhere while this one opens a conversation."""
+        opened = self.letta.open_conversation
+
+        async def meanwhile(agent_id: str, *, label: str) -> str:
+            await happens()
+            return await opened(agent_id, label=label)
+
+        self.letta.open_conversation = meanwhile
 
     async def address(self, batch: Batch) -> Batch:
         addressed = await self.courier.address(batch)
@@ -74,13 +86,9 @@ async def test_what_another_replica_opened_first_is_used() -> None:
     """Of two conversations that two replicas open at once for a call, both use the first learnt."""
     bench = CourierBench()
     batch = await bench.batch()
-    opened = bench.letta.open_conversation
-
-    async def later(agent_id: str, *, label: str) -> str:
-        await bench.journal.learn_conversation(CALL.key, "conv-first", agent_id="agent-1")
-        return await opened(agent_id, label=label)
-
-    bench.letta.open_conversation = later
+    bench.before_opening(
+        partial(bench.journal.learn_conversation, CALL.key, "conv-first", agent_id="agent-1")
+    )
     assert (await bench.address(batch)).call.conversation_id == "conv-first"
 
 
@@ -88,13 +96,9 @@ async def test_a_conversation_of_an_agent_that_was_replaced_is_not_used() -> Non
     """If the caller's agent is replaced while a conversation is opened, the try begins anew."""
     bench = CourierBench()
     batch = await bench.batch()
-    opened = bench.letta.open_conversation
-
-    async def meanwhile(agent_id: str, *, label: str) -> str:
-        await bench.journal.learn_agent(CALL.ref, "agent-2", instead_of="agent-1")
-        return await opened(agent_id, label=label)
-
-    bench.letta.open_conversation = meanwhile
+    bench.before_opening(
+        partial(bench.journal.learn_agent, CALL.ref, "agent-2", instead_of="agent-1")
+    )
     outcome = await bench.courier.address(batch)
     assert not isinstance(outcome, Addressed)
     assert outcome.event is BatchEvent.UNADDRESSED

@@ -69,13 +69,13 @@ class Journal(MemoryJournal):
         return await super().open_call(call, continues=continues, lost=lost)
 
     @override
-    async def append(self, turns: Sequence[Turn], *, epoch: int | None = None) -> None:
+    async def append(self, turns: Sequence[Turn]) -> None:
         if turns[0].call.endswith(self.stalled_for):
             await self.disk.wait()
         for each in turns:
             if fails := self.fails.get(each.item_id):
                 raise fails.pop(0)
-        await super().append(turns, epoch=epoch)
+        await super().append(turns)
 
     def will_fail(self, item: str, *errors: JournalError) -> None:
         self.fails[item] = list(errors)

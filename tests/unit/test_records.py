@@ -136,15 +136,7 @@ def test_what_a_dead_second_job_left_is_stored_only_where_the_first_had_not_come
         bench.calls.orphan(two.owner)
 
         async def restored() -> bool:
-            return await bench.calls.restore(
-                "t",
-                "J2",
-                channel="livekit",
-                hints=ADA,
-                opened_at_s=1.0,
-                turns=left,
-                room="RM_1",
-            )
+            return await bench.restore("J2", left, room="RM_1")
 
         await one.record([heard(one, 2.0)])
         assert not await restored()

@@ -401,12 +401,12 @@ class VapiCall:
             planned = followed.plan
             if planned is None:
                 return followed
+            if planned.unchanged == len(stored):
+                await self._record(planned.turns, stored)
+                return followed
+            traceparent = self.live.traceparent
+            turns = [replace(turn, traceparent=traceparent) for turn in planned.turns]
             try:
-                if planned.unchanged == len(stored):
-                    await self._record(planned.turns, stored)
-                    return followed
-                traceparent = self.live.traceparent
-                turns = [replace(turn, traceparent=traceparent) for turn in planned.turns]
                 sealed = await self._journal.rewrite(
                     self.live.key, turns, unchanged=planned.unchanged, epoch=self.live.call.epoch
                 )
@@ -431,7 +431,7 @@ class VapiCall:
     async def _record(self, turns: Sequence[Turn], stored: list[Turn]) -> None:
         """Store new turns; `LiveCall.record` gives them their span."""
         for part in _parts(turns):
-            await self.live.record(part, fenced=True)
+            await self.live.record(part)
             stored += part
             # This part is stored now, even if the next one fails.
             self._followed = replace(self._followed, tail=())

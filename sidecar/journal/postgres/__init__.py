@@ -7,6 +7,6 @@ writes; `faults.py` says what an error means; `schema.py` applies the migrations
 all of it; `reports.py` and `about.py` look at it from beside. It needs the extra `postgres`.
 """
 
-from sidecar.journal.postgres.journal import PostgresJournal, ignored
+from sidecar.journal.postgres.journal import PostgresJournal
 
-__all__ = ["PostgresJournal", "ignored"]
+__all__ = ["PostgresJournal"]

@@ -25,10 +25,6 @@ from sidecar.model import AgentRef
 _AGAIN_S: Final = 0.2
 
 
-def ignored(ahead_s: float) -> None:
-    """Stand in for `timed`."""
-
-
 class PostgresJournal(SqlJournal):
     """A journal in a PostgreSQL database, for a process on an asyncio loop, beside others.
 
@@ -49,7 +45,7 @@ class PostgresJournal(SqlJournal):
         wait_s: float = 0.0,
         alone: bool = False,
         copied_from: str = "",
-        timed: Callable[[float], None] = ignored,
+        timed: Callable[[float], None] | None = None,
     ) -> Self:
         """Open the journal in the database of `url`, creating its tables when missing.
 
@@ -85,7 +81,8 @@ class PostgresJournal(SqlJournal):
                 connection = connect(url)
                 try:
                     migrate(connection)
-                    if (ahead_s := leases.look_at_clock(connection)) is not None:
+                    ahead_s = leases.look_at_clock(connection) if timed else None
+                    if timed and ahead_s is not None:
                         timed(ahead_s)
                     lease = taken(connection)
                 except BaseException:

@@ -268,6 +268,4 @@ def _locked(name: str) -> JournalLocked:
 
 
 def _lost() -> LeaseLost:
-    return LeaseLost(
-        "another sidecar writes to the journal now", hint="restart this one, or stop it"
-    )
+    return LeaseLost("another sidecar writes to the journal now", hint="try again")

@@ -71,7 +71,7 @@ _BEGIN: Final = cast(
 
 
 class _NotCommitted(Exception):
-    """A connection ended before its transaction was committed."""
+    """A transaction certainly was not committed, and has to be made again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +82,13 @@ class Replica:
         secret: The installation's, to take another lease by.
         freed: Frees what replicas that are gone have claimed, within a transaction; called in the
             writer's thread, as the next one.
-        timed: Called now and then with what `ahead_s` returns.
+        timed: Called now and then with what `ahead_s` returns; None: nobody follows that clock.
         digested: Called on the loop with a lane of which another replica has settled a batch.
     """
 
     secret: bytes
     freed: Callable[[Transaction], None]
-    timed: Callable[[float], None]
+    timed: Callable[[float], None] | None
     digested: Callable[[str], None]
 
 
@@ -228,8 +228,8 @@ class _OnDatabase(Worker):
                     if isinstance(error, psycopg.Error) and not is_lost(error, self._connection):
                         raise
                     self._drop_connection()
-                is_sure = isinstance(error, _NotCommitted)
-                if time.monotonic() - began_s > AWAY_S or (self._closing and not is_sure):
+                is_away = not isinstance(error, _NotCommitted)
+                if time.monotonic() - began_s > AWAY_S or (self._closing and is_away):
                     raise away(error) from error
                 self._pause.wait(_AGAIN_S)
             finally:
@@ -387,7 +387,7 @@ class DatabaseWriter(_OnDatabase):
         if now_s - self._looked_s < RENEW_S:
             return
         self._looked_s = now_s
-        if clock_ahead_s is not None:
+        if clock_ahead_s is not None and self._replica.timed is not None:
             self._replica.timed(clock_ahead_s)
         may_have_ended = now_s > self._reaps_after_s
         if reap(tx, except_for=self._lease.replica, ended=may_have_ended):

@@ -252,26 +252,12 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
     return replace(stored, ref=call.ref, caller_key=call.caller_key)
 
 
-def append(
-    tx: Transaction,
-    turns: Sequence[Turn],
-    *,
-    replica: str,
-    epoch: int | None,
-    now_s: float,
-    policy: PostPolicy,
-) -> None:
-    """Store turns in order; those stored before are dropped.
-
-    Raises:
-        TakenOver: an epoch is given, and a call was opened by another replica since.
-    """
+def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
+    """Store turns in order; those stored before are dropped."""
     by_call: dict[str, list[Turn]] = {}
     for turn in turns:
         by_call.setdefault(turn.call, []).append(turn)
     for key, of_call in by_call.items():
-        if epoch is not None:
-            require_call(tx, _row_id(tx, key), replica=replica, epoch=epoch)
         _append_to_call(tx, key, of_call, now_s=now_s, policy=policy)
 
 
