@@ -15,7 +15,6 @@ so it is the same on every replica. Here such a call has the key that its own ch
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -26,9 +25,11 @@ from sidecar.access.callers import IdentityRules, Resolution, resolve
 from sidecar.calls.call import Listener, LiveCall
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
+from sidecar.calls.orphans import Orphans
 from sidecar.calls.records import Heard, Records
+from sidecar.calls.restoring import Restoring
 from sidecar.calls.storing import Storing
-from sidecar.errors import CallError, HeardElsewhere, JournalError, TakenOver
+from sidecar.errors import CallError, HeardElsewhere, JournalError
 from sidecar.journal.policy import GOES_ON_S
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
@@ -67,21 +68,6 @@ class CallPolicy:
     def may_store(self, hints: CallerHints) -> bool:
         """Whether a call with these hints may be stored."""
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """A call whose holder was lost.
-
-    Attributes:
-        since_s: Unix time.
-        epoch: At which this replica has it.
-        heard: The room in which it may go on, and its caller.
-    """
-
-    since_s: float
-    epoch: int
-    heard: Heard | None = None
 
 
 def _check_channel(channel: Channel) -> None:
@@ -130,13 +116,23 @@ class Calls:
         self._clock = clock
         self._records = Records()
         self._replica = journal.replica
-        self._orphans: dict[str, Orphan] = {}
         self._storing = Storing(
             journal,
             self._records,
             on_stored=self._is_stored,
             emit=emit,
             tracer=tracer,
+        )
+        self._orphans = Orphans(
+            journal,
+            orphan_s=policy.orphan_s,
+            is_live=self._is_live,
+            failed=self._storing.failed,
+            emit=emit,
+            clock=clock,
+        )
+        self._restoring = Restoring(
+            journal, self._orphans, is_live=self._is_live, emit=emit, clock=clock
         )
         self._feed = MemoryFeed(
             journal,
@@ -153,8 +149,6 @@ class Calls:
         self._live: dict[str, LiveCall] = {}
         self._successors: dict[str, LiveCall] = {}
         """The live call that goes on with a stored call of another key, by that key."""
-        self._unwritten: set[str] = set()
-        """Orphans of which the journal does not know that they are."""
         self._refused: dict[Heard, float] = {}
         """When a call was lost whose caller had said no: of that, nothing is stored."""
         self._tasks: TaskGroup | None = None
@@ -174,9 +168,9 @@ class Calls:
             task_status.started()
             while True:
                 await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
-                await self._write_lost()
+                await self._orphans.write()
                 await self._go_on_all()
-                await self._close_orphans()
+                await self._orphans.close_old()
                 await self._take_over_again()
                 await self._retake_all()
                 self._forget_old()
@@ -184,34 +178,17 @@ class Calls:
 
     async def _take_over(self) -> None:
         """Make orphans of the live calls whose replica is gone, unless they are live here."""
-        now_s = self._clock()
         for call in await self._journal.take_over():
             live = self._live.get(call.key) or self._successors.get(call.key)
             if live is not None:
                 live.call = replace(live.call, epoch=call.epoch)
             else:
                 heard = (call.room, call.caller_key) if call.room and call.caller_key else None
-                self._orphans[call.key] = Orphan(now_s, call.epoch, heard)
+                self._orphans.take(call.key, call.epoch, heard)
 
     def _is_live(self, key: str) -> bool:
         """Whether a channel holds a stored call, by whatever key."""
         return key in self._live or key in self._successors
-
-    async def _write_lost(self) -> None:
-        """Let the journal know of calls that are lost: their room may be at another replica."""
-        keys = [key for key in self._unwritten if key in self._orphans and not self._is_live(key)]
-        self._unwritten.clear()
-        lost = [(key, self._orphans[key]) for key in keys]
-        if not lost:
-            return
-        try:
-            await self._journal.lose(
-                [(key, orphan.epoch) for key, orphan in lost],
-                at_s=max(orphan.since_s for _, orphan in lost),
-            )
-        except JournalError as error:
-            self._unwritten.update(keys)
-            self._storing.failed(error)
 
     async def _go_on_all(self) -> None:
         """Let live calls that have joined another go on with it, where its worker is lost now."""
@@ -340,7 +317,7 @@ class Calls:
             self._feed.begin(live)
             return live
         heard = _heard(tenant, room, resolution.caller_key)
-        resumed = key in self._orphans or self._lost_in(heard) is not None
+        resumed = key in self._orphans or self._orphans.lost_in(heard) is not None
         if self.draining and not resumed:
             raise CallError(
                 "draining", "the sidecar is shutting down", hint="open the call on another sidecar"
@@ -397,7 +374,7 @@ class Calls:
 
     def _is_stored(self, live: LiveCall) -> None:
         key = live.call.key
-        self._orphans.pop(key, None)
+        self._orphans.remove(key)
         live.elsewhere_until_lost = False
         if key != live.key:
             self._succeed(live, key)
@@ -422,20 +399,9 @@ class Calls:
             _inherit(live, writer.guidance.pieces)
             self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=writer.key)
             return
-        if (lost := self._lost_in(live.heard)) and lost != live.key:
+        if (lost := self._orphans.lost_in(live.heard)) and lost != live.key:
             self._succeed(live, lost)
         live.guidance = self._left_guidance.take_up(live.call, before=live.before)
-
-    def _lost_in(self, heard: Heard | None) -> str | None:
-        """Return the key of the call of a room and caller that was lost there within the minute."""
-        if heard is None:
-            return None
-        lost = [
-            (orphan.since_s, key)
-            for key, orphan in self._orphans.items()
-            if orphan.heard == heard and self._clock() - orphan.since_s < GOES_ON_S
-        ]
-        return max(lost)[1] if lost else None
 
     def _was_refused(self, heard: Heard | None) -> bool:
         """Whether the caller said no in a call of this room that is live, or was lost lately."""
@@ -513,40 +479,7 @@ class Calls:
         )
         if resolution.why and key not in self._orphans:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
-        try:
-            return await self._restore(call, turns, ended=ended)
-        except CallError as error:
-            if error.code != "erased":
-                raise
-            self._emit(telemetry.erased_call_refused, call=key)
-            return True
-
-    async def _restore(self, call: Call, turns: Sequence[Turn], *, ended: bool) -> bool:
-        before = await self._journal.call(call.key)
-        if before is not None and self._is_live(before.key):
-            await self._add(before, turns)
-            return True
-        try:
-            stored = await self._journal.open_call(call, lost=True)
-        except HeardElsewhere:
-            if before is not None:
-                await self._add(before, turns)
-            return before is not None
-        await self._add(stored, turns)
-        if call.key not in self._live and not self._is_live(stored.key):  # else its worker closes
-            with suppress(TakenOver):
-                await self._journal.close_call(
-                    call.key, at_s=self._clock(), epoch=stored.epoch, ended=ended, if_lost=True
-                )
-            self._orphans.pop(stored.key, None)
-        return True
-
-    async def _add(self, stored: Call, turns: Sequence[Turn]) -> None:
-        """Store turns that a dead worker left, unless the caller has said no."""
-        if stored.consent == "no":
-            self._emit(telemetry.turns_not_kept, call=stored.key, turns=len(turns))
-        else:
-            await self._journal.append(turns)
+        return await self._restoring.restore(call, turns, ended=ended)
 
     def may_store(self, hints: CallerHints) -> bool:
         """Whether anything of a call with these hints may be stored."""
@@ -592,13 +525,11 @@ class Calls:
             if live.stored or before is not None:
                 epoch = live.call.epoch if live.stored or before is None else before.epoch
                 key = live.call.key if live.stored else live.key
-                self._orphans[key] = Orphan(self._clock(), epoch, live.heard)
-                if live.heard:
-                    self._unwritten.add(key)
+                self._orphans.add(key, epoch, live.heard)
             for heir in self._records.in_room(live.heard)[:1]:
                 _inherit(heir, live.guidance.pieces)
-        if self._unwritten and self._tasks is not None:
-            self._tasks.start_soon(self._write_lost)
+        if self._orphans.unwritten and self._tasks is not None:
+            self._tasks.start_soon(self._orphans.write)
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
@@ -673,32 +604,6 @@ class Calls:
         self._records.leave(live)
         if self._successors.get(live.before) is live:
             del self._successors[live.before]
-
-    async def _close_orphans(self) -> None:
-        now_s = self._clock()
-        for key, orphan in list(self._orphans.items()):
-            # While one is closed, any of the others may be reopened or lost again.
-            if (
-                now_s - orphan.since_s < self._policy.orphan_s
-                or self._orphans.get(key) != orphan
-                or self._is_live(key)
-            ):
-                continue
-            try:
-                await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch, ended=False)
-            except CallError:
-                self._orphans.pop(key, None)  # erased meanwhile
-                continue
-            except TakenOver:
-                self._orphans.pop(key, None)
-                self._emit(telemetry.call_taken_over, call=key)
-                continue
-            except JournalError as error:
-                self._storing.failed(error)
-                continue
-            if self._orphans.get(key) == orphan and not self._is_live(key):
-                del self._orphans[key]
-            self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
 
 
 def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
