@@ -196,13 +196,17 @@ class HeardElsewhere(JournalError):
 
     Args:
         key: Of that call.
+        by: The key by which that job names it.
+        since_s: Unix time at which that job began to hear it.
     """
 
     retryable = True
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, *, by: str, since_s: float) -> None:
         super().__init__("another sidecar has the call of this room and caller")
         self.key = key
+        self.by = by
+        self.since_s = since_s
 
 
 class JournalCorrupt(JournalError):
@@ -219,8 +223,8 @@ class CallError(JournalError):
     """A turn or a claim names a call that is unknown or another's, or cannot be stored.
 
     Args:
-        code: `unknown_call`, `call_claimed`, `bad_value`, `draining` or `too_many`; the first four
-            go over the link.
+        code: `unknown_call`, `call_claimed`, `bad_value`, `draining`, `too_many`, `erased` or
+            `refused`; the first four go over the link.
         message: As for `SidecarError`.
         hint: As for `SidecarError`.
     """

@@ -1,5 +1,6 @@
 """One live call, as a channel holds it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -134,8 +135,10 @@ class LiveCall:
         """The span for everything in this call that names no other span."""
         self.may_be_stored = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
-        self.refused = False
-        """The caller said no."""
+        self.refused_s = math.inf
+        """When a call of its room was opened in which the caller said no; infinite: in none."""
+        self.greeted = False
+        """The caller said no in its room before: of what was said then, nothing is stored."""
         self.closed = False
         self.loading = False
         """Its first memory is being loaded."""
@@ -153,7 +156,7 @@ class LiveCall:
     @property
     def continues(self) -> bool:
         """Whether the caller has been spoken with in this call before its worker opened it."""
-        return bool(self.so_far)
+        return self.greeted or bool(self.so_far)
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -209,6 +212,7 @@ class LiveCall:
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.
 
+        Nor does any other call store what it hears of that caller in the same room.
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
         await self._registry.refuse(self)

@@ -308,14 +308,16 @@ class MemoryFeed:
 
     async def _read_so_far(self, live: LiveCall) -> None:
         """Read what was said in the call before its worker opened it."""
-        if not live.before:
+        before = live.before
+        if not before:
             return
         try:
-            live.so_far = await self._journal.so_far(
-                live.before, except_by=live.key, limit=SO_FAR_TURNS
-            )
+            so_far = await self._journal.so_far(before, except_by=live.key, limit=SO_FAR_TURNS)
         except JournalError as error:
             self._journal_failed(error)
+        else:
+            if live.before == before:
+                live.so_far = so_far
 
     def _spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         assert self.tasks is not None, "Calls.run has not started"

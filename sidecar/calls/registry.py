@@ -14,7 +14,9 @@ so it is the same on every replica. Here such a call has the key that its own ch
 (`LiveCall.key`), and the stored call another one (`LiveCall.call.key`).
 """
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -149,8 +151,8 @@ class Calls:
         self._live: dict[str, LiveCall] = {}
         self._successors: dict[str, LiveCall] = {}
         """The live call that goes on with a stored call of another key, by that key."""
-        self._refused: dict[Heard, float] = {}
-        """When a call was lost whose caller had said no: of that, nothing is stored."""
+        self._refused: dict[Heard, tuple[float, float]] = {}
+        """When a call was lost whose caller had said no, and since when nothing is stored."""
         self._tasks: TaskGroup | None = None
         self._left_guidance = LeftGuidance(orphan_s=max(policy.orphan_s, GOES_ON_S))
         self._fewer = anyio.Event()
@@ -164,27 +166,38 @@ class Calls:
             self._feed.tasks = self._tasks = tasks
             self._journal.digested = self._feed.digested_elsewhere
             tasks.start_soon(self._feed.follow_others)
-            await self._take_over()
+            await self._take_over(first=True)
             task_status.started()
             while True:
                 await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
                 await self._orphans.write()
                 await self._go_on_all()
                 await self._orphans.close_old()
+                await self._retake_all()  # first: else its own calls would count as lost
                 await self._take_over_again()
-                await self._retake_all()
                 self._forget_old()
                 await self._storing.try_again()
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, *, first: bool = False) -> None:
         """Make orphans of the live calls whose replica is gone, unless they are live here."""
-        for call in await self._journal.take_over():
-            live = self._live.get(call.key) or self._successors.get(call.key)
-            if live is not None:
-                live.call = replace(live.call, epoch=call.epoch)
-            else:
-                heard = (call.room, call.caller_key) if call.room and call.caller_key else None
+        taken = await self._journal.take_over(first=first)
+        for call in taken:
+            if not self._is_live(call.key):
+                # Only the journal knows for how long those have been lost that an earlier run left.
+                in_room = call.room and call.caller_key and not first
+                heard = (call.room, call.caller_key) if in_room else None
                 self._orphans.take(call.key, call.epoch, heard)
+        for live in self.live:
+            if live.stored and live.call.key in {call.key for call in taken}:
+                await self._take_again(live)
+
+    async def _take_again(self, live: LiveCall) -> None:
+        """Take a stored live call that counted as lost, unless another job has it by now."""
+        epoch = await self._journal.retake(live.key)
+        if epoch is not None:
+            live.call = replace(live.call, epoch=epoch)
+        else:  # or it was closed: its next turn opens it again, when the other job lets it
+            live.stored, live.elsewhere_until_lost = False, True
 
     def _is_live(self, key: str) -> bool:
         """Whether a channel holds a stored call, by whatever key."""
@@ -193,7 +206,8 @@ class Calls:
     async def _go_on_all(self) -> None:
         """Let live calls that have joined another go on with it, where its worker is lost now."""
         for live in self.live:
-            if live.stored or not (live.before in self._orphans or live.elsewhere_until_lost):
+            lost = live.before in self._orphans or live.key in self._orphans
+            if live.stored or not (lost or live.elsewhere_until_lost):
                 continue
             try:
                 await self._storing.store_call(live)
@@ -208,7 +222,7 @@ class Calls:
     def _forget_old(self) -> None:
         now_s = self._clock()
         self._left_guidance.forget(expected=self._orphans, now_s=now_s)
-        for heard, lost_s in list(self._refused.items()):
+        for heard, (lost_s, _) in list(self._refused.items()):
             if now_s - lost_s >= GOES_ON_S:
                 del self._refused[heard]
 
@@ -227,12 +241,10 @@ class Calls:
             if not live.stored:
                 continue
             try:
-                epoch = await self._journal.retake(live.key)
+                await self._take_again(live)
             except JournalError as error:
                 self._storing.failed(error)
                 return
-            if epoch is not None:
-                live.call = replace(live.call, epoch=epoch)
         self._replica = name
 
     @property
@@ -310,8 +322,10 @@ class Calls:
                     hint="give each call an id of its own",
                 )
             live.listener = listener
-            live.refused = live.refused or hints.consent == "no"
-            if not self._policy.may_store(hints):
+            if hints.consent == "no" and live.refused_s == math.inf:
+                live.refused_s = live.opened_at_s
+                await self._refuse_room(live)
+            elif not self._policy.may_store(hints):
                 await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
@@ -334,13 +348,18 @@ class Calls:
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.heard = heard
-        live.refused = hints.consent == "no" or self._was_refused(heard)
-        live.may_be_stored = self._policy.may_store(hints) and not live.refused
+        live.refused_s = self._refused_since_s(heard)
+        live.greeted = live.refused_s < math.inf
+        live.may_be_stored = self._policy.may_store(hints) and not live.greeted
+        if hints.consent == "no":
+            live.refused_s = min(live.refused_s, opened_at_s)
         self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
             await self._store_opened(live)
+        if hints.consent == "no":
+            await self._refuse_room(live)
         self._emit(
             telemetry.call_opened,
             call=key,
@@ -365,7 +384,8 @@ class Calls:
             self._leave(live)
             raise
         except HeardElsewhere as error:
-            live.before, live.elsewhere, live.elsewhere_until_lost = error.key, True, True
+            self._set_before(live, error.key)
+            live.elsewhere = live.elsewhere_until_lost = True
             self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=error.key)
         except JournalError as error:
             self._storing.failed(error)  # the call goes on; `record` stores it first
@@ -377,16 +397,20 @@ class Calls:
         self._orphans.remove(key)
         live.elsewhere_until_lost = False
         if key != live.key:
-            self._succeed(live, key)
+            self._set_before(live, key, succeeds=True)
             _inherit(live, self._left_guidance.take_up(live.call).pieces)
-        elif self._successors.get(live.before) is live:  # that call was ended meanwhile
-            del self._successors[live.before]
-            live.before, live.so_far = "", ()
+        else:  # what went on in its room was ended meanwhile
+            self._set_before(live, "")
+            live.so_far = ()
+        if live.closed:  # while it was being stored
+            self._orphans.add(key, live.call.epoch, live.heard)
 
-    def _succeed(self, live: LiveCall, key: str) -> None:
-        """Let a live call go on with a stored one."""
+    def _set_before(self, live: LiveCall, key: str, *, succeeds: bool = False) -> None:
+        """Note with which call a live one goes on, or will; empty: with none."""
+        if self._successors.get(live.before) is live:
+            del self._successors[live.before]
         live.before = key
-        if not live.closed:
+        if succeeds and not live.closed:
             self._successors[key] = live
 
     def _enter(self, live: LiveCall) -> None:
@@ -394,20 +418,22 @@ class Calls:
         if writer := self._records.enter(live):
             live.elsewhere = True
             # What a job finds that comes back is its own call, whose words it has.
-            live.before = writer.call.key if writer.call.key != live.key else ""
+            self._set_before(live, writer.call.key if writer.call.key != live.key else "")
             live.guidance = self._left_guidance.take_up(live.call)
             _inherit(live, writer.guidance.pieces)
             self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=writer.key)
             return
         if (lost := self._orphans.lost_in(live.heard)) and lost != live.key:
-            self._succeed(live, lost)
+            self._set_before(live, lost, succeeds=True)
         live.guidance = self._left_guidance.take_up(live.call, before=live.before)
 
-    def _was_refused(self, heard: Heard | None) -> bool:
-        """Whether the caller said no in a call of this room that is live, or was lost lately."""
-        return heard is not None and (
-            heard in self._refused or any(one.refused for one in self._records.in_room(heard))
-        )
+    def _refused_since_s(self, heard: Heard | None) -> float:
+        """Return when the first call of a room was opened in which its caller said no.
+
+        Of those that are live, or were lost lately; infinite: in none.
+        """
+        _, lost_s = self._refused.get(heard, (0.0, math.inf)) if heard else (0.0, math.inf)
+        return min([lost_s, *(one.refused_s for one in self._records.in_room(heard))])
 
     async def _look_into_room(self, live: LiveCall, heard: Heard) -> None:
         """Find out with what a call that is not stored goes on, for its memory."""
@@ -416,7 +442,7 @@ class Calls:
         except JournalError as error:
             self._storing.failed(error)
         else:
-            live.before = going_on if going_on and going_on != live.key else ""
+            self._set_before(live, going_on if going_on and going_on != live.key else "")
 
     async def restore(
         self,
@@ -459,10 +485,10 @@ class Calls:
             return False
         resolution = resolve(tenant, hints, self._rules)
         heard = _heard(tenant, room, resolution.caller_key)
-        if not self.may_store(hints) or self._was_refused(heard):
+        if not self.may_store(hints) or opened_at_s >= self._refused_since_s(heard):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
-        left = self._records.left_of(heard, key, turns)
+        left = self._records.left_of(heard, key, turns, opened_at_s=opened_at_s)
         if left is None:
             return False
         if turns and not left and key not in self._orphans:
@@ -519,8 +545,8 @@ class Calls:
         """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
-            if live.heard and live.refused:
-                self._refused[live.heard] = self._clock()
+            if live.heard and live.refused_s < math.inf:
+                self._refused[live.heard] = self._clock(), live.refused_s
             before = self._orphans.get(live.key)
             if live.stored or before is not None:
                 epoch = live.call.epoch if live.stored or before is None else before.epoch
@@ -547,7 +573,8 @@ class Calls:
         """End a live call."""
         if not live.closed:
             if not live.elsewhere:
-                await self._storing.store_call(live)
+                with suppress(HeardElsewhere):  # then its other job ends it
+                    await self._storing.store_call(live)
             if live.stored:
                 # Its channel says that it has ended, whichever replica has it by now.
                 await self._journal.close_call(
@@ -561,16 +588,25 @@ class Calls:
 
     async def refuse(self, live: LiveCall) -> None:
         """Store nothing more of a live call, and mark the stored call as refused."""
-        if not live.may_be_stored:
-            return
-        live.may_be_stored = False
-        if live.stored:
-            try:
-                live.call = await self._journal.open_call(
-                    replace(live.call, key=live.key, consent="no")
-                )
-            except JournalError as error:
-                self._storing.failed(error)
+        if live.may_be_stored:
+            await self._refuse([live])
+
+    async def _refuse_room(self, live: LiveCall) -> None:
+        """The caller said no: store nothing more of the room, whichever call hears it."""
+        others = [one for one in self._records.in_room(live.heard) if one is not live]
+        for one in others:
+            one.refused_s = min(one.refused_s, live.refused_s)
+        await self._refuse([live, *others])
+
+    async def _refuse(self, calls: Sequence[LiveCall]) -> None:
+        keys = [one.call.key if one.stored else one.before for one in calls]
+        for one in calls:
+            one.may_be_stored = False
+        try:
+            for key in dict.fromkeys(key for key in keys if key):
+                await self._journal.refuse(key)
+        except JournalError as error:
+            self._storing.failed(error)
 
     async def retake(self, live: LiveCall) -> None:
         """Take a live call again that another replica has opened: here it goes on.

@@ -61,12 +61,13 @@ class Restoring:
             return True
 
     async def _restore(self, call: Call, turns: Sequence[Turn], *, ended: bool) -> bool:
+        lived_s = max([call.opened_at_s, *(turn.at_s for turn in turns)])
         before = await self._journal.call(call.key)
         if before is not None and self._is_live(before.key):
             await self._add(before, turns)
             return True
         try:
-            stored = await self._journal.open_call(call, lost=True)
+            stored = await self._journal.open_call(call, lost_s=lived_s)
         except HeardElsewhere:
             if before is not None:
                 await self._add(before, turns)
@@ -82,7 +83,9 @@ class Restoring:
 
     async def _add(self, stored: Call, turns: Sequence[Turn]) -> None:
         """Store turns that a dead worker left, unless the caller has said no."""
-        if stored.consent == "no":
-            self._emit(telemetry.turns_not_kept, call=stored.key, turns=len(turns))
-        else:
+        try:
             await self._journal.append(turns)
+        except CallError as error:
+            if error.code != "refused":
+                raise
+            self._emit(telemetry.turns_not_kept, call=stored.key, turns=len(turns))

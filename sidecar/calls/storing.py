@@ -62,13 +62,12 @@ class Storing:
             self._look_for_gap(live, turns)
             try:
                 if not await self._append(live, turns):
+                    self._records.reached(live, turns)
                     self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
                     return
             except HeardElsewhere as error:
                 # As `Records.own` does for a call of this process.
-                self._records.reached_elsewhere(
-                    live, error.key, await self._journal.turns(error.key)
-                )
+                self._records.reached_elsewhere(live, error, await self._journal.turns(error.key))
                 await anyio.sleep(ELSEWHERE_S)
                 continue
             except CallError:
@@ -146,6 +145,10 @@ class Storing:
             try:
                 await self._journal.append(traced)
             except CallError as error:
+                if error.code == "refused":  # the caller said so to another replica
+                    live.may_be_stored = False
+                    live.refused_s = min(live.refused_s, live.opened_at_s)
+                    return False
                 if error.code != "unknown_call":
                     raise
                 live.stored = False  # erased since it was stored
@@ -175,9 +178,12 @@ class Storing:
                 live.may_be_stored = False
                 self._emit(telemetry.erased_call_refused, call=live.key)
                 return
+            if live.call.consent == "no":
+                live.refused_s = min(live.refused_s, live.opened_at_s)
+                live.may_be_stored = False
+            elif not live.may_be_stored:  # refused while it was being stored
+                await self._journal.refuse(live.call.key)
             live.stored = True
-            live.refused = live.refused or live.call.consent == "no"
-            live.may_be_stored = live.call.consent != "no"
             self._on_stored(live)
 
     def failed(self, error: JournalError) -> None:

@@ -336,7 +336,7 @@ class TestSuccessors:
         if closed:
             await fleet.first.close_call(lost.key, at_s=NOW_S, epoch=lost.epoch, ended=False)
         fleet.clock.now_s = NOW_S + after_s
-        opened = await fleet.second.open_call(NEXT)
+        opened = await fleet.second.open_call(replace(NEXT, opened_at_s=fleet.clock()))
         assert opened.key == (lost.key if after_s < GOES_ON_S else NEXT.key)
         assert opened.closed_at_s is None
 
@@ -372,7 +372,8 @@ class TestSuccessors:
         stored = await fleet.first.open_call(IN_ROOM)
         with pytest.raises(HeardElsewhere) as heard:
             await fleet.second.open_call(NEXT)
-        assert heard.value.key == IN_ROOM.key
+        assert (heard.value.key, heard.value.by) == (IN_ROOM.key, IN_ROOM.key)
+        assert heard.value.since_s == IN_ROOM.opened_at_s
         assert await fleet.second.in_room(ROOM, caller_key="k1") == IN_ROOM.key
         await fleet.first.close_call(stored.key, at_s=NOW_S, epoch=stored.epoch)
         assert (await fleet.second.open_call(NEXT)).key == NEXT.key
@@ -390,7 +391,8 @@ class TestSuccessors:
         (taken,) = await fleet.second.take_over()
         assert taken.room == ROOM
         fleet.clock.now_s += GOES_ON_S + 1.0
-        assert (await fleet.second.open_call(NEXT)).key == NEXT.key
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
 
     async def test_a_replica_may_know_more_than_it_has_written(self, fleet: Fleet) -> None:
         """The replica that has a call says itself that its worker is lost."""
@@ -405,8 +407,10 @@ class TestSuccessors:
         """A job taken for lost that lives does not get its call back while a successor has it."""
         await self.lost(fleet)
         went_on = await fleet.second.open_call(NEXT)
-        with pytest.raises(HeardElsewhere):
+        with pytest.raises(HeardElsewhere) as heard:
             await fleet.first.open_call(IN_ROOM)
+        assert (heard.value.key, heard.value.by) == (IN_ROOM.key, NEXT.key)
+        assert heard.value.since_s == NEXT.opened_at_s
         assert not await fleet.first.is_live_elsewhere(IN_ROOM.key)
         assert await fleet.first.is_live_elsewhere(NEXT.key)
         await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
@@ -414,7 +418,7 @@ class TestSuccessors:
 
     async def test_a_close_of_what_was_lost_ends_no_successors_call(self, fleet: Fleet) -> None:
         """What a dead worker left is stored and closed only if nobody has gone on meanwhile."""
-        late = await fleet.first.open_call(IN_ROOM, lost=True)
+        late = await fleet.first.open_call(IN_ROOM, lost_s=fleet.clock())
         assert (await fleet.first.open_call(NEXT)).key == IN_ROOM.key
         await fleet.first.close_call(late.key, at_s=NOW_S, epoch=late.epoch, if_lost=True)
         (row,) = await fleet.first.calls(limit=9, live=True)
@@ -422,9 +426,89 @@ class TestSuccessors:
         await fleet.first.append([turn(3)])
         assert await texts(fleet.first) == ["item-3"]
 
+    async def test_a_job_that_took_its_call_back_ends_it(self, fleet: Fleet) -> None:
+        """The call is that job's which opened it last, be it the first of them: it alone ends it."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        back = await fleet.first.open_call(IN_ROOM)
+        with pytest.raises(HeardElsewhere) as heard:
+            await fleet.second.open_call(NEXT)
+        assert (heard.value.by, heard.value.since_s) == (IN_ROOM.key, IN_ROOM.opened_at_s)
+        assert await fleet.second.is_live_elsewhere(IN_ROOM.key)
+        assert await fleet.first.retake(NEXT.key) is None
+        assert await fleet.first.retake(IN_ROOM.key) == back.epoch
+        await fleet.second.close_call(NEXT.key, at_s=NOW_S, epoch=None)
+        (row,) = await fleet.first.calls(limit=9, live=True)
+        assert row.call.room == ROOM
+        await fleet.first.close_call(IN_ROOM.key, at_s=NOW_S, epoch=None)
+        assert await fleet.first.calls(limit=9, live=True) == []
+        assert (await fleet.second.open_call(replace(NEXT, key="acme/3"))).key == "acme/3"
+
+    async def test_the_end_of_an_earlier_job_ends_nothing_for_a_later_one(
+        self, fleet: Fleet
+    ) -> None:
+        """A `call.close` that a dead worker left closes no room in which another went on."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        left = await fleet.second.open_call(IN_ROOM, lost_s=NOW_S)
+        await fleet.second.close_call(IN_ROOM.key, at_s=NOW_S, epoch=left.epoch, if_lost=True)
+        assert await fleet.second.calls(limit=9, live=True) == []
+        assert (await fleet.second.open_call(replace(NEXT, key="acme/3"))).key == IN_ROOM.key
+
+    async def test_one_that_was_not_gone_has_lost_no_worker(self, fleet: Fleet) -> None:
+        """A call that was taken over by mistake and is taken again is not lost any more."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        await fleet.second.take_over()
+        await fleet.second.retake(IN_ROOM.key)
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
+
+    async def test_a_refusal_by_any_of_its_jobs_is_the_calls(self, fleet: Fleet) -> None:
+        """From a refusal on, under whichever key, no replica stores a turn of the call."""
+        await self.lost(fleet)
+        await fleet.second.open_call(NEXT)
+        await fleet.first.refuse("acme/none")
+        await fleet.second.append([its(NEXT, 1)])
+        await fleet.first.refuse(NEXT.key)
+        for late in (turn(9), its(NEXT, 2)):
+            with pytest.raises(CallError) as refused:
+                await fleet.second.append([late])
+            assert refused.value.code == "refused"
+        assert await texts(fleet.first) == ["item-1", "item-2", "two/item-1"]
+        assert (await fleet.first.open_call(NEXT)).consent == "no"
+
+    async def test_what_an_earlier_run_left_is_lost_since_its_last_word(self, fleet: Fleet) -> None:
+        """After an hour without a sidecar a job of the room begins a new call."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        fleet.clock.now_s += 3_600.0
+        (taken,) = await fleet.second.take_over(first=True)
+        assert taken.room == ROOM
+        assert await fleet.second.in_room(ROOM, caller_key="k1") is None
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
+
+    @pytest.mark.parametrize("known", [True, False])
+    async def test_who_took_its_place_in_time_says_so_late(self, fleet: Fleet, known: bool) -> None:
+        """A job that followed within the minute is the successor, also if no sidecar was there."""
+        if known:
+            await fleet.first.open_call(IN_ROOM)
+            await fleet.end(fleet.first)
+        fleet.clock.now_s += 3_600.0
+        if known:
+            await fleet.second.take_over(first=True)
+        else:
+            await fleet.second.open_call(IN_ROOM, lost_s=NOW_S + 2)
+        another = replace(NEXT, key="acme/late", opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(NEXT, lost_s=NOW_S + 9)).key == IN_ROOM.key
+        assert (await fleet.second.open_call(another)).key == another.key
+
     async def test_a_call_that_only_the_spool_told_of_goes_on(self, fleet: Fleet) -> None:
         """What was never opened by a living worker goes on like any lost call."""
-        late = await fleet.first.open_call(IN_ROOM, lost=True)
+        late = await fleet.first.open_call(IN_ROOM, lost_s=fleet.clock())
         await fleet.first.close_call(
             late.key, at_s=NOW_S, epoch=late.epoch, ended=False, if_lost=True
         )

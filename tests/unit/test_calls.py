@@ -108,11 +108,12 @@ class CallsBench:
         journal: MemoryJournal | None = None,
         rules: IdentityRules | None = None,
         orphan_s: float = 120.0,
+        start_s: float = 1_000.0,
     ) -> None:
         self.letta = Letta()
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
-        self.clock: Callable[[], float] = lambda: 1_000.0 + trio.current_time()
+        self.clock: Callable[[], float] = lambda: start_s + trio.current_time()
         self.journal = journal or MemoryJournal(
             policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=self.clock
         )

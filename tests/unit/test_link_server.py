@@ -64,9 +64,11 @@ class Journal(MemoryJournal):
         self.stalled_for = ""
 
     @override
-    async def open_call(self, call: Call, *, continues: str = "", lost: bool = False) -> Call:
+    async def open_call(
+        self, call: Call, *, continues: str = "", lost_s: float | None = None
+    ) -> Call:
         await self.disk.wait()
-        return await super().open_call(call, continues=continues, lost=lost)
+        return await super().open_call(call, continues=continues, lost_s=lost_s)
 
     @override
     async def append(self, turns: Sequence[Turn]) -> None:

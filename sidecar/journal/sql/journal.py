@@ -70,7 +70,9 @@ class SqlJournal(SqlReports):
 
     # Calls and turns
 
-    async def open_call(self, call: Call, *, continues: str = "", lost: bool = False) -> Call:
+    async def open_call(
+        self, call: Call, *, continues: str = "", lost_s: float | None = None
+    ) -> Call:
         """See `Journal.open_call`."""
         _check_text(call.key, call.caller_key, call.channel, call.room)
         now_s = self._clock()
@@ -80,7 +82,7 @@ class SqlJournal(SqlReports):
                 tx,
                 call,
                 continues=continues,
-                lost=lost,
+                lost_s=lost_s,
                 replica=self.replica,
                 seal=seal,
                 now_s=now_s,
@@ -92,6 +94,10 @@ class SqlJournal(SqlReports):
     async def lose(self, lost: Sequence[tuple[str, int]], *, at_s: float) -> None:
         """See `Journal.lose`."""
         await self.executor.write(lambda tx: writes.lose(tx, lost, replica=self.replica, at_s=at_s))
+
+    async def refuse(self, key: str) -> None:
+        """See `Journal.refuse`."""
+        await self.executor.write(lambda tx: writes.refuse(tx, key))
 
     async def in_room(self, room: str, *, caller_key: str) -> str | None:
         """See `Journal.in_room`."""
@@ -372,13 +378,13 @@ class SqlJournal(SqlReports):
             )
         )
 
-    async def take_over(self) -> list[Call]:
+    async def take_over(self, *, first: bool = False) -> list[Call]:
         """See `Journal.take_over`."""
         if not await self.executor.read(reads.free_calls):
             return []
         now_s = self._clock()
         return await self.executor.write(
-            lambda tx: writes.take_over(tx, replica=self.replica, now_s=now_s)
+            lambda tx: writes.take_over(tx, replica=self.replica, now_s=now_s, first=first)
         )
 
     async def retake(self, key: str) -> int | None:

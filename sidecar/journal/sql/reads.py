@@ -39,10 +39,12 @@ SELECT_TURN = (
 NAMED = (
     "coalesce((SELECT id FROM calls WHERE key = ?1), (SELECT call FROM successors WHERE key = ?1))"
 )
-# The key by which a call `c` was opened last: that of its newest successor, or its own.
-OPENED_LAST = (
-    "coalesce((SELECT s.key FROM successors s WHERE s.call = c.id ORDER BY s.n DESC LIMIT 1),"
-    " c.key)"
+# The key by which a call `c` was opened last: that of one of its successors, or its own.
+OPENED_LAST = "coalesce(c.opened_by, c.key)"
+# Of a room's calls, the one with a worker first, then the one that had one last.
+NEWEST = (
+    "CASE WHEN lost_s IS NULL AND closed_at_s IS NULL THEN 0 ELSE 1 END,"
+    " coalesce(lost_s, 0) DESC, id DESC"
 )
 SELECT_TURN_SINCE = SELECT_TURN.replace("SELECT ", "SELECT t.appended_s, ", 1)
 SELECT_BATCH = (
@@ -320,8 +322,9 @@ def is_live_elsewhere(tx: Transaction, key: str, *, replica: str) -> bool:
 def in_room(tx: Transaction, room: str, caller_key: str, *, now_s: float) -> str | None:
     """Return the key of the newest call of a room and caller that may go on there, or None."""
     row = tx.row(
-        "SELECT key FROM calls WHERE room = ?1 AND room <> '' AND caller_key = ?2"
-        " AND (closed_at_s IS NULL OR lost_s > ?3) ORDER BY id DESC LIMIT 1",
+        "SELECT key FROM calls WHERE room = ?1 AND room <> '' AND caller_key = ?2"  # noqa: S608
+        " AND (lost_s > ?3 OR (lost_s IS NULL AND closed_at_s IS NULL))"
+        f" ORDER BY {NEWEST} LIMIT 1",
         room,
         caller_key,
         now_s - GOES_ON_S,

@@ -17,6 +17,8 @@ import msgspec
 from sidecar.errors import CallError, HeardElsewhere
 from sidecar.journal.policy import GOES_ON_S, PostPolicy
 from sidecar.journal.sql.reads import (
+    NAMED,
+    NEWEST,
     OPENED_LAST,
     SELECT_CALL,
     call_of_row,
@@ -30,7 +32,7 @@ from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
 _ERASE_CALLS = 50
 _SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
-_SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls"
+_SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s, consent FROM calls"
 _FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
@@ -46,7 +48,7 @@ def open_call(
     now_s: float,
     policy: PostPolicy,
     continues: str = "",
-    lost: bool = False,
+    lost_s: float | None = None,
 ) -> Call:
     """Store a call, reopen the stored one, or go on with another; take it, and return it as stored.
 
@@ -55,17 +57,20 @@ def open_call(
         HeardElsewhere: another replica has the call that it would go on with.
     """
     row_id = row_of(tx, call.key)
+    goes_on = row_id is None
     if row_id is None:
         if is_buried(tx, seal):
             raise _erased()
-        row_id = _going_on(tx, call, continues=continues, replica=replica, now_s=now_s)
+        row_id = _going_on(
+            tx, call, continues=continues, lost=lost_s is not None, replica=replica, now_s=now_s
+        )
         if row_id is None:
-            return _new_call(tx, call, lost=lost, replica=replica, now_s=now_s)
+            return _new_call(tx, call, lost_s=lost_s, replica=replica, now_s=now_s)
         tx.run(
-            "INSERT INTO successors(key, call, n)"
-            " VALUES (?1, ?2, 1 + (SELECT count(*) FROM successors WHERE call = ?2))",
+            "INSERT INTO successors(key, call, opened_at_s) VALUES (?, ?, ?)",
             call.key,
             row_id,
+            call.opened_at_s,
         )
     else:
         _require_not_elsewhere(tx, row_id, call.key, replica=replica)
@@ -78,20 +83,33 @@ def open_call(
     consent = joined_consent(stored.consent, call.consent)
     if consent != stored.consent:
         tx.run("UPDATE calls SET consent = ? WHERE id = ?", consent, row_id)
-    room = stored.room if lost else call.room
-    tx.run(
-        "UPDATE calls SET room = ?1, lost_s = CASE WHEN ?2 = 1 THEN coalesce(lost_s, ?3) END"
-        " WHERE id = ?4 AND (room <> ?1 OR lost_s IS NOT NULL OR ?2 = 1)",
-        room,
-        int(lost),
-        now_s,
-        row_id,
-    )
+    room = call.room if lost_s is None else stored.room
+    if lost_s is not None:
+        lived_s = min(lost_s, now_s)
+        tx.run(
+            "UPDATE calls SET lost_s = max(coalesce(lost_s, ?1), ?1) WHERE id = ?2", lived_s, row_id
+        )
+    else:
+        tx.run(
+            "UPDATE calls SET room = ?1, lost_s = NULL"
+            " WHERE id = ?2 AND (room <> ?1 OR lost_s IS NOT NULL)",
+            room,
+            row_id,
+        )
+    if goes_on or lost_s is None:
+        tx.run(
+            "UPDATE calls SET opened_by = nullif(?1, key)"
+            " WHERE id = ?2 AND coalesce(opened_by, key) <> ?1",
+            call.key,
+            row_id,
+        )
     epoch = _taken(tx, stored.key, replica=replica)
     return replace(stored, closed_at_s=None, consent=consent, room=room, epoch=epoch)
 
 
-def _new_call(tx: Transaction, call: Call, *, lost: bool, replica: str, now_s: float) -> Call:
+def _new_call(
+    tx: Transaction, call: Call, *, lost_s: float | None, replica: str, now_s: float
+) -> Call:
     tx.run(
         "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
         " closed_at_s, conversation_id, consent, last_s, room, lost_s, replica, epoch)"
@@ -107,7 +125,7 @@ def _new_call(tx: Transaction, call: Call, *, lost: bool, replica: str, now_s: f
         call.consent,
         now_s,
         call.room,
-        now_s if lost else None,
+        None if lost_s is None else min(lost_s, now_s),
         replica,
     )
     if call.caller_key:
@@ -116,9 +134,11 @@ def _new_call(tx: Transaction, call: Call, *, lost: bool, replica: str, now_s: f
 
 
 def _going_on(
-    tx: Transaction, call: Call, *, continues: str, replica: str, now_s: float
+    tx: Transaction, call: Call, *, continues: str, lost: bool, replica: str, now_s: float
 ) -> int | None:
     """Return the row of the call that a new one goes on with; None: there is none.
+
+    A job that opened its call within the minute is the successor, also if it says so later.
 
     Raises:
         HeardElsewhere: another replica has it, and its worker is not known to be lost.
@@ -129,7 +149,7 @@ def _going_on(
         "SELECT id, key, replica, closed_at_s, lost_s,"  # noqa: S608 - constants only
         f" CASE WHEN replica IN {THERE} THEN 1 ELSE 0 END"
         " FROM calls WHERE room = ?1 AND room <> '' AND caller_key = ?2"
-        " ORDER BY CASE WHEN key = ?3 THEN 0 ELSE 1 END, id DESC LIMIT 1",
+        f" ORDER BY CASE WHEN key = ?3 THEN 0 ELSE 1 END, {NEWEST} LIMIT 1",
         call.room,
         call.caller_key,
         continues,
@@ -138,31 +158,47 @@ def _going_on(
         return None
     row_id, key, whose, closed_at_s, lost_s, is_there = row
     if lost_s is not None:
-        recent = lost_s > now_s - GOES_ON_S
+        after_s = call.opened_at_s - lost_s
+        recent = abs(after_s) < GOES_ON_S or (not lost and lost_s > now_s - GOES_ON_S)
     else:
+        # A replica takes over what is free as it starts, and every few seconds from then on.
         recent = closed_at_s is None and not is_there
     if recent or (key == continues and whose == replica):
         return row_id
     if closed_at_s is None and lost_s is None and whose != replica:
-        raise HeardElsewhere(key)
+        raise _heard_elsewhere(tx, row_id)
     return None
 
 
 def _require_not_elsewhere(tx: Transaction, row_id: int, key: str, *, replica: str) -> None:
-    """Check that no other replica has a call for a later successor.
+    """Check that no other replica has a call for another job.
 
     Raises:
         HeardElsewhere: one has.
     """
-    row = tx.row(
-        f"SELECT c.key, {OPENED_LAST} FROM calls c WHERE c.id = ?"  # noqa: S608 - constants
-        " AND c.closed_at_s IS NULL AND c.lost_s IS NULL"
-        f" AND c.replica <> ? AND c.replica IN {THERE}",
+    if tx.row(
+        "SELECT 1 FROM calls c WHERE c.id = ? AND c.closed_at_s IS NULL"  # noqa: S608 - constants
+        f" AND c.lost_s IS NULL AND c.replica <> ? AND c.replica IN {THERE} AND {OPENED_LAST} <> ?",
         row_id,
         replica,
+        key,
+    ):
+        raise _heard_elsewhere(tx, row_id)
+
+
+def _heard_elsewhere(tx: Transaction, row_id: int) -> HeardElsewhere:
+    (row,) = tx.rows(
+        f"SELECT c.key, {OPENED_LAST}, coalesce(s.opened_at_s, c.opened_at_s)"  # noqa: S608
+        " FROM calls c LEFT JOIN successors s ON s.key = c.opened_by WHERE c.id = ?",
+        row_id,
     )
-    if row is not None and row[1] != key:
-        raise HeardElsewhere(row[0])
+    key, by, since_s = row
+    return HeardElsewhere(key, by=by, since_s=since_s)
+
+
+def refuse(tx: Transaction, key: str) -> None:
+    """Mark a call as refused by its caller."""
+    tx.run(f"UPDATE calls SET consent = 'no' WHERE id = {NAMED} AND consent <> 'no'", key)  # noqa: S608
 
 
 def lose(tx: Transaction, lost: Sequence[tuple[str, int]], *, replica: str, at_s: float) -> None:
@@ -188,10 +224,17 @@ def _taken(tx: Transaction, key: str, *, replica: str) -> int:
     return tx.rows("SELECT epoch FROM calls WHERE key = ?", key)[0][0]
 
 
-def take_over(tx: Transaction, *, replica: str, now_s: float) -> list[Call]:
+def take_over(tx: Transaction, *, replica: str, now_s: float, first: bool = False) -> list[Call]:
     """Take the live calls that belong to no replica, and return them; their workers are lost."""
     taken = [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
-    lose(tx, [(call.key, call.epoch) for call in taken], replica=replica, at_s=now_s)
+    for call in taken:
+        tx.run(
+            "UPDATE calls SET lost_s = CASE WHEN ?2 = 1 AND last_s < ?3 THEN last_s ELSE ?3 END"
+            " WHERE key = ?1 AND room <> '' AND lost_s IS NULL",
+            call.key,
+            int(first),
+            now_s,
+        )
     return taken
 
 
@@ -204,7 +247,10 @@ def retake(tx: Transaction, key: str, *, replica: str) -> int | None:
     row = None
     if row_id is not None and _is_last(tx, row_id, key):
         row = tx.row("SELECT key FROM calls WHERE id = ? AND closed_at_s IS NULL", row_id)
-    return None if row is None else _taken(tx, row[0], replica=replica)
+    if row is None:
+        return None
+    tx.run("UPDATE calls SET lost_s = NULL WHERE id = ? AND lost_s IS NOT NULL", row_id)
+    return _taken(tx, row[0], replica=replica)
 
 
 def _is_last(tx: Transaction, row_id: int, key: str) -> bool:
@@ -253,7 +299,11 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
 
 
 def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
-    """Store turns in order; those stored before are dropped."""
+    """Store turns in order; those stored before are dropped.
+
+    Raises:
+        CallError: a call was never opened (`unknown_call`), or its caller said no (`refused`).
+    """
     by_call: dict[str, list[Turn]] = {}
     for turn in turns:
         by_call.setdefault(turn.call, []).append(turn)
@@ -270,7 +320,9 @@ def _append_to_call(
         row = tx.row(f"{_SELECT_LOG} WHERE id = {_SUCCEEDED}", key)
     if row is None:
         raise _unknown_call()
-    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
+    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s, consent = row
+    if consent == "no":
+        raise CallError("refused", "the caller of this call has said no")
     head = first_head
     for turn in turns:
         head += tx.run(
@@ -384,7 +436,7 @@ def close_call(
         return  # another worker goes on with it
     if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
         return
-    if ended:
+    if ended and _is_last(tx, row_id, key):
         tx.run("UPDATE calls SET room = '' WHERE id = ? AND room <> ''", row_id)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)

@@ -39,10 +39,11 @@ MIGRATIONS = {
     "ALTER TABLE calls ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
     6: "ALTER TABLE calls ADD COLUMN room TEXT NOT NULL DEFAULT '';"
     "ALTER TABLE calls ADD COLUMN lost_s REAL;"
+    "ALTER TABLE calls ADD COLUMN opened_by TEXT;"
     "CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';"
     "CREATE TABLE successors(key TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls(id),"
-    " n INTEGER NOT NULL) WITHOUT ROWID;"
-    "CREATE INDEX successors_of_call ON successors(call, n)",
+    " opened_at_s REAL NOT NULL) WITHOUT ROWID;"
+    "CREATE INDEX successors_of_call ON successors(call)",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

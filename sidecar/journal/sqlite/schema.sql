@@ -43,7 +43,8 @@ CREATE TABLE calls(
   replica         TEXT NOT NULL DEFAULT '',   -- who has it while it is live
   epoch           INTEGER NOT NULL DEFAULT 0, -- grows each time a replica takes it
   room            TEXT NOT NULL DEFAULT '',   -- TENANT/ROOM, while it may go on there; '': none
-  lost_s          REAL                        -- when its worker was lost; NULL: opened since
+  lost_s          REAL,                       -- when its worker was lost; NULL: opened since
+  opened_by       TEXT                        -- by which key it was opened last; NULL: its own
 );
 CREATE INDEX calls_due ON calls(lane, due_s) WHERE due_s IS NOT NULL;
 CREATE INDEX calls_of_caller ON calls(caller_key);
@@ -56,11 +57,11 @@ CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';
 
 -- The keys by which later workers of a call name it: each went on where one was lost.
 CREATE TABLE successors(
-  key  TEXT PRIMARY KEY,
-  call INTEGER NOT NULL REFERENCES calls(id),
-  n    INTEGER NOT NULL                       -- from 1, the newest is the highest
+  key         TEXT PRIMARY KEY,
+  call        INTEGER NOT NULL REFERENCES calls(id),
+  opened_at_s REAL NOT NULL                   -- from then on its worker has heard everything
 ) WITHOUT ROWID;
-CREATE INDEX successors_of_call ON successors(call, n);
+CREATE INDEX successors_of_call ON successors(call);
 
 CREATE TABLE turns(
   call        INTEGER NOT NULL REFERENCES calls(id),
