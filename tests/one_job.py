@@ -2,9 +2,9 @@
 
 usage: one_job.py NAME LINK_URL SPOOL_DIR
 
-Reads a JSON object a line and answers each with one. `do` is `open` (once the link is up; the
-answer has the first memory, and how long that took), `say` (with `text`), `flush` (wait for every
-ack) or `close` (end the call, and wait for its ack).
+Reads a JSON object a line and answers each with one. `do` is `connect` (wait until the link is up),
+`open` (the same, and then the call; the answer has the first memory, and how long that took), `say`
+(with `text`), `flush` (wait for every ack) or `close` (end the call, and wait for its ack).
 """
 
 import json
@@ -45,10 +45,12 @@ class OneJob:
     async def do(self, what: str, text: str = "") -> dict[str, Any]:
         """Do one thing, and return the answer."""
         match what:
-            case "open":
+            case "connect":
                 with anyio.fail_after(WAIT_S):
                     while not self._link.connected:  # noqa: ASYNC110 - the link has no event for it
                         await anyio.sleep(0.01)
+            case "open":
+                await self.do("connect")
                 self._call = self._link.open_call(
                     self._name, "livekit", CALLER, opened_at_s=time.time(), room=ROOM
                 )

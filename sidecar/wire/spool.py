@@ -101,7 +101,7 @@ class SpoolFiles:
     """What a spool directory holds.
 
     Attributes:
-        files: Those that workers wrote, by when their calls were opened: one may go on with another.
+        files: Those that workers wrote, by when their calls were opened first.
         foreign: Each other file whose name ends as theirs do, by name: why it is not a worker's.
     """
 

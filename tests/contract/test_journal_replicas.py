@@ -427,7 +427,7 @@ class TestSuccessors:
         assert await texts(fleet.first) == ["item-3"]
 
     async def test_a_job_that_took_its_call_back_ends_it(self, fleet: Fleet) -> None:
-        """The call is that job's which opened it last, be it the first of them: it alone ends it."""
+        """The call is that job's which opened it last, the first of them too: it alone ends it."""
         await self.lost(fleet)
         went_on = await fleet.second.open_call(NEXT)
         await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())

@@ -1,25 +1,21 @@
 """A call that outlives its worker, with real processes: workers killed at one sidecar or at two."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.chaos.lettas import StandIn
+from tests.job_process import job
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import SidecarProcess, eventually
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 SECRET = "s" * 32
 TOKEN = "t" * 32
 ON_A_BUSY_MACHINE_S = 5.0
@@ -33,59 +29,6 @@ def letta(tmp_path: Path) -> Iterator[StandIn]:
     standing.start()
     yield standing
     standing.stop()
-
-
-class Job:
-    """A worker process with one call, as a LiveKit job has it; it may be killed.
-
-    Args:
-        name: Of the job.
-        sidecar: Which it reaches.
-        spool: Of all workers.
-    """
-
-    def __init__(self, name: str, sidecar: SidecarProcess, spool: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.one_job", name, sidecar.link_url, str(spool)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "SIDECAR_LINK_TOKEN": sidecar.link_token},
-        )
-
-    def ask(self, **what: object) -> dict[str, Any]:
-        """Have it do something, and return its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-        return dict(json.loads(self._process.stdout.readline()))
-
-    def say(self, *texts: str, acked: bool = True) -> None:
-        for text in texts:
-            self.ask(do="say", text=text)
-        if acked:
-            self.ask(do="flush")
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-@contextmanager
-def job(name: str, sidecar: SidecarProcess, spool: Path) -> Generator[Job]:
-    one = Job(name, sidecar, spool)
-    try:
-        yield one
-    finally:
-        one.kill()
 
 
 def words_at(letta: StandIn) -> list[tuple[str, list[str]]]:
