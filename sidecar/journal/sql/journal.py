@@ -11,7 +11,7 @@ import anyio.to_thread
 from sidecar.errors import CallError
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql import batches, forgetting, reads, tombstones, writes
+from sidecar.journal.sql import batches, forgetting, reads, taking, tombstones, writes
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
@@ -93,11 +93,11 @@ class SqlJournal(SqlReports):
 
     async def lose(self, lost: Sequence[tuple[str, int]], *, at_s: float) -> None:
         """See `Journal.lose`."""
-        await self.executor.write(lambda tx: writes.lose(tx, lost, replica=self.replica, at_s=at_s))
+        await self.executor.write(lambda tx: taking.lose(tx, lost, replica=self.replica, at_s=at_s))
 
     async def refuse(self, key: str) -> None:
         """See `Journal.refuse`."""
-        await self.executor.write(lambda tx: writes.refuse(tx, key))
+        await self.executor.write(lambda tx: taking.refuse(tx, key))
 
     async def in_room(self, room: str, *, caller_key: str) -> str | None:
         """See `Journal.in_room`."""
@@ -384,12 +384,12 @@ class SqlJournal(SqlReports):
             return []
         now_s = self._clock()
         return await self.executor.write(
-            lambda tx: writes.take_over(tx, replica=self.replica, now_s=now_s, first=first)
+            lambda tx: taking.take_over(tx, replica=self.replica, now_s=now_s, first=first)
         )
 
     async def retake(self, key: str) -> int | None:
         """See `Journal.retake`."""
-        return await self.executor.write(lambda tx: writes.retake(tx, key, replica=self.replica))
+        return await self.executor.write(lambda tx: taking.retake(tx, key, replica=self.replica))
 
     async def is_live_elsewhere(self, key: str) -> bool:
         """See `Journal.is_live_elsewhere`."""
