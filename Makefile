@@ -174,7 +174,7 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff format --quiet .
 
 bench: $(VENV)/.dev ## Measure, against a baseline in the same run
-bench: ## (ONLY=prompt_path|journal|delivery|idle|vapi|letta)
+bench: ## (ONLY=prompt_path|journal|delivery|idle|vapi|letta|successor)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 bench-litellm: $(VENV)/.dev $(LITELLM_VENV)/.installed

@@ -5,7 +5,8 @@
 needs LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, and a running sidecar (SIDECAR_LINK_URL,
 by default the one on this machine). While the sidecar is away it still answers calls, and hands
 over what was said when the sidecar is back. The four lines marked with `memory` are all that an
-agent of your own needs; the rest is ordinary LiveKit code.
+agent of your own needs, and the one that asks whether the call goes on; the rest is ordinary
+LiveKit code.
 """
 # pyright: reportUnknownMemberType=false
 
@@ -31,6 +32,11 @@ INSTRUCTIONS = (
 GREETING = (
     "Greet the caller in one sentence, by name if it is remembered. "
     "Do not mention that you are an AI: that was just said."
+)
+# In place of a greeting, where the call goes on after another worker was lost.
+GO_ON = (
+    "The line was interrupted for a moment. Say sorry for that in half a sentence, and go on where "
+    "the call stopped. Do not greet the caller again."
 )
 # Spoken first: callers must know that this is a machine that remembers. `none` says nothing.
 DISCLOSURE = os.environ.get("VOICE_DISCLOSURE", "").strip() or (
@@ -66,9 +72,12 @@ async def answer(ctx: JobContext) -> None:
             interruption={"mode": "vad"},
         ),
     )
-    await remember(ctx, session)  # memory
+    call = await remember(ctx, session)  # memory
     await session.start(agent=Receptionist(), room=ctx.room)
     await ctx.wait_for_participant()  # nobody greets an empty room
+    if await call.goes_on():  # at once, unless the sidecar does not answer
+        session.generate_reply(instructions=GO_ON)
+        return
     if DISCLOSURE != "none":
         session.say(DISCLOSURE)
     session.generate_reply(instructions=GREETING)

@@ -52,6 +52,12 @@ def _letta(quick: bool) -> Figures:
     return anyio.run(letta.measure, quick)
 
 
+def _successor(quick: bool) -> Figures:
+    from benchmarks import successor  # noqa: PLC0415
+
+    return successor.measure(quick)
+
+
 PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "prompt_path": _prompt_path,
     "journal": _journal,
@@ -59,6 +65,7 @@ PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "idle": _idle,
     "vapi": _vapi,
     "letta": _letta,
+    "successor": _successor,
 }
 ONLY_WHEN_NAMED: Mapping[str, Callable[[bool], Figures]] = {"litellm": _litellm}
 

@@ -20,6 +20,7 @@
     │   ├── JournalFull             no room to make a turn durable; nothing was stored
     │   ├── JournalLocked           another process owns the file
     │   ├── JournalCorrupt          the file is not a journal or is damaged
+    │   ├── HeardElsewhere          another replica has the call that this one would go on with
     │   ├── CallerBusy              a caller to be forgotten has a live call, or a batch under way
     │   └── CallError               the call is unknown or another's, or a turn cannot be stored
     ├── LinkError                   a frame that breaks the link protocol; names the field
@@ -190,6 +191,24 @@ class TakenOver(SidecarError):
     """
 
 
+class HeardElsewhere(JournalError):
+    """Another replica has the call of this room and caller, for another job: nothing was stored.
+
+    Args:
+        key: Of that call.
+        by: The key by which that job names it.
+        since_s: Unix time at which that job began to hear it.
+    """
+
+    retryable = True
+
+    def __init__(self, key: str, *, by: str, since_s: float) -> None:
+        super().__init__("another sidecar has the call of this room and caller")
+        self.key = key
+        self.by = by
+        self.since_s = since_s
+
+
 class JournalCorrupt(JournalError):
     """The journal file is damaged or is not a journal."""
 
@@ -204,8 +223,8 @@ class CallError(JournalError):
     """A turn or a claim names a call that is unknown or another's, or cannot be stored.
 
     Args:
-        code: `unknown_call`, `call_claimed`, `bad_value`, `draining` or `too_many`; the first four
-            go over the link.
+        code: `unknown_call`, `call_claimed`, `bad_value`, `draining`, `too_many`, `erased` or
+            `refused`; the first four go over the link.
         message: As for `SidecarError`.
         hint: As for `SidecarError`.
     """

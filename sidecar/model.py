@@ -168,6 +168,28 @@ def call_key(tenant: str, call_id: str) -> str:
     return f"{tenant}/{call_id}"
 
 
+def call_id_of(key: str) -> str:
+    """Return the channel's own id of a call, from the call's key."""
+    return key.partition("/")[2]
+
+
+def room_key(tenant: str, room: str) -> str:
+    """Return the id of a room among all tenants. `room` is the channel's own."""
+    return f"{tenant}/{room}"
+
+
+def succeeding_item(key: str, item_id: str) -> str:
+    """Return the id of a turn in the call that a successor goes on with.
+
+    The workers of one call number their turns each from 1, and may use the same ids.
+
+    Args:
+        key: Of the successor.
+        item_id: As the successor's worker gives it; empty: what all of them begin with.
+    """
+    return f"{call_id_of(key)}/{item_id}"
+
+
 def consent_of(said: object) -> Consent:
     """Read consent in an owner's data: a value that is not plainly a yes counts as a no.
 
@@ -215,6 +237,8 @@ class Call:
         consent: Whether the caller agreed that it is kept; after a `no`, only what was stored
             before the `no` is kept.
         final: Its channel has had the last word on it: only a further last word corrects it.
+        room: Key of the room in which it is heard (`room_key`), as long as it may go on there;
+            empty: in none, or it was ended.
         epoch: Grows each time a replica takes the call; as stored when it was opened. Not compared:
             it says who has the call, not what it is.
     """
@@ -228,12 +252,13 @@ class Call:
     conversation_id: str | None = None
     consent: Consent = ""
     final: bool = False
+    room: str = ""
     epoch: int = field(default=0, compare=False)
 
     @property
     def call_id(self) -> str:
         """The channel's own id of the call."""
-        return self.key.partition("/")[2]
+        return call_id_of(self.key)
 
 
 @dataclass(frozen=True, slots=True)

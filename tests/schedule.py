@@ -31,6 +31,7 @@ _SERVER_OF_MODULE: Final = {
     "test_replicas": POSTGRES,
     "test_postgres_journal": POSTGRES,
     "test_journal_copy": POSTGRES,
+    "test_call_goes_on": POSTGRES,
 }
 _SERVER_OF_TEST: Final = {"test_the_second_call_recalls_what_letta_made_of_the_first": LETTA}
 _KIND: Final = re.compile(r"[\[-](real|app-server)[-\]]")

@@ -1,8 +1,9 @@
 """One live call, as a channel holds it."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
@@ -20,12 +21,14 @@ class MemoryView:
         version: Changes when `text` changes.
         read_at_s: Unix time of the read that it is based on, 0 when there was none.
         served: `fresh`, `stale`, `disk` (no read of this process has confirmed it) or `none`.
+        continues: The call was going on before its worker opened it: see `LiveCall.before`.
     """
 
     text: str
     version: str
     read_at_s: float
     served: Served
+    continues: bool = False
 
 
 class Listener(Protocol):
@@ -106,22 +109,36 @@ class LiveCall:
     ) -> None:
         self._registry = registry
         self._source = source
+        self.key: Final = call.key
+        """Key of the call as its channel names it; all its turns have it."""
         self.call = call
+        """The call as stored, once it is: a successor's has the key of the call it goes on with."""
+        self.opened_at_s: Final = call.opened_at_s
         self.owner = owner
         self.listener = listener
         self.guidance = CallGuidance()
         """Valid until the call ends; a channel that writes prompts puts its text into each."""
         self.agent_id: str | None = None
         self.recent: tuple[Turn, ...] = ()
+        self.before = ""
+        """Key of the stored call that was going on in its room when this one was opened."""
+        self.so_far: tuple[Turn, ...] = ()
+        """What is stored of that call from its earlier workers."""
         self.heard: tuple[str, str] | None = None
         """The room and the caller that other calls may hear, too."""
         self.elsewhere = False
         """Another call wrote its record when it opened: it is stored only if it stores a turn."""
+        self.elsewhere_until_lost = False
+        """That call is another sidecar's; this one goes on with it once its worker is lost."""
         self.stored = False
         self.traceparent = ""
         """The span for everything in this call that names no other span."""
         self.may_be_stored = True
         """False: the caller did not agree; nothing of the call reaches the journal."""
+        self.refused_s = math.inf
+        """When a call of its room was opened in which the caller said no; infinite: in none."""
+        self.greeted = False
+        """The caller said no in its room before: of what was said then, nothing is stored."""
         self.closed = False
         self.loading = False
         """Its first memory is being loaded."""
@@ -134,12 +151,12 @@ class LiveCall:
         self.notified_version: str | None = None
         self.wait = PromptWait()
         self._rendered: RenderedMemory = NOTHING
-        self._rendered_from: tuple[str, tuple[Turn, ...]] = ("", ())
+        self._rendered_from: tuple[str, tuple[Turn, ...], tuple[Turn, ...]] = ("", (), ())
 
     @property
-    def key(self) -> str:
-        """Key of the call."""
-        return self.call.key
+    def continues(self) -> bool:
+        """Whether the caller has been spoken with in this call before its worker opened it."""
+        return self.greeted or bool(self.so_far)
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -151,11 +168,11 @@ class LiveCall:
     def memory(self) -> MemoryView:
         """The memory for the next prompt, from the current snapshot and turns; never waits."""
         cached = self._source.cached(self)
-        source = (cached.snapshot.version if cached else "", self.recent)
+        source = (cached.snapshot.version if cached else "", self.recent, self.so_far)
         if source != self._rendered_from:
             self._rendered = self._source.render(self, cached)
             self._rendered_from = source
-        return self._source.view(cached, self._rendered)
+        return replace(self._source.view(cached, self._rendered), continues=self.continues)
 
     async def ready(self, waits: Waits) -> float:
         """Wait until `memory` is as new as a prompt may wait for; return the seconds waited.
@@ -195,6 +212,7 @@ class LiveCall:
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.
 
+        Nor does any other call store what it hears of that caller in the same room.
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
         await self._registry.refuse(self)

@@ -24,10 +24,15 @@ class LeftGuidance:
         if guidance.text:
             self._left[call.key] = call, guidance, now_s
 
-    def take_up(self, call: Call) -> CallGuidance:
-        """Return the guidance of a call so far, to be added to; empty if its caller is another."""
-        before, guidance, _ = self._left.get(call.key) or (call, CallGuidance(), 0.0)
-        return guidance if before.caller_key in {"", call.caller_key} else CallGuidance()
+    def take_up(self, call: Call, *, before: str = "") -> CallGuidance:
+        """Return the guidance of a call so far, to be added to; empty if its caller is another.
+
+        Args:
+            call: The call.
+            before: Key of another call that it goes on with; empty: there is none.
+        """
+        left, guidance, _ = self._left.get(before or call.key) or (call, CallGuidance(), 0.0)
+        return guidance if left.caller_key in {"", call.caller_key} else CallGuidance()
 
     def forget(self, *, expected: Collection[str], now_s: float) -> None:
         """Forget what was kept for `orphan_s`, except for calls whose keys are in `expected`."""

@@ -20,6 +20,8 @@ from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, Tracer
 
 RECENT_TURNS = 60
+SO_FAR_TURNS = 400
+"""Of a call that is taken over; the prompt's limits keep the newest of them."""
 READS_AT_ONCE = 8
 """Reads that one call may have under way: a caller may speak many times while a read is slow."""
 
@@ -150,6 +152,7 @@ class MemoryFeed:
         rendered = render(
             cached.snapshot if cached else None,
             live.recent,
+            live.so_far,
             nonce=nonce_of(self._secret, live.key),
             limits=self._limits,
         )
@@ -187,10 +190,13 @@ class MemoryFeed:
 
     async def _load(self, live: LiveCall) -> None:
         """Report the snapshot that is in memory or on disk, then read the newest memory."""
+        await self._read_so_far(live)
         if not live.call.ref.known:
             self._notify(live, newest=True)
             return
         await self._renew_recent(live)
+        if live.heard and not await self._has_copy(live) and not live.closed:
+            self._answer(live)
         agent_id = await self._find_agent(live)
         if live.closed:
             return
@@ -239,6 +245,8 @@ class MemoryFeed:
         about = {CONVERSATION: live.call.call_id, "gen_ai.agent.id": live.agent_id}
         with self._tracer.start("read memory", parent=traceparent, attributes=about) as span:
             read = self._snapshots.refresh(live.agent_id) if live.agent_id else None
+            if not live.elsewhere:  # else its own worker has heard what was added since
+                await self._read_so_far(live)
             await self._renew_recent(live)
             if read is not None and not read.done.is_set():
                 if live.memory.version != live.notified_version:
@@ -248,6 +256,20 @@ class MemoryFeed:
             if not live.closed:
                 self._notify(live, newest=True)
                 span.set({"sidecar.memory.served": live.memory.served})
+
+    async def _has_copy(self, live: LiveCall) -> bool:
+        """Whether a copy of the agent's memory is here, so that its first report needs no Letta."""
+        try:
+            agent_id = await self._identity.known_agent(live.call.ref)
+        except JournalError:
+            return False
+        return agent_id is not None and await self._snapshots.load(agent_id) is not None
+
+    def _answer(self, live: LiveCall) -> None:
+        """Report what is known without Letta: a worker in a room asks whether the call goes on."""
+        view = live.memory
+        live.wait.memory_came(empty=not view.text, newest=False)
+        live.listener.on_memory(view, newest=False)
 
     async def _on_read(self, agent_id: str) -> None:
         """A read has succeeded: notify the calls whose text has changed."""
@@ -277,12 +299,25 @@ class MemoryFeed:
             live.recent = await self._journal.recent(
                 live.call.ref,
                 caller_key=live.call.caller_key,
-                except_call=live.key,
+                except_call=live.before or live.key,
                 since_s=cached.snapshot.read_at_s if cached else 0.0,
                 limit=RECENT_TURNS,
             )
         except JournalError as error:
             self._journal_failed(error)
+
+    async def _read_so_far(self, live: LiveCall) -> None:
+        """Read what was said in the call before its worker opened it."""
+        before = live.before
+        if not before:
+            return
+        try:
+            so_far = await self._journal.so_far(before, except_by=live.key, limit=SO_FAR_TURNS)
+        except JournalError as error:
+            self._journal_failed(error)
+        else:
+            if live.before == before:
+                live.so_far = so_far
 
     def _spawn(self, job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         assert self.tasks is not None, "Calls.run has not started"

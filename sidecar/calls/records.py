@@ -7,6 +7,7 @@ stored from the other call, which writes the record from then on. So every word 
 whichever call dies.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing import Final, TypeAlias
 import anyio
 
 from sidecar.calls.call import LiveCall
-from sidecar.model import Turn
+from sidecar.errors import HeardElsewhere
+from sidecar.model import Turn, succeeding_item
 
 Heard: TypeAlias = tuple[str, str]
 """A tenant's room, and a caller in it."""
@@ -24,24 +26,46 @@ _ROOMS_LIMIT: Final = 1_024
 """Rooms remembered after their last call."""
 _REACHES: Final = 32
 """Calls of a room whose progress is remembered for comparison."""
+_LAST: Final = 8
+"""Of the newest turns of a call, this many are compared by their words."""
 _SAME_S: Final = 5.0
 """Two jobs complete the same utterance less than this many seconds apart."""
+_CLOCKS_S: Final = 1.0
+"""How far the clocks of two workers may be apart."""
 
 
 @dataclass(slots=True)
 class _Reach:
-    """How far a call's record has come, by the times of its turns."""
+    """How far a call's record has come, by the times of its turns.
+
+    Attributes:
+        owner: The worker of the call.
+        since_s: Unix time from which that worker has heard everything.
+        until_s: Unix time until which its turns are stored.
+        last: Hash and time of each of the newest turns; no words are stored here.
+    """
 
     owner: str
+    since_s: float
     until_s: float = 0.0
     last: deque[tuple[int, float]] = field(
-        default_factory=lambda: deque[tuple[int, float]](maxlen=8)
+        default_factory=lambda: deque[tuple[int, float]](maxlen=_LAST)
     )
-    """Hash and time of each of the newest turns; no words are stored here."""
 
-    def covers(self, turn: Turn) -> bool:
-        return turn.at_s <= self.until_s or any(
-            said == _said(turn) and turn.at_s - at_s < _SAME_S for said, at_s in self.last
+    def covers(self, turn: Turn, *, since_s: float) -> bool:
+        """Whether a turn that another worker heard is in this record.
+
+        Args:
+            turn: The turn.
+            since_s: Unix time from which that other worker has heard everything.
+        """
+        if self.since_s <= turn.at_s <= self.until_s:
+            return True
+        # Only what both were there to hear can be the same utterance.
+        both_s = max(since_s, self.since_s) - _CLOCKS_S
+        return turn.at_s >= both_s and any(
+            said == _said(turn) and at_s >= both_s and abs(turn.at_s - at_s) < _SAME_S
+            for said, at_s in self.last
         )
 
 
@@ -51,10 +75,16 @@ class _Record:
     reaches: dict[str, _Reach] = field(default_factory=dict[str, _Reach])
     news: anyio.Event = field(default_factory=anyio.Event)
 
-    def uncovered(self, turns: Iterable[Turn], *, owner: str, key: str) -> list[Turn]:
+    def uncovered(
+        self, turns: Iterable[Turn], *, owner: str, key: str, since_s: float
+    ) -> list[Turn]:
         """Return the turns that no other worker's record covers."""
         others = [r for k, r in self.reaches.items() if k != key and r.owner != owner]
-        return [turn for turn in turns if not any(reach.covers(turn) for reach in others)]
+        return [
+            turn
+            for turn in turns
+            if not any(reach.covers(turn, since_s=since_s) for reach in others)
+        ]
 
     def moved(self) -> None:
         self.news.set()
@@ -111,30 +141,79 @@ class Records:
         reach.last.extend((_said(turn), turn.at_s) for turn in turns)
         record.moved()
 
+    def reached_elsewhere(
+        self, live: LiveCall, elsewhere: HeardElsewhere, stored: Sequence[Turn]
+    ) -> None:
+        """Note how far a job at another sidecar has come with the call of a live call's room.
+
+        Args:
+            live: The call here.
+            elsewhere: The call there, and its job.
+            stored: All turns of that call.
+        """
+        record = self._of.get(live.heard) if live.heard else None
+        theirs = [turn for turn in stored if _is_of(turn, elsewhere, not_of=live.key)]
+        if record is None or not theirs:
+            return
+        reach = record.reaches.setdefault(
+            f"{elsewhere.by} elsewhere", _Reach("another sidecar", elsewhere.since_s)
+        )
+        reach.until_s = max(turn.at_s for turn in theirs)
+        reach.last.extend((_said(turn), turn.at_s) for turn in theirs[-_LAST:])
+
+    def in_room(self, heard: Heard | None) -> Sequence[LiveCall]:
+        """Return the live calls of a room and caller; the first writes the record."""
+        record = self._of.get(heard) if heard else None
+        return tuple(record.calls) if record else ()
+
     async def own(self, live: LiveCall, turns: Sequence[Turn]) -> Sequence[Turn]:
         """Wait until it is known which of these turns this call must store, and return those."""
         record = self._of.get(live.heard) if live.heard else None
         if record is None:
             return turns
         while (
-            left := record.uncovered(turns, owner=live.owner, key=live.key)
+            left := record.uncovered(
+                turns, owner=live.owner, key=live.key, since_s=live.opened_at_s
+            )
         ) and not self.is_writer(live):
             await record.news.wait()
         return left
 
-    def left_of(self, heard: Heard | None, key: str, turns: Sequence[Turn]) -> list[Turn] | None:
-        """Return the turns to store of a call that its worker left; None: not known yet."""
+    def left_of(
+        self, heard: Heard | None, key: str, turns: Sequence[Turn], *, opened_at_s: float
+    ) -> list[Turn] | None:
+        """Return the turns to store of a call that its worker left; None: not known yet.
+
+        What was said before each of the room's live calls was opened, no other worker has heard.
+
+        Args:
+            heard: Its room and caller.
+            key: Its key.
+            turns: What its worker left, in order.
+            opened_at_s: Unix time at which its worker opened it.
+        """
         record = self._of.get(heard) if heard else None
         if record is None:
             return list(turns)
-        left = record.uncovered(turns, owner="", key=key)
-        return None if left and record.calls else left
+        left = record.uncovered(turns, owner="", key=key, since_s=opened_at_s)
+        since_s = min((live.opened_at_s for live in record.calls), default=math.inf)
+        return left if all(turn.at_s < since_s for turn in left) else None
 
     def _reach(self, record: _Record, live: LiveCall) -> _Reach:
-        reach = record.reaches.setdefault(live.key, _Reach(live.owner))
+        reach = record.reaches.setdefault(live.key, _Reach(live.owner, live.opened_at_s))
         while len(record.reaches) > _REACHES:
             del record.reaches[next(iter(record.reaches))]
         return reach
+
+
+def _is_of(turn: Turn, elsewhere: HeardElsewhere, *, not_of: str) -> bool:
+    """Whether a turn of a stored call is of the job that has it elsewhere.
+
+    The turns of the first job have no mark of their own; those of the one that asks are not meant.
+    """
+    if elsewhere.by != elsewhere.key:
+        return turn.item_id.startswith(succeeding_item(elsewhere.by, ""))
+    return not turn.item_id.startswith(succeeding_item(not_of, ""))
 
 
 def _said(turn: Turn) -> int:

@@ -7,23 +7,32 @@ memory that there is, and the call's listener is notified of newer memory as it 
 Theory of operation: a call is *live* while a channel holds it. When its holder is lost (a worker
 died, the sidecar was restarted) it is an *orphan*: the same worker may reopen it; after `orphan_s`
 it is closed, so that its last words are posted.
+
+A call that is opened in the room of an orphan, by the same caller and within `GOES_ON_S`, is its
+*successor*: it goes on with the stored call. The journal decides that when it stores the successor,
+so it is the same on every replica. Here such a call has the key that its own channel gives it
+(`LiveCall.key`), and the stored call another one (`LiveCall.call.key`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
 from sidecar.calls.call import Listener, LiveCall
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
+from sidecar.calls.orphans import Orphans
 from sidecar.calls.records import Heard, Records
+from sidecar.calls.restoring import Restoring
 from sidecar.calls.storing import Storing
-from sidecar.errors import CallError, JournalError, TakenOver
+from sidecar.errors import CallError, HeardElsewhere, JournalError
+from sidecar.journal.policy import GOES_ON_S
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
 from sidecar.memory.freshness import FreshnessPolicy
@@ -39,6 +48,7 @@ from sidecar.model import (
     Turn,
     call_key,
     is_channel,
+    room_key,
 )
 from sidecar.prompt_wait import PromptWait
 from sidecar.telemetry import Emit
@@ -60,19 +70,6 @@ class CallPolicy:
     def may_store(self, hints: CallerHints) -> bool:
         """Whether a call with these hints may be stored."""
         return hints.consent == "yes" or (hints.consent == "" and not self.consent_required)
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """A call whose holder was lost.
-
-    Attributes:
-        since_s: Unix time.
-        epoch: At which this replica has it.
-    """
-
-    since_s: float
-    epoch: int
 
 
 def _check_channel(channel: Channel) -> None:
@@ -121,13 +118,23 @@ class Calls:
         self._clock = clock
         self._records = Records()
         self._replica = journal.replica
-        self._orphans: dict[str, Orphan] = {}
         self._storing = Storing(
             journal,
             self._records,
             on_stored=self._is_stored,
             emit=emit,
             tracer=tracer,
+        )
+        self._orphans = Orphans(
+            journal,
+            orphan_s=policy.orphan_s,
+            is_live=self._is_live,
+            failed=self._storing.failed,
+            emit=emit,
+            clock=clock,
+        )
+        self._restoring = Restoring(
+            journal, self._orphans, is_live=self._is_live, emit=emit, clock=clock
         )
         self._feed = MemoryFeed(
             journal,
@@ -142,7 +149,12 @@ class Calls:
             journal_failed=self._storing.emit_failed,
         )
         self._live: dict[str, LiveCall] = {}
-        self._left_guidance = LeftGuidance(orphan_s=policy.orphan_s)
+        self._successors: dict[str, LiveCall] = {}
+        """The live call that goes on with a stored call of another key, by that key."""
+        self._refused: dict[Heard, tuple[float, float]] = {}
+        """When a call was lost whose caller had said no, and since when nothing is stored."""
+        self._tasks: TaskGroup | None = None
+        self._left_guidance = LeftGuidance(orphan_s=max(policy.orphan_s, GOES_ON_S))
         self._fewer = anyio.Event()
         self.on_opened: Callable[[], None] = _notify_nobody
         """Called when a new call has been opened."""
@@ -151,28 +163,68 @@ class Calls:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve calls until cancelled; calls that an earlier process left open become orphans."""
         async with anyio.create_task_group() as tasks:
-            self._feed.tasks = tasks
+            self._feed.tasks = self._tasks = tasks
             self._journal.digested = self._feed.digested_elsewhere
             tasks.start_soon(self._feed.follow_others)
-            await self._take_over()
+            await self._take_over(first=True)
             task_status.started()
             while True:
                 await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
-                await self._close_orphans()
+                await self._orphans.write()
+                await self._go_on_all()
+                await self._orphans.close_old()
+                await self._retake_all()  # first: else its own calls would count as lost
                 await self._take_over_again()
-                await self._retake_all()
-                self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
+                self._forget_old()
                 await self._storing.try_again()
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, *, first: bool = False) -> None:
         """Make orphans of the live calls whose replica is gone, unless they are live here."""
+        taken = await self._journal.take_over(first=first)
+        for call in taken:
+            if not self._is_live(call.key):
+                # Only the journal knows for how long those have been lost that an earlier run left.
+                in_room = call.room and call.caller_key and not first
+                heard = (call.room, call.caller_key) if in_room else None
+                self._orphans.take(call.key, call.epoch, heard)
+        for live in self.live:
+            if live.stored and live.call.key in {call.key for call in taken}:
+                await self._take_again(live)
+
+    async def _take_again(self, live: LiveCall) -> None:
+        """Take a stored live call that counted as lost, unless another job has it by now."""
+        epoch = await self._journal.retake(live.key)
+        if epoch is not None:
+            live.call = replace(live.call, epoch=epoch)
+        else:  # or it was closed: its next turn opens it again, when the other job lets it
+            live.stored, live.elsewhere_until_lost = False, True
+
+    def _is_live(self, key: str) -> bool:
+        """Whether a channel holds a stored call, by whatever key."""
+        return key in self._live or key in self._successors
+
+    async def _go_on_all(self) -> None:
+        """Let live calls that have joined another go on with it, where its worker is lost now."""
+        for live in self.live:
+            lost = live.before in self._orphans or live.key in self._orphans
+            if live.stored or not (lost or live.elsewhere_until_lost):
+                continue
+            try:
+                await self._storing.store_call(live)
+            except HeardElsewhere:
+                continue
+            except CallError:
+                continue  # another caller's, which its worker is told when it records
+            except JournalError as error:
+                self._storing.failed(error)
+                return
+
+    def _forget_old(self) -> None:
         now_s = self._clock()
-        for call in await self._journal.take_over():
-            live = self._live.get(call.key)
-            if live is None:
-                self._orphans[call.key] = Orphan(now_s, call.epoch)
-            else:
-                live.call = replace(live.call, epoch=call.epoch)
+        self._left_guidance.forget(expected=self._orphans, now_s=now_s)
+        for heard, (lost_s, _) in list(self._refused.items()):
+            if now_s - lost_s >= GOES_ON_S:
+                del self._refused[heard]
 
     async def _take_over_again(self) -> None:
         try:
@@ -186,13 +238,13 @@ class Calls:
         if name == self._replica:
             return
         for live in self.live:
+            if not live.stored:
+                continue
             try:
-                epoch = await self._journal.retake(live.key)
+                await self._take_again(live)
             except JournalError as error:
                 self._storing.failed(error)
                 return
-            if epoch is not None:
-                live.call = replace(live.call, epoch=epoch)
         self._replica = name
 
     @property
@@ -243,7 +295,8 @@ class Calls:
             listener: Notified of newer memory, guidance and commands.
             traceparent: The channel's own span of the call, where it has one.
             room: Where the call is heard. Of several calls with one room and caller, one writes the
-                record (`sidecar.calls.records`); empty: no other call hears it.
+                record (`sidecar.calls.records`), and one that is lost is gone on with; empty: no
+                other call hears it.
             whose: Whose the call is; used in place of the caller that `hints` name.
 
         Raises:
@@ -269,12 +322,16 @@ class Calls:
                     hint="give each call an id of its own",
                 )
             live.listener = listener
-            if not self._policy.may_store(hints):
+            if hints.consent == "no" and live.refused_s == math.inf:
+                live.refused_s = live.opened_at_s
+                await self._refuse_room(live)
+            elif not self._policy.may_store(hints):
                 await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
             self._feed.begin(live)
             return live
-        resumed = key in self._orphans
+        heard = _heard(tenant, room, resolution.caller_key)
+        resumed = key in self._orphans or self._orphans.lost_in(heard) is not None
         if self.draining and not resumed:
             raise CallError(
                 "draining", "the sidecar is shutting down", hint="open the call on another sidecar"
@@ -290,40 +347,102 @@ class Calls:
             consent=hints.consent,
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
-        live.guidance = self._left_guidance.take_up(call)
-        live.may_be_stored = self._policy.may_store(hints)
-        live.heard = _heard(tenant, room, resolution.caller_key)
+        live.heard = heard
+        live.refused_s = self._refused_since_s(heard)
+        live.greeted = live.refused_s < math.inf
+        live.may_be_stored = self._policy.may_store(hints) and not live.greeted
+        if hints.consent == "no":
+            live.refused_s = min(live.refused_s, opened_at_s)
         self._enter(live)
         about = {CONVERSATION: call_id, "sidecar.channel": channel, "sidecar.call.resumed": resumed}
         with self._tracer.start("open call", parent=traceparent, attributes=about) as span:
             live.traceparent = traceparent or span.traceparent
-            try:
-                await self._storing.store_call(live)
-            except CallError:
-                del self._live[key]
-                self._records.leave(live)
-                raise
-            except JournalError as error:
-                self._storing.failed(error)  # the call goes on; `record` stores it first
+            await self._store_opened(live)
+        if hints.consent == "no":
+            await self._refuse_room(live)
         self._emit(
             telemetry.call_opened,
             call=key,
             channel=channel,
             lane=live.call.ref.lane,
-            resumed=resumed,
+            resumed=resumed or live.call.key != live.key,
         )
         self.on_opened()
         self._feed.begin(live)
         return live
 
-    def _is_stored(self, key: str) -> None:
-        self._orphans.pop(key, None)
+    async def _store_opened(self, live: LiveCall) -> None:
+        """Store a call that was just opened, or find out with what it goes on.
+
+        Raises:
+            CallError: it can't be opened; it is no longer live.
+        """
+        try:
+            await self._storing.store_call(live)
+        except CallError:
+            del self._live[live.key]
+            self._leave(live)
+            raise
+        except HeardElsewhere as error:
+            self._set_before(live, error.key)
+            live.elsewhere = live.elsewhere_until_lost = True
+            self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=error.key)
+        except JournalError as error:
+            self._storing.failed(error)  # the call goes on; `record` stores it first
+        if live.heard and not live.stored and not live.before:
+            await self._look_into_room(live, live.heard)
+
+    def _is_stored(self, live: LiveCall) -> None:
+        key = live.call.key
+        self._orphans.remove(key)
+        live.elsewhere_until_lost = False
+        if key != live.key:
+            self._set_before(live, key, succeeds=True)
+            _inherit(live, self._left_guidance.take_up(live.call).pieces)
+        else:  # what went on in its room was ended meanwhile
+            self._set_before(live, "")
+            live.so_far = ()
+        if live.closed:  # while it was being stored
+            self._orphans.add(key, live.call.epoch, live.heard)
+
+    def _set_before(self, live: LiveCall, key: str, *, succeeds: bool = False) -> None:
+        """Note with which call a live one goes on, or will; empty: with none."""
+        if self._successors.get(live.before) is live:
+            del self._successors[live.before]
+        live.before = key
+        if succeeds and not live.closed:
+            self._successors[key] = live
 
     def _enter(self, live: LiveCall) -> None:
         self._live[live.key] = live
         if writer := self._records.enter(live):
             live.elsewhere = True
+            # What a job finds that comes back is its own call, whose words it has.
+            self._set_before(live, writer.call.key if writer.call.key != live.key else "")
+            live.guidance = self._left_guidance.take_up(live.call)
+            _inherit(live, writer.guidance.pieces)
             self._emit(telemetry.call_recorded_elsewhere, call=live.key, by=writer.key)
+            return
+        if (lost := self._orphans.lost_in(live.heard)) and lost != live.key:
+            self._set_before(live, lost, succeeds=True)
+        live.guidance = self._left_guidance.take_up(live.call, before=live.before)
+
+    def _refused_since_s(self, heard: Heard | None) -> float:
+        """Return when the first call of a room was opened in which its caller said no.
+
+        Of those that are live, or were lost lately; infinite: in none.
+        """
+        _, lost_s = self._refused.get(heard, (0.0, math.inf)) if heard else (0.0, math.inf)
+        return min([lost_s, *(one.refused_s for one in self._records.in_room(heard))])
+
+    async def _look_into_room(self, live: LiveCall, heard: Heard) -> None:
+        """Find out with what a call that is not stored goes on, for its memory."""
+        try:
+            going_on = await self._journal.in_room(heard[0], caller_key=heard[1])
+        except JournalError as error:
+            self._storing.failed(error)
+        else:
+            self._set_before(live, going_on if going_on and going_on != live.key else "")
 
     async def restore(
         self,
@@ -335,8 +454,21 @@ class Calls:
         opened_at_s: float,
         turns: Sequence[Turn],
         room: str = "",
+        ended: bool = False,
     ) -> bool:
         """Store a call that its dead worker left in a spool, and close it.
+
+        Where another worker goes on with it, its turns are stored, and it stays open.
+
+        Args:
+            tenant: Whose workers write there.
+            call_id: As its worker named it.
+            channel: Where it came from.
+            hints: Who was on the line.
+            opened_at_s: Unix time.
+            turns: What was not acked, in order.
+            room: Where it was heard, or empty.
+            ended: Its worker had ended it.
 
         Returns:
             False when a worker holds the call at present, here or through another replica, or when
@@ -351,11 +483,12 @@ class Calls:
         key = call_key(tenant, call_id)
         if key in self._live or await self._journal.is_live_elsewhere(key):
             return False
-        if not self.may_store(hints):
+        resolution = resolve(tenant, hints, self._rules)
+        heard = _heard(tenant, room, resolution.caller_key)
+        if not self.may_store(hints) or opened_at_s >= self._refused_since_s(heard):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
-        resolution = resolve(tenant, hints, self._rules)
-        left = self._records.left_of(_heard(tenant, room, resolution.caller_key), key, turns)
+        left = self._records.left_of(heard, key, turns, opened_at_s=opened_at_s)
         if left is None:
             return False
         if turns and not left and key not in self._orphans:
@@ -368,25 +501,11 @@ class Calls:
             resolution.caller_key,
             opened_at_s,
             consent=hints.consent,
+            room=heard[0] if heard else "",
         )
         if resolution.why and key not in self._orphans:
             self._emit(telemetry.caller_unresolved, call=key, channel=channel, why=resolution.why)
-        try:
-            stored = await self._journal.open_call(call)
-        except CallError as error:
-            if error.code != "erased":
-                raise
-            self._emit(telemetry.erased_call_refused, call=key)
-            return True
-        if stored.consent == "no":
-            self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
-        else:
-            await self._journal.append(turns)
-        if key not in self._live:  # else a worker has reopened it, and will close it
-            with suppress(TakenOver):
-                await self._journal.close_call(key, at_s=self._clock(), epoch=stored.epoch)
-            self._orphans.pop(key, None)
-        return True
+        return await self._restoring.restore(call, turns, ended=ended)
 
     def may_store(self, hints: CallerHints) -> bool:
         """Whether anything of a call with these hints may be stored."""
@@ -426,10 +545,17 @@ class Calls:
         """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
+            if live.heard and live.refused_s < math.inf:
+                self._refused[live.heard] = self._clock(), live.refused_s
             before = self._orphans.get(live.key)
             if live.stored or before is not None:
                 epoch = live.call.epoch if live.stored or before is None else before.epoch
-                self._orphans[live.key] = Orphan(self._clock(), epoch)
+                key = live.call.key if live.stored else live.key
+                self._orphans.add(key, epoch, live.heard)
+            for heir in self._records.in_room(live.heard)[:1]:
+                _inherit(heir, live.guidance.pieces)
+        if self._orphans.unwritten and self._tasks is not None:
+            self._tasks.start_soon(self._orphans.write)
 
     def changed(self, agent_id: str) -> None:
         """Letta has changed the memory of an agent: its snapshot is no longer fresh."""
@@ -447,7 +573,8 @@ class Calls:
         """End a live call."""
         if not live.closed:
             if not live.elsewhere:
-                await self._storing.store_call(live)
+                with suppress(HeardElsewhere):  # then its other job ends it
+                    await self._storing.store_call(live)
             if live.stored:
                 # Its channel says that it has ended, whichever replica has it by now.
                 await self._journal.close_call(
@@ -455,18 +582,31 @@ class Calls:
                 )
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
+            if live.heard:
+                self._refused.pop(live.heard, None)
         self._forget(live)
 
     async def refuse(self, live: LiveCall) -> None:
         """Store nothing more of a live call, and mark the stored call as refused."""
-        if not live.may_be_stored:
-            return
-        live.may_be_stored = False
-        if live.stored:
-            try:
-                live.call = await self._journal.open_call(replace(live.call, consent="no"))
-            except JournalError as error:
-                self._storing.failed(error)
+        if live.may_be_stored:
+            await self._refuse([live])
+
+    async def _refuse_room(self, live: LiveCall) -> None:
+        """The caller said no: store nothing more of the room, whichever call hears it."""
+        others = [one for one in self._records.in_room(live.heard) if one is not live]
+        for one in others:
+            one.refused_s = min(one.refused_s, live.refused_s)
+        await self._refuse([live, *others])
+
+    async def _refuse(self, calls: Sequence[LiveCall]) -> None:
+        keys = [one.call.key if one.stored else one.before for one in calls]
+        for one in calls:
+            one.may_be_stored = False
+        try:
+            for key in dict.fromkeys(key for key in keys if key):
+                await self._journal.refuse(key)
+        except JournalError as error:
+            self._storing.failed(error)
 
     async def retake(self, live: LiveCall) -> None:
         """Take a live call again that another replica has opened: here it goes on.
@@ -493,36 +633,24 @@ class Calls:
             del self._live[live.key]
             self._fewer.set()
             self._fewer = anyio.Event()
-        self._records.leave(live)
+        self._leave(live)
         self._feed.end(live)
 
-    async def _close_orphans(self) -> None:
-        now_s = self._clock()
-        for key, orphan in list(self._orphans.items()):
-            # While one is closed, any of the others may be reopened or lost again.
-            if (
-                now_s - orphan.since_s < self._policy.orphan_s
-                or self._orphans.get(key) != orphan
-                or key in self._live
-            ):
-                continue
-            try:
-                await self._journal.close_call(key, at_s=now_s, epoch=orphan.epoch)
-            except CallError:
-                self._orphans.pop(key, None)  # erased meanwhile
-                continue
-            except TakenOver:
-                self._orphans.pop(key, None)
-                self._emit(telemetry.call_taken_over, call=key)
-                continue
-            except JournalError as error:
-                self._storing.failed(error)
-                continue
-            if self._orphans.get(key) == orphan and key not in self._live:
-                del self._orphans[key]
-            self._emit(telemetry.call_closed, call=key, reason="lost", turns=0)
+    def _leave(self, live: LiveCall) -> None:
+        self._records.leave(live)
+        if self._successors.get(live.before) is live:
+            del self._successors[live.before]
 
 
 def _heard(tenant: str, room: str, caller_key: str) -> Heard | None:
     """Return the room and caller that several calls may hear; None where either is unknown."""
-    return (f"{tenant}/{room}", caller_key) if room and caller_key else None
+    return (room_key(tenant, room), caller_key) if room and caller_key else None
+
+
+def _inherit(live: LiveCall, guidance: Sequence[str]) -> None:
+    """Give a live call the guidance of the one that it goes on with."""
+    for piece in guidance:
+        before = live.guidance.text
+        live.guidance.add(piece)
+        if live.guidance.text != before:
+            live.listener.on_guidance(piece)

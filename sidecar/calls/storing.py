@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
+
+import anyio
 
 from sidecar import telemetry
 from sidecar.calls.call import LiveCall
 from sidecar.calls.records import Records
-from sidecar.errors import CallError, JournalError
+from sidecar.errors import CallError, HeardElsewhere, JournalError
 from sidecar.journal.record import Record
 from sidecar.model import TURN_SECONDS, Turn, prompt_of
 from sidecar.telemetry import Emit
 from sidecar.tracing import CONVERSATION, TEXT, Tracer
+
+ELSEWHERE_S: Final = 0.5
+"""How often a call looks whether the sidecar that has the call of its room has got further."""
 
 
 class Storing:
@@ -19,7 +25,7 @@ class Storing:
     Args:
         journal: Where they go.
         records: Which call writes the record of a room.
-        on_stored: Called with the key of a call that is now stored.
+        on_stored: Called with a call that is now stored.
         emit: Where events go.
         tracer: Makes spans.
 
@@ -32,7 +38,7 @@ class Storing:
         journal: Record,
         records: Records,
         *,
-        on_stored: Callable[[str], None],
+        on_stored: Callable[[LiveCall], None],
         emit: Emit,
         tracer: Tracer,
     ) -> None:
@@ -48,13 +54,31 @@ class Storing:
 
         Where another call writes the record, this returns when that record has reached these turns.
         """
-        turns = await self._records.own(live, turns)
-        if not turns:
+        while turns := await self._records.own(live, turns):
+            if not live.may_be_stored:
+                self._records.reached(live, turns)
+                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+                return
+            self._look_for_gap(live, turns)
+            try:
+                if not await self._append(live, turns):
+                    self._records.reached(live, turns)
+                    self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
+                    return
+            except HeardElsewhere as error:
+                # As `Records.own` does for a call of this process.
+                self._records.reached_elsewhere(live, error, await self._journal.turns(error.key))
+                await anyio.sleep(ELSEWHERE_S)
+                continue
+            except CallError:
+                raise  # the turn is at fault, not the journal
+            except JournalError as error:
+                self.failed(error)
+                raise
+            self._recorded(live, turns)
             return
-        if not live.may_be_stored:
-            self._records.reached(live, turns)
-            self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
-            return
+
+    def _look_for_gap(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         for turn in turns:
             if turn.seq:
                 if live.last_seq and turn.seq > live.last_seq + 1:
@@ -65,15 +89,8 @@ class Storing:
                         got=turn.seq,
                     )
                 live.last_seq = max(live.last_seq, turn.seq)
-        try:
-            if not await self._append(live, turns):
-                self._emit(telemetry.turns_not_kept, call=live.key, turns=len(turns))
-                return
-        except CallError:
-            raise  # the turn is at fault, not the journal
-        except JournalError as error:
-            self.failed(error)
-            raise
+
+    def _recorded(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         self.error = ""
         self._records.reached(live, turns)
         live.turns += len(turns)
@@ -128,6 +145,10 @@ class Storing:
             try:
                 await self._journal.append(traced)
             except CallError as error:
+                if error.code == "refused":  # the caller said so to another replica
+                    live.may_be_stored = False
+                    live.refused_s = min(live.refused_s, live.opened_at_s)
+                    return False
                 if error.code != "unknown_call":
                     raise
                 live.stored = False  # erased since it was stored
@@ -140,20 +161,30 @@ class Storing:
     async def store_call(self, live: LiveCall) -> None:
         """Store a call, unless it is stored already or another call writes its record.
 
-        Nothing is stored of a call that was erased with its caller.
+        A call that goes on with another is stored in that one, and so is what follows. Nothing is
+        stored of a call that was erased with its caller.
+
+        Raises:
+            HeardElsewhere: another sidecar has the call that it would go on with.
         """
         if live.may_be_stored and not live.stored and self._records.is_writer(live):
+            room = live.heard[0] if live.heard else ""
+            call = replace(live.call, key=live.key, room=room)
             try:
-                live.call = await self._journal.open_call(live.call)
+                live.call = await self._journal.open_call(call, continues=live.before)
             except CallError as error:
                 if error.code != "erased":
                     raise
                 live.may_be_stored = False
                 self._emit(telemetry.erased_call_refused, call=live.key)
                 return
+            if live.call.consent == "no":
+                live.refused_s = min(live.refused_s, live.opened_at_s)
+                live.may_be_stored = False
+            elif not live.may_be_stored:  # refused while it was being stored
+                await self._journal.refuse(live.call.key)
             live.stored = True
-            live.may_be_stored = live.call.consent != "no"
-            self._on_stored(live.key)
+            self._on_stored(live)
 
     def failed(self, error: JournalError) -> None:
         """A write failed: turns can't be stored until one succeeds."""

@@ -151,14 +151,17 @@ class Admin:
             return _malformed()
         if asked.command != "hang-up" and not asked.text:
             return JSONResponse({"error": "text: give the guidance, or the words to say"}, 400)
-        live_calls = {one.key: one for one in self._live()}
-        found = calls_named(asked.call, live_calls)
+        all_live = self._live()
+        # One that goes on with another is found by that one's name as well.
+        live_calls = {one.call.key: one for one in all_live} | {one.key: one for one in all_live}
+        found = {live_calls[name].key: name for name in calls_named(asked.call, live_calls)}
         if not found:
             return _outcome(done=False)
         if len(found) > 1:
             error = "several live calls are named so"
-            return JSONResponse({"error": error, "hint": f"say which: {several(found)}"}, 409)
-        live = live_calls[found[0]]
+            hint = f"say which: {several(tuple(found))}"
+            return JSONResponse({"error": error, "hint": hint}, 409)
+        live = live_calls[next(iter(found))]
         match asked.command:
             case "guide":
                 live.guide(asked.text)

@@ -113,6 +113,7 @@ class SpoolIntake:
             opened_at_s=opened.opened_at_s,
             turns=[turn_of(self._tenant, frame) for frame in spooled.turns],
             room=opened.room,
+            ended=spooled.closed is not None,
         )
         if stored:
             self._emit(

@@ -6,6 +6,10 @@ other figures changes when pending turns are due (`sidecar.app.journal`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+GOES_ON_S: Final = 60.0
+"""For this long after its worker was lost, a call goes on with the next job in its room."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ class Record(Transcripts, Protocol):
     It may fail to come: what has to be seen in any case is read from time to time.
     """
 
-    async def open_call(self, call: Call) -> Call:
+    async def open_call(
+        self, call: Call, *, continues: str = "", lost_s: float | None = None
+    ) -> Call:
         """Store a call and return it as stored; a repeated key returns the call stored first.
 
         A new call makes what is pending of its caller's earlier calls due at once: what was said
@@ -41,10 +43,59 @@ class Record(Transcripts, Protocol):
         the end, and likewise an empty `caller_key`.
         From here on the call belongs to this replica, at the `epoch` that is returned: what another
         one opened earlier, it can neither rewrite nor close.
+        A new call with a `room` goes on with the call of that room and `caller_key` whose worker
+        was lost less than `GOES_ON_S` seconds before, or whose replica is gone, unless that was
+        ended: then it is its *successor*, and the other call is returned, with its own key. From
+        then on both keys name that call, in every method. It counts as the successor's until it is
+        opened again by another of its keys: only by the key that opened it last is it ended.
+
+        Args:
+            call: The call.
+            continues: Key of a call that this replica has, and whose worker it knows to be lost:
+                the one to go on with, if its room and caller are the same.
+            lost_s: Its worker is gone already, and lived at this Unix time. The room of a stored
+                call stays as it was, and so does who opened it last.
 
         Raises:
             CallError: the key is stored with another `caller_key` (`call_claimed`), or the call was
                 erased with its caller (`erased`): nothing of it may be stored again.
+            HeardElsewhere: another replica has the call that it would go on with, or has opened it
+                for another of its jobs. Nothing was stored; try again later.
+        """
+        ...
+
+    async def lose(self, lost: Sequence[tuple[str, int]], *, at_s: float) -> None:
+        """Note that the workers of calls were lost, so that another replica can go on with these.
+
+        Calls that were ended, or that another replica has opened since, stay as they are.
+
+        Args:
+            lost: Key and epoch of each call.
+            at_s: Unix time.
+        """
+        ...
+
+    async def refuse(self, key: str) -> None:
+        """Mark a call as refused by its caller, whichever replica has it; unknown: do nothing.
+
+        From then on no replica stores a turn in it.
+        """
+        ...
+
+    async def in_room(self, room: str, *, caller_key: str) -> str | None:
+        """Return the key of the call that a new one of this room and caller would go on with.
+
+        Also if its worker is not known to be lost. None: there is none.
+        """
+        ...
+
+    async def so_far(self, key: str, *, except_by: str, limit: int) -> tuple[Turn, ...]:
+        """Return the newest turns of a call without those of one of its successors, in order.
+
+        Args:
+            key: Of the call.
+            except_by: Key of that successor.
+            limit: At most this many.
         """
         ...
 
@@ -65,13 +116,14 @@ class Record(Transcripts, Protocol):
 
         Promises: on return they survive a crash of this process and of the host (fsynced); a
         turn whose (call, item_id) is stored already is dropped, so append may be repeated; all
-        of `turns` or none of them are stored. A turn for a closed call is accepted as well.
+        of `turns` or none of them are stored. A turn for a closed call is accepted as well. One of
+        a successor is stored in the call that it goes on with, as `sidecar.model.succeeding_item`.
         Does not promise order between calls, or that Letta has seen anything.
 
         Raises:
-            CallError: a call was never opened (`unknown_call`), or a turn can't be stored
-                (`bad_value`): a text is not Unicode (a lone surrogate), or a `seq` is beyond
-                `MAX_SEQ`.
+            CallError: a call was never opened (`unknown_call`), or its caller has said no
+                (`refused`), or a turn can't be stored (`bad_value`): a text is not Unicode (a lone
+                surrogate), or a `seq` is beyond `MAX_SEQ`.
         """
         ...
 
@@ -98,9 +150,16 @@ class Record(Transcripts, Protocol):
         ...
 
     async def close_call(
-        self, key: str, *, at_s: float, epoch: int | None, final: bool = False
+        self,
+        key: str,
+        *,
+        at_s: float,
+        epoch: int | None,
+        final: bool = False,
+        ended: bool = True,
+        if_lost: bool = False,
     ) -> None:
-        """Mark a call as ended: what is pending of it is due at once. Repeating it is no error.
+        """Mark a call as closed: what is pending of it is due at once. Repeating it is no error.
 
         Args:
             key: Of the call.
@@ -109,6 +168,9 @@ class Record(Transcripts, Protocol):
                 ended; None: its channel has said so.
             final: Its channel has given its final account of it. That mark stays, even if the
                 call is opened again.
+            ended: Its worker has ended it: no other call goes on with it, unless another job has
+                opened it since.
+            if_lost: Leave it as it is if it was opened since its worker was lost (`lose`).
 
         Raises:
             CallError: the call was never opened (`unknown_call`).
@@ -116,22 +178,27 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def take_over(self) -> list[Call]:
+    async def take_over(self, *, first: bool = False) -> list[Call]:
         """Take the live calls whose replica is gone, and return them, oldest first.
 
-        At the start of a sidecar those are all that an earlier one left.
+        Their workers count as lost now.
+
+        Args:
+            first: At the start of a sidecar, when nobody has looked for an unknown time: they count
+                as lost since their last word was stored.
         """
         ...
 
     async def retake(self, key: str) -> int | None:
         """Take a live call that this replica had under another name; return its epoch.
 
-        None: it has been closed meanwhile, or was never stored.
+        Its worker is not lost, whatever another replica has noted. None: it has been closed
+        meanwhile, or another job has opened it, or it was never stored.
         """
         ...
 
     async def is_live_elsewhere(self, key: str) -> bool:
-        """Whether a call is live on another replica that is there."""
+        """Whether a call is live on another replica that is there, for the worker of this key."""
         ...
 
     async def recent(

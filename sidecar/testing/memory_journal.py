@@ -48,13 +48,14 @@ class MemoryJournal(SqliteJournal):
         other.renamed()
         return other
 
-    def restarted(self) -> Self:
-        """Return it as the next process finds it: this one is gone."""
+    def restarted(self, *, clock: Callable[[], float] | None = None) -> Self:
+        """Return it as the next process finds it, by its own clock: this one is gone."""
         again = copy(self)
-        again.begin()
+        again.begin(clock)
         return again
 
-    def begin(self) -> None:
+    def begin(self, clock: Callable[[], float] | None = None) -> None:
         """Enter as the only replica, under another name."""
+        self._clock = clock or self._clock
         self._replica = new_name()
         begin(SqliteTransaction(self._connection), replica=self._replica, now_s=0.0)

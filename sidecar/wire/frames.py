@@ -144,6 +144,8 @@ class Memory(msgspec.Struct, tag="memory", frozen=True):
         read_at_s: Unix time of the read that `text` comes from; 0 when there is none.
         served: How the memory was served.
         newest: Answers a `speech.started`, or ends the cold start: no newer text is on its way.
+        continues: The call was going on with another worker, which was lost or hears it, too: the
+            caller has been greeted. The first frame says it.
     """
 
     call: str
@@ -152,6 +154,7 @@ class Memory(msgspec.Struct, tag="memory", frozen=True):
     read_at_s: float
     served: Literal["fresh", "stale", "disk", "none"]
     newest: bool = False
+    continues: bool = False
 
 
 class Ack(msgspec.Struct, tag="ack", frozen=True):

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import itertools
+import math
 import os
 import re
 import stat
@@ -100,7 +101,7 @@ class SpoolFiles:
     """What a spool directory holds.
 
     Attributes:
-        files: Those that workers wrote, sorted.
+        files: Those that workers wrote, by when their calls were opened first.
         foreign: Each other file whose name ends as theirs do, by name: why it is not a worker's.
     """
 
@@ -111,20 +112,25 @@ class SpoolFiles:
 def look_into(directory: Path) -> SpoolFiles:
     """Return which files of a directory workers wrote; none when it does not exist."""
     found = SpoolFiles([], {})
+    opened_at_s: dict[Path, float] = {}
     for path in _named(directory, re.compile(rf".*{re.escape(_SUFFIX)}", re.DOTALL)):
         try:
-            os.close(_opened(path))
+            descriptor = _opened(path)
         except FileNotFoundError:
             continue
         except OSError as error:
             found.foreign[path.name] = str(error.strerror or type(error).__name__)
             continue
-        found.files.append(path)
+        try:
+            opened_at_s[path] = _opened_at_s(descriptor)
+        finally:
+            os.close(descriptor)
+    found.files.extend(sorted(opened_at_s, key=lambda path: (opened_at_s[path], path.name)))
     return found
 
 
 def spool_files(directory: Path) -> list[Path]:
-    """Return the files in a directory that workers wrote, sorted; none when it does not exist."""
+    """Return the files in a directory that workers wrote; none when it does not exist."""
     return look_into(directory).files
 
 
@@ -203,6 +209,15 @@ def _begins_as_ours(descriptor: int) -> bool:
         return isinstance(decode_from_worker(line), CallOpen | TurnFrame | CallClose)
     except LinkError:
         return False
+
+
+def _opened_at_s(descriptor: int) -> float:
+    """Return when the call of a file was opened first, as its worker said; infinite if unknown."""
+    with contextlib.suppress(OSError, LinkError):
+        first = decode_from_worker(os.pread(descriptor, MAX_FRAME_BYTES + 1, 0).partition(b"\n")[0])
+        if isinstance(first, CallOpen):
+            return first.opened_at_s
+    return math.inf
 
 
 def spooled_in(path: Path) -> Spooled:

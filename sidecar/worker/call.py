@@ -1,7 +1,7 @@
 """One live call on the worker's end of the link: what the voice's own code holds."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 
@@ -13,6 +13,9 @@ from sidecar.wire.spool import SpoolFile
 from sidecar.worker.unacked import Unacked
 
 __all__ = ["LinkedCall"]
+
+ANSWER_S: Final = 1.0
+"""How long a worker waits for the word whether its call goes on, before it greets the caller."""
 
 
 class Line(Protocol):
@@ -44,7 +47,7 @@ class Line(Protocol):
 
 
 class LinkedCall:
-    """One live call, made by `Link.open_call`; every method but the two waits returns at once.
+    """One live call, made by `Link.open_call`; every method but the three waits returns at once.
 
     Attributes:
         memory: The newest memory of this call, None until the first arrives; read it at each
@@ -124,6 +127,21 @@ class LinkedCall:
         """
         with anyio.move_on_after(budget_s):
             await self._wait.over(self._link.waits)
+
+    async def goes_on(self, budget_s: float = ANSWER_S) -> bool:
+        """Return whether the caller has been spoken with in this call before: do not greet again.
+
+        That is so where a job takes the place of one whose worker was lost, or joins it. Waits for
+        the sidecar's first answer, not for Letta, and also while the link is down: whatever took
+        the first worker may have cut that for a moment. False if it is not known by then.
+
+        Args:
+            budget_s: Seconds to wait at most.
+        """
+        with anyio.move_on_after(budget_s):
+            while self.memory is None:
+                await self._wait.change()
+        return self.memory is not None and self.memory.continues
 
     async def flushed(self, budget_s: float) -> bool:
         """Wait until every turn and the end of the call are acked, and return whether they are.

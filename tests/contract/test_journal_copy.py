@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,12 @@ class CopyBench:
         return load({"SIDECAR_DATA_DIR": str(self.data), **(variables or {})})
 
     async def fill(self, first: int = 1) -> None:
-        """Store calls that are settled, dead, under way, live and erased."""
+        """Store calls that are settled, dead, under way, live, succeeded and erased."""
         self.data.mkdir(mode=0o700, exist_ok=True)
         async with opened_journal(self.settings(), self.data, clock=lambda: NOW_S) as journal:
             for n in range(first, first + CALLS):
-                call = Call(
-                    f"acme/{n}", AgentRef("acme", caller_key=f"k{n}"), "livekit", f"k{n}", NOW_S
-                )
+                key, ref, room = f"acme/{n}", AgentRef("acme", caller_key=f"k{n}"), f"acme/room {n}"
+                call = Call(key, ref, "livekit", f"k{n}", NOW_S, room=room)
                 stored = await journal.open_call(call)
                 await journal.append(
                     [
@@ -58,6 +58,8 @@ class CopyBench:
                 await journal.learn_agent(call.ref, f"agent-{n}")
                 if n % 3:
                     await journal.close_call(call.key, epoch=stored.epoch, at_s=NOW_S)
+                else:
+                    await journal.open_call(replace(call, key=f"{key}-next"), continues=key)
             settled, dead, *_ = await journal.claim(9, now_s=NOW_S, post_timeout_s=60.0)
             await journal.settle(settled, now_s=NOW_S)
             await journal.retire(dead, error="400", now_s=NOW_S)

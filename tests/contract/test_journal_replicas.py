@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import TakenOver
-from sidecar.journal.policy import PostPolicy
+from sidecar.errors import CallError, HeardElsewhere, TakenOver
+from sidecar.journal.policy import GOES_ON_S, PostPolicy
 from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.replicas import enter, new_name
@@ -263,3 +263,279 @@ class TestCalls:
         stored = await said(fleet)
         assert (await fleet.first.open_call(CALL)).epoch == stored.epoch
         await fleet.first.close_call(CALL.key, at_s=NOW_S, epoch=stored.epoch)
+
+
+ROOM = "acme/RM_1"
+IN_ROOM = replace(CALL, channel="livekit", room=ROOM)
+NEXT = replace(IN_ROOM, key="acme/two", opened_at_s=NOW_S + 5)
+
+
+def its(call: Call, n: int) -> Turn:
+    """A turn of a job's own call; every job counts from 1 and gives the same ids."""
+    return replace(turn(n), call=call.key)
+
+
+async def texts(journal: SqlJournal) -> list[str]:
+    return [one.item_id for one in await journal.turns(IN_ROOM.key)]
+
+
+class TestSuccessors:
+    """A call whose worker was lost goes on with the next job of its room and caller."""
+
+    async def lost(self, fleet: Fleet) -> Call:
+        """Store a call of the first replica with two turns, and lose its worker."""
+        stored = await fleet.first.open_call(IN_ROOM)
+        await fleet.first.append([turn(1), turn(2)])
+        await fleet.first.lose([(stored.key, stored.epoch)], at_s=fleet.clock())
+        return stored
+
+    async def test_the_next_job_goes_on_with_it_anywhere(self, fleet: Fleet) -> None:
+        """At another replica a new job goes on with the lost call, and both keys name that call."""
+        lost = await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        assert (went_on, went_on.epoch) == (lost, lost.epoch + 1)
+        await fleet.second.append([its(NEXT, 1), its(NEXT, 2)])
+        await fleet.second.append([its(NEXT, 2)])
+        assert await texts(fleet.first) == ["item-1", "item-2", "two/item-1", "two/item-2"]
+        assert await fleet.first.turns(NEXT.key) == await fleet.first.turns(IN_ROOM.key)
+        assert await fleet.first.call(NEXT.key) == went_on
+        before = await fleet.second.so_far(IN_ROOM.key, except_by=NEXT.key, limit=9)
+        assert [one.item_id for one in before] == ["item-1", "item-2"]
+        newest = await fleet.second.so_far(IN_ROOM.key, except_by="acme/x", limit=1)
+        assert [one.item_id for one in newest] == ["two/item-2"]
+        with pytest.raises(TakenOver):
+            await fleet.first.close_call(IN_ROOM.key, at_s=NOW_S, epoch=lost.epoch, ended=False)
+        await fleet.second.close_call(NEXT.key, at_s=NOW_S, epoch=went_on.epoch)
+        assert await fleet.first.calls(limit=9, live=True) == []
+        assert len(await fleet.first.calls(limit=9)) == 1
+
+    async def test_a_successor_has_a_successor(self, fleet: Fleet) -> None:
+        """When the next job is lost, too, the one after it goes on with the same call."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.append([its(NEXT, 1)])
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        third = replace(NEXT, key="acme/three")
+        assert (await fleet.first.open_call(third)).key == IN_ROOM.key
+        await fleet.first.append([its(third, 1)])
+        assert await texts(fleet.first) == ["item-1", "item-2", "two/item-1", "three/item-1"]
+
+    async def test_opened_again_a_successor_names_the_same_call(self, fleet: Fleet) -> None:
+        """A successor that loses its link goes on with its call, however much later."""
+        await self.lost(fleet)
+        await fleet.second.open_call(NEXT)
+        fleet.clock.now_s += 1_000.0
+        assert (await fleet.first.open_call(NEXT)).key == IN_ROOM.key
+
+    @pytest.mark.parametrize("after_s", [GOES_ON_S - 1.0, GOES_ON_S + 1.0])
+    @pytest.mark.parametrize("closed", [False, True])
+    async def test_within_a_minute(self, fleet: Fleet, after_s: float, closed: bool) -> None:
+        """A lost call goes on for a minute, whether or not it was closed meanwhile."""
+        lost = await self.lost(fleet)
+        fleet.clock.now_s += 30.0
+        if closed:
+            await fleet.first.close_call(lost.key, at_s=NOW_S, epoch=lost.epoch, ended=False)
+        fleet.clock.now_s = NOW_S + after_s
+        opened = await fleet.second.open_call(replace(NEXT, opened_at_s=fleet.clock()))
+        assert opened.key == (lost.key if after_s < GOES_ON_S else NEXT.key)
+        assert opened.closed_at_s is None
+
+    async def test_what_was_ended_does_not_go_on(self, fleet: Fleet) -> None:
+        """A call that its worker has ended is over, and so is one that was lost before that."""
+        stored = await fleet.first.open_call(IN_ROOM)
+        await fleet.first.close_call(stored.key, at_s=NOW_S, epoch=stored.epoch)
+        await fleet.first.lose([(stored.key, stored.epoch)], at_s=NOW_S)
+        assert (await fleet.second.open_call(NEXT)).key == NEXT.key
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            replace(NEXT, caller_key="k2"),
+            replace(NEXT, caller_key=""),
+            replace(NEXT, room=""),
+            replace(NEXT, room="acme/RM_2"),
+            replace(NEXT, room="other/RM_1"),
+        ],
+        ids=["caller", "nobody", "nowhere", "room", "tenant"],
+    )
+    async def test_nobody_else_gets_it(self, fleet: Fleet, other: Call) -> None:
+        """Another caller, room or tenant, and who has none, never goes on with a call."""
+        await self.lost(fleet)
+        assert (await fleet.second.open_call(other)).key == other.key
+        assert await fleet.second.in_room(other.room, caller_key=other.caller_key) in {
+            None,
+            other.key,
+        }
+
+    async def test_a_living_workers_call_is_left_alone(self, fleet: Fleet) -> None:
+        """While another replica has a call whose worker is not lost, a new job stores nothing."""
+        stored = await fleet.first.open_call(IN_ROOM)
+        with pytest.raises(HeardElsewhere) as heard:
+            await fleet.second.open_call(NEXT)
+        assert (heard.value.key, heard.value.by) == (IN_ROOM.key, IN_ROOM.key)
+        assert heard.value.since_s == IN_ROOM.opened_at_s
+        assert await fleet.second.in_room(ROOM, caller_key="k1") == IN_ROOM.key
+        await fleet.first.close_call(stored.key, at_s=NOW_S, epoch=stored.epoch)
+        assert (await fleet.second.open_call(NEXT)).key == NEXT.key
+
+    async def test_a_dead_replicas_call_goes_on(self, fleet: Fleet) -> None:
+        """If the replica is gone with the worker, the next job goes on at another one."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        assert (await fleet.second.open_call(NEXT)).key == IN_ROOM.key
+
+    async def test_one_that_was_taken_over_is_lost_since(self, fleet: Fleet) -> None:
+        """The calls of a replica that is gone are lost when another takes them over."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        (taken,) = await fleet.second.take_over()
+        assert taken.room == ROOM
+        fleet.clock.now_s += GOES_ON_S + 1.0
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
+
+    async def test_a_replica_may_know_more_than_it_has_written(self, fleet: Fleet) -> None:
+        """The replica that has a call says itself that its worker is lost."""
+        await fleet.first.open_call(IN_ROOM)
+        opened = await fleet.first.open_call(NEXT, continues=IN_ROOM.key)
+        assert opened.key == IN_ROOM.key
+        another = replace(NEXT, key="acme/three")
+        with pytest.raises(HeardElsewhere):
+            await fleet.second.open_call(another, continues=IN_ROOM.key)
+
+    async def test_a_job_that_comes_back_takes_nothing_away(self, fleet: Fleet) -> None:
+        """A job taken for lost that lives does not get its call back while a successor has it."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        with pytest.raises(HeardElsewhere) as heard:
+            await fleet.first.open_call(IN_ROOM)
+        assert (heard.value.key, heard.value.by) == (IN_ROOM.key, NEXT.key)
+        assert heard.value.since_s == NEXT.opened_at_s
+        assert not await fleet.first.is_live_elsewhere(IN_ROOM.key)
+        assert await fleet.first.is_live_elsewhere(NEXT.key)
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        assert (await fleet.first.open_call(IN_ROOM)).key == IN_ROOM.key
+
+    async def test_a_close_of_what_was_lost_ends_no_successors_call(self, fleet: Fleet) -> None:
+        """What a dead worker left is stored and closed only if nobody has gone on meanwhile."""
+        late = await fleet.first.open_call(IN_ROOM, lost_s=fleet.clock())
+        assert (await fleet.first.open_call(NEXT)).key == IN_ROOM.key
+        await fleet.first.close_call(late.key, at_s=NOW_S, epoch=late.epoch, if_lost=True)
+        (row,) = await fleet.first.calls(limit=9, live=True)
+        assert row.call.room == ROOM
+        await fleet.first.append([turn(3)])
+        assert await texts(fleet.first) == ["item-3"]
+
+    async def test_a_job_that_took_its_call_back_ends_it(self, fleet: Fleet) -> None:
+        """The call is that job's which opened it last, the first of them too: it alone ends it."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        back = await fleet.first.open_call(IN_ROOM)
+        with pytest.raises(HeardElsewhere) as heard:
+            await fleet.second.open_call(NEXT)
+        assert (heard.value.by, heard.value.since_s) == (IN_ROOM.key, IN_ROOM.opened_at_s)
+        assert await fleet.second.is_live_elsewhere(IN_ROOM.key)
+        assert await fleet.first.retake(NEXT.key) is None
+        assert await fleet.first.retake(IN_ROOM.key) == back.epoch
+        await fleet.second.close_call(NEXT.key, at_s=NOW_S, epoch=None)
+        (row,) = await fleet.first.calls(limit=9, live=True)
+        assert row.call.room == ROOM
+        await fleet.first.close_call(IN_ROOM.key, at_s=NOW_S, epoch=None)
+        assert await fleet.first.calls(limit=9, live=True) == []
+        assert (await fleet.second.open_call(replace(NEXT, key="acme/3"))).key == "acme/3"
+
+    async def test_the_end_of_an_earlier_job_ends_nothing_for_a_later_one(
+        self, fleet: Fleet
+    ) -> None:
+        """A `call.close` that a dead worker left closes no room in which another went on."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.lose([(went_on.key, went_on.epoch)], at_s=fleet.clock())
+        left = await fleet.second.open_call(IN_ROOM, lost_s=NOW_S)
+        await fleet.second.close_call(IN_ROOM.key, at_s=NOW_S, epoch=left.epoch, if_lost=True)
+        assert await fleet.second.calls(limit=9, live=True) == []
+        assert (await fleet.second.open_call(replace(NEXT, key="acme/3"))).key == IN_ROOM.key
+
+    async def test_one_that_was_not_gone_has_lost_no_worker(self, fleet: Fleet) -> None:
+        """A call that was taken over by mistake and is taken again is not lost any more."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        await fleet.second.take_over()
+        await fleet.second.retake(IN_ROOM.key)
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
+
+    async def test_a_refusal_by_any_of_its_jobs_is_the_calls(self, fleet: Fleet) -> None:
+        """From a refusal on, under whichever key, no replica stores a turn of the call."""
+        await self.lost(fleet)
+        await fleet.second.open_call(NEXT)
+        await fleet.first.refuse("acme/none")
+        await fleet.second.append([its(NEXT, 1)])
+        await fleet.first.refuse(NEXT.key)
+        for late in (turn(9), its(NEXT, 2)):
+            with pytest.raises(CallError) as refused:
+                await fleet.second.append([late])
+            assert refused.value.code == "refused"
+        assert await texts(fleet.first) == ["item-1", "item-2", "two/item-1"]
+        assert (await fleet.first.open_call(NEXT)).consent == "no"
+
+    async def test_what_an_earlier_run_left_is_lost_since_its_last_word(self, fleet: Fleet) -> None:
+        """After an hour without a sidecar a job of the room begins a new call."""
+        await fleet.first.open_call(IN_ROOM)
+        await fleet.end(fleet.first)
+        fleet.clock.now_s += 3_600.0
+        (taken,) = await fleet.second.take_over(first=True)
+        assert taken.room == ROOM
+        assert await fleet.second.in_room(ROOM, caller_key="k1") is None
+        late = replace(NEXT, opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(late)).key == NEXT.key
+
+    @pytest.mark.parametrize("known", [True, False])
+    async def test_who_took_its_place_in_time_says_so_late(self, fleet: Fleet, known: bool) -> None:
+        """A job that followed within the minute is the successor, also if no sidecar was there."""
+        if known:
+            await fleet.first.open_call(IN_ROOM)
+            await fleet.end(fleet.first)
+        fleet.clock.now_s += 3_600.0
+        if known:
+            await fleet.second.take_over(first=True)
+        else:
+            await fleet.second.open_call(IN_ROOM, lost_s=NOW_S + 2)
+        another = replace(NEXT, key="acme/late", opened_at_s=fleet.clock())
+        assert (await fleet.second.open_call(NEXT, lost_s=NOW_S + 9)).key == IN_ROOM.key
+        assert (await fleet.second.open_call(another)).key == another.key
+
+    async def test_a_call_that_only_the_spool_told_of_goes_on(self, fleet: Fleet) -> None:
+        """What was never opened by a living worker goes on like any lost call."""
+        late = await fleet.first.open_call(IN_ROOM, lost_s=fleet.clock())
+        await fleet.first.close_call(
+            late.key, at_s=NOW_S, epoch=late.epoch, ended=False, if_lost=True
+        )
+        assert (await fleet.second.open_call(NEXT)).key == IN_ROOM.key
+
+    async def test_a_refusal_stays(self, fleet: Fleet) -> None:
+        """A call that its caller refused stays refused for each successor."""
+        stored = await fleet.first.open_call(replace(IN_ROOM, consent="no"))
+        await fleet.first.lose([(stored.key, stored.epoch)], at_s=fleet.clock())
+        assert (await fleet.second.open_call(replace(NEXT, consent="yes"))).consent == "no"
+
+    async def test_a_forgotten_caller_is_forgotten_under_every_key(self, fleet: Fleet) -> None:
+        """After a caller is forgotten, late words of a successor do not come back either."""
+        await self.lost(fleet)
+        went_on = await fleet.second.open_call(NEXT)
+        await fleet.second.close_call(NEXT.key, at_s=NOW_S, epoch=went_on.epoch)
+        assert await fleet.second.erase_caller("k1", now_s=fleet.clock()) == 2
+        for call in (IN_ROOM, NEXT):
+            with pytest.raises(CallError) as refused:
+                await fleet.second.open_call(call)
+            assert refused.value.code == "erased"
+
+    async def test_retention_erases_the_keys_as_well(self, fleet: Fleet) -> None:
+        """When a call is erased by age, a successor's key is free again."""
+        stored = await fleet.first.open_call(IN_ROOM)
+        await fleet.first.open_call(NEXT, continues=stored.key)
+        await fleet.first.close_call(NEXT.key, at_s=NOW_S, epoch=stored.epoch)
+        await fleet.first.erase_settled(before_s=NOW_S + 1)
+        assert await fleet.first.call(NEXT.key) is None
+        assert (await fleet.first.open_call(NEXT)).key == NEXT.key

@@ -347,6 +347,36 @@ class TestThreads:
         assert asked
         assert all("USING" in step and "INDEX" in step for step in scanned), scanned
 
+    async def test_finding_the_call_of_a_room_scans_no_table(
+        self, journal: SqliteJournal, path: Path
+    ) -> None:
+        """A new call in a room finds the one it goes on with by an index, whatever is kept."""
+        plans = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        asked: list[str] = []
+
+        def open_next(tx: Transaction) -> None:
+            class Asking(SqliteTransaction):
+                @override
+                def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+                    plan = execute(plans, f"EXPLAIN QUERY PLAN {sql}", values)
+                    asked.extend(str(step[3]) for step in plan)
+                    return super().row(sql, *values)
+
+            call = replace(CALL, key="acme/next", room="acme/RM_1", caller_key="k1")
+            writes.open_call(
+                Asking(connection_of(tx)),
+                call,
+                replica=journal.replica,
+                seal=b"",
+                now_s=1.0,
+                policy=POLICY,
+            )
+
+        await journal.executor.write(open_next)
+        plans.close()
+        assert any("calls_of_room" in step for step in asked)
+        assert [step for step in asked if step.startswith("SCAN c")] == []
+
     @pytest.mark.parametrize("settled", [True, False], ids=["settled", "Letta away"])
     async def test_what_a_callers_calls_cost_does_not_grow_with_them(
         self, path: Path, settled: bool
@@ -482,7 +512,7 @@ class TestForeignFiles:
         with pytest.raises(JournalCorrupt, match="newer sidecar"):
             await SqliteJournal.open(path, policy=POLICY)
 
-    @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
     async def test_an_older_format_is_taken_up(
         self, journal: SqliteJournal, path: Path, version: int
     ) -> None:
@@ -494,14 +524,18 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        execute(older, "DROP TABLE replicas")
-        for table, column in (
-            ("lanes", "replica"),
-            ("lanes", "epoch"),
-            ("calls", "replica"),
-            ("calls", "epoch"),
-        ):
-            execute(older, f"ALTER TABLE {table} DROP COLUMN {column}")
+        execute(older, "DROP TABLE successors; DROP INDEX calls_of_room")
+        for column in ("room", "lost_s", "opened_by"):
+            execute(older, f"ALTER TABLE calls DROP COLUMN {column}")
+        if version <= 5:
+            execute(older, "DROP TABLE replicas")
+            for table, column in (
+                ("lanes", "replica"),
+                ("lanes", "epoch"),
+                ("calls", "replica"),
+                ("calls", "epoch"),
+            ):
+                execute(older, f"ALTER TABLE {table} DROP COLUMN {column}")
         if version <= 4:
             execute(older, "ALTER TABLE calls DROP COLUMN final")
         if version <= 3:

@@ -84,6 +84,14 @@ def test_the_comparison_is_skipped_with_a_word(
     assert "make bench-litellm" in anyio.run(litellm.measure, True)["skipped"]
 
 
+def test_killed_workers_are_succeeded_without_a_second_greeting() -> None:
+    """Each successor's first prompt has all that was acked, and Letta has each word once."""
+    figures = measured("successor")
+    assert {"first_prompt_p50_ms", "first_prompt_p99_ms", "new_call_p50_ms"} <= figures.keys()
+    assert figures["kills"] > 0
+    assert (0, 0, 0) == (figures["lost"], figures["doubled"], figures["greeted_twice"])
+
+
 @pytest.mark.slow
 def test_an_idle_sidecar_is_weighed() -> None:
     """The benchmark reports memory and CPU for each kind of Letta."""

@@ -103,12 +103,17 @@ class Ear:
 
 class CallsBench:
     def __init__(
-        self, *, journal: MemoryJournal | None = None, rules: IdentityRules | None = None
+        self,
+        *,
+        journal: MemoryJournal | None = None,
+        rules: IdentityRules | None = None,
+        orphan_s: float = 120.0,
+        start_s: float = 1_000.0,
     ) -> None:
         self.letta = Letta()
         self.store = Store()
         self.telemetry = Telemetry(strict=True)
-        self.clock: Callable[[], float] = lambda: 1_000.0 + trio.current_time()
+        self.clock: Callable[[], float] = lambda: start_s + trio.current_time()
         self.journal = journal or MemoryJournal(
             policy=PostPolicy(max_turns=20, max_age_s=60.0), clock=self.clock
         )
@@ -126,7 +131,7 @@ class CallsBench:
                 emit=self.telemetry.emit,
             ),
             rules=rules,
-            policy=CallPolicy(orphan_s=120.0),
+            policy=CallPolicy(orphan_s=orphan_s),
             secret=b"0" * 32,
             emit=self.telemetry.emit,
             clock=self.clock,
@@ -541,8 +546,8 @@ def test_a_call_taken_up_while_others_are_closed_stays_open() -> None:
         bench.calls.orphan("w1")
         close_call = bench.journal.close_call
 
-        async def slow(call: str, *, epoch: int, at_s: float) -> None:
-            await close_call(call, epoch=epoch, at_s=at_s)
+        async def slow(call: str, *, epoch: int, at_s: float, ended: bool) -> None:
+            await close_call(call, epoch=epoch, at_s=at_s, ended=ended)
             await anyio.sleep(1.0)
 
         bench.journal.close_call = slow  # type: ignore[method-assign]
@@ -632,7 +637,7 @@ def test_a_lost_call_that_could_not_be_stored_again_is_closed_in_the_end() -> No
     async def second(bench: CallsBench) -> None:
         open_call = bench.journal.open_call
 
-        async def refuse(_call: Call) -> Call:
+        async def refuse(_call: Call, *, continues: str) -> Call:  # noqa: ARG001 - as the other
             raise JournalFull("no room")
 
         bench.journal.open_call = refuse  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import anyio
+import msgspec
 import pytest
 
 from sidecar.errors import CallError, JournalFull
@@ -95,6 +96,18 @@ async def test_the_file_of_a_living_worker_is_left_alone(
     assert calls.restored == []
     assert file.path.exists()
     file.close()
+
+
+async def test_what_several_workers_left_is_taken_up_as_it_was_opened(
+    calls: Calls, intake: SpoolIntake, tmp_path: Path
+) -> None:
+    """A call is stored before one that may go on with it, whatever their files are named."""
+    for name, opened_at_s in (("a", 9.0), ("z", 3.0), ("m", 6.0)):
+        file = SpoolFile.create(tmp_path, name)
+        file.append([msgspec.structs.replace(OPEN, call=name, opened_at_s=opened_at_s)])
+        file.close()
+    await intake.look()
+    assert [call_id for _, call_id, _, _ in calls.restored] == ["z", "m", "a"]
 
 
 @pytest.mark.parametrize("why", ["live", "full"])

@@ -17,6 +17,7 @@ from sidecar.telemetry import Event, Telemetry, link_token_unread
 from sidecar.testing.fake_sidecar import FakeSidecar
 from sidecar.wire.frames import (
     CLOSE_DRAINING,
+    MAX_FRAME_BYTES,
     OPEN_AGAIN,
     Ack,
     CallClose,
@@ -29,6 +30,7 @@ from sidecar.wire.frames import (
     Memory,
     Say,
     SpeechStarted,
+    Welcome,
 )
 from sidecar.wire.spool import SpoolFile, spool_files, spooled_in
 from sidecar.worker import link
@@ -154,6 +156,58 @@ async def test_turns_reach_the_sidecar_once_and_in_order(
     assert [Hello, CallOpen] == [type(frame) for frame in sidecar.received[:2]]
     assert isinstance(sidecar.received[-1], CallClose)
     assert [] == spool_files(tmp_path)
+
+
+@pytest.mark.parametrize("continues", [True, False])
+async def test_a_worker_asks_whether_its_call_goes_on(
+    sidecar: FakeSidecar, tmp_path: Path, continues: bool
+) -> None:
+    """The sidecar's first memory answers it, also one without words and with newer to come."""
+    sidecar.memory_of = lambda call: Memory(
+        call, "", "", 0.0, "none", newest=False, continues=continues
+    )
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        assert await worker.call().goes_on(60.0) is continues
+
+
+async def test_without_a_sidecar_no_call_goes_on(tmp_path: Path, free_port: int) -> None:
+    """A worker whose sidecar stays away greets when its time is over."""
+    with anyio.fail_after(30.0):
+        async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+            assert not await worker.call().goes_on(0.3)
+
+
+async def test_no_wait_for_a_prompt_has_a_caller_greeted_twice(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """Where a first prompt may wait for nothing, a worker still hears that its call goes on."""
+    sidecar.welcome = Welcome(0.0, 0.0, MAX_FRAME_BYTES)
+    sidecar.memory_of = lambda call: Memory(call, "", "", 0.0, "none", newest=True, continues=True)
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        await until(lambda: worker.link.connected)
+        assert await worker.call().goes_on()
+
+
+async def test_a_sidecar_that_comes_back_at_once_is_waited_for(
+    sidecar: FakeSidecar, tmp_path: Path, free_port: int
+) -> None:
+    """A refused connection does not have a caller greeted twice."""
+    sidecar.memory_of = lambda call: Memory(call, "", "", 0.0, "none", newest=True, continues=True)
+    async with running(f"ws://127.0.0.1:{free_port}/link", tmp_path) as worker:
+        call = worker.call()
+        await until(lambda: worker.link.away)
+        async with sidecar.serving(free_port):
+            assert await call.goes_on(30.0)
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for(
+    sidecar: FakeSidecar, tmp_path: Path
+) -> None:
+    """A sidecar that says nothing of a call holds the greeting up for the budget and no longer."""
+    sidecar.memory_of = lambda _: None
+    async with sidecar.serving() as url, running(url, tmp_path) as worker:
+        with anyio.fail_after(30.0):
+            assert not await worker.call().goes_on(0.05)
 
 
 def test_a_call_goes_on_with_no_sidecar_at_its_start(wire: Wire) -> None:

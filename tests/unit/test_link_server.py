@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from starlette.websockets import WebSocket
 from typing_extensions import override
@@ -63,9 +64,11 @@ class Journal(MemoryJournal):
         self.stalled_for = ""
 
     @override
-    async def open_call(self, call: Call) -> Call:
+    async def open_call(
+        self, call: Call, *, continues: str = "", lost_s: float | None = None
+    ) -> Call:
         await self.disk.wait()
-        return await super().open_call(call)
+        return await super().open_call(call, continues=continues, lost_s=lost_s)
 
     @override
     async def append(self, turns: Sequence[Turn]) -> None:
@@ -227,6 +230,32 @@ async def test_a_wrong_channel_is_said_and_costs_no_turn(bench: LinkServerBench)
         peer.says(CallOpen(CALL, "my-worker", Hints(caller="ada"), 1.0), turn(1), CLOSE)
         await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
     assert ["t1"] == await bench.journal.items()
+
+
+# A call that goes on
+
+
+async def test_a_successor_is_told_that_its_call_goes_on(bench: LinkServerBench) -> None:
+    """Each memory of a new job in a lost call's room says so, and all frames have its own id."""
+    opened = msgspec.structs.replace(OPEN, room="RM_1")
+    async with bench.connected(opened, turn(1)) as peer:
+        await peer.until(lambda: peer.acked == ["t1"])
+        assert not any(frame.continues for frame in peer.heard if isinstance(frame, Memory))
+    theirs = msgspec.structs.replace(opened, call="next")
+    later = msgspec.structs.replace(turn(1), call="next", at_s=9.0)
+    async with bench.connected(theirs, later, worker="w2") as peer:
+        await peer.until(lambda: peer.acked == ["t1"] and has_memory(peer))
+        memories = [frame for frame in peer.heard if isinstance(frame, Memory)]
+        assert all(frame.continues and "word 1" in frame.text for frame in memories)
+        peer.says(CallClose("next", 2.0))
+        await peer.until(lambda: any(isinstance(f, Ack) and f.closed for f in peer.heard))
+        named = {frame.call for frame in peer.heard if isinstance(frame, Memory | Ack)}
+        assert named == {"next"}
+    assert await bench.journal.items() == ["t1", "next/t1"]
+
+
+def has_memory(peer: Peer) -> bool:
+    return any(isinstance(frame, Memory) for frame in peer.heard)
 
 
 # Guidance

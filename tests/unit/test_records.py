@@ -22,7 +22,7 @@ async def joined(
         name,
         channel="livekit",
         hints=hints,  # type: ignore[arg-type]
-        opened_at_s=bench.clock(),
+        opened_at_s=0.0,
         owner=owner or f"worker of {name}",
         listener=Ear(),
         room=room,

@@ -114,7 +114,7 @@ class ConsoleSession:
         self._parts = parts
         self._admits = admits
         self._calls: dict[str, ConsoleCall] = {}
-        self._watched: LiveCall | str | None = None
+        self._watched: tuple[str, LiveCall | None] | None = None
         self._last_sent: dict[str, object] = {}
         self._news = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -282,8 +282,9 @@ class ConsoleSession:
     async def _watch(self, key: str) -> None:
         """Show a call of any channel, and keep its view up to date while it is live."""
         self._last_sent.pop("transcript", None)
-        live = next((one for one in self._parts.calls.live if one.key == key), None)
-        self._watched = live or key or None
+        of_key = [one for one in self._parts.calls.live if one.call.key == key]
+        live = next((one for one in of_key if one.stored), of_key[0] if of_key else None)
+        self._watched = (key, live) if key else None
         await self._tell_watched()
 
     async def _change_outbox(self, kind: str, batch: str) -> None:
@@ -331,7 +332,7 @@ class ConsoleSession:
             if call.live is not None:
                 await self._find_agent(call.live)
                 await self._tell_memory(call.key, call.live)
-        if not isinstance(self._watched, str):
+        if self._watched is not None and self._watched[1] is not None:
             await self._tell_watched()
 
     async def _find_agent(self, live: LiveCall) -> None:
@@ -344,19 +345,18 @@ class ConsoleSession:
         await self._tell("memory", about=key, call=key, **views.memory_view(live))
 
     async def _tell_watched(self) -> None:
-        watched = self._watched
-        if watched is None:
+        if self._watched is None:
             return
-        key = watched if isinstance(watched, str) else watched.key
+        key, live = self._watched
         turns = await self._parts.journal.turns(key)
         await self._tell(
             "transcript",
             call=key,
-            live=not isinstance(watched, str) and not watched.closed,
+            live=live is not None and not live.closed,
             **views.transcript_view(turns),
         )
-        if not isinstance(watched, str):
-            await self._tell_memory(key, watched)
+        if live is not None:
+            await self._tell_memory(key, live)
 
     async def _tell(self, kind: str, *, about: str = "", **fields: object) -> None:
         """Send a frame, unless it is the same as the last one of its kind."""

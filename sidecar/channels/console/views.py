@@ -59,9 +59,15 @@ def memory_view(live: LiveCall) -> dict[str, Any]:
 
 
 async def calls_view(calls: Calls, journal: Reports) -> dict[str, Any]:
-    """Return the live calls of every channel, oldest first, and the newest past ones."""
-    live = [{**_call_view(one.call), "turns": one.turns} for one in calls.live]
-    here = {one.key for one in calls.live}
+    """Return the live calls of every channel, oldest first, and the newest past ones.
+
+    Jobs that share a stored call are one: that of the job which stores it.
+    """
+    here: dict[str, LiveCall] = {}
+    for one in calls.live:
+        if one.stored or one.call.key not in here:
+            here[one.call.key] = one
+    live = [{**_call_view(one.call), "turns": one.turns} for one in here.values()]
     past = [
         _call_view(row.call)
         for row in await journal.calls(limit=CALLS_SHOWN + len(here))

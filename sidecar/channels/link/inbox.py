@@ -210,7 +210,15 @@ class _CallListener:
 
     def on_memory(self, view: MemoryView, *, newest: bool) -> None:
         self._send(
-            Memory(self._call_id, view.text, view.version, view.read_at_s, view.served, newest)
+            Memory(
+                self._call_id,
+                view.text,
+                view.version,
+                view.read_at_s,
+                view.served,
+                newest,
+                view.continues,
+            )
         )
 
     def on_guidance(self, text: str) -> None:

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -222,9 +223,7 @@ class _Connection:
         if isinstance(frame, Memory):
             waiting = self._memory.pop(frame.call, None)
             if waiting is not None and waiting.newest and not frame.newest:
-                frame = Memory(
-                    frame.call, frame.text, frame.version, frame.read_at_s, frame.served, True
-                )
+                frame = msgspec.structs.replace(frame, newest=True)
             self._memory[frame.call] = frame
         else:
             self._out.append(text := frames.encode(frame))

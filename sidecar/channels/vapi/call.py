@@ -27,7 +27,7 @@ from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.channels.vapi.written import WrittenReplies
-from sidecar.errors import TakenOver
+from sidecar.errors import CallError, TakenOver
 from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
@@ -410,6 +410,11 @@ class VapiCall:
                 sealed = await self._journal.rewrite(
                     self.live.key, turns, unchanged=planned.unchanged, epoch=self.live.call.epoch
                 )
+            except CallError as error:
+                if error.code != "refused":
+                    raise
+                await self.live.refuse()  # the caller said so to another replica
+                return None
             except TakenOver:  # another replica may have stored more of it
                 await self.live.retake()
                 if not self.live.may_be_stored:

@@ -46,9 +46,10 @@ _TABLES: Final = (
         (
             *("key", "lane", "deliver", "channel", "caller_key", "opened_at_s", "closed_at_s"),
             *("conversation_id", "consent", "final", "head", "sealed", "acked", "parts"),
-            *("due_s", "last_s", "settled_s", "replica", "epoch"),
+            *("due_s", "last_s", "settled_s", "replica", "epoch", "room", "lost_s", "opened_by"),
         ),
     ),
+    Table("successors", ("key",), ("call", "opened_at_s")),
     Table(
         "turns",
         ("call", "n"),

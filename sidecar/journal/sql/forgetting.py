@@ -77,7 +77,12 @@ def erase_caller(
         raise CallerBusy(
             "a batch of this caller is on its way to Letta", hint="try again in a minute"
         )
-    bury(tx, (seal_of(secret, key) for key in (*stored.calls, *also)), now_s=now_s)
+    succeeding = tx.rows(
+        "SELECT key FROM successors WHERE call IN (SELECT id FROM calls WHERE caller_key = ?)",
+        caller_key,
+    )
+    keys = (*stored.calls, *(key for (key,) in succeeding), *also)
+    bury(tx, (seal_of(secret, key) for key in keys), now_s=now_s)
     lanes = tx.rows("SELECT DISTINCT lane FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         tx.run(
@@ -92,6 +97,10 @@ def erase_caller(
     )
     tx.run(
         "DELETE FROM batches WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )
+    tx.run(
+        "DELETE FROM successors WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
         caller_key,
     )
     tx.run("DELETE FROM calls WHERE caller_key = ?", caller_key)

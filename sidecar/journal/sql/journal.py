@@ -11,7 +11,7 @@ import anyio.to_thread
 from sidecar.errors import CallError
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql import batches, forgetting, reads, tombstones, writes
+from sidecar.journal.sql import batches, forgetting, reads, taking, tombstones, writes
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
@@ -70,16 +70,46 @@ class SqlJournal(SqlReports):
 
     # Calls and turns
 
-    async def open_call(self, call: Call) -> Call:
+    async def open_call(
+        self, call: Call, *, continues: str = "", lost_s: float | None = None
+    ) -> Call:
         """See `Journal.open_call`."""
-        _check_text(call.key, call.caller_key, call.channel)
+        _check_text(call.key, call.caller_key, call.channel, call.room)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
         return await self.executor.write(
             lambda tx: writes.open_call(
-                tx, call, replica=self.replica, seal=seal, now_s=now_s, policy=self._policy
+                tx,
+                call,
+                continues=continues,
+                lost_s=lost_s,
+                replica=self.replica,
+                seal=seal,
+                now_s=now_s,
+                policy=self._policy,
             ),
             grows=True,
+        )
+
+    async def lose(self, lost: Sequence[tuple[str, int]], *, at_s: float) -> None:
+        """See `Journal.lose`."""
+        await self.executor.write(lambda tx: taking.lose(tx, lost, replica=self.replica, at_s=at_s))
+
+    async def refuse(self, key: str) -> None:
+        """See `Journal.refuse`."""
+        await self.executor.write(lambda tx: taking.refuse(tx, key))
+
+    async def in_room(self, room: str, *, caller_key: str) -> str | None:
+        """See `Journal.in_room`."""
+        if not room or not caller_key:
+            return None
+        now_s = self._clock()
+        return await self.executor.read(lambda tx: reads.in_room(tx, room, caller_key, now_s=now_s))
+
+    async def so_far(self, key: str, *, except_by: str, limit: int) -> tuple[Turn, ...]:
+        """See `Journal.so_far`."""
+        return await self.executor.read(
+            lambda tx: reads.so_far(tx, key, except_by=except_by, limit=limit)
         )
 
     async def identify(self, call: Call) -> Call:
@@ -137,7 +167,14 @@ class SqlJournal(SqlReports):
         )
 
     async def close_call(
-        self, key: str, *, at_s: float, epoch: int | None, final: bool = False
+        self,
+        key: str,
+        *,
+        at_s: float,
+        epoch: int | None,
+        final: bool = False,
+        ended: bool = True,
+        if_lost: bool = False,
     ) -> None:
         """See `Journal.close_call`."""
         now_s = self._clock()
@@ -147,6 +184,8 @@ class SqlJournal(SqlReports):
                 key,
                 at_s=at_s,
                 final=final,
+                ended=ended,
+                if_lost=if_lost,
                 replica=self.replica,
                 epoch=epoch,
                 now_s=now_s,
@@ -339,15 +378,18 @@ class SqlJournal(SqlReports):
             )
         )
 
-    async def take_over(self) -> list[Call]:
+    async def take_over(self, *, first: bool = False) -> list[Call]:
         """See `Journal.take_over`."""
         if not await self.executor.read(reads.free_calls):
             return []
-        return await self.executor.write(lambda tx: writes.take_over(tx, replica=self.replica))
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: taking.take_over(tx, replica=self.replica, now_s=now_s, first=first)
+        )
 
     async def retake(self, key: str) -> int | None:
         """See `Journal.retake`."""
-        return await self.executor.write(lambda tx: writes.retake(tx, key, replica=self.replica))
+        return await self.executor.write(lambda tx: taking.retake(tx, key, replica=self.replica))
 
     async def is_live_elsewhere(self, key: str) -> bool:
         """See `Journal.is_live_elsewhere`."""

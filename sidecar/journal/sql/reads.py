@@ -6,11 +6,19 @@ from typing import Any
 import msgspec
 
 from sidecar.journal.backlog import Backlog
+from sidecar.journal.policy import GOES_ON_S
 from sidecar.journal.reports import BatchRow, CallRow, JournalCounts, LaneStatus
 from sidecar.journal.sql.replicas import THERE
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.journal.states import State
-from sidecar.model import OTHER_CHANNEL, AgentRef, Call, Turn, is_channel
+from sidecar.model import (
+    OTHER_CHANNEL,
+    AgentRef,
+    Call,
+    Turn,
+    is_channel,
+    succeeding_item,
+)
 
 _CALLS_AT_ONCE = 50
 _ALL = 2**53
@@ -18,13 +26,25 @@ _METRICS = msgspec.json.Decoder(dict[str, float])
 
 SELECT_CALL = (
     "SELECT c.key, l.name, c.channel, c.caller_key, c.opened_at_s, c.closed_at_s,"
-    " c.conversation_id, c.consent, c.final, c.epoch FROM calls c JOIN lanes l ON l.id = c.lane"
+    " c.conversation_id, c.consent, c.final, c.room, c.epoch"
+    " FROM calls c JOIN lanes l ON l.id = c.lane"
 )
 SELECT_CALL_ROW = SELECT_CALL.replace(" FROM ", ", c.head, c.head - c.acked FROM ", 1)
 SELECT_TURN = (
     "SELECT c.key, t.item_id, t.seq, t.speaker, t.text, t.at_s, t.interrupted, t.metrics,"
     " t.traceparent"
     " FROM calls c JOIN turns t ON t.call = c.id"
+)
+# The row of the call that the first value names, by its own key or by that of a successor.
+NAMED = (
+    "coalesce((SELECT id FROM calls WHERE key = ?1), (SELECT call FROM successors WHERE key = ?1))"
+)
+# The key by which a call `c` was opened last: that of one of its successors, or its own.
+OPENED_LAST = "coalesce(c.opened_by, c.key)"
+# Of a room's calls, the one with a worker first, then the one that had one last.
+NEWEST = (
+    "CASE WHEN lost_s IS NULL AND closed_at_s IS NULL THEN 0 ELSE 1 END,"
+    " coalesce(lost_s, 0) DESC, id DESC"
 )
 SELECT_TURN_SINCE = SELECT_TURN.replace("SELECT ", "SELECT t.appended_s, ", 1)
 SELECT_BATCH = (
@@ -58,7 +78,7 @@ _RECENT = f"""
 def call_of_row(row: tuple[Any, ...]) -> Call:
     """Return the call of a `SELECT_CALL` row; an invalid channel becomes `OTHER_CHANNEL`."""
     key, lane, channel, caller_key, opened_at_s, closed_at_s, conversation, *rest = row
-    consent, final, epoch = rest
+    consent, final, room, epoch = rest
     return Call(
         key,
         AgentRef.of_lane(lane),
@@ -69,6 +89,7 @@ def call_of_row(row: tuple[Any, ...]) -> Call:
         conversation,
         consent,
         final=bool(final),
+        room=room,
         epoch=epoch,
     )
 
@@ -227,7 +248,7 @@ def calls(tx: Transaction, *, limit: int, live: bool, caller_key: str) -> list[C
 
 def call_row(tx: Transaction, key: str) -> CallRow | None:
     """Return a call with its figures, or None."""
-    row = tx.row(f"{SELECT_CALL_ROW} WHERE c.key = ?", key)
+    row = tx.row(f"{SELECT_CALL_ROW} WHERE c.id = {NAMED}", key)
     return None if row is None else _call_row(row)
 
 
@@ -264,8 +285,13 @@ def agents_of(tx: Transaction, caller_key: str) -> list[str]:
 
 def call(tx: Transaction, key: str) -> Call | None:
     """Return a call as stored, or None."""
-    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", key)
+    row = tx.row(f"{SELECT_CALL} WHERE c.id = {NAMED}", key)
     return None if row is None else call_of_row(row)
+
+
+def row_of(tx: Transaction, key: str) -> int | None:
+    """Return the row of a call, by its own key or by that of a successor; None: it has none."""
+    return tx.rows(f"SELECT {NAMED}", key)[0][0]
 
 
 def free_calls(tx: Transaction) -> list[Call]:
@@ -283,19 +309,46 @@ def name_of_lane(tx: Transaction, lane: int) -> str:
 
 
 def is_live_elsewhere(tx: Transaction, key: str, *, replica: str) -> bool:
-    """Whether a call is live on another replica that is there."""
+    """Whether a call is live on another replica that is there, for the worker of this key."""
     row = tx.row(
-        "SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL AND replica <> ?"  # noqa: S608
-        f" AND replica IN {THERE}",
+        f"SELECT 1 FROM calls c WHERE id = {NAMED} AND replica <> ?2"  # noqa: S608 - constants
+        f" AND closed_at_s IS NULL AND replica IN {THERE} AND {OPENED_LAST} = ?1",
         key,
         replica,
     )
     return row is not None
 
 
+def in_room(tx: Transaction, room: str, caller_key: str, *, now_s: float) -> str | None:
+    """Return the key of the newest call of a room and caller that may go on there, or None."""
+    row = tx.row(
+        "SELECT key FROM calls WHERE room = ?1 AND room <> '' AND caller_key = ?2"  # noqa: S608
+        " AND (lost_s > ?3 OR (lost_s IS NULL AND closed_at_s IS NULL))"
+        f" ORDER BY {NEWEST} LIMIT 1",
+        room,
+        caller_key,
+        now_s - GOES_ON_S,
+    )
+    return None if row is None else row[0]
+
+
+def so_far(tx: Transaction, key: str, *, except_by: str, limit: int) -> tuple[Turn, ...]:
+    """Return the newest turns of a call without those of one of its successors, in order."""
+    theirs = succeeding_item(except_by, "")
+    rows = tx.rows(
+        f"{SELECT_TURN} WHERE c.id = {NAMED} AND substr(t.item_id, 1, ?2) <> ?3"
+        " ORDER BY t.n DESC LIMIT ?4",
+        key,
+        len(theirs),
+        theirs,
+        limit,
+    )
+    return tuple(turn_of_row(row) for row in reversed(rows))
+
+
 def turns(tx: Transaction, key: str) -> tuple[Turn, ...]:
     """Return all turns of a call, in order."""
-    rows = tx.rows(f"{SELECT_TURN} WHERE c.key = ? ORDER BY t.n", key)
+    rows = tx.rows(f"{SELECT_TURN} WHERE c.id = {NAMED} ORDER BY t.n", key)
     return tuple(turn_of_row(row) for row in rows)
 
 

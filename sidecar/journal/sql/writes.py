@@ -16,13 +16,16 @@ import msgspec
 
 from sidecar.errors import CallError
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, free_calls
+from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, row_of
 from sidecar.journal.sql.replicas import THERE, require_call
+from sidecar.journal.sql.taking import going_on, is_last, require_not_elsewhere, taken_by
 from sidecar.journal.sql.tombstones import is_buried
 from sidecar.journal.sql.transaction import Transaction
-from sidecar.model import AgentRef, Call, Turn, joined_consent
+from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
 _ERASE_CALLS = 50
+_SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
+_SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s, consent FROM calls"
 _FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
@@ -30,69 +33,97 @@ _FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
 def open_call(
-    tx: Transaction, call: Call, *, replica: str, seal: bytes, now_s: float, policy: PostPolicy
+    tx: Transaction,
+    call: Call,
+    *,
+    replica: str,
+    seal: bytes,
+    now_s: float,
+    policy: PostPolicy,
+    continues: str = "",
+    lost_s: float | None = None,
 ) -> Call:
-    """Store a call, or reopen the stored one, and take it; return it as stored.
+    """Store a call, reopen the stored one, or go on with another; take it, and return it as stored.
 
     Raises:
         CallError: it was erased with its caller (`erased`), or belongs to another caller.
+        HeardElsewhere: another replica has the call that it would go on with.
     """
-    row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
-    if row is None:
+    row_id = row_of(tx, call.key)
+    goes_on = row_id is None
+    if row_id is None:
         if is_buried(tx, seal):
             raise _erased()
-        tx.run(
-            "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
-            " closed_at_s, conversation_id, consent, last_s, replica, epoch)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-            call.key,
-            _lane_id(tx, call.ref),
-            int(call.ref.known),
-            call.channel,
-            call.caller_key,
-            call.opened_at_s,
-            call.closed_at_s,
-            call.conversation_id,
-            call.consent,
-            now_s,
-            replica,
+        row_id = going_on(
+            tx, call, continues=continues, lost=lost_s is not None, replica=replica, now_s=now_s
         )
-        if call.caller_key:
-            _hasten_earlier(tx, call, now_s=now_s)
-        return replace(call, epoch=1)
-    stored = call_of_row(row)
+        if row_id is None:
+            return _new_call(tx, call, lost_s=lost_s, replica=replica, now_s=now_s)
+        tx.run(
+            "INSERT INTO successors(key, call, opened_at_s) VALUES (?, ?, ?)",
+            call.key,
+            row_id,
+            call.opened_at_s,
+        )
+    else:
+        require_not_elsewhere(tx, row_id, call.key, replica=replica)
+    stored = call_of_row(tx.rows(f"{SELECT_CALL} WHERE c.id = ?", row_id)[0])
     if stored.caller_key not in {"", call.caller_key}:
         raise CallError("call_claimed", "the call is stored as another caller's")
     if stored.closed_at_s is not None:
-        tx.run("UPDATE calls SET closed_at_s = NULL WHERE key = ?", call.key)
-        reschedule_call(tx, _row_id(tx, call.key), now_s=now_s, policy=policy)
+        tx.run("UPDATE calls SET closed_at_s = NULL WHERE id = ?", row_id)
+        reschedule_call(tx, row_id, now_s=now_s, policy=policy)
     consent = joined_consent(stored.consent, call.consent)
     if consent != stored.consent:
-        tx.run("UPDATE calls SET consent = ? WHERE key = ?", consent, call.key)
-    epoch = _taken(tx, call.key, replica=replica)
-    return replace(stored, closed_at_s=None, consent=consent, epoch=epoch)
+        tx.run("UPDATE calls SET consent = ? WHERE id = ?", consent, row_id)
+    room = call.room if lost_s is None else stored.room
+    if lost_s is not None:
+        lived_s = min(lost_s, now_s)
+        tx.run(
+            "UPDATE calls SET lost_s = max(coalesce(lost_s, ?1), ?1) WHERE id = ?2", lived_s, row_id
+        )
+    else:
+        tx.run(
+            "UPDATE calls SET room = ?1, lost_s = NULL"
+            " WHERE id = ?2 AND (room <> ?1 OR lost_s IS NOT NULL)",
+            room,
+            row_id,
+        )
+    if goes_on or lost_s is None:
+        tx.run(
+            "UPDATE calls SET opened_by = nullif(?1, key)"
+            " WHERE id = ?2 AND coalesce(opened_by, key) <> ?1",
+            call.key,
+            row_id,
+        )
+    epoch = taken_by(tx, stored.key, replica=replica)
+    return replace(stored, closed_at_s=None, consent=consent, room=room, epoch=epoch)
 
 
-def _taken(tx: Transaction, key: str, *, replica: str) -> int:
-    """Take a call for a replica that has not got it, and return its epoch."""
+def _new_call(
+    tx: Transaction, call: Call, *, lost_s: float | None, replica: str, now_s: float
+) -> Call:
     tx.run(
-        "UPDATE calls SET replica = ?1, epoch = epoch + 1 WHERE key = ?2 AND replica <> ?1",
+        "INSERT INTO calls(key, lane, deliver, channel, caller_key, opened_at_s,"
+        " closed_at_s, conversation_id, consent, last_s, room, lost_s, replica, epoch)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+        call.key,
+        _lane_id(tx, call.ref),
+        int(call.ref.known),
+        call.channel,
+        call.caller_key,
+        call.opened_at_s,
+        call.closed_at_s,
+        call.conversation_id,
+        call.consent,
+        now_s,
+        call.room,
+        None if lost_s is None else min(lost_s, now_s),
         replica,
-        key,
     )
-    return tx.rows("SELECT epoch FROM calls WHERE key = ?", key)[0][0]
-
-
-def take_over(tx: Transaction, *, replica: str) -> list[Call]:
-    """Take the live calls that belong to no replica, and return them."""
-    return [replace(call, epoch=_taken(tx, call.key, replica=replica)) for call in free_calls(tx)]
-
-
-def retake(tx: Transaction, key: str, *, replica: str) -> int | None:
-    """Take a live call, whoever has it; return its epoch, None where it is closed or unknown."""
-    if tx.row("SELECT 1 FROM calls WHERE key = ? AND closed_at_s IS NULL", key) is None:
-        return None
-    return _taken(tx, key, replica=replica)
+    if call.caller_key:
+        _hasten_earlier(tx, call, now_s=now_s)
+    return replace(call, epoch=1)
 
 
 def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
@@ -135,7 +166,11 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
 
 
 def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
-    """Store turns in order; those stored before are dropped."""
+    """Store turns in order; those stored before are dropped.
+
+    Raises:
+        CallError: a call was never opened (`unknown_call`), or its caller said no (`refused`).
+    """
     by_call: dict[str, list[Turn]] = {}
     for turn in turns:
         by_call.setdefault(turn.call, []).append(turn)
@@ -146,12 +181,15 @@ def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: Post
 def _append_to_call(
     tx: Transaction, key: str, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy
 ) -> None:
-    row = tx.row(
-        "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s FROM calls WHERE key = ?", key
-    )
+    row = tx.row(f"{_SELECT_LOG} WHERE key = ?", key)
+    succeeds = row is None
+    if row is None:
+        row = tx.row(f"{_SELECT_LOG} WHERE id = {_SUCCEEDED}", key)
     if row is None:
         raise _unknown_call()
-    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s = row
+    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s, consent = row
+    if consent == "no":
+        raise CallError("refused", "the caller of this call has said no")
     head = first_head
     for turn in turns:
         head += tx.run(
@@ -160,7 +198,7 @@ def _append_to_call(
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             row_id,
             head + 1,
-            turn.item_id,
+            succeeding_item(key, turn.item_id) if succeeds else turn.item_id,
             turn.seq,
             turn.speaker,
             turn.text,
@@ -250,8 +288,10 @@ def close_call(
     now_s: float,
     policy: PostPolicy,
     final: bool = False,
+    ended: bool = True,
+    if_lost: bool = False,
 ) -> None:
-    """Mark a call as ended; what is pending of it becomes due.
+    """Mark a call as closed; what is pending of it becomes due.
 
     Raises:
         TakenOver: the call was opened by another replica since.
@@ -259,6 +299,12 @@ def close_call(
     row_id = _row_id(tx, key)
     if epoch is not None:
         require_call(tx, row_id, replica=replica, epoch=epoch)
+    elif not is_last(tx, row_id, key):
+        return  # another worker goes on with it
+    if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
+        return
+    if ended and is_last(tx, row_id, key):
+        tx.run("UPDATE calls SET room = '' WHERE id = ? AND room <> ''", row_id)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
     if tx.run(
@@ -353,6 +399,7 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
     for (row_id,) in calls:
         erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
         tx.run("DELETE FROM batches WHERE call = ?", row_id)
+        tx.run("DELETE FROM successors WHERE call = ?", row_id)
         tx.run("DELETE FROM calls WHERE id = ?", row_id)
     return erased
 
@@ -400,10 +447,10 @@ def _lane_id(tx: Transaction, ref: AgentRef) -> int:
 
 
 def _row_id(tx: Transaction, key: str) -> int:
-    row = tx.row("SELECT id FROM calls WHERE key = ?", key)
-    if row is None:
+    row_id = row_of(tx, key)
+    if row_id is None:
         raise _unknown_call()
-    return row[0]
+    return row_id
 
 
 def _unknown_call() -> CallError:

@@ -16,7 +16,7 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLoc
 from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # SQL that upgrades a file from version N to N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
@@ -37,6 +37,13 @@ MIGRATIONS = {
     "ALTER TABLE lanes ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;"
     "ALTER TABLE calls ADD COLUMN replica TEXT NOT NULL DEFAULT '';"
     "ALTER TABLE calls ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
+    6: "ALTER TABLE calls ADD COLUMN room TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE calls ADD COLUMN lost_s REAL;"
+    "ALTER TABLE calls ADD COLUMN opened_by TEXT;"
+    "CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';"
+    "CREATE TABLE successors(key TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls(id),"
+    " opened_at_s REAL NOT NULL) WITHOUT ROWID;"
+    "CREATE INDEX successors_of_call ON successors(call)",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

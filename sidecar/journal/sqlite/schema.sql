@@ -1,4 +1,4 @@
--- Version 6. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
+-- Version 7. Times are Unix seconds. Migrations go by PRAGMA user_version (file.py).
 
 -- The sidecars that use this journal; one at a time has the file open.
 CREATE TABLE replicas(
@@ -41,7 +41,10 @@ CREATE TABLE calls(
   last_s          REAL NOT NULL,              -- last append
   settled_s       REAL,                       -- last settlement
   replica         TEXT NOT NULL DEFAULT '',   -- who has it while it is live
-  epoch           INTEGER NOT NULL DEFAULT 0  -- grows each time a replica takes it
+  epoch           INTEGER NOT NULL DEFAULT 0, -- grows each time a replica takes it
+  room            TEXT NOT NULL DEFAULT '',   -- TENANT/ROOM, while it may go on there; '': none
+  lost_s          REAL,                       -- when its worker was lost; NULL: opened since
+  opened_by       TEXT                        -- by which key it was opened last; NULL: its own
 );
 CREATE INDEX calls_due ON calls(lane, due_s) WHERE due_s IS NOT NULL;
 CREATE INDEX calls_of_caller ON calls(caller_key);
@@ -50,6 +53,15 @@ CREATE INDEX calls_waiting ON calls(lane, caller_key) WHERE head > acked;
 CREATE INDEX calls_undelivered ON calls(id) WHERE head > acked;
 CREATE INDEX calls_live ON calls(id) WHERE closed_at_s IS NULL;
 CREATE INDEX calls_ended ON calls(coalesce(closed_at_s, last_s));
+CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';
+
+-- The keys by which later workers of a call name it: each went on where one was lost.
+CREATE TABLE successors(
+  key         TEXT PRIMARY KEY,
+  call        INTEGER NOT NULL REFERENCES calls(id),
+  opened_at_s REAL NOT NULL                   -- from then on its worker has heard everything
+) WITHOUT ROWID;
+CREATE INDEX successors_of_call ON successors(call);
 
 CREATE TABLE turns(
   call        INTEGER NOT NULL REFERENCES calls(id),
