@@ -212,7 +212,7 @@ class LiveCall:
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.
 
-        Nor does any other call store what it hears of that caller in the same room.
+        Other calls of its room go on being stored; `Calls.open` with a no refuses the whole room.
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
         await self._registry.refuse(self)

@@ -63,6 +63,12 @@ class Restoring:
     async def _restore(self, call: Call, turns: Sequence[Turn], *, ended: bool) -> bool:
         lived_s = max([call.opened_at_s, *(turn.at_s for turn in turns)])
         before = await self._journal.call(call.key)
+        if before is not None and before.caller_key not in {"", call.caller_key}:
+            raise CallError(
+                "call_claimed",
+                "the call is another caller's",
+                hint="give each call an id of its own",
+            )
         if before is not None and self._is_live(before.key):
             await self._add(before, turns)
             return True
@@ -84,7 +90,7 @@ class Restoring:
     async def _add(self, stored: Call, turns: Sequence[Turn]) -> None:
         """Store turns that a dead worker left, unless the caller has said no."""
         try:
-            await self._journal.append(turns)
+            await self._journal.append(turns, left=True)
         except CallError as error:
             if error.code != "refused":
                 raise
