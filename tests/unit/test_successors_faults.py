@@ -38,8 +38,8 @@ def refusals_fail(bench: CallsBench) -> Generator[None]:
     """Have the journal fail to mark a call as refused."""
     refuse = bench.journal.refuse
 
-    async def fail(_: str) -> None:
-        raise JournalError("away")
+    async def fail(key: str) -> None:
+        raise JournalError(f"away, and {key} with it")
 
     bench.journal.refuse = fail
     yield
@@ -189,7 +189,7 @@ def test_a_jobs_own_words_at_another_sidecar_hide_none_of_its_later_ones() -> No
 def test_a_call_that_is_lost_while_it_is_taken_again_is_closed() -> None:
     """After a partition a worker may die as its call is taken again: nothing stays open."""
 
-    async def body(here: CallsBench, _: CallsBench) -> None:
+    async def body(here: CallsBench, _there: CallsBench) -> None:
         one, _ = await opened(here, "J1")
         await one.record([said(here, one, 1, "one")])
         retake, begun = here.journal.retake, anyio.Event()
