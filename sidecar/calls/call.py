@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from sidecar.errors import CallError
 from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
 from sidecar.memory.snapshots import CachedSnapshot
@@ -29,6 +30,11 @@ class MemoryView:
     read_at_s: float
     served: Served
     continues: bool = False
+
+
+def call_claimed(why: str) -> CallError:
+    """Return the error of a call id that somebody else has."""
+    return CallError("call_claimed", why, hint="give each call an id of its own")
 
 
 class Listener(Protocol):

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
-from sidecar.calls.call import Listener, LiveCall
+from sidecar.calls.call import Listener, LiveCall, call_claimed
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.orphans import Orphans
@@ -312,17 +312,9 @@ class Calls:
         live = self._live.get(key)
         if live is not None:
             if live.call.caller_key not in {"", resolution.caller_key}:
-                raise CallError(
-                    "call_claimed",
-                    "the call is another caller's",
-                    hint="give each call an id of its own",
-                )
+                raise call_claimed("the call is another caller's")
             if live.owner != owner:
-                raise CallError(
-                    "call_claimed",
-                    "another worker holds this call",
-                    hint="give each call an id of its own",
-                )
+                raise call_claimed("another worker holds this call")
             live.listener = listener
             if hints.consent == "no" and live.refused_s == math.inf:
                 live.refused_s = live.opened_at_s
@@ -618,7 +610,7 @@ class Calls:
             one.may_be_stored = False
         # One that is not stored may have been, before its worker was lost.
         keys = [key for one in calls for key in (one.call.key, one.key, one.before) if key]
-        await self._storing.refuse(dict.fromkeys(keys))
+        await self._storing.refuse(keys)
 
     async def retake(self, live: LiveCall) -> None:
         """Take a live call again that another replica has opened: here it goes on.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sidecar import telemetry
+from sidecar.calls.call import call_claimed
 from sidecar.calls.orphans import Orphans
 from sidecar.errors import CallError, HeardElsewhere, TakenOver
 from sidecar.journal.record import Record
@@ -64,11 +65,7 @@ class Restoring:
         lived_s = max([call.opened_at_s, *(turn.at_s for turn in turns)])
         before = await self._journal.call(call.key)
         if before is not None and before.caller_key not in {"", call.caller_key}:
-            raise CallError(
-                "call_claimed",
-                "the call is another caller's",
-                hint="give each call an id of its own",
-            )
+            raise call_claimed("the call is another caller's")
         if before is not None and self._is_live(before.key):
             await self._add(before, turns)
             return True

@@ -322,13 +322,14 @@ def close_call(
         TakenOver: the call was opened by another replica since.
     """
     row_id = _row_id(tx, key)
+    opened_last = is_last(tx, row_id, key)
     if epoch is not None:
         require_call(tx, row_id, replica=replica, epoch=epoch)
-    elif not is_last(tx, row_id, key):
+    elif not opened_last:
         return  # another worker goes on with it
     if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
         return
-    if ended and is_last(tx, row_id, key):
+    if ended and opened_last:
         tx.run("UPDATE calls SET room = '' WHERE id = ? AND room <> ''", row_id)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
