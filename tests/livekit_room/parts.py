@@ -4,8 +4,8 @@
 recogniser does not listen to words: it only hears *that* the caller speaks, and takes the words
 from the room's script, `VOICE_SCRIPTS/ROOM.json`, one line per utterance. The caller announces each
 sentence by a data packet, because on a busy machine sound has gaps, and what follows a gap is not a
-new sentence; and its end by another, because the gap may be as long as the sentence. Every prompt
-is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
+new sentence; and its end by another, because a gap is not its end, and may be as long as the
+sentence. Every prompt is noted in `VOICE_SCRIPTS/ROOM.prompts.jsonl`.
 """
 
 import array
@@ -34,7 +34,7 @@ from sidecar.demo.model import DemoModel
 from sidecar.livekit import PiperTts, PortLlm, WhisperStt
 
 WORD_S = 0.22  # seconds that a caller takes for a word, a little less than espeak-ng takes
-FINAL_AFTER_S = 0.4  # silence after which the recogniser ends an utterance
+FINAL_AFTER_S = 0.4  # silence after which the recogniser ends a sentence that is over
 SENTENCE = "a sentence begins"  # topic of the packet that announces a sentence
 SENTENCE_OVER = "a sentence is over"
 LOST_AFTER_S = 1.5  # silence after the end of a sentence whose sound was lost
@@ -142,11 +142,10 @@ class ScriptedStream(stt.RecognizeStream):
                     spoken_s = silent_s = 0.0
                 continue
             words = script[0].split()
-            heard = len(words) if lost else int((spoken_s + silent_s) / WORD_S)
-            known = min(heard, len(words))
-            if silent_s >= FINAL_AFTER_S:
+            known = min(int((spoken_s + silent_s) / WORD_S), len(words))
+            if silent_s >= FINAL_AFTER_S and over > ended:
                 script.pop(0)
-                self._tell(stt.SpeechEventType.FINAL_TRANSCRIPT, " ".join(words[:known]))
+                self._tell(stt.SpeechEventType.FINAL_TRANSCRIPT, " ".join(words))
                 spoken_s = silent_s = 0.0
                 shown = 0
                 ended += 1

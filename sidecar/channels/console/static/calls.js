@@ -10,8 +10,8 @@ export const mine = (key = state.selected) => state.mine.get(key);
 // An exchange is what the caller said and what was replied:
 // { id, said, atS, stored, kept, marks, reply, replied, over, interrupted, replyStored, timing,
 // memory }
-// `marks` are moments on this page's clock, in ms: speechEnd, sent, lastSent (for good), first,
-// drawn.
+// `marks` are moments on this page's clock, in ms: speechEnd, sent, lastSent (equals sent, unless
+// a sidecar that was down had to be sent it again), first, drawn.
 
 export function startCall(caller, consent) {
   const key = keyOf(crypto.randomUUID());
@@ -89,7 +89,6 @@ export function say(call, raw, { speechEndMs = null } = {}) {
 
 function tell(call, exchange) {
   const aloud = speaking.wanted();
-  exchange.marks.lastSent = performance.now();
   send({ type: "say", call: call.key, turn: exchange.id, text: exchange.said, aloud });
 }
 
@@ -160,8 +159,11 @@ receive({
         ? { ...one, stored: acked.has(one.id) }
         : { ...one, stored: acked.has(one.id), reply: "", marks: { ...one.marks, first: null } },
     );
-    for (const one of call.exchanges)
-      if (one.said && (!one.over || (call.kept && !one.stored))) tell(call, one);
+    for (const one of call.exchanges) {
+      if (!one.said || (one.over && (!call.kept || one.stored))) continue;
+      one.marks.lastSent = performance.now();
+      tell(call, one);
+    }
   },
 
   turn(frame) {

@@ -18,7 +18,7 @@ export function legsOf({ marks, timing }) {
       took: (marks.sent - marks.speechEnd) / 1000,
     });
   const away = (marks.lastSent - marks.sent) / 1000;
-  if (away > 0.005) legs.push({ name: "Sidecar down", whose: "ours", took: away });
+  if (away > 0) legs.push({ name: "Sidecar down", whose: "ours", took: away });
   legs.push(
     { name: "Turn stored on disk", whose: "ours", took: timing.store_s },
     { name: "Wait for memory", whose: "ours", took: timing.memory_wait_s ?? 0 },
