@@ -174,12 +174,15 @@ async def test_a_conversation_that_was_cut_off_takes_nothing_more(world: AppServ
 
 
 async def offered(letta: Letta, agent_id: str, conversation_id: str) -> None:
-    """Post a further batch, again and again while the server refuses it as busy."""
+    """Post a further batch, again and again while the turn that was cut off is in its way.
+
+    Its cancellation may come only then, and be seen by the further batch.
+    """
     with anyio.fail_after(SETTLE_S):
         while True:
             try:
                 await letta.post(next_post(agent_id, conversation_id, "the next batch"))
-            except NotAccepted:
+            except (NotAccepted, OutcomeUnknown):
                 await anyio.sleep(0.1)
             else:
                 return
