@@ -35,6 +35,7 @@ from sidecar.app.routes import routes
 from sidecar.app.vapi import build_vapi
 from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
+from sidecar.calls.commands import Commands
 from sidecar.channels.admin import Admin, Forget
 from sidecar.channels.console.routes import Console
 from sidecar.channels.console.session import Parts
@@ -193,7 +194,8 @@ class Sidecar:
             emit=emit,
             clock=clock,
         )
-        self._admin = Admin(journal, live=lambda: self.calls.live, forget=self._forget, clock=clock)
+        self._commands = Commands(journal, live=lambda: self.calls.live)
+        self._admin = Admin(journal, commands=self._commands, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)
         self._intake = (
             SpoolIntake(self.calls, settings.spool.expanduser(), tenant=tenant, emit=emit)
@@ -242,6 +244,7 @@ class Sidecar:
                 parts.start_soon(self._supervise, "app server", self.found.run_server)
             parts.start_soon(self._deliver)
             parts.start_soon(self._supervise, "retention", self._retention.run)
+            parts.start_soon(self._supervise, "commands", self._commands.run)
             if self._intake is not None:
                 parts.start_soon(self._supervise, "spool", self._intake.run)
             async with serving(app, bound):

@@ -22,7 +22,7 @@ def test_every_route_is_in_it_and_no_other() -> None:
     extra = [
         *Vapi(nothing, nothing, nothing, nothing).routes(),
         *Metrics(nothing).routes(),
-        *Admin(nothing, live=nothing, forget=nothing, clock=nothing).routes(),
+        *Admin(nothing, commands=nothing, forget=nothing, clock=nothing).routes(),
     ]
     served = {
         (route.path, method.lower())

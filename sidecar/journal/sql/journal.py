@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from sidecar.errors import CallError
+from sidecar.journal.elsewhere import Commanded
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql import batches, forgetting, reads, taking, tombstones, writes
@@ -396,6 +397,20 @@ class SqlJournal(SqlReports):
         return await self.executor.read(
             lambda tx: reads.is_live_elsewhere(tx, key, replica=self.replica)
         )
+
+    # The other replicas, where the engine has any
+
+    async def live_elsewhere(self) -> list[str]:
+        """See `Journal.live_elsewhere`."""
+        return []
+
+    async def pass_on(self, commanded: Commanded) -> bool:
+        """See `Journal.pass_on`."""
+        return False
+
+    async def passed_on(self) -> list[Commanded]:
+        """See `Journal.passed_on`."""
+        return []
 
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""
