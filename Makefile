@@ -18,8 +18,9 @@ LITELLM_VENV := .litellm-venv
 KILLS ?= 200
 SECONDS ?= 600
 CALLS ?= 200
-# Tests at a time, on two cores: those of a real server mostly wait for it.
-JOBS ?= 4
+# Tests at a time, on two cores. A fourth takes the cores that the rooms need to speak and hear in
+# time.
+JOBS ?= 3
 LETTA ?= stand-in
 JOURNAL ?= sqlite
 REPLICAS ?= 1

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.warm import Warm, WarmProcess
+from tests.warm import Process, Warm
 
 START_S = 120.0
 COLD = (sys.executable, "-m", "sidecar", "run")
@@ -80,7 +80,7 @@ class SidecarProcess:
         self._env = dict(env or {})
         self._command = command
         self._cwd = cwd
-        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
+        self._process: Process | None = None
         self._readers: list[threading.Thread] = []
 
     def start(self) -> Self:
@@ -98,7 +98,7 @@ class SidecarProcess:
         up = threading.Event()
         out, out_end = os.pipe()
         err, err_end = os.pipe()
-        process: subprocess.Popen[bytes] | WarmProcess
+        process: Process
         if self._command:
             process = subprocess.Popen(
                 self._command,

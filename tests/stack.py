@@ -21,7 +21,7 @@ from typing import ClassVar, NoReturn, Self
 
 import pytest
 
-from tests.warm import WarmProcess
+from tests.warm import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 DIES_WITH_PARENT = ROOT / "tests/dies_with_parent.py"
@@ -57,7 +57,7 @@ class Stack(ABC):
         self._llm_port = llm_port
         self._ready_s = ready_s
         self._groups = groups
-        self._processes: dict[str, subprocess.Popen[bytes] | WarmProcess] = {}
+        self._processes: dict[str, Process] = {}
         self.llm_url = f"http://127.0.0.1:{llm_port}"
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class Stack(ABC):
             self._signal(process, signal.SIGKILL)
             process.wait(STOP_S)
 
-    def _signal(self, process: subprocess.Popen[bytes] | WarmProcess, sent: signal.Signals) -> None:
+    def _signal(self, process: Process, sent: signal.Signals) -> None:
         if process.poll() is not None:
             return
         if self._groups:

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 START_S = 240.0
 LARGEST = 1 << 17
@@ -84,6 +84,10 @@ class WarmProcess:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+Process: TypeAlias = subprocess.Popen[bytes] | WarmProcess
+"""One that was started by its command, or warm."""
 
 
 class Warm:

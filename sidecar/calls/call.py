@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from sidecar.errors import CallError
 from sidecar.llm.guidance import CallGuidance
 from sidecar.memory.prompt import NOTHING, RenderedMemory
 from sidecar.memory.snapshots import CachedSnapshot
@@ -29,6 +30,11 @@ class MemoryView:
     read_at_s: float
     served: Served
     continues: bool = False
+
+
+def call_claimed(why: str) -> CallError:
+    """Return the error of a call id that somebody else has."""
+    return CallError("call_claimed", why, hint="give each call an id of its own")
 
 
 class Listener(Protocol):
@@ -212,7 +218,7 @@ class LiveCall:
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.
 
-        Nor does any other call store what it hears of that caller in the same room.
+        Other calls of its room go on being stored; `Calls.open` with a no refuses the whole room.
         What was stored before stays until retention or `sidecar forget`, marked as refused.
         """
         await self._registry.refuse(self)

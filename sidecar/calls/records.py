@@ -79,7 +79,8 @@ class _Record:
         self, turns: Iterable[Turn], *, owner: str, key: str, since_s: float
     ) -> list[Turn]:
         """Return the turns that no other worker's record covers."""
-        others = [r for k, r in self.reaches.items() if k != key and r.owner != owner]
+        own = {key, _elsewhere(key)}  # it may have been at another sidecar before
+        others = [r for k, r in self.reaches.items() if k not in own and r.owner != owner]
         return [
             turn
             for turn in turns
@@ -156,7 +157,7 @@ class Records:
         if record is None or not theirs:
             return
         reach = record.reaches.setdefault(
-            f"{elsewhere.by} elsewhere", _Reach("another sidecar", elsewhere.since_s)
+            _elsewhere(elsewhere.by), _Reach("another sidecar", elsewhere.since_s)
         )
         reach.until_s = max(turn.at_s for turn in theirs)
         reach.last.extend((_said(turn), turn.at_s) for turn in theirs[-_LAST:])
@@ -204,6 +205,11 @@ class Records:
         while len(record.reaches) > _REACHES:
             del record.reaches[next(iter(record.reaches))]
         return reach
+
+
+def _elsewhere(key: str) -> str:
+    """Return the name of what a job has stored at another sidecar."""
+    return f"{key} elsewhere"
 
 
 def _is_of(turn: Turn, elsewhere: HeardElsewhere, *, not_of: str) -> bool:

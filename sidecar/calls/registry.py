@@ -24,14 +24,14 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from sidecar import telemetry
 from sidecar.access.callers import IdentityRules, Resolution, resolve
-from sidecar.calls.call import Listener, LiveCall
+from sidecar.calls.call import Listener, LiveCall, call_claimed
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.orphans import Orphans
 from sidecar.calls.records import Heard, Records
 from sidecar.calls.restoring import Restoring
 from sidecar.calls.storing import Storing
-from sidecar.errors import CallError, HeardElsewhere, JournalError
+from sidecar.errors import CallError, HeardElsewhere, JournalError, TakenOver
 from sidecar.journal.policy import GOES_ON_S
 from sidecar.journal.record import Record
 from sidecar.letta.identity import Identity
@@ -196,8 +196,10 @@ class Calls:
         epoch = await self._journal.retake(live.key)
         if epoch is not None:
             live.call = replace(live.call, epoch=epoch)
-        else:  # or it was closed: its next turn opens it again, when the other job lets it
-            live.stored, live.elsewhere_until_lost = False, True
+            if live.closed and live.call.key in self._orphans:  # lost meanwhile
+                self._orphans.add(live.call.key, epoch, live.heard)
+        elif not live.closed:  # its next turn opens it again, when the other job lets it
+            live.stored, live.elsewhere_until_lost = False, live.heard is not None
 
     def _is_live(self, key: str) -> bool:
         """Whether a channel holds a stored call, by whatever key."""
@@ -310,17 +312,9 @@ class Calls:
         live = self._live.get(key)
         if live is not None:
             if live.call.caller_key not in {"", resolution.caller_key}:
-                raise CallError(
-                    "call_claimed",
-                    "the call is another caller's",
-                    hint="give each call an id of its own",
-                )
+                raise call_claimed("the call is another caller's")
             if live.owner != owner:
-                raise CallError(
-                    "call_claimed",
-                    "another worker holds this call",
-                    hint="give each call an id of its own",
-                )
+                raise call_claimed("another worker holds this call")
             live.listener = listener
             if hints.consent == "no" and live.refused_s == math.inf:
                 live.refused_s = live.opened_at_s
@@ -399,6 +393,9 @@ class Calls:
         if key != live.key:
             self._set_before(live, key, succeeds=True)
             _inherit(live, self._left_guidance.take_up(live.call).pieces)
+            for other in self._records.in_room(live.heard):
+                if other.before == live.key:
+                    self._set_before(other, key)
         else:  # what went on in its room was ended meanwhile
             self._set_before(live, "")
             live.so_far = ()
@@ -580,11 +577,21 @@ class Calls:
                 await self._journal.close_call(
                     live.key, at_s=self._clock(), epoch=None, final=final
                 )
+            elif not [one for one in self._records.in_room(live.heard) if one is not live]:
+                await self._end_lost(live)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
             if live.heard:
                 self._refused.pop(live.heard, None)
         self._forget(live)
+
+    async def _end_lost(self, live: LiveCall) -> None:
+        """End the lost call that a job would have gone on with, had its caller not said no."""
+        key = live.before or live.key
+        if orphan := self._orphans.get(key):
+            with suppress(CallError, TakenOver):
+                await self._journal.close_call(key, at_s=self._clock(), epoch=orphan.epoch)
+            self._orphans.remove(key)
 
     async def refuse(self, live: LiveCall) -> None:
         """Store nothing more of a live call, and mark the stored call as refused."""
@@ -599,14 +606,11 @@ class Calls:
         await self._refuse([live, *others])
 
     async def _refuse(self, calls: Sequence[LiveCall]) -> None:
-        keys = [one.call.key if one.stored else one.before for one in calls]
         for one in calls:
             one.may_be_stored = False
-        try:
-            for key in dict.fromkeys(key for key in keys if key):
-                await self._journal.refuse(key)
-        except JournalError as error:
-            self._storing.failed(error)
+        # One that is not stored may have been, before its worker was lost.
+        keys = [key for one in calls for key in (one.call.key, one.key, one.before) if key]
+        await self._storing.refuse(keys)
 
     async def retake(self, live: LiveCall) -> None:
         """Take a live call again that another replica has opened: here it goes on.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sidecar import telemetry
+from sidecar.calls.call import call_claimed
 from sidecar.calls.orphans import Orphans
 from sidecar.errors import CallError, HeardElsewhere, TakenOver
 from sidecar.journal.record import Record
@@ -63,6 +64,8 @@ class Restoring:
     async def _restore(self, call: Call, turns: Sequence[Turn], *, ended: bool) -> bool:
         lived_s = max([call.opened_at_s, *(turn.at_s for turn in turns)])
         before = await self._journal.call(call.key)
+        if before is not None and before.caller_key not in {"", call.caller_key}:
+            raise call_claimed("the call is another caller's")
         if before is not None and self._is_live(before.key):
             await self._add(before, turns)
             return True
@@ -84,7 +87,7 @@ class Restoring:
     async def _add(self, stored: Call, turns: Sequence[Turn]) -> None:
         """Store turns that a dead worker left, unless the caller has said no."""
         try:
-            await self._journal.append(turns)
+            await self._journal.append(turns, left=True)
         except CallError as error:
             if error.code != "refused":
                 raise

@@ -1,6 +1,6 @@
 """From a live call into the journal: its turns, the call itself, and whether the journal works."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -48,6 +48,7 @@ class Storing:
         self._on_stored = on_stored
         self._emit = emit
         self._tracer = tracer
+        self._unrefused: dict[str, None] = {}
 
     async def record(self, live: LiveCall, turns: Sequence[Turn]) -> None:
         """Make turns of a live call durable; drop them where the caller did not agree.
@@ -144,6 +145,9 @@ class Storing:
             traced = [replace(t, traceparent=t.traceparent or span.traceparent) for t in turns]
             try:
                 await self._journal.append(traced)
+            except HeardElsewhere:  # this replica was taken for gone, and another job has the call
+                live.stored, live.elsewhere_until_lost = False, True
+                raise
             except CallError as error:
                 if error.code == "refused":  # the caller said so to another replica
                     live.may_be_stored = False
@@ -178,13 +182,28 @@ class Storing:
                 live.may_be_stored = False
                 self._emit(telemetry.erased_call_refused, call=live.key)
                 return
+            refused_meanwhile = not live.may_be_stored
             if live.call.consent == "no":
                 live.refused_s = min(live.refused_s, live.opened_at_s)
                 live.may_be_stored = False
-            elif not live.may_be_stored:  # refused while it was being stored
-                await self._journal.refuse(live.call.key)
             live.stored = True
             self._on_stored(live)
+            if refused_meanwhile:
+                await self.refuse([live.call.key])
+
+    async def refuse(self, keys: Iterable[str]) -> None:
+        """Mark stored calls as refused by their caller; those that are not stored, not at all.
+
+        What can't be written now is written by `try_again`.
+        """
+        self._unrefused.update(dict.fromkeys(keys))
+        for key in list(self._unrefused):
+            try:
+                await self._journal.refuse(key)
+            except JournalError as error:
+                self.failed(error)
+                return
+            self._unrefused.pop(key, None)
 
     def failed(self, error: JournalError) -> None:
         """A write failed: turns can't be stored until one succeeds."""
@@ -200,7 +219,11 @@ class Storing:
         )
 
     async def try_again(self) -> None:
-        """Test whether turns can be stored again: without a live call nothing else would show."""
+        """Write the refusals that could not be written, and test whether turns can be stored.
+
+        Without a live call nothing else would show that they can.
+        """
+        await self.refuse([])
         if self.error:
             try:
                 await self._journal.try_write()

@@ -111,7 +111,7 @@ class Record(Transcripts, Protocol):
         """
         ...
 
-    async def append(self, turns: Sequence[Turn]) -> None:
+    async def append(self, turns: Sequence[Turn], *, left: bool = False) -> None:
         """Store turns, in the order given.
 
         Promises: on return they survive a crash of this process and of the host (fsynced); a
@@ -120,10 +120,15 @@ class Record(Transcripts, Protocol):
         a successor is stored in the call that it goes on with, as `sidecar.model.succeeding_item`.
         Does not promise order between calls, or that Letta has seen anything.
 
+        Args:
+            turns: Of any calls.
+            left: They are what a dead worker left, whoever has the call by now.
+
         Raises:
             CallError: a call was never opened (`unknown_call`), or its caller has said no
                 (`refused`), or a turn can't be stored (`bad_value`): a text is not Unicode (a lone
                 surrogate), or a `seq` is beyond `MAX_SEQ`.
+            HeardElsewhere: another replica has the call of a room for another job.
         """
         ...
 

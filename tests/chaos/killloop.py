@@ -348,6 +348,23 @@ def run(options: Options) -> tuple[Verdict, Mapping[str, float | None]]:
         loop.end()
 
 
+def begun(seed: int | None, keep: Path | None) -> tuple[int, Path]:
+    """Draw a seed if none is given, and say it; return it and the directory for all files."""
+    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    directory = keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"seed {seed}", flush=True)
+    return seed, directory
+
+
+def ended(directory: Path, *, remove: bool) -> None:
+    """Remove the files, or say where they are."""
+    if remove:
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        print(f"logs are in {directory}")
+
+
 def main() -> int:
     """Run from the command line; the exit code is 0 when nothing went wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -359,10 +376,7 @@ def main() -> int:
     parser.add_argument("--mutation", choices=(*MUTATIONS, LATE_SPOOL), default="")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
-    seed = random.SystemRandom().randrange(1 << 32) if chosen.seed is None else chosen.seed
-    directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-chaos-"))
-    directory.mkdir(parents=True, exist_ok=True)
-    print(f"seed {seed}", flush=True)
+    seed, directory = begun(chosen.seed, chosen.keep)
     if chosen.replicas > 1 and chosen.journal != "postgres":
         parser.error("several replicas need --journal postgres")
     verdict, measured = run(
@@ -378,10 +392,7 @@ def main() -> int:
     )
     if verdict.mixed:
         print(f"{verdict.mixed} conversations or turns that belong to another call")
-    if verdict.clean and not chosen.keep:
-        shutil.rmtree(directory, ignore_errors=True)
-    else:
-        print(f"logs are in {directory}")
+    ended(directory, remove=verdict.clean and not chosen.keep)
     summary = {
         **verdict.summary(chosen.kills),
         "journal": chosen.journal,

@@ -11,11 +11,8 @@ times at its start and at its end are of the same work. The last printed line is
 import argparse
 import json
 import math
-import random
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +22,7 @@ import psutil
 
 from benchmarks.figures import Figures, milliseconds, percentile
 from tests.chaos import killloop
-from tests.chaos.killloop import Loop
+from tests.chaos.killloop import Loop, begun, ended
 from tests.chaos.ledger import Verdict
 from tests.fault_proxy import FaultProxy
 from tests.sidecar_process import get
@@ -136,14 +133,15 @@ class Soak:
         return found
 
     def figures(self) -> Figures:
-        """Return what was measured; see docs/performance.md."""
+        """Return what was measured; see docs/benchmarks.md."""
         figures: Figures = {"rss_mb": round(self.samples[-1].rss_kb / 1024, 1)}
         steady = [one for one in self.samples if one.at_s >= FIRST[0] * self.seconds]
-        for name, of in (("rss", _rss_kb), ("wal", _wal_kb)):
-            slope = 60 * slope_of([one.at_s for one in steady], [of(one) for one in steady])
+        for name in ("rss", "wal"):
+            sizes_kb = [getattr(one, f"{name}_kb") for one in steady]
+            slope = 60 * slope_of([one.at_s for one in steady], sizes_kb)
             figures[f"{name}_slope_kb_per_min"] = round(slope, 1)
-        for name, of in (("handles", _handles), ("tasks", _tasks)):
-            figures[name] = self._median(of, LAST) - self._median(of, FIRST)
+        for name in ("handles", "tasks"):
+            figures[name] = self._median(name, LAST) - self._median(name, FIRST)
         ratios: list[float] = []
         for what in ("ack", "prompt"):
             before_s, after_s = (percentile(self.took_s(what, at), 0.99) for at in (FIRST, LAST))
@@ -151,26 +149,10 @@ class Soak:
             ratios.append(after_s / before_s)
         return {**figures, "p99_ratio": round(max(ratios), 2)}
 
-    def _median(self, of: Callable[[Sample], float], within: tuple[float, float]) -> float:
+    def _median(self, name: str, within: tuple[float, float]) -> float:
         first_s, last_s = (share * self.seconds for share in within)
-        found = [of(one) for one in self.samples if first_s <= one.at_s < last_s]
+        found = [getattr(one, name) for one in self.samples if first_s <= one.at_s < last_s]
         return statistics.median(found) if found else math.nan
-
-
-def _rss_kb(one: Sample) -> float:
-    return one.rss_kb
-
-
-def _wal_kb(one: Sample) -> float:
-    return one.wal_kb
-
-
-def _handles(one: Sample) -> float:
-    return one.handles
-
-
-def _tasks(one: Sample) -> float:
-    return one.tasks
 
 
 def slope_of(at: Sequence[float], values: Sequence[float]) -> float:
@@ -220,15 +202,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep", type=Path, help="a new directory for logs and files, kept")
     chosen = parser.parse_args()
-    seed = random.SystemRandom().randrange(1 << 32) if chosen.seed is None else chosen.seed
-    directory = chosen.keep or Path(tempfile.mkdtemp(prefix="sidecar-soak-"))
-    directory.mkdir(parents=True, exist_ok=True)
-    print(f"seed {seed}", flush=True)
+    seed, directory = begun(chosen.seed, chosen.keep)
     verdict, figures = run(Options(chosen.seconds, chosen.calls, seed, directory))
-    if verdict.clean and not chosen.keep:
-        shutil.rmtree(directory, ignore_errors=True)
-    else:
-        print(f"logs are in {directory}")
+    ended(directory, remove=verdict.clean and not chosen.keep)
     found = {name: n for name, n in verdict.summary(0).items() if name != "kills"}
     print(json.dumps({"seconds": chosen.seconds, "calls": chosen.calls, **figures, **found}))
     return 0 if verdict.clean and figures["p99_ratio"] <= SLOWER_AT_MOST else 1

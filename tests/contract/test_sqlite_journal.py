@@ -76,7 +76,7 @@ async def store_calls(
             call = Call(key, AgentRef("acme", caller_key=caller_key), "livekit", caller_key, 1.0)
             writes.open_call(tx, call, replica=replica, seal=b"", now_s=float(n), policy=POLICY)
             said = [Turn(key, f"i{m}", m, "caller", "hello", 10.0 * n + m) for m in (1, 2)]
-            writes.append(tx, said, now_s=float(n), policy=POLICY)
+            writes.append(tx, said, replica=None, now_s=float(n), policy=POLICY)
             writes.close_call(
                 tx,
                 key,
@@ -590,7 +590,7 @@ class Interrupted(SqliteTransaction):
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read, and then let the other connection commit."""
         found = super().rows(sql, *values)
-        writes.append(self._writer, [turn(self._next)], now_s=0.0, policy=POLICY)
+        writes.append(self._writer, [turn(self._next)], replica=None, now_s=0.0, policy=POLICY)
         self._next += 1
         return found
 

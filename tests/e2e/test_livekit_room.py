@@ -263,7 +263,7 @@ async def test_sigterm_in_a_call_hands_over_what_was_said(
             await caller.begin(another, words=2)
             fake.acks = True
             await worker.stop()
-            await fake.until(lambda: job in fake.closed, 5)
+            await fake.until(lambda: job in fake.closed, 20)
 
     texts = fake.texts(job)
     assert "my name is Ada" in texts

@@ -242,7 +242,7 @@ async def traced_job(
             call = await remember(ctx, made.session, settings=link)
             try:
                 async with on_air(made, Friend()):
-                    await made.until(lambda: call.memory is not None)
+                    await made.until(lambda: call.memory is not None and call.memory.newest)
                     yield made
             finally:
                 with anyio.CancelScope(shield=True):

@@ -572,9 +572,9 @@ def test_a_call_taken_up_while_its_spool_is_stored_stays_open() -> None:
     async def body(bench: CallsBench) -> None:
         append = bench.journal.append
 
-        async def slow(turns: Sequence[Turn]) -> None:
+        async def slow(turns: Sequence[Turn], *, left: bool = False) -> None:
             await anyio.sleep(1.0)
-            await append(turns)
+            await append(turns, left=left)
 
         bench.journal.append = slow
         spooled = [Turn("t/c1", "i1", 0, "caller", "hello", 1.0)]

@@ -71,13 +71,13 @@ class Journal(MemoryJournal):
         return await super().open_call(call, continues=continues, lost_s=lost_s)
 
     @override
-    async def append(self, turns: Sequence[Turn]) -> None:
+    async def append(self, turns: Sequence[Turn], *, left: bool = False) -> None:
         if turns[0].call.endswith(self.stalled_for):
             await self.disk.wait()
         for each in turns:
             if fails := self.fails.get(each.item_id):
                 raise fails.pop(0)
-        await super().append(turns)
+        await super().append(turns, left=left)
 
     def will_fail(self, item: str, *errors: JournalError) -> None:
         self.fails[item] = list(errors)

@@ -123,12 +123,19 @@ class SqlJournal(SqlReports):
             grows=True,
         )
 
-    async def append(self, turns: Sequence[Turn]) -> None:
+    async def append(self, turns: Sequence[Turn], *, left: bool = False) -> None:
         """See `Journal.append`."""
         turns = self._checked(turns)
         now_s = self._clock()
         await self.executor.write(
-            lambda tx: writes.append(tx, turns, now_s=now_s, policy=self._policy), grows=True
+            lambda tx: writes.append(
+                tx,
+                turns,
+                replica=None if left else self.replica,
+                now_s=now_s,
+                policy=self._policy,
+            ),
+            grows=True,
         )
 
     def _checked(self, turns: Sequence[Turn]) -> Sequence[Turn]:

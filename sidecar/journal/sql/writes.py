@@ -25,7 +25,9 @@ from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
 _ERASE_CALLS = 50
 _SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
-_SELECT_LOG = "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s, consent FROM calls"
+_SELECT_LOG = (
+    "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s, consent, replica, room FROM calls"
+)
 _FREE_OR_OWN = f"(replica = ?2 OR replica NOT IN {THERE})"
 
 
@@ -165,21 +167,42 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
     return replace(stored, ref=call.ref, caller_key=call.caller_key)
 
 
-def append(tx: Transaction, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy) -> None:
+def append(
+    tx: Transaction,
+    turns: Sequence[Turn],
+    *,
+    replica: str | None,
+    now_s: float,
+    policy: PostPolicy,
+) -> None:
     """Store turns in order; those stored before are dropped.
+
+    Args:
+        tx: The transaction.
+        turns: Of any calls.
+        replica: Whose workers say them; None: they are of dead workers, whoever has the call now.
+        now_s: Unix time.
+        policy: When they are due.
 
     Raises:
         CallError: a call was never opened (`unknown_call`), or its caller said no (`refused`).
+        HeardElsewhere: another job has the call of its room at another replica.
     """
     by_call: dict[str, list[Turn]] = {}
     for turn in turns:
         by_call.setdefault(turn.call, []).append(turn)
     for key, of_call in by_call.items():
-        _append_to_call(tx, key, of_call, now_s=now_s, policy=policy)
+        _append_to_call(tx, key, of_call, replica=replica, now_s=now_s, policy=policy)
 
 
 def _append_to_call(
-    tx: Transaction, key: str, turns: Sequence[Turn], *, now_s: float, policy: PostPolicy
+    tx: Transaction,
+    key: str,
+    turns: Sequence[Turn],
+    *,
+    replica: str | None,
+    now_s: float,
+    policy: PostPolicy,
 ) -> None:
     row = tx.row(f"{_SELECT_LOG} WHERE key = ?", key)
     succeeds = row is None
@@ -187,7 +210,9 @@ def _append_to_call(
         row = tx.row(f"{_SELECT_LOG} WHERE id = {_SUCCEEDED}", key)
     if row is None:
         raise _unknown_call()
-    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s, consent = row
+    row_id, lane, deliver, closed_at_s, first_head, sealed, due_s, consent, whose, room = row
+    if replica is not None and room and whose != replica:
+        require_not_elsewhere(tx, row_id, key, replica=replica)
     if consent == "no":
         raise CallError("refused", "the caller of this call has said no")
     head = first_head
@@ -269,7 +294,7 @@ def rewrite(
     tx.run("UPDATE calls SET head = ?, due_s = NULL WHERE id = ?", head, row_id)
     if not deliver:
         tx.run("UPDATE calls SET sealed = ?1, acked = ?1 WHERE id = ?2", head, row_id)
-    _append_to_call(tx, key, turns, now_s=now_s, policy=policy)
+    _append_to_call(tx, key, turns, replica=replica, now_s=now_s, policy=policy)
     if oldest_s is not None:
         tx.run(
             "UPDATE turns SET appended_s = ? WHERE call = ? AND n = ?", oldest_s, row_id, head + 1
@@ -297,13 +322,14 @@ def close_call(
         TakenOver: the call was opened by another replica since.
     """
     row_id = _row_id(tx, key)
+    opened_last = is_last(tx, row_id, key)
     if epoch is not None:
         require_call(tx, row_id, replica=replica, epoch=epoch)
-    elif not is_last(tx, row_id, key):
+    elif not opened_last:
         return  # another worker goes on with it
     if if_lost and tx.row("SELECT 1 FROM calls WHERE id = ? AND lost_s IS NULL", row_id):
         return
-    if ended and is_last(tx, row_id, key):
+    if ended and opened_last:
         tx.run("UPDATE calls SET room = '' WHERE id = ? AND room <> ''", row_id)
     if final:
         tx.run("UPDATE calls SET final = 1 WHERE id = ? AND final = 0", row_id)
