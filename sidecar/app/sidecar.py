@@ -35,7 +35,7 @@ from sidecar.app.routes import routes
 from sidecar.app.vapi import build_vapi
 from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
-from sidecar.calls.commands import Commands
+from sidecar.calls.commands import CallCommands
 from sidecar.channels.admin import Admin, Forget
 from sidecar.channels.console.routes import Console
 from sidecar.channels.console.session import Parts
@@ -194,7 +194,7 @@ class Sidecar:
             emit=emit,
             clock=clock,
         )
-        self._commands = Commands(journal, live=lambda: self.calls.live)
+        self._commands = CallCommands(journal, live=lambda: self.calls.live)
         self._admin = Admin(journal, commands=self._commands, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)
         self._intake = (

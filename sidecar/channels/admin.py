@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from sidecar.access.bearer import BearerTokens
 from sidecar.bearer import token_in
-from sidecar.calls.commands import Commands
+from sidecar.calls.commands import CallCommands
 from sidecar.errors import SidecarError
 from sidecar.journal.dead_letters import DeadLetters
 from sidecar.model import Command
@@ -73,7 +73,7 @@ class Admin:
         self,
         journal: DeadLetters,
         *,
-        commands: Commands,
+        commands: CallCommands,
         forget: Callable[[Forget], Awaitable[object]],
         clock: Callable[[], float],
     ) -> None:

@@ -1,5 +1,6 @@
 """What a replica needs of the others: which calls are live there, and a way to command them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +15,13 @@ class Commanded:
         call: The key of the call.
         command: What to do.
         text: The guidance, or the words to say; empty for a hang-up.
+        n: Of several commands, that of the later one is higher; 0 for one that is not stored.
     """
 
     call: str
     command: Command
     text: str
+    n: int = 0
 
 
 class Elsewhere(Protocol):
@@ -27,19 +30,38 @@ class Elsewhere(Protocol):
     Every method may raise `JournalError`; then nothing was stored or taken.
     """
 
-    async def live_elsewhere(self) -> list[str]:
-        """Return the keys of the calls that are live at other replicas that are there."""
-        ...
+    async def live_elsewhere(self) -> Mapping[str, str]:
+        """Return the calls that are live at other replicas that are there.
 
-    async def pass_on(self, commanded: Commanded) -> bool:
-        """Store a command for the replica that has a call; False: no other has it any more.
-
-        Promises: that replica gets it from `passed_on`, once, if the call is still live when it
-        looks. Does not promise that it looks: it may die before, and a command that nobody took
-        within a minute is dropped.
+        Returns:
+            The key of each by each key that it was opened by first or last.
         """
         ...
 
-    async def passed_on(self) -> list[Commanded]:
-        """Take the commands for calls of this replica, in the order in which they were stored."""
+    async def pass_on(self, commanded: Commanded) -> int:
+        """Store a command for the other replicas.
+
+        Guidance is for every replica that has the call, now or later, until the call is closed:
+        the requests of one VAPI call reach several. Words to say and a hang-up are for the one at
+        which the call is stored.
+
+        Promises: `passed_on` gives it to each of them, once. Does not promise that one looks: a
+        replica may die before, and words or a hang-up that nobody took within a minute are dropped.
+
+        Returns:
+            Its `n`; 0 if no other replica can get it, and nothing was stored.
+        """
+        ...
+
+    async def passed_on(self, *, after: int, opened: Sequence[str]) -> list[Commanded]:
+        """Return what was passed on, in the order in which it was stored.
+
+        Args:
+            after: Guidance up to this `n` has been seen, except for the calls in `opened`.
+            opened: The keys of calls that this replica has only had since then.
+
+        Returns:
+            New guidance for any open call, and words and hang-ups for calls of this replica. The
+            latter are taken: no further `passed_on` returns them.
+        """
         ...

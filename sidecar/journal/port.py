@@ -2,8 +2,8 @@
 
 The turns of a call are a log, and its pending turns are a range of that log, so coalescing costs
 nothing. Each part of the sidecar takes the port it needs: `record`, `outbox`, `dead_letters`,
-`reports`, `erasure`, `elsewhere`, `directory`, `transcripts` or `backlog`. `sidecar/journal/sql/` implements
-them all; the contract suite is tests/contract/test_journal.py.
+`reports`, `erasure`, `elsewhere`, `directory`, `transcripts` or `backlog`. `sidecar/journal/sql/`
+implements them all; the contract suite is tests/contract/test_journal.py.
 """
 
 from typing import Protocol

@@ -4,10 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sidecar.errors import CallError, HeardElsewhere, TakenOver
+from sidecar.journal.elsewhere import Commanded
 from sidecar.journal.policy import GOES_ON_S, PostPolicy
 from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sql import SqlJournal
@@ -539,3 +541,62 @@ class TestSuccessors:
         await fleet.first.erase_settled(before_s=NOW_S + 1)
         assert await fleet.first.call(NEXT.key) is None
         assert (await fleet.first.open_call(NEXT)).key == NEXT.key
+
+
+class TestElsewhere:
+    """Commands reach the replicas that have the call."""
+
+    async def test_each_sees_the_calls_of_the_others_that_are_there(self, fleet: Fleet) -> None:
+        """The live calls of other replicas are found by their keys, until the replica is gone."""
+        await said(fleet)
+        assert await fleet.second.live_elsewhere() == {CALL.key: CALL.key}
+        assert await fleet.first.live_elsewhere() == {}
+        await fleet.end(fleet.first)
+        assert await fleet.second.live_elsewhere() == {}
+
+    @pytest.mark.parametrize("command", ["say", "hang-up"])
+    async def test_words_and_a_hang_up_are_taken_once(
+        self, fleet: Fleet, command: Literal["say", "hang-up"]
+    ) -> None:
+        """They are for the replica that stores the call alone, and for one look of it."""
+        await said(fleet)
+        asked = Commanded(CALL.key, command, "x")
+        assert await fleet.first.pass_on(asked) == 0, "nobody else has it"
+        n = await fleet.second.pass_on(asked)
+        assert await fleet.second.passed_on(after=0, opened=[CALL.key]) == []
+        assert await fleet.first.passed_on(after=0, opened=[]) == [replace(asked, n=n)]
+        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+
+    async def test_words_that_nobody_takes_are_dropped(self, fleet: Fleet) -> None:
+        """What a replica did not take within a minute is not said any more."""
+        await said(fleet)
+        await fleet.second.pass_on(Commanded(CALL.key, "say", "x"))
+        fleet.clock.now_s += 61.0
+        assert await fleet.first.passed_on(after=0, opened=[]) == []
+
+    async def test_guidance_is_for_every_replica_until_the_call_is_closed(
+        self, fleet: Fleet
+    ) -> None:
+        """Each gets it once, one that has the call only later all of it, and then it is gone."""
+        await said(fleet)
+        pieces = [Commanded(CALL.key, "guide", text) for text in ("one", "two")]
+        stored = [replace(one, n=await fleet.second.pass_on(one)) for one in pieces]
+        assert stored[0].n < stored[1].n
+        for replica in (fleet.first, fleet.second):
+            assert await replica.passed_on(after=0, opened=[]) == stored
+            assert await replica.passed_on(after=stored[0].n, opened=[]) == stored[1:]
+            assert await replica.passed_on(after=stored[1].n, opened=[CALL.key]) == stored
+        await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
+        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+        assert await fleet.first.pass_on(pieces[0]) == 0
+
+    async def test_nothing_of_a_forgotten_caller_is_left_in_them(self, fleet: Fleet) -> None:
+        """Who forgets a caller forgets what others were asked to say to them."""
+        await said(fleet)
+        await fleet.second.pass_on(Commanded(CALL.key, "guide", "x"))
+        (batch,) = await fleet.claim(fleet.first)
+        await fleet.first.settle(batch, now_s=fleet.clock())
+        await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
+        await fleet.first.erase_caller("k1", now_s=fleet.clock())
+        left = await fleet.first.executor.read(lambda tx: tx.rows("SELECT text FROM commands"))
+        assert left == []

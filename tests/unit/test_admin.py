@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 
 from sidecar.call_names import short_id
-from sidecar.calls.commands import Commands
+from sidecar.calls.commands import CallCommands
 from sidecar.channels.admin import Admin
 from sidecar.model import AgentRef, Call
 from sidecar.testing.memory_journal import MemoryJournal
@@ -35,7 +35,7 @@ class Line:
 async def asked(directory: Path, live: list[Line], call: str) -> tuple[int, dict[str, Any]]:
     """Ask for guidance in a call; returns the status and the answer."""
     nothing = cast("Any", None)
-    commands = Commands(MemoryJournal(), live=lambda: cast("Any", live))
+    commands = CallCommands(MemoryJournal(), live=lambda: cast("Any", live))
     admin = Admin(nothing, commands=commands, forget=nothing, clock=lambda: 0.0)
     admin.announce(directory, "http://127.0.0.1:1")
     token = json.loads((directory / "control.json").read_text())["token"]

@@ -10,7 +10,6 @@ import psycopg
 from typing_extensions import override
 
 from sidecar.errors import JournalLocked
-from sidecar.journal.elsewhere import Commanded
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.postgres import lease as leases
 from sidecar.journal.postgres.connection import Connection, connect
@@ -18,7 +17,7 @@ from sidecar.journal.postgres.faults import as_journal_errors
 from sidecar.journal.postgres.lease import Lease
 from sidecar.journal.postgres.schema import migrate
 from sidecar.journal.postgres.threads import DatabaseThreads, Replica
-from sidecar.journal.sql import SqlJournal, commands
+from sidecar.journal.sql import SqlJournal
 from sidecar.journal.sql.batches import doubt
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef
@@ -136,31 +135,6 @@ class PostgresJournal(SqlJournal):
         """See `Journal.replica`."""
         assert isinstance(self.executor, DatabaseThreads)
         return self.executor.replica
-
-    @override
-    async def live_elsewhere(self) -> list[str]:
-        """See `Journal.live_elsewhere`."""
-        return await self.executor.read(
-            lambda tx: commands.live_elsewhere(tx, replica=self.replica)
-        )
-
-    @override
-    async def pass_on(self, commanded: Commanded) -> bool:
-        """See `Journal.pass_on`."""
-        now_s = self._clock()
-        return await self.executor.write(
-            lambda tx: commands.pass_on(tx, commanded, replica=self.replica, now_s=now_s)
-        )
-
-    @override
-    async def passed_on(self) -> list[Commanded]:
-        """See `Journal.passed_on`."""
-        if not await self.executor.read(commands.is_any):
-            return []
-        now_s = self._clock()
-        return await self.executor.write(
-            lambda tx: commands.passed_on(tx, replica=self.replica, now_s=now_s)
-        )
 
     @override
     async def finish_copy(self) -> None:

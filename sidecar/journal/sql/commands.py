@@ -1,5 +1,6 @@
-"""Commands into live calls, from the replica that was asked to the one that has the call."""
+"""Commands into live calls, from the replica that was asked to those that have the call."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from sidecar.journal.elsewhere import Commanded
@@ -8,31 +9,42 @@ from sidecar.journal.sql.replicas import THERE
 from sidecar.journal.sql.transaction import Transaction
 
 KEPT_S: Final = 60.0
-_LIVE_ELSEWHERE: Final = (
-    f"closed_at_s IS NULL AND lost_s IS NULL AND replica <> ? AND replica IN {THERE}"
+_OPEN: Final = "c.closed_at_s IS NULL AND c.lost_s IS NULL"
+_LIVE_ELSEWHERE: Final = f"{_OPEN} AND c.replica <> ? AND c.replica IN {THERE}"
+_COMMANDS: Final = (
+    f"SELECT m.n, {OPENED_LAST}, m.command, m.text"  # noqa: S608 - constants
+    " FROM commands m JOIN calls c ON c.id = m.call"
 )
 
 
-def live_elsewhere(tx: Transaction, *, replica: str) -> list[str]:
-    """Return the keys of the calls that are live at other replicas."""
-    sql = f"SELECT key FROM calls WHERE {_LIVE_ELSEWHERE} ORDER BY id"  # noqa: S608 - constants
-    return [key for (key,) in tx.rows(sql, replica)]
+def live_elsewhere(tx: Transaction, *, replica: str) -> dict[str, str]:
+    """See `Elsewhere.live_elsewhere`."""
+    rows = tx.rows(
+        f"SELECT c.key, {OPENED_LAST} FROM calls c WHERE {_LIVE_ELSEWHERE}"  # noqa: S608 - constants
+        " ORDER BY c.id",
+        replica,
+    )
+    return {name: key for key, last in rows for name in (key, last)}
 
 
-def pass_on(tx: Transaction, commanded: Commanded, *, replica: str, now_s: float) -> bool:
-    """Store a command for another replica; False: none has the call."""
-    row = tx.row(f"SELECT {NAMED}", commanded.call)
-    live = f"SELECT id FROM calls WHERE {_LIVE_ELSEWHERE} AND id = ?"  # noqa: S608 - constants
-    if row is None or tx.row(live, replica, row[0]) is None:
-        return False
-    tx.run(
-        "INSERT INTO commands(call, command, text, asked_s) VALUES (?, ?, ?, ?)",
-        row[0],
+def pass_on(tx: Transaction, commanded: Commanded, *, replica: str, now_s: float) -> int:
+    """See `Elsewhere.pass_on`."""
+    (call,) = tx.rows(f"SELECT {NAMED}", commanded.call)[0]
+    if commanded.command == "guide":
+        there = tx.row(f"SELECT 1 FROM calls c WHERE {_OPEN} AND c.id = ?", call)  # noqa: S608
+    else:
+        sql = f"SELECT 1 FROM calls c WHERE {_LIVE_ELSEWHERE} AND c.id = ?"  # noqa: S608 - constants
+        there = tx.row(sql, replica, call)
+    if there is None:
+        return 0
+    rows = tx.rows(
+        "INSERT INTO commands(call, command, text, asked_s) VALUES (?, ?, ?, ?) RETURNING n",
+        call,
         commanded.command,
         commanded.text,
         now_s,
     )
-    return True
+    return int(rows[0][0])
 
 
 def is_any(tx: Transaction) -> bool:
@@ -40,14 +52,20 @@ def is_any(tx: Transaction) -> bool:
     return tx.row("SELECT 1 FROM commands LIMIT 1") is not None
 
 
-def passed_on(tx: Transaction, *, replica: str, now_s: float) -> list[Commanded]:
-    """Take the commands for calls of a replica, and drop those that nobody took in time."""
-    tx.run("DELETE FROM commands WHERE asked_s < ?", now_s - KEPT_S)
-    found = tx.rows(
-        f"SELECT m.id, {OPENED_LAST}, m.command, m.text FROM commands m"  # noqa: S608 - constants
-        " JOIN calls c ON c.id = m.call WHERE c.replica = ? ORDER BY m.id",
-        replica,
+def passed_on(
+    tx: Transaction, *, replica: str, after: int, opened: Sequence[str], now_s: float
+) -> list[Commanded]:
+    """See `Elsewhere.passed_on`. Drops what nobody took in time, and what is for a closed call."""
+    tx.run("DELETE FROM commands WHERE command <> 'guide' AND asked_s < ?", now_s - KEPT_S)
+    tx.run(
+        "DELETE FROM commands WHERE call IN (SELECT id FROM calls WHERE closed_at_s IS NOT NULL)"
     )
-    for row_id, *_ in found:
-        tx.run("DELETE FROM commands WHERE id = ?", row_id)
-    return [Commanded(key, command, text) for _, key, command, text in found]
+    found = tx.rows(f"{_COMMANDS} WHERE m.command = 'guide' AND m.n > ?", after)
+    for key in opened:
+        found += tx.rows(
+            f"{_COMMANDS} WHERE m.command = 'guide' AND m.n <= ?2 AND c.id = {NAMED}", key, after
+        )
+    taken = tx.rows(f"{_COMMANDS} WHERE m.command <> 'guide' AND c.replica = ?", replica)
+    for n, *_ in taken:
+        tx.run("DELETE FROM commands WHERE n = ?", n)
+    return [Commanded(key, command, text, n) for n, key, command, text in sorted(found + taken)]

@@ -103,6 +103,10 @@ def erase_caller(
         "DELETE FROM successors WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
         caller_key,
     )
+    tx.run(
+        "DELETE FROM commands WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
+        caller_key,
+    )
     tx.run("DELETE FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         row = tx.row("SELECT open_batch, hold_s FROM lanes WHERE id = ?", lane)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from sidecar.errors import CallError
 from sidecar.journal.elsewhere import Commanded
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql import batches, forgetting, reads, taking, tombstones, writes
+from sidecar.journal.sql import batches, commands, forgetting, reads, taking, tombstones, writes
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
@@ -405,19 +405,31 @@ class SqlJournal(SqlReports):
             lambda tx: reads.is_live_elsewhere(tx, key, replica=self.replica)
         )
 
-    # The other replicas, where the engine has any
+    # The other replicas
 
-    async def live_elsewhere(self) -> list[str]:
+    async def live_elsewhere(self) -> Mapping[str, str]:
         """See `Journal.live_elsewhere`."""
-        return []
+        return await self.executor.read(
+            lambda tx: commands.live_elsewhere(tx, replica=self.replica)
+        )
 
-    async def pass_on(self, commanded: Commanded) -> bool:
+    async def pass_on(self, commanded: Commanded) -> int:
         """See `Journal.pass_on`."""
-        return False
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: commands.pass_on(tx, commanded, replica=self.replica, now_s=now_s)
+        )
 
-    async def passed_on(self) -> list[Commanded]:
+    async def passed_on(self, *, after: int, opened: Sequence[str]) -> list[Commanded]:
         """See `Journal.passed_on`."""
-        return []
+        if not await self.executor.read(commands.is_any):
+            return []
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: commands.passed_on(
+                tx, replica=self.replica, after=after, opened=opened, now_s=now_s
+            )
+        )
 
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""

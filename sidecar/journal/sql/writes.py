@@ -426,6 +426,7 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
         erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
         tx.run("DELETE FROM batches WHERE call = ?", row_id)
         tx.run("DELETE FROM successors WHERE call = ?", row_id)
+        tx.run("DELETE FROM commands WHERE call = ?", row_id)
         tx.run("DELETE FROM calls WHERE id = ?", row_id)
     return erased
 

@@ -63,6 +63,16 @@ CREATE TABLE successors(
 ) WITHOUT ROWID;
 CREATE INDEX successors_of_call ON successors(call);
 
+-- Commands into live calls, for other replicas that have them: sidecar/journal/sql/commands.py.
+CREATE TABLE commands(
+  n       INTEGER PRIMARY KEY AUTOINCREMENT,
+  call    INTEGER NOT NULL REFERENCES calls(id),
+  command TEXT NOT NULL,                      -- sidecar.model.Command
+  text    TEXT NOT NULL,
+  asked_s REAL NOT NULL
+);
+CREATE INDEX commands_of_call ON commands(call);
+
 CREATE TABLE turns(
   call        INTEGER NOT NULL REFERENCES calls(id),
   n           INTEGER NOT NULL,               -- place in the log, from 1

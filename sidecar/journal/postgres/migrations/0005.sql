@@ -1,8 +1,8 @@
--- Commands into live calls, on their way to the replica that has the call: see
--- sidecar/journal/sql/commands.py.
+-- Commands into live calls, for other replicas that have them: sidecar/journal/sql/commands.py.
+-- A replica of the release before deletes calls and does not know this table.
 
 CREATE TABLE commands(
-  id      BIGSERIAL PRIMARY KEY,
+  n       BIGSERIAL PRIMARY KEY,
   call    BIGINT NOT NULL REFERENCES calls(id) ON DELETE CASCADE,
   command TEXT NOT NULL,
   text    TEXT NOT NULL,
