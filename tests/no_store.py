@@ -14,3 +14,6 @@ class NoStore:
 
     async def forget(self, agent_id: str) -> None:
         return None
+
+    async def held(self) -> set[str]:
+        return set()

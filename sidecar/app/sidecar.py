@@ -47,6 +47,7 @@ from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalError
 from sidecar.http.metrics import Gauges, Metrics
 from sidecar.http.server import Direct, listen, serving
+from sidecar.jobs.copies import ErasedCopies
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
 from sidecar.journal.port import Journal
@@ -194,7 +195,12 @@ class Sidecar:
             emit=emit,
             clock=clock,
         )
-        self._commands = CallCommands(journal, live=lambda: self.calls.live)
+        self._erased_copies = ErasedCopies(journal, self.snapshots, emit=emit, clock=clock)
+        self._commands = CallCommands(
+            journal,
+            live=lambda: self.calls.live,
+            superseded=self.vapi.calls.superseded if self.vapi else lambda _key, _text: None,
+        )
         self._admin = Admin(journal, commands=self._commands, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)
         self._intake = (
@@ -245,6 +251,8 @@ class Sidecar:
             parts.start_soon(self._deliver)
             parts.start_soon(self._supervise, "retention", self._retention.run)
             parts.start_soon(self._supervise, "commands", self._commands.run)
+            if settings.journal_url:
+                parts.start_soon(self._supervise, "copies", self._erased_copies.run)
             if self._intake is not None:
                 parts.start_soon(self._supervise, "spool", self._intake.run)
             async with serving(app, bound):

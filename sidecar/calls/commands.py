@@ -12,7 +12,7 @@ from sidecar.errors import JournalError, SeveralCalls
 from sidecar.journal.elsewhere import Commanded, Elsewhere
 from sidecar.model import Command
 
-LOOK_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 0.5
 
 
 class CallCommands:
@@ -24,11 +24,19 @@ class CallCommands:
     Args:
         journal: Of all replicas.
         live: The calls that are live at this one.
+        superseded: Called with the key of a live call, and a `supersede`'s text.
     """
 
-    def __init__(self, journal: Elsewhere, *, live: Callable[[], Sequence[LiveCall]]) -> None:
+    def __init__(
+        self,
+        journal: Elsewhere,
+        *,
+        live: Callable[[], Sequence[LiveCall]],
+        superseded: Callable[[str, str], None] = lambda _key, _text: None,
+    ) -> None:
         self._journal = journal
         self._live = live
+        self._superseded = superseded
         self._seen = 0  # every command up to this one was seen, for the calls in `_known`
         self._known: set[LiveCall] = set()
 
@@ -87,7 +95,11 @@ class CallCommands:
         for one in passed_on:
             self._seen = max(self._seen, one.n)
             found = here.get(one.call)
-            if found and one.text.strip() not in found.guidance.pieces:
+            if found is None:
+                continue
+            if one.command == "supersede":
+                self._superseded(found.key, one.text)
+            elif one.text.strip() not in found.guidance.pieces:
                 _take(found, one.command, one.text)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sidecar.model import Command
 
@@ -13,19 +13,33 @@ class Commanded:
 
     Attributes:
         call: The key of the call.
-        command: What to do.
-        text: The guidance, or the words to say; empty for a hang-up.
+        command: What to do. `supersede`: the call asked for a further reply, so that earlier ones
+            are not wanted any more.
+        text: The guidance, or the words to say; empty for a hang-up. What the further reply is to.
         n: Of several commands, that of the later one is higher; 0 for one that is not stored.
     """
 
     call: str
-    command: Command
+    command: Command | Literal["supersede"]
     text: str
     n: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Model tokens that were used.
+
+    Attributes:
+        tenants: By tenant and UTC day, a number since 1970.
+        calls: By the key of the call.
+    """
+
+    tenants: Mapping[tuple[str, int], int]
+    calls: Mapping[str, int]
+
+
 class Elsewhere(Protocol):
-    """The live calls of the other replicas on one journal; none where there is one replica.
+    """The other replicas on one journal: the calls they have, and what they use.
 
     Every method may raise `JournalError`; then nothing was stored or taken.
     """
@@ -42,11 +56,11 @@ class Elsewhere(Protocol):
         """Store a command for the other replicas.
 
         Guidance is for every replica that has the call, now or later, until the call is closed:
-        the requests of one VAPI call reach several. Words to say and a hang-up are for the one at
-        which the call is stored.
+        the requests of one VAPI call reach several. `supersede` is for every one that has it now.
+        Words to say and a hang-up are for the one at which the call is stored.
 
         Promises: `passed_on` gives it to each of them, once. Does not promise that one looks: a
-        replica may die before, and words or a hang-up that nobody took within a minute are dropped.
+        replica may die before, and all but guidance is dropped after a minute.
 
         Returns:
             Its `n`; 0 if no other replica can get it, and nothing was stored.
@@ -61,7 +75,23 @@ class Elsewhere(Protocol):
             opened: The keys of calls that this replica has only had since then.
 
         Returns:
-            New guidance for any open call, and words and hang-ups for calls of this replica. The
-            latter are taken: no further `passed_on` returns them.
+            New guidance and `supersede` for any open call, also of this replica's own, and words
+            and hang-ups for calls of this replica. These are taken: no further `passed_on` returns
+            them.
+        """
+        ...
+
+    async def replicas(self) -> int:
+        """Return how many replicas are there, with this one."""
+        ...
+
+    async def use(self, usage: Usage) -> Usage:
+        """Add to what all replicas have used, also before a restart.
+
+        Args:
+            usage: By this replica since it was added last; below 0: reserved, and not used.
+
+        Returns:
+            The totals of the same tenants and days, and of those calls that are stored.
         """
         ...

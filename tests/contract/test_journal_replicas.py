@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from sidecar.errors import CallError, HeardElsewhere, TakenOver
-from sidecar.journal.elsewhere import Commanded
+from sidecar.journal.elsewhere import Commanded, Usage
 from sidecar.journal.policy import GOES_ON_S, PostPolicy
 from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sql import SqlJournal
@@ -590,13 +590,42 @@ class TestElsewhere:
         assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
         assert await fleet.first.pass_on(pieces[0]) == 0
 
+    async def test_who_asks_first_does_what_is_done_once(self, fleet: Fleet) -> None:
+        """A name is given to one replica; the others get its answer, until it is not known."""
+        await said(fleet)
+        until_s = fleet.clock() + 10.0
+        assert await fleet.first.first("tool/1", call=CALL.key, until_s=until_s) is None
+        assert await fleet.first.first("delivery/1", until_s=until_s) is None
+        for replica in (fleet.first, fleet.second):
+            assert await replica.first("tool/1", call=CALL.key, until_s=until_s) == ""
+        await fleet.first.answer("tool/1", "yes")
+        assert await fleet.second.first("tool/1", call=CALL.key, until_s=until_s) == "yes"
+        fleet.clock.now_s += 10.5
+        assert await fleet.second.first("tool/1", call=CALL.key, until_s=until_s) is None
+
+    async def test_what_each_has_used_is_counted_for_all(self, fleet: Fleet) -> None:
+        """Tokens of a tenant's day and of a call add up over replicas; unstored calls count not."""
+        await said(fleet)
+        assert await fleet.second.replicas() == 2
+        used = Usage({("acme", 20_000): 10, ("zen", 20_000): 1}, {CALL.key: 7, "acme/none": 9})
+        assert await fleet.first.use(used) == replace(used, calls={CALL.key: 7})
+        more = Usage({("acme", 20_000): 5}, {CALL.key: -2})
+        assert await fleet.second.use(more) == Usage({("acme", 20_000): 15}, {CALL.key: 5})
+        await fleet.second.use(Usage({("acme", 20_010): 0}, {}))
+        days = await fleet.first.executor.read(lambda tx: tx.rows("SELECT tenant, day FROM spent"))
+        assert days == [("acme", 20_010)]
+        await fleet.end(fleet.first)
+        assert await fleet.second.replicas() == 1
+
     async def test_nothing_of_a_forgotten_caller_is_left_in_them(self, fleet: Fleet) -> None:
-        """Who forgets a caller forgets what others were asked to say to them."""
+        """Who forgets a caller forgets what was asked for their calls and answered in them."""
         await said(fleet)
         await fleet.second.pass_on(Commanded(CALL.key, "guide", "x"))
+        await fleet.second.first("tool/1", call=CALL.key, until_s=fleet.clock() + 10.0)
+        await fleet.second.answer("tool/1", "yes")
         (batch,) = await fleet.claim(fleet.first)
         await fleet.first.settle(batch, now_s=fleet.clock())
         await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
         await fleet.first.erase_caller("k1", now_s=fleet.clock())
-        left = await fleet.first.executor.read(lambda tx: tx.rows("SELECT text FROM commands"))
-        assert left == []
+        for sql in ("SELECT text FROM commands", "SELECT answer FROM once"):
+            assert await fleet.first.executor.read(lambda tx, sql=sql: tx.rows(sql)) == []

@@ -524,8 +524,12 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        execute(older, "DROP TABLE commands; DROP TABLE successors; DROP INDEX calls_of_room")
-        for column in ("room", "lost_s", "opened_by"):
+        execute(
+            older,
+            "DROP TABLE once; DROP TABLE spent; DROP TABLE commands;"
+            "DROP TABLE successors; DROP INDEX calls_of_room",
+        )
+        for column in ("room", "lost_s", "opened_by", "tokens"):
             execute(older, f"ALTER TABLE calls DROP COLUMN {column}")
         if version <= 5:
             execute(older, "DROP TABLE replicas")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from sidecar.journal.postgres.reports import reports_of_database
 from tests.chaos.lettas import StandIn
 from tests.e2e.test_cli import Cli
 from tests.e2e.test_link_server import CANARY, worker
-from tests.e2e.test_vapi import ask, body
+from tests.e2e.test_vapi import SYSTEM, ask, body, spoken
 from tests.fault_proxy import FaultProxy
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import SidecarProcess, eventually
@@ -191,6 +192,20 @@ def test_guidance_is_in_the_prompts_of_every_replica(fleet: Fleet) -> None:
 
     assert guided(fleet.first)
     eventually(lambda: guided(fleet.second))
+
+
+def test_a_newer_request_at_another_replica_ends_an_older_one(fleet: Fleet) -> None:
+    """When a caller goes on speaking, the reply that another replica waits for is given up."""
+    said = {"role": "user", "content": "Hello"}
+    further = [SYSTEM, said, {"role": "assistant", "content": "Yes?"}, said | {"content": "Wait"}]
+    with ThreadPoolExecutor(2) as callers:
+        fleet.model.faults(hang=True)
+        older = callers.submit(ask, fleet.first, body("Hello", call_id="v1"), key=KEY)
+        eventually(lambda: len(fleet.model.prompts()) == 1)
+        newer = callers.submit(ask, fleet.second, body(call_id="v1", messages=further), key=KEY)
+        assert older.result(20) == (200, b"data: [DONE]\n\n")
+        fleet.model.faults(hang=False)
+        assert spoken(newer.result(20)[1])
 
 
 def test_the_owner_sees_who_writes(fleet: Fleet) -> None:

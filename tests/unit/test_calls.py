@@ -74,6 +74,9 @@ class Store:
     async def forget(self, agent_id: str) -> None:
         self.copies.pop(agent_id, None)
 
+    async def held(self) -> set[str]:
+        return set(self.copies)
+
 
 class Ear:
     """A channel's listener: remembers what it heard."""

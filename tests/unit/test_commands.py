@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.calls.commands import CallCommands
 from sidecar.errors import JournalError, SeveralCalls
+from sidecar.journal.elsewhere import Commanded
 from tests.unit.test_calls import CallsBench, Ear
 from tests.unit.test_successors import Fleet
 
@@ -21,7 +22,12 @@ class Replica:
 
     def __init__(self, bench: CallsBench) -> None:
         self.calls = bench
-        self.commands = CallCommands(bench.journal, live=lambda: bench.calls.live)
+        self.superseded: list[tuple[str, str]] = []
+        self.commands = CallCommands(
+            bench.journal,
+            live=lambda: bench.calls.live,
+            superseded=lambda key, text: self.superseded.append((key, text)),
+        )
         self.give = self.commands.give
         self.look = self.commands.look
 
@@ -120,5 +126,24 @@ def test_a_call_here_is_guided_while_the_journal_fails() -> None:
         assert ear.asked == [("guide", "Be brief.")]
         with pytest.raises(JournalError):
             await here.give("c2", "guide", "Be brief.")
+
+    fleet(body)
+
+
+def test_a_further_reply_is_known_at_other_replicas_that_have_the_call() -> None:
+    """What supersedes a reply reaches each replica that has the call, once, and no later one."""
+
+    async def body(here: Replica, there: Replica) -> None:
+        await here.opened("c1")
+        await there.opened("c2")
+        key = here.calls.calls.live[0].key
+        assert await here.calls.journal.pass_on(Commanded(key, "supersede", "2 x"))
+        for _ in range(2):
+            await here.look()
+            await there.look()
+        assert here.superseded == [(key, "2 x")]
+        await there.opened("c1")
+        await there.look()
+        assert there.superseded == []
 
     fleet(body)

@@ -7,6 +7,7 @@ Nothing that is streamed is stored. `take` stores the turns that a history shows
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import anyio
 
@@ -23,11 +24,14 @@ from sidecar.channels.vapi.history import (
     slot_of,
     with_words,
 )
+from sidecar.channels.vapi.limits import Spent
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.channels.vapi.written import WrittenReplies
 from sidecar.errors import CallError, TakenOver
+from sidecar.journal.elsewhere import Elsewhere
+from sidecar.journal.once import Once
 from sidecar.journal.record import Record
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
@@ -41,6 +45,10 @@ _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 _SAYS_ON_CHARS = 2_000
 """How much of the caller's last words is compared with newer ones, to see whether they go on."""
+
+
+class CallJournal(Record, Elsewhere, Once, Protocol):
+    """What a call needs of the journal."""
 
 
 class VapiCall:
@@ -61,7 +69,7 @@ class VapiCall:
         disputed: Bodies named different callers: no memory is sent any more.
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
-        tokens: Model tokens used so far.
+        spent: Model tokens used so far.
         tool_runs: By VAPI's id.
         written: Its replies as they were written.
         last_s: Unix time of the last body.
@@ -75,7 +83,7 @@ class VapiCall:
 
     def __init__(
         self,
-        journal: Record,
+        journal: CallJournal,
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],
@@ -86,8 +94,8 @@ class VapiCall:
         self.names = Names()
         self.disputed = False
         self.control_url = ""
-        self.tokens = 0
-        self.tool_runs = ToolRuns()
+        self.spent = Spent()
+        self.tool_runs = ToolRuns(journal, clock=clock)
         self.written = WrittenReplies()
         self.last_s = clock()
         self.ended_s: float | None = None

@@ -30,7 +30,7 @@ def live_elsewhere(tx: Transaction, *, replica: str) -> dict[str, str]:
 def pass_on(tx: Transaction, commanded: Commanded, *, replica: str, now_s: float) -> int:
     """See `Elsewhere.pass_on`."""
     (call,) = tx.rows(f"SELECT {NAMED}", commanded.call)[0]
-    if commanded.command == "guide":
+    if commanded.command in {"guide", "supersede"}:
         there = tx.row(f"SELECT 1 FROM calls c WHERE {_OPEN} AND c.id = ?", call)  # noqa: S608
     else:
         sql = f"SELECT 1 FROM calls c WHERE {_LIVE_ELSEWHERE} AND c.id = ?"  # noqa: S608 - constants
@@ -47,25 +47,35 @@ def pass_on(tx: Transaction, commanded: Commanded, *, replica: str, now_s: float
     return int(rows[0][0])
 
 
-def is_any(tx: Transaction) -> bool:
-    """Whether any command is stored."""
-    return tx.row("SELECT 1 FROM commands LIMIT 1") is not None
-
-
-def passed_on(
-    tx: Transaction, *, replica: str, after: int, opened: Sequence[str], now_s: float
-) -> list[Commanded]:
-    """See `Elsewhere.passed_on`. Drops what nobody took in time, and what is for a closed call."""
-    tx.run("DELETE FROM commands WHERE command <> 'guide' AND asked_s < ?", now_s - KEPT_S)
-    tx.run(
-        "DELETE FROM commands WHERE call IN (SELECT id FROM calls WHERE closed_at_s IS NOT NULL)"
-    )
-    found = tx.rows(f"{_COMMANDS} WHERE m.command = 'guide' AND m.n > ?", after)
+def for_all(tx: Transaction, *, after: int, opened: Sequence[str]) -> list[Commanded]:
+    """Return the part of `Elsewhere.passed_on` that is not taken."""
+    if tx.row("SELECT 1 FROM commands LIMIT 1") is None:
+        return []
+    found = tx.rows(f"{_COMMANDS} WHERE m.command IN ('guide', 'supersede') AND m.n > ?", after)
     for key in opened:
         found += tx.rows(
             f"{_COMMANDS} WHERE m.command = 'guide' AND m.n <= ?2 AND c.id = {NAMED}", key, after
         )
-    taken = tx.rows(f"{_COMMANDS} WHERE m.command <> 'guide' AND c.replica = ?", replica)
+    return [Commanded(key, command, text, n) for n, key, command, text in found]
+
+
+def is_any_due(tx: Transaction, *, replica: str, now_s: float) -> bool:
+    """Whether `take` would change anything."""
+    sql = (
+        "SELECT 1 FROM commands m JOIN calls c ON c.id = m.call WHERE c.closed_at_s IS NOT NULL"
+        " OR (m.command <> 'guide' AND m.asked_s < ?)"
+        " OR (m.command IN ('say', 'hang-up') AND c.replica = ?) LIMIT 1"
+    )
+    return tx.row(sql, now_s - KEPT_S, replica) is not None
+
+
+def take(tx: Transaction, *, replica: str, now_s: float) -> list[Commanded]:
+    """Take the words and hang-ups for calls of a replica; drop what is too late for any."""
+    tx.run("DELETE FROM commands WHERE command <> 'guide' AND asked_s < ?", now_s - KEPT_S)
+    tx.run(
+        "DELETE FROM commands WHERE call IN (SELECT id FROM calls WHERE closed_at_s IS NOT NULL)"
+    )
+    taken = tx.rows(f"{_COMMANDS} WHERE m.command IN ('say', 'hang-up') AND c.replica = ?", replica)
     for n, *_ in taken:
         tx.run("DELETE FROM commands WHERE n = ?", n)
-    return [Commanded(key, command, text, n) for n, key, command, text in sorted(found + taken)]
+    return [Commanded(key, command, text, n) for n, key, command, text in taken]
