@@ -15,5 +15,5 @@ class NoStore:
     async def forget(self, agent_id: str) -> None:
         return None
 
-    async def held(self) -> set[str]:
+    async def agent_ids(self) -> set[str]:
         return set()

@@ -14,10 +14,10 @@ _LATE_S: Final = 120.0
 """Longest that an erasure takes to be seen, and a read under way to bring a copy back."""
 
 
-class HeldCopies(Protocol):
+class AgentCopies(Protocol):
     """The copies of agents' memory that this replica has."""
 
-    async def held(self) -> set[str]:
+    async def agent_ids(self) -> set[str]:
         """Return the ids of their agents."""
         ...
 
@@ -41,7 +41,7 @@ class ErasedCopies:
     """
 
     def __init__(
-        self, journal: Erasure, copies: HeldCopies, *, emit: Emit, clock: Callable[[], float]
+        self, journal: Erasure, copies: AgentCopies, *, emit: Emit, clock: Callable[[], float]
     ) -> None:
         self._journal = journal
         self._copies = copies
@@ -72,7 +72,7 @@ class ErasedCopies:
         if not await self._journal.is_any_erased(since_s=since_s):
             return
         for agent_id in await self._journal.erased_agents(
-            await self._copies.held(), since_s=since_s
+            await self._copies.agent_ids(), since_s=since_s
         ):
             await self._copies.forget(agent_id)
             self._emit(telemetry.copy_erased, agent=agent_id)

@@ -90,11 +90,11 @@ class Erasure(Transcripts, Protocol):
         """Whether a caller was erased since a Unix time, by any replica."""
         ...
 
-    async def erased_agents(self, held: Collection[str], *, since_s: float) -> set[str]:
+    async def erased_agents(self, agent_ids: Collection[str], *, since_s: float) -> set[str]:
         """Return which agents were erased with their callers since a Unix time, by any replica.
 
         Args:
-            held: Ids of the agents to ask about.
+            agent_ids: Ids of the agents to ask about.
             since_s: Unix time. What `erase_settled` has dropped is not known any more.
         """
         ...

@@ -17,7 +17,11 @@ from sidecar.journal.record import Record
 from sidecar.journal.reports import Reports
 
 
-class Journal(Record, Outbox, DeadLetters, Reports, Erasure, Elsewhere, Once, Protocol):
+class OfAllReplicas(Record, Elsewhere, Once, Protocol):
+    """For a channel whose calls may be at several replicas at once."""
+
+
+class Journal(OfAllReplicas, Outbox, DeadLetters, Reports, Erasure, Protocol):
     """Every port, implemented by one engine; for code that opens a journal and passes it on."""
 
     @property

@@ -38,7 +38,7 @@ class SnapshotStore(Protocol):
         """Erase the copy of an agent; a missing one is no error."""
         ...
 
-    async def held(self) -> set[str]:
+    async def agent_ids(self) -> set[str]:
         """Return the ids of all agents that have a copy. Reads every copy."""
         ...
 
@@ -67,9 +67,9 @@ class DirectoryStore:
         """As `SnapshotStore.forget`."""
         await anyio.to_thread.run_sync(partial(self._forget, agent_id))
 
-    async def held(self) -> set[str]:
-        """As `SnapshotStore.held`."""
-        return await anyio.to_thread.run_sync(self._held)
+    async def agent_ids(self) -> set[str]:
+        """As `SnapshotStore.agent_ids`."""
+        return await anyio.to_thread.run_sync(self._agent_ids)
 
     def _path(self, agent_id: str) -> Path:
         # Hashed: an agent id comes from a server and must not choose the path.
@@ -85,12 +85,12 @@ class DirectoryStore:
             return None
         return Snapshot.of(agent_id, copy.blocks, read_at_s=copy.read_at_s)
 
-    def _held(self) -> set[str]:
-        held = set[str]()
+    def _agent_ids(self) -> set[str]:
+        agent_ids = set[str]()
         for path in self._directory.glob("*.json"):
             with suppress(OSError, *MALFORMED):
-                held.add(msgspec.json.decode(path.read_bytes(), type=_Copy).agent_id)
-        return held
+                agent_ids.add(msgspec.json.decode(path.read_bytes(), type=_Copy).agent_id)
+        return agent_ids
 
     def _save(self, snapshot: Snapshot) -> None:
         make_directory(self._directory)

@@ -67,7 +67,7 @@ def bytes_below(directory: Path) -> bytes:
     return b"".join(file.read_bytes() for file in directory.iterdir())
 
 
-async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> None:
+async def test_what_is_agent_ids_of_a_caller_is_told_in_full(journal: Journal) -> None:
     """A caller's calls, turns, undelivered turns, agents and conversations are all counted."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await had(journal, "two", ref=SHARED, caller_key="k1")
@@ -192,7 +192,7 @@ async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: 
 async def test_last_words_from_before_an_erasure_are_not_stored(
     journal: Journal, clock: Clock
 ) -> None:
-    """What a dead worker left of a call that no journal knew is the caller's too, and is refused."""
+    """What a dead worker left of a call that no journal knew is refused with its caller's."""
     await journal.erase_caller("k1", now_s=clock())
     for lost_s, caller_key, code in (
         (clock() - 1, "k1", "erased"),

@@ -74,7 +74,7 @@ class Store:
     async def forget(self, agent_id: str) -> None:
         self.copies.pop(agent_id, None)
 
-    async def held(self) -> set[str]:
+    async def agent_ids(self) -> set[str]:
         return set(self.copies)
 
 

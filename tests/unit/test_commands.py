@@ -1,4 +1,4 @@
-"""Commands into calls of any replica, in virtual time: whoever is asked, the right call takes it."""
+"""Commands into calls of any replica, in virtual time: the right call takes each, once."""
 
 from collections.abc import Awaitable, Callable
 

@@ -219,7 +219,9 @@ async def test_a_live_call_that_another_records_stops_it(bench: ForgettingBench)
     assert (await bench.journal.counts()).turns == 1
 
 
-async def test_a_held_file_that_names_its_caller_later_stops_it(bench: ForgettingBench) -> None:
+async def test_a_agent_ids_file_that_names_its_caller_later_stops_it(
+    bench: ForgettingBench,
+) -> None:
     """A held spool file belongs to the caller whom it names later, and stops the erasure."""
     file = bench.spooled("later", "", SECRET)
     file.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
@@ -353,7 +355,7 @@ async def test_the_copies_of_other_replicas_go_too(bench: ForgettingBench, tmp_p
     clock = Clock()
     elsewhere = ErasedCopies(bench.journal, there, emit=lambda _event, **_fields: None, clock=clock)
     await elsewhere.erase(since_s=0.0)
-    assert await there.held() == {agent_id, "agent-of-another"}
+    assert await there.agent_ids() == {agent_id, "agent-of-another"}
     await bench.forgetting.forget("acme", KEY)
     await elsewhere.erase(since_s=clock())
-    assert await there.held() == {"agent-of-another"}
+    assert await there.agent_ids() == {"agent-of-another"}

@@ -161,7 +161,7 @@ async def test_a_repeatable_tool_asks_no_other_replica() -> None:
         raise JournalError("the disk is gone", hint="")
 
     for journal in replicas.journals:
-        journal.first = fails  # type: ignore[method-assign]
+        journal.first = fails
     reads = replace(slow.tool, repeatable=True)
     assert [(await replicas.ask(which, reads)).text for which in (0, 1)] == ["answer 1", "answer 2"]
     assert await replicas.ask(0, slow.tool, "two") == Answered(FAILED, failed=True)

@@ -316,7 +316,10 @@ class TestSuperseded:
         ("slot", "words", "cancelled"),
         [(2, "hello", False), (2, "hello there", True), (3, "hello", True), (1, "hi", False)],
     )
-    def test_a_reply_that_was_begun_elsewhere(self, slot: int, words: str, cancelled: bool) -> None:
+    @pytest.mark.anyio
+    async def test_a_reply_that_was_begun_elsewhere(
+        self, slot: int, words: str, cancelled: bool
+    ) -> None:
         """A reply to later or other words supersedes, at every replica; a repeat does not."""
         here, there = WrittenReplies(), WrittenReplies()
         scope = anyio.CancelScope()

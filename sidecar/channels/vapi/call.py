@@ -7,7 +7,6 @@ Nothing that is streamed is stored. `take` stores the turns that a history shows
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import anyio
 
@@ -30,9 +29,7 @@ from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.channels.vapi.written import WrittenReplies
 from sidecar.errors import CallError, TakenOver
-from sidecar.journal.elsewhere import Elsewhere
-from sidecar.journal.once import Once
-from sidecar.journal.record import Record
+from sidecar.journal.port import OfAllReplicas
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -45,10 +42,6 @@ _RECORDED_AT_ONCE = 200
 """Each turn that is recorded costs the loop about a twentieth of a millisecond."""
 _SAYS_ON_CHARS = 2_000
 """How much of the caller's last words is compared with newer ones, to see whether they go on."""
-
-
-class CallJournal(Record, Elsewhere, Once, Protocol):
-    """What a call needs of the journal."""
 
 
 class VapiCall:
@@ -83,7 +76,7 @@ class VapiCall:
 
     def __init__(
         self,
-        journal: CallJournal,
+        journal: OfAllReplicas,
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],

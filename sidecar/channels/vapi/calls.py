@@ -13,13 +13,14 @@ from sidecar import telemetry
 from sidecar.access.callers import Resolution
 from sidecar.calls import Calls
 from sidecar.channels.vapi.bodies import About
-from sidecar.channels.vapi.call import CallJournal, VapiCall
+from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.channels.vapi.history import Stretch
 from sidecar.channels.vapi.limits import Spent
 from sidecar.errors import CallError, JournalError
 from sidecar.journal.elsewhere import Commanded
+from sidecar.journal.port import OfAllReplicas
 from sidecar.model import CallerHints, Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -111,7 +112,7 @@ class VapiCalls:
     def __init__(
         self,
         calls: Calls,
-        journal: CallJournal,
+        journal: OfAllReplicas,
         control: Control,
         *,
         waits: Waits,
@@ -369,7 +370,7 @@ class VapiCalls:
         return ToolRuns(self._journal, clock=self._clock)
 
     def spent(self) -> dict[str, Spent]:
-        """Return the model tokens that each stored live call has used, by the key it is stored by."""
+        """Return the model tokens that each stored live call has used, by its stored key."""
         return {call.live.call.key: call.spent for call in self._live.values() if call.live.stored}
 
     async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:

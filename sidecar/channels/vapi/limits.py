@@ -59,7 +59,7 @@ class Spent:
         self.unshared += tokens
 
     def take_unshared(self) -> int:
-        """Return what is to be shared; `share` or `keep` follows."""
+        """Return what is to be shared; `share` or `put_back` follows."""
         taken, self.unshared = self.unshared, 0
         return taken
 
@@ -67,7 +67,7 @@ class Spent:
         """What was taken is in this total of all replicas."""
         self.tokens = total + self.unshared
 
-    def keep(self, taken: int) -> None:
+    def put_back(self, taken: int) -> None:
         """What was taken could not be shared."""
         self.unshared += taken
 

@@ -47,7 +47,7 @@ class SharedLimits:
         self._of_calls = of_calls
 
     async def run(self) -> None:
-        """Share until cancelled. While the journal fails, what was used is kept, and shared later."""
+        """Share until cancelled. What could not be shared is shared later."""
         while True:
             with suppress(JournalError):  # the calls' own turns fail as well, and say so
                 await self.share()
@@ -80,7 +80,7 @@ class SharedLimits:
         finally:
             if not shared:
                 for spent, tokens in taken:
-                    spent.keep(tokens)
+                    spent.put_back(tokens)
         for name, spent in tenants.items():
             spent.share(totals.tenants[name])
         for key, total in totals.calls.items():

@@ -261,9 +261,9 @@ class SqlJournal(SqlReports):
         """See `Journal.is_any_erased`."""
         return await self.executor.read(lambda tx: tombstones.is_any_since(tx, since_s))
 
-    async def erased_agents(self, held: Collection[str], *, since_s: float) -> set[str]:
+    async def erased_agents(self, agent_ids: Collection[str], *, since_s: float) -> set[str]:
         """See `Journal.erased_agents`."""
-        seals = {tombstones.seal_of_agent(self._secret, agent): agent for agent in held}
+        seals = {tombstones.seal_of_agent(self._secret, agent): agent for agent in agent_ids}
         erased = await self.executor.read(
             lambda tx: tombstones.of_these(tx, seals, since_s=since_s)
         )

@@ -6,7 +6,7 @@ from sidecar.journal.elsewhere import Usage
 from sidecar.journal.sql.reads import NAMED
 from sidecar.journal.sql.transaction import Transaction
 
-KEPT_DAYS: Final = 3
+LASTS_DAYS: Final = 3
 
 
 def use(tx: Transaction, usage: Usage) -> Usage:
@@ -22,7 +22,7 @@ def use(tx: Transaction, usage: Usage) -> Usage:
         )
         tenants[tenant, day] = int(rows[0][0])
     if tenants:
-        tx.run("DELETE FROM spent WHERE day < ?", max(day for _, day in tenants) - KEPT_DAYS)
+        tx.run("DELETE FROM spent WHERE day < ?", max(day for _, day in tenants) - LASTS_DAYS)
     calls = dict[str, int]()
     for key, tokens in usage.calls.items():
         rows = tx.rows(
