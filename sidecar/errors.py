@@ -269,3 +269,7 @@ class LlmError(SidecarError):
 
 class PromptTooLong(LlmError):
     """The language model takes no request of this length, however often it is asked."""
+
+
+class SeveralCalls(SidecarError):
+    """A name fits several calls; the hint names them."""

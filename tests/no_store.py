@@ -14,3 +14,6 @@ class NoStore:
 
     async def forget(self, agent_id: str) -> None:
         return None
+
+    async def agent_ids(self) -> set[str]:
+        return set()

@@ -1,8 +1,9 @@
-"""Remembers which signed deliveries came before, also across restarts.
+"""Remembers which signed deliveries came before, also across restarts and at other replicas.
 
 A signature is valid for as long as its time is near ours (`door.REPLAY_WINDOW_S`), so nothing is
 remembered for longer. A delivery whose answer may hold memory is written to disk before the answer
-is sent: to a file of records, each the time of the delivery and a digest of its signature.
+is sent: to a file of records, each the time of the delivery and a digest of its signature. Replicas
+tell one another by the journal.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from sidecar import telemetry
+from sidecar.errors import JournalError
 from sidecar.private import write_whole
 from sidecar.telemetry import Emit
 
@@ -38,6 +40,8 @@ class Deliveries:
         wall: Unix time as the machine has it now.
         clock: Seconds that never jump.
         path: File that keeps them over a restart; None: they are not kept.
+        is_first: Takes a name, and the Unix time until which it is known; returns whether no
+            replica took it before. May raise `JournalError`. None where there are no replicas.
         emit: Where events go.
     """
 
@@ -48,12 +52,14 @@ class Deliveries:
         wall: Callable[[], float],
         clock: Callable[[], float],
         path: Path | None,
+        is_first: Callable[[str, float], Awaitable[bool]] | None = None,
         emit: Emit,
     ) -> None:
         self._window_s = window_s
         self._wall = wall
         self._clock = clock
         self._path = path
+        self._is_first = is_first
         self._emit = emit
         self._seen: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
         self._saved: OrderedDict[bytes, float] = OrderedDict()
@@ -86,26 +92,43 @@ class Deliveries:
             self._seen.popitem(last=False)
         return again
 
-    async def save(self, signature: bytes, stamp_s: float) -> None:
-        """Write a delivery to disk; if that fails or takes longer than `SAVE_S`, only report it."""
-        if self._path is None:
-            return
-        self._waiting.append((stamp_s, _name(signature)))
+    async def save(self, signature: bytes, stamp_s: float) -> bool:
+        """Store a delivery; if that fails or takes longer than `SAVE_S`, only report it.
+
+        Returns:
+            False: it came before, at another replica.
+        """
+        name = _name(signature)
         error = "no answer in time"
         with anyio.move_on_after(SAVE_S):
-            async with self._turn:  # one write takes all that came during the previous one
-                records, self._waiting = self._waiting, []
-                if not records:
-                    return
-                try:
-                    await anyio.to_thread.run_sync(
-                        partial(self._append, self._path, records), abandon_on_cancel=True
-                    )
-                except OSError as failure:
-                    error = failure.strerror or type(failure).__name__
-                else:
-                    return
+            try:
+                until_s = max(stamp_s, self._wall()) + self._window_s
+                if self._is_first and not await self._is_first(f"delivery/{name.hex()}", until_s):
+                    return False
+                await self._write(name, stamp_s)
+            except (OSError, JournalError) as failure:
+                error = getattr(failure, "strerror", None) or type(failure).__name__
+            else:
+                return True
         self._emit(telemetry.deliveries_not_kept, error=error)
+        return True
+
+    async def _write(self, name: bytes, stamp_s: float) -> None:
+        """Write a delivery to disk.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if self._path is None:
+            return
+        self._waiting.append((stamp_s, name))
+        async with self._turn:  # one write takes all that came during the previous one
+            records, self._waiting = self._waiting, []
+            if not records:
+                return
+            await anyio.to_thread.run_sync(
+                partial(self._append, self._path, records), abandon_on_cancel=True
+            )
 
     def _is_good(self, stamp_s: float) -> bool:
         return self._wall() - stamp_s <= self._window_s

@@ -119,10 +119,15 @@ class Door:
             return None
         return Admitted(tenant, self._deliveries.was_here(given, stamp_s), given, stamp_s)
 
-    async def save(self, admitted: Admitted) -> None:
-        """Write a signed delivery to disk, so that it is known after a restart; ignore others."""
-        if admitted.signature:
-            await self._deliveries.save(admitted.signature, admitted.stamp_s)
+    async def save(self, admitted: Admitted) -> bool:
+        """Store a signed delivery, so that it is known after a restart; ignore others.
+
+        Returns:
+            False: it came before, at another replica.
+        """
+        if not admitted.signature:
+            return True
+        return await self._deliveries.save(admitted.signature, admitted.stamp_s)
 
 
 def _signature_bytes(signature: str) -> bytes:

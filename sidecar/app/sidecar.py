@@ -35,6 +35,7 @@ from sidecar.app.routes import routes
 from sidecar.app.vapi import build_vapi
 from sidecar.breaker import backoff_s
 from sidecar.calls import CallPolicy, Calls
+from sidecar.calls.commands import CallCommands
 from sidecar.channels.admin import Admin, Forget
 from sidecar.channels.console.routes import Console
 from sidecar.channels.console.session import Parts
@@ -46,6 +47,7 @@ from sidecar.delivery.relay import Relay
 from sidecar.errors import JournalError
 from sidecar.http.metrics import Gauges, Metrics
 from sidecar.http.server import Direct, listen, serving
+from sidecar.jobs.copies import ErasedCopies
 from sidecar.jobs.intake import SpoolIntake
 from sidecar.jobs.retention import Retention
 from sidecar.journal.port import Journal
@@ -193,7 +195,13 @@ class Sidecar:
             emit=emit,
             clock=clock,
         )
-        self._admin = Admin(journal, live=lambda: self.calls.live, forget=self._forget, clock=clock)
+        self._erased_copies = ErasedCopies(journal, self.snapshots, emit=emit, clock=clock)
+        self._commands = CallCommands(
+            journal,
+            live=lambda: self.calls.live,
+            superseded=self.vapi.calls.superseded if self.vapi else lambda _key, _text: None,
+        )
+        self._admin = Admin(journal, commands=self._commands, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)
         self._intake = (
             SpoolIntake(self.calls, settings.spool.expanduser(), tenant=tenant, emit=emit)
@@ -242,6 +250,9 @@ class Sidecar:
                 parts.start_soon(self._supervise, "app server", self.found.run_server)
             parts.start_soon(self._deliver)
             parts.start_soon(self._supervise, "retention", self._retention.run)
+            parts.start_soon(self._supervise, "commands", self._commands.run)
+            if settings.journal_url:
+                parts.start_soon(self._supervise, "copies", self._erased_copies.run)
             if self._intake is not None:
                 parts.start_soon(self._supervise, "spool", self._intake.run)
             async with serving(app, bound):

@@ -14,14 +14,15 @@ from sidecar.channels.vapi.bodies import Object
 from sidecar.channels.vapi.calls import Ends, VapiCalls
 from sidecar.channels.vapi.completions import FALLBACK_TEXT, Completions, Policy
 from sidecar.channels.vapi.control import Control
-from sidecar.channels.vapi.limits import Budget, RateCap
+from sidecar.channels.vapi.limits import Budget, RateCap, Spent
 from sidecar.channels.vapi.routes import Vapi
+from sidecar.channels.vapi.shared_limits import SharedLimits
 from sidecar.channels.vapi.upstream import HttpUpstream, LlmUpstream, Upstream
 from sidecar.channels.vapi.webhook import Assistant, Webhook
 from sidecar.config.kinds import names_of, values_of
 from sidecar.config.settings import DEFAULT_TENANT, OPENAI_URL, Settings
 from sidecar.errors import ConfigError
-from sidecar.journal.record import Record
+from sidecar.journal.port import Journal
 from sidecar.llm.port import Llm
 from sidecar.memory.archive import Archive
 from sidecar.privacy import Redact
@@ -37,7 +38,7 @@ BURST_S = 3.0
 def build_vapi(
     settings: Settings,
     calls: Calls,
-    journal: Record,
+    journal: Journal,
     llm: Llm,
     archive: Archive,
     *,
@@ -72,11 +73,16 @@ def build_vapi(
         credentials = [Credential(DEFAULT_TENANT, opens, opens)]
     if not credentials:
         return None
+
+    async def is_first(name: str, until_s: float) -> bool:
+        return await journal.first(name, until_s=until_s) is None
+
     deliveries = Deliveries(
         window_s=REPLAY_WINDOW_S,
         wall=wall,
         clock=clock,
         path=directory / "vapi-deliveries" if directory else None,
+        is_first=is_first if settings.journal_url else None,
         emit=emit,
     )
     door = Door(credentials, wall=wall, deliveries=deliveries)
@@ -89,15 +95,24 @@ def build_vapi(
         redact=redact,
         emit=emit,
         clock=clock,
+        replicas=lambda: limits.replicas,
     )
     upstream = _upstream(settings, llm)
+    of_model, of_messages = _rate(settings), _rate(settings)
+    budget = Budget(settings.vapi_day_tokens)
+    limits = SharedLimits(
+        journal,
+        rates=(of_model, of_messages),
+        budget=budget,
+        of_calls=vapi_calls.spent if settings.vapi_call_tokens else dict[str, Spent],
+    )
     completions = Completions(
         vapi_calls,
         upstream,
         door,
         policy=_policy(settings),
-        rate=_rate(settings),
-        budget=Budget(settings.vapi_day_tokens),
+        rate=of_model,
+        budget=budget,
         emit=emit,
         clock=clock,
         wall=wall,
@@ -112,11 +127,11 @@ def build_vapi(
         ),
         tools=(recall.tool,),
         recall=recall,
-        rate=_rate(settings),
+        rate=of_messages,
         emit=emit,
         clock=clock,
     )
-    return Vapi(vapi_calls, completions, webhook, upstream)
+    return Vapi(vapi_calls, completions, webhook, upstream, limits)
 
 
 def _upstream(settings: Settings, llm: Llm) -> Upstream:

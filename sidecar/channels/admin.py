@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
@@ -20,8 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from sidecar.access.bearer import BearerTokens
 from sidecar.bearer import token_in
-from sidecar.call_names import calls_named, several
-from sidecar.calls import LiveCall
+from sidecar.calls.commands import CallCommands
 from sidecar.errors import SidecarError
 from sidecar.journal.dead_letters import DeadLetters
 from sidecar.model import Command
@@ -65,7 +64,7 @@ class Admin:
 
     Args:
         journal: The one this process owns.
-        live: The calls that are live.
+        commands: For live calls.
         forget: Reports what is held of a caller, or erases it; its result can be written as JSON.
         clock: Unix time in seconds.
     """
@@ -74,12 +73,12 @@ class Admin:
         self,
         journal: DeadLetters,
         *,
-        live: Callable[[], Sequence[LiveCall]],
+        commands: CallCommands,
         forget: Callable[[Forget], Awaitable[object]],
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._live = live
+        self._commands = commands
         self._forget = forget
         self._clock = clock
         self._token = secrets.token_urlsafe(32)
@@ -151,25 +150,7 @@ class Admin:
             return _malformed()
         if asked.command != "hang-up" and not asked.text:
             return JSONResponse({"error": "text: give the guidance, or the words to say"}, 400)
-        all_live = self._live()
-        # One that goes on with another is found by that one's name as well.
-        live_calls = {one.call.key: one for one in all_live} | {one.key: one for one in all_live}
-        found = {live_calls[name].key: name for name in calls_named(asked.call, live_calls)}
-        if not found:
-            return _outcome(done=False)
-        if len(found) > 1:
-            error = "several live calls are named so"
-            hint = f"say which: {several(tuple(found))}"
-            return JSONResponse({"error": error, "hint": hint}, 409)
-        live = live_calls[next(iter(found))]
-        match asked.command:
-            case "guide":
-                live.guide(asked.text)
-            case "say":
-                live.say(asked.text)
-            case "hang-up":
-                live.hang_up()
-        return _outcome(done=True)
+        return _outcome(done=await self._commands.give(asked.call, asked.command, asked.text))
 
     async def _forget_caller(self, request: Request) -> Response:
         asked = await _asked(request, Forget)

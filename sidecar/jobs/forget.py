@@ -158,7 +158,7 @@ class Forgetting:
         said += [text for file in spooled for text in file.texts]
         also = [file.call for file in spooled]
         self._refuse_if_busy(caller_key, stored)  # a call may have begun meanwhile
-        await self._journal.erase_caller(caller_key, also=also, now_s=self._clock())
+        await self._journal.erase_caller(caller_key, also=also, agents=agents, now_s=self._clock())
         await anyio.to_thread.run_sync(_remove, [file.path for file in spooled])
         left = await self._erase_at_letta(agents, stored)
         report = self._report(caller_key, stored, agents, spooled, done=True)

@@ -56,17 +56,26 @@ class Erasure(Transcripts, Protocol):
         """Return what the journal stores of a caller, in any state; nothing for an empty key."""
         ...
 
-    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
+    async def erase_caller(
+        self,
+        caller_key: str,
+        *,
+        also: Sequence[str] = (),
+        agents: Sequence[str] = (),
+        now_s: float,
+    ) -> int:
         """Erase every call of a caller, undelivered and dead ones too.
 
         Promises: none of the words stays in the journal or in its log. The lanes of others go on.
         The agent learnt for the caller is forgotten. The calls can't be opened again
         (`Record.open_call`) until `erase_settled` is called with a `before_s` after `now_s`; what
-        is stored for that identifies nobody.
+        is stored for that identifies nobody. Nor can what a dead worker left of any other call of
+        the caller be stored, if that worker lived no longer than until `now_s`.
 
         Args:
             caller_key: Key of the caller.
             also: Keys of other calls of the caller, which the journal need not have.
+            agents: The caller's own agents: `erased_agents` returns them.
             now_s: Unix time.
 
         Returns:
@@ -74,6 +83,19 @@ class Erasure(Transcripts, Protocol):
 
         Raises:
             CallerBusy: a call is live or a batch under way; nothing was erased.
+        """
+        ...
+
+    async def is_any_erased(self, *, since_s: float) -> bool:
+        """Whether a caller was erased since a Unix time, by any replica."""
+        ...
+
+    async def erased_agents(self, agent_ids: Collection[str], *, since_s: float) -> set[str]:
+        """Return which agents were erased with their callers since a Unix time, by any replica.
+
+        Args:
+            agent_ids: Ids of the agents to ask about.
+            since_s: Unix time. What `erase_settled` has dropped is not known any more.
         """
         ...
 

@@ -242,6 +242,10 @@ class Snapshots:
             entry.saved_version = ""
             await self._store.forget(agent_id)
 
+    async def agent_ids(self) -> set[str]:
+        """Return the ids of the agents whose memory is here or on disk."""
+        return {*self._entries, *await self._store.agent_ids()}
+
     async def _read_until_current(self, agent_id: str, entry: _Entry, refresh: Refresh) -> None:
         while True:
             try:

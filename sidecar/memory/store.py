@@ -6,6 +6,7 @@ perhaps a file beside it that the next copy of that agent overwrites.
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,10 @@ class SnapshotStore(Protocol):
         """Erase the copy of an agent; a missing one is no error."""
         ...
 
+    async def agent_ids(self) -> set[str]:
+        """Return the ids of all agents that have a copy. Reads every copy."""
+        ...
+
 
 class _Copy(msgspec.Struct):
     agent_id: str
@@ -62,6 +67,10 @@ class DirectoryStore:
         """As `SnapshotStore.forget`."""
         await anyio.to_thread.run_sync(partial(self._forget, agent_id))
 
+    async def agent_ids(self) -> set[str]:
+        """As `SnapshotStore.agent_ids`."""
+        return await anyio.to_thread.run_sync(self._agent_ids)
+
     def _path(self, agent_id: str) -> Path:
         # Hashed: an agent id comes from a server and must not choose the path.
         name = hashlib.sha256(agent_id.encode()).hexdigest()[:32]
@@ -75,6 +84,13 @@ class DirectoryStore:
         if copy.agent_id != agent_id:
             return None
         return Snapshot.of(agent_id, copy.blocks, read_at_s=copy.read_at_s)
+
+    def _agent_ids(self) -> set[str]:
+        agent_ids = set[str]()
+        for path in self._directory.glob("*.json"):
+            with suppress(OSError, *MALFORMED):
+                agent_ids.add(msgspec.json.decode(path.read_bytes(), type=_Copy).agent_id)
+        return agent_ids
 
     def _save(self, snapshot: Snapshot) -> None:
         make_directory(self._directory)

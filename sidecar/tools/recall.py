@@ -42,6 +42,7 @@ class Recall:
             },
             DEADLINE_S,
             self._run,
+            repeatable=True,
         )
 
     async def found(

@@ -12,6 +12,7 @@ from sidecar.app.journal_copy import Copied, copy_journal, place_named
 from sidecar.config.load import load
 from sidecar.config.settings import Settings
 from sidecar.errors import ConfigError, JournalError, JournalLocked, JournalRefused, NoJournal
+from sidecar.journal.elsewhere import Usage
 from sidecar.journal.sql.copying import TABLES
 from sidecar.model import AgentRef, Call, Turn
 from tests.postgres.server import PostgresServer
@@ -64,6 +65,7 @@ class CopyBench:
             await journal.settle(settled, now_s=NOW_S)
             await journal.retire(dead, error="400", now_s=NOW_S)
             await journal.erase_caller("nobody", also=["acme/erased"], now_s=NOW_S)
+            await journal.use(Usage({("acme", 20_000): 7}, {}))
 
     async def copy(
         self, source: str, target: str, *, after: Callable[[str, int], None] = lambda _t, _n: None

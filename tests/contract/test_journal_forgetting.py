@@ -67,7 +67,7 @@ def bytes_below(directory: Path) -> bytes:
     return b"".join(file.read_bytes() for file in directory.iterdir())
 
 
-async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> None:
+async def test_what_is_agent_ids_of_a_caller_is_told_in_full(journal: Journal) -> None:
     """A caller's calls, turns, undelivered turns, agents and conversations are all counted."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await had(journal, "two", ref=SHARED, caller_key="k1")
@@ -187,6 +187,39 @@ async def test_what_was_erased_can_not_be_opened_again(journal: Journal, clock: 
     assert await journal.stored_of_caller("k1") == NOTHING
     assert await refused(journal, "new") == ""
     assert (await journal.stored_of_caller("k1")).calls == ("acme/new",)
+
+
+async def test_last_words_from_before_an_erasure_are_not_stored(
+    journal: Journal, clock: Clock
+) -> None:
+    """What a dead worker left of a call that no journal knew is refused with its caller's."""
+    await journal.erase_caller("k1", now_s=clock())
+    for lost_s, caller_key, code in (
+        (clock() - 1, "k1", "erased"),
+        (clock() - 1, "k2", ""),
+        (clock() + 1, "k1", ""),
+    ):
+        call = Call(f"acme/{lost_s}-{caller_key}", OWN, "livekit", caller_key, 1.0)
+        try:
+            await journal.open_call(call, lost_s=lost_s)
+            refusal = ""
+        except CallError as error:
+            refusal = error.code
+        assert refusal == code
+
+
+async def test_an_erased_agent_is_known_by_who_has_a_copy(journal: Journal, clock: Clock) -> None:
+    """Of the agents that somebody holds, those erased since are returned, and nobody else's."""
+    began_s = clock()
+    await journal.erase_caller("k1", agents=["agent-1"], now_s=began_s)
+    clock.now_s += 10
+    assert not await journal.is_any_erased(since_s=clock())
+    await journal.erase_caller("k2", agents=["agent-2", "agent-3"], now_s=clock())
+    assert await journal.is_any_erased(since_s=clock())
+    held = {"agent-1", "agent-2", "agent-9"}
+    assert await journal.erased_agents(held, since_s=clock()) == {"agent-2"}
+    assert await journal.erased_agents(held, since_s=began_s) == {"agent-1", "agent-2"}
+    assert await journal.erased_agents([], since_s=began_s) == set()
 
 
 async def test_a_tombstone_goes_with_the_transcripts_of_its_age(

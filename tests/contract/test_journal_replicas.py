@@ -4,10 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sidecar.errors import CallError, HeardElsewhere, TakenOver
+from sidecar.journal.elsewhere import Commanded, Usage
 from sidecar.journal.policy import GOES_ON_S, PostPolicy
 from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.sql import SqlJournal
@@ -539,3 +541,91 @@ class TestSuccessors:
         await fleet.first.erase_settled(before_s=NOW_S + 1)
         assert await fleet.first.call(NEXT.key) is None
         assert (await fleet.first.open_call(NEXT)).key == NEXT.key
+
+
+class TestElsewhere:
+    """Commands reach the replicas that have the call."""
+
+    async def test_each_sees_the_calls_of_the_others_that_are_there(self, fleet: Fleet) -> None:
+        """The live calls of other replicas are found by their keys, until the replica is gone."""
+        await said(fleet)
+        assert await fleet.second.live_elsewhere() == {CALL.key: CALL.key}
+        assert await fleet.first.live_elsewhere() == {}
+        await fleet.end(fleet.first)
+        assert await fleet.second.live_elsewhere() == {}
+
+    @pytest.mark.parametrize("command", ["say", "hang-up"])
+    async def test_words_and_a_hang_up_are_taken_once(
+        self, fleet: Fleet, command: Literal["say", "hang-up"]
+    ) -> None:
+        """They are for the replica that stores the call alone, and for one look of it."""
+        await said(fleet)
+        asked = Commanded(CALL.key, command, "x")
+        assert await fleet.first.pass_on(asked) == 0, "nobody else has it"
+        n = await fleet.second.pass_on(asked)
+        assert await fleet.second.passed_on(after=0, opened=[CALL.key]) == []
+        assert await fleet.first.passed_on(after=0, opened=[]) == [replace(asked, n=n)]
+        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+
+    async def test_words_that_nobody_takes_are_dropped(self, fleet: Fleet) -> None:
+        """What a replica did not take within a minute is not said any more."""
+        await said(fleet)
+        await fleet.second.pass_on(Commanded(CALL.key, "say", "x"))
+        fleet.clock.now_s += 61.0
+        assert await fleet.first.passed_on(after=0, opened=[]) == []
+
+    async def test_guidance_is_for_every_replica_until_the_call_is_closed(
+        self, fleet: Fleet
+    ) -> None:
+        """Each gets it once, one that has the call only later all of it, and then it is gone."""
+        await said(fleet)
+        pieces = [Commanded(CALL.key, "guide", text) for text in ("one", "two")]
+        stored = [replace(one, n=await fleet.second.pass_on(one)) for one in pieces]
+        assert stored[0].n < stored[1].n
+        for replica in (fleet.first, fleet.second):
+            assert await replica.passed_on(after=0, opened=[]) == stored
+            assert await replica.passed_on(after=stored[0].n, opened=[]) == stored[1:]
+            assert await replica.passed_on(after=stored[1].n, opened=[CALL.key]) == stored
+        await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
+        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+        assert await fleet.first.pass_on(pieces[0]) == 0
+
+    async def test_who_asks_first_does_what_is_done_once(self, fleet: Fleet) -> None:
+        """A name is given to one replica; the others get its answer, until it is not known."""
+        await said(fleet)
+        until_s = fleet.clock() + 10.0
+        assert await fleet.first.first("tool/1", call=CALL.key, until_s=until_s) is None
+        assert await fleet.first.first("delivery/1", until_s=until_s) is None
+        for replica in (fleet.first, fleet.second):
+            assert await replica.first("tool/1", call=CALL.key, until_s=until_s) == ""
+        await fleet.first.answer("tool/1", "yes")
+        assert await fleet.second.first("tool/1", call=CALL.key, until_s=until_s) == "yes"
+        fleet.clock.now_s += 10.5
+        assert await fleet.second.first("tool/1", call=CALL.key, until_s=until_s) is None
+
+    async def test_what_each_has_used_is_counted_for_all(self, fleet: Fleet) -> None:
+        """Tokens of a tenant's day and of a call add up over replicas; unstored calls count not."""
+        await said(fleet)
+        assert await fleet.second.replicas() == 2
+        used = Usage({("acme", 20_000): 10, ("zen", 20_000): 1}, {CALL.key: 7, "acme/none": 9})
+        assert await fleet.first.use(used) == replace(used, calls={CALL.key: 7})
+        more = Usage({("acme", 20_000): 5}, {CALL.key: -2})
+        assert await fleet.second.use(more) == Usage({("acme", 20_000): 15}, {CALL.key: 5})
+        await fleet.second.use(Usage({("acme", 20_010): 0}, {}))
+        days = await fleet.first.executor.read(lambda tx: tx.rows("SELECT tenant, day FROM spent"))
+        assert days == [("acme", 20_010)]
+        await fleet.end(fleet.first)
+        assert await fleet.second.replicas() == 1
+
+    async def test_nothing_of_a_forgotten_caller_is_left_in_them(self, fleet: Fleet) -> None:
+        """Who forgets a caller forgets what was asked for their calls and answered in them."""
+        await said(fleet)
+        await fleet.second.pass_on(Commanded(CALL.key, "guide", "x"))
+        await fleet.second.first("tool/1", call=CALL.key, until_s=fleet.clock() + 10.0)
+        await fleet.second.answer("tool/1", "yes")
+        (batch,) = await fleet.claim(fleet.first)
+        await fleet.first.settle(batch, now_s=fleet.clock())
+        await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
+        await fleet.first.erase_caller("k1", now_s=fleet.clock())
+        for sql in ("SELECT text FROM commands", "SELECT answer FROM once"):
+            assert await fleet.first.executor.read(lambda tx, sql=sql: tx.rows(sql)) == []

@@ -74,7 +74,9 @@ async def store_calls(
         for n in range(first, end):
             key = f"acme/{caller_key}-{n}"
             call = Call(key, AgentRef("acme", caller_key=caller_key), "livekit", caller_key, 1.0)
-            writes.open_call(tx, call, replica=replica, seal=b"", now_s=float(n), policy=POLICY)
+            writes.open_call(
+                tx, call, replica=replica, seal=b"", caller_seal=b"", now_s=float(n), policy=POLICY
+            )
             said = [Turn(key, f"i{m}", m, "caller", "hello", 10.0 * n + m) for m in (1, 2)]
             writes.append(tx, said, replica=None, now_s=float(n), policy=POLICY)
             writes.close_call(
@@ -368,6 +370,7 @@ class TestThreads:
                 call,
                 replica=journal.replica,
                 seal=b"",
+                caller_seal=b"",
                 now_s=1.0,
                 policy=POLICY,
             )
@@ -423,7 +426,7 @@ class TestThreads:
                 await steps_of(
                     journal,
                     lambda tx: forgetting.erase_caller(
-                        tx, "k2", also=(), secret=b"x" * 32, now_s=1.0
+                        tx, "k2", also=(), agents=(), secret=b"x" * 32, now_s=1.0
                     ),
                     writing=True,
                 )
@@ -524,8 +527,12 @@ class TestForeignFiles:
         await journal.aclose()
         older = apsw.Connection(str(path))
         made = schema_of(older)
-        execute(older, "DROP TABLE successors; DROP INDEX calls_of_room")
-        for column in ("room", "lost_s", "opened_by"):
+        execute(
+            older,
+            "DROP TABLE once; DROP TABLE spent; DROP TABLE commands;"
+            "DROP TABLE successors; DROP INDEX calls_of_room",
+        )
+        for column in ("room", "lost_s", "opened_by", "tokens"):
             execute(older, f"ALTER TABLE calls DROP COLUMN {column}")
         if version <= 5:
             execute(older, "DROP TABLE replicas")

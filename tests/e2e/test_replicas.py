@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from sidecar.journal.postgres.reports import reports_of_database
 from tests.chaos.lettas import StandIn
 from tests.e2e.test_cli import Cli
 from tests.e2e.test_link_server import CANARY, worker
+from tests.e2e.test_vapi import SYSTEM, ask, body, spoken
 from tests.fault_proxy import FaultProxy
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import SidecarProcess, eventually
@@ -33,6 +35,7 @@ class Fleet:
         first: One of them.
         second: The other one.
         letta: Where both deliver.
+        model: The language model of both.
         cli: Commands on the data directory of the first.
         url: Of the database.
     """
@@ -40,6 +43,7 @@ class Fleet:
     first: SidecarProcess
     second: SidecarProcess
     letta: StandIn
+    model: Model
     cli: Cli
     url: str
 
@@ -79,7 +83,7 @@ def fleet(postgres: PostgresServer, tmp_path: Path) -> Iterator[Fleet]:
         first, second = (
             stack.enter_context(SidecarProcess(tmp_path / name, env)) for name in ("one", "two")
         )
-        yield Fleet(first, second, letta, Cli(tmp_path / "one", **env), url)
+        yield Fleet(first, second, letta, model, Cli(tmp_path / "one", **env), url)
         for sidecar in (first, second):
             sidecar.stop()
             assert CANARY not in "".join(sidecar.log)
@@ -158,6 +162,50 @@ def test_requests_of_a_vapi_call_spread_over_replicas(fleet: Fleet) -> None:
         eventually(fleet.is_at_rest)
         texts.append(fleet.texts(call))
     assert texts[0] == texts[1] != []
+
+
+def test_a_command_reaches_a_call_of_another_replica(fleet: Fleet) -> None:
+    """What the owner asks at one replica is done in a call of the other one, once."""
+    with worker(fleet.second) as peer:
+        peer.open("c1", identity="ada")
+        peer.turn("c1", "i1")
+        peer.until("ack")
+        fleet.cli.ok("calls", "guide", "c1", "Be brief.")
+        assert peer.until("guidance")["text"] == "Be brief."
+        fleet.cli.ok("calls", "say", "c1", "One moment.")
+        assert peer.until("say")["text"] == "One moment."
+        fleet.cli.ok("calls", "hang-up", "c1")
+        peer.until("hang_up")
+        refused = fleet.cli.run("calls", "hang-up", "c2")
+        assert "no call c2 is live" in refused.stderr
+
+
+def test_guidance_is_in_the_prompts_of_every_replica(fleet: Fleet) -> None:
+    """A VAPI call whose requests reach both replicas follows guidance that one was given."""
+    assert ask(fleet.first, body(call_id="v1"), key=KEY)[0] == 200
+    assert ask(fleet.second, body(call_id="v1"), key=KEY)[0] == 200
+    fleet.cli.ok("calls", "guide", "v1", "Speak like a pirate.")
+
+    def guided(replica: SidecarProcess) -> bool:
+        assert ask(replica, body(call_id="v1"), key=KEY)[0] == 200
+        return "Speak like a pirate." in json.dumps(fleet.model.prompts()[-1])
+
+    assert guided(fleet.first)
+    eventually(lambda: guided(fleet.second))
+
+
+def test_a_newer_request_at_another_replica_ends_an_older_one(fleet: Fleet) -> None:
+    """When a caller goes on speaking, the reply that another replica waits for is given up."""
+    said = {"role": "user", "content": "Hello"}
+    further = [SYSTEM, said, {"role": "assistant", "content": "Yes?"}, said | {"content": "Wait"}]
+    with ThreadPoolExecutor(2) as callers:
+        fleet.model.faults(hang=True)
+        older = callers.submit(ask, fleet.first, body("Hello", call_id="v1"), key=KEY)
+        eventually(lambda: len(fleet.model.prompts()) == 1)
+        newer = callers.submit(ask, fleet.second, body(call_id="v1", messages=further), key=KEY)
+        assert older.result(20) == (200, b"data: [DONE]\n\n")
+        fleet.model.faults(hang=False)
+        assert spoken(newer.result(20)[1])
 
 
 def test_the_owner_sees_who_writes(fleet: Fleet) -> None:

@@ -97,7 +97,8 @@ class PostgresServer(Stack):
         """Return the address of the one shared database, with a journal that holds nothing."""
         with connect(self.url(_TEMPLATE)) as shared:
             shared.execute(
-                "TRUNCATE turns, batches, successors, calls, lanes, tombstones, replicas"
+                "TRUNCATE turns, batches, successors, commands, once, spent, calls, lanes,"
+                " tombstones, replicas"
                 " RESTART IDENTITY;"
                 " UPDATE writer SET owner = '', epoch = 0, until = '-infinity', commits = 0,"
                 " installation = NULL, copied_from = ''"

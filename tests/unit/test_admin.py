@@ -9,8 +9,10 @@ import pytest
 from starlette.applications import Starlette
 
 from sidecar.call_names import short_id
+from sidecar.calls.commands import CallCommands
 from sidecar.channels.admin import Admin
 from sidecar.model import AgentRef, Call
+from sidecar.testing.memory_journal import MemoryJournal
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("asyncio", "trio")]
 
@@ -33,7 +35,8 @@ class Line:
 async def asked(directory: Path, live: list[Line], call: str) -> tuple[int, dict[str, Any]]:
     """Ask for guidance in a call; returns the status and the answer."""
     nothing = cast("Any", None)
-    admin = Admin(nothing, live=lambda: cast("Any", live), forget=nothing, clock=lambda: 0.0)
+    commands = CallCommands(MemoryJournal(), live=lambda: cast("Any", live))
+    admin = Admin(nothing, commands=commands, forget=nothing, clock=lambda: 0.0)
     admin.announce(directory, "http://127.0.0.1:1")
     token = json.loads((directory / "control.json").read_text())["token"]
     body = json.dumps({"call": call, "command": "guide", "text": "Be brief."}).encode()

@@ -17,7 +17,7 @@ from sidecar.journal.sql.replicas import enter
 from sidecar.letta.identity import Identity
 from sidecar.letta.port import AgentSpec, FoundAgent
 from sidecar.memory.snapshots import Snapshots
-from sidecar.model import AgentRef, Block, Call, CallerHints, Snapshot, Turn
+from sidecar.model import AgentRef, Block, Call, CallerHints, Command, Snapshot, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.testing.memory_journal import POLICY, MemoryJournal
@@ -74,6 +74,9 @@ class Store:
     async def forget(self, agent_id: str) -> None:
         self.copies.pop(agent_id, None)
 
+    async def agent_ids(self) -> set[str]:
+        return set(self.copies)
+
 
 class Ear:
     """A channel's listener: remembers what it heard."""
@@ -81,6 +84,7 @@ class Ear:
     def __init__(self) -> None:
         self.views: list[tuple[MemoryView, bool]] = []
         self.guidance: list[str] = []
+        self.asked: list[tuple[Command, str]] = []
         self._heard = anyio.Event()
 
     def on_memory(self, view: MemoryView, *, newest: bool) -> None:
@@ -90,10 +94,13 @@ class Ear:
 
     def on_guidance(self, text: str) -> None:
         self.guidance.append(text)
+        self.asked.append(("guide", text))
 
-    def on_say(self, text: str) -> None: ...
+    def on_say(self, text: str) -> None:
+        self.asked.append(("say", text))
 
-    def on_hang_up(self) -> None: ...
+    def on_hang_up(self) -> None:
+        self.asked.append(("hang-up", ""))
 
     async def newest(self) -> MemoryView:
         while not any(newest for _, newest in self.views):

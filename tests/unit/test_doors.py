@@ -102,7 +102,7 @@ class Doors:
         self.said: list[tuple[str, Mapping[str, object]]] = []
         self._events = Telemetry(strict=True, observe=self._note)
         nothing: Any = None
-        self._admin = Admin(nothing, live=nothing, forget=nothing, clock=lambda: 0.0)
+        self._admin = Admin(nothing, commands=nothing, forget=nothing, clock=lambda: 0.0)
         self._admin.announce(directory, "http://127.0.0.1:1")
         self._admin_key = json.loads((directory / "control.json").read_text())["token"].encode()
         self._link = LinkServer(

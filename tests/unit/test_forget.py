@@ -12,6 +12,7 @@ import pytest
 
 from sidecar.access.callers import IdentityRules
 from sidecar.errors import CallerBusy, CallError, LettaUnavailable
+from sidecar.jobs.copies import ErasedCopies
 from sidecar.jobs.forget import Forgetting, pieces_of
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sqlite import SqliteJournal
@@ -22,6 +23,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.testing.fake_letta import FakeLetta
 from sidecar.wire.frames import CallOpen, Hints, TurnFrame
 from sidecar.wire.spool import SpoolFile
+from tests.set_clock import Clock
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -217,7 +219,9 @@ async def test_a_live_call_that_another_records_stops_it(bench: ForgettingBench)
     assert (await bench.journal.counts()).turns == 1
 
 
-async def test_a_held_file_that_names_its_caller_later_stops_it(bench: ForgettingBench) -> None:
+async def test_a_agent_ids_file_that_names_its_caller_later_stops_it(
+    bench: ForgettingBench,
+) -> None:
     """A held spool file belongs to the caller whom it names later, and stops the erasure."""
     file = bench.spooled("later", "", SECRET)
     file.append([CallOpen("later", "livekit", Hints(caller="bob"), 1_799_999_000.0)])
@@ -340,3 +344,18 @@ def test_pieces_are_telling_and_few() -> None:
     (_, piece) = pieces_of(['he said "hello" & that was all there was to it'], "k")
     assert piece in b"that was all there was to it"
     assert len(pieces_of([f"sentence number {n} of a long call" for n in range(999)], "k")) <= 201
+
+
+async def test_the_copies_of_other_replicas_go_too(bench: ForgettingBench, tmp_path: Path) -> None:
+    """A replica that holds a copy of an erased agent's memory erases it, and no other one."""
+    agent_id = await bench.agent()
+    there = DirectoryStore(tmp_path / "there")
+    for held in (agent_id, "agent-of-another"):
+        await there.save(Snapshot.of(held, [Block("human", SECRET)], read_at_s=1.0))
+    clock = Clock()
+    elsewhere = ErasedCopies(bench.journal, there, emit=lambda _event, **_fields: None, clock=clock)
+    await elsewhere.erase(since_s=0.0)
+    assert await there.agent_ids() == {agent_id, "agent-of-another"}
+    await bench.forgetting.forget("acme", KEY)
+    await elsewhere.erase(since_s=clock())
+    assert await there.agent_ids() == {"agent-of-another"}

@@ -20,9 +20,9 @@ def test_every_route_is_in_it_and_no_other() -> None:
     nothing: Any = None
     link = LinkServer.__new__(LinkServer)
     extra = [
-        *Vapi(nothing, nothing, nothing, nothing).routes(),
+        *Vapi(nothing, nothing, nothing, nothing, nothing).routes(),
         *Metrics(nothing).routes(),
-        *Admin(nothing, live=nothing, forget=nothing, clock=nothing).routes(),
+        *Admin(nothing, commands=nothing, forget=nothing, clock=nothing).routes(),
     ]
     served = {
         (route.path, method.lower())

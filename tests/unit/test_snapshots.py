@@ -70,6 +70,9 @@ class Store:
         await anyio.sleep(self.save_s)
         self.copies[snapshot.agent_id] = snapshot
 
+    async def agent_ids(self) -> set[str]:
+        return set(self.copies)
+
     async def forget(self, agent_id: str) -> None:
         if self.read_only:
             raise OSError(30, "Read-only file system")

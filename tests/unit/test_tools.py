@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 import trio
 
+from sidecar.errors import JournalError
+from sidecar.journal.sql import SqlJournal
 from sidecar.memory.archive import Archive
 from sidecar.model import Passage
+from sidecar.testing.memory_journal import POLICY, MemoryJournal
 from sidecar.tools.recall import Recall
-from sidecar.tools.tool import RUNS_LIMIT, TOO_LONG, Answered, InCall, Tool, ToolRuns
+from sidecar.tools.tool import FAILED, RUNS_LIMIT, TOO_LONG, Answered, InCall, Tool, ToolRuns
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
@@ -34,6 +39,11 @@ class Slow:
         return f"answer {number}"
 
 
+def runs_of() -> ToolRuns:
+    """The runs of one call, at a replica of its own journal."""
+    return ToolRuns(MemoryJournal(clock=trio.current_time), clock=trio.current_time)
+
+
 class Nothing:
     """An archive with nothing in it."""
 
@@ -45,7 +55,7 @@ class Nothing:
 
 async def test_an_id_runs_once_and_answers_every_time() -> None:
     """Repeats of an id wait for its run or get its answer, and the tool runs once."""
-    runs, slow = ToolRuns(), Slow(1.0)
+    runs, slow = runs_of(), Slow(1.0)
     answers: list[Answered] = []
 
     async def ask() -> None:
@@ -61,14 +71,14 @@ async def test_an_id_runs_once_and_answers_every_time() -> None:
 
 async def test_requests_without_an_id_each_run() -> None:
     """Requests without an id each run."""
-    runs, slow = ToolRuns(), Slow(0.0)
+    runs, slow = runs_of(), Slow(0.0)
     texts = [(await runs.run(slow.tool, "", None, {})).text for _ in range(2)]
     assert texts == ["answer 1", "answer 2"]
 
 
 async def test_a_run_ends_at_its_deadline() -> None:
     """A tool that exceeds its deadline is cancelled, and each request of that id says so."""
-    runs, slow = ToolRuns(), Slow(60.0)
+    runs, slow = runs_of(), Slow(60.0)
     began_s = trio.current_time()
     assert await runs.run(slow.tool, "one", None, {}) == Answered(TOO_LONG, failed=True)
     assert trio.current_time() - began_s == pytest.approx(5.0)
@@ -82,7 +92,7 @@ async def test_a_run_that_fails_keeps_nobody_waiting() -> None:
     async def fails(*_: object, **__: object) -> str:
         raise RuntimeError
 
-    runs, tool = ToolRuns(), Tool("fails", "", {}, 5.0, fails)
+    runs, tool = runs_of(), Tool("fails", "", {}, 5.0, fails)
     with pytest.raises(RuntimeError):
         await runs.run(tool, "one", None, {})
     assert (await runs.run(tool, "one", None, {})).failed
@@ -90,17 +100,78 @@ async def test_a_run_that_fails_keeps_nobody_waiting() -> None:
 
 async def test_no_more_runs_are_kept_than_said() -> None:
     """Only the newest answers of a call are kept."""
-    runs, slow = ToolRuns(), Slow(0.0)
+    runs, slow = runs_of(), Slow(0.0)
     for number in range(RUNS_LIMIT + 1):
         await runs.run(slow.tool, str(number), None, {})
     assert (await runs.run(slow.tool, "1", None, {})).text == "answer 2"
     assert (await runs.run(slow.tool, "0", None, {})).text == f"answer {RUNS_LIMIT + 2}"
 
 
+class Replicas:
+    """The runs of one call at two replicas on one journal."""
+
+    def __init__(self) -> None:
+        journal = MemoryJournal(clock=trio.current_time)
+        other = SqlJournal(
+            journal.executor, policy=POLICY, secret=b"", clock=trio.current_time, replica="other"
+        )
+        self.journals = journal, other
+        self.runs = [ToolRuns(one, clock=trio.current_time) for one in self.journals]
+        live: Any = SimpleNamespace(call=SimpleNamespace(key="t/c1"))
+        self.call = InCall(live, _nothing_said)
+
+    async def ask(self, which: int, tool: Tool, run_id: str = "one") -> Answered:
+        return await self.runs[which].run(tool, run_id, self.call, {})
+
+
+async def _nothing_said() -> tuple[()]:
+    return ()
+
+
+async def test_a_tool_runs_at_one_replica() -> None:
+    """A repeat that reaches another replica waits for the run of the first, and has its answer."""
+    replicas, slow = Replicas(), Slow(1.0)
+    answers: list[Answered] = []
+
+    async def ask(which: int) -> None:
+        answers.append(await replicas.ask(which, slow.tool))
+
+    async with anyio.create_task_group() as tasks:
+        for which in (0, 1):
+            tasks.start_soon(ask, which)
+    await ask(1)
+    assert answers == [Answered("answer 1")] * 3
+    assert slow.runs == 1
+
+
+async def test_a_run_of_a_replica_that_died_is_not_run_again() -> None:
+    """What another replica began and did not end may have been done: the model is told no more."""
+    replicas, slow = Replicas(), Slow(0.0)
+    with anyio.move_on_after(0.5):
+        await replicas.ask(0, Slow(60.0).tool)
+    assert await replicas.ask(1, slow.tool) == Answered(TOO_LONG, failed=True)
+    assert slow.runs == 0
+
+
+async def test_a_repeatable_tool_asks_no_other_replica() -> None:
+    """A tool that only reads runs where it is asked, also while the journal fails."""
+    replicas, slow = Replicas(), Slow(0.0)
+
+    async def fails(*_: object, **__: object) -> str | None:
+        raise JournalError("the disk is gone", hint="")
+
+    for journal in replicas.journals:
+        journal.first = fails
+    reads = replace(slow.tool, repeatable=True)
+    assert [(await replicas.ask(which, reads)).text for which in (0, 1)] == ["answer 1", "answer 2"]
+    assert await replicas.ask(0, slow.tool, "two") == Answered(FAILED, failed=True)
+    assert slow.runs == 2
+
+
 async def test_nothing_is_told_of_a_call_that_is_not_known() -> None:
     """`recall` without a known call answers that nothing is remembered."""
     recall = Recall(Archive(Nothing(), emit=lambda _event, **_fields: None, clock=lambda: 0.0))
-    answered = await ToolRuns().run(recall.tool, "one", None, {"query": "her dog"})
+    answered = await runs_of().run(recall.tool, "one", None, {"query": "her dog"})
     assert answered == Answered("Nothing about this is remembered.")
 
 

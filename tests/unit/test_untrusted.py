@@ -27,6 +27,7 @@ OF_OUR_OWN = {
     "journal/sql/reads.py": "figures that the journal wrote",
     "channels/vapi/upstream.py": "a body that was read before",
     "cli/callers.py": "an answer that `reach` has read",
+    "tools/tool.py": "an answer that a replica stored",
 }
 READS = {"loads", "load", "decode", "convert", "Decoder"}
 

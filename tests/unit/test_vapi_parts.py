@@ -26,6 +26,8 @@ from sidecar.channels.vapi.history import Stretch as Said
 from sidecar.channels.vapi.limits import Budget, RateCap, Reservation
 from sidecar.channels.vapi.passed import not_passed_on, passed_on, prompt_tokens
 from sidecar.channels.vapi.webhook import history_of, tool_of
+from sidecar.channels.vapi.written import WrittenReplies
+from sidecar.errors import JournalError
 from sidecar.model import Block, CallerHints, Passage
 from sidecar.telemetry import Telemetry
 from sidecar.tools.ranking import Remembered, as_text, known, search
@@ -218,6 +220,36 @@ class TestDeliveries:
         assert not seen.was_here(b"1", NOW_S)
         assert seen.was_here(b"1", NOW_S)
 
+    @pytest.mark.anyio
+    async def test_a_delivery_is_known_at_every_replica(self) -> None:
+        """A delivery that one replica has answered is refused by another; a fault admits it."""
+        taken = set[str]()
+
+        async def is_first(name: str, until_s: float) -> bool:
+            if not taken:
+                taken.add(name)
+                return True
+            if until_s > NOW_S + REPLAY_WINDOW_S + 5:
+                raise JournalError("the database is away", hint="")
+            return name not in taken
+
+        events = Telemetry(strict=True, logger=Quiet())
+        one, other = (
+            Deliveries(
+                window_s=REPLAY_WINDOW_S,
+                wall=lambda: NOW_S,
+                clock=lambda: NOW_S,
+                path=None,
+                is_first=is_first,
+                emit=events.emit,
+            )
+            for _ in range(2)
+        )
+        assert await one.save(b"1", NOW_S)
+        assert not await other.save(b"1", NOW_S)
+        assert await other.save(b"2", NOW_S)
+        assert await other.save(b"1", NOW_S + 9)
+
     def test_a_clock_set_forward_and_back_opens_no_window(self) -> None:
         """A delivery stays known after the clock was set forward and back."""
         wall, steady = [NOW_S], [0.0]
@@ -277,6 +309,26 @@ class TestLimits:
             budget.charge(one, cost, now_s=1.0)
             used += cost
         assert budget.used("acme", now_s=1.0) == used
+
+
+class TestSuperseded:
+    @pytest.mark.parametrize(
+        ("slot", "words", "cancelled"),
+        [(2, "hello", False), (2, "hello there", True), (3, "hello", True), (1, "hi", False)],
+    )
+    @pytest.mark.anyio
+    async def test_a_reply_that_was_begun_elsewhere(
+        self, slot: int, words: str, cancelled: bool
+    ) -> None:
+        """A reply to later or other words supersedes, at every replica; a repeat does not."""
+        here, there = WrittenReplies(), WrittenReplies()
+        scope = anyio.CancelScope()
+        here.begin(2, "hello", scope)
+        there.begin(slot, words, anyio.CancelScope())
+        text = there.superseding(slot, words)
+        here.superseded(text)
+        assert scope.cancel_called == cancelled
+        assert words not in text
 
 
 class TestControl:

@@ -23,12 +23,13 @@ from sidecar.channels.vapi.history import (
     slot_of,
     with_words,
 )
+from sidecar.channels.vapi.limits import Spent
 from sidecar.channels.vapi.projection import Followed, conclude, follow
 from sidecar.channels.vapi.stored import transcript_of
 from sidecar.channels.vapi.windows import Sighting
 from sidecar.channels.vapi.written import WrittenReplies
 from sidecar.errors import CallError, TakenOver
-from sidecar.journal.record import Record
+from sidecar.journal.port import OfAllReplicas
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
@@ -61,7 +62,7 @@ class VapiCall:
         disputed: Bodies named different callers: no memory is sent any more.
         control_url: Where VAPI takes commands for this call, checked; empty where unknown. A
             secret.
-        tokens: Model tokens used so far.
+        spent: Model tokens used so far.
         tool_runs: By VAPI's id.
         written: Its replies as they were written.
         last_s: Unix time of the last body.
@@ -75,7 +76,7 @@ class VapiCall:
 
     def __init__(
         self,
-        journal: Record,
+        journal: OfAllReplicas,
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],
@@ -86,8 +87,8 @@ class VapiCall:
         self.names = Names()
         self.disputed = False
         self.control_url = ""
-        self.tokens = 0
-        self.tool_runs = ToolRuns()
+        self.spent = Spent()
+        self.tool_runs = ToolRuns(journal, clock=clock)
         self.written = WrittenReplies()
         self.last_s = clock()
         self.ended_s: float | None = None

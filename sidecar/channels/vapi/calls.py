@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -16,11 +17,14 @@ from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.callers import name_of
 from sidecar.channels.vapi.control import Control, checked_url
 from sidecar.channels.vapi.history import Stretch
+from sidecar.channels.vapi.limits import Spent
 from sidecar.errors import CallError, JournalError
-from sidecar.journal.record import Record
+from sidecar.journal.elsewhere import Commanded
+from sidecar.journal.port import OfAllReplicas
 from sidecar.model import CallerHints, Command, call_key
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
+from sidecar.tools.tool import ToolRuns
 
 OWNER = "vapi"
 _ENDED_LIMIT = 1_000
@@ -102,12 +106,13 @@ class VapiCalls:
         redact: See `VapiCall`.
         emit: Where events go.
         clock: Unix time in seconds.
+        replicas: Returns how many there are.
     """
 
     def __init__(
         self,
         calls: Calls,
-        journal: Record,
+        journal: OfAllReplicas,
         control: Control,
         *,
         waits: Waits,
@@ -115,7 +120,9 @@ class VapiCalls:
         redact: Callable[[str], str] | None,
         emit: Emit,
         clock: Callable[[], float],
+        replicas: Callable[[], int] = lambda: 1,
     ) -> None:
+        self._replicas = replicas
         self._calls = calls
         self._journal = journal
         self.control = control
@@ -336,6 +343,35 @@ class VapiCalls:
         finally:
             del self._opening[key]
             opened.set()
+
+    def begun(self, call: VapiCall, slot: int, words: str) -> None:
+        """A reply was begun: have other replicas cancel those that it supersedes, within a second.
+
+        Args:
+            call: Its call.
+            slot: See `WrittenReplies.begin`.
+            words: What it replies to.
+        """
+        if self._replicas() > 1:
+            text = call.written.superseding(slot, words)
+            self.spawn(self._pass_on, Commanded(call.live.call.key, "supersede", text))
+
+    def superseded(self, key: str, text: str) -> None:
+        """A reply was begun at another replica: see `begun`. A key of no VAPI call is ignored."""
+        if call := self._live.get(key):
+            call.written.superseded(text)
+
+    async def _pass_on(self, commanded: Commanded) -> None:
+        with suppress(JournalError):  # an earlier reply is written to its end, and nobody hears it
+            await self._journal.pass_on(commanded)
+
+    def tool_runs(self) -> ToolRuns:
+        """Return the runs of a call that is not known; each request runs."""
+        return ToolRuns(self._journal, clock=self._clock)
+
+    def spent(self) -> dict[str, Spent]:
+        """Return the model tokens that each stored live call has used, by its stored key."""
+        return {call.live.call.key: call.spent for call in self._live.values() if call.live.stored}
 
     async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:
         """Close a call whose transcript is complete.

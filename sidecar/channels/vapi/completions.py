@@ -236,6 +236,7 @@ class Completions:
             stretches = turn.stretches
             words = stretches[-1].text if stretches and stretches[-1].speaker == "caller" else ""
             turn.stream = call.written.begin(slot_of(stretches), words, scope)
+            self._calls.begun(call, slot_of(stretches), words)
         try:
             await self._replies.send(turn, send)
         except (LlmError, CutOff) as error:
@@ -271,13 +272,13 @@ class Completions:
         call = turn.call
         turn.prompt_tokens = prompt_tokens(turn.prompt, turn.body)
         tokens = turn.prompt_tokens + self._reply_tokens(turn)
-        if limit and call is not None and call.tokens + tokens > limit:
+        if limit and call is not None and call.spent.tokens + tokens > limit:
             return False
         turn.reserved = self._budget.reserve(turn.tenant, tokens, now_s=self._wall())
         if turn.reserved is None:
             return False
         if call is not None:
-            call.tokens += tokens
+            call.spent.add(tokens)
         return True
 
     @staticmethod
@@ -303,7 +304,7 @@ class Completions:
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]
-            call.tokens += tokens - reserved
+            call.spent.add(tokens - reserved)
             call.written.end(
                 turn.stream,
                 turn.text,

@@ -1,6 +1,6 @@
 """What one credential, one call and one day may use. Pure: the time is an argument.
 
-Counts are kept in this process: a restart begins the day's count anew.
+Counts are kept here; what other replicas use comes by `shared_limits`.
 """
 
 from collections import OrderedDict
@@ -17,25 +17,59 @@ class RateCap:
     """A token bucket per key.
 
     Attributes:
-        per_s: Requests a second, on average.
-        burst: Requests at once.
+        per_s: Requests a second, on average, at all replicas together.
+        burst: Requests at once, at all replicas together.
+        replicas: How many there are; each admits its share.
     """
 
     per_s: float
     burst: float
+    replicas: int = 1
     _left: OrderedDict[str, tuple[float, float]] = field(
         default_factory=OrderedDict[str, tuple[float, float]]
     )
 
     def admits(self, key: str, *, now_s: float) -> float:
         """Count a request; return 0 when it is within the cap, else the seconds to wait."""
-        left, at_s = self._left.pop(key, (self.burst, now_s))
-        left = min(self.burst, left + max(0.0, now_s - at_s) * self.per_s)
-        wait_s = 0.0 if left >= 1 else (1 - left) / self.per_s
+        per_s, burst = self.per_s / self.replicas, self.burst / self.replicas
+        left, at_s = self._left.pop(key, (burst, now_s))
+        left = min(burst, left + max(0.0, now_s - at_s) * per_s)
+        wait_s = 0.0 if left >= 1 else (1 - left) / per_s
         self._left[key] = (left - 1 if not wait_s else left, now_s)
         if len(self._left) > _KEYS_LIMIT:
             self._left.popitem(last=False)
         return wait_s
+
+
+@dataclass(slots=True)
+class Spent:
+    """Model tokens that were used.
+
+    Attributes:
+        tokens: By all replicas, as far as is known here.
+        unshared: Of them, those that the other replicas do not know of yet.
+    """
+
+    tokens: int = 0
+    unshared: int = 0
+
+    def add(self, tokens: int) -> None:
+        """Count tokens of this replica; fewer than 0 are given back."""
+        self.tokens += tokens
+        self.unshared += tokens
+
+    def take_unshared(self) -> int:
+        """Return what is to be shared; `share` or `put_back` follows."""
+        taken, self.unshared = self.unshared, 0
+        return taken
+
+    def share(self, total: int) -> None:
+        """What was taken is in this total of all replicas."""
+        self.tokens = total + self.unshared
+
+    def put_back(self, taken: int) -> None:
+        """What was taken could not be shared."""
+        self.unshared += taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +92,35 @@ class Budget:
     """
 
     day_tokens: int
-    _used: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    _spent: dict[str, tuple[int, Spent]] = field(default_factory=dict[str, tuple[int, Spent]])
 
     def reserve(self, tenant: str, tokens: int, *, now_s: float) -> Reservation | None:
         """Reserve tokens of today; None where they don't fit any more."""
-        used = self.used(tenant, now_s=now_s)
-        if self.day_tokens and used + tokens > self.day_tokens:
+        day, spent = self._today(tenant, now_s)
+        if self.day_tokens and spent.tokens + tokens > self.day_tokens:
             return None
-        day = _day(now_s)
-        self._used[tenant] = (day, used + tokens)
+        spent.add(tokens)
         return Reservation(tenant, day, tokens)
 
     def charge(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
         """Replace a reservation with what was used, counted today. Call it once for each."""
-        day = _day(now_s)
+        day, spent = self._today(reservation.tenant, now_s)
         back = reservation.tokens if reservation.day == day else 0
-        used = self.used(reservation.tenant, now_s=now_s)
-        self._used[reservation.tenant] = (day, max(0, used - back) + used_tokens)
+        spent.add(used_tokens - back)
 
     def used(self, tenant: str, *, now_s: float) -> int:
         """Return what a tenant has used today, including reservations."""
-        day, used = self._used.get(tenant, (0, 0))
-        return used if day == _day(now_s) else 0
+        return self._today(tenant, now_s)[1].tokens
+
+    def spent(self) -> dict[tuple[str, int], Spent]:
+        """Return what each tenant has used on the day of its last request, a number since 1970."""
+        return {(tenant, day): spent for tenant, (day, spent) in self._spent.items()}
+
+    def _today(self, tenant: str, now_s: float) -> tuple[int, Spent]:
+        day, spent = self._spent.get(tenant, (-1, Spent()))
+        if day != _day(now_s):
+            day, spent = self._spent[tenant] = (_day(now_s), Spent())
+        return day, spent
 
 
 def _day(now_s: float) -> int:

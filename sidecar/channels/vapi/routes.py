@@ -7,6 +7,7 @@ from starlette.types import ASGIApp
 
 from sidecar.channels.vapi.calls import VapiCalls
 from sidecar.channels.vapi.completions import Completions
+from sidecar.channels.vapi.shared_limits import SharedLimits
 from sidecar.channels.vapi.upstream import Upstream
 from sidecar.channels.vapi.webhook import Webhook
 
@@ -26,15 +27,22 @@ class Vapi:
         completions: The model endpoint.
         webhook: The server URL.
         upstream: Who writes the replies; closed with the channel.
+        limits: Shared with other replicas.
     """
 
     def __init__(
-        self, calls: VapiCalls, completions: Completions, webhook: Webhook, upstream: Upstream
+        self,
+        calls: VapiCalls,
+        completions: Completions,
+        webhook: Webhook,
+        upstream: Upstream,
+        limits: SharedLimits,
     ) -> None:
         self.calls = calls
         self._completions = completions
         self._webhook = webhook
         self._upstream = upstream
+        self._limits = limits
 
     def posts(self) -> dict[str, ASGIApp]:
         """Return the applications that serve a POST, by path."""
@@ -48,6 +56,7 @@ class Vapi:
         """Serve until cancelled; the first request finds a warm connection."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._upstream.warm)
+            tasks.start_soon(self._limits.run)
             await self.calls.run(task_status=task_status)
 
     async def aclose(self) -> None:

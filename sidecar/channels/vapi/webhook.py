@@ -36,7 +36,7 @@ from sidecar.errors import CallError, JournalError
 from sidecar.telemetry import Emit
 from sidecar.tools.ranking import plain
 from sidecar.tools.recall import Recall
-from sidecar.tools.tool import InCall, Tool, ToolRuns
+from sidecar.tools.tool import InCall, Tool
 from sidecar.untrusted import MALFORMED
 
 ASK_AGAIN_S: Final = 5.0
@@ -179,8 +179,8 @@ class Webhook:
         kind = _kind_of(message)
         if admitted.again and kind in _MAY_SHOW_MEMORY:
             raise RequestRefused(401, "this delivery was here before")
-        if kind in _MAY_SHOW_MEMORY:
-            await self._door.save(admitted)
+        if kind in _MAY_SHOW_MEMORY and not await self._door.save(admitted):
+            raise RequestRefused(401, "this delivery was at another replica before")
         act = self._answers.get(kind)
         if act is None:
             return {}
@@ -306,7 +306,7 @@ class Webhook:
         if tool is None:
             names = ", ".join(self._tools)
             return shown | {"error": f"the sidecar has no tool of this name; it has {names}"}
-        runs = call.tool_runs if call is not None else ToolRuns()
+        runs = call.tool_runs if call is not None else self._calls.tool_runs()
         answered = await runs.run(tool, run_id, _in_call(call), arguments)
         return shown | {"error" if answered.failed else "result": answered.text}
 

@@ -1,5 +1,6 @@
 """The replies of one VAPI call as they were written, before it is known what of them was heard."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,11 @@ import anyio
 from sidecar.channels.vapi.history import Stretch, annotate
 
 _SLOTS_LIMIT = 400
+
+
+def _mark(words: str) -> str:
+    """Return what tells these words from others without showing them."""
+    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(slots=True)
@@ -43,12 +49,29 @@ class WrittenReplies:
         Returns:
             What to pass to `end`.
         """
-        for older in self._streams:
-            if older.slot < slot or (older.slot == slot and older.asked != asked):
-                older.scope.cancel()
-        stream = _Stream(slot, asked, scope)
+        self._supersede(slot, _mark(asked))
+        stream = _Stream(slot, _mark(asked), scope)
         self._streams.append(stream)
         return stream
+
+    @staticmethod
+    def superseding(slot: int, asked: str) -> str:
+        """Return what to tell other replicas of a reply that was begun here: see `superseded`."""
+        return f"{slot} {_mark(asked)}"
+
+    def superseded(self, text: str) -> None:
+        """Cancel the replies that one which was begun at another replica supersedes.
+
+        Args:
+            text: What its `superseding` returned.
+        """
+        slot, _, mark = text.partition(" ")
+        self._supersede(int(slot), mark)
+
+    def _supersede(self, slot: int, mark: str) -> None:
+        for older in self._streams:
+            if older.slot < slot or (older.slot == slot and older.asked != mark):
+                older.scope.cancel()
 
     def end(self, stream: object, text: str, *, follow_up: bool, delivered: bool = False) -> None:
         """A reply has ended, or was cut off, with this text.

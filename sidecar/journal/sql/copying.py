@@ -47,6 +47,7 @@ _TABLES: Final = (
             *("key", "lane", "deliver", "channel", "caller_key", "opened_at_s", "closed_at_s"),
             *("conversation_id", "consent", "final", "head", "sealed", "acked", "parts"),
             *("due_s", "last_s", "settled_s", "replica", "epoch", "room", "lost_s", "opened_by"),
+            "tokens",
         ),
     ),
     Table("successors", ("key",), ("call", "opened_at_s")),
@@ -67,6 +68,7 @@ _TABLES: Final = (
         ),
     ),
     Table("tombstones", ("seal",), ("erased_s",)),
+    Table("spent", ("tenant", "day"), ("tokens",)),
 )
 TABLES: Final = tuple(table.name for table in _TABLES)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sidecar.errors import CallerBusy
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.sql.batches import free_lane
-from sidecar.journal.sql.tombstones import bury, seal_of
+from sidecar.journal.sql.tombstones import bury, seal_of, seal_of_agent, seal_of_caller
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef
 
@@ -58,9 +58,15 @@ def stored_of_caller(tx: Transaction, caller_key: str) -> StoredOfCaller:
 
 
 def erase_caller(
-    tx: Transaction, caller_key: str, *, also: Sequence[str], secret: bytes, now_s: float
+    tx: Transaction,
+    caller_key: str,
+    *,
+    also: Sequence[str],
+    agents: Sequence[str],
+    secret: bytes,
+    now_s: float,
 ) -> int:
-    """Erase all calls of a caller, with a tombstone for each, and for those in `also`.
+    """Erase all calls of a caller, with a tombstone for each, and for all else that is theirs.
 
     Returns:
         How many turns.
@@ -82,7 +88,12 @@ def erase_caller(
         caller_key,
     )
     keys = (*stored.calls, *(key for (key,) in succeeding), *also)
-    bury(tx, (seal_of(secret, key) for key in keys), now_s=now_s)
+    seals = [
+        *(seal_of(secret, key) for key in keys),
+        *(seal_of_agent(secret, agent) for agent in agents),
+        seal_of_caller(secret, caller_key),
+    ]
+    bury(tx, seals, now_s=now_s)
     lanes = tx.rows("SELECT DISTINCT lane FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         tx.run(
@@ -103,6 +114,12 @@ def erase_caller(
         "DELETE FROM successors WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
         caller_key,
     )
+    for table in ("commands", "once"):
+        tx.run(
+            f"DELETE FROM {table} WHERE call IN"  # noqa: S608 - constants
+            " (SELECT id FROM calls WHERE caller_key = ?1)",
+            caller_key,
+        )
     tx.run("DELETE FROM calls WHERE caller_key = ?", caller_key)
     for (lane,) in lanes:
         row = tx.row("SELECT open_batch, hold_s FROM lanes WHERE id = ?", lane)

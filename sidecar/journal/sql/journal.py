@@ -2,18 +2,31 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from sidecar.errors import CallError
+from sidecar.journal.elsewhere import Commanded, Usage
 from sidecar.journal.erasure import StoredOfCaller
 from sidecar.journal.policy import PostPolicy
-from sidecar.journal.sql import batches, forgetting, reads, taking, tombstones, writes
+from sidecar.journal.sql import (
+    batches,
+    commands,
+    forgetting,
+    once,
+    reads,
+    replicas,
+    taking,
+    tombstones,
+    writes,
+)
+from sidecar.journal.sql import usage as usages
 from sidecar.journal.sql.executor import Executor
 from sidecar.journal.sql.reports import SqlReports
+from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import MAX_SEQ, AgentRef, Batch, Call, Turn
 
 if TYPE_CHECKING:
@@ -77,6 +90,7 @@ class SqlJournal(SqlReports):
         _check_text(call.key, call.caller_key, call.channel, call.room)
         now_s = self._clock()
         seal = tombstones.seal_of(self._secret, call.key)
+        caller_seal = tombstones.seal_of_caller(self._secret, call.caller_key)
         return await self.executor.write(
             lambda tx: writes.open_call(
                 tx,
@@ -85,6 +99,7 @@ class SqlJournal(SqlReports):
                 lost_s=lost_s,
                 replica=self.replica,
                 seal=seal,
+                caller_seal=caller_seal,
                 now_s=now_s,
                 policy=self._policy,
             ),
@@ -223,7 +238,14 @@ class SqlJournal(SqlReports):
         """See `Journal.stored_of_caller`."""
         return await self.executor.read(lambda tx: forgetting.stored_of_caller(tx, caller_key))
 
-    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
+    async def erase_caller(
+        self,
+        caller_key: str,
+        *,
+        also: Sequence[str] = (),
+        agents: Sequence[str] = (),
+        now_s: float,
+    ) -> int:
         """See `Journal.erase_caller`.
 
         Raises:
@@ -231,9 +253,21 @@ class SqlJournal(SqlReports):
         """
         return await self.executor.write(
             lambda tx: forgetting.erase_caller(
-                tx, caller_key, also=also, secret=self._secret, now_s=now_s
+                tx, caller_key, also=also, agents=agents, secret=self._secret, now_s=now_s
             )
         )
+
+    async def is_any_erased(self, *, since_s: float) -> bool:
+        """See `Journal.is_any_erased`."""
+        return await self.executor.read(lambda tx: tombstones.is_any_since(tx, since_s))
+
+    async def erased_agents(self, agent_ids: Collection[str], *, since_s: float) -> set[str]:
+        """See `Journal.erased_agents`."""
+        seals = {tombstones.seal_of_agent(self._secret, agent): agent for agent in agent_ids}
+        erased = await self.executor.read(
+            lambda tx: tombstones.of_these(tx, seals, since_s=since_s)
+        )
+        return {seals[seal] for seal in erased}
 
     async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
         """See `Journal.said_of`. Reads some calls at a time, so that other reads wait less."""
@@ -403,6 +437,55 @@ class SqlJournal(SqlReports):
         return await self.executor.read(
             lambda tx: reads.is_live_elsewhere(tx, key, replica=self.replica)
         )
+
+    # The other replicas
+
+    async def live_elsewhere(self) -> Mapping[str, str]:
+        """See `Journal.live_elsewhere`."""
+        return await self.executor.read(
+            lambda tx: commands.live_elsewhere(tx, replica=self.replica)
+        )
+
+    async def pass_on(self, commanded: Commanded) -> int:
+        """See `Journal.pass_on`."""
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: commands.pass_on(tx, commanded, replica=self.replica, now_s=now_s)
+        )
+
+    async def passed_on(self, *, after: int, opened: Sequence[str]) -> list[Commanded]:
+        """See `Journal.passed_on`."""
+        now_s = self._clock()
+
+        def look(tx: Transaction) -> tuple[list[Commanded], bool]:
+            found = commands.for_all(tx, after=after, opened=opened)
+            return found, commands.is_any_due(tx, replica=self.replica, now_s=now_s)
+
+        found, due = await self.executor.read(look)
+        if due:
+            found += await self.executor.write(
+                lambda tx: commands.take(tx, replica=self.replica, now_s=now_s)
+            )
+        return sorted(found, key=lambda one: one.n)
+
+    async def replicas(self) -> int:
+        """See `Journal.replicas`."""
+        return await self.executor.read(replicas.count)
+
+    async def use(self, usage: Usage) -> Usage:
+        """See `Journal.use`."""
+        return await self.executor.write(lambda tx: usages.use(tx, usage))
+
+    async def first(self, name: str, *, call: str = "", until_s: float) -> str | None:
+        """See `Journal.first`."""
+        now_s = self._clock()
+        return await self.executor.write(
+            lambda tx: once.first(tx, name, call=call, until_s=until_s, now_s=now_s)
+        )
+
+    async def answer(self, name: str, text: str) -> None:
+        """See `Journal.answer`."""
+        await self.executor.write(lambda tx: once.answer(tx, name, text))
 
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""

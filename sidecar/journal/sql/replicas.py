@@ -26,6 +26,11 @@ def enter(tx: Transaction, name: str, *, now_s: float) -> None:
     tx.run("INSERT INTO replicas(name, entered_s) VALUES (?, ?)", name, now_s)
 
 
+def count(tx: Transaction) -> int:
+    """Return how many replicas are there."""
+    return int(tx.rows("SELECT count(*) FROM replicas")[0][0])
+
+
 def enter_alone(tx: Transaction, name: str, *, now_s: float) -> None:
     """Enter a replica where no other can be: the engine has locked them out, so they are gone."""
     tx.run("DELETE FROM replicas")

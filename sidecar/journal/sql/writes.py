@@ -19,7 +19,7 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, row_of
 from sidecar.journal.sql.replicas import THERE, require_call
 from sidecar.journal.sql.taking import going_on, is_last, require_not_elsewhere, taken_by
-from sidecar.journal.sql.tombstones import is_buried
+from sidecar.journal.sql.tombstones import erased_s, is_buried
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
@@ -40,6 +40,7 @@ def open_call(
     *,
     replica: str,
     seal: bytes,
+    caller_seal: bytes,
     now_s: float,
     policy: PostPolicy,
     continues: str = "",
@@ -54,7 +55,7 @@ def open_call(
     row_id = row_of(tx, call.key)
     goes_on = row_id is None
     if row_id is None:
-        if is_buried(tx, seal):
+        if is_buried(tx, seal) or (lost_s is not None and lost_s < erased_s(tx, caller_seal)):
             raise _erased()
         row_id = going_on(
             tx, call, continues=continues, lost=lost_s is not None, replica=replica, now_s=now_s
@@ -426,6 +427,8 @@ def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
         erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
         tx.run("DELETE FROM batches WHERE call = ?", row_id)
         tx.run("DELETE FROM successors WHERE call = ?", row_id)
+        tx.run("DELETE FROM commands WHERE call = ?", row_id)
+        tx.run("DELETE FROM once WHERE call = ?", row_id)
         tx.run("DELETE FROM calls WHERE id = ?", row_id)
     return erased
 

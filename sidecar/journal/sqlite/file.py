@@ -43,7 +43,18 @@ MIGRATIONS = {
     "CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';"
     "CREATE TABLE successors(key TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls(id),"
     " opened_at_s REAL NOT NULL) WITHOUT ROWID;"
-    "CREATE INDEX successors_of_call ON successors(call)",
+    "CREATE INDEX successors_of_call ON successors(call);"
+    "CREATE TABLE commands(n INTEGER PRIMARY KEY AUTOINCREMENT,"
+    " call INTEGER NOT NULL REFERENCES calls(id), command TEXT NOT NULL, text TEXT NOT NULL,"
+    " asked_s REAL NOT NULL);"
+    "CREATE INDEX commands_of_call ON commands(call);"
+    "ALTER TABLE calls ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;"
+    "CREATE TABLE spent(tenant TEXT NOT NULL, day INTEGER NOT NULL, tokens INTEGER NOT NULL,"
+    " PRIMARY KEY(tenant, day)) WITHOUT ROWID;"
+    "CREATE TABLE once(name TEXT PRIMARY KEY, call INTEGER REFERENCES calls(id),"
+    " answer TEXT NOT NULL DEFAULT '', until_s REAL NOT NULL) WITHOUT ROWID;"
+    "CREATE INDEX once_of_call ON once(call);"
+    "CREATE INDEX once_by_age ON once(until_s)",
 }
 _QUICK_CHECK_BYTES = 64 << 20  # a larger file is not read through at each start
 _BUSY_MS = 5_000

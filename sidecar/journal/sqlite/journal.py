@@ -105,7 +105,14 @@ class SqliteJournal(SqlJournal):
         return erased
 
     @override
-    async def erase_caller(self, caller_key: str, *, also: Sequence[str] = (), now_s: float) -> int:
+    async def erase_caller(
+        self,
+        caller_key: str,
+        *,
+        also: Sequence[str] = (),
+        agents: Sequence[str] = (),
+        now_s: float,
+    ) -> int:
         """See `Journal.erase_caller`. The words are overwritten in the file, and in its log.
 
         Raises:
@@ -113,7 +120,7 @@ class SqliteJournal(SqlJournal):
             JournalError: the calls are erased, but the log could not be emptied, because a
                 program holds the file open. Call it again.
         """
-        erased = await super().erase_caller(caller_key, also=also, now_s=now_s)
+        erased = await super().erase_caller(caller_key, also=also, agents=agents, now_s=now_s)
         if not await self._emptied_log():
             raise JournalError(
                 "the calls are erased, but not yet overwritten in the journal's log",

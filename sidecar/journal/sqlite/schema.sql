@@ -44,7 +44,8 @@ CREATE TABLE calls(
   epoch           INTEGER NOT NULL DEFAULT 0, -- grows each time a replica takes it
   room            TEXT NOT NULL DEFAULT '',   -- TENANT/ROOM, while it may go on there; '': none
   lost_s          REAL,                       -- when its worker was lost; NULL: opened since
-  opened_by       TEXT                        -- by which key it was opened last; NULL: its own
+  opened_by       TEXT,                       -- by which key it was opened last; NULL: its own
+  tokens          INTEGER NOT NULL DEFAULT 0  -- of a model, where calls have a budget of them
 );
 CREATE INDEX calls_due ON calls(lane, due_s) WHERE due_s IS NOT NULL;
 CREATE INDEX calls_of_caller ON calls(caller_key);
@@ -62,6 +63,34 @@ CREATE TABLE successors(
   opened_at_s REAL NOT NULL                   -- from then on its worker has heard everything
 ) WITHOUT ROWID;
 CREATE INDEX successors_of_call ON successors(call);
+
+-- Commands into live calls, for other replicas that have them: sidecar/journal/sql/commands.py.
+CREATE TABLE commands(
+  n       INTEGER PRIMARY KEY AUTOINCREMENT,
+  call    INTEGER NOT NULL REFERENCES calls(id),
+  command TEXT NOT NULL,                      -- sidecar.model.Command
+  text    TEXT NOT NULL,
+  asked_s REAL NOT NULL
+);
+CREATE INDEX commands_of_call ON commands(call);
+
+-- What may be done once by all replicas together: sidecar/journal/sql/once.py.
+CREATE TABLE once(
+  name    TEXT PRIMARY KEY,
+  call    INTEGER REFERENCES calls(id),       -- which it is part of; NULL: none
+  answer  TEXT NOT NULL DEFAULT '',
+  until_s REAL NOT NULL                       -- until when it is known
+) WITHOUT ROWID;
+CREATE INDEX once_of_call ON once(call);
+CREATE INDEX once_by_age ON once(until_s);
+
+-- Model tokens by tenant and UTC day, where tenants have a budget of them.
+CREATE TABLE spent(
+  tenant TEXT NOT NULL,
+  day    INTEGER NOT NULL,                    -- since 1970
+  tokens INTEGER NOT NULL,
+  PRIMARY KEY(tenant, day)
+) WITHOUT ROWID;
 
 CREATE TABLE turns(
   call        INTEGER NOT NULL REFERENCES calls(id),

@@ -1,0 +1,78 @@
+"""Erases the last good copies of agents that were erased at another replica."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+
+from sidecar import telemetry
+from sidecar.journal.erasure import Erasure
+from sidecar.telemetry import Emit
+
+EVERY_S: Final = 10.0
+_LATE_S: Final = 120.0
+"""Longest that an erasure takes to be seen, and a read under way to bring a copy back."""
+
+
+class AgentCopies(Protocol):
+    """The copies of agents' memory that this replica has."""
+
+    async def agent_ids(self) -> set[str]:
+        """Return the ids of their agents."""
+        ...
+
+    async def forget(self, agent_id: str) -> None:
+        """Erase every copy of an agent's memory.
+
+        Raises:
+            OSError: it could not be erased.
+        """
+        ...
+
+
+class ErasedCopies:
+    """Looks for erased agents at the start, and every `EVERY_S`.
+
+    Args:
+        journal: Of all replicas.
+        copies: Of this one.
+        emit: Where events go.
+        clock: Unix time that never jumps.
+    """
+
+    def __init__(
+        self, journal: Erasure, copies: AgentCopies, *, emit: Emit, clock: Callable[[], float]
+    ) -> None:
+        self._journal = journal
+        self._copies = copies
+        self._emit = emit
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Erase until cancelled.
+
+        Raises:
+            JournalError: the journal failed; run this again.
+            OSError: a copy could not be erased; run this again.
+        """
+        since_s = 0.0
+        while True:
+            now_s = self._clock()
+            await self.erase(since_s=since_s)
+            since_s = now_s - _LATE_S
+            await anyio.sleep(EVERY_S)
+
+    async def erase(self, *, since_s: float) -> None:
+        """Erase the copies of agents that were erased since a Unix time.
+
+        Raises:
+            JournalError: the journal failed.
+            OSError: a copy could not be erased.
+        """
+        if not await self._journal.is_any_erased(since_s=since_s):
+            return
+        for agent_id in await self._journal.erased_agents(
+            await self._copies.agent_ids(), since_s=since_s
+        ):
+            await self._copies.forget(agent_id)
+            self._emit(telemetry.copy_erased, agent=agent_id)
