@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.lettas import StandIn
 from tests.e2e.test_cli import Cli
 from tests.e2e.test_link_server import CANARY, worker
-from tests.postgres.server import PostgresServer
+from tests.postgres.server import PostgresServer, Standby
 from tests.sidecar_process import SidecarProcess, eventually
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +49,34 @@ def test_a_killed_sidecar_goes_on_from_the_database(
         second.stop()
         assert CANARY not in "".join((*first.log, *second.log))
     assert [text.count(CANARY) for _, text in letta.messages()] == [1]
+
+
+def test_a_failover_loses_and_doubles_nothing(letta: StandIn, tmp_path: Path) -> None:
+    """When a copy takes the primary's place, what was acked is there, and calls go on."""
+    with (
+        PostgresServer(tmp_path / "primary") as primary,
+        Standby(primary, tmp_path / "standby") as standby,
+    ):
+        database = primary.database()
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        url = f"postgresql://sidecar@{hosts}/{database.rpartition('/')[2]}"
+        env = {"SIDECAR_JOURNAL_URL": f"{url}?target_session_attrs=read-write", **letta.env}
+        with SidecarProcess(tmp_path / "data", {**env, "SIDECAR_SECRET": SECRET}) as sidecar:
+            with worker(sidecar) as peer:
+                peer.open("c1", identity="ada")
+                peer.turn("c1", "i1", text="before")
+                peer.until("ack")
+                primary.crash()
+                peer.turn("c1", "i2", seq=2, text="meanwhile")
+                standby.promote()
+                peer.until("ack", within_s=60.0)
+                peer.turn("c1", "i3", seq=3, text="after")
+                peer.until("ack", within_s=60.0)
+                peer.send(type="call.close", call="c1", at_s=2.0)
+            eventually(sidecar.is_at_rest)
+    said = [text for _, text in letta.messages()]
+    for words in ("before", "meanwhile", "after"):
+        assert sum(words in text for text in said) == 1
 
 
 def test_commands_work_beside_it_and_without_it(postgres: PostgresServer, tmp_path: Path) -> None:

@@ -53,28 +53,39 @@ class PostgresServer(Stack):
 
     @override
     def start(self) -> None:
-        found = binaries()
-        assert found is not None, "PostgreSQL is not installed: make debian"
         self._dir.mkdir(parents=True, exist_ok=True)
         self._home.chmod(0o755)
         data = self._home / "data"
-        data.mkdir()
+        data.mkdir(mode=0o700)
         if self._user:
             os.chown(data, pwd.getpwnam(self._user).pw_uid, -1)
-        initdb = [str(found / "initdb"), "--auth=trust", "-U", "sidecar", "-E", "utf8"]
+        self._make_data(data)
+        self.start_postgres()
+        self._prepare()
+
+    def _make_data(self, data: Path) -> None:
+        """Make the server's data in an empty directory."""
+        words = ["--auth=trust", "-U", "sidecar", "-E", "utf8", "--locale=C", "--no-sync"]
+        self._run_as_user("initdb", *words, "-D", str(data))
+
+    def _prepare(self) -> None:
+        """Make what the tests find on a server that has just started."""
+        with connect(self.url("postgres")) as admin:
+            admin.execute(f"CREATE DATABASE {_TEMPLATE}")
+        with connect(self.url(_TEMPLATE)) as template:
+            migrate(template)
+
+    def _run_as_user(self, program: str, *words: str) -> None:
+        found = binaries()
+        assert found is not None, "PostgreSQL is not installed: make debian"
         subprocess.run(
-            [*initdb, "--locale=C", "--no-sync", "-D", str(data)],
+            [str(found / program), *words],
             check=True,
             user=self._user or None,
             cwd="/",
             capture_output=True,
             timeout=READY_S,
         )
-        self.start_postgres()
-        with connect(self.url("postgres")) as admin:
-            admin.execute(f"CREATE DATABASE {_TEMPLATE}")
-        with connect(self.url(_TEMPLATE)) as template:
-            migrate(template)
 
     @override
     def stop(self) -> None:
@@ -147,3 +158,34 @@ class PostgresServer(Stack):
         except psycopg.Error:
             return False
         return True
+
+
+class Standby(PostgresServer):
+    """A copy of a server, which follows it, and takes its place when it is told to.
+
+    Args:
+        primary: The server, which runs.
+        workdir: For its log.
+    """
+
+    def __init__(self, primary: PostgresServer, workdir: Path) -> None:
+        super().__init__(workdir)
+        self._primary = primary
+
+    @override
+    def _make_data(self, data: Path) -> None:
+        words = ["-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "sidecar"]
+        words += ["-D", str(data), "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"]
+        self._run_as_user("pg_basebackup", *words)
+
+    @override
+    def _prepare(self) -> None:
+        """From here on the primary answers a commit when it is here too."""
+        with connect(self._primary.url("postgres")) as admin:
+            admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            admin.execute("SELECT pg_reload_conf()")
+
+    def promote(self) -> None:
+        """Take the primary's place."""
+        with connect(self.url("postgres")) as admin:
+            admin.execute("SELECT pg_promote()")

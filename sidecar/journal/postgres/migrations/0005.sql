@@ -12,7 +12,7 @@ CREATE INDEX commands_of_call ON commands(call);
 
 -- What may be done once by all replicas together: sidecar/journal/sql/once.py.
 CREATE TABLE once(
-  name    TEXT PRIMARY KEY,
+  name    TEXT COLLATE "C" PRIMARY KEY,
   call    BIGINT REFERENCES calls(id) ON DELETE CASCADE,
   answer  TEXT NOT NULL DEFAULT '',
   until_s DOUBLE PRECISION NOT NULL
@@ -23,7 +23,7 @@ CREATE INDEX once_by_age ON once(until_s);
 -- Model tokens, where tenants (by UTC day) or calls have a budget of them.
 ALTER TABLE calls ADD COLUMN tokens BIGINT NOT NULL DEFAULT 0;
 CREATE TABLE spent(
-  tenant TEXT NOT NULL,
+  tenant TEXT COLLATE "C" NOT NULL,
   day    BIGINT NOT NULL,
   tokens BIGINT NOT NULL,
   PRIMARY KEY(tenant, day)
