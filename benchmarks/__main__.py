@@ -58,6 +58,12 @@ def _successor(quick: bool) -> Figures:
     return successor.measure(quick)
 
 
+def _capacity(quick: bool) -> Figures:
+    from benchmarks import capacity  # noqa: PLC0415
+
+    return capacity.measure(quick)
+
+
 PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "prompt_path": _prompt_path,
     "journal": _journal,
@@ -66,6 +72,7 @@ PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "vapi": _vapi,
     "letta": _letta,
     "successor": _successor,
+    "capacity": _capacity,
 }
 ONLY_WHEN_NAMED: Mapping[str, Callable[[bool], Figures]] = {"litellm": _litellm}
 

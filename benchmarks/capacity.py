@@ -1,0 +1,139 @@
+"""How many live calls two cores hold: load, stand-in Letta and sidecar on one machine.
+
+Processes of `many_calls` hold calls over the worker's real link, one link a call, as LiveKit's jobs
+have them. Each caller has an agent of its own. A caller takes a turn every five seconds and is
+answered; batches are posted to the stand-in by the default settings, and each that is digested
+brings a new memory over the link. The rows are the same load with fewer calls: by them it is seen
+what a call adds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, Self
+
+import psutil
+
+from benchmarks.figures import Figures, milliseconds, percentile
+from benchmarks.processes import LettaProcess, sidecar
+from tests.sidecar_process import SidecarProcess, eventually
+
+CALLS: Final = (100, 300, 1_000)
+QUICK_CALLS: Final = (10,)
+PROCESSES: Final = 2
+SECONDS: Final = 60.0
+QUICK_SECONDS: Final = 6.0
+SETTLE_S: Final = 3.0
+
+
+class Load:
+    """A process that holds calls.
+
+    Args:
+        one: The sidecar.
+        name: Of its calls.
+        calls: How many.
+        spool: Directory of the spool.
+    """
+
+    def __init__(self, one: SidecarProcess, name: str, calls: int, spool: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.many_calls", one.link_url, name, str(calls)]
+        self._process = subprocess.Popen(
+            [*command, str(spool)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "SIDECAR_LINK_TOKEN": one.link_token},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def ask(self, **what: object) -> None:
+        """Have it do something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Return what it says when that is done."""
+        assert self._process.stdout is not None
+        return dict(json.loads(self._process.stdout.readline()))
+
+
+def measure(quick: bool) -> Figures:
+    """Return `calls`, `ack_p99_ms`, `prompt_p99_ms`, `rss_kb_per_call` and `cpu_cores`.
+
+    They are those of the most calls; a row for each other number has the same. `lost` counts turns
+    that were acked and are not at Letta.
+    """
+    rows = {n: _held(n, quick) for n in (QUICK_CALLS if quick else CALLS)}
+    most = max(rows)
+    return {"calls": most, **rows[most], **{f"{n} calls": row for n, row in rows.items()}}
+
+
+def _held(calls: int, quick: bool) -> Figures:
+    """Hold calls for a while, and return the figures."""
+    seconds = QUICK_SECONDS if quick else SECONDS
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        letta = stack.enter_context(LettaProcess())
+        spool = directory / "spool"
+        one = stack.enter_context(sidecar(directory / "data", letta, SIDECAR_SPOOL_DIR=str(spool)))
+        process = psutil.Process(one.pid)
+        time.sleep(SETTLE_S)
+        idle_kb = process.memory_info().rss / 1024
+        loads = [
+            stack.enter_context(Load(one, f"w{n}", calls // PROCESSES, spool))
+            for n in range(PROCESSES)
+        ]
+        began_s = time.perf_counter()
+        _all(loads, do="open")
+        opened_s = time.perf_counter() - began_s
+        cpu_s, began_s = _cpu_s(process), time.perf_counter()
+        talks = _all(loads, do="talk", seconds=seconds)
+        took_s = time.perf_counter() - began_s
+        cores = (_cpu_s(process) - cpu_s) / took_s
+        rss_kb = process.memory_info().rss / 1024
+        acks_s = [s for talk in talks for s in talk["acks_s"]]
+        prompts_s = [s for talk in talks for s in talk["prompts_s"]]
+        _all(loads, do="close")
+        eventually(one.is_at_rest, within_s=300.0)
+        said = sum(text.count("I would like to book") for text in letta.accepted())
+    return {
+        "ack_p50_ms": milliseconds(percentile(acks_s, 0.50)),
+        "ack_p99_ms": milliseconds(percentile(acks_s, 0.99)),
+        "prompt_p50_ms": milliseconds(percentile(prompts_s, 0.50)),
+        "prompt_p99_ms": milliseconds(percentile(prompts_s, 0.99)),
+        "with_memory": round(sum(t["with_memory"] for t in talks) / max(1, len(prompts_s)), 3),
+        "rss_kb_per_call": round((rss_kb - idle_kb) / calls, 1),
+        "cpu_cores": round(cores, 2),
+        "turns_per_s": round(len(acks_s) / took_s, 1),
+        "memories_per_s": round(sum(t["memories"] for t in talks) / took_s, 1),
+        "opened_per_s": round(calls / opened_s, 1),
+        "lost": len(acks_s) - said,
+    }
+
+
+def _all(loads: Sequence[Load], **what: object) -> list[dict[str, Any]]:
+    for load in loads:
+        load.ask(**what)
+    return [load.answer() for load in loads]
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
