@@ -94,6 +94,7 @@ spool_taken = _event("spool_taken", "info", "call", "turns")
 spool_refused = _event("spool_refused", "error", "file", "error")
 turns_erased = _event("turns_erased", "info", "turns")
 copy_erased = _event("copy_erased", "info", "agent")
+copy_not_erased = _event("copy_not_erased", "error", "agent", "error")
 caller_forgotten = _event("caller_forgotten", "info", "turns", "agents", "conversations")
 # Link
 link_opened = _event("link_opened", "info", "worker", "tenant")

@@ -27,6 +27,8 @@ LIMIT = 65_536
 """More than come within `door.REPLAY_WINDOW_S` at the 200 a second that are let in."""
 SAVE_S = 1.0
 """The longest that an answer waits for the disk."""
+ELSEWHERE_S = 0.25
+"""The longest that an answer waits for the other replicas; then it may be given by each of them."""
 _RECORD = struct.Struct(">d32s")
 _SLACK = 1_024
 """The file is rewritten when it holds this many more records than twice those of its last write."""
@@ -93,7 +95,9 @@ class Deliveries:
         return again
 
     async def save(self, signature: bytes, stamp_s: float) -> bool:
-        """Store a delivery; if that fails or takes longer than `SAVE_S`, only report it.
+        """Store a delivery, in the file and with the other replicas; report what fails.
+
+        Waits at most `SAVE_S` and `ELSEWHERE_S`: an answer is on its way to a caller.
 
         Returns:
             False: it came before, at another replica.
@@ -102,16 +106,26 @@ class Deliveries:
         error = "no answer in time"
         with anyio.move_on_after(SAVE_S):
             try:
-                until_s = max(stamp_s, self._wall()) + self._window_s
-                if self._is_first and not await self._is_first(f"delivery/{name.hex()}", until_s):
-                    return False
                 await self._write(name, stamp_s)
-            except (OSError, JournalError) as failure:
-                error = getattr(failure, "strerror", None) or type(failure).__name__
+            except OSError as failure:
+                error = failure.strerror or type(failure).__name__
             else:
-                return True
-        self._emit(telemetry.deliveries_not_kept, error=error)
-        return True
+                error = ""
+        is_first = True
+        if self._is_first is not None:
+            until_s = max(stamp_s, self._wall()) + self._window_s
+            away = "the other replicas were not asked in time"
+            with anyio.move_on_after(ELSEWHERE_S):
+                try:
+                    is_first = await self._is_first(f"delivery/{name.hex()}", until_s)
+                except JournalError as failure:
+                    away = failure.message
+                else:
+                    away = ""
+            error = error or away
+        if error:
+            self._emit(telemetry.deliveries_not_kept, error=error)
+        return is_first
 
     async def _write(self, name: bytes, stamp_s: float) -> None:
         """Write a delivery to disk.

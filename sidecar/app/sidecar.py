@@ -199,7 +199,7 @@ class Sidecar:
         self._commands = CallCommands(
             journal,
             live=lambda: self.calls.live,
-            superseded=self.vapi.calls.superseded if self.vapi else lambda _key, _text: None,
+            superseded=self.vapi.calls.superseded if self.vapi else lambda _key, _one: None,
         )
         self._admin = Admin(journal, commands=self._commands, forget=self._forget, clock=clock)
         self.metrics = Metrics(self._metrics_state)

@@ -105,6 +105,7 @@ def build_vapi(
         rates=(of_model, of_messages),
         budget=budget,
         of_calls=vapi_calls.spent if settings.vapi_call_tokens else dict[str, Spent],
+        wall=wall,
     )
     completions = Completions(
         vapi_calls,

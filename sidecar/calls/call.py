@@ -64,7 +64,9 @@ class Registry(Protocol):
         """Make turns durable."""
         ...
 
-    async def close(self, live: "LiveCall", reason: str, *, at_s: float, final: bool) -> None:
+    async def close(
+        self, live: "LiveCall", reason: str, *, at_s: float, final: bool, here: bool
+    ) -> None:
         """End the call."""
         ...
 
@@ -205,15 +207,19 @@ class LiveCall:
         """
         await self._registry.record(self, turns)
 
-    async def close(self, reason: str, *, at_s: float = 0.0, final: bool = False) -> None:
+    async def close(
+        self, reason: str, *, at_s: float = 0.0, final: bool = False, here: bool = False
+    ) -> None:
         """End the call: its pending turns are posted to Letta. May be repeated.
 
         Args:
             reason: Why, for people.
             at_s: Unix time until which it was heard; 0 where no other call hears it.
             final: Only a further report may correct it from now on; see `sidecar.model.Call`.
+            here: Its channel has not said that it ended: where another replica has opened it since,
+                it goes on there.
         """
-        await self._registry.close(self, reason, at_s=at_s, final=final)
+        await self._registry.close(self, reason, at_s=at_s, final=final, here=here)
 
     async def refuse(self) -> None:
         """The caller does not or no longer agree: nothing of the call is stored from now on.

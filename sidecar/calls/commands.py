@@ -13,6 +13,7 @@ from sidecar.journal.elsewhere import Commanded, Elsewhere
 from sidecar.model import Command
 
 LOOK_EVERY_S: Final = 0.5
+PASS_ON_S: Final = 2.0
 
 
 class CallCommands:
@@ -24,7 +25,7 @@ class CallCommands:
     Args:
         journal: Of all replicas.
         live: The calls that are live at this one.
-        superseded: Called with the key of a live call, and a `supersede`'s text.
+        superseded: Called with the key of a live call, and a `supersede` for it.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class CallCommands:
         journal: Elsewhere,
         *,
         live: Callable[[], Sequence[LiveCall]],
-        superseded: Callable[[str, str], None] = lambda _key, _text: None,
+        superseded: Callable[[str, Commanded], None] = lambda _key, _one: None,
     ) -> None:
         self._journal = journal
         self._live = live
@@ -65,7 +66,8 @@ class CallCommands:
             return await self._journal.pass_on(Commanded(found, command, text)) > 0
         _take(live, command, text)
         if command == "guide":
-            with suppress(JournalError):  # this replica has the call, and has taken it
+            # This replica has the call, and has taken it; others may have it besides.
+            with anyio.move_on_after(PASS_ON_S), suppress(JournalError):
                 await self._journal.pass_on(Commanded(found, command, text))
         return True
 
@@ -88,18 +90,18 @@ class CallCommands:
             JournalError: it can't be read; a later look gives it.
         """
         here = self._by_key()
-        live = set(here.values())
-        new = [one.call.key for one in live - self._known]
-        passed_on = await self._journal.passed_on(after=self._seen, opened=new)
-        self._known = {one for one in live if one.stored}
+        stored = {one for one in here.values() if one.stored}
+        opened = [one.call.key for one in stored - self._known]
+        passed_on = await self._journal.passed_on(after=self._seen, opened=opened, live=set(here))
+        self._known = stored
         for one in passed_on:
             self._seen = max(self._seen, one.n)
             found = here.get(one.call)
             if found is None:
                 continue
             if one.command == "supersede":
-                self._superseded(found.key, one.text)
-            elif one.text.strip() not in found.guidance.pieces:
+                self._superseded(found.key, one)
+            elif one.command != "guide" or one.text.strip() not in found.guidance.pieces:
                 _take(found, one.command, one.text)
 
 

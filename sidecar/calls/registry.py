@@ -566,17 +566,21 @@ class Calls:
         """Make turns of a live call durable; see `Storing.record`."""
         await self._storing.record(live, turns)
 
-    async def close(self, live: LiveCall, reason: str, *, at_s: float, final: bool) -> None:
+    async def close(
+        self, live: LiveCall, reason: str, *, at_s: float, final: bool, here: bool
+    ) -> None:
         """End a live call."""
         if not live.closed:
             if not live.elsewhere:
                 with suppress(HeardElsewhere):  # then its other job ends it
                     await self._storing.store_call(live)
             if live.stored:
-                # Its channel says that it has ended, whichever replica has it by now.
-                await self._journal.close_call(
-                    live.key, at_s=self._clock(), epoch=None, final=final
-                )
+                # If its channel says that it has ended, it has, whichever replica has it by now.
+                epoch = live.call.epoch if here else None
+                with suppress(TakenOver):
+                    await self._journal.close_call(
+                        live.key, at_s=self._clock(), epoch=epoch, final=final
+                    )
             elif not [one for one in self._records.in_room(live.heard) if one is not live]:
                 await self._end_lost(live)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)

@@ -47,19 +47,18 @@ class ErasedCopies:
         self._copies = copies
         self._emit = emit
         self._clock = clock
+        self._since_s = 0.0
 
     async def run(self) -> None:
         """Erase until cancelled.
 
         Raises:
             JournalError: the journal failed; run this again.
-            OSError: a copy could not be erased; run this again.
         """
-        since_s = 0.0
         while True:
             now_s = self._clock()
-            await self.erase(since_s=since_s)
-            since_s = now_s - _LATE_S
+            await self.erase(since_s=self._since_s)
+            self._since_s = now_s - _LATE_S
             await anyio.sleep(EVERY_S)
 
     async def erase(self, *, since_s: float) -> None:
@@ -67,12 +66,15 @@ class ErasedCopies:
 
         Raises:
             JournalError: the journal failed.
-            OSError: a copy could not be erased.
         """
         if not await self._journal.is_any_erased(since_s=since_s):
             return
-        for agent_id in await self._journal.erased_agents(
-            await self._copies.agent_ids(), since_s=since_s
-        ):
-            await self._copies.forget(agent_id)
-            self._emit(telemetry.copy_erased, agent=agent_id)
+        agent_ids = await self._copies.agent_ids()
+        for agent_id in await self._journal.erased_agents(agent_ids, since_s=since_s):
+            try:
+                await self._copies.forget(agent_id)
+            except OSError as error:
+                why = error.strerror or type(error).__name__
+                self._emit(telemetry.copy_not_erased, agent=agent_id, error=why)
+            else:
+                self._emit(telemetry.copy_erased, agent=agent_id)

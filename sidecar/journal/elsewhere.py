@@ -1,6 +1,6 @@
 """What a replica needs of the others: which calls are live there, and a way to command them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,11 +30,11 @@ class Usage:
     """Model tokens that were used.
 
     Attributes:
-        tenants: By tenant and UTC day, a number since 1970.
+        tenants: By tenant, on one UTC day.
         calls: By the key of the call.
     """
 
-    tenants: Mapping[tuple[str, int], int]
+    tenants: Mapping[str, int]
     calls: Mapping[str, int]
 
 
@@ -60,24 +60,28 @@ class Elsewhere(Protocol):
         Words to say and a hang-up are for the one at which the call is stored.
 
         Promises: `passed_on` gives it to each of them, once. Does not promise that one looks: a
-        replica may die before, and all but guidance is dropped after a minute.
+        replica may die before. Words and a hang-up are dropped after a minute, `supersede` after
+        seconds. The text is stored as it was asked, until it is taken or the call is closed.
 
         Returns:
             Its `n`; 0 if no other replica can get it, and nothing was stored.
         """
         ...
 
-    async def passed_on(self, *, after: int, opened: Sequence[str]) -> list[Commanded]:
+    async def passed_on(
+        self, *, after: int, opened: Sequence[str], live: Collection[str]
+    ) -> list[Commanded]:
         """Return what was passed on, in the order in which it was stored.
 
         Args:
             after: Guidance up to this `n` has been seen, except for the calls in `opened`.
-            opened: The keys of calls that this replica has only had since then.
+            opened: The keys of stored calls that this replica has only had since then.
+            live: The keys of all calls that are live here.
 
         Returns:
-            New guidance and `supersede` for any open call, also of this replica's own, and words
-            and hang-ups for calls of this replica. These are taken: no further `passed_on` returns
-            them.
+            New guidance and `supersede` for any open call, also what this replica stored itself,
+            and words and hang-ups for calls that are stored and live here. These are taken: no
+            further `passed_on` returns them.
         """
         ...
 
@@ -85,13 +89,14 @@ class Elsewhere(Protocol):
         """Return how many replicas are there, with this one."""
         ...
 
-    async def use(self, usage: Usage) -> Usage:
+    async def use(self, usage: Usage, *, day: int) -> Usage:
         """Add to what all replicas have used, also before a restart.
 
         Args:
-            usage: By this replica since it was added last; below 0: reserved, and not used.
+            usage: By this replica since it was added last.
+            day: Of the tenants' tokens, a number since 1970.
 
         Returns:
-            The totals of the same tenants and days, and of those calls that are stored.
+            The totals of all tenants on that day, and of those calls that are stored.
         """
         ...

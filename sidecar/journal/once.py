@@ -21,5 +21,8 @@ class Once(Protocol):
         ...
 
     async def answer(self, name: str, text: str) -> None:
-        """Store the answer of what was taken, for those that ask again; not empty."""
+        """Store the answer of what was taken, for those that ask again; not empty.
+
+        Only that of a stored call is stored: no other could be erased with its caller.
+        """
         ...

@@ -244,7 +244,8 @@ class Snapshots:
 
     async def agent_ids(self) -> set[str]:
         """Return the ids of the agents whose memory is here or on disk."""
-        return {*self._entries, *await self._store.agent_ids()}
+        here = {agent_id for agent_id, entry in self._entries.items() if entry.cached}
+        return here | await self._store.agent_ids()
 
     async def _read_until_current(self, agent_id: str, entry: _Entry, refresh: Refresh) -> None:
         while True:

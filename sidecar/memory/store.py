@@ -39,7 +39,7 @@ class SnapshotStore(Protocol):
         ...
 
     async def agent_ids(self) -> set[str]:
-        """Return the ids of all agents that have a copy. Reads every copy."""
+        """Return the ids of all agents that have a copy. Reads those that are new."""
         ...
 
 
@@ -54,6 +54,8 @@ class DirectoryStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._names: dict[str, str] = {}
+        """The ids of agents by the names of their files, as far as they were read."""
 
     async def load(self, agent_id: str) -> Snapshot | None:
         """As `SnapshotStore.load`."""
@@ -86,11 +88,14 @@ class DirectoryStore:
         return Snapshot.of(agent_id, copy.blocks, read_at_s=copy.read_at_s)
 
     def _agent_ids(self) -> set[str]:
-        agent_ids = set[str]()
-        for path in self._directory.glob("*.json"):
-            with suppress(OSError, *MALFORMED):
-                agent_ids.add(msgspec.json.decode(path.read_bytes(), type=_Copy).agent_id)
-        return agent_ids
+        there = {path.name: path for path in self._directory.glob("*.json")}
+        names = {name: agent_id for name, agent_id in self._names.items() if name in there}
+        for name, path in there.items():
+            if name not in names:
+                with suppress(OSError, *MALFORMED):
+                    names[name] = msgspec.json.decode(path.read_bytes(), type=_Copy).agent_id
+        self._names = names
+        return set(names.values())
 
     def _save(self, snapshot: Snapshot) -> None:
         make_directory(self._directory)

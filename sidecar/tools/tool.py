@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 import msgspec
@@ -26,6 +26,10 @@ KNOWN_S: Final = 600.0
 """How long all replicas know a run; a platform repeats a request within seconds."""
 LOOK_EVERY_S: Final = 0.25
 """How often a replica looks for the answer of another one."""
+
+
+Spawn: TypeAlias = Callable[..., None]
+"""Starts an async function with its arguments, and returns at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,13 @@ class ToolRuns:
     Args:
         once: What replicas do once; a tool that is not repeatable does not run while it fails.
         clock: Unix time in seconds.
+        spawn: Starts what the model does not wait for.
     """
 
-    def __init__(self, once: Once, *, clock: Callable[[], float]) -> None:
+    def __init__(self, once: Once, *, clock: Callable[[], float], spawn: Spawn) -> None:
         self._once = once
         self._clock = clock
+        self._spawn = spawn
         self._runs: dict[str, _ToolRun] = {}
 
     async def run(
@@ -153,9 +159,12 @@ class ToolRuns:
         if text is not None:
             return msgspec.json.decode(text, type=Answered)
         answered = Answered(await tool.run(call, arguments))
-        with suppress(JournalError):  # it was done, and is not done again
-            await self._once.answer(name, msgspec.json.encode(answered).decode())
+        self._spawn(self._store, name, msgspec.json.encode(answered).decode())
         return answered
+
+    async def _store(self, name: str, text: str) -> None:
+        with suppress(JournalError):  # it was done, and is not done again
+            await self._once.answer(name, text)
 
     def _add_run(self, run_id: str, run: _ToolRun) -> None:
         self._runs[run_id] = run

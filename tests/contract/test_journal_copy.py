@@ -65,7 +65,7 @@ class CopyBench:
             await journal.settle(settled, now_s=NOW_S)
             await journal.retire(dead, error="400", now_s=NOW_S)
             await journal.erase_caller("nobody", also=["acme/erased"], now_s=NOW_S)
-            await journal.use(Usage({("acme", 20_000): 7}, {}))
+            await journal.use(Usage({"acme": 7}, {}), day=20_000)
 
     async def copy(
         self, source: str, target: str, *, after: Callable[[str, int], None] = lambda _t, _n: None

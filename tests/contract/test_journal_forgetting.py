@@ -67,7 +67,7 @@ def bytes_below(directory: Path) -> bytes:
     return b"".join(file.read_bytes() for file in directory.iterdir())
 
 
-async def test_what_is_agent_ids_of_a_caller_is_told_in_full(journal: Journal) -> None:
+async def test_what_is_held_of_a_caller_is_told_in_full(journal: Journal) -> None:
     """A caller's calls, turns, undelivered turns, agents and conversations are all counted."""
     await had(journal, "one", ref=OWN, caller_key="k1")
     await had(journal, "two", ref=SHARED, caller_key="k1")

@@ -1,6 +1,6 @@
 """Two sidecars on one journal: what one has taken, the other leaves alone until it is gone."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -543,6 +543,19 @@ class TestSuccessors:
         assert (await fleet.first.open_call(NEXT)).key == NEXT.key
 
 
+NOTHING = Usage({}, {})
+
+
+async def passed_on(
+    replica: SqlJournal,
+    *,
+    after: int = 0,
+    opened: Sequence[str] = (),
+    live: Collection[str] = (CALL.key,),
+) -> list[Commanded]:
+    return await replica.passed_on(after=after, opened=opened, live=live)
+
+
 class TestElsewhere:
     """Commands reach the replicas that have the call."""
 
@@ -563,16 +576,18 @@ class TestElsewhere:
         asked = Commanded(CALL.key, command, "x")
         assert await fleet.first.pass_on(asked) == 0, "nobody else has it"
         n = await fleet.second.pass_on(asked)
-        assert await fleet.second.passed_on(after=0, opened=[CALL.key]) == []
-        assert await fleet.first.passed_on(after=0, opened=[]) == [replace(asked, n=n)]
-        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+        assert await passed_on(fleet.second) == []
+        assert await passed_on(fleet.first, live=["acme/two"]) == []
+        assert await passed_on(fleet.first) == [replace(asked, n=n)]
+        assert await passed_on(fleet.first) == []
 
     async def test_words_that_nobody_takes_are_dropped(self, fleet: Fleet) -> None:
         """What a replica did not take within a minute is not said any more."""
         await said(fleet)
         await fleet.second.pass_on(Commanded(CALL.key, "say", "x"))
         fleet.clock.now_s += 61.0
-        assert await fleet.first.passed_on(after=0, opened=[]) == []
+        await fleet.second.pass_on(Commanded(CALL.key, "guide", "y"))
+        assert [one.text for one in await passed_on(fleet.first)] == ["y"]
 
     async def test_guidance_is_for_every_replica_until_the_call_is_closed(
         self, fleet: Fleet
@@ -583,11 +598,11 @@ class TestElsewhere:
         stored = [replace(one, n=await fleet.second.pass_on(one)) for one in pieces]
         assert stored[0].n < stored[1].n
         for replica in (fleet.first, fleet.second):
-            assert await replica.passed_on(after=0, opened=[]) == stored
-            assert await replica.passed_on(after=stored[0].n, opened=[]) == stored[1:]
-            assert await replica.passed_on(after=stored[1].n, opened=[CALL.key]) == stored
+            assert await passed_on(replica, after=0, opened=[]) == stored
+            assert await passed_on(replica, after=stored[0].n, opened=[]) == stored[1:]
+            assert await passed_on(replica, after=stored[1].n, opened=[CALL.key]) == stored
         await fleet.first.close_call(CALL.key, at_s=fleet.clock(), epoch=None)
-        assert await fleet.first.passed_on(after=0, opened=[CALL.key]) == []
+        assert await passed_on(fleet.first, after=0, opened=[CALL.key]) == []
         assert await fleet.first.pass_on(pieces[0]) == 0
 
     async def test_who_asks_first_does_what_is_done_once(self, fleet: Fleet) -> None:
@@ -607,11 +622,14 @@ class TestElsewhere:
         """Tokens of a tenant's day and of a call add up over replicas; unstored calls count not."""
         await said(fleet)
         assert await fleet.second.replicas() == 2
-        used = Usage({("acme", 20_000): 10, ("zen", 20_000): 1}, {CALL.key: 7, "acme/none": 9})
-        assert await fleet.first.use(used) == replace(used, calls={CALL.key: 7})
-        more = Usage({("acme", 20_000): 5}, {CALL.key: -2})
-        assert await fleet.second.use(more) == Usage({("acme", 20_000): 15}, {CALL.key: 5})
-        await fleet.second.use(Usage({("acme", 20_010): 0}, {}))
+        used = Usage({"acme": 10, "zen": 1}, {CALL.key: 7, "acme/none": 9})
+        assert await fleet.first.use(used, day=20_000) == replace(used, calls={CALL.key: 7})
+        more = Usage({"acme": 5}, {CALL.key: 2})
+        total = Usage({"acme": 15, "zen": 1}, {CALL.key: 9})
+        assert await fleet.second.use(more, day=20_000) == total
+        assert await fleet.first.use(NOTHING, day=20_000) == replace(total, calls={})
+        assert await fleet.first.use(NOTHING, day=20_009) == NOTHING
+        await fleet.second.use(Usage({"acme": 1}, {}), day=20_010)
         days = await fleet.first.executor.read(lambda tx: tx.rows("SELECT tenant, day FROM spent"))
         assert days == [("acme", 20_010)]
         await fleet.end(fleet.first)

@@ -1,6 +1,7 @@
 """Commands into calls of any replica, in virtual time: the right call takes each, once."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -22,11 +23,11 @@ class Replica:
 
     def __init__(self, bench: CallsBench) -> None:
         self.calls = bench
-        self.superseded: list[tuple[str, str]] = []
+        self.superseded: list[tuple[str, Commanded]] = []
         self.commands = CallCommands(
             bench.journal,
             live=lambda: bench.calls.live,
-            superseded=lambda key, text: self.superseded.append((key, text)),
+            superseded=lambda key, one: self.superseded.append((key, one)),
         )
         self.give = self.commands.give
         self.look = self.commands.look
@@ -96,6 +97,49 @@ def test_what_is_taken_here_is_not_asked_of_others() -> None:
     fleet(body)
 
 
+def test_words_that_equal_guidance_are_said() -> None:
+    """What the agent was told to follow can be said as well, also from another replica."""
+
+    async def body(here: Replica, there: Replica) -> None:
+        ear = await there.opened("c1")
+        for command in ("guide", "say"):
+            assert await here.give("c1", command, "One moment.")
+            await there.look()
+        assert ear.asked == [("guide", "One moment."), ("say", "One moment.")]
+
+    fleet(body)
+
+
+def test_a_hang_up_waits_for_who_has_the_call() -> None:
+    """A replica that has a call only in the journal, from a dead one, leaves its hang-up there."""
+
+    async def body(here: Replica, there: Replica) -> None:
+        await there.opened("c1")
+        key = there.calls.calls.live[0].key
+        assert await here.give("c1", "hang-up", "")
+        assert await there.calls.journal.passed_on(after=0, opened=[], live=[]) == []
+        taken = await there.calls.journal.passed_on(after=0, opened=[], live=[key])
+        assert [one.command for one in taken] == ["hang-up"]
+
+    fleet(body)
+
+
+def test_a_call_that_is_silent_here_goes_on_elsewhere() -> None:
+    """A replica that heard nothing of a call ends it for itself alone, if another has opened it."""
+
+    async def body(here: Replica, there: Replica) -> None:
+        await here.opened("c1")
+        first = here.calls.calls.live[0]
+        ear = await there.opened("c1")
+        await here.give("c1", "guide", "Be brief.")
+        await first.close("silence", here=True)
+        assert [one.key for one in await here.calls.live_calls()] == [first.key]
+        await there.look()
+        assert ear.asked == [("guide", "Be brief.")]
+
+    fleet(body)
+
+
 def test_a_name_of_several_calls_is_refused_wherever_they_are() -> None:
     """An ambiguous beginning commands no call, and the error names those that it fits."""
 
@@ -137,11 +181,12 @@ def test_a_further_reply_is_known_at_other_replicas_that_have_the_call() -> None
         await here.opened("c1")
         await there.opened("c2")
         key = here.calls.calls.live[0].key
-        assert await here.calls.journal.pass_on(Commanded(key, "supersede", "2 x"))
+        asked = Commanded(key, "supersede", "2 5")
+        asked = replace(asked, n=await here.calls.journal.pass_on(asked))
         for _ in range(2):
             await here.look()
             await there.look()
-        assert here.superseded == [(key, "2 x")]
+        assert here.superseded == [(key, asked)]
         await there.opened("c1")
         await there.look()
         assert there.superseded == []

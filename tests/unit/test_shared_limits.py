@@ -41,6 +41,7 @@ class Replica:
             rates=[self.rate],
             budget=self.budget,
             of_calls=lambda: {CALL.key: self.of_call},
+            wall=lambda: 0.0,
         )
 
     def use(self, tokens: int, share: float = 1.0) -> None:
@@ -48,7 +49,7 @@ class Replica:
         if reserved := self.budget.reserve("acme", tokens, now_s=0.0):
             used = int(tokens * share)
             self.budget.charge(reserved, used, now_s=0.0)
-            self.of_call.add(used)
+            self.of_call.use(used)
             self.used += used
 
     async def share(self, *, fails: bool = False) -> None:
@@ -57,7 +58,7 @@ class Replica:
             return
         real = self._journal.use
 
-        async def refuse(_: Usage) -> Any:
+        async def refuse(_: Usage, **__: object) -> Any:
             raise JournalError("the database is away", hint="")
 
         self._journal.use = refuse  # type: ignore[method-assign]
@@ -89,21 +90,18 @@ async def fleet(count: int) -> list[Replica]:
 def test_what_is_used_anywhere_counts_everywhere(
     steps: Sequence[tuple[int, int, float, str]],
 ) -> None:
-    """Whatever fails, once shared all know the sum; a shared budget is never exceeded."""
+    """Whatever fails, once it is shared all know the sum, and nothing is counted twice."""
 
     async def body() -> None:
         replicas = await fleet(3)
         for which, tokens, share, step in steps:
             if step == "u":
                 replicas[which].use(tokens, share)
-                if which == 0:  # at this one everything is shared at once
-                    await replicas[0].share()
             else:
                 await replicas[which].share(fails=step == "f")
         for _ in range(2):
             for one in replicas:
-                one.budget.used("acme", now_s=0.0)  # makes the tenant known
-                one.of_call.add(1)
+                one.of_call.use(1)
                 await one.share()
         total = sum(one.used for one in replicas)
         for one in replicas:
@@ -135,8 +133,37 @@ def test_a_day_that_is_used_up_elsewhere_is_used_up_here() -> None:
         one, other, _ = await fleet(3)
         one.use(LIMIT)
         await one.share()
-        other.use(0)
         await other.share()
         assert other.budget.reserve("acme", 1, now_s=0.0) is None
+
+    anyio.run(body)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 400)), max_size=40))
+def test_a_budget_that_is_shared_at_once_is_not_exceeded(
+    requests: Sequence[tuple[int, int]],
+) -> None:
+    """Where every use is shared before the next request, all replicas stay within the limit."""
+
+    async def body() -> None:
+        replicas = await fleet(3)
+        for which, tokens in requests:
+            replicas[which].use(tokens)
+            for one in (*replicas, *replicas):
+                await one.share()
+        assert sum(one.used for one in replicas) <= LIMIT
+
+    anyio.run(body)
+
+
+def test_what_was_reserved_and_not_used_is_nobodys() -> None:
+    """A replica that dies with a request under way leaves the day to the others."""
+
+    async def body() -> None:
+        one, other, _ = await fleet(3)
+        assert one.budget.reserve("acme", LIMIT, now_s=0.0)
+        await one.share()
+        await other.share()
+        assert other.budget.reserve("acme", LIMIT, now_s=0.0)
 
     anyio.run(body)

@@ -1,7 +1,8 @@
 """Tools: each id runs once within its deadline, and the example declares them correctly."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,19 @@ from typing import Any
 import anyio
 import pytest
 import trio
+from anyio.abc import TaskGroup
 
 from sidecar.errors import JournalError
 from sidecar.journal.sql import SqlJournal
 from sidecar.memory.archive import Archive
-from sidecar.model import Passage
+from sidecar.model import AgentRef, Call, Passage
 from sidecar.testing.memory_journal import POLICY, MemoryJournal
 from sidecar.tools.recall import Recall
 from sidecar.tools.tool import FAILED, RUNS_LIMIT, TOO_LONG, Answered, InCall, Tool, ToolRuns
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio, pytest.mark.backend("virtual-time")]
 
+CALL = Call("t/c1", AgentRef("t", agent_id="agent-1"), "vapi", "k1", 0.0)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/vapi"
 
 
@@ -41,7 +44,13 @@ class Slow:
 
 def runs_of() -> ToolRuns:
     """The runs of one call, at a replica of its own journal."""
-    return ToolRuns(MemoryJournal(clock=trio.current_time), clock=trio.current_time)
+    return ToolRuns(
+        MemoryJournal(clock=trio.current_time), clock=trio.current_time, spawn=nothing_else
+    )
+
+
+def nothing_else(*_: object) -> None:
+    pytest.fail("a call that is not stored stores no answer")
 
 
 class Nothing:
@@ -108,20 +117,33 @@ async def test_no_more_runs_are_kept_than_said() -> None:
 
 
 class Replicas:
-    """The runs of one call at two replicas on one journal."""
+    """The runs of one stored call at two replicas on one journal."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: TaskGroup) -> None:
         journal = MemoryJournal(clock=trio.current_time)
         other = SqlJournal(
             journal.executor, policy=POLICY, secret=b"", clock=trio.current_time, replica="other"
         )
         self.journals = journal, other
-        self.runs = [ToolRuns(one, clock=trio.current_time) for one in self.journals]
-        live: Any = SimpleNamespace(call=SimpleNamespace(key="t/c1"))
+
+        def spawn(job: Callable[..., Awaitable[None]], *args: object) -> None:
+            tasks.start_soon(job, *args)
+
+        self.runs = [ToolRuns(one, clock=trio.current_time, spawn=spawn) for one in self.journals]
+        live: Any = SimpleNamespace(call=CALL)
         self.call = InCall(live, _nothing_said)
 
     async def ask(self, which: int, tool: Tool, run_id: str = "one") -> Answered:
         return await self.runs[which].run(tool, run_id, self.call, {})
+
+
+@asynccontextmanager
+async def replicas_of_a_call(*, stored: bool = True) -> AsyncGenerator[Replicas]:
+    async with anyio.create_task_group() as tasks:
+        replicas = Replicas(tasks)
+        if stored:
+            await replicas.journals[0].open_call(CALL)
+        yield replicas
 
 
 async def _nothing_said() -> tuple[()]:
@@ -130,41 +152,73 @@ async def _nothing_said() -> tuple[()]:
 
 async def test_a_tool_runs_at_one_replica() -> None:
     """A repeat that reaches another replica waits for the run of the first, and has its answer."""
-    replicas, slow = Replicas(), Slow(1.0)
+    slow = Slow(1.0)
     answers: list[Answered] = []
+    async with replicas_of_a_call() as replicas:
 
-    async def ask(which: int) -> None:
-        answers.append(await replicas.ask(which, slow.tool))
+        async def ask(which: int) -> None:
+            answers.append(await replicas.ask(which, slow.tool))
 
-    async with anyio.create_task_group() as tasks:
-        for which in (0, 1):
-            tasks.start_soon(ask, which)
-    await ask(1)
+        async with anyio.create_task_group() as tasks:
+            for which in (0, 1):
+                tasks.start_soon(ask, which)
+        await ask(1)
     assert answers == [Answered("answer 1")] * 3
     assert slow.runs == 1
 
 
 async def test_a_run_of_a_replica_that_died_is_not_run_again() -> None:
     """What another replica began and did not end may have been done: the model is told no more."""
-    replicas, slow = Replicas(), Slow(0.0)
-    with anyio.move_on_after(0.5):
-        await replicas.ask(0, Slow(60.0).tool)
-    assert await replicas.ask(1, slow.tool) == Answered(TOO_LONG, failed=True)
+    slow = Slow(0.0)
+    async with replicas_of_a_call() as replicas:
+        with anyio.move_on_after(0.5):
+            await replicas.ask(0, Slow(60.0).tool)
+        assert await replicas.ask(1, slow.tool) == Answered(TOO_LONG, failed=True)
     assert slow.runs == 0
+
+
+async def test_an_answer_waits_for_no_journal() -> None:
+    """What a tool has done is answered at once, however long it takes to store that."""
+    slow = Slow(0.0)
+    async with replicas_of_a_call() as replicas:
+        stores = anyio.Event()
+
+        async def hangs(*_: object) -> None:
+            stores.set()
+            await anyio.sleep(1_000.0)
+
+        replicas.journals[0].answer = hangs  # type: ignore[method-assign]
+        began_s = trio.current_time()
+        assert await replicas.ask(0, slow.tool) == Answered("answer 1")
+        assert trio.current_time() == began_s
+        await stores.wait()
+
+
+async def test_no_answer_is_stored_for_a_call_that_is_not() -> None:
+    """Of a call that is not stored nothing is, since nobody could erase it with its caller."""
+    slow = Slow(0.0)
+    async with replicas_of_a_call(stored=False) as replicas:
+        assert await replicas.ask(0, slow.tool) == Answered("answer 1")
+        assert await replicas.ask(1, slow.tool) == Answered(TOO_LONG, failed=True)
+    assert slow.runs == 1
+    rows = await replicas.journals[0].executor.read(lambda tx: tx.rows("SELECT answer FROM once"))
+    assert rows == [("",)]
 
 
 async def test_a_repeatable_tool_asks_no_other_replica() -> None:
     """A tool that only reads runs where it is asked, also while the journal fails."""
-    replicas, slow = Replicas(), Slow(0.0)
+    slow = Slow(0.0)
+    async with replicas_of_a_call() as replicas:
 
-    async def fails(*_: object, **__: object) -> str | None:
-        raise JournalError("the disk is gone", hint="")
+        async def fails(*_: object, **__: object) -> str | None:
+            raise JournalError("the disk is gone", hint="")
 
-    for journal in replicas.journals:
-        journal.first = fails
-    reads = replace(slow.tool, repeatable=True)
-    assert [(await replicas.ask(which, reads)).text for which in (0, 1)] == ["answer 1", "answer 2"]
-    assert await replicas.ask(0, slow.tool, "two") == Answered(FAILED, failed=True)
+        for journal in replicas.journals:
+            journal.first = fails
+        reads = replace(slow.tool, repeatable=True)
+        answers = [(await replicas.ask(which, reads)).text for which in (0, 1)]
+        assert answers == ["answer 1", "answer 2"]
+        assert await replicas.ask(0, slow.tool, "two") == Answered(FAILED, failed=True)
     assert slow.runs == 2
 
 

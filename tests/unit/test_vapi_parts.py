@@ -250,6 +250,27 @@ class TestDeliveries:
         assert await other.save(b"2", NOW_S)
         assert await other.save(b"1", NOW_S + 9)
 
+    @pytest.mark.anyio
+    async def test_replicas_that_are_out_of_reach_cost_no_record(self, tmp_path: Path) -> None:
+        """While the journal hangs, a delivery is known here over a restart, and waits a moment."""
+        path = tmp_path / "kept"
+
+        async def hangs(_name: str, _until_s: float) -> bool:
+            await anyio.sleep(60.0)
+            return False
+
+        seen = Deliveries(
+            window_s=REPLAY_WINDOW_S,
+            wall=lambda: NOW_S,
+            clock=lambda: NOW_S,
+            path=path,
+            is_first=hangs,
+            emit=Telemetry(strict=True, logger=Quiet()).emit,
+        )
+        with anyio.fail_after(30.0):
+            assert await seen.save(b"1", NOW_S)
+        assert deliveries(path).was_here(b"1", NOW_S)
+
     def test_a_clock_set_forward_and_back_opens_no_window(self) -> None:
         """A delivery stays known after the clock was set forward and back."""
         wall, steady = [NOW_S], [0.0]
@@ -275,6 +296,12 @@ class TestLimits:
         assert cap.admits("a", now_s=0.0) == pytest.approx(0.1)
         assert cap.admits("b", now_s=0.0) == 0.0
         assert cap.admits("a", now_s=0.11) == 0.0
+
+    def test_a_rate_cap_of_many_replicas(self) -> None:
+        """However many share a cap, each admits something, and all together what is allowed."""
+        caps = [RateCap(per_s=1.0, burst=3.0, replicas=8) for _ in range(8)]
+        admitted = sum(not cap.admits("a", now_s=n / 10) for n in range(3_000) for cap in caps)
+        assert 300 - 8 <= admitted <= 300 + 8
 
     def test_a_day(self) -> None:
         """A tenant's budget ends with its tokens and is new on the next day."""
@@ -313,22 +340,30 @@ class TestLimits:
 
 class TestSuperseded:
     @pytest.mark.parametrize(
-        ("slot", "words", "cancelled"),
-        [(2, "hello", False), (2, "hello there", True), (3, "hello", True), (1, "hi", False)],
+        ("slot", "words", "first", "cancelled"),
+        [
+            (2, "hello", False, False),
+            (2, "hello there", False, True),
+            (3, "hello", False, True),
+            (1, "hi", False, False),
+            (2, "hell", True, False),
+            (3, "hello", True, False),
+        ],
+        ids=["a repeat", "more words", "a later turn", "an earlier turn", "earlier", "shrunk"],
     )
     @pytest.mark.anyio
     async def test_a_reply_that_was_begun_elsewhere(
-        self, slot: int, words: str, cancelled: bool
+        self, slot: int, words: str, first: bool, cancelled: bool
     ) -> None:
-        """A reply to later or other words supersedes, at every replica; a repeat does not."""
-        here, there = WrittenReplies(), WrittenReplies()
+        """A reply that was begun later, to a later turn or other words, supersedes; none else."""
+        here = WrittenReplies()
         scope = anyio.CancelScope()
-        here.begin(2, "hello", scope)
-        there.begin(slot, words, anyio.CancelScope())
-        text = there.superseding(slot, words)
-        here.superseded(text)
+        stream = here.begin(2, "hello", scope)
+        here.superseded(slot, len(words), 7)
+        assert not scope.cancel_called, "it is not known which was begun first"
+        here.numbered(stream, 8 if first else 6)
+        here.superseded(slot, len(words), 7)
         assert scope.cancel_called == cancelled
-        assert words not in text
 
 
 class TestControl:

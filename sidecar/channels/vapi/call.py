@@ -33,7 +33,7 @@ from sidecar.journal.port import OfAllReplicas
 from sidecar.model import Command, Turn
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Emit
-from sidecar.tools.tool import ToolRuns
+from sidecar.tools.tool import Spawn, ToolRuns
 
 _HEARD_LIMIT = 50
 _WAITING_LIMIT = 50
@@ -51,6 +51,7 @@ class VapiCall:
         journal: Where the turns are.
         waits: For memory.
         command: Sends a command into the call; returns at once.
+        spawn: Starts what nobody waits for.
         redact: How the journal redacts words; applied here first, so that histories can be compared
             with what is stored.
         emit: Where events go.
@@ -80,6 +81,7 @@ class VapiCall:
         *,
         waits: Waits,
         command: Callable[["VapiCall", Command, str], None],
+        spawn: Spawn,
         redact: Callable[[str], str] | None,
         emit: Emit,
         clock: Callable[[], float],
@@ -88,7 +90,7 @@ class VapiCall:
         self.disputed = False
         self.control_url = ""
         self.spent = Spent()
-        self.tool_runs = ToolRuns(journal, clock=clock)
+        self.tool_runs = ToolRuns(journal, clock=clock, spawn=spawn)
         self.written = WrittenReplies()
         self.last_s = clock()
         self.ended_s: float | None = None

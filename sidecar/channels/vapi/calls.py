@@ -314,6 +314,7 @@ class VapiCalls:
                 self._journal,
                 waits=self._waits,
                 command=self._command,
+                spawn=self.spawn,
                 redact=self._redact,
                 emit=self._emit,
                 clock=self._clock,
@@ -344,47 +345,52 @@ class VapiCalls:
             del self._opening[key]
             opened.set()
 
-    def begun(self, call: VapiCall, slot: int, words: str) -> None:
+    def begun(self, call: VapiCall, stream: object, slot: int, words: str) -> None:
         """A reply was begun: have other replicas cancel those that it supersedes, within a second.
 
         Args:
             call: Its call.
-            slot: See `WrittenReplies.begin`.
+            stream: What `WrittenReplies.begin` returned.
+            slot: As for `WrittenReplies.begin`.
             words: What it replies to.
         """
-        if self._replicas() > 1:
-            text = call.written.superseding(slot, words)
-            self.spawn(self._pass_on, Commanded(call.live.call.key, "supersede", text))
+        if self._replicas() > 1 and call.live.may_be_stored:
+            self.spawn(self._tell_begun, call, stream, f"{slot} {len(words)}")
 
-    def superseded(self, key: str, text: str) -> None:
-        """A reply was begun at another replica: see `begun`. A key of no VAPI call is ignored."""
+    def superseded(self, key: str, by: Commanded) -> None:
+        """A reply was begun, here or elsewhere: see `begun`. A key of no VAPI call is ignored."""
         if call := self._live.get(key):
-            call.written.superseded(text)
+            slot, chars = by.text.split()
+            call.written.superseded(int(slot), int(chars), by.n)
 
-    async def _pass_on(self, commanded: Commanded) -> None:
+    async def _tell_begun(self, call: VapiCall, stream: object, text: str) -> None:
         with suppress(JournalError):  # an earlier reply is written to its end, and nobody hears it
-            await self._journal.pass_on(commanded)
+            n = await self._journal.pass_on(Commanded(call.live.call.key, "supersede", text))
+            call.written.numbered(stream, n)
 
     def tool_runs(self) -> ToolRuns:
         """Return the runs of a call that is not known; each request runs."""
-        return ToolRuns(self._journal, clock=self._clock)
+        return ToolRuns(self._journal, clock=self._clock, spawn=self.spawn)
 
     def spent(self) -> dict[str, Spent]:
         """Return the model tokens that each stored live call has used, by its stored key."""
         return {call.live.call.key: call.spent for call in self._live.values() if call.live.stored}
 
-    async def end(self, call: VapiCall, reason: str, *, final: bool = False) -> None:
+    async def end(
+        self, call: VapiCall, reason: str, *, final: bool = False, here: bool = False
+    ) -> None:
         """Close a call whose transcript is complete.
 
         Args:
             call: Which.
             reason: For the log.
             final: It was reported: only a further report reopens it.
+            here: See `LiveCall.close`.
 
         Raises:
             JournalError: it is not closed; may be repeated.
         """
-        await call.live.close(reason, final=final)
+        await call.live.close(reason, final=final, here=here)
         if self._live.get(call.live.key) is call:
             del self._live[call.live.key]
         self._ended.add(call.live.key, _End(final, call.live.may_be_stored))
@@ -402,7 +408,9 @@ class VapiCalls:
                 continue
             try:
                 await call.give_up()
-                await self.end(call, "no report came" if reported_late else "silence")
+                # While this replica heard nothing, another may have had all of it.
+                reason = "no report came" if reported_late else "silence"
+                await self.end(call, reason, here=True)
             except JournalError as error:
                 self._journal_failed(call.live.key, error)
 

@@ -47,6 +47,7 @@ from sidecar.tracing import CONVERSATION, NO_TRACES, TEXT, Span, Tracer, tracepa
 FALLBACK_TEXT: Final = "I'm sorry, I lost my thread for a moment. Could you say that again?"
 OVER_BUDGET_TEXT: Final = "I'm sorry, I have to stop here for now. Please call again later."
 _ASK_AGAIN_S: Final = 5.0
+_MOST_TOKENS: Final = 1_000_000_000
 _ALLOW_HINT: Final = "name it in SIDECAR_VAPI_ALLOW if it may cost what it costs"
 _encode = msgspec.json.Encoder().encode
 
@@ -236,7 +237,7 @@ class Completions:
             stretches = turn.stretches
             words = stretches[-1].text if stretches and stretches[-1].speaker == "caller" else ""
             turn.stream = call.written.begin(slot_of(stretches), words, scope)
-            self._calls.begun(call, slot_of(stretches), words)
+            self._calls.begun(call, turn.stream, slot_of(stretches), words)
         try:
             await self._replies.send(turn, send)
         except (LlmError, CutOff) as error:
@@ -278,7 +279,7 @@ class Completions:
         if turn.reserved is None:
             return False
         if call is not None:
-            call.spent.add(tokens)
+            call.spent.reserved += tokens
         return True
 
     @staticmethod
@@ -297,6 +298,7 @@ class Completions:
         # because a tool's arguments and hidden reasoning are not in `reader.text`.
         written = max(len(reader.text) // CHARS_PER_TOKEN, reader.frames)
         tokens = reader.tokens or (turn.prompt_tokens + written if turn.asked_model else 0)
+        tokens = max(0, min(tokens, _MOST_TOKENS))  # a server may name any number
         reserved = 0
         if turn.reserved is not None:
             reserved = turn.reserved.tokens
@@ -304,7 +306,7 @@ class Completions:
         call = turn.call
         if call is not None:
             messages: Sequence[Any] = turn.asked["messages"]
-            call.spent.add(tokens - reserved)
+            call.spent.use(tokens, reserved=reserved)
             call.written.end(
                 turn.stream,
                 turn.text,

@@ -19,7 +19,7 @@ class RateCap:
     Attributes:
         per_s: Requests a second, on average, at all replicas together.
         burst: Requests at once, at all replicas together.
-        replicas: How many there are; each admits its share.
+        replicas: How many there are; each admits its share, and one request at once at least.
     """
 
     per_s: float
@@ -31,7 +31,10 @@ class RateCap:
 
     def admits(self, key: str, *, now_s: float) -> float:
         """Count a request; return 0 when it is within the cap, else the seconds to wait."""
-        per_s, burst = self.per_s / self.replicas, self.burst / self.replicas
+        per_s, burst = (
+            self.per_s / self.replicas,
+            max(min(self.burst, 1.0), self.burst / self.replicas),
+        )
         left, at_s = self._left.pop(key, (burst, now_s))
         left = min(burst, left + max(0.0, now_s - at_s) * per_s)
         wait_s = 0.0 if left >= 1 else (1 - left) / per_s
@@ -43,20 +46,28 @@ class RateCap:
 
 @dataclass(slots=True)
 class Spent:
-    """Model tokens that were used.
+    """Model tokens, those that were used and those that requests under way may use.
 
     Attributes:
-        tokens: By all replicas, as far as is known here.
+        used: By all replicas, as far as is known here.
         unshared: Of them, those that the other replicas do not know of yet.
+        reserved: By requests of this replica.
     """
 
-    tokens: int = 0
+    used: int = 0
     unshared: int = 0
+    reserved: int = 0
 
-    def add(self, tokens: int) -> None:
-        """Count tokens of this replica; fewer than 0 are given back."""
-        self.tokens += tokens
+    @property
+    def tokens(self) -> int:
+        """Both together."""
+        return self.used + self.reserved
+
+    def use(self, tokens: int, *, reserved: int = 0) -> None:
+        """Count tokens that were used, and release what was reserved for them."""
+        self.used += tokens
         self.unshared += tokens
+        self.reserved -= reserved
 
     def take_unshared(self) -> int:
         """Return what is to be shared; `share` or `put_back` follows."""
@@ -65,7 +76,7 @@ class Spent:
 
     def share(self, total: int) -> None:
         """What was taken is in this total of all replicas."""
-        self.tokens = total + self.unshared
+        self.used = total + self.unshared
 
     def put_back(self, taken: int) -> None:
         """What was taken could not be shared."""
@@ -99,22 +110,27 @@ class Budget:
         day, spent = self._today(tenant, now_s)
         if self.day_tokens and spent.tokens + tokens > self.day_tokens:
             return None
-        spent.add(tokens)
+        spent.reserved += tokens
         return Reservation(tenant, day, tokens)
 
     def charge(self, reservation: Reservation, used_tokens: int, *, now_s: float) -> None:
         """Replace a reservation with what was used, counted today. Call it once for each."""
         day, spent = self._today(reservation.tenant, now_s)
         back = reservation.tokens if reservation.day == day else 0
-        spent.add(used_tokens - back)
+        spent.use(used_tokens, reserved=back)
 
     def used(self, tenant: str, *, now_s: float) -> int:
         """Return what a tenant has used today, including reservations."""
         return self._today(tenant, now_s)[1].tokens
 
-    def spent(self) -> dict[tuple[str, int], Spent]:
-        """Return what each tenant has used on the day of its last request, a number since 1970."""
-        return {(tenant, day): spent for tenant, (day, spent) in self._spent.items()}
+    def today(self, *, now_s: float) -> tuple[int, dict[str, Spent]]:
+        """Return the day, a number since 1970, and what each tenant has used of it."""
+        day = _day(now_s)
+        return day, {tenant: spent for tenant, (of, spent) in self._spent.items() if of == day}
+
+    def learn(self, tenant: str, total: int, *, now_s: float) -> None:
+        """All replicas together have used this much today, with all that was taken here."""
+        self._today(tenant, now_s)[1].share(total)
 
     def _today(self, tenant: str, now_s: float) -> tuple[int, Spent]:
         day, spent = self._spent.get(tenant, (-1, Spent()))

@@ -1,8 +1,8 @@
 """Keeps the limits of VAPI calls over all replicas, which do not ask one another for each request.
 
 Each second a replica adds what it has used to the journal, and learns what all have used. So a
-budget is exceeded by what the others admit within a second, at most; of a call, by one request at
-each other replica. A rate cap is divided by how many replicas there are.
+budget is exceeded, at most, by what the others use within a second, and by what their requests
+under way will use. A rate cap is divided by how many replicas there are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,8 @@ from sidecar.errors import JournalError
 from sidecar.journal.elsewhere import Elsewhere, Usage
 
 SHARE_EVERY_S: Final = 1.0
+LAST_S: Final = 2.0
+"""How long the last one may take, at the end."""
 
 
 class SharedLimits:
@@ -27,6 +29,7 @@ class SharedLimits:
         budget: Tokens per tenant and day.
         of_calls: Returns what each stored call has used, by its key; nothing where calls have no
             budget of their own.
+        wall: Unix time as the machine has it now.
 
     Attributes:
         replicas: How many there are.
@@ -39,19 +42,26 @@ class SharedLimits:
         rates: Sequence[RateCap],
         budget: Budget,
         of_calls: Callable[[], Mapping[str, Spent]],
+        wall: Callable[[], float],
     ) -> None:
         self.replicas = 1
         self._journal = journal
         self._rates = rates
         self._budget = budget
         self._of_calls = of_calls
+        self._wall = wall
+        self._learnt = False
 
     async def run(self) -> None:
-        """Share until cancelled. What could not be shared is shared later."""
-        while True:
-            with suppress(JournalError):  # the calls' own turns fail as well, and say so
+        """Share until cancelled, and once more then. What could not be shared is shared later."""
+        try:
+            while True:
+                with suppress(JournalError):  # the calls' own turns fail as well, and say so
+                    await self.share()
+                await anyio.sleep(SHARE_EVERY_S)
+        finally:
+            with anyio.move_on_after(LAST_S, shield=True), suppress(JournalError):
                 await self.share()
-            await anyio.sleep(SHARE_EVERY_S)
 
     async def share(self) -> None:
         """Tell the other replicas what was used here since the last time, and learn the totals.
@@ -62,10 +72,13 @@ class SharedLimits:
         self.replicas = max(1, await self._journal.replicas())
         for rate in self._rates:
             rate.replicas = self.replicas
-        tenants = self._budget.spent() if self._budget.day_tokens else {}
+        now_s = self._wall()
+        day, today = self._budget.today(now_s=now_s)
+        tenants = {name: spent for name, spent in today.items() if spent.unshared}
         calls = {key: spent for key, spent in self._of_calls().items() if spent.unshared}
-        nothing = not any(spent.unshared for spent in tenants.values()) and not calls
-        if nothing and (self.replicas == 1 or not tenants):
+        limited = self._budget.day_tokens > 0
+        others = limited and (self.replicas > 1 or not self._learnt)
+        if not calls and not others and not (limited and tenants):
             return
         taken = [(spent, spent.take_unshared()) for spent in (*tenants.values(), *calls.values())]
         used = [tokens for _, tokens in taken]
@@ -75,13 +88,14 @@ class SharedLimits:
         )
         shared = False
         try:
-            totals = await self._journal.use(usage)
+            totals = await self._journal.use(usage, day=day)
             shared = True
         finally:
             if not shared:
                 for spent, tokens in taken:
                     spent.put_back(tokens)
-        for name, spent in tenants.items():
-            spent.share(totals.tenants[name])
+        self._learnt = True
+        for name, total in totals.tenants.items():
+            self._budget.learn(name, total, now_s=now_s)
         for key, total in totals.calls.items():
             calls[key].share(total)

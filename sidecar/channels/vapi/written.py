@@ -1,6 +1,5 @@
 """The replies of one VAPI call as they were written, before it is known what of them was heard."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,16 +10,12 @@ from sidecar.channels.vapi.history import Stretch, annotate
 _SLOTS_LIMIT = 400
 
 
-def _mark(words: str) -> str:
-    """Return what tells these words from others without showing them."""
-    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
 @dataclass(slots=True)
 class _Stream:
     slot: int
     asked: str
     scope: anyio.CancelScope
+    n: int | None = None
 
 
 class WrittenReplies:
@@ -49,28 +44,30 @@ class WrittenReplies:
         Returns:
             What to pass to `end`.
         """
-        self._supersede(slot, _mark(asked))
-        stream = _Stream(slot, _mark(asked), scope)
+        for older in self._streams:
+            if older.slot < slot or (older.slot == slot and older.asked != asked):
+                older.scope.cancel()
+        stream = _Stream(slot, asked, scope)
         self._streams.append(stream)
         return stream
 
-    @staticmethod
-    def superseding(slot: int, asked: str) -> str:
-        """Return what to tell other replicas of a reply that was begun here: see `superseded`."""
-        return f"{slot} {_mark(asked)}"
+    def numbered(self, stream: object, n: int) -> None:
+        """Other replicas were told of a reply: those with a lower number were begun before it."""
+        if isinstance(stream, _Stream):
+            stream.n = n
 
-    def superseded(self, text: str) -> None:
+    def superseded(self, slot: int, chars: int, n: int) -> None:
         """Cancel the replies that one which was begun at another replica supersedes.
 
         Args:
-            text: What its `superseding` returned.
+            slot: See `begin`.
+            chars: How long the words are that it replies to. Others of the same length are taken
+                for the same: then both replies go on, and nobody hears the older one.
+            n: Its number. Of a reply without one it is not known which was begun first: it goes on.
         """
-        slot, _, mark = text.partition(" ")
-        self._supersede(int(slot), mark)
-
-    def _supersede(self, slot: int, mark: str) -> None:
         for older in self._streams:
-            if older.slot < slot or (older.slot == slot and older.asked != mark):
+            other = older.slot < slot or (older.slot == slot and len(older.asked) != chars)
+            if older.n is not None and older.n < n and other:
                 older.scope.cancel()
 
     def end(self, stream: object, text: str, *, follow_up: bool, delivered: bool = False) -> None:

@@ -56,7 +56,7 @@ class PostgresJournal(SqlJournal):
             secret: Keys the tombstones; the same for every process that ever opens this journal.
             policy: When turns are due.
             clock: Unix time in seconds.
-            redact: Returns a turn's text as it may be kept; no other text reaches the database.
+            redact: As for `SqlJournal`.
             wait_s: How long to wait for another's lease to end: that of a process which was killed
                 lasts for `LEASE_S`.
             alone: Only where no other process has the journal open, and let none open it.

@@ -47,7 +47,8 @@ class SqlJournal(SqlReports):
         policy: When turns are due.
         secret: Keys the tombstones.
         clock: Unix time in seconds.
-        redact: Returns a turn's text as it may be kept; no other text reaches the database.
+        redact: Returns a turn's text as it may be kept; no other reaches the database. Commands
+            into live calls and answers of tools are stored as they are, and go with their call.
         replica: Names this run of a sidecar; entered by whoever opens the journal. Operations read
             it when they are run.
     """
@@ -231,7 +232,14 @@ class SqlJournal(SqlReports):
             if some is None:
                 break
             erased += some
-        await self.executor.write(lambda tx: tombstones.clear(tx, before_s=before_s))
+        now_s = self._clock()
+
+        def clear(tx: Transaction) -> None:
+            tombstones.clear(tx, before_s=before_s)
+            once.clear(tx, now_s=now_s)
+            commands.drop_late(tx, now_s=now_s)
+
+        await self.executor.write(clear)
         return erased
 
     async def stored_of_caller(self, caller_key: str) -> StoredOfCaller:
@@ -450,21 +458,23 @@ class SqlJournal(SqlReports):
         """See `Journal.pass_on`."""
         now_s = self._clock()
         return await self.executor.write(
-            lambda tx: commands.pass_on(tx, commanded, replica=self.replica, now_s=now_s)
+            lambda tx: commands.pass_on(tx, commanded, replica=self.replica, now_s=now_s),
+            grows=True,
         )
 
-    async def passed_on(self, *, after: int, opened: Sequence[str]) -> list[Commanded]:
+    async def passed_on(
+        self, *, after: int, opened: Sequence[str], live: Collection[str]
+    ) -> list[Commanded]:
         """See `Journal.passed_on`."""
-        now_s = self._clock()
 
         def look(tx: Transaction) -> tuple[list[Commanded], bool]:
             found = commands.for_all(tx, after=after, opened=opened)
-            return found, commands.is_any_due(tx, replica=self.replica, now_s=now_s)
+            return found, bool(commands.to_take(tx, replica=self.replica, live=live))
 
-        found, due = await self.executor.read(look)
-        if due:
+        found, to_take = await self.executor.read(look)
+        if to_take:
             found += await self.executor.write(
-                lambda tx: commands.take(tx, replica=self.replica, now_s=now_s)
+                lambda tx: commands.take(tx, replica=self.replica, live=live)
             )
         return sorted(found, key=lambda one: one.n)
 
@@ -472,20 +482,22 @@ class SqlJournal(SqlReports):
         """See `Journal.replicas`."""
         return await self.executor.read(replicas.count)
 
-    async def use(self, usage: Usage) -> Usage:
+    async def use(self, usage: Usage, *, day: int) -> Usage:
         """See `Journal.use`."""
-        return await self.executor.write(lambda tx: usages.use(tx, usage))
+        if not usage.tenants and not usage.calls:
+            return Usage(await self.executor.read(lambda tx: usages.of_day(tx, day)), {})
+        return await self.executor.write(lambda tx: usages.use(tx, usage, day=day), grows=True)
 
     async def first(self, name: str, *, call: str = "", until_s: float) -> str | None:
         """See `Journal.first`."""
         now_s = self._clock()
         return await self.executor.write(
-            lambda tx: once.first(tx, name, call=call, until_s=until_s, now_s=now_s)
+            lambda tx: once.first(tx, name, call=call, until_s=until_s, now_s=now_s), grows=True
         )
 
     async def answer(self, name: str, text: str) -> None:
         """See `Journal.answer`."""
-        await self.executor.write(lambda tx: once.answer(tx, name, text))
+        await self.executor.write(lambda tx: once.answer(tx, name, text), grows=True)
 
     async def finish_copy(self) -> None:
         """Let a sidecar open what was copied here, where the engine has refused that meanwhile."""

@@ -9,20 +9,18 @@ from sidecar.journal.sql.transaction import Transaction
 LASTS_DAYS: Final = 3
 
 
-def use(tx: Transaction, usage: Usage) -> Usage:
+def use(tx: Transaction, usage: Usage, *, day: int) -> Usage:
     """See `Elsewhere.use`. Drops the counts of days that are past."""
-    tenants = dict[tuple[str, int], int]()
-    for (tenant, day), tokens in usage.tenants.items():
-        rows = tx.rows(
+    for tenant, tokens in usage.tenants.items():
+        tx.run(
             "INSERT INTO spent(tenant, day, tokens) VALUES (?, ?, ?) ON CONFLICT(tenant, day)"
-            " DO UPDATE SET tokens = spent.tokens + excluded.tokens RETURNING tokens",
+            " DO UPDATE SET tokens = spent.tokens + excluded.tokens",
             tenant,
             day,
             tokens,
         )
-        tenants[tenant, day] = int(rows[0][0])
-    if tenants:
-        tx.run("DELETE FROM spent WHERE day < ?", max(day for _, day in tenants) - LASTS_DAYS)
+    if usage.tenants:
+        tx.run("DELETE FROM spent WHERE day < ?", day - LASTS_DAYS)
     calls = dict[str, int]()
     for key, tokens in usage.calls.items():
         rows = tx.rows(
@@ -33,4 +31,10 @@ def use(tx: Transaction, usage: Usage) -> Usage:
         )
         if rows:
             calls[key] = int(rows[0][0])
-    return Usage(tenants, calls)
+    return Usage(of_day(tx, day), calls)
+
+
+def of_day(tx: Transaction, day: int) -> dict[str, int]:
+    """Return what each tenant has used on a day."""
+    rows = tx.rows("SELECT tenant, tokens FROM spent WHERE day = ?", day)
+    return {tenant: int(tokens) for tenant, tokens in rows}

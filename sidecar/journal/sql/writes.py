@@ -337,6 +337,7 @@ def close_call(
     if tx.run(
         "UPDATE calls SET closed_at_s = ? WHERE id = ? AND closed_at_s IS NULL", at_s, row_id
     ):
+        tx.run("DELETE FROM commands WHERE call = ?", row_id)
         reschedule_call(tx, row_id, now_s=now_s, policy=policy)
 
 

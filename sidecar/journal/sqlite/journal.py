@@ -60,7 +60,7 @@ class SqliteJournal(SqlJournal):
             policy: When turns are due.
             clock: Unix time in seconds.
             reserve_bytes: Disk kept aside for a full disk.
-            redact: Returns a turn's text as it may be kept; no other text reaches the file.
+            redact: As for `SqlJournal`.
             secret: Keys the tombstones; None: the `secret` of the file's directory.
 
         Raises:
