@@ -64,6 +64,12 @@ def _capacity(quick: bool) -> Figures:
     return capacity.measure(quick)
 
 
+def _growth(quick: bool) -> Figures:
+    from benchmarks import growth  # noqa: PLC0415
+
+    return anyio.run(growth.measure, quick)
+
+
 PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "prompt_path": _prompt_path,
     "journal": _journal,
@@ -73,6 +79,7 @@ PARTS: Mapping[str, Callable[[bool], Figures]] = {
     "letta": _letta,
     "successor": _successor,
     "capacity": _capacity,
+    "growth": _growth,
 }
 ONLY_WHEN_NAMED: Mapping[str, Callable[[bool], Figures]] = {"litellm": _litellm}
 

@@ -30,6 +30,7 @@ PROCESSES: Final = 2
 SECONDS: Final = 60.0
 QUICK_SECONDS: Final = 6.0
 SETTLE_S: Final = 3.0
+FIRST_NUMBER: Final = 14155550000
 
 
 class Load:
@@ -38,14 +39,17 @@ class Load:
     Args:
         one: The sidecar.
         name: Of its calls.
+        number: Of its first caller.
         calls: How many.
         spool: Directory of the spool.
     """
 
-    def __init__(self, one: SidecarProcess, name: str, calls: int, spool: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.many_calls", one.link_url, name, str(calls)]
+    def __init__(
+        self, one: SidecarProcess, name: str, number: int, calls: int, spool: Path
+    ) -> None:
+        command = [sys.executable, "-m", "benchmarks.many_calls", one.link_url, name]
         self._process = subprocess.Popen(
-            [*command, str(spool)],
+            [*command, str(number), str(calls), str(spool)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,12 +96,23 @@ def _held(calls: int, quick: bool) -> Figures:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         letta = stack.enter_context(LettaProcess())
         spool = directory / "spool"
-        one = stack.enter_context(sidecar(directory / "data", letta, SIDECAR_SPOOL_DIR=str(spool)))
+        agents = directory / "agents.json"
+        numbers = range(FIRST_NUMBER, FIRST_NUMBER + calls)
+        agents.write_text(json.dumps({f"+{n}": letta.agent(f"caller {n}") for n in numbers}))
+        one = stack.enter_context(
+            sidecar(
+                directory / "data",
+                letta,
+                SIDECAR_SPOOL_DIR=str(spool),
+                SIDECAR_AGENT_MAP=str(agents),
+            )
+        )
         process = psutil.Process(one.pid)
         time.sleep(SETTLE_S)
         idle_kb = process.memory_info().rss / 1024
+        each = calls // PROCESSES
         loads = [
-            stack.enter_context(Load(one, f"w{n}", calls // PROCESSES, spool))
+            stack.enter_context(Load(one, f"w{n}", numbers[n * each], each, spool))
             for n in range(PROCESSES)
         ]
         began_s = time.perf_counter()

@@ -1,12 +1,12 @@
 """A process that holds many calls, each with a link of its own, as LiveKit's jobs have them.
 
-    python -m benchmarks.many_calls LINK_URL NAME CALLS SPOOL
+    python -m benchmarks.many_calls LINK_URL NAME NUMBER CALLS SPOOL
 
-Each call is the worker's real `Link` and `LinkedCall`. A caller takes a turn every `TURN_EVERY_S`:
-begins to speak, says it `SPEECH_S` later, reads the memory for the prompt, and is answered. Reads
-one command of JSON a line and answers each: `{"do": "open"}`, `{"do": "talk", "seconds": 20}`,
-`{"do": "close"}`.
-SIDECAR_LINK_TOKEN is the link's token.
+The callers have the numbers from NUMBER on. Each call is the worker's real `Link` and `LinkedCall`.
+A caller takes a turn every `TURN_EVERY_S`: begins to speak, says it `SPEECH_S` later, reads the
+memory for the prompt, and is answered. One command of JSON a line is read and answered:
+`{"do": "open"}`, `{"do": "talk", "seconds": 20}`, `{"do": "close"}`. SIDECAR_LINK_TOKEN is the
+link's token.
 """
 
 import argparse
@@ -63,12 +63,14 @@ class OneCall:
     Args:
         url: Of the link.
         name: Of the call.
+        number: Of the caller.
         spool: Directory of the spool.
         talk: Where its figures go.
     """
 
-    def __init__(self, url: str, name: str, spool: Path, talk: Talk) -> None:
+    def __init__(self, url: str, name: str, number: str, spool: Path, talk: Talk) -> None:
         self._name = name
+        self._number = number
         self._talk = talk
         self._said = 0
         self._sent_s: dict[str, float] = {}
@@ -86,7 +88,7 @@ class OneCall:
     async def open(self) -> None:
         """Open it, and wait for its first memory."""
         self.call = call = self.link.open_call(
-            self._name, "livekit", Hints(caller=self._name), opened_at_s=time.time()
+            self._name, "livekit", Hints(phone=self._number), opened_at_s=time.time()
         )
         self._watch(call)
         await call.ready(OPENED_S)
@@ -143,7 +145,10 @@ class OneCall:
 async def main(asked: argparse.Namespace) -> None:
     """Do what standard input asks until it ends."""
     talk = Talk()
-    calls = [OneCall(asked.url, f"{asked.name}-{n}", asked.spool, talk) for n in range(asked.calls)]
+    calls = [
+        OneCall(asked.url, f"{asked.name}-{n}", f"+{asked.number + n}", asked.spool, talk)
+        for n in range(asked.calls)
+    ]
     at_once = anyio.CapacityLimiter(_OPENED_AT_ONCE)
     async with anyio.create_task_group() as links:
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
@@ -183,6 +188,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("url")
     parser.add_argument("name")
+    parser.add_argument("number", type=int)
     parser.add_argument("calls", type=int)
     parser.add_argument("spool", type=Path)
     anyio.run(main, parser.parse_args())

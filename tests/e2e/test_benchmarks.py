@@ -93,6 +93,24 @@ def test_killed_workers_are_succeeded_without_a_second_greeting() -> None:
 
 
 @pytest.mark.slow
+def test_many_calls_lose_nothing() -> None:
+    """The load of many calls reports what a call costs, and each acked turn is at Letta."""
+    figures = measured("capacity")
+    names = {"calls", "ack_p99_ms", "prompt_p99_ms", "rss_kb_per_call", "cpu_cores"}
+    assert names <= figures.keys()
+    assert figures["lost"] == 0
+    assert figures["with_memory"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_growing_journal_is_measured() -> None:
+    """Each size of the journal has the same figures."""
+    figures = measured("growth")
+    rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
+    assert {"open_ms", "append_ms", "calls_list_ms"} <= set.intersection(*map(set, rows.values()))
+
+
+@pytest.mark.slow
 def test_an_idle_sidecar_is_weighed() -> None:
     """The benchmark reports memory and CPU for each kind of Letta."""
     figures = measured("idle")

@@ -1,7 +1,7 @@
 """Tools: each id runs once within its deadline, and the example declares them correctly."""
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -126,7 +126,7 @@ class Replicas:
         )
         self.journals = journal, other
 
-        def spawn(job: Callable[..., Awaitable[None]], *args: object) -> None:
+        def spawn(job: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
             tasks.start_soon(job, *args)
 
         self.runs = [ToolRuns(one, clock=trio.current_time, spawn=spawn) for one in self.journals]
