@@ -24,10 +24,10 @@ from benchmarks.figures import Figures, milliseconds, percentile
 from benchmarks.processes import LettaProcess, sidecar
 from tests.sidecar_process import SidecarProcess, eventually
 
-CALLS: Final = (100, 300, 1_000)
+CALLS: Final = (100, 300, 600, 1_000)
 QUICK_CALLS: Final = (10,)
 PROCESSES: Final = 2
-SECONDS: Final = 60.0
+SECONDS: Final = 40.0
 QUICK_SECONDS: Final = 6.0
 SETTLE_S: Final = 3.0
 FIRST_NUMBER: Final = 14155550000
@@ -48,6 +48,7 @@ class Load:
         self, one: SidecarProcess, name: str, number: int, calls: int, spool: Path
     ) -> None:
         command = [sys.executable, "-m", "benchmarks.many_calls", one.link_url, name]
+        self._cpu_s = 0.0
         self._process = subprocess.Popen(
             [*command, str(number), str(calls), str(spool)],
             stdin=subprocess.PIPE,
@@ -55,6 +56,11 @@ class Load:
             text=True,
             env={**os.environ, "SIDECAR_LINK_TOKEN": one.link_token},
         )
+
+    def cpu_s(self) -> float:
+        """Return how much it has used since it was asked this last."""
+        before, self._cpu_s = self._cpu_s, _cpu_s(psutil.Process(self._process.pid))
+        return self._cpu_s - before
 
     def __enter__(self) -> Self:
         return self
@@ -117,13 +123,19 @@ def _held(calls: int, quick: bool) -> Figures:
         ]
         began_s = time.perf_counter()
         _all(loads, do="open")
+        for load in loads:
+            load.cpu_s()
         opened_s = time.perf_counter() - began_s
-        cpu_s, began_s = _cpu_s(process), time.perf_counter()
+        of_letta = psutil.Process(letta.pid)
+        letta_s, cpu_s, began_s = _cpu_s(of_letta), _cpu_s(process), time.perf_counter()
         talks = _all(loads, do="talk", seconds=seconds)
         took_s = time.perf_counter() - began_s
         cores = (_cpu_s(process) - cpu_s) / took_s
+        letta_cores = (_cpu_s(of_letta) - letta_s) / took_s
+        load_cores = sum(load.cpu_s() for load in loads) / took_s
         rss_kb = process.memory_info().rss / 1024
         acks_s = [s for talk in talks for s in talk["acks_s"]]
+        lags_s = [s for talk in talks for s in talk["lags_s"]]
         prompts_s = [s for talk in talks for s in talk["prompts_s"]]
         _all(loads, do="close")
         eventually(one.is_at_rest, within_s=300.0)
@@ -133,9 +145,12 @@ def _held(calls: int, quick: bool) -> Figures:
         "ack_p99_ms": milliseconds(percentile(acks_s, 0.99)),
         "prompt_p50_ms": milliseconds(percentile(prompts_s, 0.50)),
         "prompt_p99_ms": milliseconds(percentile(prompts_s, 0.99)),
+        "load_lag_p99_ms": milliseconds(percentile(lags_s, 0.99)),
         "with_memory": round(sum(t["with_memory"] for t in talks) / max(1, len(prompts_s)), 3),
         "rss_kb_per_call": round((rss_kb - idle_kb) / calls, 1),
         "cpu_cores": round(cores, 2),
+        "letta_cores": round(letta_cores, 2),
+        "load_cores": round(load_cores, 2),
         "turns_per_s": round(len(acks_s) / took_s, 1),
         "memories_per_s": round(sum(t["memories"] for t in talks) / took_s, 1),
         "opened_per_s": round(calls / opened_s, 1),

@@ -38,15 +38,18 @@ class Filled:
 
     Attributes:
         path: Its file.
-        journal: Open.
         calls: How many calls were stored.
         now_s: The time that its calls are stored at, which goes on with each.
     """
 
     path: Path
-    journal: SqliteJournal
     calls: int = 0
     now_s: float = 1_700_000_000.0
+
+    async def open(self) -> SqliteJournal:
+        """Open it, by the time of its calls."""
+        self.journal = await SqliteJournal.open(self.path, policy=POLICY, clock=lambda: self.now_s)
+        return self.journal
 
     async def call(self, n: int) -> Call:
         """Store the `n`th call, closed, with its turns due."""
@@ -88,6 +91,8 @@ class Filled:
                         else:
                             settle = self.journal.settle
                             tasks.start_soon(lambda b=batch, s=settle: s(b, now_s=self.now_s))
+        undelivered = (await self.journal.backlog()).undelivered
+        assert undelivered == 0, f"{undelivered} turns were not delivered"
         return (self.calls - before) * TURNS_PER_CALL / (time.perf_counter() - began_s)
 
     async def claimed(self) -> list[Batch]:
@@ -110,7 +115,8 @@ async def measure(quick: bool) -> Figures:
     rows: Figures = {}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.db"
-        filled = Filled(path, await SqliteJournal.open(path, policy=POLICY))
+        filled = Filled(path)
+        await filled.open()
         for size in QUICK_SIZES if quick else SIZES:
             rate = await filled.fill(size)
             rows[f"{size:,} settled turns"] = {
@@ -122,7 +128,8 @@ async def measure(quick: bool) -> Figures:
     for dead in QUICK_DEAD if quick else DEAD:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "journal.db"
-            filled = Filled(path, await SqliteJournal.open(path, policy=POLICY))
+            filled = Filled(path)
+            await filled.open()
             await filled.fill(dead * TURNS_PER_CALL, dead=True)
             rows[f"{dead:,} dead letters"] = await _sized(filled)
             await filled.journal.aclose()
@@ -133,7 +140,7 @@ async def _sized(filled: Filled) -> Figures:
     """Return what the journal costs at its size now."""
     await filled.journal.aclose()
     began_s = time.perf_counter()
-    filled.journal = journal = await SqliteJournal.open(filled.path, policy=POLICY)
+    journal = await filled.open()
     open_s = time.perf_counter() - began_s
     await journal.take_back(now_s=filled.now_s, horizon_s=60.0)
     one = Call("acme/live", AgentRef("acme", caller_key="live"), "vapi", "live", filled.now_s)

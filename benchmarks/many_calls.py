@@ -49,10 +49,13 @@ class Talk:
         prompts_s: From each of a caller's turns to the memory for its prompt.
         with_memory: How many of these prompts had a memory.
         memories: How many memories came.
+        lags_s: By how much this process was late, ten times a second: what it measures is no
+            better than that.
     """
 
     acks_s: list[float] = field(default_factory=list[float])
     prompts_s: list[float] = field(default_factory=list[float])
+    lags_s: list[float] = field(default_factory=list[float])
     with_memory: int = 0
     memories: int = 0
 
@@ -142,6 +145,14 @@ class OneCall:
         call.take_memory = taken
 
 
+async def watch_lag(talk: Talk) -> None:
+    """Note how late a sleep ends, until cancelled."""
+    while True:
+        began_s = time.perf_counter()
+        await anyio.sleep(0.1)
+        talk.lags_s.append(time.perf_counter() - began_s - 0.1)
+
+
 async def main(asked: argparse.Namespace) -> None:
     """Do what standard input asks until it ends."""
     talk = Talk()
@@ -151,6 +162,7 @@ async def main(asked: argparse.Namespace) -> None:
     ]
     at_once = anyio.CapacityLimiter(_OPENED_AT_ONCE)
     async with anyio.create_task_group() as links:
+        links.start_soon(watch_lag, talk)
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
             command = json.loads(line)
             if command["do"] == "open":
@@ -170,7 +182,7 @@ async def main(asked: argparse.Namespace) -> None:
                         closing.start_soon(one.close)
                 answer = {"closed": len(calls)}
             else:
-                for measured in (talk.acks_s, talk.prompts_s):
+                for measured in (talk.acks_s, talk.prompts_s, talk.lags_s):
                     measured.clear()
                 talk.with_memory = talk.memories = 0
                 async with anyio.create_task_group() as talking:

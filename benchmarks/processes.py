@@ -70,6 +70,12 @@ class LettaProcess:
             self._process.kill()
             self._process.wait(5)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
     def fault(self, script: dict[str, Any]) -> None:
         """Merge `script` into the current faults."""
         self._ask("POST", "/_ctl", script)

@@ -101,7 +101,8 @@ class Snapshots:
         clock: Unix time in seconds.
         read_timeout_s: No read takes longer.
         poll_s: How often agents of live calls are read again; less often where `POLLS_AT_ONCE`
-            at a time cannot read them all within it.
+            at a time cannot read them all within it. Those that were read within the last half of
+            it are passed over: callers who speak have theirs read anyway.
         max_agents: Agents cached when no call is live for them; the least recently used are
             dropped first.
         max_bytes: Limit on the text of all of them, in bytes; the same are dropped first.
@@ -156,9 +157,19 @@ class Snapshots:
             if len(self._polls) >= POLLS_AT_ONCE:
                 await self._polls[0].done.wait()
             entry = self._entries.get(agent_id)
-            if entry is not None and entry.watchers:
+            if entry is not None and entry.watchers and not self._was_just_read(entry):
                 self._polls.append(self.refresh(agent_id))
             await anyio.sleep(self._poll_s / len(watched))
+
+    def _was_just_read(self, entry: _Entry) -> bool:
+        """Whether a poll may pass an agent over, whose caller's speech had it read."""
+        cached = entry.cached
+        return (
+            cached is not None
+            and not cached.from_disk
+            and not cached.outdated
+            and self._clock() - cached.snapshot.read_at_s < self._poll_s / 2
+        )
 
     @property
     def degraded(self) -> bool:

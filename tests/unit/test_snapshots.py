@@ -359,6 +359,22 @@ def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
     virtual(body)
 
 
+def test_a_poll_passes_over_what_was_just_read() -> None:
+    """An agent that is read for its caller's speech is not polled as well; once it is not, it is."""
+
+    async def body(bench: SnapshotsBench) -> None:
+        bench.snapshots.watch(A)
+        for _ in range(10):
+            await bench.snapshots.refresh(A).done.wait()
+            await anyio.sleep(4.0)
+        assert bench.source.reads == 10
+        bench.snapshots.changed(A)
+        await anyio.sleep(10.0)
+        assert bench.source.reads == 11
+
+    virtual(body)
+
+
 def test_a_hiccup_costs_one_cool_down_however_many_are_on_the_line() -> None:
     """Reads that all hung at once cost one cool-down of the breaker, not several."""
 
