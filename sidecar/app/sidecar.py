@@ -288,6 +288,7 @@ class Sidecar:
             connections=self.link.connections,
             breaker_open={"memory": self.snapshots.degraded, "relay": self.relay.degraded},
             draining=self.calls.draining,
+            replicas=await self.journal.replicas(),
             now_s=self._clock(),
         )
 

@@ -63,6 +63,7 @@ class Gauges:
     connections: int
     breaker_open: Mapping[str, bool]
     draining: bool
+    replicas: int
     now_s: float
 
 
@@ -135,6 +136,9 @@ class Metrics:
         self._dead = gauge("sidecar_dead_batches", "Batches that were given up and wait for you.")
         self._journal_up = gauge("sidecar_journal_up", "1 while turns can be stored.")
         self._draining = gauge("sidecar_draining", "1 while the sidecar is draining.")
+        self._replicas = gauge(
+            "sidecar_replicas", "Replicas that write to the journal, with this one."
+        )
         self._connections = gauge("sidecar_link_connections", "Workers that are connected.")
         self._tasks = gauge("sidecar_tasks", "Tasks that run on the event loop.")
         self._live = Gauge(
@@ -209,6 +213,7 @@ class Metrics:
         self._dead.set(backlog.dead_batches)
         self._journal_up.set(state.journal_ok)
         self._draining.set(state.draining)
+        self._replicas.set(state.replicas)
         self._connections.set(state.connections)
         self._tasks.set(len(anyio.get_running_tasks()))
         for channel in CHANNELS:

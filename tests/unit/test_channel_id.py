@@ -254,6 +254,7 @@ STATE = Gauges(
     connections=0,
     breaker_open={},
     draining=False,
+    replicas=1,
     now_s=1.0,
 )
 

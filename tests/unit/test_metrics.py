@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -28,6 +29,7 @@ STATE = Gauges(
     connections=3,
     breaker_open={"memory": True, "relay": False},
     draining=False,
+    replicas=2,
     now_s=1_000.0,
 )
 NAMES = re.compile(r"\b(sidecar_[a-z_]+|process_[a-z_]+)\b")
@@ -174,20 +176,19 @@ def dashboard_expressions() -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
+def alert_rules() -> list[dict[str, Any]]:
+    files = [yaml.safe_load(path.read_text()) for path in OPS.glob("prometheus-alerts*.yaml")]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
+
+
 def alert_expressions() -> list[str]:
-    rules = yaml.safe_load((OPS / "prometheus-alerts.yaml").read_text())
-    return [
-        rule["expr"]
-        for group in rules["groups"]
-        for rule in group["rules"]
-        if rule["alert"] != "SidecarDown"  # it uses Prometheus' own `up`
-    ]
+    # SidecarDown uses Prometheus' own `up`.
+    return [rule["expr"] for rule in alert_rules() if rule["alert"] != "SidecarDown"]
 
 
 def test_every_alert_says_what_to_do() -> None:
     """Each alert rule has a severity, a summary and an action."""
-    rules = yaml.safe_load((OPS / "prometheus-alerts.yaml").read_text())
-    for rule in rules["groups"][0]["rules"]:
+    for rule in alert_rules():
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["action"]

@@ -162,6 +162,40 @@ def test_worker_and_sidecar_find_each_other(where: str) -> None:
     assert link.spool_dir == settings.spool
 
 
+def test_a_second_replica_is_as_the_first_with_a_directory_of_its_own() -> None:
+    """In compose a second sidecar has the first one's settings and name, and its own data."""
+    services = compose()["services"]
+    first, second = services["sidecar"], services["sidecar-2"]
+    for same in ("image", "build", "environment", "stop_grace_period", "read_only", "cap_drop"):
+        assert first[same] == second[same]
+    assert second["profiles"] == services["postgres"]["profiles"] == ["replicas"]
+    assert second["networks"] == {"default": {"aliases": ["sidecar"]}}
+    assert set(first["volumes"]) & set(second["volumes"]) == {"spool:/spool"}
+    assert not second["ports"]
+    settings = loaded(
+        of_compose(
+            "sidecar",
+            {
+                **GIVEN,
+                "SIDECAR_JOURNAL_URL": "postgresql://sidecar:p@postgres/journal",
+                "SIDECAR_SECRET": "s" * 32,
+            },
+        )
+    )
+    assert settings.journal_url is not None
+    database = services["postgres"]["environment"]
+    assert (database["POSTGRES_USER"], database["POSTGRES_DB"]) == ("sidecar", "journal")
+
+
+def test_pods_are_updated_and_evicted_one_by_one() -> None:
+    """Where there are several pods, no update and no drain of nodes takes two at a time."""
+    budget = manifests()["PodDisruptionBudget"]["spec"]
+    labels = manifests()["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert "updateStrategy" not in manifests()["StatefulSet"]["spec"], "RollingUpdate, by default"
+
+
 def test_the_spool_is_one_volume_for_both() -> None:
     """In compose and in the pod, worker and sidecar mount the same volume for the spool."""
     spool = STAGES["worker"].env["SIDECAR_SPOOL_DIR"]
@@ -333,7 +367,7 @@ def test_dependencies_come_from_lock_files_with_hashes() -> None:
     for line in installs:
         assert "--require-hashes" in line or "--no-deps --no-index" in line
     named = set(locks())
-    assert named == {"run", "speech"}
+    assert named == {"run", "speech", "postgres"}
     for lock in named:
         assert "--hash=sha256:" in (ROOT / f"requirements/{lock}.txt").read_text()
 

@@ -360,7 +360,7 @@ def test_agents_of_live_calls_are_polled_and_others_are_not() -> None:
 
 
 def test_a_poll_passes_over_what_was_just_read() -> None:
-    """An agent that is read for its caller's speech is not polled as well; once it is not, it is."""
+    """An agent that was read for its caller's speech is not polled, unless it has changed since."""
 
     async def body(bench: SnapshotsBench) -> None:
         bench.snapshots.watch(A)
