@@ -8,7 +8,7 @@ import trio.testing
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer  # pyright: ignore[reportMissingTypeStubs]
 
-from tests.schedule import GroupedScheduling
+from tests.schedule import GroupedScheduling, group_of, mixed
 
 pytest_plugins = [
     "tests.letta_server.fixtures",
@@ -40,6 +40,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("backend")
     if mark is not None and "anyio_backend" in metafunc.fixturenames:
         metafunc.parametrize("anyio_backend", mark.args, indirect=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes run them, mix the tests that wait with those that compute."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        groups: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            groups.setdefault(group_of(item.nodeid), []).append(item)
+        items[:] = mixed(groups)
 
 
 def pytest_collection_finish() -> None:

@@ -8,8 +8,9 @@ mark `xdist_group` from an attribute that pytest 9.2 no longer has, and ignores 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
 from typing_extensions import override
@@ -38,6 +39,7 @@ _KIND: Final = re.compile(r"[\[-](real|app-server)[-\]]")
 """The parameter of a test of `test_letta`, by which it needs a real server."""
 _ONE_PROCESS_EACH: Final = {"e2e", "chaos"}
 _ALSO: Final = {"test_vapi_types"}
+T = TypeVar("T")
 
 
 def group_of(nodeid: str) -> str:
@@ -52,6 +54,31 @@ def group_of(nodeid: str) -> str:
         return server
     layer = PurePosixPath(path).parent.name
     return module if layer in _ONE_PROCESS_EACH or module in _ALSO else nodeid
+
+
+def mixed(groups: Mapping[str, Sequence[T]]) -> list[T]:
+    """Return all tests with those that wait, in groups, spread among those that compute.
+
+    Groups of several tests mostly wait for their servers and processes. One after the other they
+    would leave the cores idle in the first minutes, and the tests that compute would compete for
+    them in the last.
+
+    Args:
+        groups: The tests of each group, by its name, as they were collected.
+    """
+    waiting = [tests for name, tests in groups.items() if not _is_single(name)]
+    single = [test for name, tests in groups.items() if _is_single(name) for test in tests]
+    first, rest = waiting[:2], waiting[2:]
+    share = -(-len(single) // max(1, len(rest)))
+    order = [test for tests in first for test in tests]
+    for number in range(max(1, len(rest))):
+        order += single[number * share : (number + 1) * share]
+        order += rest[number] if number < len(rest) else []
+    return order
+
+
+def _is_single(group: str) -> bool:
+    return "::" in group
 
 
 class GroupedScheduling(LoadScopeScheduling):
