@@ -137,7 +137,8 @@ class Metrics:
         self._journal_up = gauge("sidecar_journal_up", "1 while turns can be stored.")
         self._draining = gauge("sidecar_draining", "1 while the sidecar is draining.")
         self._replicas = gauge(
-            "sidecar_replicas", "Replicas that write to the journal, with this one."
+            "sidecar_replicas",
+            "Replicas that write to the journal, with this one; 0: this one can't.",
         )
         self._connections = gauge("sidecar_link_connections", "Workers that are connected.")
         self._tasks = gauge("sidecar_tasks", "Tasks that run on the event loop.")
@@ -203,6 +204,7 @@ class Metrics:
                 self._show(await self._state())
         except (JournalError, TimeoutError):
             self._journal_up.set(0)
+            self._replicas.set(0)
         return generate_latest(self.registry)
 
     def _show(self, state: Gauges) -> None:

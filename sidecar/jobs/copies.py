@@ -57,18 +57,22 @@ class ErasedCopies:
         """
         while True:
             now_s = self._clock()
-            await self.erase(since_s=self._since_s)
-            self._since_s = now_s - _LATE_S
+            if await self.erase(since_s=self._since_s):
+                self._since_s = now_s - _LATE_S
             await anyio.sleep(EVERY_S)
 
-    async def erase(self, *, since_s: float) -> None:
+    async def erase(self, *, since_s: float) -> bool:
         """Erase the copies of agents that were erased since a Unix time.
+
+        Returns:
+            False: one could not be erased; ask again for the same time.
 
         Raises:
             JournalError: the journal failed.
         """
         if not await self._journal.is_any_erased(since_s=since_s):
-            return
+            return True
+        erased = True
         agent_ids = await self._copies.agent_ids()
         for agent_id in await self._journal.erased_agents(agent_ids, since_s=since_s):
             try:
@@ -76,5 +80,7 @@ class ErasedCopies:
             except OSError as error:
                 why = error.strerror or type(error).__name__
                 self._emit(telemetry.copy_not_erased, agent=agent_id, error=why)
+                erased = False
             else:
                 self._emit(telemetry.copy_erased, agent=agent_id)
+        return erased

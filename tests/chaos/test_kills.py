@@ -124,6 +124,7 @@ def test_the_app_server_is_told_and_taught_once(tmp_path: Path) -> None:
     assert verdict.turns > 5
 
 
+@pytest.mark.slow  # on cores that are busy besides, replicas without fences soon post nothing
 def test_the_loop_sees_that_no_replica_is_fenced(tmp_path: Path) -> None:
     """If a replica that wakes late goes on with what another has claimed, turns arrive twice."""
     seed = random.SystemRandom().randrange(1 << 32)

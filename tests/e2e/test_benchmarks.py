@@ -106,8 +106,9 @@ def test_many_calls_lose_nothing() -> None:
 def test_a_growing_journal_is_measured() -> None:
     """Each size of the journal has the same figures."""
     figures = measured("growth")
-    rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
-    assert {"open_ms", "append_ms", "calls_list_ms"} <= set.intersection(*map(set, rows.values()))
+    assert figures
+    for row in figures.values():
+        assert {"open_ms", "append_ms", "calls_list_ms"} <= row.keys()
 
 
 @pytest.mark.slow

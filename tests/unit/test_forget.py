@@ -357,5 +357,13 @@ async def test_the_copies_of_other_replicas_go_too(bench: ForgettingBench, tmp_p
     await elsewhere.erase(since_s=0.0)
     assert await there.agent_ids() == {agent_id, "agent-of-another"}
     await bench.forgetting.forget("acme", KEY)
-    await elsewhere.erase(since_s=clock())
+    real = there.forget
+
+    async def fails(_: str) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    there.forget = fails  # type: ignore[method-assign]
+    assert not await elsewhere.erase(since_s=clock()), "it asks again for the same time"
+    there.forget = real
+    assert await elsewhere.erase(since_s=clock())
     assert await there.agent_ids() == {"agent-of-another"}

@@ -297,6 +297,18 @@ class TestLimits:
         assert cap.admits("b", now_s=0.0) == 0.0
         assert cap.admits("a", now_s=0.11) == 0.0
 
+    def test_a_day_that_changes_while_it_is_shared(self) -> None:
+        """Totals of yesterday that come after midnight change nothing of today."""
+        budget = Budget(1_000)
+        reserved = budget.reserve("acme", 900, now_s=86_401.0)
+        assert reserved
+        budget.learn("acme", 500, day=0)
+        budget.charge(reserved, 900, now_s=86_402.0)
+        assert budget.used("acme", now_s=86_403.0) == 900
+        assert budget.used("acme", now_s=86_399.0) == 900, "the clock was set back over midnight"
+        budget.learn("acme", 950, day=1)
+        assert budget.reserve("acme", 51, now_s=86_404.0) is None
+
     def test_a_rate_cap_of_many_replicas(self) -> None:
         """However many share a cap, each admits something, and all together what is allowed."""
         caps = [RateCap(per_s=1.0, burst=3.0, replicas=8) for _ in range(8)]

@@ -191,6 +191,24 @@ class TestWebhook:
             await bench.journal.erase_caller(row.call.caller_key, now_s=bench.clock())
             assert "Rex" not in str(await bench.deliver(sent))
 
+    async def test_a_report_that_another_replica_had_is_the_last_word(self) -> None:
+        """A replica that waits for a report in vain adds nothing to a call that has had it."""
+        async with opened() as bench:
+            said = [
+                {"role": role, "content": text}
+                for role, text in (("user", "Hello."), ("assistant", "Hi."), ("user", "And you?"))
+            ]
+            await bench.deliver(message("conversation-update", call=CALL, messages=said))
+            await bench.deliver(message("status-update", call=CALL, status="ended"))
+            await trio.sleep(5)
+            (row,) = await bench.journal.calls(limit=2)
+            key = row.call.key
+            before = await bench.journal.turns(key)
+            await bench.journal.close_call(key, at_s=bench.clock(), epoch=None, final=True)
+            await trio.sleep(1_000)
+            assert await bench.journal.turns(key) == before
+            assert len(before) < len(said)
+
     async def test_a_tool_answers_within_its_budget(self) -> None:
         """If archival memory hangs, the tool still answers in time."""
         async with opened() as bench:

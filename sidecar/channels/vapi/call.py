@@ -320,6 +320,7 @@ class VapiCall:
         """
         async with self._lock:
             if not self.finished:
+                self.unsure = True  # another replica may have had the report
                 await self._follow_all()
                 if not await self._was_finished():
                     await self._conclude((), self._ended(unconfirmed=True))

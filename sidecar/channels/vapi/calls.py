@@ -365,8 +365,8 @@ class VapiCalls:
 
     async def _tell_begun(self, call: VapiCall, stream: object, text: str) -> None:
         with suppress(JournalError):  # an earlier reply is written to its end, and nobody hears it
-            n = await self._journal.pass_on(Commanded(call.live.call.key, "supersede", text))
-            call.written.numbered(stream, n)
+            if n := await self._journal.pass_on(Commanded(call.live.call.key, "supersede", text)):
+                call.written.numbered(stream, n)
 
     def tool_runs(self) -> ToolRuns:
         """Return the runs of a call that is not known; each request runs."""
@@ -407,12 +407,21 @@ class VapiCalls:
             if not reported_late and not idle:
                 continue
             try:
+                if not reported_late and await self._is_heard_elsewhere(call, now_s):
+                    call.last_s = now_s  # it goes on there
+                    continue
                 await call.give_up()
-                # While this replica heard nothing, another may have had all of it.
                 reason = "no report came" if reported_late else "silence"
-                await self.end(call, reason, here=True)
+                await self.end(call, reason, here=not reported_late)
             except JournalError as error:
                 self._journal_failed(call.live.key, error)
+
+    async def _is_heard_elsewhere(self, call: VapiCall, now_s: float) -> bool:
+        """Whether turns of a call that is silent here were stored, by another replica, of late."""
+        if self._replicas() == 1 or not call.live.stored:
+            return False
+        turns = await self._journal.turns(call.live.key)
+        return any(turn.at_s > now_s - self._ends.idle_s / 2 for turn in turns)
 
     def _command(self, call: VapiCall, command: Command, text: str) -> None:
         self.spawn(self._send_command, call, command, text)

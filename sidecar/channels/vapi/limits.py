@@ -128,13 +128,18 @@ class Budget:
         day = _day(now_s)
         return day, {tenant: spent for tenant, (of, spent) in self._spent.items() if of == day}
 
-    def learn(self, tenant: str, total: int, *, now_s: float) -> None:
-        """All replicas together have used this much today, with all that was taken here."""
-        self._today(tenant, now_s)[1].share(total)
+    def learn(self, tenant: str, total: int, *, day: int) -> None:
+        """All replicas together have used this much on a day, with all that was taken here."""
+        known, spent = self._spent.get(tenant, (-1, Spent()))
+        if known < day:
+            spent = Spent()
+            self._spent[tenant] = day, spent
+        if known <= day:
+            spent.share(total)
 
     def _today(self, tenant: str, now_s: float) -> tuple[int, Spent]:
         day, spent = self._spent.get(tenant, (-1, Spent()))
-        if day != _day(now_s):
+        if day < _day(now_s):  # a clock that was set back over midnight stays on the later day
             day, spent = self._spent[tenant] = (_day(now_s), Spent())
         return day, spent
 

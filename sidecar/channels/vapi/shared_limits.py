@@ -1,8 +1,10 @@
 """Keeps the limits of VAPI calls over all replicas, which do not ask one another for each request.
 
 Each second a replica adds what it has used to the journal, and learns what all have used. So a
-budget is exceeded, at most, by what the others use within a second, and by what their requests
-under way will use. A rate cap is divided by how many replicas there are.
+day's budget is exceeded, at most, by what the others use within a second, and by what their
+requests under way will use; a call's by one request at each of them, since a replica learns what a
+call has used when it has used something itself. A rate cap is divided by how many replicas there
+are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,8 @@ from sidecar.errors import JournalError
 from sidecar.journal.elsewhere import Elsewhere, Usage
 
 SHARE_EVERY_S: Final = 1.0
+USE_S: Final = 30.0
+"""By then the journal has ended a write, one way or the other."""
 LAST_S: Final = 2.0
 """How long the last one may take, at the end."""
 
@@ -56,11 +60,11 @@ class SharedLimits:
         """Share until cancelled, and once more then. What could not be shared is shared later."""
         try:
             while True:
-                with suppress(JournalError):  # the calls' own turns fail as well, and say so
+                with suppress(JournalError, TimeoutError):  # the calls' turns fail, too, and say so
                     await self.share()
                 await anyio.sleep(SHARE_EVERY_S)
         finally:
-            with anyio.move_on_after(LAST_S, shield=True), suppress(JournalError):
+            with anyio.move_on_after(LAST_S, shield=True), suppress(JournalError, TimeoutError):
                 await self.share()
 
     async def share(self) -> None:
@@ -68,12 +72,12 @@ class SharedLimits:
 
         Raises:
             JournalError: nothing was shared.
+        TimeoutError: the journal does not say.
         """
         self.replicas = max(1, await self._journal.replicas())
         for rate in self._rates:
             rate.replicas = self.replicas
-        now_s = self._wall()
-        day, today = self._budget.today(now_s=now_s)
+        day, today = self._budget.today(now_s=self._wall())
         tenants = {name: spent for name, spent in today.items() if spent.unshared}
         calls = {key: spent for key, spent in self._of_calls().items() if spent.unshared}
         limited = self._budget.day_tokens > 0
@@ -86,16 +90,15 @@ class SharedLimits:
             dict(zip(tenants, used, strict=False)),
             dict(zip(calls, used[len(tenants) :], strict=True)),
         )
-        shared = False
         try:
-            totals = await self._journal.use(usage, day=day)
-            shared = True
-        finally:
-            if not shared:
-                for spent, tokens in taken:
-                    spent.put_back(tokens)
+            with anyio.fail_after(USE_S, shield=True):  # cancelled, it would be counted twice
+                totals = await self._journal.use(usage, day=day)
+        except (JournalError, TimeoutError):
+            for spent, tokens in taken:
+                spent.put_back(tokens)
+            raise
         self._learnt = True
         for name, total in totals.tenants.items():
-            self._budget.learn(name, total, now_s=now_s)
+            self._budget.learn(name, total, day=day)
         for key, total in totals.calls.items():
             calls[key].share(total)

@@ -54,6 +54,8 @@ WRITE_S: Final = 15.0
 """How long a group of writes may take before its connection is cut."""
 READ_S: Final = 60.0
 """The same of a read."""
+GROUP_LIMIT: Final = 64
+"""Operations in one transaction. All other replicas wait for its end, and give up in `AWAY_S`."""
 _LOOK_EVERY_S: Final = 1.0
 _AGAIN_S: Final = 0.1
 _BARRED: Final = (JournalLocked, LeaseLost)
@@ -188,7 +190,7 @@ class _OnDatabase(Worker):
         self._connection = connection
         self._asked_s: float | None = None
         self._pause = threading.Event()
-        super().__init__(name, idle_s=idle_s, wake=wake)
+        super().__init__(name, idle_s=idle_s, wake=wake, group_limit=GROUP_LIMIT)
 
     def cut_after(self, limit_s: float) -> None:
         """End the connection if what was asked of it has taken longer than this; on the loop."""

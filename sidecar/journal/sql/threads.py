@@ -55,6 +55,7 @@ class Worker:
         name: Of the thread.
         idle_s: How long no job comes before `_rest` is called; None: it never is.
         wake: Called on the loop after a group that has set `_wakes`; None: none does.
+        group_limit: Jobs taken at once.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Worker:
         *,
         idle_s: float | None = None,
         wake: Callable[[], None] | None = None,
+        group_limit: int = _GROUP_LIMIT,
     ) -> None:
         self._idle_s = idle_s
+        self._group_limit = group_limit
         self._wake = wake
         self._wakes = False
         self._loop = asyncio.get_running_loop()
@@ -95,13 +98,13 @@ class Worker:
         self._thread.join()
 
     def _groups(self) -> Iterator[list[Queued]]:
-        """Yield the waiting jobs, at most some hundred at a time, until `stop`."""
+        """Yield the waiting jobs, at most `group_limit` at a time, until `stop`."""
         while True:
             group: list[Queued] = []
             job = self._next()
             while job is not None:
                 group.append(job)
-                if len(group) == _GROUP_LIMIT or self._jobs.empty():
+                if len(group) == self._group_limit or self._jobs.empty():
                     break
                 job = self._jobs.get()
             if group:
