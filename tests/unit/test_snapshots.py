@@ -369,7 +369,7 @@ def test_a_poll_passes_over_what_was_just_read() -> None:
             await anyio.sleep(4.0)
         assert bench.source.reads == 10
         bench.snapshots.changed(A)
-        await anyio.sleep(10.0)
+        await anyio.sleep(15.0)
         assert bench.source.reads == 11
 
     virtual(body)
