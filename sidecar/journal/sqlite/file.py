@@ -16,7 +16,7 @@ from sidecar.errors import JournalCorrupt, JournalError, JournalFull, JournalLoc
 from sidecar.private import make_directory
 
 APPLICATION_ID = 0x4C534A31  # "LSJ1", in the file's header: this is a journal of ours
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 # SQL that upgrades a file from version N to N + 1; a new file is made by schema.sql alone.
 MIGRATIONS = {
     1: "ALTER TABLE turns ADD COLUMN traceparent TEXT;"
@@ -43,8 +43,8 @@ MIGRATIONS = {
     "CREATE INDEX calls_of_room ON calls(room, caller_key) WHERE room <> '';"
     "CREATE TABLE successors(key TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls(id),"
     " opened_at_s REAL NOT NULL) WITHOUT ROWID;"
-    "CREATE INDEX successors_of_call ON successors(call);"
-    "CREATE TABLE commands(n INTEGER PRIMARY KEY AUTOINCREMENT,"
+    "CREATE INDEX successors_of_call ON successors(call)",
+    7: "CREATE TABLE commands(n INTEGER PRIMARY KEY AUTOINCREMENT,"
     " call INTEGER NOT NULL REFERENCES calls(id), command TEXT NOT NULL, text TEXT NOT NULL,"
     " asked_s REAL NOT NULL);"
     "CREATE INDEX commands_of_call ON commands(call);"
