@@ -8,21 +8,19 @@ what a call adds.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import psutil
 
 from benchmarks.figures import Figures, milliseconds, percentile
 from benchmarks.processes import LettaProcess, sidecar
-from tests.sidecar_process import SidecarProcess, eventually
+from tests.line_process import LineProcess
+from tests.sidecar_process import eventually
 
 CALLS: Final = (100, 300, 600, 1_000)
 QUICK_CALLS: Final = (10,)
@@ -31,57 +29,6 @@ SECONDS: Final = 40.0
 QUICK_SECONDS: Final = 6.0
 SETTLE_S: Final = 3.0
 FIRST_NUMBER: Final = 14155550000
-
-
-class Load:
-    """A process that holds calls.
-
-    Args:
-        one: The sidecar.
-        name: Of its calls.
-        number: Of its first caller.
-        calls: How many.
-        spool: Directory of the spool.
-    """
-
-    def __init__(
-        self, one: SidecarProcess, name: str, number: int, calls: int, spool: Path
-    ) -> None:
-        command = [sys.executable, "-m", "benchmarks.many_calls", one.link_url, name]
-        self._cpu_s = 0.0
-        self._process = subprocess.Popen(
-            [*command, str(number), str(calls), str(spool)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "SIDECAR_LINK_TOKEN": one.link_token},
-        )
-
-    def cpu_s(self) -> float:
-        """Return how much it has used since it was asked this last."""
-        before, self._cpu_s = self._cpu_s, _cpu_s(psutil.Process(self._process.pid))
-        return self._cpu_s - before
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def ask(self, **what: object) -> None:
-        """Have it do something."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """Return what it says when that is done."""
-        assert self._process.stdout is not None
-        return dict(json.loads(self._process.stdout.readline()))
 
 
 def measure(quick: bool) -> Figures:
@@ -118,21 +65,27 @@ def _held(calls: int, quick: bool) -> Figures:
         idle_kb = process.memory_info().rss / 1024
         each = calls // PROCESSES
         loads = [
-            stack.enter_context(Load(one, f"w{n}", numbers[n * each], each, spool))
+            stack.enter_context(
+                LineProcess(
+                    "benchmarks.many_calls",
+                    one.link_url,
+                    f"w{n}",
+                    str(numbers[n * each]),
+                    str(each),
+                    str(spool),
+                    sidecar=one,
+                )
+            )
             for n in range(PROCESSES)
         ]
         began_s = time.perf_counter()
         _all(loads, do="open")
-        for load in loads:
-            load.cpu_s()
         opened_s = time.perf_counter() - began_s
-        of_letta = psutil.Process(letta.pid)
-        letta_s, cpu_s, began_s = _cpu_s(of_letta), _cpu_s(process), time.perf_counter()
+        watched = {"cpu": [one.pid], "letta": [letta.pid], "load": [load.pid for load in loads]}
+        before_s, began_s = _cpu_s(watched), time.perf_counter()
         talks = _all(loads, do="talk", seconds=seconds)
         took_s = time.perf_counter() - began_s
-        cores = (_cpu_s(process) - cpu_s) / took_s
-        letta_cores = (_cpu_s(of_letta) - letta_s) / took_s
-        load_cores = sum(load.cpu_s() for load in loads) / took_s
+        after_s = _cpu_s(watched)
         rss_kb = process.memory_info().rss / 1024
         acks_s = [s for talk in talks for s in talk["acks_s"]]
         lags_s = [s for talk in talks for s in talk["lags_s"]]
@@ -148,9 +101,9 @@ def _held(calls: int, quick: bool) -> Figures:
         "load_lag_p99_ms": milliseconds(percentile(lags_s, 0.99)),
         "with_memory": round(sum(t["with_memory"] for t in talks) / max(1, len(prompts_s)), 3),
         "rss_kb_per_call": round((rss_kb - idle_kb) / calls, 1),
-        "cpu_cores": round(cores, 2),
-        "letta_cores": round(letta_cores, 2),
-        "load_cores": round(load_cores, 2),
+        **{
+            f"{name}_cores": round((after_s[name] - before_s[name]) / took_s, 2) for name in watched
+        },
         "turns_per_s": round(len(acks_s) / took_s, 1),
         "memories_per_s": round(sum(t["memories"] for t in talks) / took_s, 1),
         "opened_per_s": round(calls / opened_s, 1),
@@ -158,12 +111,15 @@ def _held(calls: int, quick: bool) -> Figures:
     }
 
 
-def _all(loads: Sequence[Load], **what: object) -> list[dict[str, Any]]:
+def _all(loads: Sequence[LineProcess], **what: object) -> list[dict[str, Any]]:
     for load in loads:
-        load.ask(**what)
+        load.send(**what)
     return [load.answer() for load in loads]
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _cpu_s(watched: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return how much CPU time each of these groups of processes has used."""
+    return {
+        name: sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+        for name, pids in watched.items()
+    }

@@ -83,17 +83,18 @@ class Filled:
             while batches := await self.claimed():
                 async with anyio.create_task_group() as tasks:
                     for batch in batches:
-                        if dead:
-                            retire = self.journal.retire
-                            tasks.start_soon(
-                                lambda b=batch, r=retire: r(b, error="400", now_s=self.now_s)
-                            )
-                        else:
-                            settle = self.journal.settle
-                            tasks.start_soon(lambda b=batch, s=settle: s(b, now_s=self.now_s))
+                        tasks.start_soon(self.retire if dead else self.settle, batch)
         undelivered = (await self.journal.backlog()).undelivered
         assert undelivered == 0, f"{undelivered} turns were not delivered"
         return (self.calls - before) * TURNS_PER_CALL / (time.perf_counter() - began_s)
+
+    async def retire(self, batch: Batch) -> None:
+        """Make a dead letter of a batch."""
+        await self.journal.retire(batch, error="400", now_s=self.now_s)
+
+    async def settle(self, batch: Batch) -> None:
+        """Take a batch as digested."""
+        await self.journal.settle(batch, now_s=self.now_s)
 
     async def claimed(self) -> list[Batch]:
         """Return what is due, claimed."""
@@ -154,8 +155,8 @@ async def _sized(filled: Filled) -> Figures:
     async def deliver() -> None:
         await append()
         await journal.hurry(now_s=filled.now_s)
-        for batch in await journal.claim(1, now_s=filled.now_s, post_timeout_s=60.0):
-            await journal.settle(batch, now_s=filled.now_s)
+        for batch in await filled.claimed():
+            await filled.settle(batch)
 
     figures: Figures = {
         "open_ms": milliseconds(open_s),
@@ -170,6 +171,6 @@ async def _sized(filled: Filled) -> Figures:
         ),
     }
     await journal.close_call(stored.key, epoch=stored.epoch, at_s=filled.now_s)
-    for batch in await journal.claim(AT_ONCE, now_s=filled.now_s, post_timeout_s=60.0):
-        await journal.settle(batch, now_s=filled.now_s)
+    for batch in await filled.claimed():
+        await filled.settle(batch)
     return figures

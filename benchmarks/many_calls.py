@@ -15,7 +15,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +24,10 @@ import anyio.to_thread
 
 from sidecar.model import Utterance
 from sidecar.telemetry import Telemetry
-from sidecar.wire.frames import Hints
+from sidecar.wire.frames import Hints, Memory
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.link import Link
+from tests.acks import on_ack
 from tests.quiet import Quiet
 
 TURN_EVERY_S: Final = 5.0
@@ -128,20 +128,16 @@ class OneCall:
         self.call.record(Utterance(item, speaker, TEXT))
 
     def _watch(self, call: LinkedCall) -> None:
-        unacked, take = call.unacked, call.take_memory
-        forget: Callable[..., int] = unacked.acked
+        take = call.take_memory
 
-        def acked(items: Iterable[str], *, closed: bool) -> int:
-            items = list(items)
-            now_s = time.perf_counter()
-            self._talk.acks_s += [now_s - self._sent_s.pop(item) for item in items]
-            return forget(items, closed=closed)
+        def acked(item: str) -> None:
+            self._talk.acks_s.append(time.perf_counter() - self._sent_s.pop(item))
 
-        def taken(memory: Any) -> None:
+        def taken(memory: Memory) -> None:
             self._talk.memories += 1
             take(memory)
 
-        unacked.acked = acked
+        on_ack(call, acked)
         call.take_memory = taken
 
 

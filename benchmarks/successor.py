@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figures, milliseconds, percentile
 from benchmarks.processes import LettaProcess, sidecar
-from tests.job_process import Job, job
+from tests.job_process import Job
 from tests.sidecar_process import eventually
 
 KILLS = 100
@@ -97,7 +97,7 @@ def measure(quick: bool) -> Figures:
         names = (f"AJ_{n}" for n in count())
 
         def started() -> Job:
-            return stack.enter_context(job(next(names), one, spool))
+            return stack.enter_context(Job(next(names), one, spool))
 
         while calls.kills < kills:
             worker = started()

@@ -1,4 +1,4 @@
-"""CallCommands into live calls, wherever they are: guidance, words to say, a hang-up."""
+"""Commands into live calls, wherever they are: guidance, words to say, a hang-up."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial, partialmethod
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sidecar.wire.frames import Hints
 from sidecar.worker.call import LinkedCall
 from sidecar.worker.link import Link
 from sidecar.worker.unacked import Unacked
+from tests.acks import on_ack
 from tests.chaos.ledger import lesson_of, text_of
 from tests.quiet import Quiet
 
@@ -55,19 +56,14 @@ class Worker:
         self.note("took", what, time.time(), time.perf_counter() - since_s)
 
     def watch_acks(self, call: LinkedCall) -> None:
-        """Note each ack at the moment the unacked gets it."""
-        unacked = call.unacked
-        forget = unacked.acked
+        """Note each ack."""
 
-        def acked(items: Iterable[str], *, closed: bool) -> int:
-            items = list(items)
-            for item in items:
-                self.note("acked", call.call_id, item)
-                if said_s := self._said_s.pop((call.call_id, item), 0.0):
-                    self.took("ack", said_s)
-            return forget(items, closed=closed)
+        def acked(item: str) -> None:
+            self.note("acked", call.call_id, item)
+            if said_s := self._said_s.pop((call.call_id, item), 0.0):
+                self.took("ack", said_s)
 
-        unacked.acked = acked
+        on_ack(call, acked)
 
     async def run_calls(self, slot: int) -> None:
         """Hold one call after another."""

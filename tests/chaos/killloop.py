@@ -58,7 +58,6 @@ WORKERS = 2
 FROZEN_SHARE = 0.5
 """Of the faults of a replica beside others, those after which it goes on."""
 START_S = 90.0
-NO_POST_S = 20.0
 QUIET_S = 2.0
 # A mutation runs with the moods in which its rule matters, so that the damage shows within a few
 # kills. Kills then leave time for the damage: a post that is given up, looked up, and then lands.
@@ -202,25 +201,13 @@ class Loop:
         return f"{sidecar.name} {what}"
 
     def before_a_post(self) -> Sidecar:
-        """Wait until a mutated sidecar is about to post, and return it.
-
-        Without fences a lane may be left to a replica that does not know of it. Then all are
-        started anew, since what a dead one had is taken over.
-        """
+        """Wait until a mutated sidecar is about to post, and return it."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            until = time.monotonic() + NO_POST_S
-            while time.monotonic() < until:
-                for sidecar in self.sidecars.all:
-                    if (sidecar.data_dir / ADDRESSING_FILE).exists():
-                        return sidecar
-                threading.Event().wait(0.01)
             for sidecar in self.sidecars.all:
-                sidecar.kill()
-                (sidecar.data_dir / ADDRESSING_FILE).unlink(missing_ok=True)
-                sidecar.run()
-            for sidecar in self.sidecars.all:
-                self.wait_for(sidecar)
+                if (sidecar.data_dir / ADDRESSING_FILE).exists():
+                    return sidecar
+            threading.Event().wait(0.01)
         raise Stuck("no sidecar posts anything")
 
     def freeze(self, sidecar: Sidecar, for_s: float) -> str:

@@ -74,9 +74,7 @@ async def store_calls(
         for n in range(first, end):
             key = f"acme/{caller_key}-{n}"
             call = Call(key, AgentRef("acme", caller_key=caller_key), "livekit", caller_key, 1.0)
-            writes.open_call(
-                tx, call, replica=replica, seal=b"", caller_seal=b"", now_s=float(n), policy=POLICY
-            )
+            writes.open_call(tx, call, replica=replica, secret=b"", now_s=float(n), policy=POLICY)
             said = [Turn(key, f"i{m}", m, "caller", "hello", 10.0 * n + m) for m in (1, 2)]
             writes.append(tx, said, replica=None, now_s=float(n), policy=POLICY)
             writes.close_call(
@@ -369,8 +367,7 @@ class TestThreads:
                 Asking(connection_of(tx)),
                 call,
                 replica=journal.replica,
-                seal=b"",
-                caller_seal=b"",
+                secret=b"",
                 now_s=1.0,
                 policy=POLICY,
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.lettas import StandIn
-from tests.job_process import job
+from tests.job_process import Job
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import SidecarProcess, eventually
 
@@ -45,12 +45,12 @@ def words_at(letta: StandIn) -> list[tuple[str, list[str]]]:
 def goes_on(first: SidecarProcess, second: SidecarProcess, letta: StandIn, spool: Path) -> None:
     """Kill two workers of a call, one after the other, and end it with the third."""
     with ExitStack() as stack:
-        one = stack.enter_context(job("AJ_1", first, spool))
+        one = stack.enter_context(Job("AJ_1", first, spool))
         assert not one.ask(do="open")["continues"]
         one.say("said-1", "said-2")
         eventually(lambda: words_at(letta) != [])
         one.kill()
-        two = stack.enter_context(job("AJ_2", second, spool))
+        two = stack.enter_context(Job("AJ_2", second, spool))
         answer = two.ask(do="open")
         assert answer["continues"]
         assert "This call goes on" in answer["text"]
@@ -58,7 +58,7 @@ def goes_on(first: SidecarProcess, second: SidecarProcess, letta: StandIn, spool
         assert answer["took_s"] < ON_A_BUSY_MACHINE_S
         two.say("said-3", "said-4")
         two.kill()
-        three = stack.enter_context(job("AJ_3", first, spool))
+        three = stack.enter_context(Job("AJ_3", first, spool))
         answer = three.ask(do="open")
         places = [answer["text"].index(f"said-{n}") for n in range(1, 5)]
         assert places == sorted(places)
@@ -84,7 +84,7 @@ def test_what_a_killed_worker_left_joins_the_call(letta: StandIn, tmp_path: Path
     spool = tmp_path / "spool"
     env = {**letta.env, "SIDECAR_SPOOL_DIR": str(spool)}
     sidecar = SidecarProcess(tmp_path / "data", env)
-    with sidecar, job("AJ_1", sidecar, spool) as one:
+    with sidecar, Job("AJ_1", sidecar, spool) as one:
         one.ask(do="open")
         one.say("said-1")
         os.kill(sidecar.pid, signal.SIGSTOP)
@@ -92,7 +92,7 @@ def test_what_a_killed_worker_left_joins_the_call(letta: StandIn, tmp_path: Path
         eventually(lambda: any("said-2" in path.read_text() for path in spool.glob("*.jsonl")))
         one.kill()
         os.kill(sidecar.pid, signal.SIGCONT)
-        with job("AJ_2", sidecar, spool) as two:
+        with Job("AJ_2", sidecar, spool) as two:
             assert two.ask(do="open")["continues"]
             eventually(lambda: not any("said-2" in path.read_text() for path in spool.glob("*")))
             two.say("said-3")
@@ -135,11 +135,11 @@ def test_a_call_goes_on_when_its_sidecar_dies_as_well(
     }
     first = SidecarProcess(tmp_path / "one", env)
     with first, SidecarProcess(tmp_path / "two", env) as other:
-        with job("AJ_1", first, tmp_path / "spool") as one:
+        with Job("AJ_1", first, tmp_path / "spool") as one:
             one.ask(do="open")
             one.say("said-1", "said-2")
             first.kill()
-        with job("AJ_2", other, tmp_path / "spool") as two:
+        with Job("AJ_2", other, tmp_path / "spool") as two:
             answer = two.ask(do="open")
             assert answer["continues"]
             assert answer["text"].index("said-1") < answer["text"].index("said-2")
@@ -156,11 +156,11 @@ def test_a_frozen_worker_is_succeeded_before_its_loss_is_noticed(
     """While a worker's link is half open, the next job knows that the call goes on."""
     spool = tmp_path / "spool"
     env = {**letta.env, "SIDECAR_SPOOL_DIR": str(spool)}
-    with SidecarProcess(tmp_path / "data", env) as sidecar, job("AJ_1", sidecar, spool) as one:
+    with SidecarProcess(tmp_path / "data", env) as sidecar, Job("AJ_1", sidecar, spool) as one:
         one.ask(do="open")
         one.say("said-1")
         one.freeze()
-        with job("AJ_2", sidecar, spool) as two:
+        with Job("AJ_2", sidecar, spool) as two:
             answer = two.ask(do="open")
             assert answer["continues"]
             assert "said-1" in answer["text"]

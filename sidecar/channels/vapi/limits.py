@@ -31,10 +31,8 @@ class RateCap:
 
     def admits(self, key: str, *, now_s: float) -> float:
         """Count a request; return 0 when it is within the cap, else the seconds to wait."""
-        per_s, burst = (
-            self.per_s / self.replicas,
-            max(min(self.burst, 1.0), self.burst / self.replicas),
-        )
+        per_s = self.per_s / self.replicas
+        burst = max(min(self.burst, 1.0), self.burst / self.replicas)
         left, at_s = self._left.pop(key, (burst, now_s))
         left = min(burst, left + max(0.0, now_s - at_s) * per_s)
         wait_s = 0.0 if left >= 1 else (1 - left) / per_s

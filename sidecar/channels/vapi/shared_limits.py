@@ -18,8 +18,6 @@ from sidecar.errors import JournalError
 from sidecar.journal.elsewhere import Elsewhere, Usage
 
 SHARE_EVERY_S: Final = 1.0
-USE_S: Final = 30.0
-"""By then the journal has ended a write, one way or the other."""
 LAST_S: Final = 2.0
 """How long the last one may take, at the end."""
 
@@ -60,45 +58,49 @@ class SharedLimits:
         """Share until cancelled, and once more then. What could not be shared is shared later."""
         try:
             while True:
-                with suppress(JournalError, TimeoutError):  # the calls' turns fail, too, and say so
+                with suppress(JournalError):  # the calls' own turns fail as well, and say so
                     await self.share()
                 await anyio.sleep(SHARE_EVERY_S)
         finally:
-            with anyio.move_on_after(LAST_S, shield=True), suppress(JournalError, TimeoutError):
+            with anyio.move_on_after(LAST_S, shield=True), suppress(JournalError):
                 await self.share()
 
     async def share(self) -> None:
         """Tell the other replicas what was used here since the last time, and learn the totals.
 
+        What was under way when this is cancelled is shared all the same.
+
         Raises:
             JournalError: nothing was shared.
-        TimeoutError: the journal does not say.
         """
         self.replicas = max(1, await self._journal.replicas())
         for rate in self._rates:
             rate.replicas = self.replicas
-        day, today = self._budget.today(now_s=self._wall())
-        tenants = {name: spent for name, spent in today.items() if spent.unshared}
-        calls = {key: spent for key, spent in self._of_calls().items() if spent.unshared}
         limited = self._budget.day_tokens > 0
-        others = limited and (self.replicas > 1 or not self._learnt)
-        if not calls and not others and not (limited and tenants):
+        day, today = self._budget.today(now_s=self._wall())
+        tenants = _unshared(today) if limited else {}
+        calls = _unshared(self._of_calls())
+        learns = limited and (self.replicas > 1 or not self._learnt)
+        if not (tenants or calls or learns):
             return
-        taken = [(spent, spent.take_unshared()) for spent in (*tenants.values(), *calls.values())]
-        used = [tokens for _, tokens in taken]
-        usage = Usage(
-            dict(zip(tenants, used, strict=False)),
-            dict(zip(calls, used[len(tenants) :], strict=True)),
-        )
+        usage = Usage(_taken(tenants), _taken(calls))
         try:
-            with anyio.fail_after(USE_S, shield=True):  # cancelled, it would be counted twice
-                totals = await self._journal.use(usage, day=day)
-        except (JournalError, TimeoutError):
-            for spent, tokens in taken:
-                spent.put_back(tokens)
+            totals = await self._journal.use(usage, day=day)
+        except JournalError:
+            for spent, used in ((tenants, usage.tenants), (calls, usage.calls)):
+                for name, tokens in used.items():
+                    spent[name].put_back(tokens)
             raise
         self._learnt = True
         for name, total in totals.tenants.items():
             self._budget.learn(name, total, day=day)
         for key, total in totals.calls.items():
             calls[key].share(total)
+
+
+def _unshared(spent: Mapping[str, Spent]) -> dict[str, Spent]:
+    return {name: one for name, one in spent.items() if one.unshared}
+
+
+def _taken(spent: Mapping[str, Spent]) -> dict[str, int]:
+    return {name: one.take_unshared() for name, one in spent.items()}

@@ -1,6 +1,7 @@
-"""What the journal stores of one caller, and how all of it is erased."""
+"""What the journal stores of one caller, and how that, or what is old, is erased."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from sidecar.errors import CallerBusy
 from sidecar.journal.erasure import StoredOfCaller
@@ -8,6 +9,9 @@ from sidecar.journal.sql.batches import free_lane
 from sidecar.journal.sql.tombstones import bury, seal_of, seal_of_agent, seal_of_caller
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef
+
+_ERASE_CALLS: Final = 50
+_OF_CALLS: Final = ("turns", "batches", "successors", "commands", "once")
 
 
 def stored_of_caller(tx: Transaction, caller_key: str) -> StoredOfCaller:
@@ -102,25 +106,7 @@ def erase_caller(
             caller_key,
             lane,
         )
-    erased = tx.run(
-        "DELETE FROM turns WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
-        caller_key,
-    )
-    tx.run(
-        "DELETE FROM batches WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
-        caller_key,
-    )
-    tx.run(
-        "DELETE FROM successors WHERE call IN (SELECT id FROM calls WHERE caller_key = ?1)",
-        caller_key,
-    )
-    for table in ("commands", "once"):
-        tx.run(
-            f"DELETE FROM {table} WHERE call IN"  # noqa: S608 - constants
-            " (SELECT id FROM calls WHERE caller_key = ?1)",
-            caller_key,
-        )
-    tx.run("DELETE FROM calls WHERE caller_key = ?", caller_key)
+    erased = _erase_calls(tx, "caller_key = ?", caller_key)
     for (lane,) in lanes:
         row = tx.row("SELECT open_batch, hold_s FROM lanes WHERE id = ?", lane)
         if row is not None and row[0] is None:
@@ -131,3 +117,37 @@ def erase_caller(
         f"caller/{caller_key}",
     )
     return erased
+
+
+def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
+    """Erase some calls that ended before `before_s`; return how many turns, None: no call left.
+
+    Only some at a time, because an append waits for the transaction it shares with them.
+    """
+    calls = tx.rows(
+        "SELECT id FROM calls c WHERE coalesce(closed_at_s, last_s) < ? AND head = acked"
+        " AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.call = c.id"
+        "  AND b.state NOT IN ('settled', 'dropped')) LIMIT ?",
+        before_s,
+        _ERASE_CALLS,
+    )
+    if not calls:
+        return None
+    return sum(_erase_calls(tx, "id = ?", row_id) for (row_id,) in calls)
+
+
+def _erase_calls(tx: Transaction, which: str, value: int | str) -> int:
+    """Erase calls with all that is stored of them; return how many turns.
+
+    Args:
+        tx: The transaction.
+        which: A condition on `calls`, of constants and one `?`.
+        value: For the `?`.
+    """
+    calls = f"(SELECT id FROM calls WHERE {which})"  # noqa: S608 - constants
+    turns, *_ = [
+        tx.run(f"DELETE FROM {table} WHERE call IN {calls}", value)  # noqa: S608 - constants
+        for table in _OF_CALLS
+    ]
+    tx.run(f"DELETE FROM calls WHERE {which}", value)  # noqa: S608 - constants
+    return turns

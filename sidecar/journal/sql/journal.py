@@ -90,8 +90,6 @@ class SqlJournal(SqlReports):
         """See `Journal.open_call`."""
         _check_text(call.key, call.caller_key, call.channel, call.room)
         now_s = self._clock()
-        seal = tombstones.seal_of(self._secret, call.key)
-        caller_seal = tombstones.seal_of_caller(self._secret, call.caller_key)
         return await self.executor.write(
             lambda tx: writes.open_call(
                 tx,
@@ -99,8 +97,7 @@ class SqlJournal(SqlReports):
                 continues=continues,
                 lost_s=lost_s,
                 replica=self.replica,
-                seal=seal,
-                caller_seal=caller_seal,
+                secret=self._secret,
                 now_s=now_s,
                 policy=self._policy,
             ),
@@ -132,9 +129,10 @@ class SqlJournal(SqlReports):
         """See `Journal.identify`."""
         _check_text(call.key, call.caller_key)
         now_s = self._clock()
-        seal = tombstones.seal_of(self._secret, call.key)
         return await self.executor.write(
-            lambda tx: writes.identify(tx, call, seal=seal, now_s=now_s, policy=self._policy),
+            lambda tx: writes.identify(
+                tx, call, secret=self._secret, now_s=now_s, policy=self._policy
+            ),
             grows=True,
         )
 
@@ -228,7 +226,9 @@ class SqlJournal(SqlReports):
         """See `Journal.erase_settled`."""
         erased = 0
         while True:
-            some = await self.executor.write(lambda tx: writes.erase_ended(tx, before_s=before_s))
+            some = await self.executor.write(
+                lambda tx: forgetting.erase_ended(tx, before_s=before_s)
+            )
             if some is None:
                 break
             erased += some
@@ -271,11 +271,9 @@ class SqlJournal(SqlReports):
 
     async def erased_agents(self, agent_ids: Collection[str], *, since_s: float) -> set[str]:
         """See `Journal.erased_agents`."""
-        seals = {tombstones.seal_of_agent(self._secret, agent): agent for agent in agent_ids}
-        erased = await self.executor.read(
-            lambda tx: tombstones.of_these(tx, seals, since_s=since_s)
+        return await self.executor.read(
+            lambda tx: tombstones.erased_agents(tx, agent_ids, secret=self._secret, since_s=since_s)
         )
-        return {seals[seal] for seal in erased}
 
     async def said_of(self, pieces: Collection[bytes]) -> set[bytes]:
         """See `Journal.said_of`. Reads some calls at a time, so that other reads wait less."""

@@ -53,10 +53,13 @@ def is_any_since(tx: Transaction, since_s: float) -> bool:
     return tx.row("SELECT 1 FROM tombstones WHERE erased_s >= ? LIMIT 1", since_s) is not None
 
 
-def of_these(tx: Transaction, seals: Collection[bytes], *, since_s: float) -> set[bytes]:
-    """Return which of these were erased since."""
+def erased_agents(
+    tx: Transaction, agent_ids: Collection[str], *, secret: bytes, since_s: float
+) -> set[str]:
+    """Return which of these agents were erased since."""
     rows = tx.rows("SELECT seal FROM tombstones WHERE erased_s >= ?", since_s)
-    return {bytes(seal) for (seal,) in rows}.intersection(seals)
+    seals = {bytes(seal) for (seal,) in rows}
+    return {agent_id for agent_id in agent_ids if seal_of_agent(secret, agent_id) in seals}
 
 
 def clear(tx: Transaction, *, before_s: float) -> None:

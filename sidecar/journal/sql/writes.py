@@ -19,11 +19,10 @@ from sidecar.journal.policy import PostPolicy
 from sidecar.journal.sql.reads import SELECT_CALL, call_of_row, row_of
 from sidecar.journal.sql.replicas import THERE, require_call
 from sidecar.journal.sql.taking import going_on, is_last, require_not_elsewhere, taken_by
-from sidecar.journal.sql.tombstones import erased_s, is_buried
+from sidecar.journal.sql.tombstones import erased_s, is_buried, seal_of, seal_of_caller
 from sidecar.journal.sql.transaction import Transaction
 from sidecar.model import AgentRef, Call, Turn, joined_consent, succeeding_item
 
-_ERASE_CALLS = 50
 _SUCCEEDED = "(SELECT call FROM successors WHERE key = ?)"
 _SELECT_LOG = (
     "SELECT id, lane, deliver, closed_at_s, head, sealed, due_s, consent, replica, room FROM calls"
@@ -39,8 +38,7 @@ def open_call(
     call: Call,
     *,
     replica: str,
-    seal: bytes,
-    caller_seal: bytes,
+    secret: bytes,
     now_s: float,
     policy: PostPolicy,
     continues: str = "",
@@ -55,7 +53,9 @@ def open_call(
     row_id = row_of(tx, call.key)
     goes_on = row_id is None
     if row_id is None:
-        if is_buried(tx, seal) or (lost_s is not None and lost_s < erased_s(tx, caller_seal)):
+        if is_buried(tx, seal_of(secret, call.key)):
+            raise _erased()
+        if lost_s is not None and lost_s < erased_s(tx, seal_of_caller(secret, call.caller_key)):
             raise _erased()
         row_id = going_on(
             tx, call, continues=continues, lost=lost_s is not None, replica=replica, now_s=now_s
@@ -141,7 +141,9 @@ def _hasten_earlier(tx: Transaction, call: Call, *, now_s: float) -> None:
         hasten_lane(tx, lane, now_s)
 
 
-def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: PostPolicy) -> Call:
+def identify(
+    tx: Transaction, call: Call, *, secret: bytes, now_s: float, policy: PostPolicy
+) -> Call:
     """Give a call its caller, and its agent if it had none; then its turns become pending.
 
     Raises:
@@ -149,7 +151,7 @@ def identify(tx: Transaction, call: Call, *, seal: bytes, now_s: float, policy: 
     """
     row = tx.row(f"{SELECT_CALL} WHERE c.key = ?", call.key)
     if row is None:
-        raise _erased() if is_buried(tx, seal) else _unknown_call()
+        raise _erased() if is_buried(tx, seal_of(secret, call.key)) else _unknown_call()
     stored = call_of_row(row)
     if stored.caller_key or (stored.ref.known and stored.ref != call.ref):
         return stored
@@ -404,34 +406,6 @@ def learn_conversation(
         return conversation_id
     row = tx.row("SELECT coalesce(conversation_id, '') FROM calls WHERE key = ?", key)
     return conversation_id if row is None else row[0]
-
-
-# Retention
-
-
-def erase_ended(tx: Transaction, *, before_s: float) -> int | None:
-    """Erase some calls that ended before `before_s`; return how many turns, None: no call left.
-
-    Only some at a time, because an append waits for the transaction it shares with them.
-    """
-    calls = tx.rows(
-        "SELECT id FROM calls c WHERE coalesce(closed_at_s, last_s) < ? AND head = acked"
-        " AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.call = c.id"
-        "  AND b.state NOT IN ('settled', 'dropped')) LIMIT ?",
-        before_s,
-        _ERASE_CALLS,
-    )
-    if not calls:
-        return None
-    erased = 0
-    for (row_id,) in calls:
-        erased += tx.run("DELETE FROM turns WHERE call = ?", row_id)
-        tx.run("DELETE FROM batches WHERE call = ?", row_id)
-        tx.run("DELETE FROM successors WHERE call = ?", row_id)
-        tx.run("DELETE FROM commands WHERE call = ?", row_id)
-        tx.run("DELETE FROM once WHERE call = ?", row_id)
-        tx.run("DELETE FROM calls WHERE id = ?", row_id)
-    return erased
 
 
 # When things are due
