@@ -396,7 +396,7 @@ def test_a_microphone_and_a_voice(browser: Browser, sidecar: SidecarProcess) -> 
         tab.until("window.recognizer?.on === true")
         tab.read("recognizer.hear('My name is Alan.') ?? true")
         tab.until("window.utterances.length > 0")
-        tab.until("document.querySelector('.reply').innerText.includes('Alan')")
+        tab.shows("Alan", within=".reply")
         tab.read(
             "utterances[0].dispatchEvent(Object.assign(new Event('boundary'), {charIndex: 4})) && 1"
         )

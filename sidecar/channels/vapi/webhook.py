@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.access.door import Admitted, Door
-from sidecar.apart import MESSAGE, apart
+from sidecar.apart import JSON_SHARE, apart
 from sidecar.channels.vapi.asgi import (
     Gone,
     RequestRefused,
@@ -70,9 +70,11 @@ _ONLY_FINAL: Final = "transcript["
 `transcript[transcriptType="final"]`, with quotation marks of either kind."""
 _VOICEMAIL: Final = "voicemail"
 _TELLS: Final = frozenset({"conversation-update", "end-of-call-report"})
+_WITH_HISTORY: Final = _TELLS | {"knowledge-base-request"}
 _MAY_SHOW_MEMORY: Final = frozenset({"assistant-request", "knowledge-base-request", "tool-calls"})
 
 Answer = Mapping[str, Any]
+History = tuple[Stretch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,9 @@ class Webhook:
         self._rate = rate
         self._emit = emit
         self._clock = clock
-        self._answers: Mapping[str, Callable[[VapiCall | None, Object], Awaitable[Answer]]] = {
+        self._answers: Mapping[
+            str, Callable[[VapiCall | None, Object, History], Awaitable[Answer]]
+        ] = {
             "assistant-request": self._assistant_request,
             "status-update": self._status_update,
             "speech-update": self._speech_update,
@@ -185,12 +189,13 @@ class Webhook:
         if act is None:
             return {}
         said = about(message, trust_web=self._assistant.trust_web)
+        history = await _history(kind, message, cost=len(body) // JSON_SHARE)
         try:
             stage = _STAGES.get(kind, "live")
             found = await self._calls.of(admitted.tenant, said, stage=stage)
             call = found.call if found is not None and found.own else None
             if found is not None and kind in _TELLS:
-                call = await self._calls.of_history(found, await _history(message))
+                call = await self._calls.of_history(found, history)
             elif found is not None and not found.own and _is_final(message):
                 self._emit(
                     telemetry.turn_refused,
@@ -198,7 +203,7 @@ class Webhook:
                     code="unnamed",
                     error="a final transcript of a body that names nobody",
                 )
-            return await act(call, message)
+            return await act(call, message, history)
         except CallError as error:
             if error.code != "draining":
                 raise RequestRefused(400, error.message) from error
@@ -210,7 +215,9 @@ class Webhook:
 
     # Before the prompt -------------------------------------------------------------------------
 
-    async def _assistant_request(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _assistant_request(
+        self, call: VapiCall | None, message: Object, _: History
+    ) -> Answer:
         memory = ""
         if call is not None:
             with anyio.move_on_after(MEMORY_S):
@@ -230,7 +237,7 @@ class Webhook:
             }
         return {"error": "This number is not set up yet. Please call again later."}
 
-    async def _status_update(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _status_update(self, call: VapiCall | None, message: Object, _: History) -> Answer:
         if call is not None:
             if message.get("status") == "ended":
                 call.ended_s = call.ended_s or self._clock()
@@ -239,7 +246,7 @@ class Webhook:
                 call.speech_started()
         return {}
 
-    async def _speech_update(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _speech_update(self, call: VapiCall | None, message: Object, _: History) -> Answer:
         if (
             call is not None
             and not call.finished
@@ -251,42 +258,43 @@ class Webhook:
 
     # The transcript ----------------------------------------------------------------------------
 
-    async def _conversation_update(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _conversation_update(
+        self, call: VapiCall | None, message: Object, history: History
+    ) -> Answer:
         if call is not None:
             stamp = about(message, trust_web=False).stamp_ms
-            await call.take(await _history(message), stamp_ms=stamp)
+            await call.take(history, stamp_ms=stamp)
         return {}
 
-    async def _user_interrupted(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _user_interrupted(self, call: VapiCall | None, message: Object, _: History) -> Answer:
         if call is not None:
             call.interrupted()
         return {}
 
-    async def _transcript(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _transcript(self, call: VapiCall | None, message: Object, _: History) -> Answer:
         if call is not None and _is_final(message):
             text, speaker = message.get("transcript"), message.get("role")
             stamp = about(message, trust_web=False).stamp_ms
             call.heard(stretches_of([{"role": speaker, "content": text}]), stamp_ms=stamp)
         return {}
 
-    async def _report(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _report(self, call: VapiCall | None, message: Object, history: History) -> Answer:
         if call is not None:
-            stretches = await _history(message)
             call.voicemail = call.voicemail or message.get("endedReason") == _VOICEMAIL
-            await call.report(stretches)
+            await call.report(history)
             reason = _reason_of(message)
             await self._calls.end(call, reason, final=True)
             self._emit(
                 telemetry.vapi_reported,
                 call=call.live.key,
-                turns=len(stretches),
+                turns=len(history),
                 reason=reason,
             )
         return {}
 
     # Tools -------------------------------------------------------------------------------------
 
-    async def _tool_calls(self, call: VapiCall | None, message: Object) -> Answer:
+    async def _tool_calls(self, call: VapiCall | None, message: Object, _: History) -> Answer:
         asked = items(message, "toolCallList") or items(message, "toolCalls")
         if not asked:
             asked = [child(one, "toolCall") for one in items(message, "toolWithToolCallList")]
@@ -310,9 +318,8 @@ class Webhook:
         answered = await runs.run(tool, run_id, _in_call(call), arguments)
         return shown | {"error" if answered.failed else "result": answered.text}
 
-    async def _knowledge(self, call: VapiCall | None, message: Object) -> Answer:
-        stretches = await _history(message)
-        query = next((one.text for one in reversed(stretches) if one.speaker == "caller"), "")
+    async def _knowledge(self, call: VapiCall | None, message: Object, history: History) -> Answer:
+        query = next((one.text for one in reversed(history) if one.speaker == "caller"), "")
         found = await self._recall.found(
             _in_call(call), query, archive_s=KNOWLEDGE_S, this_call=False
         )
@@ -332,14 +339,9 @@ def _in_call(call: VapiCall | None) -> InCall | None:
     return InCall(call.live, call.transcript) if call is not None else None
 
 
-async def _history(message: Object) -> tuple[Stretch, ...]:
-    """Run `history_of`, in a thread where the history is long."""
-    lists = [
-        items(source, name)
-        for source in (child(message, "artifact"), message)
-        for name in _HISTORIES
-    ]
-    return await apart(MESSAGE * sum(map(len, lists)), history_of, message)
+async def _history(kind: str, message: Object, *, cost: int) -> History:
+    """Return the history of a message whose kind has one; read in a thread where it is long."""
+    return await apart(cost, history_of, message) if kind in _WITH_HISTORY else ()
 
 
 def _kind_of(message: Object) -> str:
