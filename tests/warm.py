@@ -5,7 +5,9 @@ of a real Letta's. What is started is a process of its own in all else: its envi
 and files are given, its `__main__` is run anew, and signals reach it alone. Where the start itself
 is meant, start the command.
 
-usage: python warm.py SOCKET-FD MODULE...
+usage: python warm.py SOCKET-FD MODULE... [OPTION...]
+
+An option, which begins with two hyphens, is for the imports: it stays in `sys.argv`.
 """
 
 import array
@@ -94,7 +96,7 @@ class Warm:
     """A process that has imported modules, and forks. All that it started ends with it.
 
     Args:
-        modules: What it imports.
+        modules: What it imports; then options that these read, as `--option`.
         python: The interpreter.
         env: Of the imports; that of a started process is given at its start.
         log: Where the imports write.
@@ -278,7 +280,8 @@ def _become(asked: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Import, and then start what is asked for."""
-    descriptor, *modules = sys.argv[1:]
+    descriptor, *words = sys.argv[1:]
+    modules = [word for word in words if not word.startswith("--")]
     del sys.path[0]  # where this file is: what it imports is installed
     with socket.socket(fileno=int(descriptor)) as control:
         for module in modules:

@@ -115,6 +115,7 @@ class AppServerStack(Stack):
             "LETTA_DISABLE_LSP_DOWNLOAD": "1",
             "LETTA_HOME": str(self.home / ".letta"),
             "LETTA_SKIP_KEYCHAIN_CHECK": "1",
+            "NODE_COMPILE_CACHE": str(LETTA.parent.parent / ".compiled"),
             "NO_PROXY": "127.0.0.1,localhost",
         }
 

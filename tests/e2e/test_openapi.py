@@ -16,7 +16,7 @@ from tests.vapi.model import Model
 pytestmark = pytest.mark.e2e
 
 KEY, SECRET = "key-0123456789abcdef", "secret-0123456789abcdef"
-EXAMPLES = 12  # cases per route and phase; raise it for a longer run
+EXAMPLES = 8  # cases per route and phase; raise it for a longer run
 
 
 @pytest.fixture(scope="module")

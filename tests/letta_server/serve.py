@@ -1,12 +1,12 @@
 """Serve the classic Letta server on 127.0.0.1. Runs on the interpreter of `.letta-venv`.
 
-Args: port. `--no-generation` leaves out the OpenAPI file, which costs 4 s of every start.
+Args: port.
 """
 
 import sys
 
 port = int(sys.argv[1])
-sys.argv = ["letta", "--no-generation"]
+sys.argv = ["letta"]
 
 from letta.server.rest_api.app import start_server  # noqa: E402
 

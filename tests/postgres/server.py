@@ -108,9 +108,10 @@ class PostgresServer(Stack):
         """Return the address of the one shared database, with a journal that holds nothing."""
         with connect(self.url(_TEMPLATE)) as shared:
             shared.execute(
-                "TRUNCATE turns, batches, successors, commands, once, spent, calls, lanes,"
-                " tombstones, replicas"
-                " RESTART IDENTITY;"
+                # A fifth of what TRUNCATE costs where there is little to delete.
+                "DELETE FROM turns; DELETE FROM batches; DELETE FROM successors;"
+                " DELETE FROM commands; DELETE FROM once; DELETE FROM spent; DELETE FROM calls;"
+                " DELETE FROM lanes; DELETE FROM tombstones; DELETE FROM replicas;"
                 " UPDATE writer SET owner = '', epoch = 0, until = '-infinity', commits = 0,"
                 " installation = NULL, copied_from = ''"
             )

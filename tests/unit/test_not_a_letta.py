@@ -74,12 +74,15 @@ async def answered(body: str, content_type: str) -> AsyncGenerator[RestLetta]:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("call", CALLS)
-async def test_no_other_answer_passes_for_a_lettas(call: str, answer: str) -> None:
+async def test_no_other_answer_passes_for_a_lettas(answer: str) -> None:
     """An answer that is not Letta's raises NotLetta at every call."""
+    passed: list[str] = []
     async with answered(*ANSWERS[answer]) as letta:
-        with pytest.raises(NotLetta):
-            await CALLS[call](letta)
+        for name, call in CALLS.items():
+            with suppress(NotLetta):
+                await call(letta)
+                passed.append(name)
+    assert passed == []
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

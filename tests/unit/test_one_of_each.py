@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
@@ -102,7 +103,13 @@ def sources() -> Iterator[tuple[str, str]]:
 
 
 def does(what: Callable[[ast.AST], bool], source: str) -> bool:
-    """Whether a file's code does it; docstrings and the texts in f-strings do not count."""
+    """Whether a file's code does it."""
+    return any(map(what, code_of(source)))
+
+
+@cache
+def code_of(source: str) -> list[ast.AST]:
+    """Return what a file is made of, without docstrings and the texts in f-strings."""
     tree = ast.parse(source)
     said = {
         part
@@ -111,7 +118,7 @@ def does(what: Callable[[ast.AST], bool], source: str) -> bool:
         for part in ast.iter_child_nodes(node)
         if isinstance(part, ast.Constant)
     }
-    return any(what(node) for node in ast.walk(tree) if node not in said)
+    return [node for node in ast.walk(tree) if node not in said]
 
 
 @pytest.mark.parametrize(

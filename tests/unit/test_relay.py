@@ -38,6 +38,7 @@ EPOCH_S = 1_800_000_000.0
 REF = AgentRef("acme", caller_key="k1")
 POLICY = DeliveryPolicy(post_timeout_s=30.0, grace_s=5.0)
 RECOVERED_S = 4 * 3_600.0
+LONGEST_PAUSE_S = 10.0
 
 
 def unix_s() -> float:
@@ -115,8 +116,10 @@ class RelayBench:
     async def delivered(self, *, within_s: float = RECOVERED_S) -> None:
         """Return when the journal has nothing undelivered."""
         with anyio.fail_after(within_s):
-            while (await self.journal.counts()).undelivered:  # noqa: ASYNC110 - costs nothing here
-                await anyio.sleep(0.5)
+            pause_s = 0.5
+            while (await self.journal.counts()).undelivered:
+                await anyio.sleep(pause_s)
+                pause_s = min(1.1 * pause_s, LONGEST_PAUSE_S)
 
     def heard(self, name: str) -> list[int]:
         """Return the numbers of a call's turns in the order Letta got them."""
@@ -139,6 +142,12 @@ class RelayBench:
 
     def events(self, name: str) -> list[dict[str, object]]:
         return [fields for event, fields in self.log.lines if event == name]
+
+
+@pytest.fixture(autouse=True)
+def rare_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an idle relay look every half hour: the outages here last for days."""
+    monkeypatch.setattr("sidecar.delivery.relay._IDLE_S", 1_800.0)
 
 
 def virtual(test: Callable[[], Awaitable[None]]) -> None:

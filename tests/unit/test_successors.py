@@ -1157,7 +1157,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(STEPS)
 @example(["open", "say", "lose", "open", "say", "lose", "back", "say", "close", "open", "say"])
 @example(["open", "say", "lose", "open", "say again"])

@@ -31,7 +31,7 @@ from sidecar.memory.snapshots import Snapshots
 from sidecar.prompt_wait import Waits
 from sidecar.telemetry import Telemetry
 from sidecar.tools.recall import Recall
-from tests.cpu_time import slowness
+from tests.cpu_time import is_within, slowness
 from tests.quiet import Quiet
 from tests.unit.test_calls import Letta, Store
 from tests.unit.test_vapi_webhook import CALL, RECALL, Source
@@ -234,9 +234,8 @@ async def test_no_history_holds_the_loop(
     for attempt in range(_TRIES):
         directory = tmp_path / str(attempt)
         directory.mkdir(mode=0o700)
-        slow = slowness()
         took = await taken(directory)
-        slow = max(slow, slowness())
+        slow = slowness() if max(took.values()) > BLOCKED_S else 1.0
         for name, took_s in took.items():
             blocked_s[name] = min(took_s / slow, blocked_s.get(name, math.inf))
         if max(blocked_s.values()) <= BLOCKED_S:
@@ -253,7 +252,7 @@ async def test_no_escapes_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Monk
         for end, status in ((b'"}]}', 200), (b'"', 400)):
             body = b'{"messages":[{"role":"user","content":"' + halves + end
             assert await routes.post(routes.chat, body) == status
-    assert loop.longest_s < BLOCKED_S * slowness()
+    assert is_within(loop.longest_s, BLOCKED_S)
 
 
 @pytest.mark.anyio
