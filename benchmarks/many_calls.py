@@ -199,4 +199,4 @@ if __name__ == "__main__":
     parser.add_argument("number", type=int)
     parser.add_argument("calls", type=int)
     parser.add_argument("spool", type=Path)
-    anyio.run(main, parser.parse_args())
+    anyio.run(main, parser.parse_args(), backend_options={"use_uvloop": True})

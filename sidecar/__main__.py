@@ -10,7 +10,7 @@ from typing import Final
 
 SERVER_MODULES: Final = (
     *("apsw", "letta_client", "phonenumbers", "prometheus_client", "pydantic_settings", "rich"),
-    *("starlette", "structlog", "typer", "uvicorn"),
+    *("starlette", "structlog", "typer", "uvicorn", "uvloop"),
 )
 """What the extra `server` installs, by import names."""
 _LEFT_OUT: Final = (

@@ -193,7 +193,7 @@ def run(
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")
-    anyio.run(serve, settings, worker, child)
+    anyio.run(serve, settings, worker, child, backend_options={"use_uvloop": True})
 
 
 @app.command()

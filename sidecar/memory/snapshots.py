@@ -419,14 +419,19 @@ class Snapshots:
 
     def _evict(self, wanted: _Entry) -> None:
         """Drop the least recently used agents that no call, read or file uses, except `wanted`."""
+        if self._fits():
+            return
         for agent_id in list(islice(self._entries, _LOOKED_AT)):
-            if len(self._entries) <= self._max_agents and self._bytes <= self._max_bytes:
+            if self._fits():
                 return
             entry = self._entries[agent_id]
             at_work = entry.watchers or entry.refresh is not None or entry.disk_lock.locked()
             if entry is not wanted and not at_work:
                 self._bytes -= entry.size_bytes
                 del self._entries[agent_id]
+
+    def _fits(self) -> bool:
+        return len(self._entries) <= self._max_agents and self._bytes <= self._max_bytes
 
 
 def _bytes_of(cached: CachedSnapshot | None) -> int:
