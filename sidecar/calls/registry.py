@@ -28,7 +28,9 @@ from sidecar.calls.call import Listener, LiveCall, call_claimed
 from sidecar.calls.guidance import LeftGuidance
 from sidecar.calls.memory_feed import MemoryFeed
 from sidecar.calls.orphans import Orphans
+from sidecar.calls.ownership import Ownership
 from sidecar.calls.records import Heard, Records
+from sidecar.calls.refusals import Refusals
 from sidecar.calls.restoring import Restoring
 from sidecar.calls.storing import Storing
 from sidecar.errors import CallError, HeardElsewhere, JournalError, TakenOver
@@ -117,7 +119,6 @@ class Calls:
         self._emit = emit
         self._clock = clock
         self._records = Records()
-        self._replica = journal.replica
         self._storing = Storing(
             journal,
             self._records,
@@ -136,6 +137,14 @@ class Calls:
         self._restoring = Restoring(
             journal, self._orphans, is_live=self._is_live, emit=emit, clock=clock
         )
+        self._ownership = Ownership(
+            journal,
+            self._orphans,
+            self._storing,
+            live=lambda: self.live,
+            is_live=self._is_live,
+        )
+        self._refusals = Refusals(self._records, self._storing, clock=clock)
         self._feed = MemoryFeed(
             journal,
             snapshots,
@@ -151,8 +160,6 @@ class Calls:
         self._live: dict[str, LiveCall] = {}
         self._successors: dict[str, LiveCall] = {}
         """The live call that goes on with a stored call of another key, by that key."""
-        self._refused: dict[Heard, tuple[float, float]] = {}
-        """When a call was lost whose caller had said no, and since when nothing is stored."""
         self._tasks: TaskGroup | None = None
         self._left_guidance = LeftGuidance(orphan_s=max(policy.orphan_s, GOES_ON_S))
         self._fewer = anyio.Event()
@@ -166,88 +173,19 @@ class Calls:
             self._feed.tasks = self._tasks = tasks
             self._journal.digested = self._feed.digested_elsewhere
             tasks.start_soon(self._feed.follow_others)
-            await self._take_over(first=True)
+            await self._ownership.take_over(first=True)
             task_status.started()
             while True:
                 await anyio.sleep(min(_LOOK_S, self._policy.orphan_s / 4))
                 await self._orphans.write()
-                await self._go_on_all()
-                await self._orphans.close_old()
-                await self._retake_all()  # first: else its own calls would count as lost
-                await self._take_over_again()
-                self._forget_old()
+                await self._ownership.look()
+                self._left_guidance.forget(expected=self._orphans, now_s=self._clock())
+                self._refusals.forget_old()
                 await self._storing.try_again()
-
-    async def _take_over(self, *, first: bool = False) -> None:
-        """Make orphans of the live calls whose replica is gone, unless they are live here."""
-        taken = await self._journal.take_over(first=first)
-        for call in taken:
-            if not self._is_live(call.key):
-                # Only the journal knows for how long those have been lost that an earlier run left.
-                in_room = call.room and call.caller_key and not first
-                heard = (call.room, call.caller_key) if in_room else None
-                self._orphans.take(call.key, call.epoch, heard)
-        for live in self.live:
-            if live.stored and live.call.key in {call.key for call in taken}:
-                await self._take_again(live)
-
-    async def _take_again(self, live: LiveCall) -> None:
-        """Take a stored live call that counted as lost, unless another job has it by now."""
-        epoch = await self._journal.retake(live.key)
-        if epoch is not None:
-            live.call = replace(live.call, epoch=epoch)
-            if live.closed and live.call.key in self._orphans:  # lost meanwhile
-                self._orphans.add(live.call.key, epoch, live.heard)
-        elif not live.closed:  # its next turn opens it again, when the other job lets it
-            live.stored, live.elsewhere_until_lost = False, live.heard is not None
 
     def _is_live(self, key: str) -> bool:
         """Whether a channel holds a stored call, by whatever key."""
         return key in self._live or key in self._successors
-
-    async def _go_on_all(self) -> None:
-        """Let live calls that have joined another go on with it, where its worker is lost now."""
-        for live in self.live:
-            lost = live.before in self._orphans or live.key in self._orphans
-            if live.stored or not (lost or live.elsewhere_until_lost):
-                continue
-            try:
-                await self._storing.store_call(live)
-            except HeardElsewhere:
-                continue
-            except CallError:
-                continue  # another caller's, which its worker is told when it records
-            except JournalError as error:
-                self._storing.failed(error)
-                return
-
-    def _forget_old(self) -> None:
-        now_s = self._clock()
-        self._left_guidance.forget(expected=self._orphans, now_s=now_s)
-        for heard, (lost_s, _) in list(self._refused.items()):
-            if now_s - lost_s >= GOES_ON_S:
-                del self._refused[heard]
-
-    async def _take_over_again(self) -> None:
-        try:
-            await self._take_over()
-        except JournalError as error:
-            self._storing.failed(error)
-
-    async def _retake_all(self) -> None:
-        """Take the live calls again, once this replica was taken for gone."""
-        name = self._journal.replica
-        if name == self._replica:
-            return
-        for live in self.live:
-            if not live.stored:
-                continue
-            try:
-                await self._take_again(live)
-            except JournalError as error:
-                self._storing.failed(error)
-                return
-        self._replica = name
 
     @property
     def journal_error(self) -> str:
@@ -318,7 +256,7 @@ class Calls:
             live.listener = listener
             if hints.consent == "no" and live.refused_s == math.inf:
                 live.refused_s = live.opened_at_s
-                await self._refuse_room(live)
+                await self._refusals.refuse_room(live)
             elif not self._policy.may_store(hints):
                 await self.refuse(live)
             live.traceparent = traceparent or live.traceparent
@@ -342,7 +280,7 @@ class Calls:
         )
         live = LiveCall(self, self._feed, call, owner=owner, listener=listener)
         live.heard = heard
-        live.refused_s = self._refused_since_s(heard)
+        live.refused_s = self._refusals.since_s(heard)
         live.greeted = live.refused_s < math.inf
         live.may_be_stored = self._policy.may_store(hints) and not live.greeted
         if hints.consent == "no":
@@ -353,7 +291,7 @@ class Calls:
             live.traceparent = traceparent or span.traceparent
             await self._store_opened(live)
         if hints.consent == "no":
-            await self._refuse_room(live)
+            await self._refusals.refuse_room(live)
         self._emit(
             telemetry.call_opened,
             call=key,
@@ -424,14 +362,6 @@ class Calls:
             self._set_before(live, lost, succeeds=True)
         live.guidance = self._left_guidance.take_up(live.call, before=live.before)
 
-    def _refused_since_s(self, heard: Heard | None) -> float:
-        """Return when the first call of a room was opened in which its caller said no.
-
-        Of those that are live, or were lost lately; infinite: in none.
-        """
-        _, lost_s = self._refused.get(heard, (0.0, math.inf)) if heard else (0.0, math.inf)
-        return min([lost_s, *(one.refused_s for one in self._records.in_room(heard))])
-
     async def _look_into_room(self, live: LiveCall, heard: Heard) -> None:
         """Find out with what a call that is not stored goes on, for its memory."""
         try:
@@ -482,7 +412,7 @@ class Calls:
             return False
         resolution = resolve(tenant, hints, self._rules)
         heard = _heard(tenant, room, resolution.caller_key)
-        if not self.may_store(hints) or opened_at_s >= self._refused_since_s(heard):
+        if not self.may_store(hints) or opened_at_s >= self._refusals.since_s(heard):
             self._emit(telemetry.turns_not_kept, call=key, turns=len(turns))
             return True
         left = self._records.left_of(heard, key, turns, opened_at_s=opened_at_s)
@@ -542,8 +472,7 @@ class Calls:
         """The owner of these calls is lost; it may come back within `orphan_s`."""
         for live in [one for one in self._live.values() if one.owner == owner]:
             self._forget(live)
-            if live.heard and live.refused_s < math.inf:
-                self._refused[live.heard] = self._clock(), live.refused_s
+            self._refusals.lost(live)
             before = self._orphans.get(live.key)
             if live.stored or before is not None:
                 epoch = live.call.epoch if live.stored or before is None else before.epoch
@@ -585,8 +514,7 @@ class Calls:
                 await self._end_lost(live)
             self._emit(telemetry.call_closed, call=live.key, reason=reason[:100], turns=live.turns)
             self._records.leave(live, at_s=at_s)
-            if live.heard:
-                self._refused.pop(live.heard, None)
+            self._refusals.ended(live)
         self._forget(live)
 
     async def _end_lost(self, live: LiveCall) -> None:
@@ -599,22 +527,7 @@ class Calls:
 
     async def refuse(self, live: LiveCall) -> None:
         """Store nothing more of a live call, and mark the stored call as refused."""
-        if live.may_be_stored:
-            await self._refuse([live])
-
-    async def _refuse_room(self, live: LiveCall) -> None:
-        """The caller said no: store nothing more of the room, whichever call hears it."""
-        others = [one for one in self._records.in_room(live.heard) if one is not live]
-        for one in others:
-            one.refused_s = min(one.refused_s, live.refused_s)
-        await self._refuse([live, *others])
-
-    async def _refuse(self, calls: Sequence[LiveCall]) -> None:
-        for one in calls:
-            one.may_be_stored = False
-        # One that is not stored may have been, before its worker was lost.
-        keys = [key for one in calls for key in (one.call.key, one.key, one.before) if key]
-        await self._storing.refuse(keys)
+        await self._refusals.refuse(live)
 
     async def retake(self, live: LiveCall) -> None:
         """Take a live call again that another replica has opened: here it goes on.
