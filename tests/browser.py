@@ -34,11 +34,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--disable-extensions",
-    "--disable-component-extensions-with-background-pages",
-    "--disable-default-apps",
-    # Processes that it starts ahead of need.
-    "--disable-features=SpareRendererForSitePerProcess,PreloadTopChromeWebUI",
+    "--disable-features=SpareRendererForSitePerProcess",  # a process ahead of need
     "--remote-debugging-port=0",
 )
 KEYS = {"Enter": ("Enter", 13, "\r"), "Tab": ("Tab", 9, ""), " ": ("Space", 32, " ")}

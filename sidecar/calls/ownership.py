@@ -38,7 +38,7 @@ class Ownership:
         self._replica = journal.replica
 
     async def look(self) -> None:
-        """Take over, take again and close what it is time for; a fault is reported and kept."""
+        """Take over, take again and close what it is time for; report a fault of the journal."""
         await self._go_on_all()
         await self._orphans.close_old()
         await self._retake_all()  # first: else its own calls would count as lost
@@ -63,8 +63,9 @@ class Ownership:
                 in_room = call.room and call.caller_key and not first
                 heard = (call.room, call.caller_key) if in_room else None
                 self._orphans.take(call.key, call.epoch, heard)
+        keys = {call.key for call in taken}
         for live in self._live():
-            if live.stored and live.call.key in {call.key for call in taken}:
+            if live.stored and live.call.key in keys:
                 await self._take_again(live)
 
     async def _take_again(self, live: LiveCall) -> None:
