@@ -15,6 +15,12 @@ _SERVER_MIN = 140_000
 _ROUND_TRIP_SLOW_S = 0.005
 _CLOCK_AHEAD_S = 5.0
 
+_POOLERS = {
+    "none": "none: replicas are notified at once",
+    "session": "one session for each connection: replicas are notified at once",
+    "transaction": "one session for each transaction: replicas look once a second",
+}
+
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Look at the database of the journal. Blocking."""
@@ -28,6 +34,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _version(found)
     yield _takes_writes(found)
     yield _durable(found)
+    yield Finding("compiler", "ok", f"jit {'on' if found.jit else 'off'}; off for writes")
+    yield Finding("pooler", "ok", _POOLERS[found.pooling])
     yield _near(found)
     yield _clock(found)
 

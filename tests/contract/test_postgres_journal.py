@@ -3,8 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import LiteralString, cast
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -23,7 +22,6 @@ from sidecar.errors import (
 from sidecar.journal.policy import PostPolicy
 from sidecar.journal.postgres import PostgresJournal
 from sidecar.journal.postgres.about import about, migrated
-from sidecar.journal.postgres.connection import connect
 from sidecar.journal.postgres.lease import ahead_s
 from sidecar.journal.postgres.owner import is_gone, own_name, started
 from sidecar.journal.postgres.reports import reports_of_database
@@ -32,6 +30,7 @@ from sidecar.model import AgentRef, Call, Turn
 from tests.fault_proxy import FaultProxy
 from tests.postgres.pooler import Pooler
 from tests.postgres.server import PostgresServer
+from tests.postgres.wrong import WRONG, asked
 
 pytestmark = [pytest.mark.contract, pytest.mark.anyio]
 
@@ -72,13 +71,6 @@ async def opened(
         yield journal
     finally:
         await journal.aclose()
-
-
-def asked(url: str, sql: str) -> list[tuple[object, ...]]:
-    """Run SQL of a test's own; returns its rows."""
-    with connect(url) as connection:
-        cursor = connection.execute(cast("LiteralString", sql))
-        return cursor.fetchall() if cursor.description else []
 
 
 async def numbers(journal: PostgresJournal) -> list[int]:
@@ -566,49 +558,6 @@ class TestSchema:
         assert about(new).schema == 0
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """A database that can't be used, and what is said of it."""
-
-    arrange: Callable[[PostgresServer], str]
-    message: str
-    hint: str
-
-
-def _closed_port(postgres: PostgresServer) -> str:
-    return postgres.url("postgres").replace(f":{postgres.port}/", ":1/")
-
-
-def _without_rights(postgres: PostgresServer) -> str:
-    new = postgres.database(migrated=False)
-    asked(new, "DROP ROLE IF EXISTS guest")
-    asked(new, "CREATE ROLE guest LOGIN")
-    return new.replace("sidecar@", "guest@")
-
-
-def _read_only(postgres: PostgresServer) -> str:
-    new = postgres.database()
-    with connect(postgres.url("postgres")) as admin:
-        name = new.rpartition("/")[2]
-        admin.execute(
-            cast("LiteralString", f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        )
-    return new
-
-
-WRONG = {
-    "port": Wrong(_closed_port, "does not answer", "start it, or check SIDECAR_JOURNAL_URL"),
-    "database": Wrong(lambda at: at.url("nowhere"), "does not exist", "create it"),
-    "role": Wrong(
-        lambda at: at.database().replace("sidecar@", "nobody@"),
-        "refuses the sign-in",
-        "check SIDECAR_JOURNAL_URL",
-    ),
-    "rights": Wrong(_without_rights, "refuses a right", "own its schema"),
-    "read-only": Wrong(_read_only, "is read-only", "name the primary"),
-}
-
-
 class TestWrongDatabase:
     """A database that can't be used is named with its remedy, in one line."""
 
@@ -637,6 +586,26 @@ class TestWrongDatabase:
         assert len(found.writers) == 1
         assert (found.read_only, found.may_write, found.synchronous_commit) == (False, True, "on")
         assert abs(found.clock_ahead_s) < found.round_trip_s + 1.0
+        assert found.pooling == "none"
+
+    @pytest.mark.parametrize("mode", ["session", "transaction"])
+    async def test_a_pooler_between_is_seen(
+        self, postgres: PostgresServer, url: str, tmp_path: Path, mode: str
+    ) -> None:
+        """Whether a pooler shares sessions among connections is found by asking through two."""
+        with Pooler(tmp_path, postgres_port=postgres.port, mode=mode) as between:
+            assert about(between.url(url)).pooling == mode
+
+    async def test_a_pooler_without_transactions_is_refused(
+        self, postgres: PostgresServer, url: str, tmp_path: Path
+    ) -> None:
+        """A pooler that gives each statement another session is named with the mode to set."""
+        with Pooler(tmp_path, postgres_port=postgres.port, mode="statement") as between:
+            with pytest.raises(JournalError, match="allows no transactions") as caught:
+                await PostgresJournal.open(between.url(url), secret=SECRET, policy=POLICY)
+            assert "pool_mode = transaction" in caught.value.hint
+            with pytest.raises(JournalRefused, match="allows no transactions"):
+                about(between.url(url))
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -13,6 +13,7 @@ from tests.chaos.lettas import StandIn
 from tests.e2e.test_cli import Cli
 from tests.e2e.test_link_server import CANARY, worker
 from tests.postgres.server import PostgresServer, Standby
+from tests.postgres.wrong import WRONG
 from tests.sidecar_process import SidecarProcess, eventually
 
 pytestmark = pytest.mark.e2e
@@ -157,27 +158,20 @@ def test_a_restored_dump_is_a_journal(postgres: PostgresServer, tmp_path: Path) 
     assert "pg_dump" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"port": "1"}, "does not answer"),
-        ({"database": "nowhere"}, "does not exist"),
-        ({"role": "nobody"}, "refuses the sign-in"),
-    ],
-    ids=["port", "database", "role"],
-)
+@pytest.mark.parametrize("kind", WRONG)
 def test_a_database_that_cannot_be_used_is_one_line(
-    postgres: PostgresServer, tmp_path: Path, change: dict[str, str], said: str
+    postgres: PostgresServer, tmp_path: Path, kind: str
 ) -> None:
     """`sidecar run` and a command exit with 2 and name what is wrong, without the URL."""
-    parts = {"role": "sidecar", "port": str(postgres.port), "database": "postgres"} | change
-    url = "postgresql://{role}:pass-word@127.0.0.1:{port}/{database}".format(**parts)
-    cli = Cli(tmp_path / "data", SIDECAR_JOURNAL_URL=url)
-    for command in (("run",), ("calls", "list")):
+    wrong = WRONG[kind]
+    url = wrong.arrange(postgres).replace("@", ":pass-word@")
+    cli = Cli(tmp_path / "data", SIDECAR_JOURNAL_URL=url, SIDECAR_SECRET=SECRET)
+    for command in (("run",), ("calls", "list"))[: 1 + wrong.reads]:
         done = cli.run(*command)
         assert done.returncode == 2, done
         (line,) = done.stderr.splitlines()
-        assert said in line
+        assert wrong.message in line
+        assert wrong.hint in line
         assert "pass-word" not in done.stdout + done.stderr
     assert "SIDECAR_JOURNAL_URL=***" in cli.ok("check")
 

@@ -13,20 +13,22 @@ PROGRAM = Path("/usr/sbin/pgbouncer")
 
 
 class Pooler(Stack):
-    """One pooler in transaction mode, with two sessions for all that connect.
+    """One pooler, with a few sessions for all that connect.
 
     Args:
         workdir: For its log and settings.
         postgres_port: Of the server behind it.
+        mode: How long a client has a session: for a `session`, `transaction` or `statement`.
 
     Attributes:
         port: On which it listens.
     """
 
-    def __init__(self, workdir: Path, *, postgres_port: int) -> None:
+    def __init__(self, workdir: Path, *, postgres_port: int, mode: str = "transaction") -> None:
         llm_port, self.port = free_ports(2)
         super().__init__(workdir, llm_port=llm_port, ready_s=READY_S)
         self._postgres_port = postgres_port
+        self._mode = mode
         self._user = "nobody" if os.geteuid() == 0 else ""
 
     @override
@@ -38,7 +40,7 @@ class Pooler(Stack):
             f"* = host=127.0.0.1 port={self._postgres_port} user=sidecar\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
-            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
+            f"auth_type = any\npool_mode = {self._mode}\ndefault_pool_size = 2\n"
             "ignore_startup_parameters = extra_float_digits\n"
         )
         self._settings = settings

@@ -120,6 +120,11 @@ _REFUSALS: Final = (
         "check sslmode in SIDECAR_JOURNAL_URL, and the server's pg_hba.conf",
     ),
     (
+        re.compile(r"statement pooling mode"),
+        "the pooler before the journal's database allows no transactions",
+        "set pool_mode = transaction (or session) in the pooler",
+    ),
+    (
         re.compile(r"session is read-only|not a hot standby|is in hot standby"),
         "no server of SIDECAR_JOURNAL_URL takes writes",
         "name the primary in it",
