@@ -5,7 +5,8 @@ At most two threads work at once: each can hold the interpreter for 5 ms while t
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -32,4 +33,18 @@ async def apart(cost: int, job: Callable[..., _T], *args: object) -> _T:
     except LookupError:
         limiter = anyio.CapacityLimiter(_THREADS)
         _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(job, *args, limiter=limiter)
+    result, error = await anyio.to_thread.run_sync(partial(_done, job, *args), limiter=limiter)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # else it and this frame would be each other's until the collector runs
+    return cast("_T", result)
+
+
+def _done(job: Callable[..., _T], *args: object) -> tuple[_T | None, Exception | None]:
+    """Run a job; an error that passed through a thread would keep what the job was given."""
+    try:
+        return job(*args), None
+    except Exception as error:  # noqa: BLE001 - raised where the job was asked for
+        return None, error

@@ -1,10 +1,10 @@
 """`sidecar run`: configures logs, prints a banner, and runs the sidecar until a signal."""
 
-import gc
 import sys
 from pathlib import Path
 
 from sidecar.app.local_letta import OpenLetta
+from sidecar.app.loop import collect_rarely
 from sidecar.app.sidecar import opened
 from sidecar.app.voice_worker import Restarting, worker_part
 from sidecar.config.settings import Settings
@@ -50,18 +50,6 @@ async def serve(settings: Settings, worker: Path | None, parent: Restarting | No
         await sidecar.run(
             on_started=banner, extra=worker_part(starting, settings, parent) if starting else None
         )
-
-
-def collect_rarely() -> None:
-    """Let the garbage collector pass over what the start has made, and run less often.
-
-    A full collection stops the loop for as long as it takes: 0.29 s beside 600 live calls by
-    Python's own thresholds, six times a minute, and 0.13 s by these, three times. What most calls
-    leave is freed without it.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 def _banner(

@@ -181,8 +181,7 @@ def run(
         command = [sys.executable, "-m", "sidecar", "run"]
         sys.exit(Parent([*command, "--worker", str(worker)] if worker else command).run())
 
-    import anyio  # noqa: PLC0415
-
+    from sidecar.app.loop import run as run_on_loop  # noqa: PLC0415
     from sidecar.app.serve import serve  # noqa: PLC0415
     from sidecar.config.load import load  # noqa: PLC0415
 
@@ -193,7 +192,7 @@ def run(
     settings = load()
     if worker is None and Path("voice_worker.py").is_file():
         worker = Path("voice_worker.py")
-    anyio.run(serve, settings, worker, child, backend_options={"use_uvloop": True})
+    run_on_loop(serve, settings, worker, child)
 
 
 @app.command()

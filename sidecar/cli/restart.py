@@ -101,6 +101,7 @@ class Child:
 
     def __init__(self, fd: int) -> None:
         self._line = socket.socket(fileno=fd)
+        self._line.set_inheritable(False)  # uvloop closes nothing in the processes it starts
         with self._line.makefile("r") as lines:
             self.page_token, *groups = lines.readline().split() or [""]
         self.earlier_groups = [int(group) for group in groups]

@@ -85,6 +85,7 @@ ONE_OF_EACH: list[tuple[Callable[[ast.AST], bool], set[str]]] = [
         reads_a_variable,
         {
             "sidecar/environment.py",
+            "sidecar/app/loop.py",  # sets libuv's
             "sidecar/letta/app_server/process.py",  # passes PATH on to a child
             "voice_worker.py",  # to copy: it imports the public path alone
         },

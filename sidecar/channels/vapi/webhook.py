@@ -7,7 +7,7 @@ and an older one is ignored, tools run once per id, and the report may come agai
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar import telemetry
 from sidecar.access.door import Admitted, Door
-from sidecar.apart import JSON_SHARE, apart
+from sidecar.apart import JSON_SHARE, MESSAGE, apart
 from sidecar.channels.vapi.asgi import (
     Gone,
     RequestRefused,
@@ -44,6 +44,7 @@ KNOWLEDGE_S: Final = 0.8
 """How long a knowledge-base-request waits for archival memory; VAPI asks the model only after."""
 MEMORY_S: Final = 0.5
 """How long an assistant-request waits for memory; VAPI gives up after 7.5 s, a caller sooner."""
+_NOT_ADMITTED: Final = "wrong, missing or outdated secret or signature"
 _HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
 _TOOLS_LIMIT: Final = 32
 """Tools that run for one message; VAPI sends one or two."""
@@ -160,16 +161,15 @@ class Webhook:
     async def _admitted(self, scope: Scope, receive: Receive) -> tuple[Admitted, bytes]:
         """Return whose delivery it is, and its body."""
         headers = headers_of(scope)
-        refused = RequestRefused(401, "wrong, missing or outdated secret or signature")
         # A signature covers the body, so only a signed body is read before the sender is known.
         signed = "x-signature" in headers
         admitted = None if signed else self._door.admit_webhook(scope["headers"], b"")
         if admitted is None and not signed:
-            raise refused
+            raise RequestRefused(401, _NOT_ADMITTED)
         body = await body_of(scope, receive)
         admitted = admitted or self._door.admit_webhook(scope["headers"], body)
         if admitted is None:
-            raise refused
+            raise RequestRefused(401, _NOT_ADMITTED)
         return admitted, body
 
     async def _served(self, scope: Scope, receive: Receive) -> Answer:
@@ -189,7 +189,7 @@ class Webhook:
         if act is None:
             return {}
         said = about(message, trust_web=self._assistant.trust_web)
-        history = await _history(kind, message, cost=len(body) // JSON_SHARE)
+        history = await _history(kind, message, body)
         try:
             stage = _STAGES.get(kind, "live")
             found = await self._calls.of(admitted.tenant, said, stage=stage)
@@ -339,9 +339,12 @@ def _in_call(call: VapiCall | None) -> InCall | None:
     return InCall(call.live, call.transcript) if call is not None else None
 
 
-async def _history(kind: str, message: Object, *, cost: int) -> History:
+async def _history(kind: str, message: Object, body: bytes) -> History:
     """Return the history of a message whose kind has one; read in a thread where it is long."""
-    return await apart(cost, history_of, message) if kind in _WITH_HISTORY else ()
+    if kind not in _WITH_HISTORY:
+        return ()
+    cost = max(len(body) // JSON_SHARE, MESSAGE * max(map(len, _histories(message))))
+    return await apart(cost, history_of, message)
 
 
 def _kind_of(message: Object) -> str:
@@ -373,13 +376,17 @@ def history_of(message: Object) -> tuple[Stretch, ...]:
 
     VAPI's own shape is preferred, because it has times.
     """
-    artifact = child(message, "artifact")
-    for source in (artifact, message):
-        for name in _HISTORIES:
-            stretches = stretches_of(items(source, name))
-            if stretches:
-                return stretches
+    for history in _histories(message):
+        stretches = stretches_of(history)
+        if stretches:
+            return stretches
     return ()
+
+
+def _histories(message: Object) -> Iterator[Sequence[Object]]:
+    for source in (child(message, "artifact"), message):
+        for name in _HISTORIES:
+            yield items(source, name)
 
 
 def tool_of(asked: Object) -> tuple[str, Object]:
