@@ -49,7 +49,7 @@ $(BIN)/uv: requirements/uv.txt
 	  -r requirements/uv.txt
 	@touch $@
 
-$(VENV)/.run: $(BIN)/uv requirements/run.txt
+$(VENV)/.run: $(BIN)/uv requirements/run.txt pyproject.toml
 	@echo "installing from requirements/run.txt"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/run.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/build.txt

@@ -13,10 +13,14 @@ class Job(LineProcess):
         name: Of the job.
         sidecar: Which it reaches.
         spool: Of all workers.
+        code: As for `LineProcess`.
     """
 
-    def __init__(self, name: str, sidecar: SidecarProcess, spool: Path) -> None:
-        super().__init__("tests.one_job", name, sidecar.link_url, str(spool), sidecar=sidecar)
+    def __init__(
+        self, name: str, sidecar: SidecarProcess, spool: Path, *, code: Path | None = None
+    ) -> None:
+        words = name, sidecar.link_url, str(spool)
+        super().__init__("tests.one_job", *words, sidecar=sidecar, code=code)
 
     def say(self, *texts: str, acked: bool = True) -> None:
         """Say something; `acked` waits until the sidecar has all of it."""

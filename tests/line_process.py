@@ -20,16 +20,24 @@ class LineProcess:
         module: Which.
         words: Its arguments.
         sidecar: Whose token it has, in SIDECAR_LINK_TOKEN.
+        code: Where the `sidecar` package is that it imports; None: this checkout.
     """
 
-    def __init__(self, module: str, *words: str, sidecar: SidecarProcess) -> None:
+    def __init__(
+        self, module: str, *words: str, sidecar: SidecarProcess, code: Path | None = None
+    ) -> None:
+        # With -P the directory it runs in does not come before the others.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *words],
+            [sys.executable, "-P", "-m", module, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "SIDECAR_LINK_TOKEN": sidecar.link_token},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{code or ROOT}{os.pathsep}{ROOT}",
+                "SIDECAR_LINK_TOKEN": sidecar.link_token,
+            },
         )
 
     def __enter__(self) -> Self:

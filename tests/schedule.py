@@ -30,6 +30,7 @@ _SERVER_OF_MODULE: Final = {
     "test_app_server_traps": APP_SERVER,
     "test_postgres": POSTGRES,
     "test_replicas": POSTGRES,
+    "test_upgrade": POSTGRES,
     "test_postgres_journal": POSTGRES,
     "test_journal_copy": POSTGRES,
     "test_call_goes_on": POSTGRES,

@@ -60,6 +60,7 @@ class SidecarProcess:
         env: Settings besides the data directory; the machine's own are removed.
         port: 0 takes a free one, and keeps it over restarts.
         command: Replaces this checkout's `sidecar run`, which is started warm.
+        imported: Starts the `sidecar run` that it has imported, in place of this checkout's.
         cwd: The working directory; by default the test's.
     """
 
@@ -70,6 +71,7 @@ class SidecarProcess:
         *,
         port: int = 0,
         command: Sequence[str] = (),
+        imported: Warm | None = None,
         cwd: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
@@ -79,6 +81,7 @@ class SidecarProcess:
         self.log: list[str] = []
         self._env = dict(env or {})
         self._command = command
+        self._imported = imported
         self._cwd = cwd
         self._process: Process | None = None
         self._readers: list[threading.Thread] = []
@@ -109,7 +112,7 @@ class SidecarProcess:
                 start_new_session=True,
             )
         else:
-            process = warm().start(
+            process = (self._imported or warm()).start(
                 ["sidecar", "run"], cwd=self._cwd, env=env, stdout=out_end, stderr=err_end
             )
         self._process = process

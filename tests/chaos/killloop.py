@@ -156,6 +156,17 @@ class Loop:
             self.change_mood()
             threading.Event().wait(min(0.05, max(0.0, until - time.monotonic())))
 
+    def until_the_next_kill(self) -> None:
+        """Wait a while; with a mutation, for a further post too: a busy machine may make none."""
+        if self.options.mutation not in MUTATIONS:
+            self.pause(self.dice.uniform(0.05, KILL_WITHIN_S))
+            return
+        self.pause(self.dice.uniform(0.05, KILL_WITHIN_MUTATED_S))
+        arrived = len(self.letta.messages())
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and len(self.letta.messages()) <= arrived:
+            self.pause(0.2)
+
     def kill_one(self) -> str:
         """Kill a process whatever it is doing, and start it again at once or after a while."""
         if self.options.mutation == NO_FENCING:
@@ -327,9 +338,8 @@ def run(options: Options) -> tuple[Verdict, Mapping[str, float | None]]:
             loop.start_worker(worker)
         loop.pause(1.0)
         killed: Counter[str] = Counter()
-        within_s = KILL_WITHIN_MUTATED_S if options.mutation in MUTATIONS else KILL_WITHIN_S
         for _ in range(options.kills):
-            loop.pause(loop.dice.uniform(0.05, within_s))
+            loop.until_the_next_kill()
             killed[loop.kill_one()] += 1
             if options.mutation and loop.verdict().doubled:
                 break

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 def made(folder: Path, uv: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `make run` in a folder where all is installed except the App Server."""
-    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "requirements", folder / "requirements")
     (folder / ".venv/bin").mkdir(parents=True)
     for name, script in (("uv", uv), ("sidecar", 'echo "the sidecar runs: $*"')):

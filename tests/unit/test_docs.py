@@ -1,6 +1,7 @@
 """The documents name only things that exist."""
 
 import ast
+import json
 import re
 import tokenize
 import tomllib
@@ -145,3 +146,10 @@ def test_the_make_targets_that_documents_name_exist() -> None:
     for document in DOCUMENTS:
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE))
         assert named <= targets, (document.name, named - targets)
+
+
+def test_the_http_api_says_its_version() -> None:
+    """The published description of the HTTP API has the package's version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    api = json.loads((ROOT / "sidecar/app/openapi.json").read_text())
+    assert api["info"]["version"] == project["version"]
