@@ -234,7 +234,9 @@ class Loop:
         if killed.process is not None and any(
             other.answers for other in self.sidecars.all if other is not killed
         ):
-            took_s = taken_over_in_s(self.database, killed.process.pid, within_s=START_S)
+            took_s = taken_over_in_s(
+                self.database, killed.process.pid, within_s=START_S, pause=self.pause
+            )
             self.taken_over_s.append(took_s)
 
     def kill_both(self) -> str:

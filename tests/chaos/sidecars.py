@@ -3,9 +3,8 @@
 import secrets
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -169,8 +168,17 @@ class Sidecars:
         self._networks.close()
 
 
-def taken_over_in_s(database: PostgresServer, pid: int, *, within_s: float) -> float:
+def taken_over_in_s(
+    database: PostgresServer, pid: int, *, within_s: float, pause: Callable[[float], None]
+) -> float:
     """Return how long it takes until nothing belongs to a process that was killed just now.
+
+    Args:
+        database: Of the journal.
+        pid: Of the process.
+        within_s: The longest wait.
+        pause: Waits for some seconds. Letta has to answer in one of them: while it is down, nobody
+            claims a lane.
 
     Raises:
         Stuck: it took longer than `within_s`.
@@ -188,5 +196,5 @@ def taken_over_in_s(database: PostgresServer, pid: int, *, within_s: float) -> f
             ((left,),) = connection.execute(sql, {"pid": str(pid)}).fetchall()
             if not left:
                 return time.monotonic() - began_s
-            threading.Event().wait(0.05)
+            pause(0.05)
     raise Stuck(f"what a replica had is not taken over within {within_s:g} s")
