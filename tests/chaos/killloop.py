@@ -244,8 +244,8 @@ class Loop:
         for sidecar in self.sidecars.all:
             sidecar.kill()
         # With the mutation: long enough for more than `NEWEST` turns, even on a busy machine.
-        least_s = 1.0 if self.options.mutation == LATE_SPOOL else 0.0
-        self.pause(self.dice.uniform(least_s, least_s + 1.5))
+        least_s = 2.0 if self.options.mutation == LATE_SPOOL else 0.0
+        self.pause(self.dice.uniform(least_s, 3.0))
         worker = self.dice.choice(self.workers)
         worker.kill()
         with self.ledger_of(worker).open("ab") as ledger:

@@ -20,8 +20,11 @@ from typing import TypeAlias
 
 Spoken: TypeAlias = tuple[str, int]
 _TURN = re.compile(r"\[([\w-]+)/(\d+)\]")
-NEWEST = 12
-"""Turns that a worker on its own may not have spooled yet: a third of a second of talk."""
+NEWEST = 36
+"""Turns that a worker on its own may not have spooled yet: a second of talk.
+
+On two cores with three times the work that they can do, 22 were not (2026-12-01).
+"""
 _LESSON = re.compile(r"taught by ([\w-]+);")
 
 
