@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import Final
 
 SERVER_MODULES: Final = (
-    *("apsw", "httptools", "letta_client", "phonenumbers", "prometheus_client"),
-    *("pydantic_settings", "rich", "starlette", "structlog", "typer", "uvicorn", "uvloop"),
+    *("apsw", "letta_client", "phonenumbers", "prometheus_client", "pydantic_settings", "rich"),
+    *("starlette", "structlog", "typer", "uvicorn", "uvloop"),
 )
 """What the extra `server` installs, by import names."""
 _LEFT_OUT: Final = (

@@ -12,18 +12,18 @@ import asyncio
 from collections import OrderedDict
 from typing import ClassVar
 
+import h11
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_S = 10.0
-MAX_HEADERS_BYTES = 1 << 16
 ALWAYS = frozenset({"/livez"})
 BUSY = PlainTextResponse("too many requests at once\n", 503, {"Retry-After": "1"})
 
 
-class DeadlineProtocol(HttpToolsProtocol):
+class DeadlineProtocol(H11Protocol):
     """Closes a connection whose request headers are not complete `headers_s` after they began.
 
     Use `bounded` to make a subclass with its own limits.
@@ -33,8 +33,6 @@ class DeadlineProtocol(HttpToolsProtocol):
     limit: ClassVar[int]
     idle: ClassVar["OrderedDict[DeadlineProtocol, None]"]
     _due: asyncio.TimerHandle | None = None
-    _headers_complete = False  # of the request that is read or answered
-    _headers_bytes = 0
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -45,53 +43,26 @@ class DeadlineProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        served = bool(self.cycle) and not self.cycle.response_complete
-        if served or self._headers_complete or self.transport.is_closing():
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            if self._due is None:
+                self._expect()
+        else:
             self._met()
-        elif self._due is None:
-            self._expect()
-        if not self._headers_complete:  # of the next request, where one is being served
-            self._headers_bytes += len(data)
-            if self._headers_bytes > MAX_HEADERS_BYTES:
-                self._met()
-                self.transport.close() if served else self.send_400_response("headers too long")
-
-    @override
-    def on_message_begin(self) -> None:
-        self._headers_complete = False
-        super().on_message_begin()
-
-    @override
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._headers_complete:  # else it is a trailer, and its request is being served
-            super().on_header(name, value)
-
-    @override
-    def on_headers_complete(self) -> None:
-        self._headers_complete = True
-        self._headers_bytes = 0
-        super().on_headers_complete()
 
     @override
     def on_response_complete(self) -> None:
-        answered = None if self.pipeline else self.cycle
         super().on_response_complete()
-        if answered is None or self.transport.is_closing():
-            return
-        if answered.more_body:
+        if self.conn.their_state is h11.SEND_BODY:
             # Answered before its body was complete: the client could delay the end of the
             # connection with each further byte for as long as it likes.
             self.transport.close()
-            return
-        if not self._headers_complete:  # those of the next request have begun
-            self._expect()
-        self._headers_complete = False
-        self._is_idle()
+        elif self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self._is_idle()
 
     @override
-    def handle_websocket_upgrade(self) -> None:
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._met()
-        super().handle_websocket_upgrade()
+        super().handle_websocket_upgrade(event)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,8 +1,8 @@
 """The limits on how long a connection may take and on how many there are, on a real socket."""
 
 import resource
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
@@ -73,106 +73,6 @@ async def test_slow_headers_are_cut_and_slow_answers_are_not(
         await good.send(REQUEST[:-2])
         for stream in (silent, halting, good):
             assert await ended(stream)
-
-
-@asynccontextmanager
-async def connected(app: Starlette) -> AsyncGenerator[ByteStream]:
-    bound = listen("127.0.0.1", 0)
-    host, port = bound.getsockname()
-    async with serving(app, bound), await anyio.connect_tcp(host, port) as client:
-        yield client
-
-
-async def until(stream: ByteStream, end: bytes) -> bytes:
-    """Return what comes, up to the end named."""
-    got = b""
-    with anyio.fail_after(5):
-        while not got.endswith(end):
-            got += await stream.receive()
-    return got
-
-
-async def said(request: Request) -> Response:
-    """Answer with the body, and with what a header says once the body has come."""
-    body = await request.body()
-    return PlainTextResponse(body + b"|" + request.headers.get("x-late", "").encode())
-
-
-async def test_bytes_that_begin_no_request_hold_no_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A connection on which only line ends come, after an answer, ends like a silent one."""
-    monkeypatch.setattr(DeadlineProtocol, "headers_s", 0.2)
-    async with connected(Starlette(routes=[Route("/", slow)])) as client:
-        await client.send(REQUEST)
-        await until(client, b"ok")
-        await client.send(b"\r\n")
-        assert await ended(client)
-
-
-async def test_a_request_that_began_during_an_answer_has_its_time_from_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An answer is not cut by the next request's headers; these have their time after it."""
-    monkeypatch.setattr(DeadlineProtocol, "headers_s", 0.2)
-    async with connected(Starlette(routes=[Route("/", slow)])) as client:
-        await client.send(REQUEST)
-        await client.send(REQUEST[:-2])
-        await until(client, b"ok")
-        assert await ended(client)
-
-
-async def test_requests_sent_at_once_are_answered_in_turn() -> None:
-    """Requests that come before an answer are served one after the other."""
-    async with connected(Starlette(routes=[Route("/", said, methods=["POST"])])) as client:
-        one = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n"
-        await client.send(one + b"1" + one + b"2" + one + b"3")
-        got = await until(client, b"3|")
-        assert [body for body in (b"1|", b"2|", b"3|") if body in got] == [b"1|", b"2|", b"3|"]
-
-
-@pytest.mark.parametrize("during_an_answer", [False, True])
-async def test_headers_without_end_are_refused(during_an_answer: bool) -> None:
-    """Headers past 64 KB end the connection, also those that come while a request is served."""
-    async with connected(Starlette(routes=[Route("/", slow)])) as client:
-        await client.send(REQUEST if during_an_answer else b"")
-        with suppress(anyio.BrokenResourceError):
-            await client.send(REQUEST[:-2] + b"x: " + b"y" * 100_000 + b"\r\n")
-        with suppress(anyio.BrokenResourceError), anyio.fail_after(5):
-            while True:
-                try:
-                    await client.receive()
-                except anyio.EndOfStream:
-                    return
-
-
-async def test_a_trailer_is_no_header() -> None:
-    """What a chunked body's trailer says is not in the headers of its request."""
-    async with connected(Starlette(routes=[Route("/", said, methods=["POST"])])) as client:
-        await client.send(
-            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-            b"1\r\na\r\n0\r\nX-Late: yes\r\n\r\n"
-        )
-        assert await until(client, b"a|")
-
-
-@pytest.mark.parametrize(
-    "smuggled",
-    [
-        b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        b"Content-Length: +1\r\n\r\na",
-        b"Transfer-Encoding: chunked\r\n\r\nx\r\n",
-        b" folded: x\r\n\r\n",
-        b"na me: x\r\n\r\n",
-        b"x: a\x00b\r\n\r\n",
-    ],
-)
-async def test_what_two_servers_may_read_in_two_ways_is_refused(smuggled: bytes) -> None:
-    """A request whose end is in doubt gets 400, and its connection ends."""
-    async with connected(Starlette(routes=[Route("/", said, methods=["POST"])])) as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + smuggled)
-        assert b" 400 " in await answered(client)
 
 
 async def answered(stream: ByteStream) -> bytes:
