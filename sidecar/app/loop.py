@@ -3,10 +3,9 @@
 import gc
 import os
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVarTuple
 
 import anyio
-from typing_extensions import TypeVarTuple
 
 Args = TypeVarTuple("Args")
 LOOKUPS: Final = 32

@@ -29,7 +29,7 @@ from tests.chaos.ledger import lessons_in
 from tests.letta_server.stack import LettaStack
 from tests.ports import free_port
 from tests.sidecar_process import warm
-from tests.warm import WarmProcess
+from tests.warm import Warm, WarmProcess
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -40,10 +40,19 @@ class Stuck(Exception):
     """Something that had to happen did not."""
 
 
-def start(program: Sequence[str], log: Path, env: Mapping[str, str]) -> WarmProcess:
-    """Start a module with its arguments, warm; its output is appended to `log`."""
+def start(
+    program: Sequence[str], log: Path, env: Mapping[str, str], *, imported: Warm | None = None
+) -> WarmProcess:
+    """Start a module with its arguments, warm; its output is appended to `log`.
+
+    Args:
+        program: The module, and its arguments.
+        log: Where it writes.
+        env: Its whole environment.
+        imported: Starts it; None: what has imported this checkout.
+    """
     with log.open("ab") as out:
-        return warm().start(program, stdout=out, stderr=out, cwd=ROOT, env=env)
+        return (imported or warm()).start(program, stdout=out, stderr=out, cwd=ROOT, env=env)
 
 
 class Letta(Protocol):

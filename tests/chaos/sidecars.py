@@ -16,7 +16,7 @@ from tests.fault_proxy import FaultProxy
 from tests.ports import free_port
 from tests.postgres.server import PostgresServer
 from tests.sidecar_process import without_settings
-from tests.warm import WarmProcess
+from tests.warm import Warm, WarmProcess
 
 SIDECAR_ENV = {
     "SIDECAR_CONSOLE": "0",
@@ -32,15 +32,22 @@ SKEWS_S = (0.0, 60.0, -60.0)
 
 
 class Child:
-    """A process that is started again under the same name."""
+    """A process that is started again under the same name.
 
-    def __init__(self, name: str, log: Path) -> None:
+    Args:
+        name: Of the process.
+        log: Where it writes.
+        imported: Starts it; None: what has imported this checkout.
+    """
+
+    def __init__(self, name: str, log: Path, *, imported: Warm | None = None) -> None:
         self.name = name
         self.log = log
+        self._imported = imported
         self.process: WarmProcess | None = None
 
     def start(self, program: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = start(program, self.log, env)
+        self.process = start(program, self.log, env, imported=self._imported)
 
     def kill(self) -> None:
         if self.process is not None:

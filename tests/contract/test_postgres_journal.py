@@ -538,11 +538,7 @@ class TestSchema:
 
     async def test_tables_that_are_too_new_are_refused(self, postgres: PostgresServer) -> None:
         """Tables that say that this version is too old for them are neither read nor written."""
-        new, later = postgres.database(), SCHEMA_VERSION + 1
-        asked(
-            new,
-            f"INSERT INTO journal_schema(version, oldest_reader) VALUES ({later}, {later})",
-        )
+        new = WRONG["newer"].arrange(postgres)
         with pytest.raises(JournalRefused, match="newer sidecar"):
             await PostgresJournal.open(new, secret=SECRET, policy=POLICY)
         with pytest.raises(JournalRefused, match="newer sidecar"):

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,14 +20,6 @@ TOKEN = "t" * 32
 ON_A_BUSY_MACHINE_S = 5.0
 # What is settled at once is in no snapshot of the stand-in: only the call itself can have it.
 DELIVERED_AT_ONCE = {"SIDECAR_POST_MAX_TURNS": "1"}
-
-
-@pytest.fixture
-def letta(tmp_path: Path) -> Iterator[StandIn]:
-    standing = StandIn(tmp_path)
-    standing.start()
-    yield standing
-    standing.stop()
 
 
 def words_at(letta: StandIn) -> list[tuple[str, list[str]]]:

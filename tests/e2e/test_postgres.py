@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,6 @@ from tests.sidecar_process import SidecarProcess, eventually
 pytestmark = pytest.mark.e2e
 
 SECRET = "s" * 32
-
-
-@pytest.fixture
-def letta(tmp_path: Path) -> Iterator[StandIn]:
-    """A Letta that both machines reach."""
-    standing = StandIn(tmp_path)
-    standing.start()
-    yield standing
-    standing.stop()
 
 
 def on(postgres: PostgresServer) -> dict[str, str]:

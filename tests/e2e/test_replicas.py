@@ -61,13 +61,10 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(postgres: PostgresServer, tmp_path: Path) -> Iterator[Fleet]:
+def fleet(postgres: PostgresServer, letta: StandIn, tmp_path: Path) -> Iterator[Fleet]:
     url = postgres.emptied()
     with ExitStack() as stack:
         model = stack.enter_context(Model())
-        letta = StandIn(tmp_path)
-        letta.start()
-        stack.callback(letta.stop)
         env = {
             **letta.env,
             "SIDECAR_JOURNAL_URL": url,

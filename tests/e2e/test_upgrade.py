@@ -1,8 +1,9 @@
 """This version beside the release before, and in its place, as those who upgrade meet them."""
 
+import ast
+import json
 import os
 import secrets
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -15,12 +16,12 @@ from sidecar.private import LINK_TOKEN_FILE
 from tests import release_before
 from tests.chaos.ledger import Verdict, judge, read_ledgers
 from tests.chaos.lettas import StandIn
-from tests.chaos.sidecars import SIDECAR_ENV
+from tests.chaos.sidecars import SIDECAR_ENV, Child
 from tests.fault_proxy import FaultProxy
 from tests.job_process import Job
 from tests.postgres.server import PostgresServer
-from tests.sidecar_process import SidecarProcess, eventually, warm
-from tests.warm import Warm, WarmProcess
+from tests.sidecar_process import SidecarProcess, eventually, get, warm
+from tests.warm import Warm
 
 pytestmark = pytest.mark.e2e
 
@@ -30,16 +31,7 @@ TALK: Final = {"CHAOS_CALLS": "2", "CHAOS_TURN_EVERY_S": "0.4"}
 MORE_TURNS: Final = 5
 
 
-@pytest.fixture
-def letta(tmp_path: Path) -> Iterator[StandIn]:
-    """A Letta that stores what it gets, also twice."""
-    standing = StandIn(tmp_path)
-    standing.start()
-    yield standing
-    standing.stop()
-
-
-class Talk:
+class Talk(Child):
     """A worker that talks all the time (`tests.chaos.killed_worker`), of a version.
 
     Args:
@@ -50,15 +42,12 @@ class Talk:
     """
 
     def __init__(self, name: str, directory: Path, port: int, version: Warm) -> None:
+        super().__init__(name, directory / f"{name}.log", imported=version)
         self._ledger = directory / f"{name}.ledger"
-        self._log = directory / f"{name}.log"
         link, spool = f"ws://127.0.0.1:{port}/link", str(directory / "spool")
         words = [name, link, spool, str(self._ledger), "1"]
         env = os.environ | TALK | {"SIDECAR_DATA_DIR": str(directory / "data")}
-        with self._log.open("ab") as out:
-            self._process: WarmProcess = version.start(
-                ["tests.chaos.killed_worker", *words], stdout=out, stderr=out, cwd=ROOT, env=env
-            )
+        self.start(["tests.chaos.killed_worker", *words], env)
 
     @property
     def ledger(self) -> bytes:
@@ -68,16 +57,18 @@ class Talk:
     def goes_on(self) -> None:
         """Wait until some more of its turns are acked."""
         acked = self.ledger.count(b"acked") + MORE_TURNS
-        eventually(lambda: self.ledger.count(b"acked") >= acked, saying=self._log.read_text())
+        eventually(lambda: self.ledger.count(b"acked") >= acked, saying=self.log.read_text())
 
     def end(self) -> None:
         """Let it end its calls."""
-        self._process.terminate()
-        assert self._process.wait(30.0) == 0, self._log.read_text()
+        self.stop(within_s=30.0)
+        assert self.process is not None
+        assert self.process.wait(0.0) == 0, self.log.read_text()
 
-    def kill(self) -> None:
-        """End it at once; nothing if it has ended."""
-        self._process.kill()
+
+def version_of(sidecar: SidecarProcess) -> str:
+    """Return what the sidecar's description of its HTTP API says."""
+    return str(json.loads(get(f"{sidecar.url}/openapi.json")[1])["info"]["version"])
 
 
 def spooled(directory: Path) -> list[Path]:
@@ -134,19 +125,20 @@ def test_worker_and_sidecar_are_upgraded_one_after_the_other(
     letta: StandIn, tmp_path: Path, of_worker: str
 ) -> None:
     """A worker of either version goes on with its call when its sidecar becomes the other's."""
-    versions = {"old": release_before.warm(), "new": warm()}
     code = release_before.unpacked() if of_worker == "old" else None
     data, env = tmp_path / "data", {**letta.env, "SIDECAR_DRAIN_CALLS_S": "0"}
     with ExitStack() as stack:
-        first, second = versions["old"], versions["new"]
-        sidecar = stack.enter_context(SidecarProcess(data, env, imported=first))
+        sidecar = SidecarProcess(data, env, imported=release_before.warm())
+        stack.enter_context(sidecar)
+        assert version_of(sidecar) == release_before.VERSION
         job = stack.enter_context(Job("job", sidecar, tmp_path / "spool", code=code))
         job.ask(do="open")
         job.say("before", "the answer")
         sidecar.stop()
         job.say("meanwhile", acked=False)
-        sidecar = SidecarProcess(data, env, port=sidecar.port, imported=second)
+        sidecar = SidecarProcess(data, env, port=sidecar.port)
         stack.enter_context(sidecar)
+        assert version_of(sidecar) != release_before.VERSION
         job.say("after")
         job.ask(do="close")
         eventually(sidecar.is_at_rest)
@@ -175,10 +167,10 @@ def test_what_is_released_of_the_tables_stays() -> None:
     assert files
     assert {int(file.stem): file.read_text() for file in files}.items() <= migrations().items()
     assert len(files) >= OLDEST_READER
-    code = (released / "sqlite/file.py").read_text()
-    scope: dict[str, object] = {}
-    start = code.index("MIGRATIONS = {")
-    exec(code[start : code.index("\n}\n", start) + 2], scope)
-    of_file = scope["MIGRATIONS"]
-    assert isinstance(of_file, dict)
+    of_file = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse((released / "sqlite/file.py").read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MIGRATIONS"
+    )
+    assert of_file
     assert of_file.items() <= MIGRATIONS.items()

@@ -23,9 +23,10 @@ from sidecar.channels.vapi.bodies import about
 from sidecar.channels.vapi.callers import Names, is_same_number
 from sidecar.channels.vapi.control import Control, PublicResolver, checked_url
 from sidecar.channels.vapi.history import Stretch as Said
+from sidecar.channels.vapi.history import history_of
 from sidecar.channels.vapi.limits import Budget, RateCap, Reservation
 from sidecar.channels.vapi.passed import not_passed_on, passed_on, prompt_tokens
-from sidecar.channels.vapi.webhook import history_of, tool_of
+from sidecar.channels.vapi.webhook import tool_of
 from sidecar.channels.vapi.written import WrittenReplies
 from sidecar.errors import JournalError
 from sidecar.model import Block, CallerHints, Passage

@@ -5,10 +5,12 @@ neighbouring messages at will, so the border between two messages of one speaker
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sidecar.channels.vapi.alignment import alike, fingerprint, words_of
+from sidecar.channels.vapi.bodies import Object, child, items
 from sidecar.model import Speaker
 
 FALLBACK_NOTE = "the language model failed; this was said in its place"
@@ -17,6 +19,7 @@ UNCONFIRMED_NOTE = "written before it was spoken; not confirmed as heard"
 
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _COMPARED_CHARS = 400
+_HISTORIES = ("messages", "messagesOpenAIFormatted")
 _SPEAKERS: Mapping[str, Speaker] = {
     "user": "caller",
     "assistant": "agent",
@@ -46,6 +49,25 @@ class Stretch:
     def key(self) -> tuple[Speaker, str]:
         """Equal for two transcriptions that differ only in case, spacing and punctuation."""
         return self.speaker, fingerprint(self.text)
+
+
+def history_of(message: Object) -> tuple[Stretch, ...]:
+    """Return the history a message carries: in its artifact, or beside it on real calls.
+
+    VAPI's own shape is preferred, because it has times.
+    """
+    for history in histories_in(message):
+        stretches = stretches_of(history)
+        if stretches:
+            return stretches
+    return ()
+
+
+def histories_in(message: Object) -> Iterator[Sequence[Any]]:
+    """Yield each list that may be a message's history, the preferred ones first."""
+    for source in (child(message, "artifact"), message):
+        for name in _HISTORIES:
+            yield items(source, name)
 
 
 def stretches_of(messages: Iterable[object]) -> tuple[Stretch, ...]:

@@ -7,7 +7,7 @@ and an older one is ignored, tools run once per id, and the report may come agai
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -30,7 +30,7 @@ from sidecar.channels.vapi.asgi import (
 from sidecar.channels.vapi.bodies import Object, about, child, items
 from sidecar.channels.vapi.call import VapiCall
 from sidecar.channels.vapi.calls import Stage, VapiCalls
-from sidecar.channels.vapi.history import Stretch, stretches_of
+from sidecar.channels.vapi.history import Stretch, histories_in, history_of, stretches_of
 from sidecar.channels.vapi.limits import RateCap
 from sidecar.errors import CallError, JournalError
 from sidecar.telemetry import Emit
@@ -45,7 +45,6 @@ KNOWLEDGE_S: Final = 0.8
 MEMORY_S: Final = 0.5
 """How long an assistant-request waits for memory; VAPI gives up after 7.5 s, a caller sooner."""
 _NOT_ADMITTED: Final = "wrong, missing or outdated secret or signature"
-_HISTORIES: Final = ("messages", "messagesOpenAIFormatted")
 _TOOLS_LIMIT: Final = 32
 """Tools that run for one message; VAPI sends one or two."""
 _REASON: Final = re.compile(
@@ -343,7 +342,7 @@ async def _history(kind: str, message: Object, body: bytes) -> History:
     """Return the history of a message whose kind has one; read in a thread where it is long."""
     if kind not in _WITH_HISTORY:
         return ()
-    cost = max(len(body) // JSON_SHARE, MESSAGE * max(map(len, _histories(message))))
+    cost = max(len(body) // JSON_SHARE, MESSAGE * max(map(len, histories_in(message))))
     return await apart(cost, history_of, message)
 
 
@@ -369,24 +368,6 @@ def _is_final(transcript: Object) -> bool:
     """Whether a transcript is final: its words will not be transcribed again."""
     only_final = str(transcript.get("type", "")).startswith(_ONLY_FINAL)
     return transcript.get("transcriptType", "final" if only_final else "") == "final"
-
-
-def history_of(message: Object) -> tuple[Stretch, ...]:
-    """Return the history a message carries: in its artifact, or beside it on real calls.
-
-    VAPI's own shape is preferred, because it has times.
-    """
-    for history in _histories(message):
-        stretches = stretches_of(history)
-        if stretches:
-            return stretches
-    return ()
-
-
-def _histories(message: Object) -> Iterator[Sequence[Object]]:
-    for source in (child(message, "artifact"), message):
-        for name in _HISTORIES:
-            yield items(source, name)
 
 
 def tool_of(asked: Object) -> tuple[str, Object]:
